@@ -1,0 +1,228 @@
+"""Artifacts: folders that are made once, in one piece, and say how they came to be.
+
+A stage builds in a hidden folder `.NAME.partial` beside the wanted one and renames it when all is done, so a folder
+without the dot is always whole. The hidden folder survives a kill; the same command with the same inputs gets it back
+and goes on from whatever it finds there.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.console import console
+from sparsedraft.errors import UserError
+
+PACKAGES = ("sparsedraft", "torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "numpy")
+VOLATILE = {"provenance.json", "report", "recipe.yaml"}  # not part of what an artifact *is*
+
+
+@contextmanager
+def write_atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; renamed to `path` when the block succeeds, removed when it does not."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Write `obj` as indented JSON, atomically."""
+    with write_atomic(path) as temporary:
+        temporary.write_text(json.dumps(obj, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_path(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files (hidden ones and provenance left out)."""
+    if path.is_file():
+        stat = path.stat()
+        return _file_hash(str(path), stat.st_size, stat.st_mtime_ns)
+    total = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        parts = file.relative_to(path).parts
+        if not any(part.startswith(".") or part in VOLATILE for part in parts):
+            total.update(f"{'/'.join(parts)}\0{hash_path(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _describe(value: object) -> object:
+    """`value` as JSON; paths with the hash of what they hold."""
+    if isinstance(value, Path):
+        return {"path": str(value), "sha256": hash_path(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _describe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_describe(item) for item in value]
+    return value
+
+
+def _without_paths(value: Any) -> Any:
+    """Drop where a path lay and keep its hash: the same bytes elsewhere are the same input."""
+    if isinstance(value, dict):
+        return value["sha256"] if set(value) == {"path", "sha256"} else {k: _without_paths(v) for k, v in value.items()}
+    return [_without_paths(item) for item in value] if isinstance(value, list) else value
+
+
+def fingerprint(command: str, inputs: Any, seed: int) -> str:
+    """SHA-256 over the command, its described inputs (paths by content) and the seed."""
+    text = json.dumps([command, _without_paths(inputs), seed], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the checkout that this package runs from, with "+changes" where it is dirty; None elsewhere."""
+    here = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(here), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _host() -> dict[str, object]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    return {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(), "memory": memory}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The dotted names at which two input trees differ."""
+    if isinstance(old, dict) and isinstance(new, dict) and "sha256" not in new:
+        names: list[str] = []
+        for key in sorted({*old, *new}):
+            names += _changed(old.get(key), new.get(key), f"{prefix}{key}.")
+        return names
+    return [] if _without_paths(old) == _without_paths(new) else [prefix.rstrip(".") or "command"]
+
+
+def _refuse(folder: Path, stored: dict[str, Any], command: str, inputs: Any) -> UserError:
+    if stored.get("command") != command:
+        return UserError(f"--out {folder} holds the result of '{stored.get('command')}': name another folder.")
+    names = ", ".join(_changed(stored.get("inputs"), inputs)) or "seed"
+    return UserError(
+        f"--out {folder} was made with other inputs (changed: {names}): name another folder, or pass --overwrite."
+    )
+
+
+def read_provenance(folder: Path) -> dict[str, Any] | None:
+    """The provenance of a finished artifact, or None where `folder` is none."""
+    try:
+        return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def make(
+    out: Path,
+    command: str,
+    inputs: Mapping[str, object],
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Make the artifact `out` by `build(work_folder)` unless it is already there; return build's result.
+
+    Inputs that are `Path`s count by content. `build` must pick up what an interrupted call left in its work folder.
+    Files whose names start with "." are scratch: there to resume from, deleted before the rename.
+    Raises UserError if `out` holds something else, or another process is making it.
+    """
+    described = _describe(dict(inputs))
+    mark = fingerprint(command, described, seed)
+    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+        stored = read_provenance(out) if out.is_dir() else None
+        if stored is None:
+            raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
+        if stored.get("fingerprint") != mark:
+            raise _refuse(out, stored, command, described)
+        console.print(f"[dim]{out}: already done[/dim]")
+        return json.loads((out / "result.json").read_text(encoding="utf-8"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = out.parent / f".{out.name}.partial"
+    with _locked(out.parent / f".{out.name}.lock", out):
+        started = _open_work(work, command, described, mark, overwrite)
+        result = build(work)
+        provenance = {
+            "command": command,
+            "inputs": described,
+            "fingerprint": mark,
+            "seed": seed,
+            "versions": _versions(),
+            "commit": _commit(),
+            "host": _host(),
+            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.time() - started, 1),
+        }
+        write_json(work / "result.json", result)
+        write_json(work / "provenance.json", provenance)
+        for scratch in work.glob(".*"):
+            shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(work, out)
+    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+
+
+def _open_work(work: Path, command: str, inputs: Any, mark: str, overwrite: bool) -> float:
+    """Make the work folder, or take up the one that an interrupted call with the same inputs left; return its birth."""
+    note = work / ".inputs.json"
+    if work.exists():
+        try:
+            stored = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            stored = None  # killed before its first file was whole: nothing is lost by starting afresh
+        if stored is not None and stored["fingerprint"] == mark and not overwrite:
+            console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]")
+            return float(stored["started"])
+        if stored is not None and not overwrite:
+            raise _refuse(work, stored, command, inputs)
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+    started = time.time()
+    write_json(note, {"command": command, "inputs": inputs, "fingerprint": mark, "started": started})
+    return started
+
+
+@contextmanager
+def _locked(path: Path, out: Path) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs, so that two commands never build the same artifact."""
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out {out} is being made by another process: wait for it or name another folder.") from None
+        yield
+        path.unlink(missing_ok=True)

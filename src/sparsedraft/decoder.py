@@ -1,0 +1,59 @@
+"""Where the decoder's layers and their linears are in a transformers model."""
+
+import torch
+from torch import nn
+
+from sparsedraft.errors import UserError
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The one ModuleList that holds the decoder layers.
+
+    It is the list whose length is the config's `num_hidden_layers`. Raises UserError where there is none.
+    """
+    return _named_layers(model)[1]
+
+
+def _named_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    wanted = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    if not lists:
+        raise UserError(
+            f"model {type(model).__name__} has no single list of {wanted} decoder layers: "
+            "only decoder-only language models can be used."
+        )
+    return min(lists, key=lambda item: item[0].count("."))  # an expert list inside a layer lies deeper
+
+
+def linears_of(layer: nn.Module) -> dict[str, nn.Linear]:
+    """Every nn.Linear inside one decoder layer, by its name relative to the layer, in order.
+
+    Raises UserError on a matrix of weights that is not an nn.Linear (fused experts, quantised weights).
+    """
+    linears: dict[str, nn.Linear] = {}
+    for name, module in layer.named_modules():
+        if type(module) is nn.Linear:
+            linears[name] = module
+            continue
+        for key, value in module.named_parameters(recurse=False):
+            if value.dim() >= 2 and not isinstance(module, nn.Embedding):
+                raise UserError(
+                    f"module '{name}' ({type(module).__name__}) keeps its weights in '{key}', not in a plain linear: "
+                    "models with fused experts or quantised weights cannot be pruned."
+                )
+    return linears
+
+
+def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """Every nn.Linear inside the decoder layers by its full name (as in the state dict, without ".weight")."""
+    prefix, layers = _named_layers(model)
+    return {
+        f"{prefix}.{i}.{name}": linear
+        for i, layer in enumerate(layers)
+        for name, linear in linears_of(layer).items()
+    }
+
+
+def count_zeros(weight: torch.Tensor) -> int:
+    """How many entries of `weight` are exactly 0."""
+    return weight.numel() - int(torch.count_nonzero(weight))

@@ -1,0 +1,1 @@
+"""What is measured: acceptance, MACs, speed-up; and the evaluation stage."""

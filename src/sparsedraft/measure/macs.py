@@ -1,0 +1,57 @@
+"""Multiply-accumulates per token: the non-zero weights of every linear, lm_head included and dense."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from sparsedraft.decoder import count_zeros, decoder_linears
+
+
+def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int:
+    """MACs per token of `model`: Σ over linears of their non-zero weights.
+
+    The decoder's linears count what is not zero (or, with `sparsity` given, that share of them is taken as zero, which
+    needs no weights at all); the head counts whole, also where it is tied; an embedding look-up costs nothing, and
+    attention scores are left out because they depend on the context.
+    """
+    total = 0
+    for linear in decoder_linears(model).values():
+        size = linear.weight.numel()
+        zeros = round(size * sparsity) if sparsity is not None else count_zeros(linear.weight)
+        total += size - zeros
+    head = model.get_output_embeddings()
+    return total + head.weight.numel()
+
+
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of `config` with no memory behind its weights (torch's meta device)."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def macs_of_config(config: PretrainedConfig, sparsity: float = 0.0) -> int:
+    """MACs per token of the model that `config` describes, with `sparsity` of every decoder linear pruned."""
+    return macs_of_model(skeleton(config), sparsity)
+
+
+def macs_of_checkpoint(folder: Path) -> int:
+    """MACs per token of the checkpoint in `folder`, by its actual zeros."""
+    from sparsedraft import checkpoint
+
+    return macs_of_model(checkpoint.load(folder))
+
+
+def attention_macs_per_token(config: PretrainedConfig, context: int) -> int:
+    """MACs that attention scores and their weighted sum add for one token at `context` tokens (not in the count above)."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_attention_heads * head_dim * context
+
+
+def nonzero_parameters(model: nn.Module) -> tuple[int, int]:
+    """(non-zero parameters, all parameters), tied tensors counted once."""
+    sizes = [(p.numel() - count_zeros(p), p.numel()) for p in model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for _, n in sizes)
+
+

@@ -1,0 +1,192 @@
+"""Prompts: files and data sets of them, chat templates, the demo's fixed split, and the leak check."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft.errors import UserError
+
+HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for evaluation
+FORMS = "'prompt', 'messages', 'turns' or 'instruction'"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user says: one or more turns, each to be answered before the next."""
+
+    id: str
+    turns: tuple[str, ...]
+    category: str = ""
+    system: str | None = None
+    reference: str | None = None  # a reference answer to the first turn, where the source has one
+
+    def messages(self, answers: Sequence[str] = ()) -> list[dict[str, str]]:
+        """The conversation up to the turn after `answers`, ready for a chat template."""
+        chat = [{"role": "system", "content": self.system}] if self.system else []
+        for turn, answer in zip(self.turns, [*answers, None], strict=False):
+            chat.append({"role": "user", "content": turn})
+            if answer is not None:
+                chat.append({"role": "assistant", "content": answer})
+        return chat
+
+
+def read(source: str) -> list[Prompt]:
+    """The prompts of `source`, in order, their ids unique.
+
+    `source` is a JSON-lines or parquet file whose rows hold `prompt`, `messages`, `turns` (Spec-Bench) or
+    `instruction`/`input`/`output` (Alpaca); `demo:train` or `demo:eval` (the package's own prompts); or a
+    `datasets` id, `owner/name:split`. Raises UserError naming the row that cannot be read; an empty file is one too.
+    """
+    path = Path(source).expanduser()
+    if source in ("demo", "demo:train", "demo:eval"):
+        prompts = _demo(source.partition(":")[2])
+    elif path.suffix in (".jsonl", ".json", ".parquet") or path.exists():
+        if not path.is_file():
+            raise UserError(f"prompts {source}: there is no such file; check the path.")
+        rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+        prompts = [_prompt(row, f"{source}, {where}", n) for n, (where, row) in enumerate(rows)]
+    else:
+        prompts = _dataset(source)
+    if not prompts:
+        raise UserError(f"prompts {source} is empty: give at least one prompt.")
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise UserError(f"prompts {source}: the id '{prompt.id}' occurs twice; ids must be unique.")
+        seen.add(prompt.id)
+    return prompts
+
+
+def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"prompts {path} is not UTF-8 text: save it as UTF-8 JSON lines.") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"prompts {path}, line {number}: not JSON ({error.msg}); one object a line.") from None
+
+
+def _parquet_rows(path: Path) -> Iterable[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"prompts {path} is not a readable parquet file ({str(error).splitlines()[0]}).") from None
+    return ((f"row {n}", row) for n, row in enumerate(rows, 1))
+
+
+def _dataset(source: str) -> list[Prompt]:
+    name, _, split = source.partition(":")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"prompts {source}: no such file, and it is not a datasets id of the form owner/name:split.")
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split=split or "train")
+    except Exception as error:  # the library raises its own, the hub's and requests' errors alike
+        reason = str(error).splitlines()[0]
+        raise UserError(f"prompts {source}: no such file, and no data set of that id can be loaded ({reason}).") from None
+    return [_prompt(dict(row), f"{source}, row {n + 1}", n) for n, row in enumerate(rows)]
+
+
+def _prompt(row: Any, where: str, index: int) -> Prompt:
+    """One row, in whichever of the known forms it is."""
+    if not isinstance(row, Mapping):
+        raise UserError(f"prompts {where}: not an object with {FORMS}.")
+    system = reference = None
+    if row.get("turns"):
+        turns = list(row["turns"])
+    elif row.get("messages"):
+        for message in row["messages"]:
+            if message.get("role") not in ("system", "user", "assistant"):
+                raise UserError(f"prompts {where}: role '{message.get('role')}' is not system, user or assistant.")
+        by_role = [(m["role"], m.get("content")) for m in row["messages"]]
+        turns = [text for role, text in by_role if role == "user"]
+        system = next((text for role, text in by_role if role == "system"), None)
+        reference = next((text for role, text in by_role if role == "assistant"), None)
+    elif row.get("prompt"):
+        turns = [row["prompt"]]
+    elif row.get("instruction"):
+        turns = ["\n\n".join(filter(None, (row["instruction"], row.get("input"))))]
+        reference = row.get("output")
+    else:
+        raise UserError(f"prompts {where}: has none of {FORMS}, or it is empty.")
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise UserError(f"prompts {where}: a turn is empty or not text.")
+    name = next((row[key] for key in ("id", "question_id", "prompt_id") if row.get(key) is not None), index)
+    return Prompt(str(name), tuple(turns), str(row.get("category") or ""), system, reference)
+
+
+def _demo(split: str) -> list[Prompt]:
+    text = resources.files("sparsedraft").joinpath("data/demo_prompts.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    prompts = [_prompt(row, f"demo, line {n}", n) for n, row in enumerate(rows, 1)]
+    held_out: set[str] = set()
+    for category in sorted({p.category for p in prompts}):
+        ids = [p.id for p in prompts if p.category == category]
+        held_out |= set(sorted(ids, key=_order)[:HELD_OUT_PER_CATEGORY])
+    return [p for p in prompts if not split or (p.id in held_out) == (split == "eval")]
+
+
+def _order(name: str) -> str:
+    """A fixed shuffle: the SHA-256 of the id."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generation_prompt: bool = True
+) -> list[int]:
+    """Token ids of a conversation under the tokenizer's chat template; UserError where it has none."""
+    if not tokenizer.chat_template:
+        raise UserError(f"model {tokenizer.name_or_path} has no chat template: use an instruction-tuned model.")
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=generation_prompt, return_dict=False)
+    return [int(i) for i in ids]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"\w+", text.lower()))
+
+
+def check_no_overlap(training: Sequence[Prompt], evaluation: Sequence[Prompt], n: int = 13) -> None:
+    """Raise UserError if an evaluation prompt occurs in the training prompts.
+
+    Two turns overlap if they share n consecutive normalised words (lower case, punctuation dropped), or, where the
+    evaluation turn has fewer than n words, if they are the same words.
+    """
+    grams: dict[tuple[str, ...], str] = {}
+    for prompt in training:
+        for turn in prompt.turns:
+            words = _words(turn)
+            grams.setdefault(words, prompt.id)
+            for i in range(len(words) - n + 1):
+                grams.setdefault(words[i : i + n], prompt.id)
+    hits: list[tuple[str, str]] = []
+    for prompt in evaluation:
+        for number, turn in enumerate(prompt.turns):
+            words = _words(turn)
+            if number and len(words) < n:
+                continue  # a bare follow-up such as "Now make it shorter." is no leak
+            spans = [words[i : i + n] for i in range(len(words) - n + 1)] or [words]
+            hit = next((grams[span] for span in spans if span in grams), None)
+            if hit is not None:
+                hits.append((prompt.id, hit))
+                break
+    if hits:
+        mine, theirs = hits[0]
+        raise UserError(
+            f"{len(hits)} evaluation prompt(s) occur in the training prompts (first: '{mine}' in '{theirs}'): "
+            "take them out, or allow it with --allow-overlap."
+        )
