@@ -128,17 +128,14 @@ def save(
     """
     target = dtype or getattr(model, "stored_dtype", next(model.parameters()).dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    before = model.config.dtype
     state = {
         name: tensor.detach().to(target) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
     tied = set(model.all_tied_weights_keys or {}) if model.config.get_text_config().tie_word_embeddings else set()
-    try:
-        model.config.dtype = target
-        model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})
-    finally:
-        model.config.dtype = before
+    model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})
+    config = json.loads((folder / "config.json").read_text())  # save_pretrained notes the dtype in memory, not on disk
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": str(target).removeprefix("torch.")}, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
     if sparsity is not None:
         (folder / "sparsity.json").write_text(json.dumps(sparsity, indent=1) + "\n")

@@ -129,14 +129,17 @@ def convert_gguf(path: Path, folder: Path | None = None) -> Path:
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
         raise UserError(f"model {path}: not a readable GGUF language model ({str(error).splitlines()[0]}).") from None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    if "output.weight" not in names:  # GGUF leaves a tied head out; transformers does not always notice
-        model.config.tie_word_embeddings = True
-        model.get_input_embeddings().weight = model.get_output_embeddings().weight
+    config, state = model.config, {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.tie_word_embeddings = "output.weight" not in names  # transformers does not always notice a tied head
+    del model  # marked as quantised, so it cannot be saved: move the weights into a plain one
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain.load_state_dict(state)
+    plain.tie_weights()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        model.to(torch.bfloat16).save_pretrained(scratch)  # type: ignore[arg-type]
+        plain.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         os.chmod(scratch, 0o755)
         try:

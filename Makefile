@@ -1,0 +1,37 @@
+# One virtual environment, made from the project's own files; every target brings what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= runs/demo
+
+.PHONY: demo test check bench clean
+
+demo: $(STAMP)
+	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/all.py
+
+# torch from PyPI is a CUDA build of several GB: take the CPU build from pip's own sources, else from PyTorch's index, and
+# only where there is none (macOS) the plain one.
+TORCH := torch==2.13.0
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)+cpu" --index-url $(TORCH_INDEX) \
+		|| $(BIN)/pip install -q "$(TORCH)"
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[gguf,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,240 @@
+"""The training loop: AdamW on the surviving weights, cosine schedule with warm-up, exact resume."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparsedraft.artifact import write_atomic, write_json
+from sparsedraft.console import track
+from sparsedraft.errors import UserError
+from sparsedraft.finetune import losses, packing
+from sparsedraft.finetune.masks import broken, hold
+from sparsedraft.finetune.packing import PackedRow, Sample
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. Lengths and budgets are in tokens, prompt and answer together."""
+
+    loss: str = "nll"
+    tokens: int | None = None  # how many to train on in all; None: each sample once
+    learning_rate: float = 1e-4
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0  # largest norm of a step's gradient
+    sequence_length: int = 512
+    rows_per_step: int = 2  # packed rows whose gradients are added up before an optimizer step
+    train_embeddings: bool = True  # the embedding and the head, too
+    validate_every: int = 25  # steps
+    save_every: int = 25  # steps
+    seed: int = 0
+
+
+def cosine(step: int, steps: int, warmup: float) -> float:
+    """Factor on the learning rate at `step` (from 0) of `steps`: linear warm-up to 1, then half a cosine to 0."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def count_steps(samples: Sequence[Sample], settings: Settings) -> int:
+    """Optimizer steps that use up the token budget."""
+    groups = len(packing.bins([len(s) for s in samples], settings.sequence_length))
+    epoch = sum(len(s) for s in samples)
+    return max(1, round((settings.tokens or epoch) / epoch * groups / settings.rows_per_step))
+
+
+def answer_logits(model: nn.Module, row: PackedRow) -> Tensor:
+    """Logits [n, V] at the n positions of `row` that predict an answer token; the head runs on no other."""
+    out = model(input_ids=row.ids, position_ids=row.positions, logits_to_keep=row.predict, use_cache=False)
+    return out.logits[0]
+
+
+def _row_loss(model: nn.Module, teacher: nn.Module | None, row: PackedRow, name: str) -> tuple[Tensor, Tensor]:
+    """(mean loss over the row's answer tokens, how many of them are the drafter's argmax)."""
+    logits = answer_logits(model, row)
+    agree = (logits.detach().argmax(-1) == row.tokens).sum()
+    if name == "nll":
+        return losses.nll(logits, row.tokens), agree
+    if teacher is None:
+        raise UserError(f"--loss {name} compares distributions: give the target as --teacher, or use --loss nll.")
+    with torch.no_grad():
+        p_logits = answer_logits(teacher, row)
+    return losses.DISTILLATION[name](p_logits, logits), agree
+
+
+@torch.no_grad()
+def validate(
+    model: PreTrainedModel, teacher: PreTrainedModel | None, rows: Sequence[PackedRow], name: str
+) -> dict[str, float]:
+    """Mean loss and α over the answer tokens of `rows`.
+
+    α here is the share of the target's tokens that are the drafter's argmax, given the target's own prefix: the
+    greedy acceptance where the target wrote greedily.
+    """
+    model.eval()
+    loss, agree, count = 0.0, 0, 0
+    for row in rows:
+        row = row.to(model.device)
+        mean, matches = _row_loss(model, teacher, row, name)
+        loss += float(mean) * len(row.tokens)
+        agree += int(matches)
+        count += len(row.tokens)
+    return {"val_loss": loss / count, "val_alpha": agree / count}
+
+
+class _State:
+    """What must survive a kill: weights, AdamW's moments, the step, and the log so far. Safetensors, no pickle."""
+
+    def __init__(self, folder: Path, model: PreTrainedModel, optimizer: torch.optim.AdamW) -> None:
+        self.tensors, self.log_file = folder / ".state.safetensors", folder / "log.jsonl"
+        self.named = dict(model.named_parameters())
+        self.optimizer = optimizer
+        self.log: list[dict[str, float]] = []
+
+    def save(self, step: int) -> None:
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.named.items():
+            tensors[f"weight.{name}"] = parameter.detach()
+            if moments := self.optimizer.state.get(parameter):
+                tensors[f"first.{name}"], tensors[f"second.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
+        with write_atomic(self.tensors) as temporary:  # one file, so that weights and log cannot disagree
+            save_file(tensors, temporary, metadata={"step": str(step), "log": json.dumps(self.log)})
+
+    def restore(self) -> int:
+        """Load what was saved, if anything; return the steps that are done."""
+        if not self.tensors.exists():
+            return 0
+        from safetensors import safe_open
+
+        with safe_open(self.tensors, "pt") as file:
+            meta = file.metadata()
+        step, self.log = int(meta["step"]), json.loads(meta["log"])
+        tensors = load_file(self.tensors)
+        with torch.no_grad():
+            for name, parameter in self.named.items():
+                parameter.copy_(tensors[f"weight.{name}"])
+                if f"first.{name}" in tensors:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.tensor(float(step)),
+                        "exp_avg": tensors[f"first.{name}"].to(parameter.device),
+                        "exp_avg_sq": tensors[f"second.{name}"].to(parameter.device),
+                    }
+        return step
+
+    def write_log(self) -> None:
+        with write_atomic(self.log_file) as temporary:
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.log))
+
+
+def train(
+    model: PreTrainedModel,
+    masks: dict[str, Tensor],
+    training: Sequence[Sample],
+    validation: Sequence[Sample],
+    settings: Settings,
+    folder: Path,
+    *,
+    teacher: PreTrainedModel | None = None,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
+    """Train `model` in place with `masks` held; keep the state to resume from, and log.jsonl, in `folder`.
+
+    `masks` are bool keep-masks by linear name. Returns steps, tokens and the first and last validation figures.
+    Raises UserError where the loss stops being finite (the last saved state stays), RuntimeError if a mask breaks.
+    """
+    frozen = set() if settings.train_embeddings else {id(p) for p in _embeddings(model)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) not in frozen)
+    hold(model, masks)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    steps = count_steps(training, settings)
+    state = _State(folder, model, optimizer)
+    done = state.restore()
+    held_out = [packing.pack([validation[i] for i in group]) for group in _bins(validation, settings)]
+    if not done:
+        state.log.append({"step": 0, "tokens": 0, **validate(model, teacher, held_out, settings.loss)})
+    seen = int(state.log[-1]["tokens"])
+    batches = packing.steps(training, settings.sequence_length, settings.rows_per_step, settings.seed)
+    with track("fine-tuning", steps, "steps") as tracker:
+        tracker.advance(done)
+        for step, rows in enumerate(islice(batches, done, steps), done + 1):
+            factor = cosine(step - 1, steps, settings.warmup)
+            loss = _step(model, teacher, rows, optimizer, settings, factor)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"--learning-rate {settings.learning_rate:g} makes the loss diverge at step {step}; lower it "
+                    f"(the state of the last saved step stays in {folder})."
+                )
+            seen += sum(row.ids.numel() for row in rows)
+            state.log.append({"step": step, "tokens": seen, "loss": loss, "lr": factor * settings.learning_rate})
+            if step % settings.validate_every == 0 or step == steps:
+                state.log.append({"step": step, "tokens": seen, **validate(model, teacher, held_out, settings.loss)})
+            if step % settings.save_every == 0 or step == steps:
+                state.save(step)
+            tracker.advance()
+            tracker.note(f"loss {loss:.3f}")
+            after_step(step)
+    if bad := broken(model, masks):
+        raise RuntimeError(f"the mask broke in {bad[0]}: a pruned weight is not 0 after training")
+    state.write_log()
+    write_json(folder / "settings.json", asdict(settings))
+    checks = [entry for entry in state.log if "val_alpha" in entry]
+    return {
+        "steps": steps,
+        "tokens": seen,
+        "answer_tokens_per_epoch": sum(len(s.answer_ids) for s in training),
+        "val_loss": [checks[0]["val_loss"], checks[-1]["val_loss"]],
+        "val_alpha": [checks[0]["val_alpha"], checks[-1]["val_alpha"]],
+    }
+
+
+def _step(
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    rows: Sequence[PackedRow],
+    optimizer: torch.optim.AdamW,
+    settings: Settings,
+    factor: float,
+) -> float:
+    """One optimizer step over `rows`; every answer token of the step weighs the same. Returns the mean loss."""
+    model.train()
+    answer_tokens = sum(len(row.tokens) for row in rows)
+    total = 0.0
+    for row in rows:
+        loss, _ = _row_loss(model, teacher, row.to(model.device), settings.loss)
+        share = loss * (len(row.tokens) / answer_tokens)
+        share.backward()
+        total += float(share.detach())
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * factor
+    if math.isfinite(total):
+        optimizer.step()
+    optimizer.zero_grad()
+    return total
+
+
+def _bins(samples: Sequence[Sample], settings: Settings) -> list[list[int]]:
+    return packing.bins([len(s) for s in samples], settings.sequence_length)
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
+    return [*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()]

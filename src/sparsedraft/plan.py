@@ -1,0 +1,189 @@
+"""`sparsedraft plan`: what a recipe will cost, from configs and prompt files alone. No weights are read.
+
+Every figure is an estimate from the formulas below; `plan` prints the speed that it assumes.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+from transformers import PretrainedConfig
+
+from sparsedraft import checkpoint, prompts
+from sparsedraft.decoder import decoder_layers, decoder_linears, linears_of
+from sparsedraft.measure.macs import macs_of_model, skeleton
+from sparsedraft.pattern import Pattern
+from sparsedraft.recipe import Drafter, Recipe
+from sparsedraft.sources import locate
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TEMPLATE_TOKENS = 32  # what a chat template adds to a prompt
+CHARACTERS_PER_TOKEN = 4
+# Share of the matrix-product speed that each stage reached in the demo on 2 CPU cores (docs/LOG.md): decoding reads every
+# weight for a few rows and is bound by memory, training is nearly all large products.
+EFFICIENCY = {"distill": 0.3, "prune": 0.4, "drop-layers": 0.6, "finetune": 0.7, "eval": 0.4}
+
+
+@dataclass(frozen=True)
+class Model:
+    """The sizes of a model that costs follow from; weights in counts, not bytes."""
+
+    config: PretrainedConfig
+    macs: int  # per token, dense
+    parameters: int
+    linears: int  # weights of all decoder linears
+    layer: int  # weights of one decoder layer's linears
+    hessians: int  # entries of one layer's distinct Hessians
+    hessian_flops: int  # per calibration token, all layers
+    solve_flops: int  # all layers
+
+    @property
+    def head(self) -> int:
+        return self.macs - self.linears
+
+    def kv_bytes(self, width: int) -> int:
+        """Bytes of KV cache per token and row at `width` bytes a number."""
+        c = self.config
+        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+        dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        return 2 * c.num_hidden_layers * heads * dim * width
+
+
+def size_up(ref: str) -> Model:
+    """The sizes of the model `ref`, from its config."""
+    config = checkpoint.read_config(locate(ref))
+    model = skeleton(config)
+    layers = decoder_layers(model)
+    first: list[nn.Linear] = list(linears_of(layers[0]).values())
+    widths = [linear.in_features for linear in first]
+    # Linears of one width mostly share one input (q, k, v; gate, up): distinct inputs are o's and each other width's.
+    inputs = [*sorted(set(widths)), config.hidden_size, config.hidden_size]
+    count = len(layers)
+    return Model(
+        config=config,
+        macs=macs_of_model(model, 0.0),
+        parameters=sum(p.numel() for p in model.parameters()),
+        linears=sum(linear.weight.numel() for linear in decoder_linears(model).values()),
+        layer=sum(linear.weight.numel() for linear in first),
+        hessians=sum(n * n for n in inputs),
+        hessian_flops=count * sum(2 * n * n for n in inputs),
+        solve_flops=count * sum(2 * w.in_features**3 + 2 * w.out_features * w.in_features**2 for w in first),
+    )
+
+
+def measured_gflops(device: str) -> float:
+    """Gflop/s of a float32 product of 1024 x 2048 by 2048 x 2048 on `device`, best of five."""
+    a, b = torch.ones(1024, 2048, device=device), torch.ones(2048, 2048, device=device)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # item waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024 * 2048 * 2048 / best / 1e9
+
+
+def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any]:
+    """{"gflops", "stages": [{"stage", "tokens", "memory_bytes", "device_hours", "disk_bytes"}], totals}.
+
+    Memory is the peak of the stage, disk what it writes. Device-hours are floating-point operations divided by
+    `gflops` (default: measured on the recipe's device) times the stage's share of it in EFFICIENCY.
+    """
+    speed = gflops or measured_gflops(recipe.device)
+    target = size_up(recipe.target)
+    dense = size_up(recipe.drafter) if recipe.drafter else target
+    rows, prompt_tokens = _conversation(recipe.distill.prompts, recipe.distill.limit, recipe.distill.samples)
+    stages = [_distill(recipe, target, rows, prompt_tokens)]
+    answer_tokens = rows * recipe.distill.max_new_tokens
+    for entry in recipe.drafters:
+        stages += _drafter(recipe, entry, target, dense, prompt_tokens + answer_tokens)
+    stages.append(_eval(recipe, target, dense))
+    for stage in stages:
+        share = EFFICIENCY[stage["stage"].rpartition(" ")[2]]
+        stage["device_hours"] = stage.pop("flops") / (speed * 1e9 * share) / 3600
+    return {
+        "gflops": round(speed, 1),
+        "stages": stages,
+        "device_hours": sum(s["device_hours"] for s in stages),
+        "memory_bytes": max(s["memory_bytes"] for s in stages),
+        "disk_bytes": sum(s["disk_bytes"] for s in stages),
+    }
+
+
+def _conversation(source: str, limit: int | None, samples: int = 1) -> tuple[int, int]:
+    """(answers to write, prompt tokens), from the prompts' lengths in characters."""
+    found = prompts.read(source)[:limit]
+    rows = sum(len(p.turns) for p in found) * samples
+    characters = sum(len(turn) for p in found for turn in p.turns) * samples
+    return rows, rows * TEMPLATE_TOKENS + characters // CHARACTERS_PER_TOKEN
+
+
+def _stage(name: str, tokens: int, memory: float, flops: float, disk: float) -> dict[str, Any]:
+    return {"stage": name, "tokens": tokens, "memory_bytes": int(memory), "flops": flops, "disk_bytes": int(disk)}
+
+
+def _distill(recipe: Recipe, target: Model, rows: int, prompt_tokens: int) -> dict[str, Any]:
+    """Weights + KV cache of a full batch; every prompt token once, every answer token once, at most."""
+    d, width = recipe.distill, BYTES[recipe.dtype]
+    context = prompt_tokens // rows + d.max_new_tokens
+    memory = target.parameters * width + d.batch_size * context * target.kv_bytes(width)
+    memory += d.batch_size * target.config.vocab_size * 4 * 2
+    answers = rows * d.max_new_tokens
+    flops = 2 * target.macs * answers + 2 * target.linears * prompt_tokens
+    return _stage("distill", answers, memory, flops, 10 * (prompt_tokens + answers))  # ids and text
+
+
+def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_tokens: int) -> list[dict[str, Any]]:
+    """The stages of one drafter."""
+    width, stages = BYTES[recipe.dtype], []
+    stored = dense.parameters * 2  # bytes of a checkpoint in 16 bits
+    kept = 1.0
+    if entry.prune is not None:
+        how = recipe.prune_of(entry)
+        Pattern.parse(how.pattern)
+        activations = 2 * how.tokens * dense.config.hidden_size * 4
+        memory = dense.parameters * width + stored + 4 * (dense.layer + 2 * dense.hessians) + activations
+        flops = 2 * 2 * dense.linears * how.tokens + dense.hessian_flops * how.tokens + dense.solve_flops
+        stages.append(_stage(f"{entry.name}: prune", how.tokens, memory, flops, stored))
+    if entry.drop_layers is not None:
+        tokens = recipe.prune.tokens
+        kept = 1 - (entry.drop_layers.layers or dense.config.num_hidden_layers / 2) / dense.config.num_hidden_layers
+        memory = dense.parameters * width + stored
+        stages.append(_stage(f"{entry.name}: drop-layers", tokens, memory, 2 * dense.linears * tokens, stored * kept))
+    if entry.finetune:
+        f = recipe.finetune
+        tokens = f.tokens or data_tokens
+        size = dense.parameters - (1 - kept) * dense.linears
+        macs = dense.macs - (1 - kept) * dense.linears
+        logits = 4 * 4 * f.sequence_length * dense.config.vocab_size
+        memory = 4 * 4 * size + logits + (target.parameters * width if f.loss != "nll" else 0)
+        flops = 6 * macs * tokens + (2 * target.macs * tokens if f.loss != "nll" else 0)
+        stages.append(_stage(f"{entry.name}: finetune", tokens, memory, flops, size * (2 + 12)))
+    return stages
+
+
+def _eval(recipe: Recipe, target: Model, dense: Model) -> dict[str, Any]:
+    """The target writes once; each drafter then reads it once (simulated) or drafts it for every K."""
+    e, width = recipe.eval, BYTES[recipe.dtype]
+    rows, prompt_tokens = _conversation(e.prompts, e.limit)
+    answers = rows * e.max_new_tokens
+    drafters = sum(entry.report for entry in recipe.drafters)
+    passes = 1 if e.simulate else sum(k + 1 for k in e.k)
+    flops = 2 * target.macs * (prompt_tokens + answers) + 2 * dense.macs * drafters * passes * (prompt_tokens + answers)
+    memory = (target.parameters + dense.parameters) * width + e.batch_size * target.config.vocab_size * 4 * 4
+    return _stage("eval", answers, memory, flops, 100 * answers)
+
+
+def table(plan: dict[str, Any]) -> Table:
+    """The plan as a table for people."""
+    shown = Table(title=f"plan at {plan['gflops']} Gflop/s (answers at their longest)")
+    shown.add_column("stage")
+    for name in ("tokens", "memory, GiB", "device-hours", "disk, GiB"):
+        shown.add_column(name, justify="right")
+    rows = [*plan["stages"], {**plan, "stage": "all", "tokens": sum(s["tokens"] for s in plan["stages"])}]
+    for s in rows:
+        gib = [s[key] / 2**30 for key in ("memory_bytes", "disk_bytes")]
+        shown.add_row(s["stage"], f"{s['tokens']:,}", f"{gib[0]:.2f}", f"{s['device_hours']:.3f}", f"{gib[1]:.2f}")
+    return shown

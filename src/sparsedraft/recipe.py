@@ -1,0 +1,214 @@
+"""The recipe: one typed YAML file for the whole job, with dotted overrides. What is unknown or impossible is an error."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from yaml import YAMLError
+
+from sparsedraft.errors import UserError
+from sparsedraft.pattern import Pattern
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Distill(Section):
+    """The target writes the data. Lengths in tokens."""
+
+    prompts: str = "demo:train"
+    mode: Literal["respond"] = "respond"
+    max_new_tokens: Count = 256
+    temperature: float = Field(0.0, ge=0)  # 0: greedy
+    top_k: int = Field(0, ge=0)  # 0: off
+    top_p: float = Field(1.0, gt=0, le=1)
+    samples: Count = 1  # answers per prompt
+    batch_size: Count = 32  # rows decoded at once
+    limit: Count | None = None  # prompts, from the first
+
+
+class Prune(Section):
+    """One-shot pruning; a drafter's own `prune` entry overrides these, field by field."""
+
+    pattern: str = "unstructured"
+    sparsity: Share | None = None  # None: 0.5, or what N:M gives
+    method: Literal["sparsegpt", "wanda", "magnitude"] = "sparsegpt"
+    allocation: Literal["uniform", "owl"] = "uniform"
+    tokens: Count = 65536  # calibration tokens
+    sequence_length: Count = 512  # tokens
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        Pattern.parse(self.pattern).resolve(self.sparsity)
+        return self
+
+
+class DropLayers(Section):
+    """Layer-pruning: a number of layers, or as many as bring the MACs nearest to an earlier drafter's."""
+
+    layers: Count | None = None
+    match_macs: str | None = None  # the name of an earlier drafter of this recipe
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.layers is None) == (self.match_macs is None):
+            raise ValueError("takes either layers or match_macs")
+        return self
+
+
+class Finetune(Section):
+    """Sparse fine-tuning; see `sparsedraft.finetune.loop.Settings`. Lengths and budgets in tokens."""
+
+    loss: Literal["nll", "kl", "reverse-kl", "tvd"] = "nll"
+    tokens: Count | None = None  # None: each sample once
+    learning_rate: float = Field(1e-4, gt=0)
+    warmup: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    sequence_length: Count = 512
+    rows_per_step: Count = 2
+    train_embeddings: bool = True
+    validate_every: Count = 25
+    save_every: Count = 25
+    validation_prompts: Count = 16
+
+
+class Drafter(Section):
+    """One drafter: made from an earlier one (`start`) or the recipe's dense drafter, pruned, cut or trained."""
+
+    name: str = Field(min_length=1)
+    start: str | None = None
+    prune: dict[str, Any] | None = None
+    drop_layers: DropLayers | None = None
+    finetune: bool = False
+    report: bool = True  # False: only a step on the way to another
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.prune is not None and self.drop_layers is not None:
+            raise ValueError("takes either prune or drop_layers, not both")
+        return self
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder name on any file system."""
+        return re.sub(r"[^\w.+-]", "_", self.name.replace(":", "of"))
+
+
+class Eval(Section):
+    """Evaluation on prompts that no stage has seen."""
+
+    prompts: str = "demo:eval"
+    k: list[Count] = [1, 2, 3, 5, 8]
+    temperature: float = Field(0.0, ge=0)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    simulate: bool = True
+    max_new_tokens: Count = 64
+    batch_size: Count = 32
+    limit: Count | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not self.k:
+            raise ValueError("k needs at least one number of drafted tokens")
+        if self.simulate and self.temperature > 0:
+            raise ValueError("simulate is exact under greedy decoding only: set temperature to 0 or simulate to false")
+        return self
+
+
+class Recipe(Section):
+    """The whole job: target, drafter, and what each stage does."""
+
+    target: str
+    drafter: str | None = None  # None: the target itself
+    seed: int = 0
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    allow_overlap: bool = False
+    distill: Distill = Distill()
+    prune: Prune = Prune()
+    finetune: Finetune = Finetune()
+    drafters: list[Drafter] = Field(min_length=1)
+    eval: Eval = Eval()
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        earlier: set[str] = set()
+        slugs: set[str] = set()
+        for entry in self.drafters:
+            matched = entry.drop_layers.match_macs if entry.drop_layers else None
+            for field, name in (("start", entry.start), ("drop_layers.match_macs", matched)):
+                if name is not None and name not in earlier:
+                    raise ValueError(f"drafter '{entry.name}' has {field} '{name}', which no earlier drafter is called")
+            if entry.name in earlier or entry.slug in slugs:
+                raise ValueError(f"drafter name '{entry.name}' occurs twice")
+            self.prune_of(entry)
+            earlier.add(entry.name)
+            slugs.add(entry.slug)
+        if not any(entry.report for entry in self.drafters):
+            raise ValueError("no drafter has report: true, so there is nothing to evaluate")
+        return self
+
+    def prune_of(self, entry: Drafter) -> Prune:
+        """How `entry` is pruned: the recipe's `prune` with the entry's own fields on top."""
+        return Prune.model_validate({**self.prune.model_dump(), **(entry.prune or {})})
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in `path` with `section.field=value` overrides applied.
+
+    Raises UserError in one sentence that names the key, the value and the mend.
+    """
+    if not path.is_file():
+        raise UserError(f"recipe {path}: there is no such file; check the path.")
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"override '{override}' is not of the form section.field=value.")
+    try:
+        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        data = OmegaConf.to_container(tree, resolve=True)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
+        raise UserError(f"recipe {path} is not readable YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(data, dict):
+        raise UserError(f"recipe {path} is not a mapping: it starts with 'target: ...'.")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise UserError(f"recipe {path}: {_sentence(error)}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first complaint of pydantic as one sentence."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "recipe"
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
+        return f"{where} is not a known key" + (f"; did you mean {near[0]}?" if near else "; take it out.")
+    if first["type"] == "missing":
+        return f"{where} is missing; set it."
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{where}: {message.rstrip('.')}."
+    return f"{where} = {first['input']!r} is not possible: {message[0].lower()}{message[1:]}."
+
+
+def _known_keys() -> list[str]:
+    sections = (Recipe, Distill, Prune, DropLayers, Finetune, Drafter, Eval)
+    return sorted({name for section in sections for name in section.model_fields})
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML that `read` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))

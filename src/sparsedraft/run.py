@@ -1,0 +1,101 @@
+"""`sparsedraft run`: nothing but the stages, one after the other, over one recipe."""
+
+from pathlib import Path
+from typing import Any
+
+from sparsedraft import prompts
+from sparsedraft.artifact import write_atomic
+from sparsedraft.console import console
+from sparsedraft.distill.stage import distill
+from sparsedraft.errors import UserError
+from sparsedraft.finetune.loop import Settings
+from sparsedraft.finetune.stage import finetune
+from sparsedraft.measure.evaluate import Options, evaluate_to
+from sparsedraft.prune.stage import drop_layers, prune
+from sparsedraft.recipe import Drafter, Recipe, dump
+from sparsedraft.report.stage import report
+from sparsedraft.report.tables import demo_table
+
+
+def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Make every artifact of `recipe` in the folder `out`; return eval's result with the report's path added.
+
+    Finished stages are skipped and an interrupted one goes on. Raises UserError as the stages do.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "recipe.yaml").exists())):
+        raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
+    if not recipe.allow_overlap:  # before any work: a leak found after an hour helps nobody
+        prompts.check_no_overlap(prompts.read(recipe.distill.prompts), prompts.read(recipe.eval.prompts))
+    out.mkdir(parents=True, exist_ok=True)
+    with write_atomic(out / "recipe.yaml") as temporary:
+        temporary.write_text(dump(recipe), encoding="utf-8")
+
+    common = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
+    data = out / "distilled"
+    console.rule("distill")
+    distill(
+        recipe.target,
+        recipe.distill.prompts,
+        data,
+        **recipe.distill.model_dump(exclude={"prompts"}),
+        evaluation_prompts=None if recipe.allow_overlap else recipe.eval.prompts,
+        seed=recipe.seed,
+        **common,
+    )
+    made: dict[str, str] = {}
+    for entry in recipe.drafters:
+        made[entry.name] = _make_drafter(recipe, entry, made, data, out / "drafters" / entry.slug, common)
+    console.rule("eval")
+    options = Options(**recipe.eval.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
+    named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
+    result = evaluate_to(out / "eval", recipe.target, named, recipe.eval.prompts, options, overwrite=overwrite)
+    console.rule("report")
+    written = report(out, overwrite=overwrite)
+    console.print(demo_table(result))
+    console.print(f"report: {written['report']}")
+    return {**result, "report": written["report"]}
+
+
+def _make_drafter(
+    recipe: Recipe, entry: Drafter, made: dict[str, str], data: Path, folder: Path, common: dict[str, Any]
+) -> str:
+    """Make one drafter of the recipe by its stages; return the folder of the last."""
+    at = made[entry.start] if entry.start else recipe.drafter or recipe.target
+    if entry.prune is not None:
+        console.rule(f"{entry.name}: prune")
+        options = recipe.prune_of(entry).model_dump()
+        prune(at, folder / "pruned", str(data), **options, seed=recipe.seed, **common)
+        at = str(folder / "pruned")
+    if entry.drop_layers is not None:
+        console.rule(f"{entry.name}: drop-layers")
+        matched = entry.drop_layers.match_macs
+        drop_layers(
+            at,
+            folder / "layer-dropped",
+            str(data),
+            layers=entry.drop_layers.layers,
+            match_macs=made[matched] if matched else None,
+            tokens=recipe.prune.tokens,
+            sequence_length=recipe.prune.sequence_length,
+            seed=recipe.seed,
+            **common,
+        )
+        at = str(folder / "layer-dropped")
+    if entry.finetune:
+        console.rule(f"{entry.name}: finetune")
+        wanted = recipe.finetune.model_dump(exclude={"validation_prompts"})
+        finetune(
+            at,
+            str(data),
+            folder / "finetuned",
+            settings=Settings(**wanted, seed=recipe.seed),
+            teacher=recipe.target,
+            validation_prompts=recipe.finetune.validation_prompts,
+            **common,
+        )
+        at = str(folder / "finetuned")
+    return at
+
+
+def _arithmetic(common: dict[str, Any]) -> dict[str, Any]:
+    return {"device": common["device"], "dtype": common["dtype"]}

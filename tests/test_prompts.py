@@ -1,0 +1,104 @@
+"""Prompt files in every form, the demo's split, and the leak check."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from sparsedraft import prompts
+from sparsedraft.errors import UserError
+from sparsedraft.prompts import Prompt
+
+ROWS = {
+    "prompt": {"id": "a", "prompt": "hello"},
+    "turns": {"question_id": 7, "category": "math", "turns": ["one", "two"]},
+    "messages": {
+        "id": "m",
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "hey"},
+        ],
+    },
+    "alpaca": {"instruction": "translate", "input": "hund", "output": "dog"},
+}
+
+
+def write(path: Path, rows: list[object]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_every_form_is_read(tmp_path: Path) -> None:
+    found = prompts.read(write(tmp_path / "p.jsonl", list(ROWS.values())))
+    assert [p.turns for p in found] == [("hello",), ("one", "two"), ("hi",), ("translate\n\nhund",)]
+    assert [p.id for p in found] == ["a", "7", "m", "3"]
+    assert found[1].category == "math" and found[2].system == "be brief"
+    assert [p.reference for p in found] == [None, None, "hey", "dog"]
+
+
+def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
+    rows = [{"id": "x", "category": "c", "turns": ["one", "two"]}, {"id": "y", "category": "c", "turns": ["three"]}]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    assert prompts.read(str(tmp_path / "p.parquet")) == prompts.read(write(tmp_path / "p.jsonl", list(rows)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ('{"prompt": "a"}\n{"prompt": \n', "line 2: not JSON"),
+        ('{"prompt": "  "}\n', "line 1: a turn is empty"),
+        ('{"text": "a"}\n', "line 1: has none of 'prompt'"),
+        ("[1]\n", "line 1: not an object"),
+        ('{"messages": [{"role": "robot", "content": "a"}]}\n', "role 'robot'"),
+        ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', "'1' occurs twice"),
+        ('{"turns": [3]}\n', "a turn is empty or not text"),
+    ],
+)
+def test_bad_files_are_named_with_the_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        prompts.read(str(path))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        prompts.read(str(tmp_path / "none.jsonl"))
+
+
+def test_demo_prompts_are_split_by_a_fixed_rule() -> None:
+    everything, train, held_out = prompts.read("demo"), prompts.read("demo:train"), prompts.read("demo:eval")
+    assert (len(everything), len(train), len(held_out)) == (400, 352, 48)
+    assert set(Counter(p.category for p in held_out).values()) == {6}
+    assert not {p.id for p in train} & {p.id for p in held_out}
+    assert sum(len(p.turns) == 2 for p in everything) >= 30
+    assert sorted(p.id for p in held_out)[:2] == SPLIT, "the rule has changed: earlier results no longer compare"
+    prompts.check_no_overlap(train, held_out)
+
+
+SPLIT = ["advice-06", "advice-10"]
+
+
+def test_overlap_is_found_across_case_and_punctuation() -> None:
+    long = "Please tell me, in your own words, how the old mill by the river came to be painted green."
+    train = [Prompt("t1", ("What is the time?",)), Prompt("t2", ("Now then. " + long.upper() + " Thanks!",))]
+    for leaked in (Prompt("e", (long,)), Prompt("e", ("what is the TIME",)), Prompt("e", ("Hi", "So: " + long))):
+        with pytest.raises(UserError, match=r"1 evaluation prompt\(s\) occur.*first: 'e' in 't"):
+            prompts.check_no_overlap(train, [leaked])
+    prompts.check_no_overlap(train, [Prompt("e", ("How is the time in Rome?",)), Prompt("f", ("other", "What is the time?"))])
+
+
+def test_chat_ids_need_a_template(tokenizer) -> None:
+    ids = prompts.chat_ids(tokenizer, Prompt("a", ("hi", "more"), system="s").messages(["yo"]))
+    assert tokenizer.decode(ids) == (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n"
+        "<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
+    )
+    plain = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(UserError, match="no chat template"):
+        prompts.chat_ids(plain, [{"role": "user", "content": "hi"}])
