@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparsedraft import packing
 from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
-from sparsedraft.finetune import losses, masks, packing
-from sparsedraft.finetune.loop import Settings, answer_logits, cosine, count_steps, train, validate
-from sparsedraft.finetune.packing import Sample
+from sparsedraft.finetune import losses, masks
+from sparsedraft.finetune.loop import Settings, cosine, count_steps, train, validate
+from sparsedraft.packing import Sample, answer_logits
 
 
 def samples(count: int, seed: int = 0) -> list[Sample]:
@@ -93,6 +94,17 @@ def test_losses_against_float64_sums() -> None:
         got = losses.DISTILLATION[name](p_logits, q_logits)
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
         assert float(losses.DISTILLATION[name](p_logits, p_logits)) == pytest.approx(0, abs=1e-6)
+
+
+def test_topk_kl_is_the_kl_once_every_token_is_there_and_below_it_before() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p_logits, q_logits = (torch.randn(5, 11, generator=generator) for _ in range(2))
+    whole = losses.kl(p_logits, q_logits)
+    bounds = []
+    for k in (1, 4, 10):
+        logprobs, ids = p_logits.log_softmax(-1).topk(k)
+        bounds.append(float(losses.topk_kl(ids, logprobs, q_logits)))
+    assert bounds == sorted(bounds) and bounds[0] < float(whole) and bounds[-1] == pytest.approx(float(whole), rel=1e-5)
 
 
 # ---- masks and the loop

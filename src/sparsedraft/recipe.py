@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from sparsedraft.errors import UserError
@@ -48,6 +48,12 @@ class Prune(Section):
     tokens: Count = 65536  # calibration tokens
     sequence_length: Count = 512  # tokens
 
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _not_sexagesimal(cls, value: Any) -> Any:
+        # YAML 1.1 reads a bare 2:4 as 2·60 + 4
+        return "{}:{}".format(*divmod(value, 60)) if isinstance(value, int) else value
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         Pattern.parse(self.pattern).resolve(self.sparsity)
@@ -55,10 +61,10 @@ class Prune(Section):
 
 
 class DropLayers(Section):
-    """Layer-pruning: a number of layers, or as many as bring the MACs nearest to an earlier drafter's."""
+    """Layer-pruning: a number of layers, or as many as bring the MACs nearest to another drafter's."""
 
     layers: Count | None = None
-    match_macs: str | None = None  # the name of an earlier drafter of this recipe
+    match_macs: str | None = None  # the name of another drafter of this recipe
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -85,7 +91,7 @@ class Finetune(Section):
 
 
 class Drafter(Section):
-    """One drafter: made from an earlier one (`start`) or the recipe's dense drafter, pruned, cut or trained."""
+    """One drafter: made from another (`start`) or the recipe's dense drafter, pruned, cut or trained."""
 
     name: str = Field(min_length=1)
     start: str | None = None
@@ -99,6 +105,13 @@ class Drafter(Section):
         if self.prune is not None and self.drop_layers is not None:
             raise ValueError("takes either prune or drop_layers, not both")
         return self
+
+    @property
+    def needs(self) -> dict[str, str]:
+        """The drafters that this one is made from or matched to, by the field that names them."""
+        matched = self.drop_layers.match_macs if self.drop_layers else None
+        wanted = {"start": self.start, "drop_layers.match_macs": matched}
+        return {field: name for field, name in wanted.items() if name is not None}
 
     @property
     def slug(self) -> str:
@@ -145,18 +158,21 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _names(self) -> Self:
-        earlier: set[str] = set()
-        slugs: set[str] = set()
+        known: dict[str, Drafter] = {}
         for entry in self.drafters:
-            matched = entry.drop_layers.match_macs if entry.drop_layers else None
-            for field, name in (("start", entry.start), ("drop_layers.match_macs", matched)):
-                if name is not None and name not in earlier:
-                    raise ValueError(f"drafter '{entry.name}' has {field} '{name}', which no earlier drafter is called")
-            if entry.name in earlier or entry.slug in slugs:
+            if entry.name in known or entry.slug in {other.slug for other in known.values()}:
                 raise ValueError(f"drafter name '{entry.name}' occurs twice")
+            known[entry.name] = entry
             self.prune_of(entry)
-            earlier.add(entry.name)
-            slugs.add(entry.slug)
+        for entry in self.drafters:
+            for field, name in entry.needs.items():
+                if name not in known:
+                    raise ValueError(f"drafter '{entry.name}' has {field} '{name}', which no drafter is called")
+            seen, ahead = set(), {entry.name}
+            while ahead := {n for name in ahead for n in known[name].needs.values() if n in known} - seen:
+                seen |= ahead
+            if entry.name in seen:
+                raise ValueError(f"drafter '{entry.name}' is made from itself by its start or match_macs")
         if not any(entry.report for entry in self.drafters):
             raise ValueError("no drafter has report: true, so there is nothing to evaluate")
         return self
@@ -177,12 +193,13 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if "=" not in override:
             raise UserError(f"override '{override}' is not of the form section.field=value.")
     try:
-        tree = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        base = OmegaConf.load(path)
+        if not isinstance(base, DictConfig):
+            raise UserError(f"recipe {path} is not a mapping: it starts with 'target: ...'.")
+        tree = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         data = OmegaConf.to_container(tree, resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"recipe {path} is not readable YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(data, dict):
-        raise UserError(f"recipe {path} is not a mapping: it starts with 'target: ...'.")
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

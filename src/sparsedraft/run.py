@@ -43,8 +43,11 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         **common,
     )
     made: dict[str, str] = {}
-    for entry in recipe.drafters:
+    waiting = list(recipe.drafters)
+    while waiting:  # a drafter after those that it is made from or matched to; the recipe has no circles
+        entry = next(e for e in waiting if made.keys() >= set(e.needs.values()))
         made[entry.name] = _make_drafter(recipe, entry, made, data, out / "drafters" / entry.slug, common)
+        waiting.remove(entry)
     console.rule("eval")
     options = Options(**recipe.eval.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
     named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]

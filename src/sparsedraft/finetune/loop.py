@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsedraft import packing
 from sparsedraft.artifact import write_atomic, write_json
 from sparsedraft.console import track
 from sparsedraft.errors import UserError
-from sparsedraft.finetune import losses, packing
+from sparsedraft.finetune import losses
 from sparsedraft.finetune.masks import broken, hold
-from sparsedraft.finetune.packing import PackedRow, Sample
+from sparsedraft.packing import PackedRow, Sample, answer_logits
 
 
 @dataclass(frozen=True)
@@ -55,20 +56,20 @@ def count_steps(samples: Sequence[Sample], settings: Settings) -> int:
     return max(1, round((settings.tokens or epoch) / epoch * groups / settings.rows_per_step))
 
 
-def answer_logits(model: nn.Module, row: PackedRow) -> Tensor:
-    """Logits [n, V] at the n positions of `row` that predict an answer token; the head runs on no other."""
-    out = model(input_ids=row.ids, position_ids=row.positions, logits_to_keep=row.predict, use_cache=False)
-    return out.logits[0]
-
-
 def _row_loss(model: nn.Module, teacher: nn.Module | None, row: PackedRow, name: str) -> tuple[Tensor, Tensor]:
     """(mean loss over the row's answer tokens, how many of them are the drafter's argmax)."""
     logits = answer_logits(model, row)
     agree = (logits.detach().argmax(-1) == row.tokens).sum()
     if name == "nll":
         return losses.nll(logits, row.tokens), agree
+    if teacher is None and name == "kl" and row.topk_ids.shape[1]:
+        return losses.topk_kl(row.topk_ids, row.topk_logprobs, logits), agree
     if teacher is None:
-        raise UserError(f"--loss {name} compares distributions: give the target as --teacher, or use --loss nll.")
+        raise UserError(
+            f"--loss {name} compares distributions: give the target as --teacher"
+            + (", distill with --top-k-logprobs," if name == "kl" else "")
+            + " or use --loss nll."
+        )
     with torch.no_grad():
         p_logits = answer_logits(teacher, row)
     return losses.DISTILLATION[name](p_logits, logits), agree

@@ -22,6 +22,17 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
+def topk_kl(topk_ids: Tensor, topk_logprobs: Tensor, q_logits: Tensor) -> Tensor:
+    """Forward KL from the target's k likeliest tokens (ids and log p [n, k]) and one bucket for all the others.
+
+    A lower bound of `kl` (data-processing inequality), and equal to it for k = V - 1.
+    """
+    log_q = q_logits.float().log_softmax(-1).gather(-1, topk_ids)
+    p, q = topk_logprobs.exp(), log_q.exp()
+    p_rest, q_rest = ((1 - share.sum(-1)).clamp(min=1e-6) for share in (p, q))
+    return ((p * (topk_logprobs - log_q)).sum(-1) + p_rest * (p_rest.log() - q_rest.log())).mean()
+
+
 def reverse_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """Reverse KL: mean Σ_v q(v) (log q(v) - log p(v)), of logits [n, V]."""
     return kl(q_logits, p_logits)

@@ -6,13 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sparsedraft import artifact, checkpoint, distilled
+from sparsedraft import artifact, checkpoint, distilled, packing
 from sparsedraft.console import console
 from sparsedraft.errors import UserError
-from sparsedraft.finetune import losses, loop, packing
+from sparsedraft.finetune import losses, loop
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.masks import masks_of
-from sparsedraft.finetune.packing import Sample
+from sparsedraft.packing import Sample
 
 
 def finetune(
@@ -30,13 +30,12 @@ def finetune(
     """Fine-tune `drafter` on the distilled `data` folder and write the checkpoint `out`.
 
     A drafter whose sparsity.json claims a mask keeps it exactly; any other is trained whole. `validation_prompts`
-    prompts (all their turns) are held out for validation. `teacher` is the target, wanted by every loss but nll.
+    prompts (all their turns) are held out for validation. `teacher` is the target, wanted by every loss but nll; kl can
+    also do with the log-probabilities that `distill` stored.
     Raises UserError for a drafter that lies about its mask, data of another kind, or a loss that diverges.
     """
     if settings.loss not in losses.NAMES:
         raise UserError(f"--loss {settings.loss} is not known: choose one of {', '.join(losses.NAMES)}.")
-    if settings.loss != "nll" and teacher is None:
-        raise UserError(f"--loss {settings.loss} compares distributions: give the target as --teacher, or use --loss nll.")
     folder = checkpoint.find(drafter)
     teacher_folder = checkpoint.find(teacher) if teacher and settings.loss != "nll" else None
 
@@ -79,7 +78,7 @@ def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tupl
     held = set(prompts[:validation_prompts])
 
     def of(inside: bool) -> list[Sample]:
-        return [Sample(s.id, s.prompt_ids, s.answer_ids) for s in samples if (s.prompt_id in held) == inside]
+        return [s for s in samples if (s.prompt_id in held) == inside]
 
     return of(False), of(True)
 

@@ -4,19 +4,25 @@ Each sample keeps its own positions from 0; transformers builds the block-diagon
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One conversation: token ids of the prompt (template included) and of the target's answer."""
+    """One conversation: token ids of the prompt (template included) and of the target's answer.
+
+    `topk_ids` and `topk_logprobs` [answer tokens, k] are the target's likeliest tokens at each place, where known.
+    """
 
     id: str
     prompt_ids: Sequence[int]
     answer_ids: Sequence[int]
+    topk_ids: np.ndarray | None = None
+    topk_logprobs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
@@ -26,24 +32,39 @@ class Sample:
 class PackedRow:
     """One row of length L: `ids` [1, L], `positions` [1, L], and the n positions that predict an answer token.
 
-    `predict` [n] indexes the row at the token before each answer token; `tokens` [n] are those answer tokens.
+    `predict` [n] indexes the row at the token before each answer token; `tokens` [n] are those answer tokens, and
+    `topk_ids`, `topk_logprobs` [n, k] the target's likeliest ones there (k = 0: not known).
     """
 
     ids: Tensor
     positions: Tensor
     predict: Tensor
     tokens: Tensor
+    topk_ids: Tensor
+    topk_logprobs: Tensor
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on `device`."""
-        return PackedRow(*(t.to(device) for t in (self.ids, self.positions, self.predict, self.tokens)))
+        return PackedRow(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 def fit(samples: Sequence[Sample], length: int) -> tuple[list[Sample], int]:
     """(samples cut to `length` tokens, how many were dropped because their prompt alone fills it)."""
     kept = [s for s in samples if len(s.prompt_ids) < length and len(s.answer_ids) > 0]
-    cut = [Sample(s.id, s.prompt_ids, s.answer_ids[: length - len(s.prompt_ids)]) for s in kept]
-    return cut, len(samples) - len(kept)
+    return [_cut(s, length - len(s.prompt_ids)) for s in kept], len(samples) - len(kept)
+
+
+def _cut(sample: Sample, n: int) -> Sample:
+    """The first n answer tokens only."""
+    if len(sample.answer_ids) <= n:
+        return sample
+    soft = sample.topk_ids is not None and sample.topk_logprobs is not None
+    return replace(
+        sample,
+        answer_ids=sample.answer_ids[:n],
+        topk_ids=sample.topk_ids[:n] if soft else None,  # type: ignore[index]
+        topk_logprobs=sample.topk_logprobs[:n] if soft else None,  # type: ignore[index]
+    )
 
 
 def bins(lengths: Sequence[int], length: int) -> list[list[int]]:
@@ -76,7 +97,25 @@ def pack(samples: Sequence[Sample]) -> PackedRow:
         tokens += sample.answer_ids
         ids += [*sample.prompt_ids, *sample.answer_ids]
         positions += range(len(sample))
-    return PackedRow(torch.tensor([ids]), torch.tensor([positions]), torch.tensor(predict), torch.tensor(tokens))
+    width = min((s.topk_ids.shape[1] if s.topk_ids is not None else 0) for s in samples)
+    empty = [np.empty((len(s.answer_ids), 0)) for s in samples]  # one sample without soft labels: the row has none
+    pairs = list(zip(samples, empty, strict=True))
+    topk_ids = np.concatenate([e if s.topk_ids is None else s.topk_ids[:, :width] for s, e in pairs])
+    topk_logprobs = np.concatenate([e if s.topk_logprobs is None else s.topk_logprobs[:, :width] for s, e in pairs])
+    return PackedRow(
+        torch.tensor([ids]),
+        torch.tensor([positions]),
+        torch.tensor(predict),
+        torch.tensor(tokens),
+        torch.from_numpy(topk_ids.astype(np.int64)),
+        torch.from_numpy(topk_logprobs.astype(np.float32)),
+    )
+
+
+def answer_logits(model: nn.Module, row: PackedRow) -> Tensor:
+    """Logits [n, V] at the n positions of `row` that predict an answer token; the head runs on no other."""
+    out = model(input_ids=row.ids, position_ids=row.positions, logits_to_keep=row.predict, use_cache=False)
+    return out.logits[0]
 
 
 def steps(samples: Sequence[Sample], length: int, rows_per_step: int, seed: int) -> Iterator[list[PackedRow]]:

@@ -1,0 +1,1 @@
+"""Self-data distillation: the target writes the answers that the drafter learns from."""

@@ -1,0 +1,198 @@
+"""Batched generation: rows of many lengths decoded at once, finished rows refilled from the queue.
+
+Rows are left-padded to share one KV cache. Whenever enough rows have finished, they are dropped, new ones are prefilled
+together and joined on, and padding that no row needs any more is cut off.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsedraft.errors import UserError
+from sparsedraft.kvcache import new_cache
+from sparsedraft.speculate.sampling import Sampling, draw, probabilities
+
+REFILL = 0.25  # share of the rows that must be free before a prefill interrupts the others
+PREFILL_TOKENS = 4096  # prefilled at once at most: bounds the activations
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row to generate: token ids, the most tokens to write, and the seed of its own randomness."""
+
+    id: str
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    seed: int = 0
+
+
+@dataclass
+class Output:
+    """What was written. `min_gap` is the smallest lead of the best logit over the next on the way."""
+
+    id: str
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = "length"
+    min_gap: float = float("inf")
+    topk_ids: list[list[int]] = field(default_factory=list)
+    topk_logprobs: list[list[float]] = field(default_factory=list)
+
+
+@dataclass
+class _Row:
+    request: Request
+    output: Output
+    generator: torch.Generator
+
+    @property
+    def finished(self) -> bool:
+        done = len(self.output.token_ids) >= self.request.max_new_tokens
+        return done or self.output.finish_reason == "eos"
+
+
+class _Batch:
+    """The rows being decoded: their shared cache, its mask [B, L], and the last token of each."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.rows = model, list[_Row]()
+        self.cache, self.mask = new_cache(), torch.empty(0, 0, dtype=torch.long, device=model.device)
+
+    def admit(self, rows: Sequence[_Row]) -> Tensor:
+        """Prefill `rows` together and join them on; return their next-token logits [b, V]."""
+        width = max(len(row.request.prompt_ids) for row in rows)
+        padded = [[0] * (width - len(r.request.prompt_ids)) + list(r.request.prompt_ids) for r in rows]
+        lengths = torch.tensor([len(row.request.prompt_ids) for row in rows], device=self.model.device)
+        ids = torch.tensor(padded, device=self.model.device)
+        mask = (torch.arange(width, device=self.model.device) >= width - lengths[:, None]).long()
+        cache = new_cache()
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            cache=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self._join(cache, mask)
+        self.rows += rows
+        return out.logits[:, -1]
+
+    def _join(self, cache, mask: Tensor) -> None:
+        """Put the new rows' cache below the old one's, both padded on the left to the longer of the two."""
+        if not self.rows:
+            self.cache, self.mask = cache, mask
+            return
+        width = max(self.mask.shape[1], mask.shape[1])
+        joined = new_cache()
+        for index, (old, new) in enumerate(zip(self.cache.layers, cache.layers, strict=True)):
+            pairs = ((old.keys, new.keys), (old.values, new.values))
+            keys, values = (torch.cat([_pad(t, width, -2) for t in pair]) for pair in pairs)
+            joined.update(keys, values, index)
+        self.cache, self.mask = joined, torch.cat([_pad(self.mask, width, -1), _pad(mask, width, -1)])
+
+    def drop_finished(self) -> None:
+        """Forget finished rows, and the padding that only they needed."""
+        stay = [i for i, row in enumerate(self.rows) if not row.finished]
+        self.rows = [self.rows[i] for i in stay]
+        if not stay:
+            return
+        self.mask = self.mask[stay]
+        first = int(self.mask.argmax(dim=1).min())
+        self.mask = self.mask[:, first:]
+        kept = new_cache()
+        for index, layer in enumerate(self.cache.layers):
+            kept.update(layer.keys[stay, :, first:], layer.values[stay, :, first:], index)
+        self.cache = kept
+
+    def step(self) -> Tensor:
+        """Feed every row's last token; return the next-token logits [B, V]."""
+        last = torch.tensor([[row.output.token_ids[-1]] for row in self.rows], device=self.model.device)
+        position = self.mask.sum(-1, keepdim=True)
+        self.mask = F.pad(self.mask, (0, 1), value=1)
+        out = self.model(
+            input_ids=last, attention_mask=self.mask, position_ids=position, cache=self.cache, use_cache=True
+        )
+        return out.logits[:, -1]
+
+
+def _pad(tensor: Tensor, width: int, dim: int) -> Tensor:
+    """Zeros on the left of `dim` (-1 or -2) up to `width`."""
+    missing = width - tensor.shape[dim]
+    return F.pad(tensor, (missing, 0) if dim == -1 else (0, 0, missing, 0))
+
+
+@torch.inference_mode()
+def generate_batch(
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    sampling: Sampling,
+    eos_ids: frozenset[int],
+    top_k_logprobs: int = 0,
+) -> Iterator[Output]:
+    """Answer every request, `batch_size` rows at once; yields each output as it finishes.
+
+    With `top_k_logprobs` k > 0, every written token comes with the k likeliest ids and their log-probabilities (of the
+    model itself, before temperature and the like). Raises UserError for a prompt that does not fit the context,
+    FloatingPointError where logits are NaN.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for request in requests:
+        if context is not None and len(request.prompt_ids) + request.max_new_tokens > context:
+            raise UserError(
+                f"prompt {request.id} has {len(request.prompt_ids)} tokens, which with {request.max_new_tokens} new ones "
+                f"exceed the context of {context}: shorten it, or lower --max-new-tokens."
+            )
+    # Longest first: rows that start together are of like length, so little of a prefill is padding.
+    queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
+    batch = _Batch(model)
+    while queue or batch.rows:
+        free = batch_size - len(batch.rows)
+        if queue and free >= min(len(queue), max(1, round(REFILL * batch_size))):
+            while queue and len(batch.rows) < batch_size:
+                rows = [_start(queue.pop(0))]
+                room = min(batch_size - len(batch.rows), PREFILL_TOKENS // max(1, len(rows[0].request.prompt_ids)))
+                while queue and len(rows) < room:
+                    rows.append(_start(queue.pop(0)))
+                _extend(rows, batch.admit(rows), sampling, eos_ids, top_k_logprobs)
+        else:
+            _extend(batch.rows, batch.step(), sampling, eos_ids, top_k_logprobs)
+        finished = [row.output for row in batch.rows if row.finished]
+        if finished:
+            batch.drop_finished()
+            yield from finished
+
+
+def _start(request: Request) -> _Row:
+    return _Row(request, Output(request.id), torch.Generator().manual_seed(request.seed))
+
+
+def _extend(rows: Sequence[_Row], logits: Tensor, sampling: Sampling, eos_ids: frozenset[int], k: int) -> None:
+    """Write the next token of every row from its logits [B, V]."""
+    logits = logits.float()
+    best = logits.topk(max(2, k), dim=-1)
+    if bool(torch.isnan(best.values).any()):
+        row = rows[int(torch.isnan(best.values).any(-1).nonzero()[0])]
+        raise FloatingPointError(f"the logits of prompt {row.request.id} hold NaN: try float32, or check the weights")
+    gaps = (best.values[:, 0] - best.values[:, 1]).tolist()
+    if sampling.greedy:
+        tokens = best.indices[:, 0].tolist()
+    else:
+        drawn = zip(probabilities(logits, sampling), rows, strict=True)
+        tokens = [draw(distribution, row.generator) for distribution, row in drawn]
+    if k:
+        logprobs = (best.values[:, :k] - logits.logsumexp(-1, keepdim=True)).tolist()
+        ids = best.indices[:, :k].tolist()
+    for i, row in enumerate(rows):
+        row.output.token_ids.append(tokens[i])
+        row.output.min_gap = min(row.output.min_gap, gaps[i])
+        if tokens[i] in eos_ids:
+            row.output.finish_reason = "eos"
+        if k:
+            row.output.topk_ids.append(ids[i])
+            row.output.topk_logprobs.append(logprobs[i])

@@ -1,0 +1,82 @@
+"""The recipe: typed, overridable, and clear about what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from sparsedraft import recipe as recipes
+from sparsedraft.errors import UserError
+
+GOOD = """
+target: some/model
+drafters:
+  - {name: half, prune: {sparsity: 0.5}}
+  - {name: cut, drop_layers: {match_macs: half}}
+  - {name: sd2, start: half, finetune: true}
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_overrides_and_round_trip(tmp_path: Path) -> None:
+    found = recipes.read(written(tmp_path, GOOD), ["finetune.learning_rate=3e-4", "eval.k=[2,4]", "seed=7"])
+    assert (found.finetune.learning_rate, found.eval.k, found.seed) == (3e-4, [2, 4], 7)
+    assert found.prune.method == "sparsegpt" and found.eval.prompts == "demo:eval"
+    assert recipes.read(written(tmp_path, recipes.dump(found))) == found
+
+
+def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
+    found = recipes.read(written(tmp_path, GOOD), ["prune.tokens=99"])
+    how = found.prune_of(found.drafters[0])
+    assert (how.tokens, how.sparsity, how.pattern) == (99, 0.5, "unstructured")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["finetune.lerning_rate=1"], r"finetune\.lerning_rate is not a known key; did you mean learning_rate\?"),
+        (["finetune.learning_rate=fast"], r"finetune\.learning_rate = 'fast' is not possible"),
+        (["eval.k=[0]"], r"eval\.k\.0 = 0 is not possible: input should be greater than or equal to 1"),
+        (["eval.k=[]"], "k needs at least one number"),
+        (["prune.pattern=2:4", "prune.sparsity=0.75"], r"2:4"),
+        (["prune.pattern=5:4"], r"5:4"),
+        (["prune.sparsity=1.5"], r"prune\.sparsity = 1\.5"),
+        (["eval.temperature=1.0"], "simulate is exact under greedy"),
+        (["drafters=[]"], "drafters"),
+        (["drafters=[{name: a, start: b}]"], "'a' has start 'b', which no drafter is called"),
+        (["drafters=[{name: a, start: a}]"], "made from itself"),
+        (["drafters=[{name: a}, {name: a}]"], "'a' occurs twice"),
+        (["drafters=[{name: 'a:b'}, {name: aofb}]"], "occurs twice"),
+        (["drafters=[{name: a, prune: {}, drop_layers: {layers: 1}}]"], "either prune or drop_layers"),
+        (["drafters=[{name: a, drop_layers: {}}]"], "either layers or match_macs"),
+        (["drafters=[{name: a, prune: {sparsty: 0.5}}]"], "sparsty"),
+        (["nonsense"], "not of the form section.field=value"),
+    ],
+)
+def test_mistakes_get_one_sentence(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        recipes.read(written(tmp_path, GOOD), overrides)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["target: [", "- a\n- b\n", "", "drafters: [{name: a}]"])
+def test_unreadable_recipes(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match="recipe"):
+        recipes.read(written(tmp_path, text))
+    with pytest.raises(UserError, match="no such file"):
+        recipes.read(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.parent.glob("recipes/*.yaml")), ids=lambda p: p.name)
+def test_shipped_recipes_are_valid(path: Path) -> None:
+    recipes.read(path)
+
+
+def test_demo_recipe_names_the_five_drafters_in_the_tables_order() -> None:
+    found = recipes.read(Path(__file__).parent.parent / "recipes" / "demo.yaml")
+    names = [entry.name for entry in found.drafters if entry.report]
+    assert names == ["layer-pruned", "layer-pruned+distilled", "sparse-50", "sd2-50", "sd2-2:4"]
