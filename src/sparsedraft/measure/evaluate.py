@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import artifact, checkpoint, prompts
 from sparsedraft.console import console, track
-from sparsedraft.conversation import Answer, answer_all
+from sparsedraft.conversation import Answer, answer_all, read_journal
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.measure.acceptance import Histogram
@@ -168,10 +168,10 @@ class _Evaluation:
         pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
         with track(f"eval {name}", total, "tokens") as tracker:
             p = self.target if self.options.temperature > 0 else None  # greedy α needs no second look at the target
-            for index, shares in acceptance(model, pairs, target=p, sampling=self.options.sampling):
+            for index, shares in acceptance(model, pairs, p, self.options.sampling):
                 answer = todo[index]
                 if self.options.simulate:
-                    histograms = {k: simulate(shares > 0.5, k) for k in self.ks}
+                    histograms = {k: simulate(shares > 0.5, k, *self._room(model, answer)) for k in self.ks}
                 else:
                     histograms = {k: self._loop(model, answer, k) for k in self.ks}
                 tracker.advance(len(answer.answer_ids))
@@ -183,6 +183,12 @@ class _Evaluation:
                     "alpha": float(shares.double().mean()),
                     "histograms": {str(k): histogram.to_dict() for k, histogram in histograms.items()},
                 }
+
+    def _room(self, model: PreTrainedModel, answer: Answer) -> tuple[int, int | None]:
+        """(tokens that the loop may write, tokens that the drafter's context then still holds)."""
+        own, its = (m.config.get_text_config().max_position_embeddings for m in (self.target, model))
+        prompt = len(answer.prompt_ids)
+        return min(answer.max_new_tokens, own - prompt), its - prompt
 
     def _loop(self, model: PreTrainedModel, answer: Answer, k: int) -> Histogram:
         """Accepted lengths of the real loop on one sequence; under greedy its output must be the target's."""
@@ -286,22 +292,11 @@ class _Evaluation:
         artifact.write_json(self.work / "example.json", example)
 
 
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSON-lines journal; a line torn by a kill is cut off the file."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        path.write_bytes(whole)
-    yield from (json.loads(line) for line in whole.splitlines())
-
-
 def merge(rows: Sequence[dict[str, Any]], k: int) -> Histogram:
     """The histogram of all `rows` together for K = k."""
     total = Histogram(k)
     for row in rows:
-        total += Histogram.from_dict(row["histograms"][str(k)])
+        total += Histogram.from_dict(k, row["histograms"][str(k)])
     return total
 
 

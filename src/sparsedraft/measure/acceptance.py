@@ -1,0 +1,63 @@
+"""The acceptance histogram: how many drafts each step accepted. All else about acceptance is derived from it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsedraft.speculate.decode import Step
+
+
+@dataclass
+class Histogram:
+    """`counts[a]` steps accepted a of their at most K drafts; `drafted` and `tokens` (emitted) are totals."""
+
+    k: int
+    counts: list[int] = field(default_factory=list)
+    drafted: int = 0
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (self.k + 1)
+
+    @classmethod
+    def of_steps(cls, steps: Sequence[Step], k: int) -> "Histogram":
+        """The histogram of the real loop's steps."""
+        found = cls(k)
+        for step in steps:
+            found.add(step.accepted, len(step.drafted), len(step.emitted))
+        return found
+
+    def add(self, accepted: int, drafted: int, emitted: int) -> None:
+        """Count one step."""
+        self.counts[accepted] += 1
+        self.drafted += drafted
+        self.tokens += emitted
+
+    def __add__(self, other: "Histogram") -> "Histogram":
+        counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
+        return Histogram(self.k, counts, self.drafted + other.drafted, self.tokens + other.tokens)
+
+    @property
+    def steps(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def accepted(self) -> int:
+        return sum(a * count for a, count in enumerate(self.counts))
+
+    @property
+    def mal(self) -> float:
+        """Mean accepted length: tokens emitted per step, the target's own included; a cut-off step as it was."""
+        return self.tokens / self.steps
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted / drafted; 0 where nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"counts": self.counts, "drafted": self.drafted, "tokens": self.tokens}
+
+    @classmethod
+    def from_dict(cls, k: int, data: dict[str, Any]) -> "Histogram":
+        return cls(k, list(data["counts"]), data["drafted"], data["tokens"])

@@ -1,0 +1,61 @@
+"""The real loop's greedy numbers without the loop: one teacher-forced pass of the drafter over the target's own output.
+
+Under greedy decoding every accepted prefix is the target's own text, so what the drafter would draft after it is known
+from that text: the run accepted from a position is the run of argmax matches there, for every K at once.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsedraft.measure.acceptance import Histogram
+from sparsedraft.packing import Sample, answer_logits, bins, pack
+from sparsedraft.speculate.sampling import Sampling, probabilities
+
+ROW = 1024  # tokens packed into one pass
+
+
+def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> Histogram:
+    """The histogram of the greedy loop with K = k on an output of n tokens, of which `matches` [n] the drafter guessed.
+
+    `room` is how many tokens could have been written (n < room: the output ended itself); `context` how many more
+    tokens fit the drafter's context (None: no limit), beyond which it drafts nothing.
+    """
+    n, found, at = len(matches), Histogram(k), 0
+    # run[i]: matches in a row from i on
+    run = [0] * (n + 1)
+    for i, match in reversed(list(enumerate(matches.tolist()))):
+        run[i] = run[i + 1] + 1 if match else 0
+    while at < n:
+        drafted = min(k, room - at - 1)
+        if context is not None:
+            drafted = max(0, min(drafted, context - at))
+        accepted = min(run[at], drafted)
+        emitted = min(accepted + 1, n - at)  # the last accepted draft may be the end of the sequence
+        found.add(accepted, drafted, emitted)
+        at += emitted
+    return found
+
+
+@torch.inference_mode()
+def acceptance(
+    q: PreTrainedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], p: PreTrainedModel | None, sampling: Sampling
+) -> Iterator[tuple[int, Tensor]]:
+    """For each (prompt ids, target-written ids), its index and the per-position acceptance [n], in no fixed order.
+
+    Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is not looked at). Sampled: Σ_v min(p, q)
+    of the warped distributions. Their mean is α (DESIGN §1).
+    """
+    samples = [Sample(str(i), prompt, output) for i, (prompt, output) in enumerate(pairs)]
+    longest = max(len(s) for s in samples)
+    for group in bins([len(s) for s in samples], max(ROW, longest)):
+        row = pack([samples[i] for i in group]).to(q.device)
+        logits = answer_logits(q, row)
+        if p is None:
+            shares = (logits.argmax(-1) == row.tokens).float()
+        else:
+            theirs = probabilities(answer_logits(p, row), sampling)
+            shares = torch.minimum(theirs, probabilities(logits, sampling)).sum(-1)
+        yield from zip(group, shares.cpu().split([len(samples[i].answer_ids) for i in group]), strict=True)

@@ -1,0 +1,34 @@
+"""Calibration text: packed end to end into sequences of one length."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft import distilled, prompts
+from sparsedraft.console import console
+from sparsedraft.errors import UserError
+
+
+def sequences(source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, length: int, seed: int) -> Tensor:
+    """About `tokens` token ids as [sequences, length] from a distilled data folder or any prompts, shuffled by `seed`.
+
+    Distilled rows count with the target's answers, which is what the drafter will see. A source with fewer tokens is
+    used whole, with a remark. Raises UserError for one that does not fill a single sequence of 2 tokens.
+    """
+    path = Path(source)
+    if path.is_dir():
+        texts = [[*s.prompt_ids, *s.answer_ids] for s in distilled.samples(path, tokenizer)]
+    else:
+        texts = [prompts.chat_ids(tokenizer, p.messages()) for p in prompts.read(source)]
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
+    ids = [token for i in order for token in texts[i]][: max(tokens, length)]
+    if len(ids) < length:
+        length = len(ids)
+    if length < 2:
+        raise UserError(f"--calibration {source} holds {len(ids)} tokens: give more text.")
+    if len(ids) < tokens:
+        console.print(f"calibration: {source} holds {len(ids)} tokens, all are used ({tokens} were asked for)")
+    count = len(ids) // length
+    return torch.tensor(ids[: count * length]).view(count, length)
