@@ -78,6 +78,7 @@ def test_demo_prompts_are_split_by_a_fixed_rule() -> None:
     assert not {p.id for p in train} & {p.id for p in held_out}
     assert sum(len(p.turns) == 2 for p in everything) >= 30
     assert sorted(p.id for p in held_out)[:2] == SPLIT, "the rule has changed: earlier results no longer compare"
+    assert len({p.category for p in train[:40]}) == 8, "the first prompts are of every category"
     prompts.check_no_overlap(train, held_out)
 
 

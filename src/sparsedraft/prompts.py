@@ -138,7 +138,8 @@ def _demo(split: str) -> list[Prompt]:
     for category in sorted({p.category for p in prompts}):
         ids = [p.id for p in prompts if p.category == category]
         held_out |= set(sorted(ids, key=_order)[:HELD_OUT_PER_CATEGORY])
-    return [p for p in prompts if not split or (p.id in held_out) == (split == "eval")]
+    wanted = [p for p in prompts if not split or (p.id in held_out) == (split == "eval")]
+    return sorted(wanted, key=lambda p: _order(p.id))  # mixed, so that the first few are of every category
 
 
 def _order(name: str) -> str:

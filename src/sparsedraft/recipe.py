@@ -34,6 +34,7 @@ class Distill(Section):
     top_k: int = Field(0, ge=0)  # 0: off
     top_p: float = Field(1.0, gt=0, le=1)
     samples: Count = 1  # answers per prompt
+    top_k_logprobs: int = Field(0, ge=0)  # the target's so many likeliest tokens, kept for the kl loss
     batch_size: Count = 32  # rows decoded at once
     limit: Count | None = None  # prompts, from the first
 

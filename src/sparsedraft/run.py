@@ -92,7 +92,7 @@ def _make_drafter(
             str(data),
             folder / "finetuned",
             settings=Settings(**wanted, seed=recipe.seed),
-            teacher=recipe.target,
+            teacher=None if wanted["loss"] == "kl" and recipe.distill.top_k_logprobs else recipe.target,
             validation_prompts=recipe.finetune.validation_prompts,
             **common,
         )

@@ -1,0 +1,90 @@
+"""The `report` stage: a run folder in, report.html (self-contained) and report.md with its plots out."""
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from sparsedraft import artifact
+from sparsedraft.report import plots, tables
+from sparsedraft.report.load import Run, load
+
+TERMS = {
+    "MAL": "mean accepted length: tokens emitted per step, the target's own included; plain decoding is 1.",
+    "step": "one verification pass of the target over K drafted tokens.",
+    "α": "mean over target-written positions of Σ min(p, q); under greedy decoding, the share of equal argmaxes.",
+    "MACs": "multiply-accumulates per token: the non-zero weights of all linears, lm_head included and dense.",
+    "improvement factor": "MAL / (1 + K·c), where c is the drafter's share of the target's MACs: the theoretical "
+    "speed-up of a machine on which verifying K+1 tokens costs one step and zeros cost nothing. The target is its own "
+    "drafter's origin here, so c is large; against a larger target the same MAL is worth more.",
+}
+
+
+def report(run_dir: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write `run_dir`/report; {"report", "markdown"}: the paths. UserError if the folder is no finished run."""
+    run = load(run_dir)
+    out = run_dir / "report"
+
+    def build(work: Path) -> dict[str, Any]:
+        context = _context(run)
+        figures = _figures(run)
+        for name, (_, figure) in figures.items():
+            (work / f"{name}.png").write_bytes(plots.png(figure))
+            (work / f"{name}.svg").write_text(plots.svg(figure, name), encoding="utf-8")
+        shown = {name: (title, Markup(plots.svg(figure, name))) for name, (title, figure) in figures.items()}
+        titles = {name: title for name, (title, _) in figures.items()}
+        (work / "report.html").write_text(_template("report.html.j2").render(context, plots=shown), encoding="utf-8")
+        (work / "report.md").write_text(_template("report.md.j2").render(context, plots=titles), encoding="utf-8")
+        return {"report": str(out / "report.html"), "markdown": str(out / "report.md")}
+
+    return artifact.make(out, "report", {"run": run.sources, "recipe": run.recipe}, build, overwrite=overwrite)
+
+
+def _template(name: str):
+    loader = PackageLoader("sparsedraft.report", "templates")
+    environment = Environment(
+        loader=loader, autoescape=name.endswith(".html.j2"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.globals["markdown"] = tables.markdown
+    return environment.get_template(name)
+
+
+def _context(run: Run) -> dict[str, Any]:
+    """What both templates show."""
+    result, k = run.result, tables.middle_k(run.result)
+    header, rows = tables.main_rows(result)
+    names, categories = tables.category_rows(result, k)
+    values = [v for _, row in categories for v in row]
+    low, high = min(values), max(values)
+    return {
+        "headline": tables.headline(result),
+        "result": result,
+        "k": k,
+        "header": header,
+        "rows": rows,
+        "category_header": names,
+        "categories": categories,
+        "shade": lambda value: 0 if high == low else (value - low) / (high - low),
+        "example": run.example,
+        "distilled": run.distilled,
+        "provenance": run.provenance,
+        "recipe": run.recipe,
+        "terms": TERMS,
+    }
+
+
+def _figures(run: Run) -> dict[str, tuple[str, Figure]]:
+    """Every plot by file name, with its title."""
+    k, names = tables.middle_k(run.result), [d["name"] for d in run.result["drafters"]]
+    figures = {
+        "mal_vs_macs": ("MAL against MACs", plots.mal_against_macs(run.result, k)),
+        "by_position": ("Accepted tokens by position", plots.accepted_by_position(run.result)),
+    }
+    if run.curves:
+        loss = plots.fine_tuning(run.curves, "loss", "training loss (mean of 5 steps)", names)
+        alpha = plots.fine_tuning(run.curves, "val_alpha", "validation α", names)
+        figures["finetune_loss"] = ("Fine-tuning: training loss", loss)
+        figures["finetune_alpha"] = ("Fine-tuning: validation α", alpha)
+    return figures

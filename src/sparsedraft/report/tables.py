@@ -1,0 +1,72 @@
+"""The tables of a run as rows of text: the same figures for the terminal, Markdown and HTML."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+SHOWN_K = (3, 5, 8)
+
+
+def shown_ks(result: dict[str, Any]) -> list[int]:
+    """The K's of the main table: 3, 5 and 8 where measured, else all."""
+    return [k for k in SHOWN_K if k in result["k"]] or list(result["k"])
+
+
+def middle_k(result: dict[str, Any]) -> int:
+    """The K to speak of where there is room for one: 5 if measured."""
+    return 5 if 5 in result["k"] else sorted(result["k"])[len(result["k"]) // 2]
+
+
+def main_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of the main table."""
+    ks = shown_ks(result)
+    header = ["drafter", *(f"MAL, K={k}" for k in ks), "α", "MACs vs dense", "improvement factor"]
+    rows = []
+    for d in result["drafters"]:
+        best = d["best_k"]
+        factor = f"{d['k'][str(best)]['improvement_factor']:.2f} (K={best})"
+        mals = [f"{d['k'][str(k)]['mal']:.2f}" for k in ks]
+        rows.append([d["name"], *mals, f"{d['alpha']:.3f}", f"{d['macs_vs_dense'] - 1:+.1%}", factor])
+    return header, rows
+
+
+def demo_table(result: dict[str, Any]) -> Table:
+    """The main table for the terminal."""
+    header, rows = main_rows(result)
+    how = "greedy" if result["temperature"] == 0 else f"temperature {result['temperature']:g}"
+    table = Table(title=f"{result['prompts']} prompts, {result['target_tokens']} target tokens, {how}")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, figures to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def category_rows(result: dict[str, Any], k: int) -> tuple[list[str], list[tuple[str, list[float]]]]:
+    """(drafter names, (category, MAL of each drafter at K = k) for every category)."""
+    names = [d["name"] for d in result["drafters"]]
+    categories = sorted({c for d in result["drafters"] for c in d["by_category"]})
+    rows = [(c, [d["by_category"][c]["mal"][str(k)] for d in result["drafters"]]) for c in categories]
+    return names, rows
+
+
+def headline(result: dict[str, Any]) -> str:
+    """What the numbers say, in one sentence."""
+    k = middle_k(result)
+    mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
+    best = max(mal, key=lambda name: mal[name])
+    text = f"{best} brings {mal[best]:.2f} tokens a step at K = {k}"
+    other = "layer-pruned+distilled"
+    if other in mal and best != other:
+        text += f", {mal[best] / mal[other]:.2f} times as many as {other} of equal MACs ({mal[other]:.2f})"
+    elif len(mal) > 1:
+        worst = min(mal, key=lambda name: mal[name])
+        text += f", {mal[best] / mal[worst]:.2f} times as many as {worst} ({mal[worst]:.2f})"
+    return text + "."
