@@ -110,11 +110,17 @@ def test_damaged_checkpoints_get_one_sentence(copy: Path, harm, message: str) ->
 
 
 def test_what_is_no_decoder_lm_is_refused(tmp_path: Path) -> None:
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 30}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": 30,
+    }
     BertModel(BertConfig(**small)).save_pretrained(tmp_path / "bert")
-    T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=30)).save_pretrained(
-        tmp_path / "t5"
-    )
+    T5ForConditionalGeneration(
+        T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, vocab_size=30)
+    ).save_pretrained(tmp_path / "t5")
     for name in ("bert", "t5"):
         with pytest.raises(UserError, match="not a decoder-only language model"):
             checkpoint.find(tmp_path / name)

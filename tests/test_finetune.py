@@ -62,7 +62,9 @@ def test_loss_is_on_the_answers_tokens_only(tiny_llama) -> None:
         full = model(torch.tensor([[*sample.prompt_ids, *sample.answer_ids]])).logits[0]
     first = len(sample.prompt_ids)
     expected = torch.stack([full[first - 1 + i].log_softmax(-1)[t] for i, t in enumerate(sample.answer_ids)])
-    torch.testing.assert_close(losses.nll(answer_logits(model, row), row.tokens), -expected.mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        losses.nll(answer_logits(model, row), row.tokens), -expected.mean(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_long_answers_are_cut_and_long_prompts_dropped() -> None:
@@ -217,4 +219,9 @@ def test_log_holds_steps_and_validations(tiny_llama, tmp_path: Path) -> None:
     result = train(tiny_llama(), {}, samples(20), samples(4), settings, tmp_path)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in log if "loss" in e] == list(range(1, result["steps"] + 1))
-    assert [e["step"] for e in log if "val_alpha" in e] == [0, 10, 20, *([result["steps"]] if result["steps"] % 10 else [])]
+    assert [e["step"] for e in log if "val_alpha" in e] == [
+        0,
+        10,
+        20,
+        *([result["steps"]] if result["steps"] % 10 else []),
+    ]

@@ -15,8 +15,14 @@ QWEN = {"vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": T
 PAPER = [  # the SD² paper's models at 50 % on every decoder linear
     (LlamaConfig(**LLAMA, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128), -43.87),
     (LlamaConfig(**LLAMA, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64), -39.37),
-    (Qwen2Config(**QWEN, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, intermediate_size=8960), -42.44),
-    (Qwen2Config(**QWEN, hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, intermediate_size=11008), -44.96),
+    (
+        Qwen2Config(**QWEN, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, intermediate_size=8960),
+        -42.44,
+    ),
+    (
+        Qwen2Config(**QWEN, hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, intermediate_size=11008),
+        -44.96,
+    ),
 ]
 
 

@@ -91,7 +91,9 @@ def test_overlap_is_found_across_case_and_punctuation() -> None:
     for leaked in (Prompt("e", (long,)), Prompt("e", ("what is the TIME",)), Prompt("e", ("Hi", "So: " + long))):
         with pytest.raises(UserError, match=r"1 evaluation prompt\(s\) occur.*first: 'e' in 't"):
             prompts.check_no_overlap(train, [leaked])
-    prompts.check_no_overlap(train, [Prompt("e", ("How is the time in Rome?",)), Prompt("f", ("other", "What is the time?"))])
+    prompts.check_no_overlap(
+        train, [Prompt("e", ("How is the time in Rome?",)), Prompt("f", ("other", "What is the time?"))]
+    )
 
 
 def test_chat_ids_need_a_template(tokenizer) -> None:

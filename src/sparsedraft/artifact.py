@@ -223,6 +223,8 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--out {out} is being made by another process: wait for it or name another folder.") from None
+            raise UserError(
+                f"--out {out} is being made by another process: wait for it or name another folder."
+            ) from None
         yield
         path.unlink(missing_ok=True)

@@ -7,8 +7,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError
@@ -43,7 +49,9 @@ def find(ref: str | Path) -> Path:
     config = read_config(folder)
     names = [str(name) for name in getattr(config, "architectures", None) or []]
     if config.is_encoder_decoder or not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        raise UserError(f"model {ref} is not a decoder-only language model (architecture: {', '.join(names) or 'none'}).")
+        raise UserError(
+            f"model {ref} is not a decoder-only language model (architecture: {', '.join(names) or 'none'})."
+        )
     _check_weights(folder)
     return folder
 
@@ -55,7 +63,9 @@ def read_config(folder: Path) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"model {folder} has a config.json that cannot be read ({str(error).splitlines()[0]}).") from None
+        raise UserError(
+            f"model {folder} has a config.json that cannot be read ({str(error).splitlines()[0]})."
+        ) from None
 
 
 def _check_weights(folder: Path) -> None:
@@ -65,7 +75,9 @@ def _check_weights(folder: Path) -> None:
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise UserError(f"model {folder} holds no .safetensors file: only safetensors are loaded (pickles can run code).")
+        raise UserError(
+            f"model {folder} holds no .safetensors file: only safetensors are loaded (pickles can run code)."
+        )
     for file in files:
         if not file.is_file():
             raise UserError(f"model {folder} lacks its shard {file.name}: copy or download it again.")
@@ -73,7 +85,9 @@ def _check_weights(folder: Path) -> None:
             with safe_open(file, "pt") as opened:  # reads the header and checks it against the file's size
                 opened.keys()
         except (SafetensorError, OSError, struct.error) as error:
-            raise UserError(f"model file {file} is damaged or cut short ({error}): copy or download it again.") from None
+            raise UserError(
+                f"model file {file} is damaged or cut short ({error}): copy or download it again."
+            ) from None
 
 
 def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> PreTrainedModel:
@@ -91,7 +105,9 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {ref} cannot be loaded ({str(error).splitlines()[0]}).") from None
     if info["missing_keys"]:
-        raise UserError(f"model {ref} lacks weights that its config asks for (first: {sorted(info['missing_keys'])[0]}).")
+        raise UserError(
+            f"model {ref} lacks weights that its config asks for (first: {sorted(info['missing_keys'])[0]})."
+        )
     model.stored_dtype = stored if isinstance(stored, torch.dtype) else dtype
     return model.to(device).eval()
 
@@ -135,7 +151,9 @@ def save(
     tied = set(model.all_tied_weights_keys or {}) if model.config.get_text_config().tie_word_embeddings else set()
     model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})
     config = json.loads((folder / "config.json").read_text())  # save_pretrained notes the dtype in memory, not on disk
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": str(target).removeprefix("torch.")}, indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps({**config, "dtype": str(target).removeprefix("torch.")}, indent=2) + "\n"
+    )
     tokenizer.save_pretrained(folder)
     if sparsity is not None:
         (folder / "sparsity.json").write_text(json.dumps(sparsity, indent=1) + "\n")

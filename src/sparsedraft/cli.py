@@ -37,7 +37,9 @@ TopK = Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tok
 TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability; 1 is off.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded at once.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")]
-AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help="Go on although evaluation prompts are among them.")]
+AllowOverlap = Annotated[
+    bool, typer.Option("--allow-overlap", help="Go on although evaluation prompts are among them.")
+]
 
 
 def emit(result: dict[str, Any]) -> None:
@@ -64,7 +66,9 @@ def run(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
     overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value, as many as you like.")] = None,
-    gflops: Annotated[float | None, typer.Option(min=0.001, help="Device speed, Gflop/s; default: measured here.")] = None,
+    gflops: Annotated[
+        float | None, typer.Option(min=0.001, help="Device speed, Gflop/s; default: measured here.")
+    ] = None,
 ) -> None:
     """Say what a recipe will cost, stage by stage, from configs alone: tokens, memory, device-hours, disk."""
     from sparsedraft import recipe as recipes
@@ -275,7 +279,9 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 128,
     batch_size: BatchSize = 32,
     limit: Limit = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the result and its raw rows; default: kept nowhere.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result and its raw rows; default: kept nowhere.")
+    ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -305,7 +311,7 @@ def evaluate(
 
 
 def parse_k(text: str) -> tuple[int, ...]:
-    """"1,3,5" as numbers; UserError unless each is a whole number of at least 1."""
+    """ "1,3,5" as numbers; UserError unless each is a whole number of at least 1."""
     try:
         numbers = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
@@ -319,7 +325,9 @@ def parse_k(text: str) -> tuple[int, ...]:
 def generate(
     target: Annotated[str, typer.Argument(help="The target; the output is exactly its own.")],
     prompt: Annotated[str, typer.Option(help="What the user says (the chat template is put around it).")],
-    drafter: Annotated[str | None, typer.Option(help="A drafter with the same tokenizer; default: plain decoding.")] = None,
+    drafter: Annotated[
+        str | None, typer.Option(help="A drafter with the same tokenizer; default: plain decoding.")
+    ] = None,
     k: Annotated[int, typer.Option("--k", help="Tokens drafted a step, at least 1.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
     temperature: Temperature = 0.0,

@@ -48,9 +48,7 @@ def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Every nn.Linear inside the decoder layers by its full name (as in the state dict, without ".weight")."""
     prefix, layers = _named_layers(model)
     return {
-        f"{prefix}.{i}.{name}": linear
-        for i, layer in enumerate(layers)
-        for name, linear in linears_of(layer).items()
+        f"{prefix}.{i}.{name}": linear for i, layer in enumerate(layers) for name, linear in linears_of(layer).items()
     }
 
 

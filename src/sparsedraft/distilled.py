@@ -43,7 +43,9 @@ def write(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
     """Write `rows` (keys as in SCHEMA) as parquet shards; return the SHA-256 of their contents."""
     total = hashlib.sha256()
     for number, start in enumerate(range(0, len(rows), SHARD)):
-        plain = [dict(row, topk_logprobs=np.asarray(row["topk_logprobs"], np.float16)) for row in rows[start : start + SHARD]]
+        plain = [
+            dict(row, topk_logprobs=np.asarray(row["topk_logprobs"], np.float16)) for row in rows[start : start + SHARD]
+        ]
         with write_atomic(folder / f"data-{number:05}.parquet") as temporary:
             parquet.write_table(pa.Table.from_pylist(plain, schema=SCHEMA), temporary, compression="zstd")
             total.update(temporary.read_bytes())
@@ -119,5 +121,3 @@ def summary(rows: Sequence[dict[str, Any]], k: int, digest: str) -> dict[str, An
         "topk": k,
         "data_sha256": digest,
     }
-
-

@@ -40,7 +40,9 @@ class Pattern:
             return 0.5 if sparsity is None else sparsity
         own = 1 - self.n / self.m
         if sparsity is not None and abs(sparsity - own) > 1e-6:
-            raise UserError(f"pattern {self} has sparsity {own:g}, not {sparsity:g}: leave sparsity out, or change one.")
+            raise UserError(
+                f"pattern {self} has sparsity {own:g}, not {sparsity:g}: leave sparsity out, or change one."
+            )
         return own
 
     def check_width(self, width: int, name: str) -> None:

@@ -98,7 +98,9 @@ def _dataset(source: str) -> list[Prompt]:
         rows = load_dataset(name, split=split or "train")
     except Exception as error:  # the library raises its own, the hub's and requests' errors alike
         reason = str(error).splitlines()[0]
-        raise UserError(f"prompts {source}: no such file, and no data set of that id can be loaded ({reason}).") from None
+        raise UserError(
+            f"prompts {source}: no such file, and no data set of that id can be loaded ({reason})."
+        ) from None
     return [_prompt(dict(row), f"{source}, row {n + 1}", n) for n, row in enumerate(rows)]
 
 

@@ -42,7 +42,9 @@ def distill(
         raise UserError(f"--mode {mode} is not known: choose one of {', '.join(MODES)}.")
     sampling = Sampling(temperature, top_k, top_p)
     if samples > 1 and sampling.greedy:
-        raise UserError(f"--samples {samples} would be {samples} equal answers under greedy decoding: set --temperature.")
+        raise UserError(
+            f"--samples {samples} would be {samples} equal answers under greedy decoding: set --temperature."
+        )
     chosen = prompts.read(source)[:limit]
     if evaluation_prompts is not None:
         prompts.check_no_overlap(chosen, prompts.read(evaluation_prompts))

@@ -9,7 +9,7 @@ from typing import Any
 from sparsedraft import artifact, checkpoint, distilled, packing
 from sparsedraft.console import console
 from sparsedraft.errors import UserError
-from sparsedraft.finetune import losses, loop
+from sparsedraft.finetune import loop, losses
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.masks import masks_of
 from sparsedraft.packing import Sample
@@ -48,7 +48,11 @@ def finetune(
         model = checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
         claim = checkpoint.check_sparsity(model, folder)
         masks = masks_of(model, list(claim["linears"])) if claim else {}
-        p = checkpoint.load(teacher_folder, dtype=checkpoint.dtype_named(dtype), device=device) if teacher_folder else None
+        p = (
+            checkpoint.load(teacher_folder, dtype=checkpoint.dtype_named(dtype), device=device)
+            if teacher_folder
+            else None
+        )
         result = loop.train(model, masks, training, validation, settings, work, teacher=p)
         checkpoint.save(model, tokenizer, work, sparsity=claim)
         if claim:  # what is on disk counts, not what was in memory

@@ -203,7 +203,9 @@ class _Evaluation:
             seed=self.options.seed,
         )
         if self.options.temperature == 0 and made.tokens != list(answer.answer_ids) and answer.min_gap > 1e-3:
-            raise RuntimeError(f"{answer.id}: speculative output differs from the target's, and no near-tie explains it")
+            raise RuntimeError(
+                f"{answer.id}: speculative output differs from the target's, and no near-tie explains it"
+            )
         return Histogram.of_steps(made.steps, k)
 
     def _summary(
@@ -303,5 +305,3 @@ def merge(rows: Sequence[dict[str, Any]], k: int) -> Histogram:
 def mean_alpha(rows: Sequence[dict[str, Any]]) -> float:
     """α over all positions: each token weighs the same, whichever sequence it is in."""
     return sum(row["alpha"] * row["tokens"] for row in rows) / sum(row["tokens"] for row in rows)
-
-

@@ -53,5 +53,3 @@ def nonzero_parameters(model: nn.Module) -> tuple[int, int]:
     """(non-zero parameters, all parameters), tied tensors counted once."""
     sizes = [(p.numel() - count_zeros(p), p.numel()) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for _, n in sizes)
-
-

@@ -41,7 +41,10 @@ def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> 
 
 @torch.inference_mode()
 def acceptance(
-    q: PreTrainedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], p: PreTrainedModel | None, sampling: Sampling
+    q: PreTrainedModel,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    p: PreTrainedModel | None,
+    sampling: Sampling,
 ) -> Iterator[tuple[int, Tensor]]:
     """For each (prompt ids, target-written ids), its index and the per-position acceptance [n], in no fixed order.
 

@@ -26,7 +26,9 @@ def load(folder: Path) -> Run:
     """The run in `folder`; UserError if it has no finished evaluation."""
     file = folder / "eval" / "result.json"
     if not file.is_file():
-        raise UserError(f"{folder} is not the folder of a finished run (it lacks eval/result.json): give a run's --out.")
+        raise UserError(
+            f"{folder} is not the folder of a finished run (it lacks eval/result.json): give a run's --out."
+        )
     run = Run(folder, json.loads(file.read_text(encoding="utf-8")), sources=[file])
     run.example = _json(run, folder / "eval" / "example.json")
     run.distilled = _json(run, folder / "distilled" / "result.json")

@@ -10,7 +10,15 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")  # Okabe & Ito: safe for all eyes
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#666666",
+)  # Okabe & Ito: safe for all eyes
 MARKERS = "osD^vPX"
 
 
@@ -83,7 +91,9 @@ def fine_tuning(curves: dict[str, list[dict[str, Any]]], key: str, ylabel: str, 
         style = _style(names.index(name) if name in names else len(names))
         if key == "loss":
             style["marker"] = ""
-            points = [(x, sum(y for _, y in points[max(0, i - 4) : i + 1]) / min(5, i + 1)) for i, (x, _) in enumerate(points)]
+            points = [
+                (x, sum(y for _, y in points[max(0, i - 4) : i + 1]) / min(5, i + 1)) for i, (x, _) in enumerate(points)
+            ]
         axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -45,7 +45,11 @@ def report(run_dir: Path, *, overwrite: bool = False) -> dict[str, Any]:
 def _template(name: str):
     loader = PackageLoader("sparsedraft.report", "templates")
     environment = Environment(
-        loader=loader, autoescape=name.endswith(".html.j2"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=loader,
+        autoescape=name.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     environment.globals["markdown"] = tables.markdown
     return environment.get_template(name)

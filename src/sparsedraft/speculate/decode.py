@@ -113,7 +113,9 @@ def _draft(
 def _sound(logits: Tensor, who: str, position: int) -> Tensor:
     """`logits`, unless there is a NaN among them."""
     if bool(torch.isnan(logits).any()):
-        raise FloatingPointError(f"the {who}'s logits after {position} tokens hold NaN: try float32, or check the weights")
+        raise FloatingPointError(
+            f"the {who}'s logits after {position} tokens hold NaN: try float32, or check the weights"
+        )
     return logits
 
 

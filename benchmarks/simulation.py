@@ -1,0 +1,61 @@
+"""Evaluation by simulation against the real loop: the same prompts, the same drafter, all of K = 1, 2, 3, 5, 8."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from common import MODEL, close, row, seconds, setup
+from sparsedraft import checkpoint
+from sparsedraft.conversation import answer_all
+from sparsedraft.decoder import decoder_linears
+from sparsedraft.measure.acceptance import Histogram
+from sparsedraft.measure.simulate import acceptance, simulate
+from sparsedraft.prompts import read
+from sparsedraft.speculate.backend import TransformersBackend
+from sparsedraft.speculate.decode import generate
+from sparsedraft.speculate.sampling import Sampling
+
+KS, PROMPTS, NEW_TOKENS = (1, 2, 3, 5, 8), 6, 48
+
+
+def main() -> list[dict]:
+    target, drafter = checkpoint.load(MODEL), checkpoint.load(MODEL)
+    tokenizer = checkpoint.load_tokenizer(MODEL)
+    with torch.no_grad():  # noise, so that it is accepted in part
+        for linear in decoder_linears(drafter).values():
+            linear.weight += 0.15 * linear.weight.std() * torch.randn(linear.weight.shape)
+    with tempfile.TemporaryDirectory() as folder:
+        answers = answer_all(
+            target, tokenizer, read("demo:eval")[:PROMPTS], journal=Path(folder) / "journal", description="target",
+            sampling=Sampling(), max_new_tokens=NEW_TOKENS, batch_size=PROMPTS, seed=0,
+        )  # fmt: skip
+    eos_ids = checkpoint.eos_ids(target, tokenizer)
+    found: dict[str, list[Histogram]] = {"real": [], "simulated": []}
+
+    def real() -> None:
+        for answer in answers:
+            for k in KS:
+                made = generate(
+                    TransformersBackend(target), TransformersBackend(drafter), answer.prompt_ids, k=k,
+                    max_new_tokens=NEW_TOKENS, sampling=Sampling(), eos_ids=eos_ids,
+                )  # fmt: skip
+                found["real"].append(Histogram.of_steps(made.steps, k))
+
+    def simulated() -> None:
+        pairs = [(a.prompt_ids, a.answer_ids) for a in answers]
+        matches = dict(acceptance(drafter, pairs, None, Sampling()))
+        for index in range(len(answers)):
+            found["simulated"] += [simulate(matches[index] > 0.5, k, NEW_TOKENS) for k in KS]
+
+    simulated()  # warm-up
+    found["simulated"].clear()
+    quick, slow = seconds(simulated), seconds(real)
+    assert found["real"] == found["simulated"], "simulation and real loop differ"
+    details = {"seconds": round(quick, 2), "real_seconds": round(slow, 2), "histograms_equal": True}
+    return [row("evaluation by simulation against the real loop", slow / quick, 10, **details)]
+
+
+if __name__ == "__main__":
+    setup()
+    close(main())

@@ -1,0 +1,123 @@
+"""Distillation: the target's answers on disk, turn by turn, the same after a kill."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from sparsedraft import checkpoint, conversation, distilled, prompts
+from sparsedraft.distill.stage import distill
+from sparsedraft.errors import UserError
+
+OPTIONS = {"max_new_tokens": 12, "batch_size": 4, "limit": 20}
+
+
+@pytest.fixture(scope="module")
+def data(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("data") / "out"
+    distill(str(tiny_checkpoint), "demo:train", out, top_k_logprobs=4, **OPTIONS)
+    return out
+
+
+def test_rows_are_the_targets_own_greedy_answers(data: Path, tiny_checkpoint: Path) -> None:
+    model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
+    rows, chosen = distilled.read(data), prompts.read("demo:train")[:20]
+    assert [row["id"] for row in rows] == [f"{p.id}/{t}" for p in chosen for t in range(len(p.turns))]
+    for row in rows[:6]:
+        assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
+        alone = model.generate(torch.tensor([row["prompt_ids"]]), max_new_tokens=12, do_sample=False)
+        assert alone[0, len(row["prompt_ids"]) :].tolist() == row["answer_ids"]
+        assert row["finish_reason"] == ("eos" if row["answer_ids"][-1] == 2 else "length")
+        assert len(row["topk_ids"]) == len(row["topk_logprobs"]) == 4 * len(row["answer_ids"])
+        assert row["topk_ids"][::4] == row["answer_ids"], "greedy: the likeliest token is the written one"
+
+
+def test_a_second_turn_has_the_first_answer_in_context(data: Path) -> None:
+    rows = {row["id"]: row for row in distilled.read(data)}
+    two = [row for row in rows.values() if row["turn"] == 1]
+    assert two, "the demo has two-turn prompts"
+    for row in two:
+        assert row["messages"][:-2] == rows[f"{row['prompt_id']}/0"]["messages"]
+        assert [m["role"] for m in row["messages"]] == ["user", "assistant"] * 2
+
+
+def test_result_counts_what_is_there(data: Path) -> None:
+    result, rows = json.loads((data / "result.json").read_text()), distilled.read(data)
+    assert result["rows"] == len(rows) and sum(result["finish_reasons"].values()) == len(rows)
+    assert result["target_tokens"] == sum(len(row["answer_ids"]) for row in rows)
+    assert parquet.read_schema(data / "data-00000.parquet").names == distilled.SCHEMA.names
+
+
+def test_killed_distillation_ends_with_the_same_bytes(
+    data: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    finished, written = conversation._complete, []
+
+    def dies(*args):
+        written.append(1)
+        if len(written) in (11, 25):  # in the second group, and later
+            raise KeyboardInterrupt
+        finished(*args)
+
+    monkeypatch.setattr(conversation, "_complete", dies)
+    out = tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            distill(str(tiny_checkpoint), "demo:train", out, top_k_logprobs=4, **OPTIONS)
+        journal = tmp_path / ".out.partial" / ".answers.jsonl"
+        journal.write_bytes(journal.read_bytes() + b'[{"id": "torn')  # a kill in the middle of a write
+    distill(str(tiny_checkpoint), "demo:train", out, top_k_logprobs=4, **OPTIONS)
+    rows = len(distilled.read(data))
+    assert len(written) < rows + 25, "finished groups are not written again"
+    for name in ("data-00000.parquet", "result.json"):
+        assert (out / name).read_bytes() == (data / name).read_bytes()
+
+
+def test_samples_are_several_and_seeded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = {"max_new_tokens": 8, "limit": 6, "samples": 2, "temperature": 1.0}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        distill(str(tiny_checkpoint), "demo:train", tmp_path / name, seed=seed, **options)
+    a, b, c = (distilled.read(tmp_path / name) for name in "abc")
+    assert a == b and [r["answer_ids"] for r in a] != [r["answer_ids"] for r in c]
+    first = [r for r in a if r["prompt_id"] == a[0]["prompt_id"] and r["turn"] == 0]
+    assert [r["sample"] for r in first] == [0, 1] and first[0]["answer_ids"] != first[1]["answer_ids"]
+
+
+def test_samples_in_the_ids_of_another_tokenizer(data: Path, tokenizer) -> None:
+    own = distilled.samples(data, tokenizer)
+    assert own[0].topk_ids is not None and own[0].topk_ids.shape == (len(own[0].answer_ids), 4)
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["question"])
+    again = distilled.samples(data, other)
+    row = distilled.read(data)[0]
+    assert again[0].topk_ids is None and again[0].prompt_ids == prompts.chat_ids(other, row["messages"][:-1])
+    assert other.decode(again[0].answer_ids, skip_special_tokens=True).strip() == row["messages"][-1]["content"]
+
+
+def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def refused(message: str, source: str = "demo:train", **options: object) -> None:
+        with pytest.raises(UserError, match=message):
+            distill(str(tiny_checkpoint), source, tmp_path / "no", **{**OPTIONS, **options})
+
+    refused("evaluation prompt", source="demo", limit=None, evaluation_prompts="demo:eval")
+    refused("--mode magpie", mode="magpie")
+    refused("--samples 2", samples=2)
+    (tmp_path / "empty.jsonl").write_text("")
+    refused("is empty", source=str(tmp_path / "empty.jsonl"))
+    refused("exceed the context of 512", max_new_tokens=600)
+    with pytest.raises(UserError, match="no distilled data folder"):
+        distilled.check(tmp_path)
+
+
+def test_a_target_without_a_chat_template_is_refused(tiny_llama, tokenizer, tmp_path: Path) -> None:
+    import copy
+
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    checkpoint.save(tiny_llama(), plain, tmp_path / "base")
+    with pytest.raises(UserError, match="no chat template"):
+        distill(str(tmp_path / "base"), "demo:train", tmp_path / "no", **OPTIONS)

@@ -1,0 +1,117 @@
+"""The report: every figure of the result, in one file that needs nothing else."""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sparsedraft.errors import UserError
+from sparsedraft.report.plots import label_heights
+from sparsedraft.report.stage import report
+from sparsedraft.report.tables import headline, main_rows
+
+
+def drafter(name: str, mal: float, alpha: float, macs: float) -> dict:
+    k = {
+        str(n): {"mal": mal + n / 10, "acceptance_rate": 0.5, "histogram": [4] + [1] * n, "steps": 4 + n, "tokens": 30,
+                 "improvement_factor": mal / (1 + n * macs)}
+        for n in (3, 5, 8)
+    }  # fmt: skip
+    return {
+        "name": name, "path": f"runs/x/drafters/{name}/finetuned", "k": k, "alpha": alpha, "macs_per_token": int(macs * 1e6),
+        "macs_vs_dense": macs, "nonzero_params": 5, "sparsity": 0.5, "sparsity_whole_model": 0.4, "pattern": "2:4",
+        "c": macs, "v": 1.0, "break_even": {"3": 0.5, "5": 0.6, "8": None}, "best_k": 3,
+        "by_category": {c: {"alpha": alpha, "sequences": 2, "mal": dict.fromkeys(k, mal)} for c in ("coding", "a<b")},
+    }  # fmt: skip
+
+
+RESULT = {
+    "target": "some/target", "temperature": 0.0, "simulated": True, "prompts": 4, "sequences": 5, "target_tokens": 1234,
+    "near_ties": 0, "k": [3, 5, 8], "dense_macs_per_token": 1_000_000,
+    "drafters": [drafter("layer-pruned+distilled", 1.2, 0.31, 0.61), drafter("sd2-50", 2.4, 0.71, 0.605)],
+}  # fmt: skip
+EXAMPLE = {
+    "drafter": "sd2-50", "k": 5, "prompt_id": "q", "prompt": "Is 1 < 2 & 3?",
+    "steps": [{"drafted": [" yes", "<b>bad</b>"], "accepted": 1, "target": "\n"}, {"drafted": [], "accepted": 0, "target": None}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    files = {
+        "eval/result.json": json.dumps(RESULT),
+        "eval/example.json": json.dumps(EXAMPLE),
+        "distilled/result.json": json.dumps(
+            {"rows": 7, "target_tokens": 4321, "prompt_tokens": 99, "finish_reasons": {"eos": 6, "length": 1}}
+        ),
+        "drafters/sd2-50/finetuned/log.jsonl": '{"step": 0, "tokens": 0, "val_loss": 2, "val_alpha": 0.5}\n'
+        '{"step": 1, "tokens": 9, "loss": 2.0, "lr": 1e-4}\n{"step": 1, "tokens": 9, "val_loss": 1, "val_alpha": 0.6}\n',
+        "eval/provenance.json": json.dumps(
+            {"command": "eval", "seed": 0, "commit": "abc123", "seconds": 1.5, "finished": "now"}
+        ),
+        "recipe.yaml": "target: some/target\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_html_holds_the_figures_and_needs_nothing_else(run: Path) -> None:
+    html = Path(report(run)["report"]).read_text()
+    for row in main_rows(RESULT)[1]:
+        for cell in row:
+            assert cell in html
+    assert re.findall(r"""(?:src|href)=["'](?!#)""", html) == [] and "@import" not in html and "url(http" not in html
+    assert "<script" not in html and html.count("<svg") == 4
+    assert "4,321 tokens" in html and "abc123" in html
+    assert "<b>bad" not in html and "&lt;b&gt;bad&lt;/b&gt;" in html and "a&lt;b" in html
+    assert '<span class="r">&lt;b&gt;bad' in html and '<span class="a"> yes' in html and '<span class="t">⏎' in html
+
+
+def test_markdown_agrees_and_its_pictures_exist(run: Path) -> None:
+    text = Path(report(run)["markdown"]).read_text()
+    for row in main_rows(RESULT)[1]:
+        assert "| " + " | ".join(row) + " |" in text
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert len(pictures) == 4
+    for picture in pictures:
+        assert (run / "report" / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_same_run_same_bytes(run: Path) -> None:
+    first = {
+        p.name: p.read_bytes() for p in Path(report(run)["report"]).parent.iterdir() if p.name != "provenance.json"
+    }
+    report(run, overwrite=True)
+    assert first == {p.name: p.read_bytes() for p in (run / "report").iterdir() if p.name != "provenance.json"}
+
+
+def test_optional_parts_may_lack(run: Path) -> None:
+    for name in ("eval/example.json", "distilled/result.json", "drafters/sd2-50/finetuned/log.jsonl", "recipe.yaml"):
+        (run / name).unlink()
+    html = Path(report(run)["report"]).read_text()
+    assert "worked example" not in html and html.count("<svg") == 2
+
+
+def test_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lacks eval/result\.json"):
+        report(tmp_path)
+
+
+def test_headline_is_computed() -> None:
+    assert headline(RESULT) == (
+        "sd2-50 brings 2.90 tokens a step at K = 5, 1.71 times as many as layer-pruned+distilled of equal MACs (1.70)."
+    )
+    one = copy.deepcopy(RESULT)
+    del one["drafters"][0]
+    assert headline(one) == "sd2-50 brings 2.90 tokens a step at K = 5."
+
+
+def test_labels_keep_their_distance() -> None:
+    heights = label_heights([2.0, 1.0, 1.01, 2.02], gap=0.1)
+    ordered = sorted(heights)
+    assert all(b - a >= 0.1 - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert heights[1] == 1.0 and heights[0] == 2.0
