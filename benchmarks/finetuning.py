@@ -72,7 +72,7 @@ def main() -> list[dict]:
     tokenizer = checkpoint.load_tokenizer(MODEL)
     reference = bare(checkpoint.load(MODEL))
     reached = ours(checkpoint.load(MODEL), tokenizer)
-    details = {"tokens_per_second": round(reached, 1), "bare_tokens_per_second": round(reference, 1)}
+    details: dict = {"tokens_per_second": round(reached, 1), "bare_tokens_per_second": round(reference, 1)}
     return [row("fine-tuning against a bare loop", reached / reference, 0.6, **details)]
 
 

@@ -30,7 +30,7 @@ def main() -> list[dict]:
     rate(asked[:4], 4)  # warm-up
     alone = rate(asked[::8], 1)  # every eighth prompt: tokens/s does not need them all
     batched = rate(asked, BATCH)
-    details = {"tokens_per_second": round(batched, 1), "alone_tokens_per_second": round(alone, 1)}
+    details: dict = {"tokens_per_second": round(batched, 1), "alone_tokens_per_second": round(alone, 1)}
     return [row("data generation, batched against one prompt at a time", batched / alone, 4, **details)]
 
 

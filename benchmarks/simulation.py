@@ -52,7 +52,7 @@ def main() -> list[dict]:
     found["simulated"].clear()
     quick, slow = seconds(simulated), seconds(real)
     assert found["real"] == found["simulated"], "simulation and real loop differ"
-    details = {"seconds": round(quick, 2), "real_seconds": round(slow, 2), "histograms_equal": True}
+    details: dict = {"seconds": round(quick, 2), "real_seconds": round(slow, 2), "histograms_equal": True}
     return [row("evaluation by simulation against the real loop", slow / quick, 10, **details)]
 
 

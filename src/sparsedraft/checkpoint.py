@@ -99,11 +99,12 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
     folder = find(ref)
     stored = getattr(read_config(folder), "dtype", None)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {ref} cannot be loaded ({str(error).splitlines()[0]}).") from None
+    model, info = loaded
     if info["missing_keys"]:
         raise UserError(
             f"model {ref} lacks weights that its config asks for (first: {sorted(info['missing_keys'])[0]})."

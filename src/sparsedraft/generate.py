@@ -59,13 +59,13 @@ def stream(
     ):
         tokens += step.emitted
         steps.append({"drafted": len(step.drafted), "accepted": step.accepted, "emitted": len(step.emitted)})
-        text = tokenizer.decode(tokens, skip_special_tokens=True)
+        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
         if not text.endswith("\ufffd"):  # else a character is still split over tokens
             sys.stdout.write(text[len(shown) :])
             sys.stdout.flush()
             shown = text
     seconds = time.perf_counter() - start
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
     sys.stdout.write(text[len(shown) :] + "\n")
     result: dict[str, Any] = {
         "text": text,

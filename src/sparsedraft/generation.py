@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
 from sparsedraft.errors import UserError
-from sparsedraft.kvcache import new_cache
+from sparsedraft.kvcache import held, new_cache
 from sparsedraft.speculate.sampling import Sampling, draw, probabilities
 
 REFILL = 0.25  # share of the rows that must be free before a prefill interrupts the others
@@ -81,16 +82,15 @@ class _Batch:
         self.rows += rows
         return out.logits[:, -1]
 
-    def _join(self, cache, mask: Tensor) -> None:
+    def _join(self, cache: Cache, mask: Tensor) -> None:
         """Put the new rows' cache below the old one's, both padded on the left to the longer of the two."""
         if not self.rows:
             self.cache, self.mask = cache, mask
             return
         width = max(self.mask.shape[1], mask.shape[1])
         joined = new_cache()
-        for index, (old, new) in enumerate(zip(self.cache.layers, cache.layers, strict=True)):
-            pairs = ((old.keys, new.keys), (old.values, new.values))
-            keys, values = (torch.cat([_pad(t, width, -2) for t in pair]) for pair in pairs)
+        for index, (old, new) in enumerate(zip(held(self.cache), held(cache), strict=True)):
+            keys, values = (torch.cat([_pad(t, width, -2) for t in pair]) for pair in zip(old, new, strict=True))
             joined.update(keys, values, index)
         self.cache, self.mask = joined, torch.cat([_pad(self.mask, width, -1), _pad(mask, width, -1)])
 
@@ -104,8 +104,8 @@ class _Batch:
         first = int(self.mask.argmax(dim=1).min())
         self.mask = self.mask[:, first:]
         kept = new_cache()
-        for index, layer in enumerate(self.cache.layers):
-            kept.update(layer.keys[stay, :, first:], layer.values[stay, :, first:], index)
+        for index, (keys, values) in enumerate(held(self.cache)):
+            kept.update(keys[stay, :, first:], values[stay, :, first:], index)
         self.cache = kept
 
     def step(self) -> Tensor:

@@ -1,5 +1,7 @@
 """A KV cache that grows in place, so that a step writes one token instead of copying all of them."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -14,15 +16,15 @@ class GrowingLayer(DynamicLayer):
     cache has thrown away what a roll-back needs.
     """
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         """Append [B, heads, n, dim]; return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            shape = (*key_states.shape[:2], 0, key_states.shape[3])
-            self.keys = self._room_k = key_states.new_empty(shape)
-            self.values = self._room_v = value_states.new_empty((*shape[:3], value_states.shape[3]))
+            self.keys = self._room_k = key_states[..., :0, :]
+            self.values = self._room_v = value_states[..., :0, :]
         used = self.keys.shape[-2]
         self._room_k, self.keys = _append(self._room_k, self.keys, key_states, used)
         self._room_v, self.values = _append(self._room_v, self.values, value_states, used)
@@ -43,3 +45,10 @@ def _append(room: Tensor, held: Tensor, new: Tensor, used: int) -> tuple[Tensor,
 def new_cache() -> Cache:
     """An empty cache for any decoder-only model."""
     return Cache(layer_class_to_replicate=GrowingLayer)
+
+
+def held(cache: Cache) -> Iterator[tuple[Tensor, Tensor]]:
+    """(keys, values) [B, heads, length, dim] of every layer of a `new_cache`."""
+    for layer in cache.layers:
+        assert isinstance(layer, GrowingLayer)
+        yield layer.keys, layer.values

@@ -156,7 +156,7 @@ def chat_ids(
     if not tokenizer.chat_template:
         raise UserError(f"model {tokenizer.name_or_path} has no chat template: use an instruction-tuned model.")
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=generation_prompt, return_dict=False)
-    return [int(i) for i in ids]
+    return [int(i) for i in ids]  # type: ignore[arg-type]  # the stub does not tell one conversation from many
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -169,7 +169,8 @@ class Recipe(Section):
             for field, name in entry.needs.items():
                 if name not in known:
                     raise ValueError(f"drafter '{entry.name}' has {field} '{name}', which no drafter is called")
-            seen, ahead = set(), {entry.name}
+            seen: set[str] = set()
+            ahead = {entry.name}
             while ahead := {n for name in ahead for n in known[name].needs.values() if n in known} - seen:
                 seen |= ahead
             if entry.name in seen:

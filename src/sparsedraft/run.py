@@ -30,7 +30,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     with write_atomic(out / "recipe.yaml") as temporary:
         temporary.write_text(dump(recipe), encoding="utf-8")
 
-    common = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
+    common: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
     data = out / "distilled"
     console.rule("distill")
     distill(

@@ -5,7 +5,7 @@ decay shrinks 0 to 0. The weights themselves are therefore never touched again; 
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsedraft.decoder import decoder_linears
@@ -26,8 +26,7 @@ def hold(model: PreTrainedModel, masks: dict[str, Tensor]) -> None:
 
     linears = decoder_linears(model)
     for name, mask in masks.items():
-        weight: nn.Parameter = linears[name].weight
-        weight.register_post_accumulate_grad_hook(lambda p, mask=mask: zero_pruned(p, mask))
+        linears[name].weight.register_post_accumulate_grad_hook(lambda p, mask=mask: zero_pruned(p, mask))
 
 
 def broken(model: PreTrainedModel, masks: dict[str, Tensor]) -> list[str]:

@@ -55,4 +55,4 @@ def drop(model: PreTrainedModel, first: int, n: int) -> None:
     for index, layer in enumerate(decoder_layers(model)):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):  # where its keys and values lie in the cache
-                module.layer_idx = index
+                module.layer_idx = index  # type: ignore[assignment]

@@ -157,7 +157,7 @@ def _restore(layer: nn.Module, file: Path) -> dict[str, float]:
     from safetensors import safe_open
 
     for name, tensor in load_file(file).items():
-        layer.get_submodule(name).weight.copy_(tensor)
+        layer.get_parameter(f"{name}.weight").copy_(tensor)
     with safe_open(file, "pt") as opened:
         stored = opened.metadata()
     return {name: float(stored[name]) for name in linears_of(layer)}

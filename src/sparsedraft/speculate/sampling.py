@@ -39,7 +39,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if sampling.top_p < 1:
-        ordered, index = logits.softmax(-1).sort(-1, descending=True, stable=True)
+        ordered, index = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
         outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest token always stays
         logits = logits.masked_fill(torch.zeros_like(outside).scatter_(-1, index, outside), -torch.inf)
     return logits.softmax(-1)
