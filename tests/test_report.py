@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -113,5 +114,5 @@ def test_headline_is_computed() -> None:
 def test_labels_keep_their_distance() -> None:
     heights = label_heights([2.0, 1.0, 1.01, 2.02], gap=0.1)
     ordered = sorted(heights)
-    assert all(b - a >= 0.1 - 1e-9 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(ordered))
     assert heights[1] == 1.0 and heights[0] == 2.0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from safetensors import SafetensorError
 
 from sparsedraft.console import console, quiet_libraries
 from sparsedraft.errors import UserError
@@ -372,7 +373,7 @@ def report(
 
 
 def guarded(command: Callable[[], Any]) -> int:
-    """Run `command`; return the exit code: 0 done, 2 the user's mistake in one sentence, 130 interrupted.
+    """Run `command`; return the exit code: 0 done, 2 the user's mistake in one sentence.
 
     Anything else is a fault of ours and goes up with its traceback (exit code 1).
     """
@@ -381,15 +382,13 @@ def guarded(command: Callable[[], Any]) -> int:
     except UserError as error:
         console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+    except (OSError, SafetensorError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left" not in str(error):
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         console.print(f"[bold red]error:[/] the disk is full{where}: free space, then run the same command again.")
         return 2
-    except KeyboardInterrupt:
-        console.print("interrupted: the same command goes on where this one stopped")
-        return 130
     return 0
 
 
@@ -400,23 +399,7 @@ def _escaped(text: str) -> str:
 
 
 def main() -> None:
-    """Entry point of the `sparsedraft` command."""
+    """Entry point of the `sparsedraft` command. Typer itself exits with 2 for wrong options and 0 for --help."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-    def command() -> None:
-        quiet_libraries()
-        app(standalone_mode=False)
-
-    import click
-
-    try:
-        code = guarded(command)
-    except click.exceptions.NoArgsIsHelpError as shown:  # the help text itself
-        shown.show()
-        code = 2
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (click.exceptions.Abort, click.exceptions.Exit) as left:
-        code = getattr(left, "exit_code", 130)
-    sys.exit(code)
+    quiet_libraries()
+    sys.exit(guarded(app))

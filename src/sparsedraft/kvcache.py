@@ -19,7 +19,9 @@ class GrowingLayer(DynamicLayer):
     keys: Tensor
     values: Tensor
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Append [B, heads, n, dim]; return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -51,6 +51,8 @@ def acceptance(
     Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is not looked at). Sampled: Σ_v min(p, q)
     of the warped distributions. Their mean is α (DESIGN §1).
     """
+    if not pairs:
+        return
     samples = [Sample(str(i), prompt, output) for i, (prompt, output) in enumerate(pairs)]
     longest = max(len(s) for s in samples)
     for group in bins([len(s) for s in samples], max(ROW, longest)):

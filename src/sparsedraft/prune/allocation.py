@@ -19,7 +19,7 @@ def owl(model: PreTrainedModel, ids: Tensor, sparsity: float) -> list[float]:
     for index, layer, activations in sequential.walk(model, ids):
         linears = sequential.linears_of(layer)
         found = sequential.hessians(layer, index, activations)
-        scores = [linear.weight.float().abs() * found[name].norms() for name, linear in linears.items()]
+        scores = [linear.weight.detach().float().abs() * found[name].norms() for name, linear in linears.items()]
         mean = sum(float(s.sum()) for s in scores) / sum(s.numel() for s in scores)
         outliers = sum(int((s > OUTLIER * mean).sum()) for s in scores)
         ratios.append(outliers / sum(s.numel() for s in scores))
