@@ -120,8 +120,8 @@ def test_stages_by_hand_end_with_json_and_do_nothing_twice(
     assert dropped["dropped"] == 2
     options = ("--sequence-length", 128, "--validation-prompts", 4)
     assert result("finetune", sparse, data, "--out", tuned, *options)["pattern"] == "2:4"
-    found = result("eval", tiny_checkpoint, sparse, f"best={tuned}", "--prompts", "demo:eval", "--k", "2,4", "--limit", 4,
-                   "--max-new-tokens", 8, "--simulate")  # fmt: skip
+    found = result("eval", tiny_checkpoint, sparse, f"best={tuned}", "--prompts", "demo:eval", "--k", "2,4",
+                   "--limit", 4,                   "--max-new-tokens", 8, "--simulate")  # fmt: skip
     assert [d["name"] for d in found["drafters"]] == ["sparse", "best"] and found["k"] == [2, 4]
 
 

@@ -50,7 +50,7 @@ def test_simulation_equals_the_real_loop_in_every_figure(models, tmp_path: Path)
             )
             assert found["improvement_factor"] == pytest.approx(found["mal"] / (1 + int(k) * drafter["c"]))
         tokens = sum(c["sequences"] for c in drafter["by_category"].values())
-        assert tokens == real["sequences"] and set(drafter["by_category"]) <= {p for p in drafter["by_category"]}
+        assert tokens == real["sequences"] and len(drafter["by_category"]) > 1
 
 
 def test_worked_example_is_a_real_generation(models, tmp_path: Path) -> None:

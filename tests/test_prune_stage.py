@@ -105,13 +105,17 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
         stage.prune(str(tiny_checkpoint), tmp_path / "no2", str(tmp_path / "none.jsonl"), **SMALL)
 
 
-def test_nan_weight_names_its_layer_and_writes_nothing(tiny_llama, tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
+@pytest.mark.parametrize(
+    ("where", "what"), [("mlp.gate_proj", "weights hold NaN"), ("input_layernorm", "activations hold NaN")]
+)
+def test_nan_names_its_layer_and_writes_nothing(method, where, what, tiny_llama, tokenizer, tmp_path: Path) -> None:
     model = tiny_llama()
     with torch.no_grad():
-        decoder_layers(model)[1].mlp.gate_proj.weight[3, 3] = float("nan")
+        decoder_layers(model)[1].get_submodule(where).weight.view(-1)[3] = float("nan")
     checkpoint.save(model, tokenizer, tmp_path / "nan")
-    with pytest.raises(UserError, match=r"layer 1, mlp\.gate_proj: .*NaN"):
-        stage.prune(str(tmp_path / "nan"), tmp_path / "out", "demo:train", **SMALL)
+    with pytest.raises(UserError, match=f"layer 1, .*{what}"):
+        stage.prune(str(tmp_path / "nan"), tmp_path / "out", "demo:train", method=method, **SMALL)
     assert not (tmp_path / "out").exists()
 
 

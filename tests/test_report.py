@@ -21,7 +21,8 @@ def drafter(name: str, mal: float, alpha: float, macs: float) -> dict:
         for n in (3, 5, 8)
     }  # fmt: skip
     return {
-        "name": name, "path": f"runs/x/drafters/{name}/finetuned", "k": k, "alpha": alpha, "macs_per_token": int(macs * 1e6),
+        "name": name, "path": f"runs/x/drafters/{name}/finetuned", "k": k, "alpha": alpha,
+        "macs_per_token": int(macs * 1e6),
         "macs_vs_dense": macs, "nonzero_params": 5, "sparsity": 0.5, "sparsity_whole_model": 0.4, "pattern": "2:4",
         "c": macs, "v": 1.0, "break_even": {"3": 0.5, "5": 0.6, "8": None}, "best_k": 3,
         "by_category": {c: {"alpha": alpha, "sequences": 2, "mal": dict.fromkeys(k, mal)} for c in ("coding", "a<b")},
@@ -35,7 +36,8 @@ RESULT = {
 }  # fmt: skip
 EXAMPLE = {
     "drafter": "sd2-50", "k": 5, "prompt_id": "q", "prompt": "Is 1 < 2 & 3?",
-    "steps": [{"drafted": [" yes", "<b>bad</b>"], "accepted": 1, "target": "\n"}, {"drafted": [], "accepted": 0, "target": None}],
+    "steps": [{"drafted": [" yes", "<b>bad</b>"], "accepted": 1, "target": "\n"},
+              {"drafted": [], "accepted": 0, "target": None}],
 }  # fmt: skip
 
 
@@ -48,7 +50,8 @@ def run(tmp_path: Path) -> Path:
             {"rows": 7, "target_tokens": 4321, "prompt_tokens": 99, "finish_reasons": {"eos": 6, "length": 1}}
         ),
         "drafters/sd2-50/finetuned/log.jsonl": '{"step": 0, "tokens": 0, "val_loss": 2, "val_alpha": 0.5}\n'
-        '{"step": 1, "tokens": 9, "loss": 2.0, "lr": 1e-4}\n{"step": 1, "tokens": 9, "val_loss": 1, "val_alpha": 0.6}\n',
+        '{"step": 1, "tokens": 9, "loss": 2.0, "lr": 1e-4}\n'
+        '{"step": 1, "tokens": 9, "val_loss": 1, "val_alpha": 0.6}\n',
         "eval/provenance.json": json.dumps(
             {"command": "eval", "seed": 0, "commit": "abc123", "seconds": 1.5, "finished": "now"}
         ),

@@ -30,7 +30,7 @@ VOLATILE = {"provenance.json", "report", "recipe.yaml"}  # not part of what an a
 
 @contextmanager
 def write_atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; renamed to `path` when the block succeeds, removed when it does not."""
+    """Yield a temporary path beside `path`; renamed to it when the block succeeds, removed when it does not."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary

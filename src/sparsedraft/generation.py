@@ -145,8 +145,8 @@ def generate_batch(
     for request in requests:
         if context is not None and len(request.prompt_ids) + request.max_new_tokens > context:
             raise UserError(
-                f"prompt {request.id} has {len(request.prompt_ids)} tokens, which with {request.max_new_tokens} new ones "
-                f"exceed the context of {context}: shorten it, or lower --max-new-tokens."
+                f"prompt {request.id} has {len(request.prompt_ids)} tokens, which with {request.max_new_tokens} "
+                f"new ones exceed the context of {context}: shorten it, or lower --max-new-tokens."
             )
     # Longest first: rows that start together are of like length, so little of a prefill is padding.
     queue = sorted(requests, key=lambda r: -len(r.prompt_ids))

@@ -62,8 +62,13 @@ class Pattern:
             kept = torch.ones_like(order, dtype=torch.bool)
             return kept.scatter_(-1, order[..., : self.m - self.n], False).reshape(rows, columns)
         count = round(sparsity * scores.numel())
-        kept = torch.ones(scores.numel(), dtype=torch.bool, device=scores.device)
-        kept[scores.flatten().argsort(stable=True)[:count]] = False
+        if not count:
+            return torch.ones_like(scores, dtype=torch.bool)
+        flat = scores.flatten()
+        least = flat.kthvalue(count).values  # a selection, several times faster than a sort
+        kept = flat > least
+        ties = (flat == least).nonzero().squeeze(1)
+        kept[ties[count - int((flat < least).sum()) :]] = True
         return kept.reshape(scores.shape)
 
     def holds(self, weight: Tensor) -> bool:

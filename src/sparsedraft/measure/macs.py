@@ -44,7 +44,7 @@ def macs_of_checkpoint(folder: Path) -> int:
 
 
 def attention_macs_per_token(config: PretrainedConfig, context: int) -> int:
-    """MACs that attention scores and their weighted sum add for one token at `context` tokens (not in the count above)."""
+    """MACs that attention adds for one token at `context` tokens (scores and weighted sum; not counted above)."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * config.num_attention_heads * head_dim * context
 

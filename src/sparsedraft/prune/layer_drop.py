@@ -13,7 +13,7 @@ from sparsedraft.prune import sequential
 
 @torch.no_grad()
 def last_token_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Hidden states [layers + 1, n, hidden] before each layer and after the last, at the last token of each of n rows."""
+    """Hidden states [layers + 1, n, hidden] before each layer and after the last, at each row's last token."""
     states = []
     activations = None
     for _, _, activations in sequential.walk(model, ids):

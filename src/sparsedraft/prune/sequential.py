@@ -58,6 +58,7 @@ def capture(model: PreTrainedModel, ids: Tensor) -> Activations:
     return found
 
 
+@torch.no_grad()
 def advance(layer: nn.Module, index: int, activations: Activations) -> None:
     """Replace the hidden states by the layer's outputs."""
     for i, hidden in enumerate(activations.hidden):
@@ -65,6 +66,7 @@ def advance(layer: nn.Module, index: int, activations: Activations) -> None:
         activations.hidden[i] = out[0] if isinstance(out, tuple) else out
 
 
+@torch.no_grad()
 def hessians(layer: nn.Module, index: int, activations: Activations) -> dict[str, Hessian]:
     """The Hessian of every linear of the layer, by name; linears that read the same input share one."""
     linears = linears_of(layer)
@@ -97,7 +99,7 @@ def hessians(layer: nn.Module, index: int, activations: Activations) -> dict[str
 
 @torch.no_grad()
 def walk(model: PreTrainedModel, ids: Tensor) -> Iterator[tuple[int, nn.Module, Activations]]:
-    """Each decoder layer with the activations that reach it; whoever takes it may change its weights before the next."""
+    """Each decoder layer with the activations that reach it; the caller may change its weights before the next."""
     activations = capture(model, ids)
     for index, layer in enumerate(decoder_layers(model)):
         yield index, layer, activations

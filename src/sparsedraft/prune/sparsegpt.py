@@ -34,10 +34,8 @@ class Hessian:
 def inverse_factor(H: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor of (H + λI)⁻¹, λ = `damping` times H's mean diagonal; ten times that where it must be.
 
-    Raises UserError if H holds a NaN or an infinity.
+    Raises UserError if H is too singular at any damping.
     """
-    if not bool(torch.isfinite(H).all()):
-        raise UserError("the calibration activations hold NaN or infinity: check the model and the calibration text.")
     mean = H.diagonal().mean()
     for _ in range(6):
         damped = H + damping * mean * torch.eye(len(H), dtype=H.dtype, device=H.device)
@@ -58,11 +56,9 @@ def prune(
     The mask is chosen inside each block of `block` columns, with the lowest w² / [H⁻¹]_cc² (unstructured: the block's
     share of the matrix's round(sparsity · entries) zeros; N:M: at the start of each group of M columns). The error of
     every pruned weight is carried into the columns to its right.
-    Inputs that are always 0 (dead columns) get weight 0. Raises UserError for a NaN in `weight` or `H`.
+    Inputs that are always 0 (dead columns) get weight 0. `weight` and `H` are finite; UserError if H has no inverse.
     """
     W, H = weight.to(H.dtype).clone(), H.clone()
-    if not bool(torch.isfinite(W).all()):
-        raise UserError("the weights hold NaN or infinity: the checkpoint is damaged.")
     rows, columns = W.shape
     dead = H.diagonal() == 0
     H[dead, dead] = 1
@@ -74,22 +70,21 @@ def prune(
 
     for start in range(0, columns, block):
         end = min(start + block, columns)
-        W1, H1 = W[:, start:end].clone(), Hinv[start:end, start:end]
-        keep, error = kept[:, start:end], torch.zeros_like(W1)
+        H1 = Hinv[start:end, start:end]
         diagonal = H1.diagonal()
+        W1 = W[:, start:end].T.contiguous()  # a column of W is a row here: contiguous, as the loop wants it
+        keep, error = torch.ones_like(W1, dtype=torch.bool), torch.zeros_like(W1)
         if not pattern.m:  # rounding the running total keeps the whole matrix's count exact
             zeros = round(sparsity * rows * end) - round(sparsity * rows * start)
-            keep.copy_(pattern.keep((W1 / diagonal) ** 2, zeros / W1.numel()))
+            keep = pattern.keep((W[:, start:end] / diagonal) ** 2, zeros / W1.numel()).T.contiguous()
         for i in range(end - start):
             if pattern.m and i % pattern.m == 0:
                 group = slice(i, i + pattern.m)
-                keep[:, group] = pattern.keep((W1[:, group] / diagonal[group]) ** 2, sparsity)
-            w = W1[:, i]
-            pruned = torch.where(keep[:, i], w, 0)
-            e = (w - pruned) / diagonal[i]
-            W1[:, i:].addr_(e, H1[i, i:], alpha=-1)
-            W1[:, i] = pruned
-            error[:, i] = e
-        W[:, start:end] = W1
-        W[:, end:].addmm_(error, Hinv[start:end, end:], alpha=-1)
+                keep[group] = pattern.keep((W1[group].T / diagonal[group]) ** 2, sparsity).T
+            e = W1[i] * ~keep[i] / diagonal[i]
+            W1[i + 1 :].addr_(H1[i, i + 1 :], e, alpha=-1)
+            error[i] = e
+        kept[:, start:end] = keep.T
+        W[:, start:end] = (W1 * keep).T
+        W[:, end:].addmm_(error.T, Hinv[start:end, end:], alpha=-1)
     return W.to(weight.dtype), kept

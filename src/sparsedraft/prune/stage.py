@@ -127,6 +127,12 @@ def _prune_layer(
     errors = {}
     for name, linear in linears_of(layer).items():
         H = found[name].H
+        if not bool(torch.isfinite(linear.weight).all()):
+            raise UserError(f"layer {index}, {name}: the weights hold NaN or infinity, so the checkpoint is damaged.")
+        if not bool(torch.isfinite(H).all()):
+            raise UserError(
+                f"layer {index}, {name}: the calibration activations hold NaN or infinity; try float32, or other text."
+            )
         try:
             weight, keep = METHODS[method](linear.weight.detach(), H, pattern, sparsity)
         except UserError as error:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -65,7 +66,7 @@ def label_heights(values: Sequence[float], gap: float) -> list[float]:
     """Heights for labels of `values`, in their order, at least `gap` apart: pushed up from the lowest."""
     heights = list(values)
     order = sorted(range(len(values)), key=lambda i: (values[i], i))
-    for lower, upper in zip(order, order[1:], strict=False):
+    for lower, upper in pairwise(order):
         heights[upper] = max(heights[upper], heights[lower] + gap)
     return heights
 

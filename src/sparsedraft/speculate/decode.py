@@ -84,7 +84,8 @@ def _room(target: Backend, prompt_ids: list[int], max_new_tokens: int) -> int:
         return max_new_tokens
     if len(prompt_ids) >= target.max_length:
         raise UserError(
-            f"the prompt has {len(prompt_ids)} tokens, which fill the target's context of {target.max_length}: shorten it."
+            f"the prompt has {len(prompt_ids)} tokens, which fill the target's context of {target.max_length}: "
+            "shorten it."
         )
     return min(max_new_tokens, target.max_length - len(prompt_ids))
 
