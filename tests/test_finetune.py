@@ -190,6 +190,8 @@ def test_frozen_embeddings_do_not_move(tiny_llama, tmp_path: Path) -> None:
 
 def test_validation_alpha_is_the_share_of_argmax_matches(tiny_llama) -> None:
     model, several = tiny_llama(), samples(3)
+    own = model.generate(torch.tensor([several[0].prompt_ids]), max_new_tokens=9, do_sample=False, eos_token_id=None)
+    several.append(Sample("own", several[0].prompt_ids, own[0, len(several[0].prompt_ids) :].tolist()))
     matches = total = 0
     for s in several:
         with torch.no_grad():
@@ -197,7 +199,22 @@ def test_validation_alpha_is_the_share_of_argmax_matches(tiny_llama) -> None:
         for i, token in enumerate(s.answer_ids):
             matches += int(logits[len(s.prompt_ids) - 1 + i].argmax() == token)
             total += 1
+    assert 9 <= matches < total
     assert validate(model, None, [packing.pack(several)], "nll")["val_alpha"] == matches / total
+
+
+def test_gradients_are_clipped_to_the_norm(tiny_llama, tmp_path: Path) -> None:
+    """AdamW's first step moves a weight by lr · g / (|g| + 1e-8): a gradient clipped far below 1e-8 moves nothing."""
+    moved = []
+    for clip in (1.0, 1e-13):
+        model = tiny_llama()
+        before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+        folder = tmp_path / str(clip)
+        folder.mkdir()
+        settings = Settings(learning_rate=1e-3, clip=clip, tokens=64, sequence_length=64, warmup=0)
+        train(model, {}, samples(20), samples(4), settings, folder)
+        moved.append(float((model.model.layers[0].mlp.up_proj.weight - before).abs().max()))
+    assert moved[0] > 5e-4 and moved[1] < 1e-7
 
 
 def test_cosine_warms_up_and_ends_at_nothing() -> None:

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 
 console = Console(stderr=True)
+if not console.is_terminal:
+    console = Console(stderr=True, width=120)  # a log file has no width of its own: keep tables whole
 
 
 class Tracker:

@@ -17,8 +17,7 @@ TERMS = {
     "α": "mean over target-written positions of Σ min(p, q); under greedy decoding, the share of equal argmaxes.",
     "MACs": "multiply-accumulates per token: the non-zero weights of all linears, lm_head included and dense.",
     "improvement factor": "MAL / (1 + K·c), where c is the drafter's share of the target's MACs: the theoretical "
-    "speed-up of a machine on which verifying K+1 tokens costs one step and zeros cost nothing. The target is its own "
-    "drafter's origin here, so c is large; against a larger target the same MAL is worth more.",
+    "speed-up of a machine on which verifying K+1 tokens costs one step and zeros cost nothing.",
 }
 
 
