@@ -106,6 +106,7 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     refused("evaluation prompt", source="demo", limit=None, evaluation_prompts="demo:eval")
     refused("--mode magpie", mode="magpie")
     refused("--samples 2", samples=2)
+    refused("--top-k-logprobs 321 is more than the vocabulary of 320", top_k_logprobs=321)
     (tmp_path / "empty.jsonl").write_text("")
     refused("is empty", source=str(tmp_path / "empty.jsonl"))
     refused("exceed the context of 512", max_new_tokens=600)
@@ -121,3 +122,16 @@ def test_a_target_without_a_chat_template_is_refused(tiny_llama, tokenizer, tmp_
     checkpoint.save(tiny_llama(), plain, tmp_path / "base")
     with pytest.raises(UserError, match="no chat template"):
         distill(str(tmp_path / "base"), "demo:train", tmp_path / "no", **OPTIONS)
+
+
+def test_too_long_a_prompt_is_refused_before_any_is_answered(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    rows = [{"id": f"p{i}", "prompt": "the quick brown fox"} for i in range(6)]
+    rows.append({"id": "long", "prompt": "zq " * 400})
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked: list[int] = []
+    monkeypatch.setattr(conversation, "generate_batch", lambda *_, **__: asked.append(1) or iter(()))
+    with pytest.raises(UserError, match=r"prompt long/0 has .* exceed the context of 512"):
+        distill(str(tiny_checkpoint), str(tmp_path / "prompts.jsonl"), tmp_path / "out", max_new_tokens=8, batch_size=2)
+    assert not asked

@@ -102,6 +102,13 @@ def test_chat_ids_need_a_template(tokenizer) -> None:
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n"
         "<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
     )
+    import copy
+
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = (
+        "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + dated.chat_template
+    )
+    assert "26 Jul 2024" in dated.decode(prompts.chat_ids(dated, [{"role": "user", "content": "hi"}]))
     plain = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(UserError, match="no chat template"):
         prompts.chat_ids(plain, [{"role": "user", "content": "hi"}])

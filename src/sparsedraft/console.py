@@ -1,6 +1,7 @@
 """Everything that is written for people: progress and tables, all on stderr, so that stdout stays for results."""
 
 import logging
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -23,18 +25,34 @@ if not console.is_terminal:
 
 
 class Tracker:
-    """A handle on one progress bar."""
+    """A handle on one progress bar; where there is no terminal, a line every half minute."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
+    EVERY = 30.0  # seconds
+
+    def __init__(self, progress: Progress, task: TaskID, unit: str) -> None:
+        self._progress, self._id, self._unit = progress, task, unit
+        self._said = time.monotonic()
+
+    @property
+    def _task(self) -> Task:
+        return self._progress.tasks[0]
 
     def advance(self, n: float = 1) -> None:
         """Move on by `n` units."""
-        self._progress.advance(self._task, n)
+        self._progress.advance(self._id, n)
+        if not console.is_terminal and time.monotonic() - self._said > self.EVERY:
+            self._said = time.monotonic()
+            self.say(f"of {self._task.total:.0f} " if self._task.total else "")
 
     def note(self, text: str) -> None:
         """Show `text` (a loss, a rate) at the end of the bar."""
-        self._progress.update(self._task, note=text)
+        self._progress.update(self._id, note=text)
+
+    def say(self, of: str = "") -> None:
+        """Print where the work is, as a line."""
+        task = self._task
+        done = f"{task.completed:.0f} {of}{self._unit} in {task.elapsed or 0:.1f} s"
+        console.print(f"{task.description}: {done} {task.fields['note']}")
 
 
 @contextmanager
@@ -51,11 +69,11 @@ def track(description: str, total: float | None, unit: str) -> Iterator[Tracker]
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal, refresh_per_second=4) as progress:
-        yield Tracker(progress, progress.add_task(description, total=total, note=""))
-    if not console.is_terminal:  # a log file gets one line for each bar instead of a thousand
-        task = progress.tasks[0]
-        console.print(f"{description}: {task.completed:.0f} {unit} in {task.elapsed or 0:.1f} s {task.fields['note']}")
+    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4) as progress:
+        tracker = Tracker(progress, progress.add_task(description, total=total, note=""), unit)
+        yield tracker
+    if not console.is_terminal:
+        tracker.say()
 
 
 def quiet_libraries() -> None:

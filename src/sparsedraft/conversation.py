@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, prompts
 from sparsedraft.console import track
-from sparsedraft.generation import Output, Request, generate_batch
+from sparsedraft.generation import Output, Request, check_fits, generate_batch
 from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
 
@@ -77,13 +77,15 @@ def answer_all(
                 ids = prompts.chat_ids(tokenizer, messages)
                 own = _seed(seed, name)
                 asked.append(Answer(name, p.id, p.category, turn, s, messages, ids, [], "", own, 0.0, max_new_tokens))
+            # All of them now, not group by group: the longest come last, and mending a prompt starts the work anew.
+            check_fits(model, [_request(answer) for answer in asked])
             for group in _groups(asked, GROUP * batch_size):
                 if all(answer.id in done for answer in group):
                     continue
                 by_id = {answer.id: answer for answer in group}
                 for output in generate_batch(
                     model,
-                    [Request(a.id, a.prompt_ids, a.max_new_tokens, a.seed) for a in group],
+                    [_request(answer) for answer in group],
                     batch_size=batch_size,
                     sampling=sampling,
                     eos_ids=eos_ids,
@@ -98,6 +100,10 @@ def answer_all(
                 done |= by_id
     wanted = [_name(p, t, s, samples) for p in chosen for s in range(samples) for t in range(len(p.turns))]
     return [done[name] for name in wanted]
+
+
+def _request(answer: Answer) -> Request:
+    return Request(answer.id, answer.prompt_ids, answer.max_new_tokens, answer.seed)
 
 
 def _name(prompt: Prompt, turn: int, sample: int, samples: int) -> str:
@@ -121,7 +127,7 @@ def _complete(answer: Answer, output: Output, tokenizer: PreTrainedTokenizerBase
     answer.answer_ids, answer.finish_reason, answer.min_gap = output.token_ids, output.finish_reason, output.min_gap
     answer.messages = [*answer.messages, {"role": "assistant", "content": str(tokenizer.decode(text_ids)).strip()}]
     answer.topk_ids = [i for row in output.topk_ids for i in row]
-    answer.topk_logprobs = [round(v, 3) for row in output.topk_logprobs for v in row]  # float16 holds no more
+    answer.topk_logprobs = [float(f"{v:.5g}") for row in output.topk_logprobs for v in row]  # float16 holds less
 
 
 def read_journal(path: Path) -> Iterator[Any]:

@@ -52,6 +52,11 @@ def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
+def context_length(model: nn.Module) -> int | None:
+    """Tokens that fit in the model's context; None where its config names no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+
+
 def count_zeros(weight: torch.Tensor) -> int:
     """How many entries of `weight` are exactly 0."""
     return weight.numel() - int(torch.count_nonzero(weight))

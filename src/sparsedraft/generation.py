@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
 from sparsedraft.kvcache import held, new_cache
 from sparsedraft.speculate.sampling import Sampling, draw, probabilities
@@ -125,6 +126,17 @@ def _pad(tensor: Tensor, width: int, dim: int) -> Tensor:
     return F.pad(tensor, (missing, 0) if dim == -1 else (0, 0, missing, 0))
 
 
+def check_fits(model: PreTrainedModel, requests: Sequence[Request]) -> None:
+    """Raise UserError naming the first request that, fully answered, would exceed the model's context."""
+    context = context_length(model)
+    for request in requests:
+        if context is not None and len(request.prompt_ids) + request.max_new_tokens > context:
+            raise UserError(
+                f"prompt {request.id} has {len(request.prompt_ids)} tokens, which with {request.max_new_tokens} "
+                f"new ones exceed the context of {context}: shorten it, or lower --max-new-tokens."
+            )
+
+
 @torch.inference_mode()
 def generate_batch(
     model: PreTrainedModel,
@@ -141,13 +153,9 @@ def generate_batch(
     model itself, before temperature and the like). Raises UserError for a prompt that does not fit the context,
     FloatingPointError where logits are NaN.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for request in requests:
-        if context is not None and len(request.prompt_ids) + request.max_new_tokens > context:
-            raise UserError(
-                f"prompt {request.id} has {len(request.prompt_ids)} tokens, which with {request.max_new_tokens} "
-                f"new ones exceed the context of {context}: shorten it, or lower --max-new-tokens."
-            )
+    check_fits(model, requests)
+    if top_k_logprobs > (vocabulary := model.get_output_embeddings().weight.shape[0]):
+        raise UserError(f"--top-k-logprobs {top_k_logprobs} is more than the vocabulary of {vocabulary}: lower it.")
     # Longest first: rows that start together are of like length, so little of a prefill is padding.
     queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
     batch = _Batch(model)

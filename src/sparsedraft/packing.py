@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,26 @@ def bins(lengths: Sequence[int], length: int) -> list[list[int]]:
     return groups
 
 
+def groups(samples: Sequence[Sample], length: int, packable: bool) -> list[list[int]]:
+    """Indices of the samples of each row of at most `length` tokens; one a row for a model that is not `packable`."""
+    return bins([len(s) if packable else length for s in samples], length)
+
+
+@torch.no_grad()
+def packable(model: PreTrainedModel) -> bool:
+    """Whether samples packed in one row do not see each other in `model`, by trying it.
+
+    Most families make the block-diagonal mask from the position ids; some (OPT) ignore them, and would leak silently.
+    """
+    first, second = Sample("a", [3, 4, 5], [6, 7]), Sample("b", [8, 9], [10, 11])
+    was_training = model.training
+    model.eval()
+    together = answer_logits(model, pack([first, second]).to(model.device))[2:].float()
+    alone = answer_logits(model, pack([second]).to(model.device)).float()
+    model.train(was_training)
+    return bool((together - alone).abs().max() < 0.05 * alone.std())
+
+
 def pack(samples: Sequence[Sample]) -> PackedRow:
     """Lay `samples` end to end in one row."""
     ids: list[int] = []
@@ -118,16 +139,18 @@ def answer_logits(model: nn.Module, row: PackedRow) -> Tensor:
     return out.logits[0]
 
 
-def steps(samples: Sequence[Sample], length: int, rows_per_step: int, seed: int) -> Iterator[list[PackedRow]]:
+def steps(
+    samples: Sequence[Sample], length: int, rows_per_step: int, seed: int, packable: bool = True
+) -> Iterator[list[PackedRow]]:
     """Endless optimizer steps of `rows_per_step` packed rows; each epoch is shuffled and packed anew from the seed."""
     generator = torch.Generator().manual_seed(seed)
     waiting: list[PackedRow] = []
     while True:
         order = torch.randperm(len(samples), generator=generator).tolist()
         shuffled = [samples[i] for i in order]
-        groups = bins([len(s) for s in shuffled], length)
-        for group in torch.randperm(len(groups), generator=generator).tolist():  # else long samples come first
-            waiting.append(pack([shuffled[i] for i in sorted(groups[group])]))
+        rows = groups(shuffled, length, packable)
+        for row in torch.randperm(len(rows), generator=generator).tolist():  # else long samples come first
+            waiting.append(pack([shuffled[i] for i in sorted(rows[row])]))
             if len(waiting) == rows_per_step:
                 yield waiting
                 waiting = []

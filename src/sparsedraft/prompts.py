@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from sparsedraft.errors import UserError
 
 HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for evaluation
+TEMPLATE_DATE = "26 Jul 2024"  # some templates tell the model today's date: the same work must give the same bytes
 FORMS = "'prompt', 'messages', 'turns' or 'instruction'"
 
 
@@ -155,7 +156,9 @@ def chat_ids(
     """Token ids of a conversation under the tokenizer's chat template; UserError where it has none."""
     if not tokenizer.chat_template:
         raise UserError(f"model {tokenizer.name_or_path} has no chat template: use an instruction-tuned model.")
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=generation_prompt, return_dict=False)
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=generation_prompt, return_dict=False, date_string=TEMPLATE_DATE
+    )
     return [int(i) for i in ids]  # type: ignore[arg-type]  # the stub does not tell one conversation from many
 
 

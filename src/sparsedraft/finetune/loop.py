@@ -49,11 +49,11 @@ def cosine(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def count_steps(samples: Sequence[Sample], settings: Settings) -> int:
+def count_steps(samples: Sequence[Sample], settings: Settings, packable: bool = True) -> int:
     """Optimizer steps that use up the token budget."""
-    groups = len(packing.bins([len(s) for s in samples], settings.sequence_length))
+    rows = len(packing.groups(samples, settings.sequence_length, packable))
     epoch = sum(len(s) for s in samples)
-    return max(1, round((settings.tokens or epoch) / epoch * groups / settings.rows_per_step))
+    return max(1, round((settings.tokens or epoch) / epoch * rows / settings.rows_per_step))
 
 
 def _row_loss(model: nn.Module, teacher: nn.Module | None, row: PackedRow, name: str) -> tuple[Tensor, Tensor]:
@@ -166,14 +166,16 @@ def train(
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    steps = count_steps(training, settings)
+    packable = packing.packable(model)
+    steps = count_steps(training, settings, packable)
     state = _State(folder, model, optimizer)
     done = state.restore()
-    held_out = [packing.pack([validation[i] for i in group]) for group in _bins(validation, settings)]
+    rows_held_out = packing.groups(validation, settings.sequence_length, packable)
+    held_out = [packing.pack([validation[i] for i in group]) for group in rows_held_out]
     if not done:
         state.log.append({"step": 0, "tokens": 0, **validate(model, teacher, held_out, settings.loss)})
     seen = int(state.log[-1]["tokens"])
-    batches = packing.steps(training, settings.sequence_length, settings.rows_per_step, settings.seed)
+    batches = packing.steps(training, settings.sequence_length, settings.rows_per_step, settings.seed, packable)
     with track("fine-tuning", steps, "steps") as tracker:
         tracker.advance(done)
         for step, rows in enumerate(islice(batches, done, steps), done + 1):
@@ -231,10 +233,6 @@ def _step(
         optimizer.step()
     optimizer.zero_grad()
     return total
-
-
-def _bins(samples: Sequence[Sample], settings: Settings) -> list[list[int]]:
-    return packing.bins([len(s) for s in samples], settings.sequence_length)
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:

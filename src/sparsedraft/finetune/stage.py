@@ -8,6 +8,7 @@ from typing import Any
 
 from sparsedraft import artifact, checkpoint, distilled, packing
 from sparsedraft.console import console
+from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
 from sparsedraft.finetune import loop, losses
 from sparsedraft.finetune.loop import Settings
@@ -43,9 +44,9 @@ def finetune(
         tokenizer = checkpoint.load_tokenizer(folder)
         samples = distilled.samples(Path(data), tokenizer)
         training, validation = split(samples, validation_prompts)
-        training = _fit(training, settings, "training")
-        validation = _fit(validation, settings, "validation")
         model = checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
+        longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
+        training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
         claim = checkpoint.check_sparsity(model, folder)
         masks = masks_of(model, list(claim["linears"])) if claim else {}
         p = (
@@ -87,12 +88,10 @@ def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tupl
     return of(False), of(True)
 
 
-def _fit(samples: list[Sample], settings: Settings, kind: str) -> list[Sample]:
-    kept, dropped = packing.fit(samples, settings.sequence_length)
+def _fit(samples: list[Sample], length: int, kind: str) -> list[Sample]:
+    kept, dropped = packing.fit(samples, length)
     if dropped:
-        console.print(f"{dropped} {kind} samples dropped: their prompt alone fills {settings.sequence_length} tokens")
+        console.print(f"{dropped} {kind} samples dropped: their prompt alone fills {length} tokens")
     if not kept:
-        raise UserError(
-            f"--sequence-length {settings.sequence_length} leaves no {kind} sample: every prompt is longer; raise it."
-        )
+        raise UserError(f"--sequence-length {length} leaves no {kind} sample: every prompt is longer; raise it.")
     return kept

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsedraft import artifact, checkpoint, prompts
 from sparsedraft.console import console, track
 from sparsedraft.conversation import Answer, answer_all, read_journal
-from sparsedraft.decoder import count_zeros, decoder_linears
+from sparsedraft.decoder import context_length, count_zeros, decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
@@ -186,9 +186,9 @@ class _Evaluation:
 
     def _room(self, model: PreTrainedModel, answer: Answer) -> tuple[int, int | None]:
         """(tokens that the loop may write, tokens that the drafter's context then still holds)."""
-        own, its = (m.config.get_text_config().max_position_embeddings for m in (self.target, model))
-        prompt = len(answer.prompt_ids)
-        return min(answer.max_new_tokens, own - prompt), its - prompt
+        own, its = context_length(self.target), context_length(model)
+        prompt, wanted = len(answer.prompt_ids), answer.max_new_tokens
+        return wanted if own is None else min(wanted, own - prompt), None if its is None else its - prompt
 
     def _loop(self, model: PreTrainedModel, answer: Answer, k: int) -> Histogram:
         """Accepted lengths of the real loop on one sequence; under greedy its output must be the target's."""

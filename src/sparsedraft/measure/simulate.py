@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsedraft.measure.acceptance import Histogram
-from sparsedraft.packing import Sample, answer_logits, bins, pack
+from sparsedraft.packing import Sample, answer_logits, groups, pack, packable
 from sparsedraft.speculate.sampling import Sampling, probabilities
 
 ROW = 1024  # tokens packed into one pass
@@ -55,7 +55,7 @@ def acceptance(
         return
     samples = [Sample(str(i), prompt, output) for i, (prompt, output) in enumerate(pairs)]
     longest = max(len(s) for s in samples)
-    for group in bins([len(s) for s in samples], max(ROW, longest)):
+    for group in groups(samples, max(ROW, longest), packable(q) and (p is None or packable(p))):
         row = pack([samples[i] for i in group]).to(q.device)
         logits = answer_logits(q, row)
         if p is None:

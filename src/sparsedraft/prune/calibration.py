@@ -11,12 +11,17 @@ from sparsedraft.console import console
 from sparsedraft.errors import UserError
 
 
-def sequences(source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, length: int, seed: int) -> Tensor:
+def sequences(
+    source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, length: int, seed: int, context: int | None = None
+) -> Tensor:
     """About `tokens` token ids as [sequences, length] from a distilled data folder or any prompts, shuffled by `seed`.
 
     Distilled rows count with the target's answers, which is what the drafter will see. A source with fewer tokens is
-    used whole, with a remark. Raises UserError for one that does not fill a single sequence of 2 tokens.
+    used whole, with a remark. Raises UserError for one that holds less than 2 tokens, and for sequences
+    longer than the model's `context`.
     """
+    if context is not None and length > context:
+        raise UserError(f"--sequence-length {length} is more than the model's context of {context}: lower it.")
     path = Path(source)
     if path.is_dir():
         texts = [[*s.prompt_ids, *s.answer_ids] for s in distilled.samples(path, tokenizer)]

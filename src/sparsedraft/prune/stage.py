@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sparsedraft import artifact, checkpoint
 from sparsedraft.console import track
-from sparsedraft.decoder import count_zeros, decoder_layers, decoder_linears, linears_of
+from sparsedraft.decoder import context_length, count_zeros, decoder_layers, decoder_linears, linears_of
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import macs_of_checkpoint, macs_of_model, nonzero_parameters
 from sparsedraft.pattern import Pattern
@@ -53,8 +53,8 @@ def prune(
 
     def build(work: Path) -> dict[str, Any]:
         tokenizer = checkpoint.load_tokenizer(folder)
-        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed)
         loaded = checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
+        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, context_length(loaded))
         for name, linear in decoder_linears(loaded).items():
             wanted.check_width(linear.in_features, name)
         count = len(decoder_layers(loaded))
@@ -202,7 +202,7 @@ def drop_layers(
         n = layers or layer_drop.layers_to_match(loaded, wanted or 0)
         if not 0 < n < count:
             raise UserError(f"--layers {n} of {count} would leave none: give at most {count - 1}.")
-        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed)
+        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, context_length(loaded))
         with track("angular distances", None, "passes") as tracker:
             distances = layer_drop.angular_distances(layer_drop.last_token_states(loaded, ids), n)
             tracker.advance()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparsedraft.decoder import context_length
 from sparsedraft.kvcache import new_cache
 
 
@@ -33,7 +34,7 @@ class TransformersBackend:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.max_length: int | None = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.max_length = context_length(model)
         self.passes = 0
         self._length = 0
         self._cache = new_cache()
