@@ -59,6 +59,20 @@ def test_other_inputs_are_refused_by_name_and_overwritten_on_demand(tmp_path: Pa
     assert not (out / "data.txt").exists()
 
 
+def test_a_refusal_before_any_work_leaves_nothing_to_trip_over(tmp_path: Path) -> None:
+    def refuses(work: Path, done: str = "") -> dict[str, int]:
+        (work / ".journal").write_text(done)
+        raise UserError("mend n")
+
+    for n in (1, 2):
+        with pytest.raises(UserError, match="mend n"):
+            artifact.make(tmp_path / "out", "test", {"n": n}, refuses)
+    with pytest.raises(UserError, match="mend n"):
+        artifact.make(tmp_path / "out", "test", {"n": 3}, lambda work: refuses(work, "hours of work"))
+    with pytest.raises(UserError, match="changed: n"):
+        artifact.make(tmp_path / "out", "test", {"n": 4}, build)
+
+
 def test_foreign_folder_and_concurrent_writer_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")

@@ -167,13 +167,18 @@ def make(
             raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
         if stored.get("fingerprint") != mark:
             raise _refuse(out, stored, command, described)
-        console.print(f"[dim]{out}: already done[/dim]")
+        console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
         return json.loads((out / "result.json").read_text(encoding="utf-8"))
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.partial"
     with _locked(out.parent / f".{out.name}.lock", out):
         started = _open_work(work, command, described, mark, overwrite)
-        result = build(work)
+        try:
+            result = build(work)
+        except UserError:
+            if not any(file.stat().st_size for file in work.iterdir() if file.name != ".inputs.json"):
+                shutil.rmtree(work)  # refused before any work was done: the mended command must not trip over it
+            raise
         provenance = {
             "command": command,
             "inputs": described,
@@ -205,7 +210,7 @@ def _open_work(work: Path, command: str, inputs: Any, mark: str, overwrite: bool
         except (OSError, ValueError):
             stored = None  # killed before its first file was whole: nothing is lost by starting afresh
         if stored is not None and stored["fingerprint"] == mark and not overwrite:
-            console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]")
+            console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]", soft_wrap=True)
             return float(stored["started"])
         if stored is not None and not overwrite:
             raise _refuse(work, stored, command, inputs)
