@@ -134,6 +134,8 @@ def test_plan_knows_every_stage_of_the_demo(monkeypatch, capsys, tiny_checkpoint
     assert all(
         stage[key] > 0 for stage in plan["stages"] for key in ("tokens", "memory_bytes", "device_hours", "disk_bytes")
     )
+    hours = {stage["stage"]: stage["device_hours"] for stage in plan["stages"]}
+    assert hours["layer-pruned+distilled: finetune"] < 0.8 * hours["sd2-50: finetune"], "half the layers train faster"
     assert call(monkeypatch, "plan", recipe, f"target={tiny_checkpoint}", "--gflops", 200) == 0
     halved = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert halved["device_hours"] == pytest.approx(plan["device_hours"] / 2)

@@ -65,7 +65,8 @@ def test_sampled_realised_acceptance_agrees_with_the_expected(models, tmp_path: 
     """At K = 1 a draft is accepted with probability Σ min(p, q): the two agree within four standard errors."""
     target, drafters = models
     options = Options(k=[1], temperature=1.0, max_new_tokens=24, limit=48, batch_size=16)
-    found = evaluate_to(tmp_path / "out", target, drafters[1:], "demo:eval", options)["drafters"][0]
+    named = [("target", drafters[1][1])]  # a drafter may be called that
+    found = evaluate_to(tmp_path / "out", target, named, "demo:eval", options)["drafters"][0]
     rate, drafted = found["k"]["1"]["acceptance_rate"], found["k"]["1"]["steps"]
     assert 0.1 < found["alpha"] < 0.99
     assert abs(rate - found["alpha"]) < 4 * (found["alpha"] * (1 - found["alpha"]) / drafted) ** 0.5 + 0.05

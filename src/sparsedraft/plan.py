@@ -15,7 +15,6 @@ from transformers import PretrainedConfig
 from sparsedraft import checkpoint, prompts
 from sparsedraft.decoder import decoder_layers, decoder_linears, linears_of
 from sparsedraft.measure.macs import macs_of_model, skeleton
-from sparsedraft.pattern import Pattern
 from sparsedraft.recipe import Drafter, Recipe
 from sparsedraft.sources import locate
 
@@ -139,17 +138,15 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
     """The stages of one drafter."""
     width, stages = BYTES[recipe.dtype], []
     stored = dense.parameters * 2  # bytes of a checkpoint in 16 bits
-    kept = 1.0
+    kept = _kept_layers(recipe, entry, dense)
     if entry.prune is not None:
         how = recipe.prune_of(entry)
-        Pattern.parse(how.pattern)
         activations = 2 * how.tokens * dense.config.hidden_size * 4
         memory = dense.parameters * width + stored + 4 * (dense.layer + 2 * dense.hessians) + activations
         flops = 2 * 2 * dense.linears * how.tokens + dense.hessian_flops * how.tokens + dense.solve_flops
         stages.append(_stage(f"{entry.name}: prune", how.tokens, memory, flops, stored))
     if entry.drop_layers is not None:
         tokens = recipe.prune.tokens
-        kept = 1 - (entry.drop_layers.layers or dense.config.num_hidden_layers / 2) / dense.config.num_hidden_layers
         memory = dense.parameters * width + stored
         stages.append(_stage(f"{entry.name}: drop-layers", tokens, memory, 2 * dense.linears * tokens, stored * kept))
     if entry.finetune:
@@ -157,11 +154,25 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
         tokens = f.tokens or data_tokens
         size = dense.parameters - (1 - kept) * dense.linears
         macs = dense.macs - (1 - kept) * dense.linears
-        logits = 4 * 4 * f.sequence_length * dense.config.vocab_size
-        memory = 4 * 4 * size + logits + (target.parameters * width if f.loss != "nll" else 0)
+        c = dense.config
+        logits = 4 * 4 * f.sequence_length * c.vocab_size
+        # what the backward pass needs again: about 12 hidden-wide and 5 intermediate-wide tensors a layer
+        activations = (
+            4 * f.sequence_length * c.num_hidden_layers * kept * (12 * c.hidden_size + 5 * c.intermediate_size)
+        )
+        memory = 4 * 4 * size + logits + activations + (target.parameters * width if f.loss != "nll" else 0)
         flops = int(6 * macs * tokens + (2 * target.macs * tokens if f.loss != "nll" else 0))
         stages.append(_stage(f"{entry.name}: finetune", tokens, memory, flops, size * (2 + 12)))
     return stages
+
+
+def _kept_layers(recipe: Recipe, entry: Drafter, dense: Model) -> float:
+    """Share of the dense drafter's layers that `entry` has; half of them where MACs are to be matched."""
+    if entry.drop_layers is not None:
+        count = dense.config.num_hidden_layers
+        return 1 - (entry.drop_layers.layers or count / 2) / count
+    start = next((other for other in recipe.drafters if other.name == entry.start), None)
+    return _kept_layers(recipe, start, dense) if start else 1.0
 
 
 def _eval(recipe: Recipe, target: Model, dense: Model) -> dict[str, Any]:

@@ -75,16 +75,17 @@ def evaluate_to(
         raise UserError(f"two drafters are called '{twice}': name them, as in first={drafters[0][1]}.")
     _ = options.sampling  # bad values are refused before anything is loaded
     chosen = prompts.read(source)[: options.limit]
-    folders = {"target": checkpoint.find(target), **{name: checkpoint.find(ref) for name, ref in drafters}}
+    target_folder, folders = checkpoint.find(target), {name: checkpoint.find(ref) for name, ref in drafters}
     tokenizer = checkpoint.load_tokenizer(target)
     for name, ref in drafters:
         check_same_tokenizer(tokenizer, checkpoint.load_tokenizer(ref), target, name)
 
     def build(work: Path) -> dict[str, Any]:
-        return _Evaluation(work, target, folders, tokenizer, chosen, options).result()
+        return _Evaluation(work, target, target_folder, folders, tokenizer, chosen, options).result()
 
     inputs: dict[str, object] = {
-        "models": folders,
+        "target": target_folder,
+        "drafters": folders,
         "prompts": [[p.id, p.category, p.system, *p.turns] for p in chosen],
         "options": {**asdict(options), "k": sorted(set(options.k))},
     }
@@ -98,15 +99,15 @@ class _Evaluation:
         self,
         work: Path,
         target: str,
-        folders: dict[str, Path],
+        target_folder: Path,
+        drafters: dict[str, Path],
         tokenizer: PreTrainedTokenizerBase,
         chosen: Sequence[prompts.Prompt],
         options: Options,
     ) -> None:
         self.work, self.target_name, self.options, self.tokenizer = work, target, options, tokenizer
         self.ks = sorted(set(options.k))
-        self.target = self._load(folders["target"])
-        self.drafters = {name: folder for name, folder in folders.items() if name != "target"}
+        self.target, self.drafters = self._load(target_folder), drafters
         self.eos_ids = checkpoint.eos_ids(self.target, tokenizer)
         self.answers = self._target_answers(chosen)
 
@@ -131,7 +132,9 @@ class _Evaluation:
         dense = macs_of_model(self.target)
         rows_file = self.work / ".rows.jsonl"
         done = list(read_journal(rows_file))
-        shown = []
+        place = {answer.id: index for index, answer in enumerate(self.answers)}
+        shown: list[dict[str, Any]] = []
+        kept: list[dict[str, Any]] = []
         with open(rows_file, "a", encoding="utf-8") as journal:
             for name, folder in self.drafters.items():
                 model = self._load(folder)
@@ -141,12 +144,11 @@ class _Evaluation:
                     journal.write(json.dumps(row) + "\n")
                     journal.flush()
                     rows.append(row)
+                rows.sort(key=lambda row: place[row["id"]])  # whatever order an interruption brought
+                kept += rows
                 shown.append(self._summary(name, folder, model, claim, rows, dense))
-                with artifact.write_atomic(self.work / f".{len(shown)}.part") as temporary:
-                    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        parts = [(self.work / f".{n}.part").read_text() for n in range(1, len(shown) + 1)]
         with artifact.write_atomic(self.work / "rows.jsonl") as temporary:
-            temporary.write_text("".join(parts))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._write_example(shown)
         return {
             "target": self.target_name,
