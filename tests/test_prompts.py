@@ -57,6 +57,12 @@ def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
         ('{"messages": [{"role": "robot", "content": "a"}]}\n', "role 'robot'"),
         ('{"id": 1, "prompt": "a"}\n{"id": 1, "prompt": "b"}\n', "'1' occurs twice"),
         ('{"turns": [3]}\n', "a turn is empty or not text"),
+        ('{"turns": "hello"}\n', "'turns' is str, not a list"),
+        ('{"messages": ["hello"]}\n', "a message is not an object"),
+        (
+            '{"messages": [{"role": "system", "content": [1]}, {"role": "user", "content": "a"}]}\n',
+            "system message is list",
+        ),
     ],
 )
 def test_bad_files_are_named_with_the_line(tmp_path: Path, content: str, message: str) -> None:
@@ -64,6 +70,12 @@ def test_bad_files_are_named_with_the_line(tmp_path: Path, content: str, message
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         prompts.read(str(path))
+
+
+def test_byte_order_mark_windows_lines_and_odd_separators(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes('\ufeff{"prompt": "one\u2028more"}\r\n\r\n{"prompt": "two"}'.encode())
+    assert [p.turns for p in prompts.read(str(path))] == [("one\u2028more",), ("two",)]
 
 
 def test_missing_file(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def read(source: str) -> list[Prompt]:
 
 def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: U+2028 may stand inside a string
     except UnicodeDecodeError:
         raise UserError(f"prompts {path} is not UTF-8 text: save it as UTF-8 JSON lines.") from None
     for number, line in enumerate(lines, 1):
@@ -110,10 +110,15 @@ def _prompt(row: Any, where: str, index: int) -> Prompt:
     if not isinstance(row, Mapping):
         raise UserError(f"prompts {where}: not an object with {FORMS}.")
     system = reference = None
+    for key in ("turns", "messages"):
+        if row.get(key) is not None and not isinstance(row[key], list | tuple):
+            raise UserError(f"prompts {where}: '{key}' is {type(row[key]).__name__}, not a list.")
     if row.get("turns"):
         turns = list(row["turns"])
     elif row.get("messages"):
         for message in row["messages"]:
+            if not isinstance(message, Mapping):
+                raise UserError(f"prompts {where}: a message is not an object with role and content.")
             if message.get("role") not in ("system", "user", "assistant"):
                 raise UserError(f"prompts {where}: role '{message.get('role')}' is not system, user or assistant.")
         by_role = [(m["role"], m.get("content")) for m in row["messages"]]
@@ -123,12 +128,15 @@ def _prompt(row: Any, where: str, index: int) -> Prompt:
     elif row.get("prompt"):
         turns = [row["prompt"]]
     elif row.get("instruction"):
-        turns = ["\n\n".join(filter(None, (row["instruction"], row.get("input"))))]
+        turns = ["\n\n".join(str(part) for part in (row["instruction"], row.get("input")) if part)]
         reference = row.get("output")
     else:
         raise UserError(f"prompts {where}: has none of {FORMS}, or it is empty.")
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise UserError(f"prompts {where}: a turn is empty or not text.")
+    for key, text in (("system", system), ("output", reference)):
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"prompts {where}: the {key} message is {type(text).__name__}, not text.")
     name = next((row[key] for key in ("id", "question_id", "prompt_id") if row.get(key) is not None), index)
     return Prompt(str(name), tuple(turns), str(row.get("category") or ""), system, reference)
 
