@@ -79,6 +79,10 @@ def test_foreign_folder_and_concurrent_writer_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="holds something else"):
         artifact.make(tmp_path / "mine", "test", {}, build)
 
+    with pytest.raises(UserError, match="not ours"):
+        artifact.make(tmp_path / "mine", "test", {}, build, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
     def nested(work: Path) -> dict[str, int]:
         with pytest.raises(UserError, match="another process"):
             artifact.make(tmp_path / "out", "test", {}, build)

@@ -240,6 +240,14 @@ def test_tokenizers_that_differ_are_named(tokenizer) -> None:
         check_same_tokenizer(tokenizer, other, "p", "q")
 
 
+def test_heads_of_unequal_width_are_refused(tiny_llama) -> None:
+    from sparsedraft.speculate.vocab import check_same_head
+
+    check_same_head(tiny_llama(), tiny_llama(), "q")
+    with pytest.raises(UserError, match="head of 384 rows and the target one of 320"):
+        check_same_head(tiny_llama(), tiny_llama(vocab_size=384), "q")
+
+
 def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
     """On the real model: histograms for K = 1…8 identical, greedy text that of transformers' own generate."""
     target, drafter = checkpoint.load(smollm2), noisy(checkpoint.load(smollm2), 0.15)

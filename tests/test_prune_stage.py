@@ -177,6 +177,13 @@ def test_macs_are_matched_to_the_nearest_layer(tiny_checkpoint: Path, tmp_path: 
     assert result["angular_distance"] == min(result["angular_distances"])
 
 
+def test_a_sparse_drafter_keeps_its_mask_when_it_loses_layers(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    stage.prune(str(tiny_checkpoint), tmp_path / "sparse", "demo:train", pattern="2:4", **SMALL)
+    stage.drop_layers(str(tmp_path / "sparse"), tmp_path / "cut", "demo:train", layers=1, **SMALL)
+    claim = checkpoint.check_sparsity(checkpoint.load(tmp_path / "cut"), tmp_path / "cut")
+    assert claim and claim["pattern"] == "2:4" and len(claim["linears"]) == 21 and claim["sparsity"] == 0.5
+
+
 def test_drop_layers_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     for options in ({}, {"layers": 1, "match_macs": str(tiny_checkpoint)}):
         with pytest.raises(UserError, match="either --layers or --match-macs"):

@@ -169,6 +169,8 @@ def make(
             raise _refuse(out, stored, command, described)
         console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
         return json.loads((out / "result.json").read_text(encoding="utf-8"))
+    if overwrite and out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_provenance(out) is None)):
+        raise UserError(f"--out {out} holds something that is not ours, so --overwrite does not delete it.")
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.partial"
     with _locked(out.parent / f".{out.name}.lock", out):

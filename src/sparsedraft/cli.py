@@ -236,6 +236,8 @@ def finetune(
 
     if learning_rate <= 0:
         raise UserError(f"--learning-rate {learning_rate:g} is not above 0; 1e-4 is a good start.")
+    if not clip > 0:
+        raise UserError(f"--clip {clip:g} is not above 0; 1 is a good start.")
     settings = Settings(
         loss=loss,
         tokens=tokens,

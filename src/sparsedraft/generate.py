@@ -9,7 +9,7 @@ from sparsedraft.console import console
 from sparsedraft.speculate.backend import TransformersBackend
 from sparsedraft.speculate.decode import speculate
 from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.vocab import check_same_tokenizer
+from sparsedraft.speculate.vocab import check_same_head, check_same_tokenizer
 
 
 def stream(
@@ -40,6 +40,7 @@ def stream(
     p = checkpoint.load(target, **arithmetic)
     q = checkpoint.load(drafter, **arithmetic) if drafter else None
     if q is not None:
+        check_same_head(p, q, str(drafter))
         checkpoint.check_sparsity(q, checkpoint.find(str(drafter)))
     ids = tokenizer(prompt)["input_ids"] if raw else prompts.chat_ids(tokenizer, [{"role": "user", "content": prompt}])
 

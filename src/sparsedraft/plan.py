@@ -158,7 +158,11 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
         logits = 4 * 4 * f.sequence_length * c.vocab_size
         # what the backward pass needs again: about 12 hidden-wide and 5 intermediate-wide tensors a layer
         activations = (
-            4 * f.sequence_length * c.num_hidden_layers * kept * (12 * c.hidden_size + 5 * c.intermediate_size)
+            4
+            * f.sequence_length
+            * c.num_hidden_layers
+            * kept
+            * (12 * c.hidden_size + 5 * getattr(c, "intermediate_size", 4 * c.hidden_size))
         )
         memory = 4 * 4 * size + logits + activations + (target.parameters * width if f.loss != "nll" else 0)
         flops = int(6 * macs * tokens + (2 * target.macs * tokens if f.loss != "nll" else 0))

@@ -27,8 +27,8 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     if not recipe.allow_overlap:  # before any work: a leak found after an hour helps nobody
         prompts.check_no_overlap(prompts.read(recipe.distill.prompts), prompts.read(recipe.eval.prompts))
     out.mkdir(parents=True, exist_ok=True)
-    with write_atomic(out / "recipe.yaml") as temporary:
-        temporary.write_text(dump(recipe), encoding="utf-8")
+    if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
+        _write(recipe, out)
 
     common: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
     data = out / "distilled"
@@ -52,11 +52,17 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     options = Options(**recipe.eval.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
     named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
     result = evaluate_to(out / "eval", recipe.target, named, recipe.eval.prompts, options, overwrite=overwrite)
+    _write(recipe, out)
     console.rule("report")
     written = report(out, overwrite=overwrite)
     console.print(demo_table(result))
     console.print(f"report: {written['report']}")
     return {**result, "report": written["report"]}
+
+
+def _write(recipe: Recipe, out: Path) -> None:
+    with write_atomic(out / "recipe.yaml") as temporary:
+        temporary.write_text(dump(recipe), encoding="utf-8")
 
 
 def _make_drafter(

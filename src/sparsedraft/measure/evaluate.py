@@ -25,7 +25,7 @@ from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.speculate.backend import TransformersBackend
 from sparsedraft.speculate.decode import generate, speculate
 from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.vocab import check_same_tokenizer
+from sparsedraft.speculate.vocab import check_same_head, check_same_tokenizer
 
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
 
@@ -138,6 +138,7 @@ class _Evaluation:
         with open(rows_file, "a", encoding="utf-8") as journal:
             for name, folder in self.drafters.items():
                 model = self._load(folder)
+                check_same_head(self.target, model, name)
                 claim = checkpoint.check_sparsity(model, folder)
                 rows = [row for row in done if row["drafter"] == name]
                 for row in self._rows(name, model, {row["id"] for row in rows}):
@@ -204,7 +205,12 @@ class _Evaluation:
             eos_ids=self.eos_ids,
             seed=self.options.seed,
         )
-        if self.options.temperature == 0 and made.tokens != list(answer.answer_ids) and answer.min_gap > 1e-3:
+        if (
+            self.options.temperature == 0
+            and self.options.dtype == "float32"
+            and made.tokens != list(answer.answer_ids)
+            and answer.min_gap > 1e-3
+        ):
             raise RuntimeError(
                 f"{answer.id}: speculative output differs from the target's, and no near-tie explains it"
             )

@@ -49,7 +49,7 @@ def drop(model: PreTrainedModel, first: int, n: int) -> None:
     config = model.config.get_text_config()
     before = len(layers)
     for key, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == before and key == "layer_types":
+        if isinstance(value, list) and len(value) == before and key.endswith(("_layers", "layer_types")):
             setattr(config, key, [value[i] for i in stay])
     config.num_hidden_layers = len(stay)
     for index, layer in enumerate(decoder_layers(model)):

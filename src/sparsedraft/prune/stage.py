@@ -208,7 +208,13 @@ def drop_layers(
             tracker.advance()
         first = int(distances.argmin())
         layer_drop.drop(loaded, first, n)
-        checkpoint.save(loaded, tokenizer, work, sparsity=None)
+        claim = checkpoint.claimed_sparsity(folder)
+        if claim:  # a sparse drafter that loses layers keeps the mask of those that stay
+            linears = decoder_linears(loaded)
+            zeros = {name: count_zeros(linear.weight) for name, linear in linears.items()}
+            share = sum(zeros.values()) / sum(linear.weight.numel() for linear in linears.values())
+            claim = {**claim, "sparsity": share, "linears": zeros}
+        checkpoint.save(loaded, tokenizer, work, sparsity=claim)
         return {
             "model": model,
             "layers_before": count,

@@ -1,8 +1,18 @@
 """Tokenizers of target and drafter: today they must be the same; text-level and intersection routes come with UAG."""
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft.errors import UserError
+
+
+def check_same_head(target: PreTrainedModel, drafter: PreTrainedModel, drafter_name: str) -> None:
+    """Raise UserError unless both write logits of one width (some families pad their heads by model size)."""
+    p, q = (model.get_output_embeddings().weight.shape[0] for model in (target, drafter))
+    if p != q:
+        raise UserError(
+            f"drafter {drafter_name} has a head of {q} rows and the target one of {p}: such pairs are not supported yet, "
+            "choose models whose vocab_size is equal."
+        )
 
 
 def check_same_tokenizer(
