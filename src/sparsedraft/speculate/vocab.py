@@ -10,8 +10,8 @@ def check_same_head(target: PreTrainedModel, drafter: PreTrainedModel, drafter_n
     p, q = (model.get_output_embeddings().weight.shape[0] for model in (target, drafter))
     if p != q:
         raise UserError(
-            f"drafter {drafter_name} has a head of {q} rows and the target one of {p}: such pairs are not supported yet, "
-            "choose models whose vocab_size is equal."
+            f"drafter {drafter_name} has a head of {q} rows and the target one of {p}: such pairs are not "
+            "supported yet, choose models whose vocab_size is equal."
         )
 
 
