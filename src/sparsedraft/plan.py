@@ -21,7 +21,7 @@ from sparsedraft.sources import locate
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TEMPLATE_TOKENS = 32  # what a chat template adds to a prompt
 CHARACTERS_PER_TOKEN = 4
-# Share of the matrix-product speed that each stage reached in the demo on 2 CPU cores (docs/LOG.md): decoding reads
+# Assumed share of the matrix-product speed that each stage reaches, not fitted to measurements: decoding reads
 # every weight for a few rows and is bound by memory, training is nearly all large products.
 EFFICIENCY = {"distill": 0.3, "prune": 0.4, "drop-layers": 0.6, "finetune": 0.7, "eval": 0.4}
 
