@@ -1,4 +1,4 @@
-"""Pruning a whole model: the pruned prefix, resume, layer-pruning, and what is refused."""
+"""Pruning a whole model: a layer at a time, the pruned prefix, resume, and what is refused."""
 
 import json
 import shutil
@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sparsedraft import checkpoint
+from sparsedraft import checkpoint, inspection
 from sparsedraft.decoder import decoder_layers, decoder_linears, linears_of
 from sparsedraft.errors import UserError
-from sparsedraft.measure.macs import macs_of_checkpoint, macs_of_model
-from sparsedraft.prune import layer_drop, sequential, stage
-from sparsedraft.prune.allocation import spread
+from sparsedraft.measure.macs import macs_of_model
+from sparsedraft.prune import sequential, stage
 from sparsedraft.prune.sparsegpt import Hessian
+from sparsedraft.prune.streamed import Streamed
 
 SMALL = {"tokens": 1024, "sequence_length": 64}
 
@@ -23,39 +24,58 @@ def ids(rows: int = 6, length: int = 32) -> torch.Tensor:
     return torch.randint(3, 320, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
-def test_hessians_are_those_of_the_pruned_prefix(tiny_llama, monkeypatch) -> None:
+def walked(model, tmp_path: Path) -> tuple[Streamed, sequential.Activations]:
+    """The model as a checkpoint that is read layer by layer, with the activations of `ids`."""
+    model.save_pretrained(tmp_path / "saved")
+    streamed = Streamed(tmp_path / "saved")
+    return streamed, sequential.Activations(streamed, ids(), tmp_path / "hidden")
+
+
+def test_hessians_are_those_of_the_pruned_prefix(tiny_llama, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sequential, "BATCH", 64)  # several batches
     model = tiny_llama()
-    for index, layer, activations in sequential.walk(model, ids()):
+    streamed, activations = walked(model, tmp_path)
+    for index, layer in sequential.walk(streamed, activations):
         if index == 2:
-            walked = {name: h.H for name, h in sequential.hessians(layer, index, activations).items()}
+            found = {name: h.H for name, h in sequential.hessians(layer, index, activations).items()}
             break
         with torch.no_grad():
-            layer.mlp.down_proj.weight[:, ::2] = 0  # as pruning would, before the walk goes on
+            for changed in (layer, decoder_layers(model)[index]):  # as pruning would, before the walk goes on
+                changed.mlp.down_proj.weight[:, ::2] = 0
     direct: dict[str, Hessian] = {}
     for name, linear in linears_of(decoder_layers(model)[2]).items():
         direct[name] = Hessian(linear.in_features)
         linear.register_forward_pre_hook(lambda _, args, name=name: direct[name].add(args[0]))
     with torch.no_grad():
         model(ids())
-    assert walked.keys() == direct.keys()
+    assert found.keys() == direct.keys()
     for name, hessian in direct.items():
-        torch.testing.assert_close(walked[name], hessian.H, rtol=1e-4, atol=1e-4)
+        hessian.finish()
+        torch.testing.assert_close(found[name], hessian.H, rtol=1e-4, atol=1e-4)
 
 
-def test_linears_of_one_input_share_one_hessian(tiny_llama) -> None:
-    _, layer, activations = next(iter(sequential.walk(tiny_llama(), ids())))
-    found = sequential.hessians(layer, 0, activations)
+def test_one_layer_is_in_memory_at_a_time(tiny_llama, tmp_path: Path) -> None:
+    streamed, activations = walked(tiny_llama(), tmp_path)
+    for index, _ in sequential.walk(streamed, activations):
+        real = {name for name, p in streamed.model.named_parameters() if p.device.type != "meta"}
+        assert real and all(name.startswith(f"model.layers.{index}.") for name in real)
+    assert all(p.device.type == "meta" for p in streamed.model.parameters())
+    assert len(list((tmp_path / "hidden").iterdir())) == 1, "only the last layer's outputs are left"
+
+
+def test_linears_of_one_input_share_one_hessian(tiny_llama, tmp_path: Path) -> None:
+    streamed, activations = walked(tiny_llama(), tmp_path)
+    found = sequential.hessians(streamed.load(0), 0, activations)
     assert len({id(h) for h in found.values()}) == 4
     assert found["self_attn.q_proj"] is found["self_attn.v_proj"] and found["mlp.gate_proj"] is found["mlp.up_proj"]
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "8:16", "16:32"])
 def test_checkpoint_has_its_zeros_and_works_without_us(pattern: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = stage.prune(str(tiny_checkpoint), out, "demo:train", pattern=pattern, **SMALL)
     model = AutoModelForCausalLM.from_pretrained(out)
-    assert result["sparsity"] == 0.5 and result["macs_per_token"] == macs_of_model(model) == macs_of_checkpoint(out)
+    assert result["sparsity"] == 0.5 and result["macs_per_token"] == macs_of_model(model) == inspection.macs(out)
     for linear in decoder_linears(model).values():
         assert int((linear.weight == 0).sum()) == linear.weight.numel() // 2
     dense = checkpoint.load(tiny_checkpoint)
@@ -65,31 +85,39 @@ def test_checkpoint_has_its_zeros_and_works_without_us(pattern: str, tiny_checkp
     assert json.loads((out / "provenance.json").read_text())["command"] == "prune"
 
 
-def test_killed_pruning_goes_on_to_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
-    stage.prune(str(tiny_checkpoint), tmp_path / "whole", "demo:train", **SMALL)
-    calls = []
-    original = stage._prune_layer
+@pytest.mark.parametrize("allocation", ["uniform", "auto"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_pruning_goes_on_to_the_same_bytes(
+    allocation: str, when: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    options = {**SMALL, "allocation": allocation, "pattern": "4:8"}
+    stage.prune(str(tiny_checkpoint), tmp_path / "whole", "demo:train", **options)
+    calls: list[tuple[str, int]] = []
+    prune_layer, advance = stage._prune_layer, sequential.Activations.advance
 
-    def dies(layer, index, *args):
-        calls.append(index)
-        if index == 2 and calls.count(2) == 1:
+    def prunes(layer, index, *args):
+        calls.append(("prune", index))
+        if when == "before" and index == 2 and ("kill", 0) not in calls:
             raise KeyboardInterrupt
-        return original(layer, index, *args)
+        return prune_layer(layer, index, *args)
 
-    monkeypatch.setattr(stage, "_prune_layer", dies)
+    def advances(self, layer, index):
+        calls.append(("advance", index))
+        if when == "after" and index == 2 and ("prune", 2) in calls and ("kill", 0) not in calls:
+            raise KeyboardInterrupt
+        return advance(self, layer, index)
+
+    monkeypatch.setattr(stage, "_prune_layer", prunes)
+    monkeypatch.setattr(sequential.Activations, "advance", advances)
     with pytest.raises(KeyboardInterrupt):
-        stage.prune(str(tiny_checkpoint), tmp_path / "cut", "demo:train", **SMALL)
-    stage.prune(str(tiny_checkpoint), tmp_path / "cut", "demo:train", **SMALL)
-    assert calls == [0, 1, 2, 2, 3], "finished layers are not done again"
+        stage.prune(str(tiny_checkpoint), tmp_path / "cut", "demo:train", **options)
+    calls.append(("kill", 0))
+    stage.prune(str(tiny_checkpoint), tmp_path / "cut", "demo:train", **options)
+    again = calls[calls.index(("kill", 0)) + 1 :]
+    assert again[0] == (("prune", 2) if when == "before" else ("advance", 2)), "finished layers are not done again"
+    assert again[-1] == ("advance", 3) and len(again) == (4 if when == "before" else 3)
     for name in ("model.safetensors", "result.json", "sparsity.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
-
-
-def test_owl_varies_around_the_wanted_mean(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    result = stage.prune(str(tiny_checkpoint), tmp_path / "owl", "demo:train", allocation="owl", sparsity=0.6, **SMALL)
-    assert result["sparsity"] == pytest.approx(0.6, abs=1e-3) and len(set(result["layer_sparsity"])) > 1
-    shares = spread(torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64), 0.5)
-    assert shares == sorted(shares, reverse=True) and sum(shares) / 3 == pytest.approx(0.5)
 
 
 def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -99,7 +127,7 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
     refused("2:4 has sparsity 0.5, not 0.75", pattern="2:4", sparsity=0.75)
     refused("--method obd", method="obd")
-    refused("owl varies", allocation="owl", pattern="2:4")
+    refused("--allocation best", allocation="best")
     refused(r"q_proj has 64 inputs, which 2:5 does not divide", pattern="2:5")
     with pytest.raises(UserError, match="no such file"):
         stage.prune(str(tiny_checkpoint), tmp_path / "no2", str(tmp_path / "none.jsonl"), **SMALL)
@@ -107,89 +135,81 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
 @pytest.mark.parametrize(
-    ("where", "what"), [("mlp.gate_proj", "weights hold NaN"), ("input_layernorm", "activations hold NaN")]
+    ("where", "what", "sequence"),
+    [("mlp.gate_proj", "weights hold NaN", ""), ("input_layernorm", "activations hold NaN", "in calibration sequence 0")],
 )
-def test_nan_names_its_layer_and_writes_nothing(method, where, what, tiny_llama, tokenizer, tmp_path: Path) -> None:
+def test_nan_names_its_layer_and_writes_nothing(method, where, what, sequence, tiny_llama, tokenizer, tmp_path: Path) -> None:
     model = tiny_llama()
     with torch.no_grad():
         decoder_layers(model)[1].get_submodule(where).weight.view(-1)[3] = float("nan")
     checkpoint.save(model, tokenizer, tmp_path / "nan")
-    with pytest.raises(UserError, match=f"layer 1, .*{what}"):
+    with pytest.raises(UserError, match=f"layer 1, .*{what}.*{sequence}"):
         stage.prune(str(tmp_path / "nan"), tmp_path / "out", "demo:train", method=method, **SMALL)
     assert not (tmp_path / "out").exists()
 
 
-# ---- layer-pruning
-
-
-def redundant(model, first: int, n: int):
-    """Make the layers first … first+n-1 identities."""
+def test_one_bad_calibration_sequence_is_named(tiny_llama, tokenizer, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(sequential, "BATCH", 64)  # two sequences of 32 in a batch
+    model = tiny_llama()
     with torch.no_grad():
-        for layer in decoder_layers(model)[first : first + n]:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-    return model
+        model.get_input_embeddings().weight[319] = float("inf")
+    rows = ids().clamp(max=318)
+    rows[5, 7] = 319
+    model.save_pretrained(tmp_path / "saved")
+    streamed = Streamed(tmp_path / "saved")
+    activations = sequential.Activations(streamed, rows, tmp_path / "hidden")
+    with pytest.raises(UserError, match="layer 0, .* in calibration sequence 5"):
+        sequential.hessians(streamed.load(0), 0, activations)
 
 
-def test_the_known_redundant_block_is_found_and_dropping_it_changes_nothing(
-    tiny_llama, tokenizer, tmp_path: Path
-) -> None:
-    model = redundant(tiny_llama(layers=7), 3, 2)
-    states = layer_drop.last_token_states(model, ids())
-    distances = layer_drop.angular_distances(states, 2)
-    assert len(distances) == 6 and int(distances.argmin()) == 3 and float(distances[3]) == pytest.approx(0, abs=1e-3)
-    with torch.no_grad():
-        expected = model(ids()).logits
-        layer_drop.drop(model, 3, 2)
-        torch.testing.assert_close(model(ids()).logits, expected)
-    checkpoint.save(model, tokenizer, tmp_path / "out")
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert again.config.num_hidden_layers == 5
-    assert [layer.self_attn.layer_idx for layer in decoder_layers(again)] == list(range(5))
-    assert [layer.self_attn.layer_idx for layer in decoder_layers(model)] == list(range(5))
+def test_one_calibration_token_and_fewer_than_columns_work(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for tokens in (2, 24):  # two is the least that makes a sequence
+        out = tmp_path / str(tokens)
+        result = stage.prune(str(tiny_checkpoint), out, "demo:train", tokens=tokens, sequence_length=tokens)
+        assert result["calibration_tokens"] == tokens and result["sparsity"] == 0.5
+        for parameter in AutoModelForCausalLM.from_pretrained(out).parameters():
+            assert torch.isfinite(parameter).all()
 
 
-def test_cache_of_a_cut_model_is_right(tiny_llama) -> None:
-    model = tiny_llama(layers=6)
-    layer_drop.drop(model, 1, 3)
-    with torch.no_grad():
-        expected = model(ids(1, 12)).logits[0, -1]
-        first = model(ids(1, 12)[:, :7], use_cache=True)
-        second = model(ids(1, 12)[:, 7:], cache=first.cache, use_cache=True)
-    torch.testing.assert_close(second.logits[0, -1], expected, rtol=1e-4, atol=1e-4)
-    assert len(first.cache.layers) == 3
+def test_refinement_lowers_the_error_and_keeps_the_pattern(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for pattern, sparsity in (("2:8", None), ("unstructured", 0.75)):
+        options = {**SMALL, "pattern": pattern, "sparsity": sparsity}
+        once, better = (
+            stage.prune(str(tiny_checkpoint), tmp_path / f"{pattern}{refine}", "demo:train", refine=refine, **options)
+            for refine in (False, True)
+        )
+        assert better["mean_relative_error"] < 0.9 * once["mean_relative_error"]
+        assert better["sparsity"] == once["sparsity"] == 0.75
 
 
-def test_angular_distance_by_hand() -> None:
-    states = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]]])  # a quarter turn each layer
-    assert layer_drop.angular_distances(states, 1).tolist() == pytest.approx([0.5, 0.5])
-    assert layer_drop.angular_distances(states, 2).tolist() == pytest.approx([1.0])
+def test_sharded_input_and_other_prefixes_give_the_same_weights(tiny_llama, tokenizer, tmp_path: Path) -> None:
+    model = tiny_llama()
+    checkpoint.save(model, tokenizer, tmp_path / "one")
+    checkpoint.save(model, tokenizer, tmp_path / "many")
+    (tmp_path / "many" / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path / "many", max_shard_size="100KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    shutil.copytree(tmp_path / "one", tmp_path / "bare")
+    state = load_file(tmp_path / "one" / "model.safetensors")
+    save_file(
+        {name.removeprefix("model."): tensor for name, tensor in state.items()},
+        tmp_path / "bare" / "model.safetensors", metadata={"format": "pt"},
+    )  # fmt: skip
+    states = []
+    for name in ("one", "many", "bare"):
+        stage.prune(str(tmp_path / name), tmp_path / f"{name}-out", "demo:train", **SMALL)
+        states.append(AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-out").state_dict())
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]) and torch.equal(tensor, states[2][name])
 
 
-def test_macs_are_matched_to_the_nearest_layer(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    stage.prune(str(tiny_checkpoint), tmp_path / "sparse", "demo:train", method="magnitude", sparsity=0.6, **SMALL)
-    result = stage.drop_layers(
-        str(tiny_checkpoint), tmp_path / "cut", "demo:train", match_macs=str(tmp_path / "sparse"), **SMALL
-    )
-    each = (result["macs_before"] - result["macs_per_token"]) / result["dropped"]
-    assert abs(result["macs_per_token"] - result["macs_wanted"]) <= each / 2
-    assert result["macs_per_token"] == macs_of_checkpoint(tmp_path / "cut")
-    assert result["angular_distance"] == min(result["angular_distances"])
-
-
-def test_a_sparse_drafter_keeps_its_mask_when_it_loses_layers(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    stage.prune(str(tiny_checkpoint), tmp_path / "sparse", "demo:train", pattern="2:4", **SMALL)
-    stage.drop_layers(str(tmp_path / "sparse"), tmp_path / "cut", "demo:train", layers=1, **SMALL)
-    claim = checkpoint.check_sparsity(checkpoint.load(tmp_path / "cut"), tmp_path / "cut")
-    assert claim and claim["pattern"] == "2:4" and len(claim["linears"]) == 21 and claim["sparsity"] == 0.5
-
-
-def test_drop_layers_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for options in ({}, {"layers": 1, "match_macs": str(tiny_checkpoint)}):
-        with pytest.raises(UserError, match="either --layers or --match-macs"):
-            stage.drop_layers(str(tiny_checkpoint), tmp_path / "a", "demo:train", **SMALL, **options)
-    with pytest.raises(UserError, match="--layers 4 of 4"):
-        stage.drop_layers(str(tiny_checkpoint), tmp_path / "b", "demo:train", layers=4, **SMALL)
+def test_bfloat16_checkpoint_is_written_as_it_was_read(tiny_llama, tokenizer, tmp_path: Path) -> None:
+    checkpoint.save(tiny_llama(), tokenizer, tmp_path / "b16", dtype=torch.bfloat16)
+    for dtype in ("float32", "bfloat16"):
+        stage.prune(str(tmp_path / "b16"), tmp_path / dtype, "demo:train", dtype=dtype, pattern="2:4", **SMALL)
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / dtype)
+        assert model.dtype == torch.bfloat16
+        assert checkpoint.check_sparsity(model, tmp_path / dtype)
 
 
 def test_a_model_without_plain_linears_says_which_module(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -202,5 +222,21 @@ def test_a_model_without_plain_linears_says_which_module(tiny_checkpoint: Path, 
     shutil.copytree(tiny_checkpoint, tmp_path / "moe")
     (tmp_path / "moe" / "model.safetensors").unlink()
     MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
-    with pytest.raises(UserError, match="experts"):
+    with pytest.raises(UserError, match=r"module 'model.layers.0.mlp.*experts"):
         stage.prune(str(tmp_path / "moe"), tmp_path / "out", "demo:train", **SMALL)
+
+
+def test_quantised_weights_say_which_module(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "int8")
+    state = load_file(tmp_path / "int8" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    changed = {
+        "is stored as I8": {**state, name: state[name].to(torch.int8)},
+        "stores no tensor": {k: v for k, v in state.items() if k != name},
+        "has shape": {**state, name: state[name][:3].contiguous()},
+    }
+    for message, tensors in changed.items():
+        save_file(tensors, tmp_path / "int8" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=message) as raised:
+            stage.prune(str(tmp_path / "int8"), tmp_path / "out", "demo:train", **SMALL)
+        assert name in str(raised.value) and not (tmp_path / "out").exists()

@@ -178,7 +178,7 @@ def make(
         try:
             result = build(work)
         except UserError:
-            if not any(file.stat().st_size for file in work.iterdir() if file.name != ".inputs.json"):
+            if not any(file.is_file() and file.stat().st_size for file in work.rglob("*") if file.name != ".inputs.json"):
                 shutil.rmtree(work)  # refused before any work was done: the mended command must not trip over it
             raise
         provenance = {

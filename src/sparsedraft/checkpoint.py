@@ -1,12 +1,11 @@
 """Checkpoints: find, check, load and save them. Ordinary Hugging Face safetensors, with exact zeros where pruned."""
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -18,6 +17,8 @@ from transformers import (
 
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError
+from sparsedraft.pattern import Pattern
+from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,13 +48,17 @@ def find(ref: str | Path) -> Path:
     """
     folder = locate(str(ref))
     config = read_config(folder)
-    names = [str(name) for name in getattr(config, "architectures", None) or []]
-    if config.is_encoder_decoder or not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        raise UserError(
-            f"model {ref} is not a decoder-only language model (architecture: {', '.join(names) or 'none'})."
-        )
-    _check_weights(folder)
+    if not is_decoder_lm(config):
+        names = ", ".join(getattr(config, "architectures", None) or []) or "none"
+        raise UserError(f"model {ref} is not a decoder-only language model (architecture: {names}).")
+    Shards(folder)  # reads every header
     return folder
+
+
+def is_decoder_lm(config: PretrainedConfig) -> bool:
+    """Whether the architecture is a decoder-only language model."""
+    names = [str(name) for name in getattr(config, "architectures", None) or []]
+    return not config.is_encoder_decoder and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -62,32 +67,10 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise UserError(f"model {folder} holds no config.json: give the folder of a Hugging Face checkpoint.")
     try:
         return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"model {folder} has a config.json that cannot be read ({str(error).splitlines()[0]})."
         ) from None
-
-
-def _check_weights(folder: Path) -> None:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted({folder / str(name) for name in json.loads(index.read_text())["weight_map"].values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise UserError(
-            f"model {folder} holds no .safetensors file: only safetensors are loaded (pickles can run code)."
-        )
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"model {folder} lacks its shard {file.name}: copy or download it again.")
-        try:
-            with safe_open(file, "pt") as opened:  # reads the header and checks it against the file's size
-                opened.keys()
-        except (SafetensorError, OSError, struct.error) as error:
-            raise UserError(
-                f"model file {file} is damaged or cut short ({error}): copy or download it again."
-            ) from None
 
 
 def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> PreTrainedModel:
@@ -100,7 +83,7 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
     stored = getattr(read_config(folder), "dtype", None)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {ref} cannot be loaded ({str(error).splitlines()[0]}).") from None
@@ -161,9 +144,29 @@ def save(
 
 
 def claimed_sparsity(folder: Path) -> dict[str, Any] | None:
-    """What the checkpoint says of its zeros (`sparsity.json`), or None for a dense or foreign checkpoint."""
+    """What the checkpoint says of its zeros (`sparsity.json`), or None for a dense or foreign checkpoint.
+
+    {"pattern", "sparsity", "linears": {name: zeros}}, and "patterns": {name: pattern} for linears that have another one
+    than the rest ("dense" where nothing was pruned). UserError where the file cannot be read as that.
+    """
     file = folder / "sparsity.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        claim = json.loads(file.read_text())
+        Pattern.parse(claim["pattern"])
+        for name, zeros in claim["linears"].items():
+            int(zeros)
+            claimed_pattern(claim, name)
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+        raise UserError(f"{file} cannot be read ({error!r}): prune the model again, or delete the file.") from None
+    return claim
+
+
+def claimed_pattern(claim: dict[str, Any], name: str) -> Pattern:
+    """The pattern that `claim` names for one linear."""
+    text = claim.get("patterns", {}).get(name, claim["pattern"])
+    return Pattern() if text == "dense" else Pattern.parse(text)
 
 
 def check_sparsity(model: PreTrainedModel, folder: Path) -> dict[str, Any] | None:
@@ -171,19 +174,22 @@ def check_sparsity(model: PreTrainedModel, folder: Path) -> dict[str, Any] | Non
 
     Raises UserError if a linear has fewer zeros than claimed or breaks its N:M pattern.
     """
-    from sparsedraft.pattern import Pattern
-
     claim = claimed_sparsity(folder)
     if claim is None:
         return None
-    pattern, linears = Pattern.parse(claim["pattern"]), decoder_linears(model)
-    for name, zeros in claim["linears"].items():
+    linears = decoder_linears(model)
+    for name in claim["linears"]:
         if name not in linears:
             raise UserError(f"checkpoint {folder} claims a mask for {name}, which the model does not have.")
-        weight = linears[name].weight.detach()
-        if count_zeros(weight) < zeros or not pattern.holds(weight):
-            raise UserError(
-                f"checkpoint {folder} lies: {name} is not {claim['pattern']} with {zeros} zeros as sparsity.json says; "
-                "prune it again."
-            )
+        check_claim(claim, name, linears[name].weight.detach(), folder)
     return claim
+
+
+def check_claim(claim: dict[str, Any], name: str, weight: torch.Tensor, folder: Path) -> None:
+    """Raise UserError if `weight` has fewer zeros than `claim` says, or breaks its N:M pattern."""
+    pattern, zeros = claimed_pattern(claim, name), claim["linears"][name]
+    if count_zeros(weight) < zeros or not pattern.holds(weight):
+        raise UserError(
+            f"checkpoint {folder} lies: {name} is not {pattern} with {zeros} zeros as sparsity.json says; "
+            "prune it again."
+        )

@@ -141,7 +141,12 @@ def prune(
         float | None, typer.Option(help="Share of each linear's weights to prune; default 0.5, or what N:M gives.")
     ] = None,
     method: Annotated[str, typer.Option(help="sparsegpt, wanda or magnitude.")] = "sparsegpt",
-    allocation: Annotated[str, typer.Option(help="uniform over the layers, or owl (outlier-weighted).")] = "uniform",
+    allocation: Annotated[
+        str, typer.Option(help="uniform, owl (outlier-weighted layers) or auto (least measured error at equal MACs).")
+    ] = "uniform",
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Re-solve the weights that are left, with the mask fixed.")
+    ] = False,
     tokens: CalibrationTokens = 65536,
     sequence_length: SequenceLength = 512,
     seed: Seed = 0,
@@ -161,6 +166,7 @@ def prune(
             sparsity=sparsity,
             method=method,
             allocation=allocation,
+            refine=refine,
             tokens=tokens,
             sequence_length=sequence_length,
             seed=seed,
@@ -188,7 +194,7 @@ def drop_layers(
     overwrite: Overwrite = False,
 ) -> None:
     """Drop the consecutive block of layers with the smallest angular distance."""
-    from sparsedraft.prune.stage import drop_layers as stage
+    from sparsedraft.prune.drop_stage import drop_layers as stage
 
     emit(
         stage(
@@ -205,6 +211,19 @@ def drop_layers(
             overwrite=overwrite,
         )
     )
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[str, typer.Argument(help="A Hugging Face id, a checkpoint folder or a .gguf file.")],
+) -> None:
+    """Show what a checkpoint is made of: shape, sparsity and pattern of every linear, MACs, parameters, bytes."""
+    from sparsedraft.inspection import inspect as look
+    from sparsedraft.inspection import table
+
+    result = look(checkpoint)
+    console.print(table(result))
+    emit(result)
 
 
 @app.command()

@@ -11,11 +11,14 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
     It is the list whose length is the config's `num_hidden_layers`. Raises UserError where there is none.
     """
-    return _named_layers(model)[1]
+    return named_layers(model)[1]
 
 
-def _named_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    wanted = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+def named_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The name of the list of decoder layers inside `model`, and the list."""
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if config is not None else None
+    wanted = getattr(text, "num_hidden_layers", None)
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
     if not lists:
         raise UserError(
@@ -25,10 +28,11 @@ def _named_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return min(lists, key=lambda item: item[0].count("."))  # an expert list inside a layer lies deeper
 
 
-def linears_of(layer: nn.Module) -> dict[str, nn.Linear]:
+def linears_of(layer: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
     """Every nn.Linear inside one decoder layer, by its name relative to the layer, in order.
 
-    Raises UserError on a matrix of weights that is not an nn.Linear (fused experts, quantised weights).
+    Raises UserError on a matrix of weights that is not an nn.Linear (fused experts, quantised weights), naming it with
+    `prefix` in front.
     """
     linears: dict[str, nn.Linear] = {}
     for name, module in layer.named_modules():
@@ -38,7 +42,8 @@ def linears_of(layer: nn.Module) -> dict[str, nn.Linear]:
         for key, value in module.named_parameters(recurse=False):
             if value.dim() >= 2 and not isinstance(module, nn.Embedding):
                 raise UserError(
-                    f"module '{name}' ({type(module).__name__}) keeps its weights in '{key}', not in a plain linear: "
+                    f"module '{'.'.join(part for part in (prefix, name) if part)}' ({type(module).__name__}) keeps its "
+                    f"weights in '{key}' {list(value.shape)}, not in a plain linear: "
                     "models with fused experts or quantised weights cannot be pruned."
                 )
     return linears
@@ -46,9 +51,11 @@ def linears_of(layer: nn.Module) -> dict[str, nn.Linear]:
 
 def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Every nn.Linear inside the decoder layers by its full name (as in the state dict, without ".weight")."""
-    prefix, layers = _named_layers(model)
+    prefix, layers = named_layers(model)
     return {
-        f"{prefix}.{i}.{name}": linear for i, layer in enumerate(layers) for name, linear in linears_of(layer).items()
+        f"{prefix}.{i}.{name}": linear
+        for i, layer in enumerate(layers)
+        for name, linear in linears_of(layer, f"{prefix}.{i}").items()
     }
 
 

@@ -45,6 +45,10 @@ class Pattern:
             )
         return own
 
+    def at(self, density: float) -> "Pattern":
+        """This pattern with another share of the weights kept (N changes with it; M:M stands for dense)."""
+        return Pattern(round(density * self.m), self.m)
+
     def check_width(self, width: int, name: str) -> None:
         """Raise UserError if `width` inputs cannot be cut into groups of M."""
         if self.m and width % self.m:
@@ -57,6 +61,8 @@ class Pattern:
         Ties go to the earlier entry, so that the result depends on nothing but the scores.
         """
         if self.m:
+            if self.n == self.m:
+                return torch.ones_like(scores, dtype=torch.bool)
             rows, columns = scores.shape
             order = scores.reshape(rows, columns // self.m, self.m).argsort(dim=-1, stable=True)
             kept = torch.ones_like(order, dtype=torch.bool)

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 from sparsedraft import checkpoint, prompts
 from sparsedraft.decoder import decoder_layers, decoder_linears, linears_of
 from sparsedraft.measure.macs import macs_of_model, skeleton
+from sparsedraft.prune import memory
 from sparsedraft.recipe import Drafter, Recipe
 from sparsedraft.sources import locate
 
@@ -34,14 +35,9 @@ class Model:
     macs: int  # per token, dense
     parameters: int
     linears: int  # weights of all decoder linears
-    layer: int  # weights of one decoder layer's linears
-    hessians: int  # entries of one layer's distinct Hessians
+    module: nn.Module  # its modules, without memory behind them
     hessian_flops: int  # per calibration token, all layers
     solve_flops: int  # all layers
-
-    @property
-    def head(self) -> int:
-        return self.macs - self.linears
 
     def kv_bytes(self, width: int) -> int:
         """Bytes of KV cache per token and row at `width` bytes a number."""
@@ -57,19 +53,16 @@ def size_up(ref: str) -> Model:
     model = skeleton(config)
     layers = decoder_layers(model)
     first: list[nn.Linear] = list(linears_of(layers[0]).values())
-    widths = [linear.in_features for linear in first]
-    # Linears of one width mostly share one input (q, k, v; gate, up): distinct inputs are o's and each other width's.
-    inputs = [*sorted(set(widths)), config.hidden_size, config.hidden_size]
+    inputs = memory.distinct_inputs(layers[0], config.hidden_size)
     count = len(layers)
     return Model(
         config=config,
         macs=macs_of_model(model, 0.0),
         parameters=sum(p.numel() for p in model.parameters()),
         linears=sum(linear.weight.numel() for linear in decoder_linears(model).values()),
-        layer=sum(linear.weight.numel() for linear in first),
-        hessians=sum(n * n for n in inputs),
-        hessian_flops=count * sum(2 * n * n for n in inputs),
-        solve_flops=count * sum(2 * w.in_features**3 + 2 * w.out_features * w.in_features**2 for w in first),
+        module=model,
+        hessian_flops=count * sum(n * n for n in inputs),
+        solve_flops=count * (sum(2 * n**3 for n in inputs) + sum(5 * w.out_features * w.in_features**2 for w in first)),
     )
 
 
@@ -127,11 +120,11 @@ def _distill(recipe: Recipe, target: Model, rows: int, prompt_tokens: int) -> di
     """Weights + KV cache of a full batch; every prompt token once, every answer token once, at most."""
     d, width = recipe.distill, BYTES[recipe.dtype]
     context = prompt_tokens // rows + d.max_new_tokens
-    memory = target.parameters * width + d.batch_size * context * target.kv_bytes(width)
-    memory += d.batch_size * target.config.vocab_size * 4 * 2
+    needed = target.parameters * width + d.batch_size * context * target.kv_bytes(width)
+    needed += d.batch_size * target.config.vocab_size * 4 * 2
     answers = rows * d.max_new_tokens
     flops = 2 * target.macs * answers + 2 * target.linears * prompt_tokens
-    return _stage("distill", answers, memory, flops, 10 * (prompt_tokens + answers))  # ids and text
+    return _stage("distill", answers, needed, flops, 10 * (prompt_tokens + answers))  # ids and text
 
 
 def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_tokens: int) -> list[dict[str, Any]]:
@@ -141,14 +134,15 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
     kept = _kept_layers(recipe, entry, dense)
     if entry.prune is not None:
         how = recipe.prune_of(entry)
-        activations = 2 * how.tokens * dense.config.hidden_size * 4
-        memory = dense.parameters * width + stored + 4 * (dense.layer + 2 * dense.hessians) + activations
+        states = 2 * how.tokens * dense.config.hidden_size * width  # in files, while it lasts
         flops = 2 * 2 * dense.linears * how.tokens + dense.hessian_flops * how.tokens + dense.solve_flops
-        stages.append(_stage(f"{entry.name}: prune", how.tokens, memory, flops, stored))
+        stages.append(
+            _stage(f"{entry.name}: prune", how.tokens, memory.peak(dense.module, width), flops, 2 * stored + states)
+        )
     if entry.drop_layers is not None:
         tokens = recipe.prune.tokens
-        memory = dense.parameters * width + stored
-        stages.append(_stage(f"{entry.name}: drop-layers", tokens, memory, 2 * dense.linears * tokens, stored * kept))
+        needed = memory.peak(dense.module, width)  # at most: no Hessian is taken
+        stages.append(_stage(f"{entry.name}: drop-layers", tokens, needed, 2 * dense.linears * tokens, stored * kept))
     if entry.finetune:
         f = recipe.finetune
         tokens = f.tokens or data_tokens
@@ -164,9 +158,9 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
             * kept
             * (12 * c.hidden_size + 5 * getattr(c, "intermediate_size", 4 * c.hidden_size))
         )
-        memory = 4 * 4 * size + logits + activations + (target.parameters * width if f.loss != "nll" else 0)
+        needed = 4 * 4 * size + logits + activations + (target.parameters * width if f.loss != "nll" else 0)
         flops = int(6 * macs * tokens + (2 * target.macs * tokens if f.loss != "nll" else 0))
-        stages.append(_stage(f"{entry.name}: finetune", tokens, memory, flops, size * (2 + 12)))
+        stages.append(_stage(f"{entry.name}: finetune", tokens, needed, flops, size * (2 + 12)))
     return stages
 
 
@@ -187,8 +181,8 @@ def _eval(recipe: Recipe, target: Model, dense: Model) -> dict[str, Any]:
     drafters = sum(entry.report for entry in recipe.drafters)
     passes = 1 if e.simulate else sum(k + 1 for k in e.k)
     flops = 2 * target.macs * (prompt_tokens + answers) + 2 * dense.macs * drafters * passes * (prompt_tokens + answers)
-    memory = (target.parameters + dense.parameters) * width + e.batch_size * target.config.vocab_size * 4 * 4
-    return _stage("eval", answers, memory, flops, 100 * answers)
+    needed = (target.parameters + dense.parameters) * width + e.batch_size * target.config.vocab_size * 4 * 4
+    return _stage("eval", answers, needed, flops, 100 * answers)
 
 
 def table(plan: dict[str, Any]) -> Table:

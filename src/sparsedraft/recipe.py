@@ -45,7 +45,8 @@ class Prune(Section):
     pattern: str = "unstructured"
     sparsity: Share | None = None  # None: 0.5, or what N:M gives
     method: Literal["sparsegpt", "wanda", "magnitude"] = "sparsegpt"
-    allocation: Literal["uniform", "owl"] = "uniform"
+    allocation: Literal["uniform", "owl", "auto"] = "uniform"
+    refine: bool = False
     tokens: Count = 65536  # calibration tokens
     sequence_length: Count = 512  # tokens
 

@@ -11,7 +11,8 @@ from sparsedraft.errors import UserError
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.stage import finetune
 from sparsedraft.measure.evaluate import Options, evaluate_to
-from sparsedraft.prune.stage import drop_layers, prune
+from sparsedraft.prune.drop_stage import drop_layers
+from sparsedraft.prune.stage import prune
 from sparsedraft.recipe import Drafter, Recipe, dump
 from sparsedraft.report.stage import report
 from sparsedraft.report.tables import demo_table

@@ -1,7 +1,5 @@
 """Multiply-accumulates per token: the non-zero weights of every linear, lm_head included and dense."""
 
-from pathlib import Path
-
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -34,19 +32,6 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
 def macs_of_config(config: PretrainedConfig, sparsity: float = 0.0) -> int:
     """MACs per token of the model that `config` describes, with `sparsity` of every decoder linear pruned."""
     return macs_of_model(skeleton(config), sparsity)
-
-
-def macs_of_checkpoint(folder: Path) -> int:
-    """MACs per token of the checkpoint in `folder`, by its actual zeros."""
-    from sparsedraft import checkpoint
-
-    return macs_of_model(checkpoint.load(folder))
-
-
-def attention_macs_per_token(config: PretrainedConfig, context: int) -> int:
-    """MACs that attention adds for one token at `context` tokens (scores and weighted sum; not counted above)."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * config.num_attention_heads * head_dim * context
 
 
 def nonzero_parameters(model: nn.Module) -> tuple[int, int]:

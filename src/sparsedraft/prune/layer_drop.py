@@ -1,26 +1,47 @@
 """Layer-pruning (Gromov et al. 2024): drop the block of layers that changes the hidden state's direction least."""
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PretrainedConfig
 
-from sparsedraft.decoder import decoder_layers, linears_of
-from sparsedraft.measure.macs import macs_of_model
+from sparsedraft.artifact import write_atomic
+from sparsedraft.console import track
+from sparsedraft.errors import UserError
 from sparsedraft.prune import sequential
+from sparsedraft.prune.sequential import Activations
+from sparsedraft.prune.streamed import Streamed
 
 
 @torch.no_grad()
-def last_token_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Hidden states [layers + 1, n, hidden] before each layer and after the last, at each row's last token."""
-    states = []
-    activations = None
-    for _, _, activations in sequential.walk(model, ids):
-        states.append(torch.cat([h[:, -1].float().cpu() for h in activations.hidden]))
-    assert activations is not None
-    states.append(torch.cat([h[:, -1].float().cpu() for h in activations.hidden]))
-    return torch.stack(states)
+def last_token_states(model: Streamed, ids: Tensor, folder: Path) -> Tensor:
+    """Hidden states [layers + 1, n, hidden] before each layer and after the last, at each sequence's last token.
+
+    Kept in `folder` layer by layer, so that a killed walk goes on. Raises UserError where one is NaN or infinite.
+    """
+    activations = Activations(model, ids, folder)
+
+    def keep(index: int) -> None:
+        states = torch.cat([batch[:, -1].float().cpu() for batch in activations.batches(index)])
+        if not bool(torch.isfinite(states).all()):
+            raise UserError(
+                f"the hidden states after layer {index - 1} hold NaN or infinity: the checkpoint is damaged, or "
+                "the arithmetic too narrow (try float32)."
+            )
+        with write_atomic(folder / f"states-{index:05}.safetensors") as temporary:
+            save_file({"states": states}, temporary)
+
+    with track("angular distances", len(model), "layers") as tracker:
+        tracker.advance(activations.start)
+        for index, _ in sequential.walk(model, activations):
+            keep(index)
+            tracker.advance()
+    keep(len(model))
+    return torch.stack([load_file(folder / f"states-{i:05}.safetensors")["states"] for i in range(len(model) + 1)])
 
 
 def angular_distances(states: Tensor, n: int) -> Tensor:
@@ -29,30 +50,29 @@ def angular_distances(states: Tensor, n: int) -> Tensor:
     return (cosine.clamp(-1, 1).arccos() / math.pi).mean(-1)
 
 
-def layers_to_match(model: PreTrainedModel, macs: int) -> int:
-    """How many of `model`'s layers (alike in size) to drop so that its MACs per token come nearest to `macs`."""
-    layers = decoder_layers(model)
-    each = sum(linear.weight.numel() for linear in linears_of(layers[0]).values())
-    n = round((macs_of_model(model) - macs) / each)
-    return min(max(n, 1), len(layers) - 1)
+def block(states: Tensor, n: int) -> int:
+    """First layer of the block of `n` layers with the smallest angular distance."""
+    return int(angular_distances(states, n).argmin())
 
 
-def drop(model: PreTrainedModel, first: int, n: int) -> None:
-    """Take the layers first … first+n-1 out of `model`, in place; its config and cache indices are right afterwards."""
-    layers = decoder_layers(model)
-    for name, module in model.named_modules():
-        if module is layers:
-            owner, attribute = name.rpartition(".")[0], name.rpartition(".")[2]
-            break
-    stay = [i for i in range(len(layers)) if not first <= i < first + n]
-    setattr(model.get_submodule(owner), attribute, nn.ModuleList(layers[i] for i in stay))
-    config = model.config.get_text_config()
-    before = len(layers)
-    for key, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == before and key.endswith(("_layers", "layer_types")):
-            setattr(config, key, [value[i] for i in stay])
-    config.num_hidden_layers = len(stay)
-    for index, layer in enumerate(decoder_layers(model)):
-        for module in layer.modules():
-            if hasattr(module, "layer_idx"):  # where its keys and values lie in the cache
-                module.layer_idx = index  # type: ignore[assignment]
+def layers_to_match(states: Tensor, macs: Sequence[int], rest: int, wanted: int) -> int:
+    """How many layers to drop so that the MACs left come nearest to `wanted` (0: the model as it is is nearest).
+
+    `macs` are those of each layer, `rest` those of the head; the block that would go is known for each number.
+    """
+
+    def left(n: int) -> int:
+        first = block(states, n) if n else 0
+        return rest + sum(macs) - sum(macs[first : first + n])
+
+    return min(range(len(macs)), key=lambda n: abs(left(n) - wanted))
+
+
+def cut_config(config: PretrainedConfig, stay: Sequence[int]) -> None:
+    """Make `config` that of the model with only the layers `stay`, in place; its lists by layer are cut, too."""
+    text = config.get_text_config()
+    before = text.num_hidden_layers
+    for key, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == before and "layer" in key:
+            setattr(text, key, [value[i] for i in stay])
+    text.num_hidden_layers = len(stay)

@@ -1,4 +1,4 @@
-"""The pruning methods by name, all of one shape: (weight, H, pattern, sparsity) -> (new weight, keep-mask)."""
+"""The pruning methods by name, all of one shape: (weight, Hessian, pattern, sparsity) -> (new weight, keep-mask)."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,12 @@ from torch import Tensor
 
 from sparsedraft.pattern import Pattern
 from sparsedraft.prune import sparsegpt
+from sparsedraft.prune.sparsegpt import Hessian
 
 
-def wanda(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float) -> tuple[Tensor, Tensor]:
+def wanda(weight: Tensor, hessian: Hessian, pattern: Pattern, sparsity: float) -> tuple[Tensor, Tensor]:
     """Wanda (Sun et al. 2024): prune the lowest |w| · ‖x‖₂ of each output row; the other weights stay as they are."""
-    scores = weight.float().abs() * H.diagonal().sqrt()
+    scores = weight.float().abs() * hessian.norms()
     if pattern.m:
         keep = pattern.keep(scores, sparsity)
     else:  # row by row: the comparison group of the paper
@@ -20,11 +21,11 @@ def wanda(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float) -> tuple
     return torch.where(keep, weight, 0), keep
 
 
-def magnitude(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float) -> tuple[Tensor, Tensor]:
-    """Prune the smallest |w| of the matrix (or of each group of M); H is not looked at."""
+def magnitude(weight: Tensor, hessian: Hessian, pattern: Pattern, sparsity: float) -> tuple[Tensor, Tensor]:
+    """Prune the smallest |w| of the matrix (or of each group of M); the Hessian is not looked at."""
     keep = pattern.keep(weight.float().abs(), sparsity)
     return torch.where(keep, weight, 0), keep
 
 
-Method = Callable[[Tensor, Tensor, Pattern, float], tuple[Tensor, Tensor]]
+Method = Callable[[Tensor, Hessian, Pattern, float], tuple[Tensor, Tensor]]
 METHODS: dict[str, Method] = {"sparsegpt": sparsegpt.prune, "wanda": wanda, "magnitude": magnitude}

@@ -1,77 +1,142 @@
 """Walk a model layer by layer with the activations of the already pruned prefix.
 
-Works for any decoder: a first pass of the model's own forward records what it hands to each layer beside the hidden
-states (position embeddings, masks, which differ by layer in some families), so nothing is assumed about them.
+Works for any decoder: a first pass of the model's own forward over one sequence records what it hands to each layer
+beside the hidden states (position embeddings, masks, which differ by layer in some families), so nothing is assumed
+about them. Hidden states lie in files, one for the layer at work and one for the next, so that calibration may be larger
+than memory and an interrupted walk goes on at the layer where it stopped. (Plain files, not mappings: what memory allows
+stays in the page cache, a full disk is an error and not a signal, and resident memory is one batch.)
 """
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from sparsedraft.decoder import decoder_layers, linears_of
+from sparsedraft.artifact import write_atomic
+from sparsedraft.decoder import linears_of
+from sparsedraft.errors import UserError
 from sparsedraft.prune.sparsegpt import Hessian
+from sparsedraft.prune.streamed import Streamed
 
-BATCH = 4096  # tokens that go through a layer at once
+BATCH = 2048  # tokens that go through a layer at once
 
 
 class _Reached(Exception):
-    """Raised to leave the model's forward at its first layer."""
+    """Raised to leave the model's forward at a layer."""
 
 
-@dataclass
 class Activations:
-    """Hidden states before the layer at work, a batch [b, L, hidden] each, and every layer's other arguments."""
+    """Hidden states [n, L, hidden] before the layer at work, in a file of `folder`, and every layer's other arguments.
 
-    hidden: list[Tensor]
-    arguments: list[dict[str, Any]]  # by layer; of a batch of one, which broadcasts over any
+    Opening it runs the model up to its first layer, unless `folder` holds the states of a walk that was interrupted;
+    `start` is the layer to go on with.
+    """
 
+    def __init__(self, model: Streamed, ids: Tensor, folder: Path) -> None:
+        self.model, self.folder = model, folder
+        self.count, self.length = ids.shape
+        self.rows = max(1, BATCH // self.length)  # sequences in a batch
+        folder.mkdir(exist_ok=True)
+        self.arguments: list[tuple[tuple, dict[str, Any]]] = []  # by layer; of a batch of one, which fits any
+        with model.front():
+            self._record(ids[:1])
+            found = sorted(int(file.suffix[1:]) for file in folder.glob("hidden.[0-9]*"))
+            if not found:
+                self._write(0, self._first(ids))
+        self.start = found[-1] if found else 0
+        for index in found[:-1]:  # left by a kill between two steps
+            self._file(index).unlink()
 
-@torch.no_grad()
-def capture(model: PreTrainedModel, ids: Tensor) -> Activations:
-    """The inputs of the first decoder layer for calibration `ids` [n, L], and the other arguments of all layers."""
-    layers = decoder_layers(model)
-    found = Activations([], [])
+    def _file(self, index: int) -> Path:
+        return self.folder / f"hidden.{index:05}"
 
-    def arguments(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        found.arguments.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
+    @torch.no_grad()
+    def _record(self, ids: Tensor) -> None:
+        """Run one sequence through the model, a layer in memory at a time, and note what each layer is called with."""
+        last = self.model.layers[-1]
 
-    def hidden(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        found.hidden.append(args[0] if args else kwargs["hidden_states"])
-        raise _Reached
+        def before(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            self.arguments.append((args[1:], rest))
+            self.hidden_size = (args[0] if args else kwargs["hidden_states"]).shape[-1]
+            if layer is last:
+                raise _Reached
+            self.model.load(len(self.arguments) - 1)
 
-    hooks = [layer.register_forward_pre_hook(arguments, with_kwargs=True) for layer in layers]
-    model(input_ids=ids[:1].to(model.device), use_cache=False, logits_to_keep=1)
-    for hook in hooks:
-        hook.remove()
-    first = layers[0].register_forward_pre_hook(hidden, with_kwargs=True)
-    try:
-        for batch in ids.split(max(1, BATCH // ids.shape[1])):
+        def after(layer: nn.Module, args: tuple, output: Any) -> None:
+            self.model.unload(len(self.arguments) - 1)
+
+        hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in self.model.layers]
+        hooks += [layer.register_forward_hook(after) for layer in self.model.layers]
+        try:
             with contextlib.suppress(_Reached):
-                model(input_ids=batch.to(model.device), use_cache=False)
-    finally:
-        first.remove()
-    return found
+                self.model.model(input_ids=ids.to(self.model.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
+    @torch.no_grad()
+    def _first(self, ids: Tensor) -> Iterator[Tensor]:
+        """What reaches the first layer, batch by batch."""
+        seen: list[Tensor] = []
 
-@torch.no_grad()
-def advance(layer: nn.Module, index: int, activations: Activations) -> None:
-    """Replace the hidden states by the layer's outputs."""
-    for i, hidden in enumerate(activations.hidden):
-        out = layer(hidden, **activations.arguments[index])
-        activations.hidden[i] = out[0] if isinstance(out, tuple) else out
+        def before(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+            raise _Reached
+
+        hook = self.model.layers[0].register_forward_pre_hook(before, with_kwargs=True)
+        try:
+            for batch in ids.split(self.rows):
+                with contextlib.suppress(_Reached):
+                    self.model.model(input_ids=batch.to(self.model.device), use_cache=False)
+                yield seen.pop()
+        finally:
+            hook.remove()
+
+    def _write(self, index: int, batches: Iterator[Tensor]) -> None:
+        with write_atomic(self._file(index)) as temporary, open(temporary, "wb") as file:
+            for batch in batches:
+                batch.cpu().contiguous().view(torch.uint8).numpy().tofile(file)
+
+    def batches(self, index: int) -> Iterator[Tensor]:
+        """The hidden states before layer `index`, batch by batch, [rows, L, hidden]."""
+        width = self.length * self.hidden_size * torch.empty(0, dtype=self.model.dtype).element_size()
+        with open(self._file(index), "rb") as file:
+            for start in range(0, self.count, self.rows):
+                rows = min(self.rows, self.count - start)
+                raw = np.fromfile(file, np.uint8, rows * width)
+                batch = torch.from_numpy(raw).view(self.model.dtype).view(rows, self.length, self.hidden_size)
+                yield batch.to(self.model.device)
+
+    def outputs(self, layer: nn.Module, index: int) -> Iterator[Tensor]:
+        """The layer's outputs, batch by batch."""
+        args, kwargs = self.arguments[index]
+        for hidden in self.batches(index):
+            out = layer(hidden, *args, **kwargs)
+            yield out[0] if isinstance(out, tuple) else out
+
+    @torch.no_grad()
+    def advance(self, layer: nn.Module, index: int) -> None:
+        """Keep the layer's outputs as the inputs of the next, and drop its inputs."""
+        self._write(index + 1, self.outputs(layer, index))
+        self._file(index).unlink()
 
 
 @torch.no_grad()
 def hessians(layer: nn.Module, index: int, activations: Activations) -> dict[str, Hessian]:
-    """The Hessian of every linear of the layer, by name; linears that read the same input share one."""
+    """The Hessian of every linear of the layer, by name; linears that read the same input share one.
+
+    Raises UserError, naming layer, linear and sequence, where an activation is NaN or infinite.
+    """
     linears = linears_of(layer)
     shared: dict[str, Hessian] = {}
     last: list[tuple[Tensor, Hessian]] = []  # inputs of this batch, and where they were counted
+    done = 0  # sequences of the batches before
 
     def count(name: str) -> Callable[[nn.Module, tuple], None]:
         def hook(module: nn.Module, args: tuple) -> None:
@@ -82,25 +147,51 @@ def hessians(layer: nn.Module, index: int, activations: Activations) -> dict[str
                     return
             hessian = shared.setdefault(name, Hessian(x.shape[-1], x.device))
             hessian.add(x)
+            if not hessian.finite:
+                rows = torch.isfinite(x).flatten(1).all(1) if x.dim() == 3 else torch.ones(1, dtype=torch.bool)
+                where = "" if bool(rows.all()) else f" in calibration sequence {done + int((~rows).nonzero()[0])}"
+                raise UserError(
+                    f"layer {index}, {name}: the calibration activations hold NaN or infinity{where}; "
+                    "try float32, or other text."
+                )
             last.append((x, hessian))
 
         return hook
 
     hooks = [linear.register_forward_pre_hook(count(name)) for name, linear in linears.items()]
     try:
-        for hidden in activations.hidden:
+        for out in activations.outputs(layer, index):
             last.clear()
-            layer(hidden, **activations.arguments[index])
+            done += len(out)
     finally:
         for hook in hooks:
             hook.remove()
+    for hessian in {id(h): h for h in shared.values()}.values():
+        hessian.finish()
     return shared
 
 
-@torch.no_grad()
-def walk(model: PreTrainedModel, ids: Tensor) -> Iterator[tuple[int, nn.Module, Activations]]:
-    """Each decoder layer with the activations that reach it; the caller may change its weights before the next."""
-    activations = capture(model, ids)
-    for index, layer in enumerate(decoder_layers(model)):
-        yield index, layer, activations
-        advance(layer, index, activations)
+def walk(model: Streamed, activations: Activations) -> Iterator[tuple[int, nn.Module]]:
+    """Each decoder layer in memory, in turn; the caller may change its weights before the next is asked for."""
+    for index in range(activations.start, len(model)):
+        layer = model.load(index)
+        yield index, layer
+        activations.advance(layer, index)
+        model.unload(index)
+
+
+def measure(
+    model: Streamed, ids: Tensor, folder: Path, of_layer: Callable[[nn.Module, int, Activations], Any]
+) -> list[Any]:
+    """`of_layer` of every layer of the unchanged model, kept as JSON in `folder` so that a killed walk goes on."""
+    file = folder / "measured.json"
+    found: list[Any] = json.loads(file.read_text()) if file.exists() else []
+    if len(found) == len(model):
+        return found
+    activations = Activations(model, ids, folder)
+    for index, layer in walk(model, activations):
+        if index == len(found):
+            found.append(of_layer(layer, index, activations))
+            with write_atomic(file) as temporary:
+                temporary.write_text(json.dumps(found))
+    return found

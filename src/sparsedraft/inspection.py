@@ -1,0 +1,165 @@
+"""What a checkpoint is made of, tensor by tensor: shapes, zeros, patterns, MACs; never in memory whole."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from sparsedraft import checkpoint
+from sparsedraft.console import track
+from sparsedraft.decoder import count_zeros, decoder_linears
+from sparsedraft.errors import UserError
+from sparsedraft.measure.macs import skeleton
+from sparsedraft.pattern import Pattern
+from sparsedraft.shards import Shards
+from sparsedraft.sources import locate
+
+GROUPS = (4, 8, 16, 32)  # the M of the patterns that are looked for
+
+
+@dataclass(frozen=True)
+class Row:
+    """One matrix of weights inside the decoder layers."""
+
+    name: str
+    shape: tuple[int, ...]
+    zeros: int
+    pattern: str  # "dense", "unstructured" or the tightest N:M that holds
+    error: float | None  # layer-wise relative error, where the checkpoint says it
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+def holds(weight: Tensor) -> str:
+    """`dense` (no zero), the sparsest N:M that `weight` [..., in] obeys (the smallest M), or `unstructured`.
+
+    An N:M that leaves more than a tenth of its places empty says little about the mask, and is not named.
+    """
+    zero = weight == 0
+    if not bool(zero.any()):
+        return "dense"
+    density = 1 - float(zero.double().mean())
+    found: list[tuple[float, int, int]] = []
+    for m in GROUPS:
+        if weight.shape[-1] % m == 0:
+            n = max(int((~zero).reshape(-1, m).sum(-1).max()), 1)
+            if n < m and density >= 0.9 * n / m:
+                found.append((n / m, m, n))
+    if not found:
+        return "unstructured"
+    _, m, n = min(found)
+    return str(Pattern(n, m))
+
+
+def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
+    """The decoder's matrices in order (name in the model: name in the shards), and whether all are plain linears.
+
+    Where they are not, every matrix with a layer's number in its name is meant.
+    """
+    try:
+        config = checkpoint.read_config(folder)
+        if checkpoint.is_decoder_lm(config):
+            model = skeleton(config)
+            wanted = {name: shards.find(f"{name}.weight", model.base_model_prefix) for name in decoder_linears(model)}
+            if all(wanted.values()):
+                return {name: stored for name, stored in wanted.items() if stored}, True
+    except (UserError, ValueError, ImportError):
+        pass  # an encoder, an expert model, quantised weights: show what is stored
+    inside = [n for n, shape in shards.shapes.items() if re.search(r"\.\d+\.", f".{n}") and len(shape) >= 2]
+    inside.sort(key=lambda name: [(int(part) if part.isdigit() else -1, part) for part in name.split(".")])
+    return {name: name for name in inside}, False
+
+
+def rows(folder: Path, shards: Shards | None = None) -> Iterator[Row]:
+    """One row per matrix of the decoder's layers, read one at a time."""
+    shards = shards or Shards(folder)
+    errors = _errors(folder)
+    for name, stored in linear_names(folder, shards)[0].items():
+        weight = shards.tensor(stored)
+        error = next((e for key, e in errors.items() if f".{name}".endswith(f".{key}")), None)
+        yield Row(name, shards.shapes[stored], count_zeros(weight), holds(weight), error)
+
+
+def _errors(folder: Path) -> dict[str, float]:
+    try:
+        found = json.loads((folder / "result.json").read_text())["relative_errors"]
+        return {str(name): float(error) for name, error in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def nonzero_parameters(shards: Shards) -> tuple[int, int]:
+    """(non-zero parameters, all parameters) of what is stored; a tied head is stored once."""
+    sizes = {name: torch.Size(shape).numel() for name, shape in shards.shapes.items()}
+    return sum(size - count_zeros(shards.tensor(name)) for name, size in sizes.items()), sum(sizes.values())
+
+
+def macs(folder: Path, found: list[Row] | None = None) -> int:
+    """MACs per token of a checkpoint of plain linears, by its actual zeros, head included (DESIGN §1)."""
+    head = skeleton(checkpoint.read_config(folder)).get_output_embeddings().weight.numel()
+    return head + sum(row.size - row.zeros for row in (rows(folder) if found is None else found))
+
+
+def inspect(ref: str) -> dict[str, Any]:
+    """Everything about the checkpoint `ref`: its linears (see Row), MACs, parameters, bytes, and what it claims.
+
+    `macs_per_token` is None for a model that is not made of plain linears (experts: it depends on the routing).
+    Raises UserError where there is no checkpoint, or a damaged one.
+    """
+    folder = locate(ref)
+    config = checkpoint.read_config(folder)
+    shards = Shards(folder)
+    names, plain = linear_names(folder, shards)
+    with track("inspecting", len(names), "matrices") as tracker:
+        found = []
+        for row in rows(folder, shards):
+            found.append(row)
+            tracker.advance()
+    size, zeros = sum(row.size for row in found), sum(row.zeros for row in found)
+    nonzero, parameters = nonzero_parameters(shards)
+    claim = checkpoint.claimed_sparsity(folder)
+    return {
+        "checkpoint": str(folder),
+        "architecture": (getattr(config, "architectures", None) or ["?"])[0],
+        "layers": getattr(config.get_text_config(), "num_hidden_layers", None),
+        "macs_per_token": macs(folder, found) if plain else None,
+        "macs_dense": macs(folder, [replace(row, zeros=0) for row in found]) if plain else None,
+        "parameters": parameters,
+        "nonzero_parameters": nonzero,
+        "bytes": sum(shards.bytes(name) for name in shards.files),
+        "dtypes": sorted(set(shards.types.values())),
+        "sparsity": zeros / size if size else 0.0,
+        "sparsity_whole_model": 1 - nonzero / parameters,
+        "claims": claim["pattern"] if claim else None,
+        "claim_holds": _claim_holds(claim, folder, names, shards) if claim else None,
+        "linears": [{**asdict(row), "sparsity": row.zeros / row.size} for row in found],
+    }
+
+
+def _claim_holds(claim: dict[str, Any], folder: Path, names: dict[str, str], shards: Shards) -> bool:
+    try:
+        for name in claim["linears"]:
+            checkpoint.check_claim(claim, name, shards.tensor(names[name]), folder)
+    except (UserError, KeyError):
+        return False
+    return True
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The linears as a table for people."""
+    shown = Table(title=result["checkpoint"])
+    for name in ("linear", "shape", "sparsity", "pattern", "relative error"):
+        shown.add_column(name, justify="left" if name in ("linear", "pattern") else "right")
+    for row in result["linears"]:
+        error = "" if row["error"] is None else f"{row['error']:.4f}"
+        shape = " x ".join(str(n) for n in row["shape"])
+        shown.add_row(row["name"], shape, f"{row['sparsity']:.2%}", row["pattern"], error)
+    return shown

@@ -1,0 +1,123 @@
+"""A decoder model whose weights come from its shards layer by layer, so that it need never be in memory whole."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from sparsedraft import checkpoint
+from sparsedraft.decoder import linears_of, named_layers
+from sparsedraft.errors import UserError
+from sparsedraft.shards import Shards
+
+
+class Streamed:
+    """The model of the checkpoint in `folder`: modules without memory, into which one layer at a time is loaded.
+
+    Arithmetic is in `dtype` on `device`. Raises UserError for a model whose layers are not made of plain linears.
+    """
+
+    def __init__(
+        self, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
+        self.folder, self.dtype, self.device = folder, dtype, torch.device(device)
+        self.shards = Shards(folder)
+        config = checkpoint.read_config(folder)
+        with init_empty_weights(include_buffers=False):  # buffers such as rotary frequencies are computed, not stored
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        for name, buffer in self.model.named_buffers():
+            set_module_tensor_to_device(self.model, name, self.device, value=buffer)
+        self.prefix, layers = named_layers(self.model)
+        self.layers: list[nn.Module] = list(layers)
+        for index, layer in enumerate(self.layers):
+            for name, linear in linears_of(layer, f"{self.prefix}.{index}").items():
+                self._check(self.linear_name(index, name), linear)
+
+    def _check(self, name: str, linear: nn.Linear) -> None:
+        """That the weight of a linear is stored, as plain numbers of the right shape."""
+        weight = f"{name}.weight"
+        stored = self.shards.find(weight, self.model.base_model_prefix)
+        if stored is None:
+            raise UserError(
+                f"model {self.folder} stores no tensor {weight}: its weights are packed (already quantised, or fused "
+                "experts) or named otherwise, so it cannot be pruned; give the original checkpoint."
+            )
+        kind, shape = self.shards.types[stored], self.shards.shapes[stored]
+        if kind not in ("F64", "F32", "F16", "BF16"):
+            raise UserError(
+                f"{weight} of model {self.folder} is stored as {kind}: already quantised weights cannot be pruned; "
+                "give the original checkpoint."
+            )
+        if shape != tuple(linear.weight.shape):
+            raise UserError(
+                f"{weight} of model {self.folder} has shape {list(shape)}, but its config says "
+                f"{list(linear.weight.shape)}: config and weights do not belong together."
+            )
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def linear_name(self, index: int, name: str) -> str:
+        """Full name of a linear of layer `index`."""
+        return f"{self.prefix}.{index}.{name}"
+
+    def stored_name(self, name: str) -> str:
+        """The name of the model's tensor `name` in the shards; UserError if it is not there."""
+        stored = self.shards.find(name, self.model.base_model_prefix)
+        if stored is None:
+            raise UserError(f"model {self.folder} lacks the tensor {name} that its config asks for.")
+        return stored
+
+    def linears(self) -> Iterator[tuple[int, str, nn.Linear]]:
+        """(layer, name inside it, module) of every decoder linear, in order."""
+        for index, layer in enumerate(self.layers):
+            for name, linear in linears_of(layer).items():
+                yield index, name, linear
+
+    def _fill(self, module: nn.Module, prefix: str, given: dict[str, Tensor] | None = None) -> None:
+        for name, _ in [*module.named_parameters()]:
+            full = f"{prefix}.{name}"
+            tensor = (given or {}).get(name)
+            if tensor is None:
+                tensor = self.shards.tensor(self.stored_name(full))
+            # a copy also where the dtype is the same: the file's own pages must not be written to
+            set_module_tensor_to_device(module, name, self.device, value=tensor.to(self.dtype, copy=True))
+
+    def load(self, index: int, given: dict[str, Tensor] | None = None) -> nn.Module:
+        """Layer `index` with its weights; those in `given` (by their name inside the layer) instead of the stored."""
+        self._fill(self.layers[index], f"{self.prefix}.{index}", given)
+        return self.layers[index]
+
+    def unload(self, index: int) -> None:
+        """Give the memory of layer `index` back."""
+        _empty(self.layers[index])
+
+    @contextmanager
+    def front(self) -> Iterator[None]:
+        """While this lasts, everything outside the decoder layers has its weights, but for the head."""
+        inside = {id(p) for layer in self.layers for p in layer.parameters()}
+        head = self.model.get_output_embeddings()
+        taken = []
+        for prefix, module in self.model.named_modules():
+            if module is head:
+                continue
+            for name, parameter in [*module.named_parameters(recurse=False)]:
+                if id(parameter) not in inside:
+                    stored = self.shards.tensor(self.stored_name(f"{prefix}.{name}"))
+                    set_module_tensor_to_device(module, name, self.device, value=stored.to(self.dtype, copy=True))
+                    taken.append(module)
+        try:
+            yield
+        finally:
+            for module in taken:
+                _empty(module, recurse=False)
+
+
+def _empty(module: nn.Module, recurse: bool = True) -> None:
+    for name, _ in [*module.named_parameters(recurse=recurse)]:
+        set_module_tensor_to_device(module, name, "meta")

@@ -1,0 +1,120 @@
+"""A checkpoint's safetensors as one set of named tensors, read one at a time and written in shards of bounded size.
+
+Nothing here holds a model: reading maps the file and touches only the tensor asked for, and writing streams from files
+that are mapped, so that memory is one shard's at most.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsedraft.errors import UserError
+
+SHARD = 1 << 30  # bytes in an output file; a shard is mapped whole while it is written
+INDEX = "model.safetensors.index.json"
+OWN_FILES = {INDEX, "sparsity.json", "result.json", "provenance.json"}  # of a checkpoint, not to be copied to another
+SIDE_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")  # what a checkpoint has beside its weights
+BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+}  # fmt: skip
+
+
+class Shards:
+    """The tensors of the checkpoint in `folder`. Raises UserError where its files are missing or damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Path] = {}  # by tensor name
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, str] = {}  # as safetensors calls them, such as "BF16"
+        for file in weight_files(folder):
+            try:
+                with safe_open(file, "pt") as opened:  # reads the header and checks it against the file's size
+                    for name in opened.keys():  # noqa: SIM118  (not a dict)
+                        part = opened.get_slice(name)
+                        self.files[name], self.shapes[name] = file, tuple(part.get_shape())
+                        self.types[name] = part.get_dtype()
+            except (SafetensorError, OSError, ValueError) as error:
+                raise UserError(
+                    f"model file {file} is damaged or cut short ({error}): copy or download it again."
+                ) from None
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor `name` as stored; its memory is the mapped file's."""
+        with safe_open(self.files[name], "pt") as opened:
+            return opened.get_tensor(name)
+
+    def bytes(self, name: str) -> int:
+        """Size of the tensor on disk."""
+        return BYTES.get(self.types[name], 1) * torch.Size(self.shapes[name]).numel()
+
+    def find(self, name: str, prefix: str) -> str | None:
+        """The stored name of the model's tensor `name`: some checkpoints lack the base model's `prefix`, or add it."""
+        candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
+        return next((c for c in candidates if c in self.files), None)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, checked to be there; UserError where one is missing."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"model file {index} cannot be read ({error!r}): copy or download it again.") from None
+        files = sorted(folder / Path(str(name)).name for name in names)  # a shard lies beside its index, nowhere else
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"model {folder} holds no .safetensors file: only safetensors are loaded (pickles can run code)."
+        )
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"model {folder} lacks its shard {file.name}: copy or download it again.")
+    return files
+
+
+def write(folder: Path, tensors: Mapping[str, tuple[Shards, str]], limit: int = SHARD) -> None:
+    """Write `tensors` (name: where it lies, and its name there) as safetensors files of at most `limit` bytes each.
+
+    One tensor above the limit gets a file of its own. Names of files and index are those of transformers.
+    """
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name, (source, stored) in tensors.items():
+        more = source.bytes(stored)
+        if groups[-1] and size + more > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += more
+    names = (
+        ["model.safetensors"]
+        if len(groups) == 1
+        else [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+    )
+    for file, group in zip(names, groups, strict=True):
+        found = {name: source.tensor(stored) for name in group for source, stored in [tensors[name]]}
+        save_file(found, folder / file, metadata={"format": "pt"})
+        del found  # and with it the mappings
+    if len(groups) > 1:
+        total = sum(source.bytes(stored) for source, stored in tensors.values())
+        where = {name: file for file, group in zip(names, groups, strict=True) for name in group}
+        index: dict[str, Any] = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def copy_side_files(source: Path, folder: Path) -> None:
+    """Copy config, tokenizer and what else lies beside the weights, byte for byte."""
+    for pattern in SIDE_FILES:
+        for file in source.glob(pattern):
+            if file.name not in OWN_FILES and file.is_file() and not file.name.startswith("."):
+                (folder / file.name).write_bytes(file.read_bytes())
