@@ -60,23 +60,20 @@ def score(drafter: Path, answers: list[Answer]) -> dict[str, Any]:
 def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every drafter to make: what is passed to `prune` or `drop_layers`, the calibration by name."""
     base = {"calibration": arguments.calibration, "tokens": arguments.tokens}
-    dense: list[dict[str, Any]] = [{"name": "dense"}]
-    drops = [{"name": "drop", "of": share, **base} for share in (0.5, 0.75)]
-    methods = [{"name": "prune", **pattern, **method, **base} for method in METHODS for pattern in PATTERNS]
+    drops = [{"name": "drop", "of": share, **base, "tokens": 8192} for share in (0.5, 0.75)]
+    by_method = [[{"name": "prune", **pattern, **method, **base} for pattern in PATTERNS] for method in METHODS]
     auto = [
-        {"name": "prune", **pattern, "allocation": allocation, **base}
-        for pattern, allocation in (
-            ({"pattern": "4:8"}, "auto"), ({"pattern": "2:8"}, "auto"),
-            ({"pattern": "unstructured", "sparsity": 0.5}, "auto"), ({"pattern": "unstructured", "sparsity": 0.5}, "owl"),
-        )
-    ]  # fmt: skip
-    sizes = [{"name": "prune", **PATTERNS[0], **base, "tokens": tokens} for tokens in (1024, 2048, 32768)]
-    generic = [
-        {"name": "prune", **pattern, "calibration": arguments.generic, "tokens": tokens}
-        for pattern, tokens in ((PATTERNS[0], 2048), (PATTERNS[0], arguments.tokens), (PATTERNS[4], arguments.tokens))
+        {"name": "prune", **PATTERNS[2], "allocation": "auto", **base},
+        {"name": "prune", **PATTERNS[0], "allocation": "auto", **base},
+        {"name": "prune", **PATTERNS[0], "allocation": "owl", **base},
     ]
-    chosen = dense + drops + methods[:6] + auto[:1] + methods[12:] + methods[6:12] + auto[1:]
-    return chosen + sizes + (generic if arguments.generic else [])
+    texts = [{"name": "prune", **PATTERNS[0], **base, "method": "sparsegpt", "tokens": n} for n in (1024, 8192, 16384)]
+    if arguments.generic:
+        generic = {"name": "prune", "method": "sparsegpt", "calibration": arguments.generic}
+        texts += [{**generic, **PATTERNS[0], "tokens": n} for n in (1024, arguments.tokens)]
+        texts += [{**generic, **PATTERNS[4], "tokens": arguments.tokens}]
+    sparsegpt, wanda, refined = by_method
+    return [{"name": "dense"}, *drops, *sparsegpt, *auto[:1], *refined, *wanda, *texts, *auto[1:]]
 
 
 def make(spec: dict[str, Any], drafter: str, work: Path) -> tuple[Path, dict[str, Any]]:
@@ -98,7 +95,7 @@ def main() -> list[dict[str, Any]]:
     parser.add_argument("--prompts", required=True)
     parser.add_argument("--calibration", required=True, help="distilled data of the target")
     parser.add_argument("--generic", help="prompts of other text, to calibrate on for comparison")
-    parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens")
+    parser.add_argument("--tokens", type=int, default=4096, help="calibration tokens")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -113,7 +110,7 @@ def main() -> list[dict[str, Any]]:
         start = time.perf_counter()
         folder, made = make(spec, arguments.drafter, work)
         seconds = time.perf_counter() - start
-        row = {
+        row: dict[str, Any] = {
             "spec": spec, "seconds": round(seconds, 1), **score(folder, answers),
             **{k: made[k] for k in ("sparsity", "macs_per_token", "mean_relative_error", "dropped") if k in made},
         }  # fmt: skip

@@ -91,4 +91,7 @@ def test_allocated_drafters_hold_their_budget(
     if pattern == "4:8":
         shares = list(varied["linear_sparsity"].values())
         assert [row["sparsity"] for row in found["linears"]] == pytest.approx(shares)
-        assert all(row["pattern"] in ("dense", "2:4", "1:4", "3:4", *(f"{n}:8" for n in range(1, 8))) for row in found["linears"])
+        assert all(
+            row["pattern"] in ("dense", "2:4", "1:4", "3:4", *(f"{n}:8" for n in range(1, 8)))
+            for row in found["linears"]
+        )

@@ -33,6 +33,7 @@ COMMANDS = {
         "--sparsity",
         "--method",
         "--allocation",
+        "--refine",
         "--tokens",
         "--seed",
         "--dtype",
@@ -52,6 +53,7 @@ COMMANDS = {
         "--device",
     },
     "report": {"--overwrite"},
+    "inspect": set(),
 }
 
 
@@ -141,6 +143,14 @@ def test_plan_knows_every_stage_of_the_demo(monkeypatch, capsys, tiny_checkpoint
     assert halved["device_hours"] == pytest.approx(plan["device_hours"] / 2)
 
 
+def test_inspect_shows_a_table_and_ends_with_json(monkeypatch, capsys, half: Path) -> None:
+    assert call(monkeypatch, "inspect", half) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["sparsity"] == 0.5 and found["claim_holds"] and len(found["linears"]) == 28
+    assert "self_attn.q_proj" in captured.err and "50.00%" in captured.err
+
+
 def recipe(folder: Path, target: Path, extra: str = "") -> Path:
     path = folder / "recipe.yaml"
     path.write_text(f"target: {target}\ndrafters: [{{name: half, prune: {{}}}}]\n{extra}")
@@ -179,6 +189,20 @@ def empty_prompts(folder: Path, target: Path) -> tuple:
     return ("distill", target, folder / "empty.jsonl", "--out", folder / "o")
 
 
+def link(folder: Path) -> Path:
+    (folder / "link").symlink_to(folder)
+    return folder / "link"
+
+
+def refusing(folder: Path, target: Path) -> Path:
+    """A model whose chat template raises."""
+    import shutil
+
+    copy = Path(shutil.copytree(target, folder / "copy"))
+    (copy / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
+    return copy
+
+
 MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("run", f / "none.yaml"), "no such file"),
     (
@@ -200,9 +224,26 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--k", "0"), "K is at least 1"),
     (lambda f, t: ("generate", f / "none", "--prompt", "x"), "no such folder"),
     (lambda f, t: ("finetune", t, f, "--out", f / "o"), "no distilled data folder"),
-    (lambda f, t: ("finetune", t, f, "--out", f / "o", "--learning-rate", "0"), "--learning-rate 0 is not above 0"),
+    (
+        lambda f, t: ("finetune", t, f, "--out", f / "o", "--learning-rate", "0"),
+        "--learning-rate 0 is not between 0 and 1",
+    ),
     (lambda f, t: ("prune", t, "--out", f / "o", "--calibration", "demo", "--device", "warp9"), "--device warp9"),
     (lambda f, t: ("report", f), "lacks eval/result.json"),
+    (lambda f, t: ("inspect", f), "holds no config.json"),
+    (lambda f, t: ("eval", t, t, "--prompts", "demo:eval", "--k", "100000000"), "at most 1024"),
+    (lambda f, t: ("eval", t, f"={t}", "--prompts", "demo:eval"), "not of the form NAME=MODEL"),
+    (lambda f, t: ("run", recipe(f, t), "drafters.0.name=x", "--out", f / "o"), "cannot be changed item by item"),
+    (lambda f, t: ("prune", t, "--out", ".", "--calibration", "demo"), "is no name for a new folder"),
+    (lambda f, t: ("prune", t, "--out", recipe(f, t) / "o", "--calibration", "demo"), "which is a file"),
+    (lambda f, t: ("prune", t, "--out", f / ("x" * 250), "--calibration", "demo"), "too long a name"),
+    (lambda f, t: ("prune", t, "--out", link(f), "--calibration", "demo"), "is a symbolic link"),
+    (lambda f, t: ("prune", t, "--out", f / "o", "--calibration", "demo", "--device", "meta"), "computes nothing"),
+    (lambda f, t: ("prune", t, "--out", f / "o", "--calibration", "demo", "--pattern", "9:8"), "N must be at least 1"),
+    (
+        lambda f, t: ("prune", refusing(f, t), "--out", f / "o", "--calibration", "demo"),
+        "refuses a conversation of user",
+    ),
 ]
 
 

@@ -136,9 +136,14 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
 @pytest.mark.parametrize(
     ("where", "what", "sequence"),
-    [("mlp.gate_proj", "weights hold NaN", ""), ("input_layernorm", "activations hold NaN", "in calibration sequence 0")],
+    [
+        ("mlp.gate_proj", "weights hold NaN", ""),
+        ("input_layernorm", "activations hold NaN", "in calibration sequence 0"),
+    ],
 )
-def test_nan_names_its_layer_and_writes_nothing(method, where, what, sequence, tiny_llama, tokenizer, tmp_path: Path) -> None:
+def test_nan_names_its_layer_and_writes_nothing(
+    method, where, what, sequence, tiny_llama, tokenizer, tmp_path: Path
+) -> None:
     model = tiny_llama()
     with torch.no_grad():
         decoder_layers(model)[1].get_submodule(where).weight.view(-1)[3] = float("nan")
@@ -158,7 +163,7 @@ def test_one_bad_calibration_sequence_is_named(tiny_llama, tokenizer, tmp_path: 
     model.save_pretrained(tmp_path / "saved")
     streamed = Streamed(tmp_path / "saved")
     activations = sequential.Activations(streamed, rows, tmp_path / "hidden")
-    with pytest.raises(UserError, match="layer 0, .* in calibration sequence 5"):
+    with pytest.raises(UserError, match=r"layer 0, .* in calibration sequence 5"):
         sequential.hessians(streamed.load(0), 0, activations)
 
 

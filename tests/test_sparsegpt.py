@@ -71,7 +71,9 @@ def naive(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float, block: i
     return W, keep
 
 
-def matches_the_naive_reference(weight: Tensor, hessian: Hessian, pattern: Pattern, sparsity: float, block: int) -> None:
+def matches_the_naive_reference(
+    weight: Tensor, hessian: Hessian, pattern: Pattern, sparsity: float, block: int
+) -> None:
     """Same mask and weights in float64; in float32 the same mask up to ties, and weights within rounding."""
     expected, keep = naive(weight, hessian.H, pattern, sparsity, block)
     exact, exact_keep = prune(weight.double(), double(hessian), pattern, sparsity, block=block)

@@ -159,6 +159,7 @@ def make(
     Files whose names start with "." are scratch: there to resume from, deleted before the rename.
     Raises UserError if `out` holds something else, or another process is making it.
     """
+    _check_place(out)
     described = _describe(dict(inputs))
     mark = fingerprint(command, described, seed)
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
@@ -178,7 +179,9 @@ def make(
         try:
             result = build(work)
         except UserError:
-            if not any(file.is_file() and file.stat().st_size for file in work.rglob("*") if file.name != ".inputs.json"):
+            if not any(
+                file.is_file() and file.stat().st_size for file in work.rglob("*") if file.name != ".inputs.json"
+            ):
                 shutil.rmtree(work)  # refused before any work was done: the mended command must not trip over it
             raise
         provenance = {
@@ -201,6 +204,18 @@ def make(
             shutil.rmtree(out)
         os.replace(work, out)
     return json.loads((out / "result.json").read_text(encoding="utf-8"))
+
+
+def _check_place(out: Path) -> None:
+    """Raise UserError for an `out` that cannot become a folder by renaming one beside it."""
+    if out.is_symlink():
+        raise UserError(f"--out {out} is a symbolic link: name the folder itself.")
+    if out.name in ("", "..") or out.resolve() == Path.cwd():
+        raise UserError(f"--out {out} is no name for a new folder: name one, such as ./result.")
+    if len(f".{out.name}.partial".encode()) > 255:
+        raise UserError(f"--out {out.name[:40]}… is too long a name: shorten it.")
+    if blocked := next((parent for parent in out.parents if parent.exists() and not parent.is_dir()), None):
+        raise UserError(f"--out {out} lies under {blocked}, which is a file: name another folder.")
 
 
 def _open_work(work: Path, command: str, inputs: Any, mark: str, overwrite: bool) -> float:

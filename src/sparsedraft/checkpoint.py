@@ -38,6 +38,8 @@ def device_named(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
+    if device.type == "meta":
+        raise UserError("--device meta computes nothing: give cpu or an accelerator.")
     return device
 
 

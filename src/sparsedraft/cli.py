@@ -253,8 +253,8 @@ def finetune(
     from sparsedraft.finetune.loop import Settings
     from sparsedraft.finetune.stage import finetune as stage
 
-    if learning_rate <= 0:
-        raise UserError(f"--learning-rate {learning_rate:g} is not above 0; 1e-4 is a good start.")
+    if not 0 < learning_rate < 1:
+        raise UserError(f"--learning-rate {learning_rate:g} is not between 0 and 1; 1e-4 is a good start.")
     if not clip > 0:
         raise UserError(f"--clip {clip:g} is not above 0; 1 is a good start.")
     settings = Settings(
@@ -326,10 +326,19 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    named = [tuple(d.split("=", 1)) if "=" in d else (Path(d).name, d) for d in drafters]
-    result = evaluate_to(out, target, [(name, ref) for name, ref in named], prompts, options, overwrite=overwrite)
+    result = evaluate_to(out, target, [named_drafter(d) for d in drafters], prompts, options, overwrite=overwrite)
     console.print(demo_table(result))
     emit(result)
+
+
+def named_drafter(text: str) -> tuple[str, str]:
+    """(name, model) of NAME=MODEL, or of a model alone; a path that exists may hold "=" itself."""
+    name, sign, ref = text.partition("=")
+    if not sign or Path(text).exists():
+        return Path(text).name or text, text
+    if not name or not ref:
+        raise UserError(f"drafter '{text}' is not of the form NAME=MODEL.")
+    return name, ref
 
 
 def parse_k(text: str) -> tuple[int, ...]:
@@ -340,6 +349,8 @@ def parse_k(text: str) -> tuple[int, ...]:
         raise UserError(f"--k {text} is not a list of whole numbers such as 1,3,5.") from None
     if numbers[0] < 1:
         raise UserError(f"--k {numbers[0]} drafts nothing: K is at least 1.")
+    if numbers[-1] > 1024:
+        raise UserError(f"--k {numbers[-1]} is more than any drafter is worth: give at most 1024.")
     return numbers
 
 

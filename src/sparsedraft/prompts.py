@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.errors import UserError
@@ -164,9 +165,15 @@ def chat_ids(
     """Token ids of a conversation under the tokenizer's chat template; UserError where it has none."""
     if not tokenizer.chat_template:
         raise UserError(f"model {tokenizer.name_or_path} has no chat template: use an instruction-tuned model.")
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=generation_prompt, return_dict=False, date_string=TEMPLATE_DATE
-    )
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=generation_prompt, return_dict=False, date_string=TEMPLATE_DATE
+        )
+    except TemplateError as error:  # some refuse a system message, or two turns of one role
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} refuses a conversation of "
+            f"{', '.join(m['role'] for m in messages)} ({error}): change the prompts."
+        ) from None
     return [int(i) for i in ids]  # type: ignore[arg-type]  # the stub does not tell one conversation from many
 
 

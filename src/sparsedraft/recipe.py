@@ -118,7 +118,7 @@ class Drafter(Section):
     @property
     def slug(self) -> str:
         """The name as a folder name on any file system."""
-        return re.sub(r"[^\w.+-]", "_", self.name.replace(":", "of"))
+        return re.sub(r"[^\w.+-]|^\.", "_", self.name.replace(":", "of"))
 
 
 class Eval(Section):
@@ -201,6 +201,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             raise UserError(f"recipe {path} is not a mapping: it starts with 'target: ...'.")
         tree = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         data = OmegaConf.to_container(tree, resolve=True)
+    except TypeError:
+        raise UserError(
+            f"override {' '.join(overrides)}: a list such as drafters cannot be changed item by item; edit the file."
+        ) from None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
         raise UserError(f"recipe {path} is not readable YAML ({' '.join(str(error).split())}).") from None
     try:

@@ -35,7 +35,9 @@ def owl(model: Streamed, ids: Tensor, folder: Path, pattern: Pattern, sparsity: 
 
     def outliers(layer: nn.Module, index: int, activations: Activations) -> float:
         found = sequential.hessians(layer, index, activations)
-        scores = [linear.weight.detach().float().abs() * found[name].norms() for name, linear in linears_of(layer).items()]
+        scores = [
+            linear.weight.detach().float().abs() * found[name].norms() for name, linear in linears_of(layer).items()
+        ]
         count = sum(s.numel() for s in scores)
         mean = sum(float(s.sum()) for s in scores) / count
         return sum(int((s > OUTLIER * mean).sum()) for s in scores) / count
@@ -81,7 +83,9 @@ def auto(model: Streamed, ids: Tensor, folder: Path, pattern: Pattern, sparsity:
 
     def curves(layer: nn.Module, index: int, activations: Activations) -> dict[str, list[float]]:
         found = sequential.hessians(layer, index, activations)
-        return {name: curve(linear.weight, found[name], pattern, densities) for name, linear in linears_of(layer).items()}
+        return {
+            name: curve(linear.weight, found[name], pattern, densities) for name, linear in linears_of(layer).items()
+        }
 
     measured = sequential.measure(model, ids, folder, curves)
     names = [(index, name) for index, name, _ in model.linears()]

@@ -33,7 +33,7 @@ def sequences(
         length = len(ids)
     if length < 2:
         raise UserError(f"--calibration {source} holds {len(ids)} tokens: give more text.")
-    if len(ids) < tokens:
-        console.print(f"calibration: {source} holds {len(ids)} tokens, all are used ({tokens} were asked for)")
     count = len(ids) // length
+    if len(ids) < tokens:
+        console.print(f"calibration: {source} holds {len(ids)} tokens; {count * length} are used of {tokens} asked for")
     return torch.tensor(ids[: count * length]).view(count, length)

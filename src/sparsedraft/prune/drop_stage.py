@@ -53,8 +53,8 @@ def drop_layers(
             by_layer[index] += row.size - row.zeros
         wanted = inspection.macs(matched) if matched else None
         nothing = UserError(
-            f"--match-macs {match_macs} has {wanted} MACs a token, to which {model} with {before} comes nearest as it is: "
-            "there is nothing to drop."
+            f"--match-macs {match_macs} has {wanted} MACs a token, to which {model} with {before} comes nearest as it "
+            "is: there is nothing to drop."
         )
         if wanted is not None and before - wanted < min(by_layer) / 2:  # known before the walk
             raise nothing

@@ -6,7 +6,7 @@ from sparsedraft.decoder import linears_of, named_layers
 from sparsedraft.prune.sequential import BATCH
 from sparsedraft.shards import SHARD
 
-PROCESS = 480 << 20  # bytes of Python, torch and transformers before any model: measured, CPU build of torch 2.13
+PROCESS = 560 << 20  # bytes of Python, torch, transformers and a tokenizer: measured, CPU build of torch 2.13
 
 
 def distinct_inputs(layer: nn.Module, hidden: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""Re-solve the weights that are left, with the mask fixed: the least-squares optimum that one-shot pruning only nears.
+"""Re-solve the weights that are left, with the mask fixed: the optimum that one-shot pruning only nears.
 
-For each output row, min over ŵ on the mask of (w - ŵ)ᵀ(H + λI)(w - ŵ): all rows at once by conjugate gradients that stay
-on the mask, with the diagonal as preconditioner (the last step of ALPS, Meng et al. 2024).
+For each output row, min over ŵ on the mask of (w - ŵ)ᵀ(H + λI)(w - ŵ): all rows at once by conjugate gradients that
+stay on the mask, with the diagonal as preconditioner (the last step of ALPS, Meng et al. 2024).
 """
 
 import torch

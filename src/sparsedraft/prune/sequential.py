@@ -2,9 +2,9 @@
 
 Works for any decoder: a first pass of the model's own forward over one sequence records what it hands to each layer
 beside the hidden states (position embeddings, masks, which differ by layer in some families), so nothing is assumed
-about them. Hidden states lie in files, one for the layer at work and one for the next, so that calibration may be larger
-than memory and an interrupted walk goes on at the layer where it stopped. (Plain files, not mappings: what memory allows
-stays in the page cache, a full disk is an error and not a signal, and resident memory is one batch.)
+about them. Hidden states lie in files, one for the layer at work and one for the next, so that calibration may be
+larger than memory and an interrupted walk goes on at the layer where it stopped. (Plain files, not mappings: what
+memory allows stays in the page cache, a full disk is an error and not a signal, and resident memory is one batch.)
 """
 
 import contextlib
@@ -101,7 +101,9 @@ class Activations:
     def _write(self, index: int, batches: Iterator[Tensor]) -> None:
         with write_atomic(self._file(index)) as temporary, open(temporary, "wb") as file:
             for batch in batches:
-                batch.cpu().contiguous().view(torch.uint8).numpy().tofile(file)
+                file.write(
+                    batch.cpu().contiguous().view(torch.uint8).numpy().data
+                )  # (tofile hides a full disk's errno)
 
     def batches(self, index: int) -> Iterator[Tensor]:
         """The hidden states before layer `index`, batch by batch, [rows, L, hidden]."""

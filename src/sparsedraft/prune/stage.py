@@ -43,8 +43,8 @@ def prune(
 ) -> dict[str, Any]:
     """Prune every decoder linear of `model`, layer by layer, calibrated on `calibration`; write the checkpoint `out`.
 
-    One decoder layer is in memory at a time; what else is, `prune.memory.peak` says. An interrupted run goes on with the
-    first layer that is not finished. Everything but the pruned weights is copied as it is stored.
+    One decoder layer is in memory at a time; what else is, `prune.memory.peak` says. An interrupted run goes on with
+    the first layer that is not finished. Everything but the pruned weights is copied as it is stored.
     Raises UserError for impossible options or pairs, and for NaN in weights or activations (which layer).
     """
     wanted = Pattern.parse(pattern)
@@ -185,9 +185,7 @@ def _restore(model: Streamed, layer: nn.Module, index: int, file: Path) -> None:
         linear.weight.copy_(tensors[model.stored_name(f"{model.linear_name(index, name)}.weight")])
 
 
-def _finish(
-    model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares: allocations.Shares
-) -> dict[str, Any]:
+def _finish(model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares: allocations.Shares) -> dict[str, Any]:
     """Put the checkpoint together from the source's shards and the pruned layers; what there is to say of it."""
     done = shards.Shards(pieces)
     tensors = {name: (done if name in done.files else model.shards, name) for name in model.shards.files}

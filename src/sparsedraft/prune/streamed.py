@@ -1,7 +1,8 @@
 """A decoder model whose weights come from its shards layer by layer, so that it need never be in memory whole."""
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -22,9 +23,7 @@ class Streamed:
     Arithmetic is in `dtype` on `device`. Raises UserError for a model whose layers are not made of plain linears.
     """
 
-    def __init__(
-        self, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
         self.folder, self.dtype, self.device = folder, dtype, torch.device(device)
         self.shards = Shards(folder)
         config = checkpoint.read_config(folder)
@@ -96,6 +95,7 @@ class Streamed:
     def unload(self, index: int) -> None:
         """Give the memory of layer `index` back."""
         _empty(self.layers[index])
+        _trim()
 
     @contextmanager
     def front(self) -> Iterator[None]:
@@ -121,3 +121,9 @@ class Streamed:
 def _empty(module: nn.Module, recurse: bool = True) -> None:
     for name, _ in [*module.named_parameters(recurse=recurse)]:
         set_module_tensor_to_device(module, name, "meta")
+
+
+def _trim() -> None:
+    """Give freed memory back to the system: glibc's malloc keeps it, a layer's worth for every few layers."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library, which has its own way
+        ctypes.CDLL(None).malloc_trim(0)
