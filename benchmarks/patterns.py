@@ -63,9 +63,9 @@ def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     drops = [{"name": "drop", "of": share, **base, "tokens": 8192} for share in (0.5, 0.75)]
     by_method = [[{"name": "prune", **pattern, **method, **base} for pattern in PATTERNS] for method in METHODS]
     auto = [
-        {"name": "prune", **PATTERNS[2], "allocation": "auto", **base},
-        {"name": "prune", **PATTERNS[0], "allocation": "auto", **base},
-        {"name": "prune", **PATTERNS[0], "allocation": "owl", **base},
+        {"name": "prune", **pattern, "allocation": allocation, **base}
+        for allocation in ("auto", "owl")
+        for pattern in (PATTERNS[2], PATTERNS[4], PATTERNS[0], PATTERNS[5])
     ]
     texts = [{"name": "prune", **PATTERNS[0], **base, "method": "sparsegpt", "tokens": n} for n in (1024, 8192, 16384)]
     if arguments.generic:
@@ -74,6 +74,16 @@ def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         texts += [{**generic, **PATTERNS[4], "tokens": arguments.tokens}]
     sparsegpt, wanda, refined = by_method
     return [{"name": "dense"}, *drops, *sparsegpt, *auto[:1], *refined, *wanda, *texts, *auto[1:]]
+
+
+def label(spec: dict[str, Any]) -> str:
+    """What a row is, in a few words."""
+    if spec["name"] != "prune":
+        return f"{spec['name']} {spec.get('of', '')}".strip()
+    text = Path(spec["calibration"]).stem
+    pattern = spec["pattern"] if "sparsity" not in spec else f"{spec['sparsity']:.0%}"
+    how = "refine" if spec.get("refine") else spec.get("method", "sparsegpt")
+    return f"{pattern} {spec.get('allocation', 'uniform')} {how} {text} {spec['tokens']}"
 
 
 def make(spec: dict[str, Any], drafter: str, work: Path) -> tuple[Path, dict[str, Any]]:
@@ -97,6 +107,7 @@ def main() -> list[dict[str, Any]]:
     parser.add_argument("--generic", help="prompts of other text, to calibrate on for comparison")
     parser.add_argument("--tokens", type=int, default=4096, help="calibration tokens")
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--only", default="", help="only rows with this word in their label")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -105,13 +116,13 @@ def main() -> list[dict[str, Any]]:
     answers = answers_of(arguments.target, arguments.prompts, arguments.new_tokens, arguments.out)
     work = arguments.out / "drafter"
     for spec in plan(arguments):
-        if any(row["spec"] == spec for row in done):
+        if any(row["spec"] == spec for row in done) or arguments.only not in label(spec):
             continue
         start = time.perf_counter()
         folder, made = make(spec, arguments.drafter, work)
         seconds = time.perf_counter() - start
         row: dict[str, Any] = {
-            "spec": spec, "seconds": round(seconds, 1), **score(folder, answers),
+            "label": label(spec), "spec": spec, "seconds": round(seconds, 1), **score(folder, answers),
             **{k: made[k] for k in ("sparsity", "macs_per_token", "mean_relative_error", "dropped") if k in made},
         }  # fmt: skip
         done.append(row)
