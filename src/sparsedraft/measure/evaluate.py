@@ -251,7 +251,7 @@ class _Evaluation:
             "macs_vs_dense": c,
             "nonzero_params": nonzero,
             "pattern": claim["pattern"] if claim else "dense",
-            "sparsity": sum(count_zeros(w) for w in linears) / size if claim else 0.0,
+            "sparsity": sum(count_zeros(w) for w in linears) / size,
             "sparsity_whole_model": 1 - nonzero / parameters,
             "c": c,
             "v": VERIFY_COST,

@@ -128,6 +128,11 @@ class Activations:
         self._write(index + 1, self.outputs(layer, index))
         self._file(index).unlink()
 
+    def close(self) -> None:
+        """Delete the states of a walk that is over."""
+        for file in self.folder.glob("hidden.[0-9]*"):
+            file.unlink()
+
 
 @torch.no_grad()
 def hessians(layer: nn.Module, index: int, activations: Activations) -> dict[str, Hessian]:
@@ -196,4 +201,5 @@ def measure(
             found.append(of_layer(layer, index, activations))
             with write_atomic(file) as temporary:
                 temporary.write_text(json.dumps(found))
+    activations.close()
     return found

@@ -1,14 +1,14 @@
 """A decoder model whose weights come from its shards layer by layer, so that it need never be in memory whole."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sparsedraft import checkpoint
@@ -78,18 +78,25 @@ class Streamed:
             for name, linear in linears_of(layer).items():
                 yield index, name, linear
 
-    def _fill(self, module: nn.Module, prefix: str, given: dict[str, Tensor] | None = None) -> None:
-        for name, _ in [*module.named_parameters()]:
+    def _fill(self, module: nn.Module, prefix: str, recurse: bool = True, but: Container[int] = ()) -> None:
+        """Give the module's parameters their stored values; those whose id is in `but` stay empty."""
+        for name, parameter in [*module.named_parameters(recurse=recurse)]:
+            if id(parameter) in but:
+                continue
             full = f"{prefix}.{name}"
-            tensor = (given or {}).get(name)
-            if tensor is None:
-                tensor = self.shards.tensor(self.stored_name(full))
+            stored = self.stored_name(full)
+            if self.shards.shapes[stored] != tuple(parameter.shape):
+                raise UserError(
+                    f"{full} of model {self.folder} has shape {list(self.shards.shapes[stored])}, but its config says "
+                    f"{list(parameter.shape)}: config and weights do not belong together."
+                )
             # a copy also where the dtype is the same: the file's own pages must not be written to
-            set_module_tensor_to_device(module, name, self.device, value=tensor.to(self.dtype, copy=True))
+            tensor = self.shards.tensor(stored).to(self.dtype, copy=True)
+            set_module_tensor_to_device(module, name, self.device, value=tensor)
 
-    def load(self, index: int, given: dict[str, Tensor] | None = None) -> nn.Module:
-        """Layer `index` with its weights; those in `given` (by their name inside the layer) instead of the stored."""
-        self._fill(self.layers[index], f"{self.prefix}.{index}", given)
+    def load(self, index: int) -> nn.Module:
+        """Layer `index` with its weights."""
+        self._fill(self.layers[index], f"{self.prefix}.{index}")
         return self.layers[index]
 
     def unload(self, index: int) -> None:
@@ -102,20 +109,19 @@ class Streamed:
         """While this lasts, everything outside the decoder layers has its weights, but for the head."""
         inside = {id(p) for layer in self.layers for p in layer.parameters()}
         head = self.model.get_output_embeddings()
-        taken = []
-        for prefix, module in self.model.named_modules():
-            if module is head:
-                continue
-            for name, parameter in [*module.named_parameters(recurse=False)]:
-                if id(parameter) not in inside:
-                    stored = self.shards.tensor(self.stored_name(f"{prefix}.{name}"))
-                    set_module_tensor_to_device(module, name, self.device, value=stored.to(self.dtype, copy=True))
-                    taken.append(module)
+        outside = [
+            (prefix, module)
+            for prefix, module in self.model.named_modules()
+            if module is not head and any(id(p) not in inside for p in module.parameters(recurse=False))
+        ]
         try:
+            for prefix, module in outside:
+                self._fill(module, prefix, recurse=False, but=inside)
             yield
         finally:
-            for module in taken:
+            for _, module in outside:
                 _empty(module, recurse=False)
+            _trim()
 
 
 def _empty(module: nn.Module, recurse: bool = True) -> None:
