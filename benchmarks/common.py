@@ -2,8 +2,11 @@
 
 import json
 import platform
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +14,20 @@ import torch
 from sparsedraft.console import console, quiet_libraries
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+ROOT = Path(__file__).parent.parent
+GIB = 2**30
+
+# A child counts the memory of the process that started it until its own program begins, so a large parent would pass
+# for a large child: a small process stands between the two.
+_BETWEEN = """
+import resource, subprocess, sys
+done = subprocess.run([sys.executable, "-c", "from sparsedraft.cli import main; main()", *sys.argv[1:]],
+                      stdout=subprocess.PIPE, text=True)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print((done.stdout.splitlines() or [""])[-1])
+print(peak * (1 if sys.platform == "darwin" else 1024))
+sys.exit(done.returncode)
+"""
 
 
 def setup(threads: int = 2) -> None:
@@ -25,6 +42,14 @@ def seconds(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def measured(*arguments: str | Path, env: Mapping[str, str] | None = None) -> tuple[dict[str, Any], float]:
+    """(closing JSON, peak resident GiB) of the command `sparsedraft ARGUMENTS` in a process of its own."""
+    command = [sys.executable, "-c", _BETWEEN, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    result, peak = done.stdout.splitlines()
+    return json.loads(result), int(peak) / GIB
 
 
 def row(name: str, value: float, goal: float, unit: str = "x", better: str = "more", **details: Any) -> dict[str, Any]:

@@ -1,36 +1,18 @@
 """The whole demo in a process of its own: wall time, peak memory, and what its table must show."""
 
-import json
-import resource
 import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-from common import close, row, setup
-
-ROOT = Path(__file__).parent.parent
-GIB = 2**30
+from common import ROOT, close, measured, row, setup
 
 
 def main() -> list[dict]:
     out = ROOT / "runs" / "bench-demo"
     shutil.rmtree(out, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-c",
-        "from sparsedraft.cli import main; main()",
-        "run",
-        "recipes/demo.yaml",
-        "--out",
-        str(out),
-    ]
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    result, peak = measured("run", ROOT / "recipes/demo.yaml", "--out", out)
     minutes = (time.perf_counter() - start) / 60
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / GIB  # KiB on Linux
-    mal = {d["name"]: d["k"]["5"]["mal"] for d in json.loads(done.stdout.splitlines()[-1])["drafters"]}
+    mal = {d["name"]: d["k"]["5"]["mal"] for d in result["drafters"]}
     return [
         row("demo, wall time", minutes, 15, unit="minutes", better="less"),
         row("demo, peak resident memory", peak, 6, unit="GiB", better="less"),

@@ -2,15 +2,18 @@
 
     python benchmarks/patterns.py TARGET DRAFTER --prompts FILE --calibration DATA [--generic FILE] --out FOLDER
 
-The target answers the prompts once. Each drafter is made, read over those answers (the greedy loop's own numbers, by
-simulation) and deleted; its row stays in FOLDER/rows.jsonl, so that an interrupted run goes on with the next drafter.
-Hours on 2 cores for a model of 0.5B parameters.
+The target answers the prompts once (--each N: the first N of each of Spec-Bench's six tasks by the hash of their ids).
+Each drafter is made, read over those answers (the greedy loop's own numbers, by simulation) and deleted; its row stays
+in FOLDER/rows.jsonl, so that an interrupted run goes on with the next drafter. Hours on 2 cores for a model of 0.5B
+parameters; --part 1/2 and --part 2/2 with one thread each, side by side, make the best use of them.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +37,24 @@ PATTERNS: list[dict[str, Any]] = [
 ]
 METHODS: list[dict[str, Any]] = [{"method": "sparsegpt"}, {"method": "wanda"}, {"method": "sparsegpt", "refine": True}]
 KS = (3, 5, 8)
+OTHER_TASKS = ("translation", "summarization", "qa", "math_reasoning", "rag")  # the rest of Spec-Bench is MT-Bench
 
 
-def answers_of(target: str, source: str, new_tokens: int, folder: Path) -> list[Answer]:
+def chosen(source: str, each: int | None) -> list[prompts.Prompt]:
+    """The prompts of `source`; with `each`, only so many of every task: those with the smallest SHA-256 of their id."""
+    found = prompts.read(source)
+    if each is None:
+        return found
+    tasks: dict[str, list[prompts.Prompt]] = defaultdict(list)
+    for prompt in sorted(found, key=lambda p: hashlib.sha256(p.id.encode()).hexdigest()):
+        tasks[prompt.category if prompt.category in OTHER_TASKS else "mt_bench"].append(prompt)
+    return [prompt for task in sorted(tasks) for prompt in tasks[task][:each]]
+
+
+def answers_of(target: str, asked: list[prompts.Prompt], new_tokens: int, folder: Path) -> list[Answer]:
     """The target's greedy answers; from the journal where they are done."""
     return answer_all(
-        checkpoint.load(target), checkpoint.load_tokenizer(target), prompts.read(source),
+        checkpoint.load(target), checkpoint.load_tokenizer(target), asked,
         journal=folder / "target.jsonl", description="target answers", sampling=Sampling(),
         max_new_tokens=new_tokens, batch_size=16, seed=0,
     )  # fmt: skip
@@ -64,16 +79,16 @@ def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     by_method = [[{"name": "prune", **pattern, **method, **base} for pattern in PATTERNS] for method in METHODS]
     auto = [
         {"name": "prune", **pattern, "allocation": allocation, **base}
-        for allocation in ("auto", "owl")
-        for pattern in (PATTERNS[2], PATTERNS[4], PATTERNS[0], PATTERNS[5])
+        for allocation, patterns in (("auto", (2, 4, 0, 5)), ("owl", (0, 5)))
+        for pattern in (PATTERNS[i] for i in patterns)
     ]
-    texts = [{"name": "prune", **PATTERNS[0], **base, "method": "sparsegpt", "tokens": n} for n in (1024, 8192, 16384)]
+    texts = [{"name": "prune", **PATTERNS[0], **base, "method": "sparsegpt", "tokens": n} for n in (1024, 16384)]
     if arguments.generic:
         generic = {"name": "prune", "method": "sparsegpt", "calibration": arguments.generic}
         texts += [{**generic, **PATTERNS[0], "tokens": n} for n in (1024, arguments.tokens)]
         texts += [{**generic, **PATTERNS[4], "tokens": arguments.tokens}]
     sparsegpt, wanda, refined = by_method
-    return [{"name": "dense"}, *drops, *sparsegpt, *auto[:1], *refined, *wanda, *texts, *auto[1:]]
+    return [{"name": "dense"}, *drops, *sparsegpt, *auto[:2], *refined, *wanda, *texts, *auto[2:]]
 
 
 def label(spec: dict[str, Any]) -> str:
@@ -107,16 +122,23 @@ def main() -> list[dict[str, Any]]:
     parser.add_argument("--generic", help="prompts of other text, to calibrate on for comparison")
     parser.add_argument("--tokens", type=int, default=4096, help="calibration tokens")
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--each", type=int, help="prompts of each of Spec-Bench's tasks (default: all prompts)")
+    parser.add_argument("--part", default="1/1", help="I/N: every N-th row only, starting with the I-th")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="only rows with this word in their label")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    setup(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     journal = arguments.out / "rows.jsonl"
     done = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    answers = answers_of(arguments.target, arguments.prompts, arguments.new_tokens, arguments.out)
-    work = arguments.out / "drafter"
-    for spec in plan(arguments):
-        if any(row["spec"] == spec for row in done) or arguments.only not in label(spec):
+    answers = answers_of(
+        arguments.target, chosen(arguments.prompts, arguments.each), arguments.new_tokens, arguments.out
+    )
+    part, parts = (int(n) for n in arguments.part.split("/"))
+    work = arguments.out / f"drafter-{part}"
+    for number, spec in enumerate(plan(arguments)):
+        if number % parts != part - 1 or any(row["spec"] == spec for row in done) or arguments.only not in label(spec):
             continue
         start = time.perf_counter()
         folder, made = make(spec, arguments.drafter, work)
@@ -134,5 +156,4 @@ def main() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    setup()
     close(main())

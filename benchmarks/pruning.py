@@ -7,9 +7,6 @@ of 512: 128 x 512, about an hour for a model of 1.5B parameters); errors on 4096
 """
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -19,7 +16,7 @@ from typing import Any
 
 import torch
 
-from common import MODEL, close, row, seconds, setup
+from common import GIB, MODEL, close, measured, row, seconds, setup
 from sparsedraft import checkpoint
 from sparsedraft.console import console
 from sparsedraft.decoder import linears_of
@@ -31,7 +28,6 @@ from sparsedraft.prune.sparsegpt import relative_error
 from sparsedraft.prune.streamed import Streamed
 
 LENGTH = 512
-GIB = 2**30
 
 
 def speed(model: str, tokens: int, pattern: str, source: str) -> dict:
@@ -95,21 +91,14 @@ def speed(model: str, tokens: int, pattern: str, source: str) -> dict:
 def peak(model: str, tokens: int, source: str) -> list[dict]:
     """Peak resident memory of the command in a process of its own, and how near the formula comes."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, "-c", "from sparsedraft.cli import main; main()", "prune", model, "--out", f"{folder}/out",
-            "--calibration", source, "--tokens", str(tokens), "--sequence-length", str(LENGTH),
-        ]  # fmt: skip
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"pruning {model} failed")
-    measured = usage.ru_maxrss * 1024 / GIB  # KiB on Linux
+        options = ("--tokens", str(tokens), "--sequence-length", str(LENGTH))
+        _, gib = measured("prune", model, "--out", f"{folder}/out", "--calibration", source, *options)
     predicted = memory.peak(skeleton(checkpoint.read_config(checkpoint.find(model))), 4) / GIB
     name = name_of(model)
     details: dict = {"tokens": tokens, "predicted_gib": round(predicted, 2)}
     return [
-        row(f"pruning {name}, peak resident memory", measured, 3.5, unit="GiB", better="less", **details),
-        row(f"pruning {name}, plan's peak off by", abs(predicted / measured - 1), 0.25, unit="", better="less"),
+        row(f"pruning {name}, peak resident memory", gib, 3.5, unit="GiB", better="less", **details),
+        row(f"pruning {name}, plan's peak off by", abs(predicted / gib - 1), 0.25, unit="", better="less"),
     ]
 
 

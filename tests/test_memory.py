@@ -1,31 +1,21 @@
 """Pruning's memory is what the formula says, and does not grow with the calibration text."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from common import GIB, measured
 from sparsedraft import checkpoint
 from sparsedraft.measure.macs import skeleton
 from sparsedraft.prune import memory
 
-GIB = 2**30
-
 
 def peak(model: Path, out: Path, tokens: int) -> float:
     """Peak resident GiB of `sparsedraft prune` in a process of its own."""
-    command = [
-        sys.executable, "-c", "from sparsedraft.cli import main; main()", "prune", str(model), "--out", str(out),
-        "--calibration", "demo:train", "--tokens", str(tokens), "--sequence-length", "256", "--pattern", "2:4",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
-    return usage.ru_maxrss * 1024 / GIB  # KiB on Linux
+    options = ("--calibration", "demo:train", "--tokens", str(tokens), "--sequence-length", "256", "--pattern", "2:4")
+    return measured("prune", model, "--out", out, *options, env={**os.environ, "OMP_NUM_THREADS": "1"})[1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured as Linux counts it")

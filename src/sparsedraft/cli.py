@@ -142,7 +142,8 @@ def prune(
     ] = None,
     method: Annotated[str, typer.Option(help="sparsegpt, wanda or magnitude.")] = "sparsegpt",
     allocation: Annotated[
-        str, typer.Option(help="uniform, owl (outlier-weighted layers) or auto (least measured error at equal MACs).")
+        str,
+        typer.Option(help="uniform, owl (outlier-weighted layers) or auto (least sum of measured errors, equal MACs)."),
     ] = "uniform",
     refine: Annotated[
         bool, typer.Option("--refine", help="Re-solve the weights that are left, with the mask fixed.")
