@@ -107,10 +107,10 @@ def make(spec: dict[str, Any], drafter: str, work: Path) -> tuple[Path, dict[str
     if spec["name"] == "dense":
         return checkpoint.find(drafter), {}
     if spec["name"] == "prune":
-        return work, prune(drafter, work, spec["calibration"], overwrite=True, **options)
+        return work, prune(drafter, work, spec["calibration"], **options)
     # every layer has the same MACs, so this is what --match-macs would find for uniform sparsity
     layers = round(spec["of"] * checkpoint.read_config(checkpoint.find(drafter)).num_hidden_layers)
-    return work, drop_layers(drafter, work, spec["calibration"], layers=layers, overwrite=True, **options)
+    return work, drop_layers(drafter, work, spec["calibration"], layers=layers, **options)
 
 
 def main() -> list[dict[str, Any]]:
@@ -136,10 +136,10 @@ def main() -> list[dict[str, Any]]:
         arguments.target, chosen(arguments.prompts, arguments.each), arguments.new_tokens, arguments.out
     )
     part, parts = (int(n) for n in arguments.part.split("/"))
-    work = arguments.out / f"drafter-{part}"
     for number, spec in enumerate(plan(arguments)):
         if number % parts != part - 1 or any(row["spec"] == spec for row in done) or arguments.only not in label(spec):
             continue
+        work = arguments.out / f"drafter-{number}"
         start = time.perf_counter()
         folder, made = make(spec, arguments.drafter, work)
         seconds = time.perf_counter() - start

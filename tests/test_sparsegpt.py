@@ -194,6 +194,19 @@ def test_hessian_is_the_mean_outer_product_however_it_is_fed(monkeypatch) -> Non
     torch.testing.assert_close(hessian.norms(), x.pow(2).mean(0).sqrt(), rtol=1e-5, atol=1e-6)
 
 
+def test_relative_error_is_that_of_the_outputs(monkeypatch) -> None:
+    monkeypatch.setattr(sparsegpt, "TILE", 20)  # several tiles, the last one smaller
+    x = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+    hessian = Hessian(64)
+    hessian.add(x)
+    hessian.finish()
+    weight = torch.randn(10, 64, generator=torch.Generator().manual_seed(1))
+    pruned, _ = magnitude(weight, hessian, Pattern(), 0.5)
+    expected = ((weight - pruned) @ x.T).pow(2).sum() / (weight @ x.T).pow(2).sum()
+    assert relative_error(weight, pruned, hessian.H) == pytest.approx(float(expected), rel=1e-4)
+    assert relative_error(torch.zeros(10, 64), pruned * 0, hessian.H) == 0
+
+
 # ---- refinement
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsedraft.artifact import write_atomic
+from sparsedraft.console import track
 from sparsedraft.decoder import linears_of
 from sparsedraft.errors import UserError
 from sparsedraft.prune.sparsegpt import Hessian
@@ -196,10 +197,13 @@ def measure(
     if len(found) == len(model):
         return found
     activations = Activations(model, ids, folder)
-    for index, layer in walk(model, activations):
-        if index == len(found):
-            found.append(of_layer(layer, index, activations))
-            with write_atomic(file) as temporary:
-                temporary.write_text(json.dumps(found))
+    with track("measuring every layer for the allocation", len(model), "layers") as tracker:
+        tracker.advance(activations.start)
+        for index, layer in walk(model, activations):
+            if index == len(found):
+                found.append(of_layer(layer, index, activations))
+                with write_atomic(file) as temporary:
+                    temporary.write_text(json.dumps(found))
+            tracker.advance()
     activations.close()
     return found

@@ -112,10 +112,7 @@ def _allocate(
     if allocation == "uniform":
         return allocations.uniform(model, sparsity)
     measured = allocations.owl if allocation == "owl" else allocations.auto
-    with track(f"measuring the layers for {allocation}", None, "passes") as tracker:
-        shares = measured(model, ids, folder, pattern, sparsity)
-        tracker.advance()
-    return shares
+    return measured(model, ids, folder, pattern, sparsity)
 
 
 @torch.no_grad()
