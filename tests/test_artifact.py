@@ -73,6 +73,66 @@ def test_a_refusal_before_any_work_leaves_nothing_to_trip_over(tmp_path: Path) -
         artifact.make(tmp_path / "out", "test", {"n": 4}, build)
 
 
+def test_a_kill_while_scratch_goes_away_costs_nothing(tmp_path: Path, monkeypatch) -> None:
+    def build(work: Path) -> dict[str, int]:
+        (work / ".deep").mkdir()
+        (work / ".deep" / "scratch").write_text("y")
+        return {"rows": 1}
+
+    def killed(folder: Path) -> None:
+        (Path(folder) / "scratch").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            artifact.make(tmp_path / "out", "test", {"n": 1}, build)
+    assert not (tmp_path / "out").exists()
+
+    def again(work: Path) -> dict[str, int]:
+        raise AssertionError("all was built already")
+
+    assert artifact.make(tmp_path / "out", "test", {"n": 1}, again) == {"rows": 1}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_interrupted_overwrite_goes_on_and_other_inputs_drop_it_on_demand(tmp_path: Path) -> None:
+    def dies(work: Path) -> dict[str, int]:
+        (work / ".journal").write_text("half")
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    artifact.make(out, "test", {"n": 1}, build)
+    with pytest.raises(KeyboardInterrupt):
+        artifact.make(out, "test", {"n": 2}, dies, overwrite=True)
+    with pytest.raises(UserError, match=r"--out .*/out has an unfinished run .* \(changed: n\): pass --overwrite"):
+        artifact._open_work(tmp_path / ".out.partial", out, "test", {"n": 3}, "other", overwrite=False)
+    seen = artifact.make(out, "test", {"n": 2}, lambda w: {"read": (w / ".journal").read_text()}, overwrite=True)
+    assert seen == {"read": "half"}
+
+
+def test_places_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    for out, message in (
+        (tmp_path / "model" / "out", "lies in the input model"),
+        (tmp_path / "model", "lies in the input model"),
+        (Path("/proc/none"), "cannot be written"),
+        (tmp_path / ("x" * 300), "too long a name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            artifact.make(out, "test", {"model": tmp_path / "model"}, build, overwrite=True)
+
+
+def test_a_damaged_result_says_so(tmp_path: Path) -> None:
+    artifact.make(tmp_path / "out", "test", {}, build)
+    (tmp_path / "out" / "result.json").write_text("{")
+    with pytest.raises(UserError, match=r"damaged \(result\.json"):
+        artifact.make(tmp_path / "out", "test", {}, build)
+    (tmp_path / "out" / "provenance.json").write_text("[]")
+    with pytest.raises(UserError, match="holds something else"):
+        artifact.make(tmp_path / "out", "test", {}, build)
+
+
 def test_foreign_folder_and_concurrent_writer_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")

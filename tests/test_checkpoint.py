@@ -39,6 +39,20 @@ def test_saved_checkpoint_is_the_sources_dtype_and_loads_in_plain_transformers(c
         assert torch.equal(linear.weight, decoder_linears(again)[name].weight.bfloat16())
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"num_attention_heads": 3}, {"num_hidden_layers": "four"}, {"hidden_act": "none of these"},
+        {"num_hidden_layers": 0}, {"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}},
+    ],
+)  # fmt: skip
+def test_a_config_that_describes_no_model_is_one_sentence(broken: dict, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, **broken}))
+    with pytest.raises(UserError, match="config"):
+        checkpoint.find(copy)
+
+
 def test_untied_head_is_saved_too(tiny_llama, tokenizer, tmp_path: Path) -> None:
     model = tiny_llama(tie_word_embeddings=False)
     checkpoint.save(model, tokenizer, tmp_path / "out")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, SmolLM3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, MixtralForCausalLM, SmolLM3Config
 
 from sparsedraft import checkpoint, inspection
 from sparsedraft.decoder import decoder_layers
@@ -130,6 +130,15 @@ def test_killed_walk_goes_on_to_the_same_bytes(tiny_checkpoint: Path, tmp_path: 
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
+def mixtral(folder: Path) -> Path:
+    config = MixtralConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2, max_position_embeddings=128,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def test_refusals(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path) -> None:
     def refused(message: str, model: Path = tiny_checkpoint, **options: object) -> None:
         with pytest.raises(UserError, match=message):
@@ -145,7 +154,8 @@ def test_refusals(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path) 
     with torch.no_grad():
         decoder_layers(model)[2].mlp.up_proj.weight[0, 0] = float("nan")
     checkpoint.save(model, tokenizer, tmp_path / "nan")
-    refused("after layer 2 hold NaN", tmp_path / "nan", layers=1)
+    refused("model.layers.2.mlp.up_proj.weight .* holds NaN", tmp_path / "nan", layers=1)
+    refused("is not made of plain linears", match_macs=str(mixtral(tmp_path / "moe")))
 
 
 def test_config_of_the_cut_model_says_its_layers(tiny_checkpoint: Path, tmp_path: Path) -> None:

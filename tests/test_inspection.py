@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
 from sparsedraft import checkpoint, shards
@@ -57,6 +58,33 @@ def test_unplain_models_are_shown_without_macs(tiny_checkpoint: Path, tmp_path: 
     for name in ("moe", "bert"):
         found = inspect(str(tmp_path / name))
         assert found["macs_per_token"] is None and len(found["linears"]) >= 10 and found["parameters"] > 0
+
+
+def test_eight_bit_floats_are_counted_and_no_tensors_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "fp8")
+    state = load_file(tmp_path / "fp8" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    state[name][:, ::2] = 0
+    save_file({**state, name: state[name].to(torch.float8_e4m3fn)}, tmp_path / "fp8" / "model.safetensors")
+    found = {row["name"]: row for row in inspect(str(tmp_path / "fp8"))["linears"]}
+    assert found[name.removesuffix(".weight")]["sparsity"] >= 0.5
+    save_file({}, tmp_path / "fp8" / "model.safetensors")
+    with pytest.raises(UserError, match="holds no tensors"):
+        inspect(str(tmp_path / "fp8"))
+
+
+def test_the_files_read_are_those_that_transformers_reads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    state = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({name: tensor + 7 for name, tensor in state.items()}, tmp_path / "model" / "old.safetensors")
+    (tmp_path / "model" / shards.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(state, "old.safetensors")}))
+    read = shards.Shards(tmp_path / "model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(read.tensor(name), plain[name]) for name in read.files)
+    (tmp_path / "model" / shards.INDEX).unlink()
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "new.safetensors")
+    with pytest.raises(UserError, match=r"twice, in new\.safetensors and old\.safetensors"):
+        shards.Shards(tmp_path / "model")
 
 
 def test_a_lie_and_damage_are_seen(tiny_checkpoint: Path, tmp_path: Path) -> None:

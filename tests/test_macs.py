@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, Qwen2Config
+from transformers import LlamaConfig, OPTConfig, Qwen2Config
 
 from sparsedraft.decoder import decoder_linears
 from sparsedraft.measure.macs import macs_of_config, macs_of_model, nonzero_parameters
@@ -30,6 +30,12 @@ PAPER = [  # the SD² paper's models at 50 % on every decoder linear
 def test_the_papers_reductions_from_configs_alone(config, percent) -> None:
     change = 100 * (macs_of_config(config, 0.5) / macs_of_config(config) - 1)
     assert change == pytest.approx(percent, abs=0.005)
+
+
+def test_linears_outside_the_layers_count_beside_the_head() -> None:
+    sizes = {"vocab_size": 320, "hidden_size": 64, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    plain, projected = (macs_of_config(OPTConfig(**sizes, word_embed_proj_dim=width)) for width in (64, 32))
+    assert projected - plain == 2 * 64 * 32 + 320 * (32 - 64), "project_in and project_out, and a narrower head"
 
 
 def test_zeros_in_decoder_linears_count_and_no_others(tiny_llama) -> None:

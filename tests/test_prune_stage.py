@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -135,36 +136,82 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["sparsegpt", "wanda", "magnitude"])
 @pytest.mark.parametrize(
-    ("where", "what", "sequence"),
+    ("where", "what"),
     [
-        ("mlp.gate_proj", "weights hold NaN", ""),
-        ("input_layernorm", "activations hold NaN", "in calibration sequence 0"),
+        ("model.layers.1.mlp.gate_proj", "holds NaN or infinity as float32"),
+        ("model.layers.1.input_layernorm", "holds NaN or infinity as float32"),
+        ("model.norm", "holds NaN or infinity: the checkpoint is damaged"),
+        ("model.embed_tokens", "holds NaN or infinity: the checkpoint is damaged"),
     ],
 )
-def test_nan_names_its_layer_and_writes_nothing(
-    method, where, what, sequence, tiny_llama, tokenizer, tmp_path: Path
-) -> None:
+def test_nan_names_its_layer_and_writes_nothing(method, where, what, tiny_llama, tokenizer, tmp_path: Path) -> None:
     model = tiny_llama()
     with torch.no_grad():
-        decoder_layers(model)[1].get_submodule(where).weight.view(-1)[3] = float("nan")
+        model.get_submodule(where).weight.view(-1)[3] = float("nan")
     checkpoint.save(model, tokenizer, tmp_path / "nan")
-    with pytest.raises(UserError, match=f"layer 1, .*{what}.*{sequence}"):
+    with pytest.raises(UserError, match=f"{where}.weight of model .* {what}"):
         stage.prune(str(tmp_path / "nan"), tmp_path / "out", "demo:train", method=method, **SMALL)
     assert not (tmp_path / "out").exists()
 
 
 def test_one_bad_calibration_sequence_is_named(tiny_llama, tokenizer, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sequential, "BATCH", 64)  # two sequences of 32 in a batch
-    model = tiny_llama()
-    with torch.no_grad():
-        model.get_input_embeddings().weight[319] = float("inf")
-    rows = ids().clamp(max=318)
-    rows[5, 7] = 319
-    model.save_pretrained(tmp_path / "saved")
-    streamed = Streamed(tmp_path / "saved")
-    activations = sequential.Activations(streamed, rows, tmp_path / "hidden")
+    streamed, activations = walked(tiny_llama(), tmp_path)
+    states = torch.cat(list(activations.batches(0)))
+    states[5, 7, 3] = float("inf")
+    activations._write(0, iter([states]))
     with pytest.raises(UserError, match=r"layer 0, .* in calibration sequence 5"):
         sequential.hessians(streamed.load(0), 0, activations)
+
+
+def test_a_weight_that_the_stored_type_cannot_hold_is_refused(tiny_llama, tokenizer, tmp_path: Path) -> None:
+    model = tiny_llama(initializer_range=0.2)
+    with torch.no_grad():
+        down = decoder_layers(model)[3].mlp.down_proj
+        down.weight.mul_(60000 / down.weight.abs().max())  # finite in float16, but not with the errors carried over
+    checkpoint.save(model, tokenizer, tmp_path / "half", dtype=torch.float16)
+    with pytest.raises(UserError, match=r"layer 3, mlp\.down_proj: a weight is too large for float16"):
+        stage.prune(str(tmp_path / "half"), tmp_path / "out", "demo:train", sparsity=0.9, **SMALL)
+
+
+def test_what_is_not_changed_stays_as_stored_in_narrow_arithmetic(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    options = {**SMALL, "pattern": "2:4", "method": "wanda", "dtype": "bfloat16"}
+    stage.prune(str(tiny_checkpoint), tmp_path / "out", "demo:train", **options)
+    before, after = (load_file(f / "model.safetensors") for f in (tiny_checkpoint, tmp_path / "out"))
+    for name, tensor in after.items():
+        assert torch.equal(tensor, torch.where(tensor != 0, before[name], 0)), name
+
+
+def test_tokens_outside_the_embedding_are_refused(tiny_llama, tokenizer, tmp_path: Path) -> None:
+    checkpoint.save(tiny_llama(vocab_size=200), tokenizer, tmp_path / "small")
+    with pytest.raises(UserError, match=r"writes token \d+, but the model's embedding has 200 rows"):
+        stage.prune(str(tmp_path / "small"), tmp_path / "out", "demo:train", **SMALL)
+
+
+@pytest.mark.parametrize("sparsity", [1e-9, 0.9999999])
+def test_a_share_that_prunes_nothing_or_all_is_refused(sparsity: float, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"prunes (nothing|all) of the \d+ weights of model\.layers\.0"):
+        stage.prune(str(tiny_checkpoint), tmp_path / "out", "demo:train", sparsity=sparsity, **SMALL)
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_missing_or_misshapen_head_is_refused(tiny_llama, tokenizer, tmp_path: Path) -> None:
+    checkpoint.save(tiny_llama(tie_word_embeddings=False), tokenizer, tmp_path / "model")
+    state = load_file(tmp_path / "model" / "model.safetensors")
+    head = state.pop("lm_head.weight")
+    changed = {"lacks the tensor lm_head": {}, "lm_head.weight of .* has shape": {"lm_head.weight": head[:310]}}
+    for message, extra in changed.items():
+        save_file({**state, **extra}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=message):
+            stage.prune(str(tmp_path / "model"), tmp_path / "out", "demo:train", **SMALL)
+
+
+def test_a_family_whose_arguments_depend_on_the_batch(tokenizer, tmp_path: Path) -> None:
+    hf.set_seed(0)
+    config = hf.BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0, eos_token_id=2)
+    checkpoint.save(hf.BloomForCausalLM(config), tokenizer, tmp_path / "bloom")
+    result = stage.prune(str(tmp_path / "bloom"), tmp_path / "out", "demo:train", pattern="2:4", **SMALL)
+    assert result["sparsity"] == 0.5 and inspection.inspect(str(tmp_path / "out"))["claim_holds"]
 
 
 def test_one_calibration_token_and_fewer_than_columns_work(tiny_checkpoint: Path, tmp_path: Path) -> None:

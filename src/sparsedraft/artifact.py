@@ -139,9 +139,17 @@ def _refuse(folder: Path, stored: dict[str, Any], command: str, inputs: Any) -> 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
     """The provenance of a finished artifact, or None where `folder` is none."""
     try:
-        return json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--out {folder} is damaged (result.json: {error}): make it again with --overwrite.") from None
 
 
 def make(
@@ -160,6 +168,9 @@ def make(
     Raises UserError if `out` holds something else, or another process is making it.
     """
     _check_place(out)
+    for name, value in inputs.items():
+        if isinstance(value, Path) and value.resolve() in (out.resolve(), *out.resolve().parents):
+            raise UserError(f"--out {out} lies in the input {name} {value}: name a folder outside it.")
     described = _describe(dict(inputs))
     mark = fingerprint(command, described, seed)
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
@@ -169,56 +180,69 @@ def make(
         if stored.get("fingerprint") != mark:
             raise _refuse(out, stored, command, described)
         console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
-        return json.loads((out / "result.json").read_text(encoding="utf-8"))
+        return _result(out)
     if overwrite and out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_provenance(out) is None)):
         raise UserError(f"--out {out} holds something that is not ours, so --overwrite does not delete it.")
-    out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.partial"
     with _locked(out.parent / f".{out.name}.lock", out):
-        started = _open_work(work, command, described, mark, overwrite)
-        try:
-            result = build(work)
-        except UserError:
-            if not any(
-                file.is_file() and file.stat().st_size for file in work.rglob("*") if file.name != ".inputs.json"
-            ):
-                shutil.rmtree(work)  # refused before any work was done: the mended command must not trip over it
-            raise
-        provenance = {
-            "command": command,
-            "inputs": described,
-            "fingerprint": mark,
-            "seed": seed,
-            "versions": _versions(),
-            "commit": _commit(),
-            "host": _host(),
-            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.time() - started, 1),
-        }
-        write_json(work / "result.json", result)
-        write_json(work / "provenance.json", provenance)
+        # provenance is written last: a run that was killed after it has but to be put in its place
+        if (read_provenance(work) or {}).get("fingerprint") != mark:
+            _build(work, out, command, described, mark, build, seed, overwrite)
         for scratch in work.glob(".*"):
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
         if out.exists():
             shutil.rmtree(out)
         os.replace(work, out)
-    return json.loads((out / "result.json").read_text(encoding="utf-8"))
+    return _result(out)
+
+
+def _build(
+    work: Path,
+    out: Path,
+    command: str,
+    described: Any,
+    mark: str,
+    build: Callable[[Path], dict[str, Any]],
+    seed: int,
+    overwrite: bool,
+) -> None:
+    """Fill `work`, its provenance last."""
+    started = _open_work(work, out, command, described, mark, overwrite)
+    try:
+        result = build(work)
+    except UserError:
+        if not any(file.is_file() and file.stat().st_size for file in work.rglob("*") if file.name != ".inputs.json"):
+            shutil.rmtree(work)  # refused before any work was done: the mended command must not trip over it
+        raise
+    provenance = {
+        "command": command,
+        "inputs": described,
+        "fingerprint": mark,
+        "seed": seed,
+        "versions": _versions(),
+        "commit": _commit(),
+        "host": _host(),
+        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+    }
+    write_json(work / "result.json", result)
+    write_json(work / "provenance.json", provenance)
 
 
 def _check_place(out: Path) -> None:
     """Raise UserError for an `out` that cannot become a folder by renaming one beside it."""
+    if any(len(part.encode(errors="replace")) > 240 for part in out.parts):  # room for what stands around a name
+        raise UserError(f"--out {str(out)[:40]}… is too long a name: shorten it.")
     if out.is_symlink():
         raise UserError(f"--out {out} is a symbolic link: name the folder itself.")
     if out.name in ("", "..") or out.resolve() == Path.cwd():
         raise UserError(f"--out {out} is no name for a new folder: name one, such as ./result.")
-    if len(f".{out.name}.partial".encode()) > 255:
-        raise UserError(f"--out {out.name[:40]}… is too long a name: shorten it.")
     if blocked := next((parent for parent in out.parents if parent.exists() and not parent.is_dir()), None):
         raise UserError(f"--out {out} lies under {blocked}, which is a file: name another folder.")
 
 
-def _open_work(work: Path, command: str, inputs: Any, mark: str, overwrite: bool) -> float:
+def _open_work(work: Path, out: Path, command: str, inputs: Any, mark: str, overwrite: bool) -> float:
     """Make the work folder, or take up the one that an interrupted call with the same inputs left; return its birth."""
     note = work / ".inputs.json"
     if work.exists():
@@ -226,11 +250,15 @@ def _open_work(work: Path, command: str, inputs: Any, mark: str, overwrite: bool
             stored = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             stored = None  # killed before its first file was whole: nothing is lost by starting afresh
-        if stored is not None and stored["fingerprint"] == mark and not overwrite:
+        if stored is not None and stored["fingerprint"] == mark:
             console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]", soft_wrap=True)
             return float(stored["started"])
         if stored is not None and not overwrite:
-            raise _refuse(work, stored, command, inputs)
+            changed = ", ".join(_changed(stored.get("inputs"), inputs)) or "seed"
+            raise UserError(
+                f"--out {out} has an unfinished run with other inputs (changed: {changed}): pass --overwrite to drop "
+                "it, or name another folder."
+            )
         shutil.rmtree(work)
     work.mkdir(parents=True)
     started = time.time()
@@ -241,12 +269,19 @@ def _open_work(work: Path, command: str, inputs: Any, mark: str, overwrite: bool
 @contextmanager
 def _locked(path: Path, out: Path) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, so that two commands never build the same artifact."""
-    with open(path, "w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")  # noqa: SIM115  (closed below)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}): name a folder that can.") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
                 f"--out {out} is being made by another process: wait for it or name another folder."
             ) from None
-        yield
-        path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

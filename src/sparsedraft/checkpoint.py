@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -53,6 +54,14 @@ def find(ref: str | Path) -> Path:
     if not is_decoder_lm(config):
         names = ", ".join(getattr(config, "architectures", None) or []) or "none"
         raise UserError(f"model {ref} is not a decoder-only language model (architecture: {names}).")
+    if getattr(config.get_text_config(), "num_hidden_layers", None) == 0:
+        raise UserError(f"model {ref} has num_hidden_layers 0 in its config.json: there is no layer to work on.")
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # whatever a wrong value in a config can break inside a library
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise UserError(f"model {ref} has a config.json that describes no model ({reason}): mend it.") from None
     Shards(folder)  # reads every header
     return folder
 
@@ -69,7 +78,7 @@ def read_config(folder: Path) -> PretrainedConfig:
         raise UserError(f"model {folder} holds no config.json: give the folder of a Hugging Face checkpoint.")
     try:
         return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise UserError(
             f"model {folder} has a config.json that cannot be read ({str(error).splitlines()[0]})."
         ) from None

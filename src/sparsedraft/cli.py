@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new, empty, or this command's own earlier result.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1, mps, ...")]
 Dtype = Annotated[str, typer.Option(help="Arithmetic: float32, bfloat16 or float16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
@@ -416,6 +416,9 @@ def guarded(command: Callable[[], Any]) -> int:
         console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         return 2
     except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            console.print(f"[bold red]error:[/] {_escaped(str(error.filename))[:60]}… is too long a name: shorten it.")
+            return 2
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and "No space left" not in str(error):
             raise

@@ -66,4 +66,6 @@ def context_length(model: nn.Module) -> int | None:
 
 def count_zeros(weight: torch.Tensor) -> int:
     """How many entries of `weight` are exactly 0."""
+    if weight.is_floating_point() and weight.element_size() == 1:  # 8-bit floats cannot do even this
+        weight = weight.float()
     return weight.numel() - int(torch.count_nonzero(weight))

@@ -72,7 +72,12 @@ def read(folder: Path) -> list[dict[str, Any]]:
 
 def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the data's token ids mean the same under `tokenizer` (the data folder holds the target's own)."""
-    own = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    try:
+        own = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"data {folder} has no tokenizer that can be read ({str(error).splitlines()[0]}): distill it again."
+        ) from None
     return own.get_vocab() == tokenizer.get_vocab()
 
 

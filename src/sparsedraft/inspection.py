@@ -15,7 +15,7 @@ from sparsedraft import checkpoint
 from sparsedraft.console import track
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError
-from sparsedraft.measure.macs import skeleton
+from sparsedraft.measure.macs import dense_weights, skeleton
 from sparsedraft.pattern import Pattern
 from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
@@ -43,7 +43,7 @@ def holds(weight: Tensor) -> str:
 
     An N:M that leaves more than a tenth of its places empty says little about the mask, and is not named.
     """
-    zero = weight == 0
+    zero = (weight.float() if weight.element_size() == 1 else weight) == 0
     if not bool(zero.any()):
         return "dense"
     density = 1 - float(zero.double().mean())
@@ -71,7 +71,7 @@ def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
             wanted = {name: shards.find(f"{name}.weight", model.base_model_prefix) for name in decoder_linears(model)}
             if all(wanted.values()):
                 return {name: stored for name, stored in wanted.items() if stored}, True
-    except (UserError, ValueError, ImportError):
+    except Exception:
         pass  # an encoder, an expert model, quantised weights: show what is stored
     inside = [n for n, shape in shards.shapes.items() if re.search(r"\.\d+\.", f".{n}") and len(shape) >= 2]
     inside.sort(key=lambda name: [(int(part) if part.isdigit() else -1, part) for part in name.split(".")])
@@ -103,9 +103,17 @@ def nonzero_parameters(shards: Shards) -> tuple[int, int]:
 
 
 def macs(folder: Path, found: list[Row] | None = None) -> int:
-    """MACs per token of a checkpoint of plain linears, by its actual zeros, head included (DESIGN §1)."""
-    head = skeleton(checkpoint.read_config(folder)).get_output_embeddings().weight.numel()
-    return head + sum(row.size - row.zeros for row in (rows(folder) if found is None else found))
+    """MACs per token of a checkpoint, by its actual zeros, head included (DESIGN §1).
+
+    UserError where it is not made of plain linears.
+    """
+    if found is None:
+        shards = Shards(folder)
+        if not linear_names(folder, shards)[1]:
+            raise UserError(f"model {folder} is not made of plain linears, so its MACs per token are not known.")
+        found = list(rows(folder, shards))
+    outside = dense_weights(skeleton(checkpoint.read_config(folder)))
+    return outside + sum(row.size - row.zeros for row in found)
 
 
 def inspect(ref: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.errors import UserError
@@ -135,6 +135,8 @@ def _prompt(row: Any, where: str, index: int) -> Prompt:
         raise UserError(f"prompts {where}: has none of {FORMS}, or it is empty.")
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise UserError(f"prompts {where}: a turn is empty or not text.")
+    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn):
+        raise UserError(f"prompts {where}: half of a surrogate pair stands alone, which is no text; take it out.")
     for key, text in (("system", system), ("output", reference)):
         if text is not None and not isinstance(text, str):
             raise UserError(f"prompts {where}: the {key} message is {type(text).__name__}, not text.")
@@ -169,7 +171,9 @@ def chat_ids(
         ids = tokenizer.apply_chat_template(
             messages, add_generation_prompt=generation_prompt, return_dict=False, date_string=TEMPLATE_DATE
         )
-    except TemplateError as error:  # some refuse a system message, or two turns of one role
+    except Exception as error:  # some refuse a system message, or two turns of one role; a broken one fails anyhow
+        if not isinstance(error, TemplateError) or isinstance(error, TemplateSyntaxError):
+            raise UserError(f"the chat template of {tokenizer.name_or_path} fails ({error}): mend it.") from None
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of "
             f"{', '.join(m['role'] for m in messages)} ({error}): change the prompts."

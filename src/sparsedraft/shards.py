@@ -38,6 +38,11 @@ class Shards:
             try:
                 with safe_open(file, "pt") as opened:  # reads the header and checks it against the file's size
                     for name in opened.keys():  # noqa: SIM118  (not a dict)
+                        if name in self.files:
+                            raise UserError(
+                                f"model {folder} stores {name} twice, in {self.files[name].name} and {file.name}: "
+                                "take one of the files away."
+                            )
                         part = opened.get_slice(name)
                         self.files[name], self.shapes[name] = file, tuple(part.get_shape())
                         self.types[name] = part.get_dtype()
@@ -45,11 +50,23 @@ class Shards:
                 raise UserError(
                     f"model file {file} is damaged or cut short ({error}): copy or download it again."
                 ) from None
+        if not self.files:
+            raise UserError(f"model {folder} holds no tensors: copy or download it again.")
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored; its memory is the mapped file's."""
         with safe_open(self.files[name], "pt") as opened:
             return opened.get_tensor(name)
+
+    def finite(self, name: str, rows: int = 4096) -> bool:
+        """Whether no number of the tensor is NaN or infinite, some rows in memory at a time (8 bits: not looked at)."""
+        if self.types[name] not in ("F64", "F32", "F16", "BF16"):
+            return True
+        with safe_open(self.files[name], "pt") as opened:
+            part, shape = opened.get_slice(name), self.shapes[name]
+            if not shape:
+                return bool(torch.isfinite(opened.get_tensor(name)).all())
+            return all(bool(torch.isfinite(part[i : i + rows]).all()) for i in range(0, shape[0], rows))
 
     def bytes(self, name: str) -> int:
         """Size of the tensor on disk."""
@@ -64,14 +81,16 @@ class Shards:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint, checked to be there; UserError where one is missing."""
     index = folder / INDEX
-    if index.is_file():
+    if (folder / "model.safetensors").is_file():  # transformers' order
+        files = [folder / "model.safetensors"]
+    elif index.is_file():
         try:
             names = set(json.loads(index.read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"model file {index} cannot be read ({error!r}): copy or download it again.") from None
         files = sorted(folder / Path(str(name)).name for name in names)  # a shard lies beside its index, nowhere else
     else:
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith("adapter_"))
     if not files:
         raise UserError(
             f"model {folder} holds no .safetensors file: only safetensors are loaded (pickles can run code)."

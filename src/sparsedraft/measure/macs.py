@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from sparsedraft.decoder import count_zeros, decoder_linears
+from sparsedraft.decoder import count_zeros, decoder_layers, decoder_linears
 
 
 def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int:
@@ -19,8 +19,15 @@ def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int:
         size = linear.weight.numel()
         zeros = round(size * sparsity) if sparsity is not None else count_zeros(linear.weight)
         total += size - zeros
+    return total + dense_weights(model)
+
+
+def dense_weights(model: PreTrainedModel) -> int:
+    """Weights of the linears outside the decoder layers: the head, and what projects in or out (OPT-350m)."""
+    inside = {id(module) for module in decoder_layers(model).modules()}
+    linears = {id(m): m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in inside}
     head = model.get_output_embeddings()
-    return total + head.weight.numel()
+    return sum(m.weight.numel() for m in {**linears, id(head): head}.values())
 
 
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:

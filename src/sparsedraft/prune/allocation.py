@@ -15,7 +15,7 @@ from sparsedraft.prune.streamed import Streamed
 
 OUTLIER = 5.0  # M of OWL: an outlier is more than so many times the layer's mean score
 SPREAD = 0.08  # λ of OWL: the layers' sparsities are spread 2λ wide
-STEPS = 8  # densities that `auto` tries: the eighths, or every N where M is less
+STEPS = 8  # densities that `auto` tries: the eighths and the uniform one, or every N where M is less
 ROWS = 128  # rows of a weight from which `auto` measures its error
 
 Shares = dict[tuple[int, str], float]  # sparsity by (layer, linear)
@@ -68,8 +68,10 @@ def whole(shares: Sequence[float], pattern: Pattern) -> list[float]:
     kept = [min(max((1 - share) * pattern.m, 1), pattern.m) for share in shares]
     n = [int(k) for k in kept]
     missing = pattern.n * len(n) - sum(n)
-    for i in sorted(range(len(n)), key=lambda i: n[i] - kept[i])[:missing]:  # the largest remainders
+    for i in sorted(range(len(n)), key=lambda i: n[i] - kept[i])[: max(missing, 0)]:  # the largest remainders
         n[i] += 1
+    for _ in range(-missing):  # the least N of 1 lifted some: the most generous of the others give it back
+        n[max((i for i in range(len(n)) if n[i] > 1), key=lambda i: n[i] - kept[i])] -= 1
     return [1 - k / pattern.m for k in n]
 
 
@@ -79,7 +81,7 @@ def auto(model: Streamed, ids: Tensor, folder: Path, pattern: Pattern, sparsity:
     The error ‖(W-Ŵ)X‖² / ‖WX‖² of every linear of the dense model is measured on some of its rows by SparseGPT itself,
     at each of the densities that it may get.
     """
-    densities = choices(pattern)
+    densities = choices(pattern, 1 - sparsity)
 
     def curves(layer: nn.Module, index: int, activations: Activations) -> dict[str, list[float]]:
         found = sequential.hessians(layer, index, activations)
@@ -95,10 +97,12 @@ def auto(model: Streamed, ids: Tensor, folder: Path, pattern: Pattern, sparsity:
     return {name: 1 - densities[choice] for name, choice in zip(names, chosen, strict=True)}
 
 
-def choices(pattern: Pattern) -> list[float]:
-    """The densities that `auto` chooses from, rising, the last 1."""
-    steps = min(pattern.m or STEPS, STEPS)
-    return [i / steps for i in range(1, steps + 1)]
+def choices(pattern: Pattern, density: float) -> list[float]:
+    """The densities that `auto` chooses from, rising, the last 1, none of which makes the mean `density` impossible."""
+    if not pattern.m:
+        return sorted({i / STEPS for i in range(1, STEPS + 1)} | {density, min(density, 1 / STEPS) / 2})
+    steps = min(pattern.m, STEPS)
+    return [n / pattern.m for n in sorted({max(1, pattern.m * i // steps) for i in range(1, steps + 1)} | {pattern.n})]
 
 
 def curve(weight: Tensor, hessian: sparsegpt.Hessian, pattern: Pattern, densities: Sequence[float]) -> list[float]:

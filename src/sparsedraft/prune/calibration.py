@@ -4,22 +4,29 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import distilled, prompts
 from sparsedraft.console import console
+from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
 
 
 def sequences(
-    source: str, tokenizer: PreTrainedTokenizerBase, tokens: int, length: int, seed: int, context: int | None = None
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: int,
+    length: int,
+    seed: int,
+    model: PreTrainedModel | None = None,
 ) -> Tensor:
     """About `tokens` token ids as [sequences, length] from a distilled data folder or any prompts, shuffled by `seed`.
 
     Distilled rows count with the target's answers, which is what the drafter will see. A source with fewer tokens is
     used whole, with a remark. Raises UserError for one that holds less than 2 tokens, and for sequences
-    longer than the model's `context`.
+    longer than the context of `model` or tokens outside its embedding.
     """
+    context = context_length(model) if model is not None else None
     if context is not None and length > context:
         raise UserError(f"--sequence-length {length} is more than the model's context of {context}: lower it.")
     path = Path(source)
@@ -36,4 +43,9 @@ def sequences(
     count = len(ids) // length
     if len(ids) < tokens:
         console.print(f"calibration: {source} holds {len(ids)} tokens; {count * length} are used of {tokens} asked for")
+    if model is not None and max(ids) >= (known := model.get_input_embeddings().num_embeddings):
+        raise UserError(
+            f"the tokenizer beside the model writes token {max(ids)}, but the model's embedding has {known} rows: "
+            "they do not belong together; use the model's own tokenizer."
+        )
     return torch.tensor(ids[: count * length]).view(count, length)

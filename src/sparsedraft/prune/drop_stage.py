@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft import artifact, checkpoint, inspection, shards
-from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
 from sparsedraft.prune import calibration as text
 from sparsedraft.prune import layer_drop
@@ -43,9 +42,10 @@ def drop_layers(
         streamed = Streamed(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
         count = len(streamed)
         if layers is not None and layers >= count:
-            raise UserError(f"--layers {layers} of {count} would leave none: give at most {count - 1}.")
+            mend = f"give at most {count - 1}" if count > 1 else "the model has but one"
+            raise UserError(f"--layers {layers} of {count} would leave none: {mend}.")
         tokenizer = checkpoint.load_tokenizer(folder)
-        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, context_length(streamed.model))
+        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, streamed.model)
         rows = list(inspection.rows(folder, streamed.shards))
         before = inspection.macs(folder, rows)
         by_layer = [0] * count

@@ -35,7 +35,7 @@ class Activations:
     """Hidden states [n, L, hidden] before the layer at work, in a file of `folder`, and every layer's other arguments.
 
     Opening it runs the model up to its first layer, unless `folder` holds the states of a walk that was interrupted;
-    `start` is the layer to go on with.
+    `start` is the layer to go on with. `rows` sequences go through a layer at once.
     """
 
     def __init__(self, model: Streamed, ids: Tensor, folder: Path) -> None:
@@ -52,6 +52,7 @@ class Activations:
         self.start = found[-1] if found else 0
         for index in found[:-1]:  # left by a kill between two steps
             self._file(index).unlink()
+        self._try_batches()
 
     def _file(self, index: int) -> Path:
         return self.folder / f"hidden.{index:05}"
@@ -80,6 +81,17 @@ class Activations:
         finally:
             for hook in hooks:
                 hook.remove()
+
+    @torch.no_grad()
+    def _try_batches(self) -> None:
+        """Take one sequence at a time where the arguments of a batch of one do not fit more (BLOOM's alibi)."""
+        if min(self.rows, self.count) == 1 or self.start >= len(self.model):
+            return
+        try:
+            next(self.outputs(self.model.load(self.start), self.start))
+        except (RuntimeError, ValueError):
+            self.rows = 1
+        self.model.unload(self.start)
 
     @torch.no_grad()
     def _first(self, ids: Tensor) -> Iterator[Tensor]:

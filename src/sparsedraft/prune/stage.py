@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsedraft import artifact, checkpoint, inspection, shards
 from sparsedraft.console import track
-from sparsedraft.decoder import context_length, count_zeros, linears_of
+from sparsedraft.decoder import count_zeros, linears_of
 from sparsedraft.errors import UserError
 from sparsedraft.pattern import Pattern
 from sparsedraft.prune import allocation as allocations
@@ -58,9 +58,15 @@ def prune(
     def build(work: Path) -> dict[str, Any]:
         streamed = Streamed(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
         tokenizer = checkpoint.load_tokenizer(folder)
-        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, context_length(streamed.model))
+        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, streamed.model)
         for index, name, linear in streamed.linears():
-            wanted.check_width(linear.in_features, streamed.linear_name(index, name))
+            full, size = streamed.linear_name(index, name), linear.weight.numel()
+            wanted.check_width(linear.in_features, full)
+            if not 0 < round(share * size) < size:
+                raise UserError(
+                    f"sparsity {share:g} prunes {'nothing' if share < 0.5 else 'all'} of the {size} weights of {full}: "
+                    "give a share further from 0 and 1."
+                )
         pieces = work / ".layers"
         pieces.mkdir(exist_ok=True)
         shares = _allocate(allocation, streamed, ids, work / ".measured", wanted, share)
@@ -127,9 +133,6 @@ def _prune_layer(
 ) -> dict[str, float]:
     """Prune the layer's linears in place; the relative error ‖(W-Ŵ)X‖² / ‖WX‖² of each."""
     linears = linears_of(layer)
-    for name, linear in linears.items():
-        if not bool(torch.isfinite(linear.weight).all()):
-            raise UserError(f"layer {index}, {name}: the weights hold NaN or infinity, so the checkpoint is damaged.")
     found = sequential.hessians(layer, index, activations)
     errors = {}
     waiting = list(linears)
@@ -168,8 +171,14 @@ def _store(model: Streamed, layer: nn.Module, index: int, file: Path, errors: di
     tensors = {}
     for name, linear in linears_of(layer).items():
         stored = model.stored_name(f"{model.linear_name(index, name)}.weight")
-        dtype = model.shards.tensor(stored).dtype
-        tensors[stored] = linear.weight.detach().to("cpu", dtype).contiguous()
+        source, weight = model.shards.tensor(stored), linear.weight.detach().cpu()
+        # what was not changed stays as it is stored, also where the arithmetic is narrower
+        tensors[stored] = torch.where(weight == source.to(weight.dtype), source, weight.to(source.dtype)).contiguous()
+        if not bool(torch.isfinite(tensors[stored]).all()):
+            raise UserError(
+                f"layer {index}, {name}: a weight is too large for {str(source.dtype).removeprefix('torch.')}, in "
+                "which the checkpoint is stored: convert it to bfloat16 or float32 first."
+            )
     with artifact.write_atomic(file) as temporary:
         save_file(tensors, temporary, metadata={name: repr(error) for name, error in errors.items()})
 

@@ -36,6 +36,7 @@ class Streamed:
         for index, layer in enumerate(self.layers):
             for name, linear in linears_of(layer, f"{self.prefix}.{index}").items():
                 self._check(self.linear_name(index, name), linear)
+        self._check_rest()
 
     def _check(self, name: str, linear: nn.Linear) -> None:
         """That the weight of a linear is stored, as plain numbers of the right shape."""
@@ -46,16 +47,35 @@ class Streamed:
                 f"model {self.folder} stores no tensor {weight}: its weights are packed (already quantised, or fused "
                 "experts) or named otherwise, so it cannot be pruned; give the original checkpoint."
             )
-        kind, shape = self.shards.types[stored], self.shards.shapes[stored]
+        kind = self.shards.types[stored]
         if kind not in ("F64", "F32", "F16", "BF16"):
             raise UserError(
                 f"{weight} of model {self.folder} is stored as {kind}: already quantised weights cannot be pruned; "
                 "give the original checkpoint."
             )
-        if shape != tuple(linear.weight.shape):
+
+    def _check_rest(self) -> None:
+        """That everything is stored in the right shape, and what lies outside the layers is finite.
+
+        Layers are looked at when they are loaded; the head never is.
+        """
+        tied = self.model.config.get_text_config().tie_word_embeddings
+        head = self.model.get_output_embeddings()
+        for prefix, module in self.model.named_modules():
+            for key, parameter in module.named_parameters(recurse=False):
+                full = f"{prefix}.{key}"
+                if module is head and tied:
+                    continue
+                self._check_shape(full, parameter)
+                if not full.startswith(f"{self.prefix}.") and not self.shards.finite(self.stored_name(full)):
+                    raise UserError(f"{full} of model {self.folder} holds NaN or infinity: the checkpoint is damaged.")
+
+    def _check_shape(self, name: str, parameter: nn.Parameter) -> None:
+        shape = self.shards.shapes[self.stored_name(name)]
+        if shape != tuple(parameter.shape):
             raise UserError(
-                f"{weight} of model {self.folder} has shape {list(shape)}, but its config says "
-                f"{list(linear.weight.shape)}: config and weights do not belong together."
+                f"{name} of model {self.folder} has shape {list(shape)}, but its config says "
+                f"{list(parameter.shape)}: config and weights do not belong together."
             )
 
     def __len__(self) -> int:
@@ -84,14 +104,13 @@ class Streamed:
             if id(parameter) in but:
                 continue
             full = f"{prefix}.{name}"
-            stored = self.stored_name(full)
-            if self.shards.shapes[stored] != tuple(parameter.shape):
-                raise UserError(
-                    f"{full} of model {self.folder} has shape {list(self.shards.shapes[stored])}, but its config says "
-                    f"{list(parameter.shape)}: config and weights do not belong together."
-                )
             # a copy also where the dtype is the same: the file's own pages must not be written to
-            tensor = self.shards.tensor(stored).to(self.dtype, copy=True)
+            tensor = self.shards.tensor(self.stored_name(full)).to(self.dtype, copy=True)
+            if not bool(torch.isfinite(tensor).all()):
+                raise UserError(
+                    f"{full} of model {self.folder} holds NaN or infinity as {str(self.dtype).removeprefix('torch.')}: "
+                    "the checkpoint is damaged, or its weights are too large for --dtype."
+                )
             set_module_tensor_to_device(module, name, self.device, value=tensor)
 
     def load(self, index: int) -> nn.Module:
