@@ -158,12 +158,13 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser.add_argument("models", nargs="*", default=[MODEL])
     parser.add_argument("--tokens", type=int, default=65536)
     parser.add_argument("--calibration", default="demo:train")
+    parser.add_argument("--patterns", default="unstructured,2:4,2:8", help="of the speed runs")
     parser.add_argument("--only", default="speed,memory,errors")
     chosen = parser.parse_args(arguments)
     rows = []
     for model in chosen.models:
         if "speed" in chosen.only:
-            for pattern in ("unstructured", "2:4", "2:8"):
+            for pattern in chosen.patterns.split(","):
                 rows.append(speed(model, chosen.tokens, pattern, chosen.calibration))
         if "memory" in chosen.only:
             rows += peak(model, chosen.tokens, chosen.calibration)
