@@ -64,11 +64,18 @@ class Streamed:
         for prefix, module in self.model.named_modules():
             for key, parameter in module.named_parameters(recurse=False):
                 full = f"{prefix}.{key}"
-                if module is head and tied:
+                if module is head and (tied or self._head_has_another_name(full, parameter)):
                     continue
                 self._check_shape(full, parameter)
                 if not full.startswith(f"{self.prefix}.") and not self.shards.finite(self.stored_name(full)):
                     raise UserError(f"{full} of model {self.folder} holds NaN or infinity: the checkpoint is damaged.")
+
+    def _head_has_another_name(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether the head is stored under a name that transformers translates (GPT-NeoX: embed_out)."""
+        if self.shards.find(name, self.model.base_model_prefix) is not None:
+            return False
+        known = {self.shards.find(full, self.model.base_model_prefix) for full, _ in self.model.named_parameters()}
+        return any(self.shards.shapes[other] == tuple(parameter.shape) for other in self.shards.files.keys() - known)
 
     def _check_shape(self, name: str, parameter: nn.Parameter) -> None:
         shape = self.shards.shapes[self.stored_name(name)]
