@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+import generic_text
 from common import GIB, MODEL, close, measured, row, seconds, setup
 from sparsedraft import checkpoint
 from sparsedraft.console import console
@@ -157,19 +158,24 @@ def main(arguments: list[str] | None = None) -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=[MODEL])
     parser.add_argument("--tokens", type=int, default=65536)
-    parser.add_argument("--calibration", default="demo:train")
+    parser.add_argument("--calibration", help="default: generic text, see generic_text.py")
     parser.add_argument("--patterns", default="unstructured,2:4,2:8", help="of the speed runs")
     parser.add_argument("--only", default="speed,memory,errors")
     chosen = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        source = chosen.calibration or str(generic_text.write(Path(folder) / "generic.jsonl"))
+        return [line for model in chosen.models for line in benchmark(model, source, chosen)]
+
+
+def benchmark(model: str, source: str, chosen: argparse.Namespace) -> list[dict]:
     rows = []
-    for model in chosen.models:
-        if "speed" in chosen.only:
-            for pattern in chosen.patterns.split(","):
-                rows.append(speed(model, chosen.tokens, pattern, chosen.calibration))
-        if "memory" in chosen.only:
-            rows += peak(model, chosen.tokens, chosen.calibration)
-        if "errors" in chosen.only:
-            rows += errors(model, chosen.calibration)
+    if "speed" in chosen.only:
+        for pattern in chosen.patterns.split(","):
+            rows.append(speed(model, chosen.tokens, pattern, source))
+    if "memory" in chosen.only:
+        rows += peak(model, chosen.tokens, source)
+    if "errors" in chosen.only:
+        rows += errors(model, source)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def read(source: str) -> list[Prompt]:
     `instruction`/`input`/`output` (Alpaca); `demo:train` or `demo:eval` (the package's own prompts); or a
     `datasets` id, `owner/name:split`. Raises UserError naming the row that cannot be read; an empty file is one too.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))  # Path.expanduser raises for a user that there is not
     if source in ("demo", "demo:train", "demo:eval"):
         prompts = _demo(source.partition(":")[2])
     elif path.suffix in (".jsonl", ".json", ".parquet") or path.exists():

@@ -49,7 +49,7 @@ def locate(ref: str) -> Path:
 
     Raises UserError if there is no such thing or it cannot be fetched.
     """
-    path = Path(ref).expanduser()
+    path = Path(os.path.expanduser(ref))  # Path.expanduser raises for a user that there is not
     if path.is_dir():
         return path
     if path.suffix == ".gguf":

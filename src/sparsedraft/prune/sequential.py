@@ -172,7 +172,7 @@ def hessians(layer: nn.Module, index: int, activations: Activations) -> dict[str
                 where = "" if bool(rows.all()) else f" in calibration sequence {done + int((~rows).nonzero()[0])}"
                 raise UserError(
                     f"layer {index}, {name}: the calibration activations hold NaN or infinity{where}; "
-                    "try float32, or other text."
+                    f"try {'' if x.dtype == torch.float32 else 'float32, or '}other text."
                 )
             last.append((x, hessian))
 
