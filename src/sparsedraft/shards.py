@@ -5,7 +5,7 @@ that are mapped, so that memory is one shard's at most.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,32 @@ class Shards:
         with safe_open(self.files[name], "pt") as opened:
             return opened.get_tensor(name)
 
-    def finite(self, name: str, rows: int = 4096) -> bool:
-        """Whether no number of the tensor is NaN or infinite, some rows in memory at a time (8 bits: not looked at)."""
+    def pieces(self, name: str, rows: int = 4096) -> Iterator[Tensor]:
+        """The tensor `name` as stored, at most `rows` rows in memory at a time."""
+        with safe_open(self.files[name], "pt") as opened:
+            shape = self.shapes[name]
+            if not shape:
+                yield opened.get_tensor(name)
+                return
+            part = opened.get_slice(name)
+            for start in range(0, shape[0], rows):
+                yield part[start : start + rows]
+
+    def finite(self, name: str) -> bool:
+        """Whether no number of the tensor is NaN or infinite (8 bits: not looked at)."""
         if self.types[name] not in ("F64", "F32", "F16", "BF16"):
             return True
-        with safe_open(self.files[name], "pt") as opened:
-            part, shape = opened.get_slice(name), self.shapes[name]
-            if not shape:
-                return bool(torch.isfinite(opened.get_tensor(name)).all())
-            return all(bool(torch.isfinite(part[i : i + rows]).all()) for i in range(0, shape[0], rows))
+        return all(bool(torch.isfinite(piece).all()) for piece in self.pieces(name))
+
+    def converted(self, name: str, dtype: torch.dtype) -> tuple[Tensor, bool]:
+        """(the tensor in `dtype`, in memory of its own, and whether all of it is finite there)."""
+        tensor, finite, start = torch.empty(self.shapes[name], dtype=dtype), True, 0
+        for piece in self.pieces(name):  # a check of the whole would take more than the tensor itself
+            part = tensor[start : start + len(piece)] if piece.dim() else tensor
+            part.copy_(piece)
+            finite = finite and bool(torch.isfinite(part).all())
+            start += len(part) if piece.dim() else 0
+        return tensor, finite
 
     def bytes(self, name: str) -> int:
         """Size of the tensor on disk."""

@@ -111,9 +111,8 @@ class Streamed:
             if id(parameter) in but:
                 continue
             full = f"{prefix}.{name}"
-            # a copy also where the dtype is the same: the file's own pages must not be written to
-            tensor = self.shards.tensor(self.stored_name(full)).to(self.dtype, copy=True)
-            if not bool(torch.isfinite(tensor).all()):
+            tensor, finite = self.shards.converted(self.stored_name(full), self.dtype)
+            if not finite:
                 raise UserError(
                     f"{full} of model {self.folder} holds NaN or infinity as {str(self.dtype).removeprefix('torch.')}: "
                     "the checkpoint is damaged, or its weights are too large for --dtype."
