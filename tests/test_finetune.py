@@ -13,6 +13,7 @@ from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.finetune import losses, masks
 from sparsedraft.finetune.loop import Settings, cosine, count_steps, train, validate
+from sparsedraft.finetune.objective import Objective
 from sparsedraft.packing import Sample, answer_logits
 
 
@@ -200,7 +201,7 @@ def test_validation_alpha_is_the_share_of_argmax_matches(tiny_llama) -> None:
             matches += int(logits[len(s.prompt_ids) - 1 + i].argmax() == token)
             total += 1
     assert 9 <= matches < total
-    assert validate(model, None, [packing.pack(several)], "nll")["val_alpha"] == matches / total
+    assert validate(model, Objective(), [packing.pack(several)])["val_alpha"] == matches / total
 
 
 def test_gradients_are_clipped_to_the_norm(tiny_llama, tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from sparsedraft import packing
 from sparsedraft.artifact import write_atomic, write_json
 from sparsedraft.console import track
 from sparsedraft.errors import UserError
-from sparsedraft.finetune import losses
 from sparsedraft.finetune.masks import broken, hold
-from sparsedraft.packing import PackedRow, Sample, answer_logits
+from sparsedraft.finetune.objective import Objective
+from sparsedraft.packing import PackedRow, Sample
 
 
 @dataclass(frozen=True)
@@ -56,29 +56,8 @@ def count_steps(samples: Sequence[Sample], settings: Settings, packable: bool = 
     return max(1, round((settings.tokens or epoch) / epoch * rows / settings.rows_per_step))
 
 
-def _row_loss(model: nn.Module, teacher: nn.Module | None, row: PackedRow, name: str) -> tuple[Tensor, Tensor]:
-    """(mean loss over the row's answer tokens, how many of them are the drafter's argmax)."""
-    logits = answer_logits(model, row)
-    agree = (logits.detach().argmax(-1) == row.tokens).sum()
-    if name == "nll":
-        return losses.nll(logits, row.tokens), agree
-    if teacher is None and name == "kl" and row.topk_ids.shape[1]:
-        return losses.topk_kl(row.topk_ids, row.topk_logprobs, logits), agree
-    if teacher is None:
-        raise UserError(
-            f"--loss {name} compares distributions: give the target as --teacher"
-            + (", distill with --top-k-logprobs," if name == "kl" else "")
-            + " or use --loss nll."
-        )
-    with torch.no_grad():
-        p_logits = answer_logits(teacher, row)
-    return losses.DISTILLATION[name](p_logits, logits), agree
-
-
 @torch.no_grad()
-def validate(
-    model: PreTrainedModel, teacher: PreTrainedModel | None, rows: Sequence[PackedRow], name: str
-) -> dict[str, float]:
+def validate(model: PreTrainedModel, objective: Objective, rows: Sequence[PackedRow]) -> dict[str, float]:
     """Mean loss and α over the answer tokens of `rows`.
 
     α here is the share of the target's tokens that are the drafter's argmax, given the target's own prefix: the
@@ -88,7 +67,7 @@ def validate(
     loss, agree, count = 0.0, 0, 0
     for row in rows:
         row = row.to(model.device)
-        mean, matches = _row_loss(model, teacher, row, name)
+        mean, matches = objective(model, row)
         loss += float(mean) * len(row.tokens)
         agree += int(matches)
         count += len(row.tokens)
@@ -155,6 +134,7 @@ def train(
     `masks` are bool keep-masks by linear name. Returns steps, tokens and the first and last validation figures.
     Raises UserError where the loss stops being finite (the last saved state stays), RuntimeError if a mask breaks.
     """
+    objective = Objective(settings.loss, teacher)
     frozen = set() if settings.train_embeddings else {id(p) for p in _embeddings(model)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)
@@ -173,14 +153,14 @@ def train(
     rows_held_out = packing.groups(validation, settings.sequence_length, packable)
     held_out = [packing.pack([validation[i] for i in group]) for group in rows_held_out]
     if not done:
-        state.log.append({"step": 0, "tokens": 0, **validate(model, teacher, held_out, settings.loss)})
+        state.log.append({"step": 0, "tokens": 0, **validate(model, objective, held_out)})
     seen = int(state.log[-1]["tokens"])
     batches = packing.steps(training, settings.sequence_length, settings.rows_per_step, settings.seed, packable)
     with track("fine-tuning", steps, "steps") as tracker:
         tracker.advance(done)
         for step, rows in enumerate(islice(batches, done, steps), done + 1):
             factor = cosine(step - 1, steps, settings.warmup)
-            loss = _step(model, teacher, rows, optimizer, settings, factor)
+            loss = _step(model, objective, rows, optimizer, settings, factor)
             if not math.isfinite(loss):
                 raise UserError(
                     f"--learning-rate {settings.learning_rate:g} makes the loss diverge at step {step}; lower it "
@@ -189,7 +169,7 @@ def train(
             seen += sum(row.ids.numel() for row in rows)
             state.log.append({"step": step, "tokens": seen, "loss": loss, "lr": factor * settings.learning_rate})
             if step % settings.validate_every == 0 or step == steps:
-                state.log.append({"step": step, "tokens": seen, **validate(model, teacher, held_out, settings.loss)})
+                state.log.append({"step": step, "tokens": seen, **validate(model, objective, held_out)})
             if step % settings.save_every == 0 or step == steps:
                 state.save(step)
             tracker.advance()
@@ -211,7 +191,7 @@ def train(
 
 def _step(
     model: PreTrainedModel,
-    teacher: PreTrainedModel | None,
+    objective: Objective,
     rows: Sequence[PackedRow],
     optimizer: torch.optim.AdamW,
     settings: Settings,
@@ -222,7 +202,7 @@ def _step(
     answer_tokens = sum(len(row.tokens) for row in rows)
     total = 0.0
     for row in rows:
-        loss, _ = _row_loss(model, teacher, row.to(model.device), settings.loss)
+        loss, _ = objective(model, row.to(model.device))
         share = loss * (len(row.tokens) / answer_tokens)
         share.backward()
         total += float(share.detach())
