@@ -10,6 +10,7 @@ import pytest
 
 from sparsedraft import prompts
 from sparsedraft.errors import UserError
+from sparsedraft.overlap import check_no_overlap
 from sparsedraft.prompts import Prompt
 
 ROWS = {
@@ -37,7 +38,7 @@ def test_every_form_is_read(tmp_path: Path) -> None:
     assert [p.turns for p in found] == [("hello",), ("one", "two"), ("hi",), ("translate\n\nhund",)]
     assert [p.id for p in found] == ["a", "7", "m", "3"]
     assert found[1].category == "math" and found[2].system == "be brief"
-    assert [p.reference for p in found] == [None, None, "hey", "dog"]
+    assert [p.references for p in found] == [(), (), ("hey",), ("dog",)]
 
 
 def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_demo_prompts_are_split_by_a_fixed_rule() -> None:
     assert sum(len(p.turns) == 2 for p in everything) >= 30
     assert sorted(p.id for p in held_out)[:2] == SPLIT, "the rule has changed: earlier results no longer compare"
     assert len({p.category for p in train[:40]}) == 8, "the first prompts are of every category"
-    prompts.check_no_overlap(train, held_out)
+    check_no_overlap(train, held_out)
 
 
 SPLIT = ["advice-06", "advice-10"]
@@ -102,10 +103,8 @@ def test_overlap_is_found_across_case_and_punctuation() -> None:
     train = [Prompt("t1", ("What is the time?",)), Prompt("t2", ("Now then. " + long.upper() + " Thanks!",))]
     for leaked in (Prompt("e", (long,)), Prompt("e", ("what is the TIME",)), Prompt("e", ("Hi", "So: " + long))):
         with pytest.raises(UserError, match=r"1 evaluation prompt\(s\) occur.*first: 'e' in 't"):
-            prompts.check_no_overlap(train, [leaked])
-    prompts.check_no_overlap(
-        train, [Prompt("e", ("How is the time in Rome?",)), Prompt("f", ("other", "What is the time?"))]
-    )
+            check_no_overlap(train, [leaked])
+    check_no_overlap(train, [Prompt("e", ("How is the time in Rome?",)), Prompt("f", ("other", "What is the time?"))])
 
 
 def test_chat_ids_need_a_template(tokenizer) -> None:

@@ -83,21 +83,57 @@ def plan(
 @app.command()
 def distill(
     target: Annotated[str, typer.Argument(help="The model that writes the answers.")],
-    prompts: Annotated[str, typer.Argument(help="PROMPTS to answer.")],
+    prompts: Annotated[str | None, typer.Argument(help="PROMPTS to answer; none for --mode magpie.")] = None,
+    *,
     out: Out,
-    mode: Annotated[str, typer.Option(help="How the data is made; respond: the target answers each turn.")] = "respond",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="respond: the target answers each turn; rewrite: it writes reference answers in its own words; "
+            "magpie: it writes the prompts, too."
+        ),
+    ] = "respond",
+    engine: Annotated[
+        str, typer.Option(help="transformers (in this process) or endpoint (an OpenAI-compatible server).")
+    ] = "transformers",
+    url: Annotated[str | None, typer.Option(help="The server's address, such as http://localhost:8000/v1.")] = None,
+    served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls to the server under way at once.")] = 16,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Longest wait for a call, seconds.")] = 300.0,
+    retries: Annotated[int, typer.Option(min=0, help="More tries of a call that failed, with back-off.")] = 6,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Ray actors, each with its own model or server connection; 1: no Ray.")
+    ] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
+    prompt_temperature: Annotated[float, typer.Option(min=0, help="Temperature of prompts that magpie writes.")] = 1.0,
     samples: Annotated[int, typer.Option(min=1, help="Answers per prompt (more than one needs a temperature).")] = 1,
     top_k_logprobs: Annotated[
         int, typer.Option(min=0, help="Also store the target's so many likeliest tokens, with log-probabilities.")
     ] = 0,
     batch_size: BatchSize = 32,
-    limit: Limit = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first so many prompts; for magpie: write so many.")
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out, and count, prompts that cannot be read or do not fit.")
+    ] = False,
+    near_duplicates: Annotated[
+        float,
+        typer.Option(help="Leave out prompts this similar to an earlier one, 0 to 1; 0 is off (magpie: 0.8)."),
+    ] = 0.0,
+    min_answer_tokens: Annotated[int, typer.Option(min=0, help="Leave out shorter answers, tokens.")] = 0,
+    max_answer_tokens: Annotated[int, typer.Option(min=0, help="Leave out longer answers, tokens; 0 is off.")] = 0,
+    max_prompt_tokens: Annotated[int, typer.Option(min=0, help="Leave out longer prompts, tokens; 0 is off.")] = 0,
+    drop_cut_off: Annotated[bool, typer.Option("--drop-cut-off", help="Leave out answers that were cut off.")] = False,
+    languages: Annotated[str, typer.Option(help="Keep only these, such as en,de; default: any.")] = "",
+    drop_words: Annotated[str, typer.Option(help="Leave out rows with one of these words, comma-separated.")] = "",
+    keep_words: Annotated[str, typer.Option(help="Keep only rows with one of these words, comma-separated.")] = "",
     evaluation: Annotated[
-        str | None, typer.Option(help="PROMPTS kept for evaluation: an error if any is among these.")
+        list[str] | None,
+        typer.Option(help="PROMPTS kept for evaluation (as often as you like): an error if one is among these."),
     ] = None,
     allow_overlap: AllowOverlap = False,
     seed: Seed = 0,
@@ -106,29 +142,55 @@ def distill(
     overwrite: Overwrite = False,
 ) -> None:
     """Let the target write the answers that the drafter will learn from."""
+    from sparsedraft.distill.clean import Rules
     from sparsedraft.distill.stage import distill as stage
 
+    rules = Rules(
+        near_duplicates=near_duplicates,
+        min_answer_tokens=min_answer_tokens,
+        max_answer_tokens=max_answer_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        drop_cut_off=drop_cut_off,
+        languages=words(languages),
+        drop_words=words(drop_words),
+        keep_words=words(keep_words),
+    )
     emit(
         stage(
             target,
             prompts,
             out,
             mode=mode,
+            engine=engine,
+            url=url,
+            served_name=served_name,
+            concurrency=concurrency,
+            timeout=timeout,
+            retries=retries,
+            workers=workers,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            prompt_temperature=prompt_temperature,
             samples=samples,
             top_k_logprobs=top_k_logprobs,
             batch_size=batch_size,
             limit=limit,
-            evaluation_prompts=None if allow_overlap else evaluation,
+            skip_bad=skip_bad,
+            rules=rules,
+            evaluation_prompts=[] if allow_overlap else evaluation or [],
             seed=seed,
             device=device,
             dtype=dtype,
             overwrite=overwrite,
         )
     )
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated list."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 @app.command()

@@ -1,27 +1,33 @@
 """A model answers prompts turn by turn, its own earlier answers in context; what is finished survives a kill.
 
-The unit of work that is committed is a group of rows which are decoded together, because the last bits of a row's
-logits depend on its neighbours in the batch: a killed run redoes the group that was under way, with the same
-neighbours, and so ends with the same bytes as an uninterrupted one.
+The unit of work that is committed is a group of conversations which are decoded together, because the last bits of a
+row's logits depend on its neighbours in the batch: a killed run redoes the units that were under way, with the same
+neighbours, and so ends with the same rows as an uninterrupted one.
 """
 
 import hashlib
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import checkpoint, prompts
-from sparsedraft.console import track
-from sparsedraft.generation import Output, Request, check_fits, generate_batch
+from sparsedraft import prompts
+from sparsedraft.console import Tracker, track
+from sparsedraft.engine import Engine, TransformersEngine
+from sparsedraft.errors import UserError
+from sparsedraft.generation import Output, Request
+from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
 
-GROUP = 2  # batches' worth of rows that are committed together
+GROUP = 2  # batches' worth of conversations that make a unit
+
+Make = Callable[[Sequence[Prompt]], list[dict[str, Any]]]  # a unit's conversations to its rows
 
 
 @dataclass
@@ -44,6 +50,132 @@ class Answer:
     topk_logprobs: list[float] = field(default_factory=list)
 
 
+@dataclass
+class Writer:
+    """An engine and how it is to write; `heard` is told of every finished answer."""
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    sampling: Sampling
+    max_new_tokens: int
+    seed: int = 0
+    samples: int = 1
+    top_k_logprobs: int = 0
+    heard: Callable[[Output], None] = lambda output: None
+
+    def name(self, prompt: Prompt, turn: int, sample: int) -> str:
+        """The id of a row."""
+        return f"{prompt.id}/{turn}" + (f"#{sample}" if self.samples > 1 else "")
+
+    def ask(self, prompt: Prompt, turn: int, sample: int, messages: list[dict[str, str]]) -> Answer:
+        """An answer still to be written."""
+        name = self.name(prompt, turn, sample)
+        ids = prompts.chat_ids(self.tokenizer, messages)
+        return Answer(
+            name, prompt.id, prompt.category, turn, sample, messages, ids, [], "", row_seed(self.seed, name), 0.0,
+            self.max_new_tokens,
+        )  # fmt: skip
+
+    def write(self, asked: Sequence[Answer], top_k_logprobs: int | None = None) -> None:
+        """Fill in what the model answers."""
+        k = self.top_k_logprobs if top_k_logprobs is None else top_k_logprobs
+        by_id = {answer.id: answer for answer in asked}
+        requests = [Request(a.id, a.prompt_ids, a.max_new_tokens, a.seed, a.messages) for a in asked]
+        for output in self.engine.generate(requests, self.sampling, k):
+            _complete(by_id[output.id], output, self.tokenizer, self.engine.eos_ids)
+            self.heard(output)
+
+
+def respond(writer: Writer, chosen: Sequence[Prompt]) -> list[Answer]:
+    """Answers to every turn of the prompts, in their order; each sample is a conversation of its own."""
+    done: dict[str, Answer] = {}
+    for turn in range(max(len(p.turns) for p in chosen)):
+        asked = []
+        for p in chosen:
+            for s in range(writer.samples if len(p.turns) > turn else 0):
+                earlier = [done[writer.name(p, t, s)].messages[-1]["content"] for t in range(turn)]
+                asked.append(writer.ask(p, turn, s, p.messages(earlier)))
+        writer.write(asked)
+        done |= {answer.id: answer for answer in asked}
+    return [done[writer.name(p, t, s)] for p in chosen for s in range(writer.samples) for t in range(len(p.turns))]
+
+
+def fits(
+    tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Prompt], max_new_tokens: int, context: int | None
+) -> list[tuple[int, str]]:
+    """(prompt tokens of the first turn, "" or why it cannot fit `context`) of every prompt.
+
+    A later turn is counted with empty answers before it: what the answers add is known only when they are written.
+    """
+    found = []
+    for prompt in chosen:
+        first = count = len(prompts.chat_ids(tokenizer, prompt.messages()))
+        if len(prompt.turns) > 1:
+            count = len(prompts.chat_ids(tokenizer, prompt.messages([""] * (len(prompt.turns) - 1))))
+        why = ""
+        if context is not None and count + max_new_tokens > context:
+            why = (
+                f"prompt {prompt.id} has {count} tokens, which with {max_new_tokens} new ones exceed the context of "
+                f"{context}: shorten it, or lower --max-new-tokens"
+            )
+        found.append((first, why))
+    return found
+
+
+def units_of(chosen: Sequence[Prompt], lengths: Sequence[int], size: int) -> list[list[Prompt]]:
+    """Units of `size` conversations, those of like prompt length together."""
+    order = sorted(range(len(chosen)), key=lambda i: (lengths[i], chosen[i].id))
+    return [[chosen[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+
+
+def run_units(
+    units: Sequence[Sequence[Prompt]], make: Make, journal: Journal, concurrency: int = 1
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Make the units that `journal` lacks, commit each as it finishes, and yield its number and rows.
+
+    With `concurrency` above 1 so many are under way at once, in threads, which finish in any order.
+    """
+    todo = iter([number for number in range(len(units)) if number not in journal])
+    if concurrency == 1:
+        for number in todo:
+            rows = make(units[number])
+            journal.append(number, rows)
+            yield number, rows
+        return
+    with ThreadPoolExecutor(concurrency) as pool:
+        running: dict[Future, int] = {pool.submit(make, units[n]): n for n in islice(todo, concurrency)}
+        failed: BaseException | None = None
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                number = running.pop(future)
+                if (error := future.exception()) is not None:
+                    failed = failed or error  # what else is under way is finished and kept
+                    continue
+                journal.append(number, future.result())
+                yield number, future.result()
+                if failed is None:
+                    running |= {pool.submit(make, units[n]): n for n in islice(todo, 1)}
+        if failed is not None:
+            raise failed
+
+
+class Rate:
+    """Shows finished answers and their rate on a progress bar."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker, self.start, self.tokens = tracker, time.monotonic(), 0
+
+    def __call__(self, output: Output) -> None:
+        """Another answer is there."""
+        self.add(1, len(output.token_ids))
+
+    def add(self, answers: int, tokens: int) -> None:
+        """So many more, with so many tokens in all."""
+        self.tokens += tokens
+        self.tracker.note(f"{self.tokens / max(1e-9, time.monotonic() - self.start):.0f} tokens/s")
+        self.tracker.advance(answers)
+
+
 def answer_all(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -55,70 +187,30 @@ def answer_all(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
-    samples: int = 1,
-    top_k_logprobs: int = 0,
 ) -> list[Answer]:
-    """Answers to every turn of every prompt, in the prompts' order; each sample is a conversation of its own.
+    """Answers to every turn of every prompt, in the prompts' order, by a model in this process.
 
-    `journal` is a JSON-lines file of finished groups that an interrupted call with the same arguments left.
+    `journal` is the file of finished units that an interrupted call with the same arguments left.
     """
-    eos_ids = checkpoint.eos_ids(model, tokenizer)
-    done = {row["id"]: Answer(**row) for group in read_journal(journal) for row in group}
-    total = sum(len(p.turns) for p in chosen) * samples
-    start, written = time.monotonic(), 0
-    with track(description, total, "answers") as tracker, open(journal, "a", encoding="utf-8") as file:
-        tracker.advance(len(done))
-        for turn in range(max(len(p.turns) for p in chosen)):
-            todo = [(p, s) for p in chosen if len(p.turns) > turn for s in range(samples)]
-            asked = []
-            for p, s in todo:
-                earlier = [done[_name(p, t, s, samples)].messages[-1]["content"] for t in range(turn)]
-                name, messages = _name(p, turn, s, samples), p.messages(earlier)
-                ids = prompts.chat_ids(tokenizer, messages)
-                own = _seed(seed, name)
-                asked.append(Answer(name, p.id, p.category, turn, s, messages, ids, [], "", own, 0.0, max_new_tokens))
-            # All of them now, not group by group: the longest come last, and mending a prompt starts the work anew.
-            check_fits(model, [_request(answer) for answer in asked])
-            for group in _groups(asked, GROUP * batch_size):
-                if all(answer.id in done for answer in group):
-                    continue
-                by_id = {answer.id: answer for answer in group}
-                for output in generate_batch(
-                    model,
-                    [_request(answer) for answer in group],
-                    batch_size=batch_size,
-                    sampling=sampling,
-                    eos_ids=eos_ids,
-                    top_k_logprobs=top_k_logprobs,
-                ):
-                    _complete(by_id[output.id], output, tokenizer, eos_ids)
-                    written += len(output.token_ids)
-                    tracker.advance()
-                    tracker.note(f"{written / (time.monotonic() - start):.0f} tokens/s")
-                file.write(json.dumps([asdict(answer) for answer in group]) + "\n")
-                file.flush()
-                done |= by_id
-    wanted = [_name(p, t, s, samples) for p in chosen for s in range(samples) for t in range(len(p.turns))]
-    return [done[name] for name in wanted]
+    engine = TransformersEngine(model, tokenizer, batch_size)
+    writer = Writer(engine, tokenizer, sampling, max_new_tokens, seed)
+    measured = fits(tokenizer, chosen, max_new_tokens, engine.context)
+    if why := next((why for _, why in measured if why), ""):
+        raise UserError(f"{why}.")
+    units = units_of(chosen, [length for length, _ in measured], GROUP * batch_size)
+    kept = Journal(journal)
+    with track(description, sum(len(p.turns) for p in chosen), "answers") as tracker:
+        tracker.advance(sum(kept.counts.values()))
+        writer.heard = Rate(tracker)
+        for _ in run_units(units, lambda unit: [asdict(answer) for answer in respond(writer, unit)], kept):
+            pass
+    done = {row["id"]: Answer(**row) for row in kept.rows()}
+    return [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]
 
 
-def _request(answer: Answer) -> Request:
-    return Request(answer.id, answer.prompt_ids, answer.max_new_tokens, answer.seed)
-
-
-def _name(prompt: Prompt, turn: int, sample: int, samples: int) -> str:
-    return f"{prompt.id}/{turn}" + (f"#{sample}" if samples > 1 else "")
-
-
-def _seed(seed: int, name: str) -> int:
+def row_seed(seed: int, name: str) -> int:
     """A row's own seed, so that its text does not depend on which rows were sampled before it."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
-
-
-def _groups(asked: Sequence[Answer], size: int) -> Iterator[list[Answer]]:
-    """Rows of like prompt length together."""
-    ordered = sorted(asked, key=lambda a: (len(a.prompt_ids), a.id))
-    yield from (ordered[i : i + size] for i in range(0, len(ordered), size))
 
 
 def _complete(answer: Answer, output: Output, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:
@@ -128,14 +220,3 @@ def _complete(answer: Answer, output: Output, tokenizer: PreTrainedTokenizerBase
     answer.messages = [*answer.messages, {"role": "assistant", "content": str(tokenizer.decode(text_ids)).strip()}]
     answer.topk_ids = [i for row in output.topk_ids for i in row]
     answer.topk_logprobs = [float(f"{v:.5g}") for row in output.topk_logprobs for v in row]  # float16 holds less
-
-
-def read_journal(path: Path) -> Iterator[Any]:
-    """The whole lines of a JSON-lines journal; a line torn by a kill is cut off the file."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        path.write_bytes(whole)
-    yield from (json.loads(line) for line in whole.splitlines())

@@ -1,8 +1,10 @@
 """Distilled data on disk: parquet shards of conversations that the target answered, and how to train on them."""
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +34,91 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("topk_ids", pa.list_(pa.int32())),  # k for each answer token, flattened; empty if not asked for
         ("topk_logprobs", pa.list_(pa.float16())),
-        ("mode", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("answer_tokens", pa.int32()),
+        ("mode", pa.string()),  # "respond", "rewrite" or "magpie"
+        ("source", pa.string()),  # whose words the answer is: "target", "rewritten" or "reference"
+        ("note", pa.string()),  # why the reference stayed
         ("engine", pa.string()),
         ("temperature", pa.float64()),
     ]
 )
 
 
-def write(folder: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """Write `rows` (keys as in SCHEMA) as parquet shards; return the SHA-256 of their contents."""
-    total = hashlib.sha256()
-    for number, start in enumerate(range(0, len(rows), SHARD)):
+def write(
+    folder: Path, rows: Iterable[dict[str, Any]], reason: Callable[[dict[str, Any]], str], asked: int, k: int
+) -> dict[str, Any]:
+    """Write `rows` (keys as in SCHEMA) as parquet shards, one in memory at a time; return what `distill` reports.
+
+    A row for which `reason` names one, or which has a "dropped" of its own, is only counted. `asked` prompts were
+    given, `k` likeliest tokens stored. Raises UserError if no row is left.
+    """
+    total, counts, digest = _Counts(), Counter[str](), hashlib.sha256()
+
+    def kept() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            if why := row.get("dropped") or reason(row):
+                counts[why] += 1
+            else:
+                total.add(row)
+                yield row
+
+    number = 0
+    for number, shard in enumerate(_shards(kept()), 1):
         plain = [
-            dict(row, topk_logprobs=np.asarray(row["topk_logprobs"], np.float16)) for row in rows[start : start + SHARD]
+            {
+                **row,
+                "topk_logprobs": np.asarray(row["topk_logprobs"], np.float16),
+                "prompt_tokens": len(row["prompt_ids"]),
+                "answer_tokens": len(row["answer_ids"]),
+            }
+            for row in shard
         ]
-        with write_atomic(folder / f"data-{number:05}.parquet") as temporary:
+        with write_atomic(folder / f"data-{number - 1:05}.parquet") as temporary:
             parquet.write_table(pa.Table.from_pylist(plain, schema=SCHEMA), temporary, compression="zstd")
-            total.update(temporary.read_bytes())
-    return total.hexdigest()
+            digest.update(temporary.read_bytes())
+    if not number:
+        reasons = ", ".join(f"{why} {count}" for why, count in counts.most_common())
+        raise UserError(f"not one row is left to write (left out: {reasons}): give more prompts, or milder rules.")
+    return total.result() | {
+        "prompts": asked,
+        "topk": k,
+        "dropped": dict(counts.most_common()),
+        "data_sha256": digest.hexdigest(),
+    }
+
+
+def _shards(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while shard := list(islice(rows, SHARD)):
+        yield shard
+
+
+class _Counts:
+    """Sums over rows."""
+
+    def __init__(self) -> None:
+        self.rows = self.target_tokens = self.prompt_tokens = self.soft = 0
+        self.reasons, self.sources = Counter[str](eos=0, length=0), Counter[str]()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One more row."""
+        self.rows += 1
+        self.target_tokens += len(row["answer_ids"])
+        self.prompt_tokens += len(row["prompt_ids"])
+        self.soft += bool(row["topk_ids"])
+        self.reasons[row["finish_reason"]] += 1
+        self.sources[row["source"]] += 1
+
+    def result(self) -> dict[str, Any]:
+        """The counts by name."""
+        return {
+            "rows": self.rows,
+            "target_tokens": self.target_tokens,
+            "prompt_tokens": self.prompt_tokens,
+            "finish_reasons": dict(self.reasons),
+            "sources": dict(self.sources),
+            "rows_with_topk": self.soft,
+        }
 
 
 def check(folder: Path) -> Path:
@@ -110,19 +179,6 @@ def _own_ids(row: dict[str, Any]) -> Sourced:
 def _again(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sourced:
     ids = prompts.chat_ids(tokenizer, row["messages"][:-1])
     answer = tokenizer(row["messages"][-1]["content"], add_special_tokens=False)["input_ids"]
-    if row["finish_reason"] == "eos" and tokenizer.eos_token_id is not None:
-        answer = [*answer, tokenizer.eos_token_id]
+    if row["finish_reason"] == "eos":
+        answer = [*answer, *prompts.end_of_turn(tokenizer)]
     return Sourced(row["id"], ids, answer, prompt_id=row["prompt_id"])
-
-
-def summary(rows: Sequence[dict[str, Any]], k: int, digest: str) -> dict[str, Any]:
-    """The counts that `distill` reports."""
-    reasons = {name: sum(row["finish_reason"] == name for row in rows) for name in ("eos", "length")}
-    return {
-        "rows": len(rows),
-        "target_tokens": sum(len(row["answer_ids"]) for row in rows),
-        "prompt_tokens": sum(len(row["prompt_ids"]) for row in rows),
-        "finish_reasons": reasons,
-        "topk": k,
-        "data_sha256": digest,
-    }

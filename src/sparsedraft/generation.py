@@ -24,12 +24,17 @@ PREFILL_TOKENS = 4096  # prefilled at once at most: bounds the activations
 
 @dataclass(frozen=True)
 class Request:
-    """One row to generate: token ids, the most tokens to write, and the seed of its own randomness."""
+    """One row to generate: token ids, the most tokens to write, and the seed of its own randomness.
+
+    A server gets text instead: the conversation `messages`, to which it applies the chat template itself, or `raw`.
+    """
 
     id: str
     prompt_ids: Sequence[int]
     max_new_tokens: int
     seed: int = 0
+    messages: Sequence[dict[str, str]] | None = None
+    raw: str | None = None
 
 
 @dataclass

@@ -139,6 +139,12 @@ def answer_logits(model: nn.Module, row: PackedRow) -> Tensor:
     return out.logits[0]
 
 
+@torch.inference_mode()
+def logprobs(model: nn.Module, row: PackedRow) -> Tensor:
+    """Log-probabilities [n, V], float32, at the n positions of `row` that predict an answer token."""
+    return answer_logits(model, row).float().log_softmax(-1)
+
+
 def steps(
     samples: Sequence[Sample], length: int, rows_per_step: int, seed: int, packable: bool = True
 ) -> Iterator[list[PackedRow]]:

@@ -86,7 +86,12 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
     speed = gflops or measured_gflops(recipe.device)
     target = size_up(recipe.target)
     dense = size_up(recipe.drafter) if recipe.drafter else target
-    rows, prompt_tokens = _conversation(recipe.distill.prompts, recipe.distill.limit, recipe.distill.samples)
+    d = recipe.distill
+    if d.prompts is None:  # magpie: the target writes a prompt as it writes an answer
+        rows = (d.limit or 0) * d.samples
+        prompt_tokens = rows * (TEMPLATE_TOKENS + d.max_new_tokens)
+    else:
+        rows, prompt_tokens = _conversation(d.prompts, d.limit, d.samples)
     stages = [_distill(recipe, target, rows, prompt_tokens)]
     answer_tokens = rows * recipe.distill.max_new_tokens
     for entry in recipe.drafters:

@@ -1,4 +1,4 @@
-"""Prompts: files and data sets of them, chat templates, the demo's fixed split, and the leak check."""
+"""Prompts: files and data sets of them, chat templates, and the demo's fixed split."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from sparsedraft.errors import UserError
 
 HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for evaluation
 TEMPLATE_DATE = "26 Jul 2024"  # some templates tell the model today's date: the same work must give the same bytes
+MARK = "\u2e2e"  # stands for what somebody says while a chat template is looked at; no template has it
 FORMS = "'prompt', 'messages', 'turns' or 'instruction'"
 
 
@@ -28,7 +29,7 @@ class Prompt:
     turns: tuple[str, ...]
     category: str = ""
     system: str | None = None
-    reference: str | None = None  # a reference answer to the first turn, where the source has one
+    references: tuple[str, ...] = ()  # reference answers to the first turns, where the source has them
 
     def messages(self, answers: Sequence[str] = ()) -> list[dict[str, str]]:
         """The conversation up to the turn after `answers`, ready for a chat template."""
@@ -40,30 +41,40 @@ class Prompt:
         return chat
 
 
-def read(source: str) -> list[Prompt]:
+def read(source: str, bad: list[str] | None = None) -> list[Prompt]:
     """The prompts of `source`, in order, their ids unique.
 
     `source` is a JSON-lines or parquet file whose rows hold `prompt`, `messages`, `turns` (Spec-Bench) or
     `instruction`/`input`/`output` (Alpaca); `demo:train` or `demo:eval` (the package's own prompts); or a
-    `datasets` id, `owner/name:split`. Raises UserError naming the row that cannot be read; an empty file is one too.
+    `datasets` id, `owner/name:split`. Raises UserError naming the row that cannot be read, unless `bad` is a list,
+    which then gets what is wrong with each; an empty file is an error in any case.
     """
     path = Path(os.path.expanduser(source))  # Path.expanduser raises for a user that there is not
     if source in ("demo", "demo:train", "demo:eval"):
-        prompts = _demo(source.partition(":")[2])
-    elif path.suffix in (".jsonl", ".json", ".parquet") or path.exists():
+        return _demo(source.partition(":")[2])
+    if path.suffix in (".jsonl", ".json", ".parquet") or path.exists():
         if not path.is_file():
             raise UserError(f"prompts {source}: there is no such file; check the path.")
         rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
-        prompts = [_prompt(row, f"{source}, {where}", n) for n, (where, row) in enumerate(rows)]
     else:
-        prompts = _dataset(source)
-    if not prompts:
-        raise UserError(f"prompts {source} is empty: give at least one prompt.")
+        rows = _dataset(source)
+    prompts: list[Prompt] = []
     seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            raise UserError(f"prompts {source}: the id '{prompt.id}' occurs twice; ids must be unique.")
+    for number, (where, row) in enumerate(rows):
+        try:
+            prompt = _prompt(row, f"{source}, {where}", number)
+            if prompt.id in seen:
+                raise UserError(f"prompts {source}, {where}: the id '{prompt.id}' occurs twice; ids must be unique.")
+        except UserError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
+            continue
         seen.add(prompt.id)
+        prompts.append(prompt)
+    if not prompts:
+        reason = f" ({bad[0]})" if bad else ""
+        raise UserError(f"prompts {source} is empty: give at least one prompt{reason}.")
     return prompts
 
 
@@ -77,7 +88,7 @@ def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
             try:
                 yield f"line {number}", json.loads(line)
             except json.JSONDecodeError as error:
-                raise UserError(f"prompts {path}, line {number}: not JSON ({error.msg}); one object a line.") from None
+                yield f"line {number}", error
 
 
 def _parquet_rows(path: Path) -> Iterable[tuple[str, Any]]:
@@ -91,7 +102,7 @@ def _parquet_rows(path: Path) -> Iterable[tuple[str, Any]]:
     return ((f"row {n}", row) for n, row in enumerate(rows, 1))
 
 
-def _dataset(source: str) -> list[Prompt]:
+def _dataset(source: str) -> Iterable[tuple[str, Any]]:
     name, _, split = source.partition(":")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"prompts {source}: no such file, and it is not a datasets id of the form owner/name:split.")
@@ -104,14 +115,17 @@ def _dataset(source: str) -> list[Prompt]:
         raise UserError(
             f"prompts {source}: no such file, and no data set of that id can be loaded ({reason})."
         ) from None
-    return [_prompt(dict(row), f"{source}, row {n + 1}", n) for n, row in enumerate(rows)]
+    return ((f"row {n}", dict(row)) for n, row in enumerate(rows, 1))
 
 
 def _prompt(row: Any, where: str, index: int) -> Prompt:
     """One row, in whichever of the known forms it is."""
+    if isinstance(row, json.JSONDecodeError):
+        raise UserError(f"prompts {where}: not JSON ({row.msg}); one object a line.")
     if not isinstance(row, Mapping):
         raise UserError(f"prompts {where}: not an object with {FORMS}.")
-    system = reference = None
+    system: Any = None
+    references: list[Any] = []
     for key in ("turns", "messages"):
         if row.get(key) is not None and not isinstance(row[key], list | tuple):
             raise UserError(f"prompts {where}: '{key}' is {type(row[key]).__name__}, not a list.")
@@ -126,23 +140,23 @@ def _prompt(row: Any, where: str, index: int) -> Prompt:
         by_role = [(m["role"], m.get("content")) for m in row["messages"]]
         turns = [text for role, text in by_role if role == "user"]
         system = next((text for role, text in by_role if role == "system"), None)
-        reference = next((text for role, text in by_role if role == "assistant"), None)
+        references = [text for role, text in by_role if role == "assistant"]
     elif row.get("prompt"):
         turns = [row["prompt"]]
     elif row.get("instruction"):
         turns = ["\n\n".join(str(part) for part in (row["instruction"], row.get("input")) if part)]
-        reference = row.get("output")
+        references = [row["output"]] if row.get("output") is not None else []
     else:
         raise UserError(f"prompts {where}: has none of {FORMS}, or it is empty.")
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise UserError(f"prompts {where}: a turn is empty or not text.")
     if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn):
         raise UserError(f"prompts {where}: half of a surrogate pair stands alone, which is no text; take it out.")
-    for key, text in (("system", system), ("output", reference)):
+    for key, text in (("system", system), *(("output", text) for text in references)):
         if text is not None and not isinstance(text, str):
             raise UserError(f"prompts {where}: the {key} message is {type(text).__name__}, not text.")
     name = next((row[key] for key in ("id", "question_id", "prompt_id") if row.get(key) is not None), index)
-    return Prompt(str(name), tuple(turns), str(row.get("category") or ""), system, reference)
+    return Prompt(str(name), tuple(turns), str(row.get("category") or ""), system, tuple(references))
 
 
 def _demo(split: str) -> list[Prompt]:
@@ -182,37 +196,14 @@ def chat_ids(
     return [int(i) for i in ids]  # type: ignore[arg-type]  # the stub does not tell one conversation from many
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(re.findall(r"\w+", text.lower()))
-
-
-def check_no_overlap(training: Sequence[Prompt], evaluation: Sequence[Prompt], n: int = 13) -> None:
-    """Raise UserError if an evaluation prompt occurs in the training prompts.
-
-    Two turns overlap if they share n consecutive normalised words (lower case, punctuation dropped), or, where the
-    evaluation turn has fewer than n words, if they are the same words.
-    """
-    grams: dict[tuple[str, ...], str] = {}
-    for prompt in training:
-        for turn in prompt.turns:
-            words = _words(turn)
-            grams.setdefault(words, prompt.id)
-            for i in range(len(words) - n + 1):
-                grams.setdefault(words[i : i + n], prompt.id)
-    hits: list[tuple[str, str]] = []
-    for prompt in evaluation:
-        for number, turn in enumerate(prompt.turns):
-            words = _words(turn)
-            if number and len(words) < n:
-                continue  # a bare follow-up such as "Now make it shorter." is no leak
-            spans = [words[i : i + n] for i in range(len(words) - n + 1)] or [words]
-            hit = next((grams[span] for span in spans if span in grams), None)
-            if hit is not None:
-                hits.append((prompt.id, hit))
-                break
-    if hits:
-        mine, theirs = hits[0]
-        raise UserError(
-            f"{len(hits)} evaluation prompt(s) occur in the training prompts (first: '{mine}' in '{theirs}'): "
-            "take them out, or allow it with --allow-overlap."
-        )
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that ends an assistant's turn, as a list: what the chat template puts there, else EOS, else none."""
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
+    try:
+        shown = str(tokenizer.apply_chat_template(chat, tokenize=False, date_string=TEMPLATE_DATE))
+    except TemplateError:
+        shown = ""
+    ids = tokenizer(shown.partition(MARK)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    if ids and ids[0] in tokenizer.get_added_vocab().values():
+        return [int(ids[0])]
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]

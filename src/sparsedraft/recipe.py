@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
+from sparsedraft.distill.clean import Rules
 from sparsedraft.errors import UserError
 from sparsedraft.pattern import Pattern
 
@@ -27,16 +28,31 @@ class Section(BaseModel):
 class Distill(Section):
     """The target writes the data. Lengths in tokens."""
 
-    prompts: str = "demo:train"
-    mode: Literal["respond"] = "respond"
+    prompts: str | None = "demo:train"  # None: the target writes them, too (magpie)
+    mode: Literal["respond", "rewrite", "magpie"] = "respond"
+    engine: Literal["transformers", "endpoint"] = "transformers"
+    url: str | None = None  # of the endpoint's server, ".../v1"
+    served_name: str | None = None  # the target's name there; None: as the recipe calls it
+    concurrency: Count = 16  # calls under way at once
+    timeout: float = Field(300.0, gt=0)  # seconds for a call
+    retries: int = Field(6, ge=0)
+    workers: Count = 1  # above 1: Ray actors, each with its own engine
     max_new_tokens: Count = 256
     temperature: float = Field(0.0, ge=0)  # 0: greedy
     top_k: int = Field(0, ge=0)  # 0: off
     top_p: float = Field(1.0, gt=0, le=1)
+    prompt_temperature: float = Field(1.0, gt=0)  # at which magpie writes prompts
     samples: Count = 1  # answers per prompt
     top_k_logprobs: int = Field(0, ge=0)  # the target's so many likeliest tokens, kept for the kl loss
     batch_size: Count = 32  # rows decoded at once
-    limit: Count | None = None  # prompts, from the first
+    limit: Count | None = None  # prompts, from the first; for magpie: how many to write
+    skip_bad: bool = False  # leave out, and count, prompts that cannot be read or do not fit
+    rules: Rules = Rules()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of the `distill` stage, but for the prompts."""
+        return {**self.model_dump(exclude={"prompts", "rules"}), "rules": self.rules}
 
 
 class Prune(Section):

@@ -11,6 +11,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.stage import finetune
 from sparsedraft.measure.evaluate import Options, evaluate_to
+from sparsedraft.overlap import check_no_overlap
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
 from sparsedraft.recipe import Drafter, Recipe, dump
@@ -25,8 +26,9 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "recipe.yaml").exists())):
         raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
-    if not recipe.allow_overlap:  # before any work: a leak found after an hour helps nobody
-        prompts.check_no_overlap(prompts.read(recipe.distill.prompts), prompts.read(recipe.eval.prompts))
+    # before any work: a leak found after an hour helps nobody
+    if not recipe.allow_overlap and recipe.distill.prompts is not None:
+        check_no_overlap(prompts.read(recipe.distill.prompts), prompts.read(recipe.eval.prompts))
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
         _write(recipe, out)
@@ -38,8 +40,8 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         recipe.target,
         recipe.distill.prompts,
         data,
-        **recipe.distill.model_dump(exclude={"prompts"}),
-        evaluation_prompts=None if recipe.allow_overlap else recipe.eval.prompts,
+        **recipe.distill.options,
+        evaluation_prompts=[] if recipe.allow_overlap else [recipe.eval.prompts],
         seed=recipe.seed,
         **common,
     )

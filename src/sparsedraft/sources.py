@@ -44,10 +44,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparsedraft"
 
 
-def locate(ref: str) -> Path:
+def locate(ref: str, weights: bool = True) -> Path:
     """The local checkpoint folder behind `ref` (folder, .gguf file or hub id), downloaded or converted once if need be.
 
-    Raises UserError if there is no such thing or it cannot be fetched.
+    Without `weights` only config and tokenizer are downloaded. Raises UserError if there is no such thing or it cannot
+    be fetched.
     """
     path = Path(os.path.expanduser(ref))  # Path.expanduser raises for a user that there is not
     if path.is_dir():
@@ -60,15 +61,15 @@ def locate(ref: str) -> Path:
         raise UserError(f"model {ref} is a file: give a checkpoint folder, a .gguf file or a hub id.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref):
         raise UserError(f"model {ref}: no such folder, and it is not a hub id of the form owner/name; check the path.")
-    return _from_hub(ref)
+    return _from_hub(ref, [name for name in HUB_FILES if weights or name != "*.safetensors"])
 
 
-def _from_hub(ref: str) -> Path:
+def _from_hub(ref: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(snapshot_download(ref, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(ref, allow_patterns=patterns))
     except RepositoryNotFoundError:
         raise UserError(f"model {ref}: the hub has no such model, or it is private; check the name.") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:

@@ -1,89 +1,181 @@
 """The `distill` stage: prompts in, a data folder of the target's answers out."""
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from sparsedraft import artifact, checkpoint, distilled, prompts
-from sparsedraft.conversation import answer_all
+from sparsedraft.console import console, track
+from sparsedraft.conversation import GROUP, Rate, fits, run_units, units_of
+from sparsedraft.distill import magpie, rewrite, scale
+from sparsedraft.distill.clean import Cleaner, Rules
+from sparsedraft.distill.job import ENGINES, MODES, Endpoint, Job
 from sparsedraft.errors import UserError
+from sparsedraft.journal import Journal
+from sparsedraft.overlap import check_no_overlap
+from sparsedraft.prompts import Prompt
+from sparsedraft.sources import locate
 from sparsedraft.speculate.sampling import Sampling
 
-MODES = ("respond",)
-UNSTORED = ("min_gap", "max_new_tokens")  # of an Answer: matter to evaluation only
+NEAR = 0.8  # similarity of prompts that magpie drops where no other is asked for
 
 
 def distill(
     target: str,
-    source: str,
+    source: str | None,
     out: Path,
     *,
     mode: str = "respond",
+    engine: str = "transformers",
+    url: str | None = None,
+    served_name: str | None = None,
+    concurrency: int = 16,
+    timeout: float = 300.0,
+    retries: int = 6,
+    workers: int = 1,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    prompt_temperature: float = 1.0,
     samples: int = 1,
     top_k_logprobs: int = 0,
     batch_size: int = 32,
     limit: int | None = None,
-    evaluation_prompts: str | None = None,
+    skip_bad: bool = False,
+    rules: Rules | None = None,
+    evaluation_prompts: Sequence[str] = (),
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Let `target` answer every turn of the prompts in `source`; write the data folder `out`.
+    """Let `target` write the data folder `out`: answers to every turn of the prompts in `source`, or (magpie) both.
 
-    Lengths in tokens. `limit` takes the first prompts. With `evaluation_prompts`, it is an error if one of them is
-    among the prompts. Raises UserError for bad options, prompts or models.
+    Lengths in tokens. `limit` takes the first prompts; for magpie it says how many conversations to try. With
+    `evaluation_prompts`, it is an error if one of them is among the prompts, and rows that hold one are left out.
+    Raises UserError for bad options, prompts, models or servers.
     """
-    if mode not in MODES:
-        raise UserError(f"--mode {mode} is not known: choose one of {', '.join(MODES)}.")
+    rules = rules or Rules()
+    _check_options(mode, engine, url, source, limit, samples, temperature, prompt_temperature, top_k_logprobs)
+    if mode == "magpie" and not rules.near_duplicates:
+        rules = replace(rules, near_duplicates=NEAR)
     sampling = Sampling(temperature, top_k, top_p)
-    if samples > 1 and sampling.greedy:
-        raise UserError(
-            f"--samples {samples} would be {samples} equal answers under greedy decoding: set --temperature."
-        )
-    chosen = prompts.read(source)[:limit]
-    if evaluation_prompts is not None:
-        prompts.check_no_overlap(chosen, prompts.read(evaluation_prompts))
-    folder = checkpoint.find(target)
+    folder = checkpoint.find(target) if engine == "transformers" else locate(target, weights=False)
     tokenizer = checkpoint.load_tokenizer(folder)
-    prompts.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
+    evaluation = [prompt for name in evaluation_prompts for prompt in prompts.read(name)]
+    bad: list[str] = []
+    chosen = magpie.wanted(limit or 0) if source is None else prompts.read(source, bad if skip_bad else None)[:limit]
+    if source is None:
+        magpie.header(tokenizer)
+    else:
+        check_no_overlap(chosen, evaluation)
+        prompts.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
+    if mode == "rewrite":
+        rewrite.check(chosen)
+    endpoint = Endpoint(url, served_name or target, concurrency, timeout, retries) if url else None
+    job = Job(
+        folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
+        batch_size, seed, device, dtype,
+    )  # fmt: skip
 
     def build(work: Path) -> dict[str, Any]:
-        model = checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
-        answers = answer_all(
-            model,
-            tokenizer,
-            chosen,
-            journal=work / ".answers.jsonl",
-            description="distilling",
-            sampling=sampling,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            seed=seed,
-            samples=samples,
-            top_k_logprobs=top_k_logprobs,
-        )
-        made = {"mode": mode, "engine": "transformers", "temperature": temperature}
-        rows = [{**{k: v for k, v in asdict(a).items() if k not in UNSTORED}, **made} for a in answers]
+        journal = Journal(work / ".rows.jsonl")
+        kept, skipped = _write(job, chosen, journal, workers, skip_bad)
+        cleaner = Cleaner(rules, evaluation)
         tokenizer.save_pretrained(work / "tokenizer")
-        return distilled.summary(rows, top_k_logprobs, distilled.write(work, rows))
+        result = distilled.write(work, journal.rows(), cleaner.reason, len(kept), top_k_logprobs)
+        for reason in [*bad, *skipped][:10]:
+            console.print(f"[dim]skipped: {reason}[/dim]", soft_wrap=True)
+        return result | ({"skipped": len(bad) + len(skipped)} if skip_bad else {})
 
     inputs: dict[str, object] = {
         "target": folder,
-        "prompts": [[p.id, p.category, p.system, *p.turns] for p in chosen],
+        "prompts": [[p.id, p.category, p.system, *p.turns, *p.references] for p in chosen],
+        "evaluation": [[p.id, *p.turns] for p in evaluation],
+        "rules": asdict(rules),
         "options": {
             "mode": mode,
+            "engine": engine,
             "max_new_tokens": max_new_tokens,
             "sampling": asdict(sampling),
+            "prompt_temperature": prompt_temperature,
             "samples": samples,
             "top_k_logprobs": top_k_logprobs,
-            "batch_size": batch_size,
-            "device": device,
+            "skip_bad": skip_bad,
+            # where and how fast a server answers is no part of what it says
+            **({"served": job.endpoint.served} if job.endpoint else {"batch_size": batch_size, "device": device}),
             "dtype": dtype,
         },
     }
     return artifact.make(out, "distill", inputs, build, seed=seed, overwrite=overwrite)
+
+
+def _write(
+    job: Job, chosen: list[Prompt], journal: Journal, workers: int, skip_bad: bool
+) -> tuple[list[Prompt], list[str]]:
+    """Let the job write what `journal` lacks; (the prompts that were asked, why the others were skipped)."""
+    tokenizer = checkpoint.load_tokenizer(job.folder)
+    lengths, skipped = [0] * len(chosen), []
+    if job.mode != "magpie":
+        asked = [rewrite.with_reference(p) for p in chosen] if job.mode == "rewrite" else chosen
+        measured = fits(tokenizer, asked, job.max_new_tokens, job.context)
+        skipped = [why for _, why in measured if why]
+        if skipped and not skip_bad:
+            raise UserError(f"{skipped[0]}, or pass --skip-bad.")
+        chosen = [p for p, (_, why) in zip(chosen, measured, strict=True) if not why]
+        lengths = [length for length, why in measured if not why]
+        if not chosen:
+            raise UserError(f"no prompt fits the context of {job.context} tokens: {skipped[0]}.")
+    # a server's rows do not depend on their neighbours: the smaller the unit, the less a kill costs
+    units = units_of(chosen, lengths, 1 if job.endpoint else GROUP * job.batch_size)
+    total = sum(len(p.turns) for p in chosen) * job.samples
+    with track("distilling", total, "answers") as tracker:
+        tracker.advance(sum(journal.counts.values()))
+        rate = Rate(tracker)
+        if workers > 1:
+            for _, rows in scale.run_with_ray(units, job, journal, workers):
+                rate.add(len(rows), sum(len(row.get("answer_ids", ())) for row in rows))
+        else:
+            for _ in run_units(units, job.maker(job.engine(), rate), journal, job.concurrency):
+                pass
+    return chosen, skipped
+
+
+def _check_options(
+    mode: str,
+    engine: str,
+    url: str | None,
+    source: str | None,
+    limit: int | None,
+    samples: int,
+    temperature: float,
+    prompt_temperature: float,
+    top_k_logprobs: int,
+) -> None:
+    """Raise UserError for an option that is not known, and for two that cannot go together."""
+    if mode not in MODES:
+        raise UserError(f"--mode {mode} is not known: choose one of {', '.join(MODES)}.")
+    if engine not in ENGINES:
+        raise UserError(f"--engine {engine} is not known: choose one of {', '.join(ENGINES)}.")
+    if (engine == "endpoint") != (url is not None):
+        raise UserError("--engine endpoint needs --url" if url is None else f"--url {url} needs --engine endpoint.")
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise UserError(f"--url {url} is no http address: give one such as http://localhost:8000/v1.")
+    if (mode == "magpie") != (source is None):
+        given = "writes the prompts itself: leave out PROMPTS" if source else "needs PROMPTS to answer"
+        raise UserError(f"--mode {mode} {given}.")
+    if mode == "magpie" and limit is None:
+        raise UserError("--mode magpie needs --limit: how many conversations to write.")
+    if mode == "magpie" and prompt_temperature == 0:
+        raise UserError("--prompt-temperature 0 makes every prompt the same: give 1, for example.")
+    if samples > 1 and temperature == 0:
+        raise UserError(
+            f"--samples {samples} would be {samples} equal answers under greedy decoding: set --temperature."
+        )
+    if engine == "endpoint" and mode == "rewrite" and top_k_logprobs:
+        raise UserError(
+            f"--top-k-logprobs {top_k_logprobs} cannot be had for rewritten answers from a server: leave it out, or "
+            "use --engine transformers."
+        )

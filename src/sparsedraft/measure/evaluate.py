@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import artifact, checkpoint, prompts
 from sparsedraft.console import console, track
-from sparsedraft.conversation import Answer, answer_all, read_journal
+from sparsedraft.conversation import Answer, answer_all
 from sparsedraft.decoder import context_length, count_zeros, decoder_linears
 from sparsedraft.errors import UserError
+from sparsedraft.journal import read_lines
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
 from sparsedraft.measure.simulate import acceptance, simulate
@@ -131,7 +132,7 @@ class _Evaluation:
     def result(self) -> dict[str, Any]:
         dense = macs_of_model(self.target)
         rows_file = self.work / ".rows.jsonl"
-        done = list(read_journal(rows_file))
+        done = read_lines(rows_file)
         place = {answer.id: index for index, answer in enumerate(self.answers)}
         shown: list[dict[str, Any]] = []
         kept: list[dict[str, Any]] = []

@@ -1,0 +1,89 @@
+"""One distillation as a value: what a worker, in whatever process, needs to know to write its share of the rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsedraft import checkpoint
+from sparsedraft.conversation import Make, Writer, respond
+from sparsedraft.distill.endpoint import EndpointEngine
+from sparsedraft.distill.magpie import magpie
+from sparsedraft.distill.rewrite import rewrite
+from sparsedraft.engine import Engine, TransformersEngine
+from sparsedraft.generation import Output
+from sparsedraft.prompts import Prompt
+from sparsedraft.speculate.sampling import Sampling
+
+MODES = ("respond", "rewrite", "magpie")
+ENGINES = ("transformers", "endpoint")
+UNSTORED = ("min_gap", "max_new_tokens")  # of an Answer: matter to evaluation only
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server: its address (".../v1"), the target's name there, calls under way at once, seconds, and more tries."""
+
+    url: str
+    served: str
+    concurrency: int = 16
+    timeout: float = 300.0
+    retries: int = 6
+
+
+@dataclass(frozen=True)
+class Job:
+    """How the target in `folder` writes: engine, mode, lengths in tokens."""
+
+    folder: Path
+    mode: str
+    endpoint: Endpoint | None  # None: transformers
+    sampling: Sampling
+    prompt_sampling: Sampling  # of the prompts that magpie writes
+    max_new_tokens: int
+    samples: int
+    top_k_logprobs: int
+    batch_size: int
+    seed: int
+    device: str
+    dtype: str
+
+    @property
+    def concurrency(self) -> int:
+        """Units under way at once in one process."""
+        return self.endpoint.concurrency if self.endpoint else 1
+
+    @property
+    def context(self) -> int | None:
+        """The longest prompt and answer together, in tokens, as the target's config says."""
+        return getattr(checkpoint.read_config(self.folder).get_text_config(), "max_position_embeddings", None)
+
+    def engine(self) -> Engine:
+        """The engine: its model loaded, or its server asked whether it is there."""
+        tokenizer = checkpoint.load_tokenizer(self.folder)
+        if self.endpoint is None:
+            dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
+            model = checkpoint.load(self.folder, dtype=dtype, device=device)
+            return TransformersEngine(model, tokenizer, self.batch_size)
+        e = self.endpoint
+        return EndpointEngine(e.url, e.served, tokenizer, timeout=e.timeout, retries=e.retries)
+
+    def maker(self, engine: Engine, heard: Callable[[Output], None] = lambda output: None) -> Make:
+        """What turns a unit of conversations into rows; `heard` is told of every answer."""
+        writer = Writer(
+            engine, checkpoint.load_tokenizer(self.folder), self.sampling, self.max_new_tokens, self.seed,
+            self.samples, self.top_k_logprobs, heard,
+        )  # fmt: skip
+        made = {"source": "target", "note": "", "mode": self.mode, "engine": engine.name}
+        made |= {"temperature": self.sampling.temperature}  # type: ignore[dict-item]
+
+        def make(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
+            if self.mode == "rewrite":
+                rows = rewrite(writer, unit)
+            elif self.mode == "magpie":
+                rows = magpie(writer, unit, self.prompt_sampling)
+            else:
+                rows = [asdict(answer) for answer in respond(writer, unit)]
+            return [made | {k: v for k, v in row.items() if k not in UNSTORED} for row in rows]
+
+        return make

@@ -1,0 +1,76 @@
+"""Mode `magpie`: no prompts at all. The target, fed its template's user header, writes the prompt, then answers.
+
+Xu et al. 2024, "Magpie: Alignment Data Synthesis from Scratch by Prompting Aligned LLMs with Nothing".
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft import prompts
+from sparsedraft.conversation import Answer, Writer, respond, row_seed
+from sparsedraft.errors import UserError
+from sparsedraft.generation import Request
+from sparsedraft.prompts import Prompt
+from sparsedraft.speculate.sampling import Sampling
+
+WORDS = 3  # fewer are no prompt
+REPEATED = 6.0  # a text that zlib makes so many times shorter says one thing again and again
+
+
+def wanted(count: int) -> list[Prompt]:
+    """`count` conversations whose prompts are still to be written."""
+    return [Prompt(f"magpie-{number:07}", ("",)) for number in range(count)]
+
+
+def header(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """What the chat template puts before a user's words (text and token ids), the system message it adds included."""
+    shown = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompts.MARK}], tokenize=False, date_string=prompts.TEMPLATE_DATE
+    )
+    before, found, _ = str(shown).partition(prompts.MARK)
+    if not found or not before.strip():
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} has no header before the user's words, so --mode magpie "
+            "cannot make the target write prompts: use --mode respond."
+        )
+    return before, [int(i) for i in tokenizer(before, add_special_tokens=False)["input_ids"]]
+
+
+def malformed(text: str, finish_reason: str, special: Sequence[str]) -> str:
+    """What is wrong with a prompt that the target wrote, or ""."""
+    if finish_reason != "eos":
+        return "cut off"
+    if len(re.findall(r"\w+", text)) < WORDS:
+        return "too short"
+    if "\ufffd" in text or any(token in text for token in special):
+        return "special tokens or broken characters"
+    raw = text.encode()
+    if len(raw) > 200 and len(raw) / len(zlib.compress(raw)) > REPEATED:
+        return "repeats itself"
+    return ""
+
+
+def magpie(writer: Writer, chosen: Sequence[Prompt], prompt_sampling: Sampling) -> list[dict[str, Any]]:
+    """Rows of the conversations in `chosen`: prompts sampled as `prompt_sampling` says, then answered.
+
+    A conversation whose prompt is malformed has one row that holds nothing but why it was dropped.
+    """
+    text, ids = header(writer.tokenizer)
+    requests = [
+        Request(p.id, ids, writer.max_new_tokens, row_seed(writer.seed, f"{p.id}/prompt"), raw=text) for p in chosen
+    ]
+    special = writer.tokenizer.all_special_tokens
+    written: dict[str, tuple[str, str]] = {}
+    for output in writer.engine.generate(requests, prompt_sampling):
+        own = [token for token in output.token_ids if token not in writer.engine.eos_ids]
+        said = str(writer.tokenizer.decode(own)).strip()
+        written[output.id] = said, malformed(said, output.finish_reason, special)
+    good = [replace(p, turns=(written[p.id][0],)) for p in chosen if not written[p.id][1]]
+    answers: list[Answer] = respond(writer, good) if good else []
+    dropped = [{"prompt_id": p.id, "dropped": f"prompt {written[p.id][1]}"} for p in chosen if written[p.id][1]]
+    return [*(asdict(answer) for answer in answers), *dropped]

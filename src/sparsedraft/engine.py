@@ -1,0 +1,60 @@
+"""What writes a model's tokens: the same few calls, whether the model is in this process or behind a server."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsedraft import checkpoint, packing
+from sparsedraft.decoder import context_length
+from sparsedraft.generation import Output, Request, generate_batch
+from sparsedraft.packing import Sample
+from sparsedraft.speculate.sampling import Sampling
+
+
+class Engine(Protocol):
+    """Answers requests."""
+
+    name: str
+    eos_ids: frozenset[int]
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
+        """Each request's output as it finishes, in no particular order."""
+
+    def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
+        """For each sample the k likeliest ids at every answer token, and their log-probabilities, flattened."""
+
+
+@dataclass
+class TransformersEngine:
+    """A model in this process; `batch_size` rows are decoded at once."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int = 32
+    name: str = "transformers"
+
+    def __post_init__(self) -> None:
+        self.context = context_length(self.model)
+        self.eos_ids = checkpoint.eos_ids(self.model, self.tokenizer)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
+        """See `generate_batch`."""
+        return generate_batch(
+            self.model,
+            requests,
+            batch_size=self.batch_size,
+            sampling=sampling,
+            eos_ids=self.eos_ids,
+            top_k_logprobs=top_k_logprobs,
+        )
+
+    def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
+        """One forward pass over each sample."""
+        found = []
+        for sample in samples:
+            logprobs = packing.logprobs(self.model, packing.pack([sample]).to(self.model.device))
+            best = logprobs.topk(k, dim=-1)
+            found.append((best.indices.flatten().tolist(), best.values.flatten().tolist()))
+        return found
