@@ -459,12 +459,13 @@ def generate(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="The folder of a finished run.")], overwrite: Overwrite = False
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished run, or of distilled data.")],
+    overwrite: Overwrite = False,
 ) -> None:
-    """Write the report of a run: one self-contained HTML file, and Markdown."""
+    """Write the report of a run or of distilled data: one self-contained HTML file, and Markdown."""
     from sparsedraft.report.stage import report as stage
 
-    emit(stage(run_dir, overwrite=overwrite))
+    emit(stage(folder, overwrite=overwrite))
 
 
 def guarded(command: Callable[[], Any]) -> int:

@@ -11,7 +11,7 @@ NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
 MARKED = (  # where a text says what its final answer is, the surest sign first
     rf"####\s*\$?({NUMBER})",
     rf"\\boxed\{{\s*\$?({NUMBER})",
-    rf"\banswer(?:\s+is|\s*:|\s*=)\s*\**\s*\$?({NUMBER})",
+    rf"\banswer\s*(?:is\s*:?|:|=)\s*\**\s*\$?({NUMBER})",
 )
 REFUSAL = re.compile(
     r"^\W*(?:i(?:['’]m| am) (?:sorry|unable|afraid)|sorry[,.]|i (?:can(?:no|['’])t|cannot|won['’]t)\b|as an ai\b|"
@@ -43,7 +43,7 @@ def stated_number(text: str) -> Fraction | None:
     for pattern in MARKED:
         if found := re.findall(pattern, text, re.IGNORECASE):
             return _value(found[-1])
-    bare = re.fullmatch(rf"\W*\$?({NUMBER})\s*[%.\w°$€£]{{0,12}}\W*", text.strip())
+    bare = re.fullmatch(rf"[^\w-]*({NUMBER})\s*[%.\w°$€£]{{0,12}}\W*", text.strip())
     return _value(bare[1]) if bare else None
 
 

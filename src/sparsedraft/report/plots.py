@@ -114,3 +114,10 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None}, facecolor="white")
     return buffer.getvalue()
+
+
+def lengths(values: Sequence[int], label: str) -> Figure:
+    """A histogram of lengths in tokens."""
+    figure, axes = _axes(label, "rows")
+    axes.hist(values, bins=min(40, max(1, len(set(values)))), color=COLOURS[0])
+    return figure

@@ -1,5 +1,6 @@
-"""The `report` stage: a run folder in, report.html (self-contained) and report.md with its plots out."""
+"""The `report` stage: a run or data folder in, report.html (self-contained) and report.md with its plots out."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sparsedraft import artifact
-from sparsedraft.report import plots, tables
+from sparsedraft.report import data, plots, tables
 from sparsedraft.report.load import Run, load
 
 TERMS = {
@@ -21,24 +22,53 @@ TERMS = {
 }
 
 
-def report(run_dir: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write `run_dir`/report; {"report", "markdown"}: the paths. UserError if the folder is no finished run."""
-    run = load(run_dir)
-    out = run_dir / "report"
+def report(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Write `folder`/report for a finished run or distilled data; {"report", "markdown"}: the paths.
+
+    Raises UserError if the folder is neither.
+    """
+    if (artifact.read_provenance(folder) or {}).get("command") == "distill":
+        return _data_report(folder, overwrite)
+    run = load(folder)
+    inputs: dict[str, object] = {"run": run.sources, "recipe": run.recipe}
+    return _make(folder, inputs, "report", lambda: (_context(run), _figures(run)), overwrite)
+
+
+def _data_report(folder: Path, overwrite: bool) -> dict[str, Any]:
+    shards = sorted(folder.glob("data-*.parquet"))
+
+    def content() -> tuple[dict[str, Any], dict[str, tuple[str, Figure]]]:
+        page = data.read_page(folder)
+        size = sum(file.stat().st_size for file in shards)
+        more = {"name": folder.name, "bytes_per_token": size / page.result["target_tokens"]}
+        return data.context(page) | more, data.figures(page)
+
+    return _make(folder, {"data": [*shards, folder / "result.json"]}, "data", content, overwrite)
+
+
+def _make(
+    folder: Path,
+    inputs: dict[str, object],
+    template: str,
+    content: Callable[[], tuple[dict[str, Any], dict[str, tuple[str, Figure]]]],
+    overwrite: bool,
+) -> dict[str, Any]:
+    """The artifact `folder`/report: what the `template`s make of the context and the figures of `content`."""
+    out = folder / "report"
 
     def build(work: Path) -> dict[str, Any]:
-        context = _context(run)
-        figures = _figures(run)
+        context, figures = content()
         for name, (_, figure) in figures.items():
             (work / f"{name}.png").write_bytes(plots.png(figure))
             (work / f"{name}.svg").write_text(plots.svg(figure, name), encoding="utf-8")
         shown = {name: (title, Markup(plots.svg(figure, name))) for name, (title, figure) in figures.items()}
         titles = {name: title for name, (title, _) in figures.items()}
-        (work / "report.html").write_text(_template("report.html.j2").render(context, plots=shown), encoding="utf-8")
-        (work / "report.md").write_text(_template("report.md.j2").render(context, plots=titles), encoding="utf-8")
+        html, markdown = (_template(f"{template}.{kind}.j2") for kind in ("html", "md"))
+        (work / "report.html").write_text(html.render(context, plots=shown), encoding="utf-8")
+        (work / "report.md").write_text(markdown.render(context, plots=titles), encoding="utf-8")
         return {"report": str(out / "report.html"), "markdown": str(out / "report.md")}
 
-    return artifact.make(out, "report", {"run": run.sources, "recipe": run.recipe}, build, overwrite=overwrite)
+    return artifact.make(out, "report", inputs, build, overwrite=overwrite)
 
 
 def _template(name: str):

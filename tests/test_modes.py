@@ -1,0 +1,257 @@
+"""Distillation without prompts, and by rewriting references; which rows are worth keeping; the page on the data."""
+
+import copy
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparsedraft import checkpoint, distilled, packing, prompts
+from sparsedraft.distill import magpie, rewrite, verdict
+from sparsedraft.distill.clean import Cleaner, Rules
+from sparsedraft.distill.stage import distill
+from sparsedraft.errors import UserError
+from sparsedraft.journal import Journal, read_lines
+from sparsedraft.packing import Sample
+from sparsedraft.prompts import Prompt
+from sparsedraft.report.stage import report
+
+
+@pytest.fixture(scope="module")
+def alpaca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [
+        {"instruction": f"how many apples are left when {i} are eaten?", "output": f"three of {i} apples are left"}
+        for i in range(6)
+    ]
+    said = [("user", "the quick"), ("assistant", "brown fox"), ("user", "and then?"), ("assistant", "a dog")]
+    rows.append({"messages": [{"role": role, "content": content} for role, content in said]})
+    file = tmp_path_factory.mktemp("prompts") / "alpaca.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "reason", "why"),
+    [
+        ("It is 12. #### 12", "So we get 12 apples.", "eos", ""),
+        ("It is 12. #### 12", "So we get 13 apples.", "eos", "other final answer"),
+        ("#### 1,200", "The answer is 1200.0", "eos", ""),
+        (r"so \boxed{3/4}", "0.75", "eos", ""),
+        ("42", "It was 40 and then 42.", "eos", ""),
+        ("The answer is 7.", "I do not know", "eos", "other final answer"),
+        ("Paris has 2 airports and many rivers.", "It has three.", "eos", ""),  # no final number is stated
+        ("Paris.", "   ", "eos", "empty"),
+        ("Paris.", "Paris is", "length", "cut off"),
+        ("Paris.", "I'm sorry, but I can't help with that.", "eos", "refusal"),
+        ("I cannot do that.", "I cannot do that, sorry.", "eos", ""),
+        ("Paris.", "I can say that it is Paris.", "eos", ""),
+    ],
+)
+def test_verdicts(reference: str, answer: str, reason: str, why: str) -> None:
+    assert verdict.verdict(reference, answer, reason) == why
+
+
+@given(st.integers(-(10**7), 10**7))
+def test_final_numbers_are_read_however_they_are_written(n: int) -> None:
+    for text in (f"#### {n:,}", f"\\boxed{{{n}}}", f"The answer is: {n}.", f"${n}", f"{n} apples"):
+        assert verdict.stated_number(text) == Fraction(n)
+    assert verdict.final_number(f"first 5, then {n}") == Fraction(n)
+
+
+def test_rewriting_keeps_the_reference_where_the_check_fails(
+    tiny_checkpoint: Path, alpaca: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def only_one_fails(reference: str, answer: str, reason: str) -> str:  # the tiny model writes noise
+        return "refusal" if "of 1 " in reference else ""
+
+    monkeypatch.setattr(rewrite, "verdict", only_one_fails)
+    distill(str(tiny_checkpoint), str(alpaca), tmp_path / "out", mode="rewrite", max_new_tokens=6, top_k_logprobs=3)
+    model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
+    rows = {row["id"]: row for row in distilled.read(tmp_path / "out")}
+    assert len(rows) == 8 and {row["mode"] for row in rows.values()} == {"rewrite"}
+    kept = [row for row in rows.values() if row["source"] == "reference"]
+    assert [row["messages"][-1]["content"] for row in kept] == ["three of 1 apples are left"]
+    assert kept[0]["note"] == "refusal" and kept[0]["answer_ids"][-1] == 2
+    assert tokenizer.decode(kept[0]["answer_ids"][:-1]) == "three of 1 apples are left"
+    for row in rows.values():  # what is learnt is the task's answer: the reference is in no prompt
+        assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
+        assert "Reference answer" not in tokenizer.decode(row["prompt_ids"])
+        scored = packing.logprobs(model, packing.pack([Sample("", row["prompt_ids"], row["answer_ids"])])).topk(3)
+        assert scored.indices.flatten().tolist() == row["topk_ids"]
+        assert torch.allclose(scored.values.flatten(), torch.tensor(row["topk_logprobs"]), atol=2e-3)
+    second = next(row for row in rows.values() if row["turn"] == 1)
+    assert second["messages"][1]["content"] == rows["6/0"]["messages"][-1]["content"]
+
+
+def test_the_target_sees_the_reference_when_it_rewrites(tiny_checkpoint: Path, alpaca: Path, tmp_path: Path) -> None:
+    distill(str(tiny_checkpoint), str(alpaca), tmp_path / "out", mode="rewrite", max_new_tokens=6, limit=3)
+    model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
+    asked = {p.id: p for p in prompts.read(str(alpaca))}
+    for row in distilled.read(tmp_path / "out"):
+        shown = rewrite.with_reference(asked[row["prompt_id"]])
+        ids = prompts.chat_ids(tokenizer, shown.messages())
+        alone = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
+        passed = alone[-1] == 2 and tokenizer.decode(alone[:-1]).strip()
+        assert row["source"] == ("rewritten" if passed else "reference")
+        assert row["note"] or row["answer_ids"] == alone
+
+
+def test_magpie_prompts_are_sampled_behind_the_user_header(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    tokenizer = checkpoint.load_tokenizer(tiny_checkpoint)
+    text, ids = magpie.header(tokenizer)
+    assert text == "<|im_start|>user\n" and tokenizer.decode(ids) == text
+    monkeypatch.setattr(magpie, "malformed", lambda said, reason, special: "" if len(said) > 8 else "too short")
+    options = {"mode": "magpie", "max_new_tokens": 16, "limit": 12, "batch_size": 4}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        result = distill(str(tiny_checkpoint), None, tmp_path / name, seed=seed, **options)
+        assert result["rows"] + sum(result["dropped"].values()) == 12 and result["prompts"] == 12
+    a, b, c = (distilled.read(tmp_path / name) for name in "abc")
+    asked = [row["messages"][0]["content"] for row in a]
+    assert a == b and asked != [row["messages"][0]["content"] for row in c]
+    assert len(set(asked)) == len(asked) and all(len(text) > 8 for text in asked)
+    for row in a:  # the answer is the target's own to that prompt
+        assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "why"),
+    [
+        ("How far is the moon?", "eos", ""),
+        ("How far is the", "length", "cut off"),
+        ("Hi!", "eos", "too short"),
+        ("what is <|im_start|> for here", "eos", "special tokens or broken characters"),
+        ("what is this \ufffd thing", "eos", "special tokens or broken characters"),
+        ("tell me more " * 60, "eos", "repeats itself"),
+    ],
+)
+def test_malformed_prompts(text: str, reason: str, why: str) -> None:
+    assert magpie.malformed(text, reason, ["<|im_start|>"]) == why
+
+
+def row(text: str = "one two three four five six", answer: str = "yes", **more: object) -> dict:
+    chat = [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+    plain = {"prompt_id": text, "messages": chat, "answer_ids": [1] * 5, "prompt_ids": [1] * 9, "finish_reason": "eos"}
+    return {**plain, **more}
+
+
+def test_rules_each_drop_what_they_name_and_nothing_else() -> None:
+    other = "Wie spät ist es denn jetzt eigentlich, und wo sind die anderen geblieben?"
+    near = "the quick brown fox jumps over the lazy dog and then it sleeps the whole day long"
+    cases = [
+        (Rules(min_answer_tokens=6), row(), "answer length"),
+        (Rules(max_answer_tokens=4), row(), "answer length"),
+        (Rules(max_prompt_tokens=8), row(), "prompt length"),
+        (Rules(drop_cut_off=True), row(finish_reason="length"), "cut off"),
+        (Rules(drop_words=("sorry", "C++")), row(answer="So, SORRY."), "dropped word"),
+        (Rules(drop_words=("C++",)), row(answer="use c++ here"), "dropped word"),
+        (Rules(keep_words=("python",)), row(), "no wanted word"),
+        (Rules(languages=("en",)), row(other, other), "language"),
+    ]
+    for rules, bad, why in cases:
+        assert Cleaner(rules).reason(bad) == why
+        assert Cleaner(Rules()).reason(bad) == ""
+    assert Cleaner(Rules(drop_words=("or",))).reason(row(answer="for more")) == "", "whole words only"
+    cleaner = Cleaner(Rules(near_duplicates=0.7))
+    assert [cleaner.reason(row(t)) for t in (near, near + " indeed", "something else entirely is asked here now")] == [
+        "", "near-duplicate", "",
+    ]  # fmt: skip
+    assert cleaner.reason(row(near, answer="another sample of the same prompt")) == ""
+    twice = Cleaner(Rules())
+    assert [twice.reason(r) for r in (row(), row(answer="Yes!"), row(answer="no"))] == ["", "exact duplicate", ""]
+    held_out = Cleaner(Rules(), [Prompt("e", ("what is the capital of france then",))])
+    assert held_out.reason(row("What is the capital of France, then?")) == "evaluation text"
+    with pytest.raises(UserError, match="--languages xx"):
+        Rules(languages=("xx",))
+    with pytest.raises(UserError, match="--near-duplicates 2"):
+        Rules(near_duplicates=2)
+
+
+def test_rules_are_applied_and_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    text = "\n".join(json.dumps({"prompt": p}) for p in ("the quick brown fox", "The quick, brown fox!", "a lazy dog"))
+    (tmp_path / "p.jsonl").write_text(text)
+    options = {"max_new_tokens": 4, "rules": Rules(near_duplicates=0.9)}
+    result = distill(str(tiny_checkpoint), str(tmp_path / "p.jsonl"), tmp_path / "out", **options)
+    assert result["rows"] == 2 and result["dropped"] == {"near-duplicate": 1} and result["prompts"] == 3
+    with pytest.raises(UserError, match=r"not one row is left .*answer length 3"):
+        distill(str(tiny_checkpoint), str(tmp_path / "p.jsonl"), tmp_path / "no", rules=Rules(min_answer_tokens=9999))
+
+
+def test_one_bad_line_in_ten_thousand_is_named_or_skipped(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": f"question {i}"}) for i in range(10_000)]
+    lines[6_543] = '{"prompt": '
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="line 6544: not JSON"):
+        prompts.read(str(tmp_path / "p.jsonl"))
+    bad: list[str] = []
+    assert len(prompts.read(str(tmp_path / "p.jsonl"), bad)) == 9_999 and "line 6544" in bad[0]
+    rows = [{"prompt": "ok"}, {"text": "?"}, {"prompt": "zq " * 400}, {"messages": [{"role": "robot", "content": "x"}]}]
+    (tmp_path / "few.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"max_new_tokens": 8, "skip_bad": True}
+    result = distill(str(tiny_checkpoint), str(tmp_path / "few.jsonl"), tmp_path / "out", **options)
+    assert result["rows"] == 1 and result["skipped"] == 3
+
+
+def test_impossible_options_are_refused(tiny_checkpoint: Path, alpaca: Path, tmp_path: Path) -> None:
+    def refused(message: str, source: str | None = "demo:train", **options: object) -> None:
+        with pytest.raises(UserError, match=message):
+            distill(str(tiny_checkpoint), source, tmp_path / "no", **{"limit": 4, **options})
+
+    refused("--mode magpie writes the prompts itself", mode="magpie")
+    refused("--mode respond needs PROMPTS", source=None)
+    refused("needs --limit", source=None, mode="magpie", limit=None)
+    refused("--prompt-temperature 0", source=None, mode="magpie", prompt_temperature=0.0)
+    refused("has 0 reference answers to 1 turns", mode="rewrite")
+    refused("--engine telepathy", engine="telepathy")
+    refused("needs --url", engine="endpoint")
+    refused("needs --engine endpoint", url="http://localhost:1/v1")
+    refused("no http address", engine="endpoint", url="localhost:1")
+    refused("cannot be had for rewritten", str(alpaca), engine="endpoint", url="http://localhost:1/v1", mode="rewrite",
+            top_k_logprobs=2)  # fmt: skip
+
+
+def test_end_of_turn_is_what_the_template_puts_there(tokenizer) -> None:
+    assert prompts.end_of_turn(tokenizer) == [2]
+    gemma = copy.deepcopy(tokenizer)  # a turn that ends with something else than EOS
+    gemma.add_tokens(["<end_of_turn>"])
+    gemma.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<end_of_turn>")
+    assert prompts.end_of_turn(gemma) == gemma.convert_tokens_to_ids(["<end_of_turn>"])
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    assert prompts.end_of_turn(bare) == [2]
+
+
+@given(torn=st.binary(max_size=40).filter(lambda b: b"\n" not in b))
+def test_a_torn_line_costs_itself_only(torn: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("journal") / "j.jsonl"
+    journal = Journal(path)
+    for number in (4, 1, 7):
+        journal.append(number, [{"n": number}, {"n": number, "text": "ä\n\u2028"}])
+    path.write_bytes(path.read_bytes() + torn)
+    again = Journal(path)
+    assert set(again.places) == {1, 4, 7} and 4 in again and 5 not in again
+    again.append(4, [{"n": "twice"}])
+    again.append(5, [{"n": 5}])
+    assert [r["n"] for r in Journal(path).rows()] == [1, 1, 4, 4, 5, 7, 7]
+    assert len(read_lines(path)) == 4
+
+
+def test_the_page_on_a_data_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    result = distill(str(tiny_checkpoint), "demo:train", out, max_new_tokens=12, limit=20, top_k_logprobs=4)
+    before = sorted(p.name for p in out.iterdir())
+    written = report(out)
+    page, markdown = (Path(written[key]).read_text() for key in ("report", "markdown"))
+    assert sorted(p.name for p in out.iterdir()) == sorted([*before, "report"])
+    for text in (page, markdown):
+        assert f"{result['rows']:,} rows" in text and f"{result['target_tokens']:,} answer tokens" in text
+        assert text.count("<h3>" if text is page else "### ") == 10
+        assert "4 likeliest tokens" in text
+    assert page.count("<svg") == 2 and not re.search(r'(src|href)="http', page)
+    assert report(out) == written
+    size = sum(f.stat().st_size for f in out.glob("data-*.parquet")) / result["target_tokens"]
+    assert f"{size:.0f} bytes on disk" in page
