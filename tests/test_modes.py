@@ -50,6 +50,8 @@ def alpaca(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("Paris.", "I'm sorry, but I can't help with that.", "eos", "refusal"),
         ("I cannot do that.", "I cannot do that, sorry.", "eos", ""),
         ("Paris.", "I can say that it is Paris.", "eos", ""),
+        ("Paris.", "As the reference answer says, Paris.", "eos", "speaks of the reference"),
+        ("See the reference manual.", "The reference manual has it.", "eos", ""),
     ],
 )
 def test_verdicts(reference: str, answer: str, reason: str, why: str) -> None:

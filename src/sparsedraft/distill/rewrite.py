@@ -12,9 +12,9 @@ from sparsedraft.packing import Sample
 from sparsedraft.prompts import Prompt
 
 INSTRUCTION = (
-    "Below are a task and a reference answer to it. With the reference as your guide, write the answer in your own "
-    "words, as you would have written it yourself. Keep its facts and its final result, and do not mention the "
-    "reference.\n\n### Task\n{task}\n\n### Reference answer\n{reference}\n\n### Your answer"
+    "Below are a task and a reference answer to it. With the reference as your guide, answer the task in your own "
+    "words, as you would have answered it yourself. Keep the facts and the final result of the reference, do not "
+    "mention it, and write nothing but the answer.\n\nTask:\n{task}\n\nReference answer:\n{reference}"
 )
 
 

@@ -18,13 +18,15 @@ REFUSAL = re.compile(
     r"i(?:['’]m| am) (?:just |only )?an ai\b|unfortunately,? i (?:can|am))",
     re.IGNORECASE,
 )
+SCAFFOLD = re.compile(r"\breference answer|\b(?:the|your|given) reference\b|^\W*task:", re.IGNORECASE | re.MULTILINE)
 
 
 def verdict(reference: str, answer: str, finish_reason: str) -> str:
     """Why `answer` must not take the place of `reference`, or "" if it may.
 
-    "cut off", "empty", "refusal" (unless the reference is one), or "other final answer": where the reference states a
-    final number (after ####, in a box, as "the answer is", or as nothing but a number), the answer's must equal it.
+    "cut off", "empty", "refusal" (unless the reference is one), "speaks of the reference", or "other final answer":
+    where the reference states a final number (after ####, in a box, as "the answer is", or as nothing but a number),
+    the answer's must equal it.
     """
     if finish_reason != "eos":
         return "cut off"
@@ -32,6 +34,8 @@ def verdict(reference: str, answer: str, finish_reason: str) -> str:
         return "empty"
     if REFUSAL.match(answer) and not REFUSAL.match(reference):
         return "refusal"
+    if SCAFFOLD.search(answer) and not SCAFFOLD.search(reference):
+        return "speaks of the reference"
     wanted = stated_number(reference)
     if wanted is not None and final_number(answer) != wanted:
         return "other final answer"
