@@ -99,8 +99,11 @@ def distill(
     url: Annotated[str | None, typer.Option(help="The server's address, such as http://localhost:8000/v1.")] = None,
     served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls to the server under way at once.")] = 16,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Longest wait for a call, seconds.")] = 300.0,
-    retries: Annotated[int, typer.Option(min=0, help="More tries of a call that failed, with back-off.")] = 6,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Longest silence in a call, seconds.")] = 300.0,
+    retries: Annotated[int, typer.Option(min=0, help="More tries of a call that failed.")] = 6,
+    retry_wait: Annotated[
+        float, typer.Option(min=0, help="Wait before the first more try, seconds; it doubles each time, up to 16-fold.")
+    ] = 0.5,
     workers: Annotated[
         int, typer.Option(min=1, help="Ray actors, each with its own model or server connection; 1: no Ray.")
     ] = 1,
@@ -167,6 +170,7 @@ def distill(
             concurrency=concurrency,
             timeout=timeout,
             retries=retries,
+            retry_wait=retry_wait,
             workers=workers,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
