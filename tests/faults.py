@@ -5,7 +5,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
@@ -74,10 +74,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
     def handle(self) -> None:
-        try:
+        with suppress(ConnectionError):  # the client has given up
             super().handle()
-        except ConnectionError:
-            pass  # the client has given up
 
     def do_GET(self) -> None:
         self._pass_on(b"")

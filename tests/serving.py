@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from conftest import build_llama, build_tokenizer
 from transformers import GenerationConfig
 
+from conftest import build_llama, build_tokenizer
 from sparsedraft import prompts
 
 COMMIT = "0" * 40

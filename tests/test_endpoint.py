@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from faults import Call, Proxy, edited, hung_up, proxied, refused, slow, torn, truncated
 from serving import ASKED, free_port
-
 from sparsedraft import checkpoint, cli, distilled, prompts
 from sparsedraft.distill.endpoint import UNKNOWN
 from sparsedraft.distill.server import Server
@@ -74,9 +74,7 @@ def test_greedy_rows_are_those_of_the_transformers_engine(ask, own, served: str,
     assert same(rows, own, "engine", "topk_ids", "topk_logprobs")
 
 
-def test_of_text_in_an_unusual_spelling_the_text_is_the_same(
-    served: str, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_of_an_unusual_spelling_the_text_is_the_same(served: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """A random model writes tokens that no tokenizer would, and marks that a server leaves out of the text."""
     common = {"max_new_tokens": 8, "limit": 6}
     distill(str(tiny_checkpoint), "demo:train", tmp_path / "own", **common)

@@ -98,7 +98,9 @@ def distill(
     ] = "transformers",
     url: Annotated[str | None, typer.Option(help="The server's address, such as http://localhost:8000/v1.")] = None,
     served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls to the server under way at once.")] = 16,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Calls to the server under way at once, of each worker.")
+    ] = 16,
     timeout: Annotated[float, typer.Option(min=0.001, help="Longest silence in a call, seconds.")] = 300.0,
     retries: Annotated[int, typer.Option(min=0, help="More tries of a call that failed.")] = 6,
     retry_wait: Annotated[
@@ -478,7 +480,7 @@ def guarded(command: Callable[[], Any]) -> int:
     """
     try:
         command()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:  # NaN comes of weights or an arithmetic that the user chose
         console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         return 2
     except (OSError, SafetensorError) as error:

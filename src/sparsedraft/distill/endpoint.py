@@ -36,7 +36,7 @@ class EndpointEngine:
         # the day must not change the rows: the server's template gets the date that ours has
         dated = "date_string" in str(tokenizer.chat_template)
         self._template = {"chat_template_kwargs": {"date_string": prompts.TEMPLATE_DATE}} if dated else {}
-        names = server.models()
+        names = sorted(server.models())
         if served not in names:
             raise UserError(
                 f"the server at --url {server.url} serves {', '.join(names[:5]) or 'nothing'}, not {served}: give one "

@@ -20,7 +20,7 @@ from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
 
 OBJECT_STORE = 256 << 20  # bytes: units and rows pass through, none stays
-DEATHS = 4  # of its worker that a unit survives
+STARTS = 3  # tries to start Ray on a busy machine
 
 
 class _Worker:
@@ -59,8 +59,8 @@ def run_with_ray(
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Make the units that `journal` lacks with `workers` actors, commit each as it arrives, yield number and rows.
 
-    An actor asks for a GPU if the job's device is one. Raises UserError where Ray is not installed or cannot be
-    reached, for what an actor found to be the user's mistake, and for units that kill their workers.
+    An actor asks for a GPU if the job's device is one. Raises UserError where Ray is not installed or does not come up,
+    and for what an actor found to be the user's mistake.
     """
     todo = [number for number in range(len(units)) if number not in journal]
     if not todo:
@@ -78,31 +78,25 @@ def run_with_ray(
             fn_constructor_args=(replace(job, device="cuda") if on_gpu else job, threads),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
-                size=workers, max_tasks_in_flight_per_actor=2 * job.concurrency, enable_true_multi_threading=True
+                size=workers, max_concurrent_calls_per_actor=job.concurrency, enable_true_multi_threading=True
             ),
-            max_concurrency=job.concurrency,
-            max_task_retries=DEATHS,
             num_cpus=1,
             num_gpus=1 if on_gpu else 0,
         )
-        try:
-            for row in data.iter_rows():
-                if row["failed"]:
-                    raise UserError(row["failed"])
-                rows = json.loads(row["rows"])
-                journal.append(int(row["unit"]), rows)
-                yield int(row["unit"]), rows
-        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
-            raise UserError(
-                f"--workers {workers}: workers keep dying ({str(error).strip().splitlines()[0]}): if they lack memory, "
-                "take fewer, or lower --batch-size."
-            ) from None
+        done = data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)  # else it holds one back
+        for batch in done:
+            if failed := str(batch["failed"][0]):
+                raise UserError(failed)
+            number, rows = int(batch["unit"][0]), json.loads(str(batch["rows"][0]))
+            journal.append(number, rows)
+            yield number, rows
 
 
 @contextmanager
 def _ray(workers: int) -> Iterator[Any]:
     """Ray, joined at RAY_ADDRESS or started on this machine; left, or stopped, at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of how Ray Data itself uses actors
     try:
         import ray
         import ray.data
@@ -110,21 +104,7 @@ def _ray(workers: int) -> Iterator[Any]:
         raise UserError("--workers above 1 need Ray: install sparsedraft with the extra [ray].") from None
     ours = not ray.is_initialized()
     if ours:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address := os.environ.get("RAY_ADDRESS"):
-            try:
-                ray.init(address, **quiet)
-            except ConnectionError as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason}): unset it.") from None
-        else:
-            ray.init(
-                "local",
-                num_cpus=max(workers, os.cpu_count() or 1),  # workers may be more than cores: many wait for a server
-                object_store_memory=OBJECT_STORE,
-                include_dashboard=False,
-                **quiet,
-            )
+        _start(ray, workers)
     log = logging.getLogger("ray.data")
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, logging.StreamHandler)]
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -133,3 +113,33 @@ def _ray(workers: int) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _start(ray: Any, workers: int) -> None:
+    """Join the cluster at RAY_ADDRESS, or start one of this machine alone, without its dashboard."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(address, **quiet)
+        except ConnectionError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason}): unset it.") from None
+        return
+    for tries_left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                "local",
+                num_cpus=max(workers, os.cpu_count() or 1),  # workers may be more than cores: many wait for a server
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=False,
+                **quiet,
+            )
+            return
+        except Exception as error:  # Ray's own, and no narrower: its processes get half a minute to come up
+            ray.shutdown()
+            if not tries_left:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(
+                    f"--workers {workers}: Ray does not start on this machine ({reason}): see whether it is too busy, "
+                    "or take --workers 1."
+                ) from None
