@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import ended, start, units_so_far, wait_until
+from commands import ended, run, running, units_so_far, wait_until
 from faults import Proxy, proxied, slow
 from serving import ASKED
 from sparsedraft import distilled
@@ -34,17 +34,15 @@ def command(target: Path, source: str, url: str) -> list[object]:
 def test_killed_while_a_server_answers(talker: Path, source: str, served: str, proxy: Proxy, tmp_path: Path) -> None:
     out, whole = tmp_path / "cut", tmp_path / "whole"
     proxy.faults.extend([None] * 4)
-    proxy.always = slow(60)
-    process = start(out, *command(talker, source, proxy.url))
-    wait_until(lambda: units_so_far(out) >= 3, process, out)
-    process.kill()
-    process.wait()
+    proxy.always = slow(3600)
+    with running(out, *command(talker, source, proxy.url)) as process:
+        wait_until(lambda: units_so_far(out) >= 3, process, out)
     kept, proxy.always = units_so_far(out), None
     assert 3 <= kept < len(ASKED)
     before = len(proxy.posts())
-    ended(start(out, *command(talker, source, proxy.url)), out)
+    run(out, *command(talker, source, proxy.url))
     assert len(proxy.posts()) == before + len(ASKED) - kept, "finished rows are not asked for again"
-    ended(start(whole, *command(talker, source, served)), whole)
+    run(whole, *command(talker, source, served))
     assert sorted(row["id"] for row in distilled.read(out)) == [f"p{n}/0" for n in range(len(ASKED))]
     assert (out / "data-00000.parquet").read_bytes() == (whole / "data-00000.parquet").read_bytes()
 
@@ -52,10 +50,10 @@ def test_killed_while_a_server_answers(talker: Path, source: str, served: str, p
 def test_ctrl_c_waits_for_no_server(talker: Path, source: str, proxy: Proxy, tmp_path: Path) -> None:
     out = tmp_path / "out"
     proxy.faults.extend([None] * 3)
-    proxy.always = slow(600)
-    process = start(out, *command(talker, source, proxy.url))
-    wait_until(lambda: units_so_far(out) == 3 and proxy.at_once == 2, process, out)
-    process.send_signal(signal.SIGINT)
-    said, told = ended(process, out, 130)  # the server would have kept it for ten minutes
+    proxy.always = slow(3600)
+    with running(out, *command(talker, source, proxy.url)) as process:
+        wait_until(lambda: units_so_far(out) == 3 and proxy.at_once == 2, process, out)
+        process.send_signal(signal.SIGINT)
+        said, told = ended(process, out, 130)  # the server would have kept it for an hour
     assert "Traceback" not in told and said == ""
     assert units_so_far(out) == 3

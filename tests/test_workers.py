@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from commands import ended, start, units_so_far, wait_until
+from commands import ended, run, running, units_so_far, wait_until
 from faults import proxied, refused
 from serving import ASKED
 from sparsedraft import checkpoint, distilled, prompts
@@ -35,21 +35,18 @@ def test_rows_are_those_of_one_process_whatever_is_killed(tiny_checkpoint: Path,
     distill(str(tiny_checkpoint), "demo:train", one, **LONG)
     options = [word for name, value in LONG.items() for word in (f"--{name.replace('_', '-')}", value)]
     words = ["distill", tiny_checkpoint, "demo:train", *options, "--workers", 2]
-    process = start(out, *words)
-    wait_until(lambda: units_so_far(out), process, out)
-    helpers = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait()
+    with running(out, *words) as process:
+        wait_until(lambda: units_so_far(out), process, out)
+        helpers = psutil.Process(process.pid).children(recursive=True)
     kept = units_so_far(out)
     assert 0 < kept < UNITS
     _, left = psutil.wait_procs(helpers, timeout=60)
     assert not left, "Ray goes with the process that started it"
-
-    process = start(out, *words)
-    wait_until(lambda: units_so_far(out) > kept, process, out)
-    actors(process)[0].send_signal(signal.SIGKILL)
-    assert units_so_far(out) < UNITS, "killed at work"
-    said, told = ended(process, out)
+    with running(out, *words) as process:
+        wait_until(lambda: units_so_far(out) > kept, process, out)
+        actors(process)[0].send_signal(signal.SIGKILL)
+        assert units_so_far(out) < UNITS, "killed at work"
+        said, told = ended(process, out)
     assert json.loads(said)["rows"] == len(distilled.read(one)), "nothing else is on stdout"
     assert "Traceback" not in told
     for name in ("data-00000.parquet", "result.json"):
@@ -77,13 +74,13 @@ def test_workers_of_a_server_in_a_recipe_and_a_refusal(talker: Path, served: str
         proxy.always = refused(400, "too long")
         server = {"engine": "endpoint", "url": proxy.url, "served_name": "tiny/talker", "concurrency": 2}
         words = ["run", recipe, *(f"distill.{name}={value}" for name, value in server.items())]
-        said, told = ended(start(out, *words, "distill.workers=2"), out, 2)
+        said, told = run(out, *words, "distill.workers=2", code=2)
         assert said == "" and "error: the server at --url" in told and "answers 400" in told and "to prompt p" in told
         assert "Traceback" not in told
         kept, before = units_so_far(out / "distilled"), len(proxy.posts())
         assert 0 < kept <= 4
         proxy.always = None
-        said, told = ended(start(out, *words, "distill.workers=1"), out)  # how many write is no part of what they write
+        said, told = run(out, *words, "distill.workers=1")  # how many write is no part of what they write
         assert len(proxy.posts()) == before + len(ASKED) - kept
     assert json.loads(said.splitlines()[-1])["drafters"][0]["name"] == "cut"
     rows, own = (distilled.read(folder) for folder in (out / "distilled", tmp_path / "own"))
