@@ -142,6 +142,27 @@ def test_a_raw_prompt_gets_one_bos(served: str, talker: Path, tokenizer, proxy: 
         assert proxy.posts()[-1].json["prompt"] == sent
 
 
+def test_the_templates_date_is_not_todays(tokenizer, proxy: Proxy) -> None:
+    import copy
+
+    from sparsedraft.distill.endpoint import EndpointEngine
+    from sparsedraft.generation import Request
+    from sparsedraft.speculate.sampling import Sampling
+
+    dated = copy.deepcopy(tokenizer)
+    dated.chat_template = "{{ date_string }}" + dated.chat_template
+    request = Request("a", [1], 2, messages=[{"role": "user", "content": "x"}])
+    for own, sent in ((dated, {"date_string": prompts.TEMPLATE_DATE}), (tokenizer, None)):
+        list(EndpointEngine(Server(proxy.url), "tiny/talker", own).generate([request], Sampling()))
+        assert proxy.posts()[-1].json.get("chat_template_kwargs") == sent
+
+
+def test_a_mistake_of_our_own_is_no_broken_answer(served: str) -> None:
+    server = Server(served, retries=3, wait=0)
+    with pytest.raises(TypeError, match="no_such_option"):
+        server.chat("prompt a", {"no_such_option": 1}, {})
+
+
 def without_choices(call: Call, body: Any) -> Any:
     return {**body, "choices": []}
 

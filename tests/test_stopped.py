@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from commands import ended, run, running, units_so_far, wait_until
+from commands import ended, running, units_so_far, wait_until
 from faults import Proxy, proxied, slow
 from serving import ASKED
 from sparsedraft import distilled
+from sparsedraft.distill.stage import distill
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,12 @@ def command(target: Path, source: str, url: str) -> list[object]:
     return ["distill", target, source, "--max-new-tokens", 12, *server]
 
 
+def again(target: Path, source: str, out: Path, url: str) -> None:
+    """The same command, in this process."""
+    server = {"engine": "endpoint", "url": url, "served_name": "tiny/talker", "concurrency": 2}
+    distill(str(target), source, out, max_new_tokens=12, **server)
+
+
 def test_killed_while_a_server_answers(talker: Path, source: str, served: str, proxy: Proxy, tmp_path: Path) -> None:
     out, whole = tmp_path / "cut", tmp_path / "whole"
     proxy.faults.extend([None] * 4)
@@ -40,9 +47,9 @@ def test_killed_while_a_server_answers(talker: Path, source: str, served: str, p
     kept, proxy.always = units_so_far(out), None
     assert 3 <= kept < len(ASKED)
     before = len(proxy.posts())
-    run(out, *command(talker, source, proxy.url))
+    again(talker, source, out, proxy.url)
     assert len(proxy.posts()) == before + len(ASKED) - kept, "finished rows are not asked for again"
-    run(whole, *command(talker, source, served))
+    again(talker, source, whole, served)
     assert sorted(row["id"] for row in distilled.read(out)) == [f"p{n}/0" for n in range(len(ASKED))]
     assert (out / "data-00000.parquet").read_bytes() == (whole / "data-00000.parquet").read_bytes()
 
