@@ -37,11 +37,11 @@ def test_rows_are_those_of_one_process_whatever_is_killed(tiny_checkpoint: Path,
     words = ["distill", tiny_checkpoint, "demo:train", *options, "--workers", 2]
     with running(out, *words) as process:
         wait_until(lambda: units_so_far(out), process, out)
-        helpers = psutil.Process(process.pid).children(recursive=True)
+        at_work = actors(process)
     kept = units_so_far(out)
     assert 0 < kept < UNITS
-    _, left = psutil.wait_procs(helpers, timeout=60)
-    assert not left, "Ray goes with the process that started it"
+    _, left = psutil.wait_procs(at_work, timeout=60)
+    assert at_work and not left, "actors go with the process that started them"
     with running(out, *words) as process:
         wait_until(lambda: units_so_far(out) > kept, process, out)
         actors(process)[0].send_signal(signal.SIGKILL)
