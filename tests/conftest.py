@@ -1,7 +1,7 @@
 """Shared fixtures: tiny random models with a real tokenizer, and the one real LLM that pip can bring."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -79,6 +79,24 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_llama().save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny llama that answers in a few whole words. Read only."""
+    from serving import build_talker
+
+    return build_talker(tmp_path_factory.mktemp("models") / "talker")
+
+
+@pytest.fixture(scope="session")
+def served(talker: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real server of `talker` and `tiny_checkpoint`, there called tiny/talker and tiny/random."""
+    from serving import serving
+
+    models = {"tiny/talker": talker, "tiny/random": tiny_checkpoint}
+    with serving(models, tmp_path_factory.mktemp("server")) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,19 @@ def test_plan_knows_every_stage_of_the_demo(monkeypatch, capsys, tiny_checkpoint
     assert halved["device_hours"] == pytest.approx(plan["device_hours"] / 2)
 
 
+def test_plan_counts_every_workers_model_and_no_servers(monkeypatch, capsys, tiny_checkpoint: Path) -> None:
+    recipe = Path(__file__).parent.parent / "recipes" / "demo.yaml"
+
+    def distill(*overrides: str) -> dict:
+        assert call(monkeypatch, "plan", recipe, f"target={tiny_checkpoint}", *overrides, "--gflops", 100) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])["stages"][0]
+
+    one, two = distill(), distill("distill.workers=2")
+    assert two["memory_bytes"] == 2 * one["memory_bytes"] and two["device_hours"] == one["device_hours"]
+    served = distill("distill.engine=endpoint", "distill.url=http://localhost:8000/v1")
+    assert served == {**one, "memory_bytes": 0, "device_hours": 0}
+
+
 def test_inspect_shows_a_table_and_ends_with_json(monkeypatch, capsys, half: Path) -> None:
     assert call(monkeypatch, "inspect", half) == 0
     captured = capsys.readouterr()

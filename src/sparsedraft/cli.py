@@ -98,9 +98,14 @@ def distill(
     ] = "transformers",
     url: Annotated[str | None, typer.Option(help="The server's address, such as http://localhost:8000/v1.")] = None,
     served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls to the server under way at once.")] = 16,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Longest wait for a call, seconds.")] = 300.0,
-    retries: Annotated[int, typer.Option(min=0, help="More tries of a call that failed, with back-off.")] = 6,
+    concurrency: Annotated[
+        int, typer.Option(min=1, help="Calls to the server under way at once, of each worker.")
+    ] = 16,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Longest silence in a call, seconds.")] = 300.0,
+    retries: Annotated[int, typer.Option(min=0, help="More tries of a call that failed.")] = 6,
+    retry_wait: Annotated[
+        float, typer.Option(min=0, help="Wait before the first more try, seconds; it doubles each time, up to 16-fold.")
+    ] = 0.5,
     workers: Annotated[
         int, typer.Option(min=1, help="Ray actors, each with its own model or server connection; 1: no Ray.")
     ] = 1,
@@ -167,6 +172,7 @@ def distill(
             concurrency=concurrency,
             timeout=timeout,
             retries=retries,
+            retry_wait=retry_wait,
             workers=workers,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -475,7 +481,7 @@ def guarded(command: Callable[[], Any]) -> int:
     """
     try:
         command()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:  # NaN comes of weights or an arithmetic that the user chose
         console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
         return 2
     except (OSError, SafetensorError) as error:

@@ -8,10 +8,11 @@ neighbours, and so ends with the same rows as an uninterrupted one.
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -133,7 +134,8 @@ def run_units(
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Make the units that `journal` lacks, commit each as it finishes, and yield its number and rows.
 
-    With `concurrency` above 1 so many are under way at once, in threads, which finish in any order.
+    With `concurrency` above 1 so many are under way at once, in threads, which finish in any order. After an error what
+    else is under way is finished and kept before it is raised; Ctrl-C waits for nothing.
     """
     todo = iter([number for number in range(len(units)) if number not in journal])
     if concurrency == 1:
@@ -142,21 +144,40 @@ def run_units(
             journal.append(number, rows)
             yield number, rows
         return
-    with ThreadPoolExecutor(concurrency) as pool:
-        running: dict[Future, int] = {pool.submit(make, units[n]): n for n in islice(todo, concurrency)}
-        failed: BaseException | None = None
+    results = SimpleQueue[tuple[int, list[dict[str, Any]], BaseException | None]]()
+
+    def work(number: int) -> None:
+        try:
+            results.put((number, make(units[number]), None))
+        except BaseException as error:
+            results.put((number, [], error))
+
+    def start(count: int) -> int:
+        """Start so many more, if there are; they are daemons, for a call to a server may outlast all patience."""
+        numbers = list(islice(todo, count))
+        for number in numbers:
+            Thread(target=work, args=(number,), daemon=True).start()
+        return len(numbers)
+
+    running, failed = start(concurrency), None
+    try:
         while running:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                number = running.pop(future)
-                if (error := future.exception()) is not None:
-                    failed = failed or error  # what else is under way is finished and kept
-                    continue
-                journal.append(number, future.result())
-                yield number, future.result()
-                if failed is None:
-                    running |= {pool.submit(make, units[n]): n for n in islice(todo, 1)}
-        if failed is not None:
-            raise failed
+            number, rows, error = results.get()
+            running -= 1
+            if error is not None:
+                failed = failed or error
+                continue
+            journal.append(number, rows)
+            if failed is None:
+                running += start(1)
+            yield number, rows
+    finally:  # stopped half-way: what has come in by now is kept
+        while not results.empty():
+            number, rows, error = results.get()
+            if error is None:
+                journal.append(number, rows)
+    if failed is not None:
+        raise failed
 
 
 class Rate:

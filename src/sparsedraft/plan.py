@@ -122,14 +122,19 @@ def _stage(name: str, tokens: int, memory: float, flops: float, disk: float) -> 
 
 
 def _distill(recipe: Recipe, target: Model, rows: int, prompt_tokens: int) -> dict[str, Any]:
-    """Weights + KV cache of a full batch; every prompt token once, every answer token once, at most."""
+    """Weights + KV cache of a full batch, of each worker; every prompt token once, every answer token once, at most.
+
+    What a server spends is its own.
+    """
     d, width = recipe.distill, BYTES[recipe.dtype]
     context = prompt_tokens // rows + d.max_new_tokens
     needed = target.parameters * width + d.batch_size * context * target.kv_bytes(width)
     needed += d.batch_size * target.config.vocab_size * 4 * 2
     answers = rows * d.max_new_tokens
     flops = 2 * target.macs * answers + 2 * target.linears * prompt_tokens
-    return _stage("distill", answers, needed, flops, 10 * (prompt_tokens + answers))  # ids and text
+    here = d.engine != "endpoint"
+    disk = 10 * (prompt_tokens + answers)  # ids and text
+    return _stage("distill", answers, here * needed * d.workers, here * flops, disk)
 
 
 def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_tokens: int) -> list[dict[str, Any]]:

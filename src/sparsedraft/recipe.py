@@ -34,8 +34,9 @@ class Distill(Section):
     url: str | None = None  # of the endpoint's server, ".../v1"
     served_name: str | None = None  # the target's name there; None: as the recipe calls it
     concurrency: Count = 16  # calls under way at once
-    timeout: float = Field(300.0, gt=0)  # seconds for a call
+    timeout: float = Field(300.0, gt=0)  # longest silence in a call, seconds
     retries: int = Field(6, ge=0)
+    retry_wait: float = Field(0.5, ge=0)  # seconds before the first more try; doubles each time
     workers: Count = 1  # above 1: Ray actors, each with its own engine
     max_new_tokens: Count = 256
     temperature: float = Field(0.0, ge=0)  # 0: greedy

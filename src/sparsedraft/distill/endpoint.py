@@ -1,19 +1,16 @@
 """Engine `endpoint`: any OpenAI-compatible server (vLLM, SGLang, llama.cpp, `transformers serve`, ...).
 
 A request is one HTTP call; how many are under way at once is the caller's choice (one engine serves many threads).
-Retries with exponential back-off, `Retry-After` and time-outs are the openai client's own.
 """
 
-import os
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import prompts
+from sparsedraft.distill.server import Refused, Server
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output, Request
 from sparsedraft.packing import Sample
@@ -23,44 +20,27 @@ UNKNOWN = -1e4  # log-probability of a token at a place of which the server said
 
 
 class EndpointEngine:
-    """The model `served` at `url` (".../v1"), whose tokenizer is `tokenizer`.
+    """The model `served` by `server`, whose tokenizer is `tokenizer`.
 
-    Raises UserError, one sentence each, for a server that is down, does not answer in `timeout` seconds after
-    `retries` more tries, refuses a request, or serves another model.
+    Servers send text, so the token ids of an answer are the text's own, encoded again; where the model had spelt it
+    otherwise they differ from what it wrote. Raises UserError, as Server does and for a server of another model.
     """
 
     name = "endpoint"
 
-    def __init__(
-        self,
-        url: str,
-        served: str,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        timeout: float = 300.0,
-        retries: int = 6,
-    ) -> None:
-        try:
-            import openai
-        except ImportError:
-            raise UserError(
-                "--engine endpoint needs the openai client: install sparsedraft with the extra [endpoint]."
-            ) from None
-        self.url, self.served, self.tokenizer, self.retries = url, served, tokenizer, retries
+    def __init__(self, server: Server, served: str, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.server, self.served, self.tokenizer = server, served, tokenizer
         self.end = prompts.end_of_turn(tokenizer)
         self.eos_ids = frozenset([*self.end, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])])
-        self._errors = openai
-        key = os.environ.get("OPENAI_API_KEY") or "none"
-        self.client = openai.OpenAI(base_url=url, api_key=key, timeout=timeout, max_retries=retries)
-        self._check()
-
-    def _check(self) -> None:
-        """That the server is there and serves the model."""
-        names = [model.id for model in self._ask("the list of models", lambda: self.client.models.list()).data]
-        if self.served not in names:
+        self._names_ids = True  # until the server refuses to
+        # the day must not change the rows: the server's template gets the date that ours has
+        dated = "date_string" in str(tokenizer.chat_template)
+        self._template = {"chat_template_kwargs": {"date_string": prompts.TEMPLATE_DATE}} if dated else {}
+        names = sorted(server.models())
+        if served not in names:
             raise UserError(
-                f"the server at {self.url} serves {', '.join(names[:5]) or 'nothing'}, not {self.served}: give one of "
-                "its names as --served-name, or start it with the target."
+                f"the server at --url {server.url} serves {', '.join(names[:5]) or 'nothing'}, not {served}: give one "
+                "of its names as --served-name, or start it with the target."
             )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
@@ -75,41 +55,51 @@ class EndpointEngine:
             "out --top-k-logprobs, or use --engine transformers."
         )
 
-    def _options(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        found: dict[str, Any] = {
+    def _options(self, request: Request, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(what every server knows, what some know more)."""
+        options = {
             "model": self.served,
             "max_tokens": request.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": request.seed % 2**31,  # some servers hold it in 32 bits
         }
-        return found | ({"extra_body": {"top_k": sampling.top_k}} if sampling.top_k else {})
+        return options, ({"top_k": sampling.top_k} if sampling.top_k else {})
 
     def _chat(self, request: Request, sampling: Sampling, k: int) -> Output:
-        options = self._options(request, sampling)
-        if k:
-            options |= {"logprobs": True, "top_logprobs": k}
-            extra = {**options.get("extra_body", {}), "return_tokens_as_token_ids": True}  # vLLM; others ignore it
-            options["extra_body"] = extra
-        chat: Any = request.messages
-        choice = self._choice(request, lambda: self.client.chat.completions.create(messages=chat, **options))
-        output = self._output(request, choice.message.content or "", choice.finish_reason)
-        if k:
-            self._add_logprobs(output, choice.logprobs, k)
+        options, extra = self._options(request, sampling)
+        options, extra = options | {"messages": request.messages}, extra | self._template
+        what = f"prompt {request.id}"
+        if not k:
+            return self._output(request, self.server.chat(what, options, extra))
+        choice = self._chat_with_logprobs(what, options | {"logprobs": True, "top_logprobs": k}, extra)
+        output = self._output(request, choice)
+        self._add_logprobs(output, choice["logprobs"], k)
         return output
 
+    def _chat_with_logprobs(self, what: str, options: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+        """vLLM names tokens by id if it is asked to; others ignore that, or refuse it and are asked without."""
+        if self._names_ids:
+            try:
+                return self.server.chat(what, options, extra | {"return_tokens_as_token_ids": True})
+            except Refused:
+                choice = self.server.chat(what, options, extra)
+                self._names_ids = False  # it was that, and not the prompt
+                return choice
+        return self.server.chat(what, options, extra)
+
     def _raw(self, request: Request, sampling: Sampling) -> Output:
-        options = self._options(request, sampling)
-        choice = self._choice(request, lambda: self.client.completions.create(prompt=request.raw, **options))
-        return self._output(request, choice.text, choice.finish_reason)
+        options, extra = self._options(request, sampling)
+        text, bos = str(request.raw), self.tokenizer.bos_token
+        if bos and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
+            text = text.removeprefix(bos)  # the server's tokenizer puts it there, too
+        choice = self.server.complete(f"prompt {request.id}", options | {"prompt": text}, extra)
+        return self._output(request, choice)
 
-    def _choice(self, request: Request, call: Callable[[], Any]) -> Any:
-        return self._ask(f"prompt {request.id}", lambda: call().choices[0])
-
-    def _output(self, request: Request, text: str, reason: str | None) -> Output:
-        """The answer in the target's tokens: re-encoded, for servers send text."""
-        ids = [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        ended = reason == "stop"
+    def _output(self, request: Request, choice: dict[str, Any]) -> Output:
+        """The answer in the target's tokens."""
+        ids = [int(i) for i in self.tokenizer(choice["text"], add_special_tokens=False)["input_ids"]]
+        ended = choice["finish_reason"] == "stop"
         return Output(request.id, [*ids, *self.end] if ended else ids, "eos" if ended else "length")
 
     def _add_logprobs(self, output: Output, logprobs: Any, k: int) -> None:
@@ -118,17 +108,18 @@ class EndpointEngine:
         Nothing is added where one of its tokens has no id of its own in the vocabulary (part of a character, say). The
         end-of-turn token, if the server does not report on it, gets k times UNKNOWN: it is learnt by NLL only.
         """
-        content = getattr(logprobs, "content", None)
-        if not content:
+        reported = _reported(logprobs)
+        if not reported:
             raise UserError(
-                f"the server at {self.url} returns no log-probabilities: leave out --top-k-logprobs, or use another."
+                f"the server at --url {self.server.url} returns no log-probabilities: leave out --top-k-logprobs, or "
+                "use another server."
             )
-        ids = [self._id(place.token) for place in content]
-        best = [[(self._id(t.token), t.logprob) for t in place.top_logprobs[:k]] for place in content]
-        if None in ids or any(len(place) < k or None in (i for i, _ in place) for place in best):
+        ids = [self._id(token) for token, _ in reported]
+        best = [[(self._id(token), p) for token, p in found[:k]] for _, found in reported]
+        if None in ids or any(len(found) < k or None in (i for i, _ in found) for found in best):
             return
-        output.topk_ids = [[int(i) for i, _ in place] for place in best]  # type: ignore[arg-type]
-        output.topk_logprobs = [[max(p, UNKNOWN) for _, p in place] for place in best]
+        output.topk_ids = [[int(i) for i, _ in found] for found in best]  # type: ignore[arg-type]
+        output.topk_logprobs = [[max(p, UNKNOWN) for _, p in found] for found in best]
         output.token_ids = [int(i) for i in ids if i is not None]
         if output.finish_reason == "eos" and output.token_ids[-1] not in self.eos_ids and self.end:
             output.token_ids.append(self.end[0])
@@ -137,8 +128,8 @@ class EndpointEngine:
 
     def _id(self, token: str) -> int | None:
         """The id of a token as the server writes it: "token_id:17", or the text that it stands for."""
-        if token.startswith("token_id:"):
-            return int(token.removeprefix("token_id:"))
+        if (number := token.removeprefix("token_id:")) != token and number.isdecimal():
+            return int(number)
         return self._ids_by_text.get(token)
 
     @cached_property
@@ -149,28 +140,17 @@ class EndpointEngine:
             found[text] = None if text in found else i  # two of one text cannot be told apart
         return found
 
-    def _ask(self, what: str, call: Callable[[], Any]) -> Any:
-        """The result of `call`; a body that is no JSON or lacks its parts is asked for again like a lost connection."""
-        e = self._errors
-        for attempt in range(self.retries + 1):
-            try:
-                return call()
-            except (ValueError, LookupError, TypeError, AttributeError, e.APIResponseValidationError) as error:
-                broken = f"sends answers that are not whole ({type(error).__name__})"
-                time.sleep(min(8.0, 0.5 * 2**attempt) * (0.75 + 0.25 * random.random()))
-            except e.APITimeoutError:
-                raise self._lost(what, f"does not answer within {self.client.timeout:g} s") from None
-            except e.APIConnectionError as error:
-                raise self._lost(what, f"cannot be reached ({error.__cause__ or error})") from None
-            except e.APIStatusError as error:
-                reason = f"answers {error.status_code} ({str(error.message)[:200]})"
-                if error.status_code in (408, 409, 429) or error.status_code >= 500:
-                    raise self._lost(what, reason) from None
-                raise UserError(f"the server at {self.url} refuses {what}: it {reason}.") from None
-        raise self._lost(what, broken)
 
-    def _lost(self, what: str, reason: str) -> UserError:
-        return UserError(
-            f"the server at {self.url} {reason}, asked {self.retries + 1} times for {what}: mend it and run the same "
-            "command again, finished rows are kept."
-        )
+def _reported(logprobs: Any) -> list[tuple[str, list[tuple[str, float]]]]:
+    """(token, the likeliest and their log-probabilities) at each place; [] where the server reports none.
+
+    The likeliest come first: some servers put the token that was drawn there, however likely.
+    """
+    try:
+        places = [
+            (str(place["token"]), [(str(t["token"]), float(t["logprob"])) for t in place["top_logprobs"]])
+            for place in logprobs["content"]
+        ]
+    except (LookupError, TypeError, ValueError):
+        return []
+    return [(token, sorted(found, key=lambda pair: -pair[1])) for token, found in places]

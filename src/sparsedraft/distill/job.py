@@ -10,6 +10,7 @@ from sparsedraft.conversation import Make, Writer, respond
 from sparsedraft.distill.endpoint import EndpointEngine
 from sparsedraft.distill.magpie import magpie
 from sparsedraft.distill.rewrite import rewrite
+from sparsedraft.distill.server import Server
 from sparsedraft.engine import Engine, TransformersEngine
 from sparsedraft.generation import Output
 from sparsedraft.prompts import Prompt
@@ -22,13 +23,14 @@ UNSTORED = ("min_gap", "max_new_tokens")  # of an Answer: matter to evaluation o
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server: its address (".../v1"), the target's name there, calls under way at once, seconds, and more tries."""
+    """A server: its address (".../v1"), the target's name there, calls under way at once, and patience (see Server)."""
 
     url: str
     served: str
     concurrency: int = 16
     timeout: float = 300.0
     retries: int = 6
+    retry_wait: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Job:
             model = checkpoint.load(self.folder, dtype=dtype, device=device)
             return TransformersEngine(model, tokenizer, self.batch_size)
         e = self.endpoint
-        return EndpointEngine(e.url, e.served, tokenizer, timeout=e.timeout, retries=e.retries)
+        server = Server(e.url, timeout=e.timeout, retries=e.retries, wait=e.retry_wait)
+        return EndpointEngine(server, e.served, tokenizer)
 
     def maker(self, engine: Engine, heard: Callable[[Output], None] = lambda output: None) -> Make:
         """What turns a unit of conversations into rows; `heard` is told of every answer."""

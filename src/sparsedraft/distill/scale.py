@@ -6,41 +6,52 @@ alone, so that a unit which was redone is still written once.
 
 import json
 import logging
+import os
+import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from sparsedraft.conversation import Make, run_units
+from sparsedraft.conversation import Make
 from sparsedraft.distill.job import Job
 from sparsedraft.errors import UserError
 from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
 
+OBJECT_STORE = 256 << 20  # bytes: units and rows pass through, none stays
+STARTS = 3  # tries to start Ray on a busy machine
+
 
 class _Worker:
-    """What an actor does: open the job's engine once, then make units."""
+    """What an actor does: open the job's engine once, then make units, several at once where the job says so.
 
-    def __init__(self, job: Job, units: Sequence[Sequence[Prompt]]) -> None:
+    A mistake of the user's travels back as a value: Ray would wrap the exception, and restart what raised it.
+    """
+
+    def __init__(self, job: Job, threads: int | None) -> None:
+        import torch
+
         from sparsedraft.console import quiet_libraries
 
         quiet_libraries()
-        self.units, self.concurrency = units, job.concurrency
-        self.make: Make = job.maker(job.engine())
+        if threads is not None:  # else all of them would use all cores
+            torch.set_num_threads(threads)
+        self.make: Make | None = None
+        self.failed = ""
+        try:
+            self.make = job.maker(job.engine())
+        except (UserError, FloatingPointError) as error:
+            self.failed = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        numbers = [int(number) for number in batch["id"]]
-        done = run_units([self.units[n] for n in numbers], self.make, _Memory(), self.concurrency)
-        found = {numbers[place]: json.dumps(rows) for place, rows in done}
-        return {"unit": list(found), "rows": list(found.values())}
-
-
-class _Memory(Journal):
-    """A journal that keeps nothing: the driver commits."""
-
-    def __init__(self) -> None:
-        self.places, self.counts = {}, {}
-
-    def append(self, number: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Not here."""
+        number, unit = int(batch["unit"][0]), pickle.loads(batch["prompts"][0])
+        if self.make is None:
+            return {"unit": [number], "rows": [""], "failed": [self.failed]}
+        try:
+            return {"unit": [number], "rows": [json.dumps(self.make(unit))], "failed": [""]}
+        except (UserError, FloatingPointError) as error:
+            return {"unit": [number], "rows": [""], "failed": [str(error)]}
 
 
 def run_with_ray(
@@ -48,35 +59,87 @@ def run_with_ray(
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Make the units that `journal` lacks with `workers` actors, commit each as it arrives, yield number and rows.
 
-    Joins the Ray cluster at RAY_ADDRESS, or starts one on this machine. An actor asks for a GPU if the job's device is
-    one. Raises UserError where Ray is not installed, and what an actor raises as a user's mistake.
+    An actor asks for a GPU if the job's device is one. Raises UserError where Ray is not installed or does not come up,
+    and for what an actor found to be the user's mistake.
     """
+    todo = [number for number in range(len(units)) if number not in journal]
+    if not todo:
+        return
+    on_gpu = job.endpoint is None and job.device.startswith("cuda")
+    with _ray(workers) as ray:
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores // workers)
+        data = ray.data.from_items(
+            [{"unit": number, "prompts": pickle.dumps(list(units[number]))} for number in todo],
+            override_num_blocks=len(todo),  # a task each: what is done comes back at once
+        ).map_batches(
+            _Worker,
+            # an actor sees its own GPU alone, as the first
+            fn_constructor_args=(replace(job, device="cuda") if on_gpu else job, threads),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(
+                size=workers, max_concurrent_calls_per_actor=job.concurrency, enable_true_multi_threading=True
+            ),
+            num_cpus=1,
+            num_gpus=1 if on_gpu else 0,
+        )
+        done = data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)  # else it holds one back
+        for batch in done:
+            if failed := str(batch["failed"][0]):
+                raise UserError(failed)
+            number, rows = int(batch["unit"][0]), json.loads(str(batch["rows"][0]))
+            journal.append(number, rows)
+            yield number, rows
+
+
+@contextmanager
+def _ray(workers: int) -> Iterator[Any]:
+    """Ray, joined at RAY_ADDRESS or started on this machine; left, or stopped, at the end."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of how Ray Data itself uses actors
     try:
         import ray
         import ray.data
     except ImportError:
         raise UserError("--workers above 1 need Ray: install sparsedraft with the extra [ray].") from None
-    todo = [number for number in range(len(units)) if number not in journal]
-    if not todo:
-        return
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    ours = not ray.is_initialized()
+    if ours:
+        _start(ray, workers)
+    log = logging.getLogger("ray.data")
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, logging.StreamHandler)]
     ray.data.DataContext.get_current().enable_progress_bars = False
-    shared = ray.put(list(units))
-    data = ray.data.from_items([{"id": number} for number in todo], override_num_blocks=len(todo)).map_batches(
-        _Worker,
-        fn_constructor_args=(job, shared),
-        batch_size=job.concurrency,
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        num_gpus=1 if job.device.startswith("cuda") and job.endpoint is None else 0,
-    )
     try:
-        for row in data.iter_rows():
-            rows = json.loads(row["rows"])
-            journal.append(row["unit"], rows)
-            yield row["unit"], rows
-    except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, UserError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise (UserError(str(cause).splitlines()[-1]) if cause else error) from None
+        yield ray
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _start(ray: Any, workers: int) -> None:
+    """Join the cluster at RAY_ADDRESS, or start one of this machine alone, without its dashboard."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(address, **quiet)
+        except ConnectionError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason}): unset it.") from None
+        return
+    for tries_left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                "local",
+                num_cpus=max(workers, os.cpu_count() or 1),  # workers may be more than cores: many wait for a server
+                object_store_memory=OBJECT_STORE,
+                include_dashboard=False,
+                **quiet,
+            )
+            return
+        except Exception as error:  # Ray's own, and no narrower: its processes get half a minute to come up
+            ray.shutdown()
+            if not tries_left:
+                reason = str(error).strip().splitlines()[0]
+                raise UserError(
+                    f"--workers {workers}: Ray does not start on this machine ({reason}): see whether it is too busy, "
+                    "or take --workers 1."
+                ) from None

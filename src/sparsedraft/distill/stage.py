@@ -33,6 +33,7 @@ def distill(
     concurrency: int = 16,
     timeout: float = 300.0,
     retries: int = 6,
+    retry_wait: float = 0.5,
     workers: int = 1,
     max_new_tokens: int = 256,
     temperature: float = 0.0,
@@ -74,7 +75,7 @@ def distill(
         prompts.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
     if mode == "rewrite":
         rewrite.check(chosen)
-    endpoint = Endpoint(url, served_name or target, concurrency, timeout, retries) if url else None
+    endpoint = Endpoint(url, served_name or target, concurrency, timeout, retries, retry_wait) if url else None
     job = Job(
         folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
         batch_size, seed, device, dtype,

@@ -1,0 +1,57 @@
+"""`sparsedraft` as a process of its own, to be stopped half-way."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from serving import ENVIRONMENT
+
+PATIENCE = 900  # seconds, for machines that are busy with other things
+
+
+@contextmanager
+def running(out: Path, *words: object) -> Iterator[subprocess.Popen]:
+    """`sparsedraft WORDS --out OUT` at work, killed at the end; it says what it says to OUT.stdout and OUT.stderr."""
+    command = [sys.executable, "-c", "from sparsedraft.cli import main; main()", *map(str, words), "--out", str(out)]
+    with open(f"{out}.stdout", "w") as said, open(f"{out}.stderr", "w") as told:
+        process = subprocess.Popen(command, stdout=said, stderr=told, env=ENVIRONMENT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def run(out: Path, *words: object, code: int = 0) -> tuple[str, str]:
+    """What it wrote to stdout and stderr until it ended with `code`."""
+    with running(out, *words) as process:
+        return ended(process, out, code)
+
+
+def ended(process: subprocess.Popen, out: Path, code: int = 0) -> tuple[str, str]:
+    """What it wrote to stdout and stderr, after it ended with `code`."""
+    found = process.wait(timeout=PATIENCE)
+    said, told = (Path(f"{out}.{name}").read_text() for name in ("stdout", "stderr"))
+    assert found == code, told[-3000:]
+    return said, told
+
+
+def units_so_far(out: Path) -> int:
+    """Units of work that are committed."""
+    journal = out.parent / f".{out.name}.partial" / ".rows.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def wait_until(there: Callable[[], Any], process: subprocess.Popen, out: Path) -> Any:
+    """The first true value of `there`, while the process runs."""
+    start = time.monotonic()
+    while time.monotonic() - start < PATIENCE:
+        if found := there():
+            return found
+        assert process.poll() is None, Path(f"{out}.stderr").read_text()[-3000:]
+        time.sleep(0.02)
+    raise AssertionError("it never came")
