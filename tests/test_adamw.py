@@ -10,7 +10,9 @@ from sparsedraft.pattern import Pattern
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
-def masked(pattern: str, sparsity: float | None, shape: tuple[int, int] = (48, 64)) -> tuple[nn.Parameter, torch.Tensor]:
+def masked(
+    pattern: str, sparsity: float | None, shape: tuple[int, int] = (48, 64)
+) -> tuple[nn.Parameter, torch.Tensor]:
     """A random weight with its zeros, and its keep-mask."""
     torch.manual_seed(0)
     weight = torch.randn(shape)

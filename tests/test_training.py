@@ -19,6 +19,7 @@ from sparsedraft.prune.stage import prune
 from test_finetune import samples, sparse
 
 SMALL = {"tokens": 1500, "sequence_length": 64, "rows_per_step": 2}
+REAL = {"tokens": 3000, "sequence_length": 160, "rows_per_step": 2}  # for distilled data, whose prompts are longer
 
 
 def log_of(folder: Path) -> list[dict]:
@@ -50,11 +51,11 @@ def half(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, tokeni
 
 
 def test_bfloat16_moves_float32_weights_by_less_than_it_can_tell(tiny_llama, tmp_path: Path) -> None:
-    """Ten steps of 1e-6 to 1e-5 on weights around 0.2, where neighbours in bfloat16 are 2^-10 apart, are kept."""
+    """A dozen steps of at most 2e-6 on weights around 0.2, where neighbours in bfloat16 are 2^-10 apart, are kept."""
     model = tiny_llama()
     keep = sparse(model)
     before = {name: linear.weight.detach().clone() for name, linear in decoder_linears(model).items()}
-    settings = Settings(learning_rate=1e-5, **SMALL)
+    settings = Settings(learning_rate=2e-6, **SMALL)
     with processes.accelerated("cpu", "bfloat16") as accelerator:
         train(model, keep, samples(20), samples(4, 9), settings, tmp_path, accelerator=accelerator)
     for name, linear in decoder_linears(model).items():
@@ -81,7 +82,7 @@ def test_bfloat16_computes_in_bfloat16_and_learns_the_same(tiny_llama, tmp_path:
 
 def test_bfloat16_writes_the_checkpoint_as_the_drafter_was_stored(half: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    finetune(str(half), str(data), out, settings=Settings(**SMALL), validation_prompts=4, dtype="bfloat16")
+    finetune(str(half), str(data), out, settings=Settings(**REAL), validation_prompts=4, dtype="bfloat16")
     with safe_open(out / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
     assert checkpoint.check_sparsity(checkpoint.load(out), out) == checkpoint.claimed_sparsity(half)
@@ -138,7 +139,7 @@ def early(tiny_llama, folder: Path, die_at: int | None = None, **changes):
         if step == die_at:
             raise KeyboardInterrupt
 
-    result = train(model, keep, samples(20), samples(40), settings, folder, after_step=maybe_die)
+    result = train(model, keep, samples(20), samples(12), settings, folder, after_step=maybe_die)
     assert masks.broken(model, keep) == []
     return result, model
 
@@ -150,7 +151,7 @@ def test_early_stopping_keeps_the_best_validation(tiny_llama, tmp_path: Path) ->
     assert 0 < best["step"] < checks[-1]["step"], "the case is one where the last is not the best"
     assert result["kept_step"] == best["step"] and result["steps"] == best["step"] + 3 * 2, "three validations later"
     assert result["val_alpha"] == [checks[0]["val_alpha"], best["val_alpha"]]
-    rows = [packing.pack(samples(40)[start : start + 2]) for start in range(0, 40, 2)]
+    rows = [packing.pack(samples(12)[start : start + 2]) for start in range(0, 12, 2)]
     assert validate(model, Objective(), rows)["val_alpha"] == pytest.approx(best["val_alpha"], abs=1e-9)
 
 
@@ -189,13 +190,13 @@ def test_no_patience_trains_to_the_end_and_keeps_the_last(tiny_llama, tmp_path: 
 # ---- divergence
 
 
-BAD = Settings(learning_rate=1e8, clip=1e30, warmup=1.0, tokens=4000, sequence_length=64, rows_per_step=1, save_every=1)
+RISING = Settings(learning_rate=1e8, clip=1e30, warmup=1.0, tokens=9000, sequence_length=160, save_every=1)
 
 
 def test_divergence_leaves_the_last_good_weights_as_a_checkpoint(half: Path, data: Path, tmp_path: Path) -> None:
     out, place = tmp_path / "out", tmp_path / "out.last-good"
     with pytest.raises(UserError) as raised:
-        finetune(str(half), str(data), out, settings=BAD, validation_prompts=4)
+        finetune(str(half), str(data), out, settings=RISING, validation_prompts=4)
     said = str(raised.value)
     assert "makes the loss diverge at step" in said and str(place) in said and "\n" not in said
     saved = json.loads((place / "result.json").read_text())["step"]
@@ -204,13 +205,12 @@ def test_divergence_leaves_the_last_good_weights_as_a_checkpoint(half: Path, dat
     assert checkpoint.check_sparsity(model, place) == checkpoint.claimed_sparsity(half)
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     assert [p.name for p in tmp_path.iterdir()] == ["out.last-good"], "nothing to trip over"
-    calm = Settings(learning_rate=1e-5, **SMALL)
-    finetune(str(place), str(data), tmp_path / "on", settings=calm, validation_prompts=4)  # goes on from there
-    finetune(str(half), str(data), out, settings=calm, validation_prompts=4)  # or anew, with no --overwrite
+    calm = Settings(learning_rate=1e-5, **REAL)
+    finetune(str(half), str(data), out, settings=calm, validation_prompts=4)  # no --overwrite is needed
 
 
 def test_divergence_before_anything_was_saved_says_so(half: Path, data: Path, tmp_path: Path) -> None:
-    wild = Settings(learning_rate=0.9e30, clip=1e30, warmup=0, tokens=4000, sequence_length=64)
+    wild = Settings(learning_rate=1e30, clip=1e30, warmup=0, tokens=9000, sequence_length=160)
     with pytest.raises(UserError, match=r"diverge at step 2: lower it \(no earlier state was saved\)"):
         finetune(str(half), str(data), tmp_path / "out", settings=wild, validation_prompts=4)
     assert not any(tmp_path.iterdir())
@@ -289,4 +289,5 @@ def test_frozen_embeddings_have_no_moments_and_do_not_move(tied: bool, tiny_llam
     train(model, sparse(model), samples(20), samples(4), settings, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(before, ends, strict=True))
     with safe_open(tmp_path / ".state.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if name.startswith("first.") and ("embed" in name or "lm_head" in name)]  # noqa: SIM118
+        moving = [name for name in file.keys() if name.startswith("first.")]  # noqa: SIM118
+    assert moving and not [name for name in moving if "embed" in name or "lm_head" in name]

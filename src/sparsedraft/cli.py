@@ -254,7 +254,9 @@ def finetune(
     ] = False,
     patience: Annotated[
         int,
-        typer.Option(min=0, help="Validations without a new best acceptance after which to stop and keep the best; 0: off."),
+        typer.Option(
+            min=0, help="Validations without a new best acceptance after which to stop and keep the best; 0: off."
+        ),
     ] = 0,
     validation_prompts: Annotated[int, typer.Option(min=1, help="Prompts held out for validation.")] = 16,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 25,

@@ -8,6 +8,7 @@ machines the folder must lie on a file system that all of them see.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
     broadcast_object_list,
     gather_object,
     patch_environment,
@@ -28,6 +30,7 @@ from sparsedraft import artifact
 from sparsedraft.errors import UserError
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # the others wait while the main process hashes inputs, loads and writes
 PRECISION = {"float32": "no", "bfloat16": "bf16"}
 
 
@@ -51,7 +54,10 @@ def accelerated(device: str, dtype: str) -> Iterator[Accelerator]:
                 cpu=torch.device(device).type == "cpu",
                 mixed_precision=PRECISION[dtype],
                 fsdp_plugin=plugin,
-                kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # else gradients twice
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else gradients are there twice
+                    InitProcessGroupKwargs(timeout=PATIENCE),
+                ],
             )
         except ValueError as error:
             raise UserError(f"--dtype {dtype} cannot be used on {device} ({error}): give float32.") from None

@@ -82,7 +82,7 @@ def validate(
     """
     accelerator = accelerator or _alone(model)
     model.eval()
-    loss, agree, count = 0.0, 0, 0
+    loss, agree, count = 0.0, 0.0, 0.0
     for row, counts in divided(rows, accelerator):
         mean, matches = objective(model, row.to(accelerator.device))
         if counts:

@@ -4,12 +4,11 @@ In training the masks are the optimizer's (`adamw.MaskedAdamW.hold`): it zeroes 
 never writes to the weights themselves. `broken` proves it.
 """
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsedraft.decoder import decoder_linears
-from sparsedraft.finetune.sharding import local, part
+from sparsedraft.finetune.sharding import local
 
 
 def masks_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
@@ -19,10 +18,9 @@ def masks_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
 
 
 def broken(model: PreTrainedModel, masks: dict[str, Tensor]) -> list[str]:
-    """The linears that have a non-zero weight where the mask says pruned (an empty list is what must come back)."""
+    """The linears that have a non-zero weight where the mask says pruned (an empty list is what must come back).
+
+    Where the model is sharded, `masks` are this process's parts, and so is the answer.
+    """
     linears = decoder_linears(model)
-
-    def revived(weight: Tensor, mask: Tensor) -> bool:
-        return bool(torch.any(local(weight.detach())[~part(mask, weight)] != 0))
-
-    return [name for name, mask in masks.items() if revived(linears[name].weight, mask)]
+    return [name for name, mask in masks.items() if local(linears[name].weight.detach())[~mask].any()]

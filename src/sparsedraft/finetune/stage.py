@@ -20,6 +20,15 @@ from sparsedraft.packing import Sample
 
 
 @dataclass(frozen=True)
+class _Sources:
+    """Where what training needs lies."""
+
+    drafter: Path
+    data: Path
+    teacher: Path | None
+
+
+@dataclass(frozen=True)
 class _Loaded:
     """What training needs, in memory."""
 
@@ -59,83 +68,80 @@ def finetune(
     checkpoint.device_named(device)
     with processes.accelerated(device, dtype) as accelerator:
 
-        def find() -> dict[str, Path | None]:
-            return {
-                "drafter": checkpoint.find(drafter),
-                "data": distilled.check(Path(data)),
-                "teacher": checkpoint.find(teacher) if teacher and settings.loss != "nll" else None,
-            }
+        def find() -> _Sources:
+            wanted = teacher if settings.loss != "nll" else None
+            at = checkpoint.find(wanted) if wanted else None
+            return _Sources(checkpoint.find(drafter), distilled.check(Path(data)), at)
 
-        found = processes.agreed(accelerator, find)
-        others = {"settings": asdict(settings), "validation_prompts": validation_prompts}
-        inputs: dict[str, object] = {**found, **others, "device": device, "dtype": dtype}
-
-        def last_good(work: Path, job: _Loaded) -> str:
-            """Make the saved weights a checkpoint beside `out`, and say where."""
-            step = state.saved_step(work)
-            if not step:
-                return "no earlier state was saved"
-            place = out.with_name(f"{out.name}.last-good")
-
-            def rescue(folder: Path) -> dict[str, Any]:
-                model = checkpoint.load(found["drafter"])
-                state.load_weights(work, model)
-                checkpoint.save(model, job.tokenizer, folder, sparsity=job.claim)
-                return {"drafter": drafter, "step": step}
-
-            artifact.make(place, "finetune", {**inputs, "step": step}, rescue, seed=settings.seed, overwrite=True)
-            state.remove(work)  # so that the same command with a lower rate finds nothing that it must refuse
-            return f"the weights after step {step}, the last good ones saved, are the checkpoint {place}"
+        sources = processes.agreed(accelerator, find)
+        inputs: dict[str, object] = {
+            **vars(sources),
+            "settings": asdict(settings),
+            "validation_prompts": validation_prompts,
+            "device": device,
+            "dtype": dtype,
+        }
 
         def build(work: Path) -> dict[str, Any]:
-            job = processes.agreed(
-                accelerator, lambda: _load(found, accelerator, settings, validation_prompts, dtype)  # type: ignore[arg-type]
+            loaded = processes.agreed(
+                accelerator, lambda: _load(sources, accelerator, settings, validation_prompts, dtype)
             )
-            masks = masks_of(job.model, list(job.claim["linears"])) if job.claim else {}
+            model, claim = loaded.model, loaded.claim
+            masks = masks_of(model, list(claim["linears"])) if claim else {}
+            both = (loaded.training, loaded.validation)
             try:
                 result = loop.train(
-                    job.model,
-                    masks,
-                    job.training,
-                    job.validation,
-                    settings,
-                    work,
-                    teacher=job.teacher,
-                    accelerator=accelerator,
+                    model, masks, *both, settings, work, teacher=loaded.teacher, accelerator=accelerator
                 )
             except loop.Diverged as error:
-                if accelerator.is_main_process:
-                    error = UserError(f"{error} ({last_good(work, job)}).")
+                where = _rescue(work, out, sources, loaded, inputs) if accelerator.is_main_process else ""
                 accelerator.wait_for_everyone()  # a launcher ends all processes as soon as one has failed
-                raise error from None
-            weights = accelerator.get_state_dict(job.model)  # whole, in the main process
+                raise UserError(f"{error} ({where}).") from None
+            weights = accelerator.get_state_dict(model)  # whole, in the main process
             if accelerator.is_main_process:
-                checkpoint.save(job.model, job.tokenizer, work, sparsity=job.claim, weights=weights)
-                if job.claim:  # what is on disk counts, not what was in memory
+                checkpoint.save(model, loaded.tokenizer, work, sparsity=claim, weights=weights)
+                if claim:  # what is on disk counts, not what was in memory
                     checkpoint.check_sparsity(checkpoint.load(work), work)
-            return {"drafter": drafter, "pattern": job.claim["pattern"] if job.claim else "dense", **result}
+            return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
         return processes.make(accelerator, out, "finetune", inputs, build, seed=settings.seed, overwrite=overwrite)
 
 
 def _load(
-    found: dict[str, Path],
-    accelerator: Accelerator,
-    settings: Settings,
-    validation_prompts: int,
-    dtype: str,
+    sources: _Sources, accelerator: Accelerator, settings: Settings, validation_prompts: int, dtype: str
 ) -> _Loaded:
     """Read data and models; UserError for what cannot be used."""
-    tokenizer = checkpoint.load_tokenizer(found["drafter"])
-    training, validation = split(distilled.samples(found["data"], tokenizer), validation_prompts)
-    model = checkpoint.load(found["drafter"], device="cpu" if accelerator.is_fsdp2 else accelerator.device)
+    tokenizer = checkpoint.load_tokenizer(sources.drafter)
+    training, validation = split(distilled.samples(sources.data, tokenizer), validation_prompts)
+    model = checkpoint.load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
     longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
     training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
-    claim = checkpoint.check_sparsity(model, found["drafter"])
+    claim = checkpoint.check_sparsity(model, sources.drafter)
     teacher = None
-    if found["teacher"]:
-        teacher = checkpoint.load(found["teacher"], dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
+    if sources.teacher:
+        teacher = checkpoint.load(sources.teacher, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
     return _Loaded(model, tokenizer, claim, training, validation, teacher)
+
+
+def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: dict[str, object]) -> str:
+    """Make the weights saved in `work` the checkpoint OUT.last-good, if there are any; say what became of them.
+
+    The state goes away, so that the same command with a lower rate finds nothing in `work` that it must refuse.
+    """
+    step = state.saved_step(work)
+    if not step:
+        return "no earlier state was saved"
+    place = out.with_name(f"{out.name}.last-good")
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = checkpoint.load(sources.drafter)
+        state.load_weights(work, model)
+        checkpoint.save(model, loaded.tokenizer, folder, sparsity=loaded.claim)
+        return {"drafter": str(sources.drafter), "step": step}
+
+    artifact.make(place, "finetune", {**inputs, "step": step}, build, overwrite=True)
+    state.remove(work)
+    return f"the weights after step {step}, the last good ones saved, are the checkpoint {place}"
 
 
 def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tuple[list[Sample], list[Sample]]:
