@@ -112,7 +112,7 @@ def peaks(model: str, tokenizer, rows_per_step: int = 2) -> list[dict]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         drafter, rows = half(model, folder / "half"), data(tokenizer, folder / "data")
-        options = ("--sequence-length", LENGTH, "--tokens", 3 * rows_per_step * LENGTH, "--validation-prompts", 4)
+        options = ("--sequence-length", LENGTH, "--tokens", 2 * rows_per_step * LENGTH, "--validation-prompts", 4)
         for case, extra, changed in (
             ("float32", (), {}),
             ("checkpointed activations", ("--gradient-checkpointing",), {"gradient_checkpointing": True}),

@@ -432,13 +432,14 @@ def report(
 def guarded(command: Callable[[], Any]) -> int:
     """Run `command`; return the exit code: 0 done, 2 the user's mistake in one sentence.
 
-    Anything else is a fault of ours and goes up with its traceback (exit code 1).
+    Anything else is a fault of ours and goes up with its traceback (exit code 1). Of several processes the main one
+    speaks; a launcher kills all as soon as one fails, so the others leave it the time to do so.
     """
     try:
         command()
     except UserError as error:
         console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
-        return 2
+        return 2 if leads() else 0
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             console.print(f"[bold red]error:[/] {_escaped(str(error.filename))[:60]}… is too long a name: shorten it.")

@@ -126,7 +126,13 @@ def train(
     def check(step: int, tokens: int) -> None:
         figures = validate(model, objective, held_out, accelerator)
         if not math.isfinite(figures["val_loss"]):
-            raise _diverged(settings, step)
+            raise (
+                _diverged(settings, step)
+                if step
+                else UserError(
+                    "the drafter's loss is not finite before any training: its weights are damaged, make it again."
+                )
+            )
         state.log.append({"step": step, "tokens": tokens, **figures})
         if settings.patience:
             state.keep_best()

@@ -95,7 +95,6 @@ def finetune(
                 )
             except loop.Diverged as error:
                 where = _rescue(work, out, sources, loaded, inputs) if accelerator.is_main_process else ""
-                accelerator.wait_for_everyone()  # a launcher ends all processes as soon as one has failed
                 raise UserError(f"{error} ({where}).") from None
             weights = accelerator.get_state_dict(model)  # whole, in the main process
             if accelerator.is_main_process:
