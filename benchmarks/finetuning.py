@@ -1,16 +1,24 @@
-"""Fine-tuning tokens/s against a bare forward + backward + step of the same model on the same token shape."""
+"""Fine-tuning: tokens/s against a bare forward + backward + step on the same token shape; peak memory against `plan`.
 
+python benchmarks/finetuning.py [MODEL] [--only speed,memory]
+"""
+
+import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from common import MODEL, close, row, seconds, setup
-from sparsedraft import checkpoint, prompts
-from sparsedraft.decoder import decoder_linears
-from sparsedraft.finetune import loop
+from common import GIB, MODEL, close, measured, row, seconds, setup
+from sparsedraft import checkpoint, distilled, prompts
+from sparsedraft.artifact import write_json
+from sparsedraft.decoder import count_zeros, decoder_linears
+from sparsedraft.finetune import loop, memory
 from sparsedraft.finetune.masks import masks_of
+from sparsedraft.measure.macs import skeleton
 from sparsedraft.packing import Sample
+from sparsedraft.pattern import Pattern
 
 LENGTH, STEPS = 512, 8
 
@@ -68,12 +76,74 @@ def fill(found: list[Sample]) -> float:
     return sum(lengths) / (len(bins(lengths, LENGTH)) * LENGTH)
 
 
-def main() -> list[dict]:
-    tokenizer = checkpoint.load_tokenizer(MODEL)
-    reference = bare(checkpoint.load(MODEL))
-    reached = ours(checkpoint.load(MODEL), tokenizer)
-    details: dict = {"tokens_per_second": round(reached, 1), "bare_tokens_per_second": round(reference, 1)}
-    return [row("fine-tuning against a bare loop", reached / reference, 0.6, **details)]
+def half(model: str, folder: Path) -> Path:
+    """The model with the smaller half of each linear's weights zeroed, as a checkpoint that claims it."""
+    loaded = checkpoint.load(model)
+    linears = decoder_linears(loaded)
+    with torch.no_grad():
+        for linear in linears.values():
+            linear.weight.mul_(Pattern().keep(linear.weight.abs(), 0.5))
+    zeros = {name: count_zeros(linear.weight.detach()) for name, linear in linears.items()}
+    claim = {"pattern": "unstructured", "sparsity": 0.5, "linears": zeros}
+    checkpoint.save(loaded, checkpoint.load_tokenizer(model), folder, sparsity=claim)
+    return folder
+
+
+def data(tokenizer, folder: Path) -> Path:
+    """`samples` as a distilled data folder."""
+    tokenizer.save_pretrained(folder / "tokenizer")
+    rows: list[dict[str, Any]] = [
+        {
+            "id": s.id, "prompt_id": s.id, "category": "", "turn": 0, "sample": 0, "messages": [],
+            "prompt_ids": s.prompt_ids, "answer_ids": s.answer_ids, "finish_reason": "length", "seed": 0,
+            "topk_ids": [], "topk_logprobs": [], "mode": "respond", "engine": "transformers", "temperature": 0.0,
+        }
+        for s in samples(tokenizer)
+    ]  # fmt: skip
+    write_json(folder / "result.json", {"rows": len(rows), "sha256": distilled.write(folder, rows)})
+    return folder
+
+
+def peaks(model: str, tokenizer, rows_per_step: int = 2) -> list[dict]:
+    """Peak resident memory of the command in a process of its own, and how near the formula comes, case by case."""
+    found = samples(tokenizer)
+    answers = sum(len(s.answer_ids) for s in found) / sum(map(len, found))
+    lines = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        drafter, rows = half(model, folder / "half"), data(tokenizer, folder / "data")
+        options = ("--sequence-length", LENGTH, "--tokens", 2 * rows_per_step * LENGTH, "--validation-prompts", 4)
+        for case, extra, changed in (
+            ("float32", (), {}),
+            ("checkpointed activations", ("--gradient-checkpointing",), {"gradient_checkpointing": True}),
+            ("bfloat16", ("--dtype", "bfloat16"), {}),
+        ):
+            command = ("finetune", drafter, rows, "--out", folder / case, *map(str, options), *extra)
+            _, gib = measured(*command, "--rows-per-step", str(rows_per_step))
+            settings = loop.Settings(sequence_length=LENGTH, rows_per_step=rows_per_step, **changed)  # type: ignore[arg-type]
+            predicted = memory.peak(
+                skeleton(checkpoint.read_config(checkpoint.find(model))), settings,
+                density=0.5, halves=case == "bfloat16", answers=answers,
+            ) / GIB  # fmt: skip
+            details: dict = {"gib": round(gib, 2), "predicted_gib": round(predicted, 2)}
+            off = abs(predicted / gib - 1)
+            lines.append(row(f"fine-tuning, {case}: plan's peak off by", off, 0.2, unit="", better="less", **details))
+    return lines
+
+
+def main(arguments: list[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default=MODEL)
+    parser.add_argument("--only", default="speed,memory")
+    chosen = parser.parse_args(arguments)
+    tokenizer = checkpoint.load_tokenizer(chosen.model)
+    lines: list[dict] = peaks(chosen.model, tokenizer) if "memory" in chosen.only else []
+    if "speed" in chosen.only:
+        reference = bare(checkpoint.load(chosen.model))
+        reached = ours(checkpoint.load(chosen.model), tokenizer)
+        details: dict = {"tokens_per_second": round(reached, 1), "bare_tokens_per_second": round(reference, 1)}
+        lines.append(row("fine-tuning against a bare loop", reached / reference, 0.6, **details))
+    return lines
 
 
 if __name__ == "__main__":

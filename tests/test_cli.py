@@ -39,7 +39,19 @@ COMMANDS = {
         "--dtype",
     },
     "drop-layers": {"--out", "--calibration", "--layers", "--match-macs", "--seed", "--device", "--dtype"},
-    "finetune": {"--out", "--loss", "--teacher", "--tokens", "--learning-rate", "--save-every", "--seed", "--device"},
+    "finetune": {
+        "--out",
+        "--loss",
+        "--teacher",
+        "--tokens",
+        "--learning-rate",
+        "--gradient-checkpointing",
+        "--patience",
+        "--save-every",
+        "--seed",
+        "--device",
+        "--dtype",
+    },
     "eval": {"--prompts", "--k", "--temperature", "--simulate", "--out", "--seed", "--device", "--dtype"},
     "generate": {
         "--prompt",
@@ -241,6 +253,11 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
         lambda f, t: ("finetune", t, f, "--out", f / "o", "--learning-rate", "0"),
         "--learning-rate 0 is not between 0 and 1",
     ),
+    (
+        lambda f, t: ("finetune", t, f, "--out", f / "o", "--dtype", "float16"),
+        "--dtype float16 is no arithmetic to train in",
+    ),
+    (lambda f, t: ("run", recipe(f, t), "finetune.patience=-1", "--out", f / "o"), "finetune.patience = -1"),
     (lambda f, t: ("prune", t, "--out", f / "o", "--calibration", "demo", "--device", "warp9"), "--device warp9"),
     (lambda f, t: ("report", f), "lacks eval/result.json"),
     (lambda f, t: ("inspect", f), "holds no config.json"),
@@ -275,6 +292,12 @@ def test_wrong_options_exit_with_2_as_well(monkeypatch, capsys) -> None:
     assert call(monkeypatch, "distill") == 2
     assert "Traceback" not in capsys.readouterr().err
     assert call(monkeypatch, "prune", "--help") == 0
+
+
+def test_a_stage_that_works_in_one_process_refuses_to_be_launched_in_two(monkeypatch, capsys, tmp_path: Path) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(monkeypatch, "report", tmp_path) == 2
+    assert "'report' works in one process: launch several for 'finetune' alone" in capsys.readouterr().err
 
 
 def test_full_disk_is_one_sentence_and_goes_on_later(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Pruning's memory is what the formula says, and does not grow with the calibration text."""
+"""Memory is what the formulas say, and pruning's does not grow with the calibration text."""
 
 import os
 import sys
@@ -8,6 +8,9 @@ import pytest
 
 from common import GIB, measured
 from sparsedraft import checkpoint
+from sparsedraft.decoder import decoder_linears
+from sparsedraft.finetune import memory as finetuning
+from sparsedraft.finetune.loop import Settings
 from sparsedraft.measure.macs import skeleton
 from sparsedraft.prune import memory
 
@@ -30,3 +33,27 @@ def test_more_calibration_takes_no_more_memory(tiny_llama, tokenizer, tmp_path: 
     few, many = (peak(tmp_path / "wide", tmp_path / f"out{n}", n) for n in (4096, 36864))  # two batches at least
     states = (36864 - 4096) * 1024 * 4 / GIB
     assert many - few < 0.5 * states, f"the hidden states alone would be {states} GiB"
+
+
+def test_finetuning_formula_counts_what_each_option_saves(tiny_llama) -> None:
+    """The figures themselves are held against a real run by benchmarks/finetuning.py."""
+    model = tiny_llama(layers=6)
+    linears = sum(linear.weight.numel() for linear in decoder_linears(model).values())
+    embedding = model.get_input_embeddings().weight.numel()
+
+    def peak(density: float | None = None, halves: bool = False, layers: int | None = None, **changed) -> int:
+        settings = Settings(sequence_length=64, **changed)
+        return finetuning.peak(model, settings, density=density, halves=halves, layers=layers)
+
+    dense = peak()
+    assert dense - peak(0.5) == 0.5 * 8 * linears - linears and dense - peak(0.25) == 0.75 * 8 * linears - linears
+    assert dense - peak(train_embeddings=False) == (4 + 8 + 4) * embedding, "no gradients, no moments; tied: once"
+    assert peak(gradient_checkpointing=True) < dense and peak(rows_per_step=1) < dense
+    half = peak(layers=3)
+    assert (dense - half) == pytest.approx(
+        (4 + 4 + 8) * sum(p.numel() for p in model.model.layers[:3].parameters())
+        + 64 * 3 * 4 * (6 * 64 + 5 * 64 + 4 * 128),
+        abs=1,
+    )
+    wider = finetuning.peak(model, Settings(sequence_length=64), teacher=1000)
+    assert wider == dense + 1000

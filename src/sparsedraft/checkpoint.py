@@ -131,9 +131,11 @@ def save(
     *,
     dtype: torch.dtype | None = None,
     sparsity: dict[str, Any] | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write safetensors, config and tokenizer into `folder`; weights in `dtype` (default: as the source was stored).
 
+    `weights` is the state dict to write (default: the model's own, which is not whole where the model is sharded).
     `sparsity` is what the checkpoint claims of its zeros: {"pattern", "sparsity", "linears": {name: zeros}}.
     Loadable by plain transformers. The caller owns the atomic rename of the folder.
     """
@@ -141,7 +143,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().to(target) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (model.state_dict() if weights is None else weights).items()
     }
     tied = set(model.all_tied_weights_keys or {}) if model.config.get_text_config().tie_word_embeddings else set()
     model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from safetensors import SafetensorError
 
-from sparsedraft.console import console, quiet_libraries
+from sparsedraft.console import console, leads, quiet_libraries
 from sparsedraft.errors import UserError
 
 app = typer.Typer(
@@ -44,9 +44,16 @@ AllowOverlap = Annotated[
 
 
 def emit(result: dict[str, Any]) -> None:
-    """Print the result as the last line on stdout."""
-    sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
-    sys.stdout.flush()
+    """Print the result as the last line on stdout; of several processes, one does."""
+    if leads():
+        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+@app.callback()
+def _launched(context: typer.Context) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and context.invoked_subcommand != "finetune":
+        raise UserError(f"'{context.invoked_subcommand}' works in one process: launch several for 'finetune' alone.")
 
 
 @app.command()
@@ -310,15 +317,30 @@ def finetune(
     sequence_length: SequenceLength = 512,
     rows_per_step: Annotated[int, typer.Option(min=1, help="Packed sequences per optimizer step.")] = 2,
     train_embeddings: Annotated[bool, typer.Option(help="Train the embedding and the head, too.")] = True,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more time: keep no activations.")
+    ] = False,
+    patience: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Validations without a new best acceptance after which to stop and keep the best; 0: off."
+        ),
+    ] = 0,
     validation_prompts: Annotated[int, typer.Option(min=1, help="Prompts held out for validation.")] = 16,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 25,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states to resume from.")] = 25,
     seed: Seed = 0,
     device: Device = "cpu",
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Arithmetic: float32 or bfloat16; weights and moments are float32 in both.")
+    ] = "float32",
     overwrite: Overwrite = False,
 ) -> None:
-    """Fine-tune a drafter on distilled data with its mask held."""
+    """Fine-tune a drafter on distilled data with its mask held.
+
+    In several processes: accelerate launch --multi_gpu --num_processes N --module sparsedraft finetune ...
+    (--use_fsdp --fsdp_version 2 instead of --multi_gpu shards weights and moments over them.)
+    """
     from sparsedraft.finetune.loop import Settings
     from sparsedraft.finetune.stage import finetune as stage
 
@@ -336,6 +358,8 @@ def finetune(
         sequence_length=sequence_length,
         rows_per_step=rows_per_step,
         train_embeddings=train_embeddings,
+        gradient_checkpointing=gradient_checkpointing,
+        patience=patience,
         validate_every=validate_every,
         save_every=save_every,
         seed=seed,
@@ -477,13 +501,14 @@ def report(
 def guarded(command: Callable[[], Any]) -> int:
     """Run `command`; return the exit code: 0 done, 2 the user's mistake in one sentence.
 
-    Anything else is a fault of ours and goes up with its traceback (exit code 1).
+    Anything else is a fault of ours and goes up with its traceback (exit code 1). Of several processes the main one
+    speaks; a launcher kills all as soon as one fails, so the others leave it the time to do so.
     """
     try:
         command()
     except (UserError, FloatingPointError) as error:  # NaN comes of weights or an arithmetic that the user chose
         console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
-        return 2
+        return 2 if leads() else 0
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             console.print(f"[bold red]error:[/] {_escaped(str(error.filename))[:60]}… is too long a name: shorten it.")

@@ -1,6 +1,7 @@
 """Everything that is written for people: progress and tables, all on stderr, so that stdout stays for results."""
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,9 +20,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True)
+
+def leads() -> bool:
+    """Whether this process is alone or the first of those that a launcher started: it alone speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+console = Console(stderr=True, quiet=not leads())
 if not console.is_terminal:
-    console = Console(stderr=True, width=120)  # a log file has no width of its own: keep tables whole
+    console = Console(stderr=True, width=120, quiet=not leads())  # a log file has no width: keep tables whole
 
 
 class Tracker:

@@ -14,7 +14,10 @@ from transformers import PretrainedConfig
 
 from sparsedraft import checkpoint, prompts
 from sparsedraft.decoder import decoder_layers, decoder_linears, linears_of
+from sparsedraft.finetune import memory as finetuning
+from sparsedraft.finetune.loop import Settings
 from sparsedraft.measure.macs import macs_of_model, skeleton
+from sparsedraft.pattern import Pattern
 from sparsedraft.prune import memory
 from sparsedraft.recipe import Drafter, Recipe
 from sparsedraft.sources import locate
@@ -158,19 +161,17 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
         tokens = f.tokens or data_tokens
         size = dense.parameters - (1 - kept) * dense.linears
         macs = dense.macs - (1 - kept) * dense.linears
-        c = dense.config
-        logits = 4 * 4 * f.sequence_length * c.vocab_size
-        # what the backward pass needs again: about 12 hidden-wide and 5 intermediate-wide tensors a layer
-        activations = (
-            4
-            * f.sequence_length
-            * c.num_hidden_layers
-            * kept
-            * (12 * c.hidden_size + 5 * getattr(c, "intermediate_size", 4 * c.hidden_size))
+        needed = finetuning.peak(
+            dense.module,
+            Settings(**f.model_dump(exclude={"validation_prompts"})),
+            density=_density(recipe, entry),
+            halves=width == 2,
+            layers=round(kept * dense.config.num_hidden_layers),
+            teacher=target.parameters * width if f.loss != "nll" else 0,
         )
-        needed = 4 * 4 * size + logits + activations + (target.parameters * width if f.loss != "nll" else 0)
         flops = int(6 * macs * tokens + (2 * target.macs * tokens if f.loss != "nll" else 0))
-        stages.append(_stage(f"{entry.name}: finetune", tokens, needed, flops, size * (2 + 12)))
+        state = 4 + 8 + (4 if f.patience else 0)  # weights, moments, the best weights
+        stages.append(_stage(f"{entry.name}: finetune", tokens, needed, flops, size * (2 + state)))
     return stages
 
 
@@ -181,6 +182,15 @@ def _kept_layers(recipe: Recipe, entry: Drafter, dense: Model) -> float:
         return 1 - (entry.drop_layers.layers or count / 2) / count
     start = next((other for other in recipe.drafters if other.name == entry.start), None)
     return _kept_layers(recipe, start, dense) if start else 1.0
+
+
+def _density(recipe: Recipe, entry: Drafter) -> float | None:
+    """Share of the linears' weights that `entry` is left with after pruning; None where it is not pruned."""
+    if entry.prune is not None:
+        how = recipe.prune_of(entry)
+        return 1 - Pattern.parse(how.pattern).resolve(how.sparsity)
+    start = next((other for other in recipe.drafters if other.name == entry.start), None)
+    return _density(recipe, start) if start and entry.drop_layers is None else None
 
 
 def _eval(recipe: Recipe, target: Model, dense: Model) -> dict[str, Any]:

@@ -104,6 +104,8 @@ class Finetune(Section):
     sequence_length: Count = 512
     rows_per_step: Count = 2
     train_embeddings: bool = True
+    gradient_checkpointing: bool = False
+    patience: int = Field(0, ge=0)  # validations without a new best; 0: train to the end
     validate_every: Count = 25
     save_every: Count = 25
     validation_prompts: Count = 16
@@ -193,6 +195,8 @@ class Recipe(Section):
                 seen |= ahead
             if entry.name in seen:
                 raise ValueError(f"drafter '{entry.name}' is made from itself by its start or match_macs")
+        if self.dtype == "float16" and any(entry.finetune for entry in self.drafters):
+            raise ValueError("dtype float16 is no arithmetic to train in: set float32 or bfloat16")
         if not any(entry.report for entry in self.drafters):
             raise ValueError("no drafter has report: true, so there is nothing to evaluate")
         return self

@@ -1,25 +1,34 @@
-"""The training loop: AdamW on the surviving weights, cosine schedule with warm-up, exact resume."""
+"""The training loop: AdamW on the surviving weights, cosine schedule with warm-up, exact resume, early stopping.
 
-import json
+Where several processes train (see `processes`), each takes its share of a step's rows, and all take every decision on
+numbers that are summed over them, so that they stop, save and give up together.
+"""
+
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsedraft import packing
-from sparsedraft.artifact import write_atomic, write_json
+from sparsedraft.artifact import write_json
 from sparsedraft.console import track
+from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
-from sparsedraft.finetune.masks import broken, hold
+from sparsedraft.finetune.adamw import MaskedAdamW
+from sparsedraft.finetune.masks import broken
 from sparsedraft.finetune.objective import Objective
+from sparsedraft.finetune.sharding import part, reshard, value
+from sparsedraft.finetune.state import State
 from sparsedraft.packing import PackedRow, Sample
+from sparsedraft.processes import divided, summed
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,8 @@ class Settings:
     sequence_length: int = 512
     rows_per_step: int = 2  # packed rows whose gradients are added up before an optimizer step
     train_embeddings: bool = True  # the embedding and the head, too
+    gradient_checkpointing: bool = False  # recompute each layer in the backward pass instead of keeping its activations
+    patience: int = 0  # validations without a new best α after which training stops; 0: never
     validate_every: int = 25  # steps
     save_every: int = 25  # steps
     seed: int = 0
@@ -56,66 +67,31 @@ def count_steps(samples: Sequence[Sample], settings: Settings, packable: bool = 
     return max(1, round((settings.tokens or epoch) / epoch * rows / settings.rows_per_step))
 
 
+class Diverged(UserError):
+    """The loss or its gradient is no longer finite."""
+
+
 @torch.no_grad()
-def validate(model: PreTrainedModel, objective: Objective, rows: Sequence[PackedRow]) -> dict[str, float]:
-    """Mean loss and α over the answer tokens of `rows`.
+def validate(
+    model: PreTrainedModel, objective: Objective, rows: Sequence[PackedRow], accelerator: Accelerator | None = None
+) -> dict[str, float]:
+    """Mean loss and α over the answer tokens of `rows`, which the processes of `accelerator` divide among them.
 
     α here is the share of the target's tokens that are the drafter's argmax, given the target's own prefix: the
     greedy acceptance where the target wrote greedily.
     """
+    accelerator = accelerator or _alone(model)
     model.eval()
-    loss, agree, count = 0.0, 0, 0
-    for row in rows:
-        row = row.to(model.device)
-        mean, matches = objective(model, row)
-        loss += float(mean) * len(row.tokens)
-        agree += int(matches)
-        count += len(row.tokens)
+    loss, agree, count = 0.0, 0.0, 0.0
+    for row, counts in divided(rows, accelerator):
+        mean, matches = objective(model, row.to(accelerator.device))
+        if counts:
+            loss += float(mean) * len(row.tokens)
+            agree += int(matches)
+            count += len(row.tokens)
+    reshard(model)
+    loss, agree, count = summed(accelerator, loss, agree, count)
     return {"val_loss": loss / count, "val_alpha": agree / count}
-
-
-class _State:
-    """What must survive a kill: weights, AdamW's moments, the step, and the log so far. Safetensors, no pickle."""
-
-    def __init__(self, folder: Path, model: PreTrainedModel, optimizer: torch.optim.AdamW) -> None:
-        self.tensors, self.log_file = folder / ".state.safetensors", folder / "log.jsonl"
-        self.named = dict(model.named_parameters())
-        self.optimizer = optimizer
-        self.log: list[dict[str, float]] = []
-
-    def save(self, step: int) -> None:
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.named.items():
-            tensors[f"weight.{name}"] = parameter.detach()
-            if moments := self.optimizer.state.get(parameter):
-                tensors[f"first.{name}"], tensors[f"second.{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
-        with write_atomic(self.tensors) as temporary:  # one file, so that weights and log cannot disagree
-            save_file(tensors, temporary, metadata={"step": str(step), "log": json.dumps(self.log)})
-
-    def restore(self) -> int:
-        """Load what was saved, if anything; return the steps that are done."""
-        if not self.tensors.exists():
-            return 0
-        from safetensors import safe_open
-
-        with safe_open(self.tensors, "pt") as file:
-            meta = file.metadata()
-        step, self.log = int(meta["step"]), json.loads(meta["log"])
-        tensors = load_file(self.tensors)
-        with torch.no_grad():
-            for name, parameter in self.named.items():
-                parameter.copy_(tensors[f"weight.{name}"])
-                if f"first.{name}" in tensors:
-                    self.optimizer.state[parameter] = {
-                        "step": torch.tensor(float(step)),
-                        "exp_avg": tensors[f"first.{name}"].to(parameter.device),
-                        "exp_avg_sq": tensors[f"second.{name}"].to(parameter.device),
-                    }
-        return step
-
-    def write_log(self) -> None:
-        with write_atomic(self.log_file) as temporary:
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in self.log))
 
 
 def train(
@@ -127,92 +103,150 @@ def train(
     folder: Path,
     *,
     teacher: PreTrainedModel | None = None,
+    accelerator: Accelerator | None = None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Train `model` in place with `masks` held; keep the state to resume from, and log.jsonl, in `folder`.
 
-    `masks` are bool keep-masks by linear name. Returns steps, tokens and the first and last validation figures.
-    Raises UserError where the loss stops being finite (the last saved state stays), RuntimeError if a mask breaks.
+    `masks` are bool keep-masks by linear name. With `settings.patience` the weights of the best validation are what
+    remains in the model, else those of the last step. Returns the steps made, the step whose weights remain, tokens,
+    and the validation figures before training and of the weights that remain.
+    Raises Diverged (the last saved state stays), UserError where the model cannot do what the settings ask, and
+    RuntimeError if a mask breaks.
     """
+    accelerator = accelerator or _alone(model)
     objective = Objective(settings.loss, teacher)
-    frozen = set() if settings.train_embeddings else {id(p) for p in _embeddings(model)}
-    for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) not in frozen)
-    hold(model, masks)
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
     packable = packing.packable(model)
+    wrapped, optimizer = _prepare(model, masks, settings, accelerator)
     steps = count_steps(training, settings, packable)
-    state = _State(folder, model, optimizer)
-    done = state.restore()
+    state = State(folder, model, optimizer, writes=accelerator.is_main_process)
     rows_held_out = packing.groups(validation, settings.sequence_length, packable)
     held_out = [packing.pack([validation[i] for i in group]) for group in rows_held_out]
+
+    def check(step: int, tokens: int) -> None:
+        figures = validate(model, objective, held_out, accelerator)
+        if not math.isfinite(figures["val_loss"]):
+            raise (
+                _diverged(settings, step)
+                if step
+                else UserError(
+                    "the drafter's loss is not finite before any training: its weights are damaged, make it again."
+                )
+            )
+        state.log.append({"step": step, "tokens": tokens, **figures})
+        if settings.patience:
+            state.keep_best()
+
+    done = state.restore()
     if not done:
-        state.log.append({"step": 0, "tokens": 0, **validate(model, objective, held_out)})
+        check(0, 0)
     seen = int(state.log[-1]["tokens"])
     batches = packing.steps(training, settings.sequence_length, settings.rows_per_step, settings.seed, packable)
     with track("fine-tuning", steps, "steps") as tracker:
         tracker.advance(done)
         for step, rows in enumerate(islice(batches, done, steps), done + 1):
+            if settings.patience and state.waited() >= settings.patience:
+                break
+            torch.manual_seed(settings.seed + step)  # dropout, where a model has it, is the same after a resume
+            loss, norm = _gradients(wrapped, objective, rows, optimizer, settings, accelerator)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise _diverged(settings, step)
+            if (step - 1) % settings.save_every == 0 and step - 1 > done:
+                state.save(step - 1)  # only now: this step's loss has shown that the weights after the last are good
             factor = cosine(step - 1, steps, settings.warmup)
-            loss = _step(model, objective, rows, optimizer, settings, factor)
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"--learning-rate {settings.learning_rate:g} makes the loss diverge at step {step}; lower it "
-                    f"(the state of the last saved step stays in {folder})."
-                )
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * factor
+            optimizer.step()
+            optimizer.zero_grad()
             seen += sum(row.ids.numel() for row in rows)
             state.log.append({"step": step, "tokens": seen, "loss": loss, "lr": factor * settings.learning_rate})
             if step % settings.validate_every == 0 or step == steps:
-                state.log.append({"step": step, "tokens": seen, **validate(model, objective, held_out)})
-            if step % settings.save_every == 0 or step == steps:
+                check(step, seen)
+            if step == steps:
                 state.save(step)
             tracker.advance()
             tracker.note(f"loss {loss:.3f}")
             after_step(step)
-    if bad := broken(model, masks):
+    checks = [entry for entry in state.log if "val_alpha" in entry]
+    kept = checks[-1]
+    if settings.patience:
+        state.restore_best()
+        kept = next(entry for entry in checks if entry["step"] == state.best_step)
+    linears = decoder_linears(model).items()
+    held = {name: optimizer.keep[linear.weight] for name, linear in linears if linear.weight in optimizer.keep}
+    if bad := broken(model, held):
         raise RuntimeError(f"the mask broke in {bad[0]}: a pruned weight is not 0 after training")
     state.write_log()
-    write_json(folder / "settings.json", asdict(settings))
-    checks = [entry for entry in state.log if "val_alpha" in entry]
+    if accelerator.is_main_process:
+        write_json(folder / "settings.json", asdict(settings))
     return {
-        "steps": steps,
+        "steps": int(state.log[-1]["step"]),
+        "kept_step": int(kept["step"]),
         "tokens": seen,
         "answer_tokens_per_epoch": sum(len(s.answer_ids) for s in training),
-        "val_loss": [checks[0]["val_loss"], checks[-1]["val_loss"]],
-        "val_alpha": [checks[0]["val_alpha"], checks[-1]["val_alpha"]],
+        "val_loss": [checks[0]["val_loss"], kept["val_loss"]],
+        "val_alpha": [checks[0]["val_alpha"], kept["val_alpha"]],
     }
 
 
-def _step(
-    model: PreTrainedModel,
+def _prepare(
+    model: PreTrainedModel, masks: dict[str, Tensor], settings: Settings, accelerator: Accelerator
+) -> tuple[nn.Module, MaskedAdamW]:
+    """(the model as accelerate wraps it, its optimizer with the masks): what trains and what does not is settled."""
+    if settings.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(f"--gradient-checkpointing is not known to {type(model).__name__}: leave it out.")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    frozen = set() if settings.train_embeddings else {id(p) for p in _embeddings(model)}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) not in frozen)
+    optimizer = MaskedAdamW(
+        (p for p in model.parameters() if p.requires_grad),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+    wrapped, _ = accelerator.prepare(model, optimizer)  # where it shards, the optimizer's parameters are new ones
+    linears = decoder_linears(model)
+    for name, mask in masks.items():
+        optimizer.hold(linears[name].weight, part(mask, linears[name].weight))
+    return wrapped, optimizer
+
+
+def _gradients(
+    model: nn.Module,
     objective: Objective,
     rows: Sequence[PackedRow],
-    optimizer: torch.optim.AdamW,
+    optimizer: MaskedAdamW,
     settings: Settings,
-    factor: float,
-) -> float:
-    """One optimizer step over `rows`; every answer token of the step weighs the same. Returns the mean loss."""
+    accelerator: Accelerator,
+) -> tuple[float, float]:
+    """Gradients of one step over `rows`, masked, then clipped; every answer token of the step weighs the same.
+
+    Returns (the mean loss, the gradient's norm before clipping), the same in every process.
+    """
     model.train()
     answer_tokens = sum(len(row.tokens) for row in rows)
+    mine = list(divided(rows, accelerator))
     total = 0.0
-    for row in rows:
-        loss, _ = objective(model, row.to(model.device))
-        share = loss * (len(row.tokens) / answer_tokens)
-        share.backward()
+    for index, (row, counts) in enumerate(mine):
+        waits = index < len(mine) - 1 and not accelerator.is_fsdp2  # FSDP would keep whole gradients meanwhile
+        with accelerator.no_sync(model) if waits else nullcontext():
+            loss, _ = objective(model, row.to(accelerator.device))
+            share = loss * (counts * len(row.tokens) / answer_tokens)
+            (share * accelerator.num_processes).backward()  # accelerate's wrappers take the mean over processes
         total += float(share.detach())
-    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * factor
-    if math.isfinite(total):
-        optimizer.step()
-    optimizer.zero_grad()
-    return total
+    optimizer.mask_gradients()
+    norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+    return summed(accelerator, total)[0], value(norm)
+
+
+def _diverged(settings: Settings, step: int) -> Diverged:
+    return Diverged(f"--learning-rate {settings.learning_rate:g} makes the loss diverge at step {step}: lower it")
+
+
+def _alone(model: PreTrainedModel) -> Accelerator:
+    return Accelerator(cpu=model.device.type == "cpu")
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:

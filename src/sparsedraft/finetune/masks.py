@@ -1,14 +1,14 @@
 """The mask of a pruned drafter: a weight that is exactly 0 stays exactly 0 through training.
 
-Gradients are zeroed where the mask is, so that AdamW's moments there are 0 and its update is 0 / (√0 + ε) = 0, and
-weight decay shrinks 0 to 0. The weights themselves are therefore never touched again; `broken` proves it.
+In training the masks are the optimizer's (`adamw.MaskedAdamW.hold`): it zeroes the gradients of pruned weights and
+never writes to the weights themselves. `broken` proves it.
 """
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsedraft.decoder import decoder_linears
+from sparsedraft.finetune.sharding import local
 
 
 def masks_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
@@ -17,19 +17,10 @@ def masks_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
     return {name: linears[name].weight.detach() != 0 for name in names}
 
 
-def hold(model: PreTrainedModel, masks: dict[str, Tensor]) -> None:
-    """From now on, zero the gradients of pruned weights as soon as they are accumulated."""
-
-    def zero_pruned(parameter: Tensor, mask: Tensor) -> None:
-        assert parameter.grad is not None
-        parameter.grad.mul_(mask)
-
-    linears = decoder_linears(model)
-    for name, mask in masks.items():
-        linears[name].weight.register_post_accumulate_grad_hook(lambda p, mask=mask: zero_pruned(p, mask))
-
-
 def broken(model: PreTrainedModel, masks: dict[str, Tensor]) -> list[str]:
-    """The linears that have a non-zero weight where the mask says pruned (an empty list is what must come back)."""
+    """The linears that have a non-zero weight where the mask says pruned (an empty list is what must come back).
+
+    Where the model is sharded, `masks` are this process's parts, and so is the answer.
+    """
     linears = decoder_linears(model)
-    return [name for name, mask in masks.items() if bool(torch.any(linears[name].weight.detach()[~mask] != 0))]
+    return [name for name, mask in masks.items() if local(linears[name].weight.detach())[~mask].any()]

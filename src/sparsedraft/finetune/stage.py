@@ -2,18 +2,42 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsedraft import artifact, checkpoint, distilled, packing
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsedraft import artifact, checkpoint, distilled, packing, processes
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
-from sparsedraft.finetune import loop, losses
+from sparsedraft.finetune import loop, losses, state
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.masks import masks_of
 from sparsedraft.packing import Sample
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where what training needs lies."""
+
+    drafter: Path
+    data: Path
+    teacher: Path | None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What training needs, in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    claim: dict[str, Any] | None  # of zeros, as in sparsity.json
+    training: list[Sample]
+    validation: list[Sample]
+    teacher: PreTrainedModel | None
 
 
 def finetune(
@@ -32,44 +56,91 @@ def finetune(
 
     A drafter whose sparsity.json claims a mask keeps it exactly; any other is trained whole. `validation_prompts`
     prompts (all their turns) are held out for validation. `teacher` is the target, wanted by every loss but nll; kl can
-    also do with the log-probabilities that `distill` stored.
-    Raises UserError for a drafter that lies about its mask, data of another kind, or a loss that diverges.
+    also do with the log-probabilities that `distill` stored. `dtype` is the arithmetic of forward and backward passes,
+    and what the teacher is loaded in; weights and moments are float32, and the checkpoint is written in the dtype that
+    the drafter's own is stored in.
+    Several processes (see `processes`) train as one; the main one returns the result, the others {}.
+    Raises UserError for a drafter that lies about its mask, data of another kind, or a loss that diverges; then the
+    weights of the last saved state become the checkpoint OUT.last-good.
     """
     if settings.loss not in losses.NAMES:
         raise UserError(f"--loss {settings.loss} is not known: choose one of {', '.join(losses.NAMES)}.")
-    folder = checkpoint.find(drafter)
-    teacher_folder = checkpoint.find(teacher) if teacher and settings.loss != "nll" else None
+    checkpoint.device_named(device)
+    with processes.accelerated(device, dtype) as accelerator:
 
-    def build(work: Path) -> dict[str, Any]:
-        tokenizer = checkpoint.load_tokenizer(folder)
-        samples = distilled.samples(Path(data), tokenizer)
-        training, validation = split(samples, validation_prompts)
-        model = checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
-        longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
-        training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
-        claim = checkpoint.check_sparsity(model, folder)
-        masks = masks_of(model, list(claim["linears"])) if claim else {}
-        p = (
-            checkpoint.load(teacher_folder, dtype=checkpoint.dtype_named(dtype), device=device)
-            if teacher_folder
-            else None
-        )
-        result = loop.train(model, masks, training, validation, settings, work, teacher=p)
-        checkpoint.save(model, tokenizer, work, sparsity=claim)
-        if claim:  # what is on disk counts, not what was in memory
-            checkpoint.check_sparsity(checkpoint.load(work), work)
-        return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
+        def find() -> _Sources:
+            wanted = teacher if settings.loss != "nll" else None
+            at = checkpoint.find(wanted) if wanted else None
+            return _Sources(checkpoint.find(drafter), distilled.check(Path(data)), at)
 
-    inputs: dict[str, object] = {
-        "drafter": folder,
-        "data": distilled.check(Path(data)),
-        "teacher": teacher_folder,
-        "settings": asdict(settings),
-        "validation_prompts": validation_prompts,
-        "device": device,
-        "dtype": dtype,
-    }
-    return artifact.make(out, "finetune", inputs, build, seed=settings.seed, overwrite=overwrite)
+        sources = processes.agreed(accelerator, find)
+        inputs: dict[str, object] = {
+            **vars(sources),
+            "settings": asdict(settings),
+            "validation_prompts": validation_prompts,
+            "device": device,
+            "dtype": dtype,
+        }
+
+        def build(work: Path) -> dict[str, Any]:
+            loaded = processes.agreed(
+                accelerator, lambda: _load(sources, accelerator, settings, validation_prompts, dtype)
+            )
+            model, claim = loaded.model, loaded.claim
+            masks = masks_of(model, list(claim["linears"])) if claim else {}
+            both = (loaded.training, loaded.validation)
+            try:
+                result = loop.train(
+                    model, masks, *both, settings, work, teacher=loaded.teacher, accelerator=accelerator
+                )
+            except loop.Diverged as error:
+                where = _rescue(work, out, sources, loaded, inputs) if accelerator.is_main_process else ""
+                raise UserError(f"{error} ({where}).") from None
+            weights = accelerator.get_state_dict(model)  # whole, in the main process
+            if accelerator.is_main_process:
+                checkpoint.save(model, loaded.tokenizer, work, sparsity=claim, weights=weights)
+                if claim:  # what is on disk counts, not what was in memory
+                    checkpoint.check_sparsity(checkpoint.load(work), work)
+            return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
+
+        return processes.make(accelerator, out, "finetune", inputs, build, seed=settings.seed, overwrite=overwrite)
+
+
+def _load(
+    sources: _Sources, accelerator: Accelerator, settings: Settings, validation_prompts: int, dtype: str
+) -> _Loaded:
+    """Read data and models; UserError for what cannot be used."""
+    tokenizer = checkpoint.load_tokenizer(sources.drafter)
+    training, validation = split(distilled.samples(sources.data, tokenizer), validation_prompts)
+    model = checkpoint.load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
+    longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
+    training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
+    claim = checkpoint.check_sparsity(model, sources.drafter)
+    teacher = None
+    if sources.teacher:
+        teacher = checkpoint.load(sources.teacher, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
+    return _Loaded(model, tokenizer, claim, training, validation, teacher)
+
+
+def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: dict[str, object]) -> str:
+    """Make the weights saved in `work` the checkpoint OUT.last-good, if there are any; say what became of them.
+
+    The state goes away, so that the same command with a lower rate finds nothing in `work` that it must refuse.
+    """
+    step = state.saved_step(work)
+    if not step:
+        return "no earlier state was saved"
+    place = out.with_name(f"{out.name}.last-good")
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = checkpoint.load(sources.drafter)
+        state.load_weights(work, model)
+        checkpoint.save(model, loaded.tokenizer, folder, sparsity=loaded.claim)
+        return {"drafter": str(sources.drafter), "step": step}
+
+    artifact.make(place, "finetune", {**inputs, "step": step}, build, overwrite=True)
+    state.remove(work)
+    return f"the weights after step {step}, the last good ones saved, are the checkpoint {place}"
 
 
 def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tuple[list[Sample], list[Sample]]:
