@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ from transformers import PreTrainedModel
 from sparsedraft import packing
 from sparsedraft.artifact import write_atomic, write_json
 from sparsedraft.console import track
+from sparsedraft.decoder import embedding_rows
 from sparsedraft.errors import UserError
+from sparsedraft.finetune import quantize
 from sparsedraft.finetune.masks import broken, hold
 from sparsedraft.finetune.objective import Objective
+from sparsedraft.finetune.on_policy import rewrite
+from sparsedraft.finetune.reselect import Schedule, reselect
 from sparsedraft.packing import PackedRow, Sample
+from sparsedraft.pattern import Pattern
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class Settings:
     validate_every: int = 25  # steps
     save_every: int = 25  # steps
     seed: int = 0
+    nll_weight: float = 0.0  # w of (1 - w) · distillation + w · NLL
+    on_policy: float = 0.0  # share of the rows that the drafter writes itself
+    feature_weight: float = 0.0  # of SquareHead's term
+    quantize: str = "none"  # int8, int4: what the decoder linears compute with
+    reselect_every: int = 0  # steps between moves of the mask; 0: it stays
+    reselect_share: float = 0.1  # of the surviving weights, at the first move
 
 
 def cosine(step: int, steps: int, warmup: float) -> float:
@@ -77,14 +89,17 @@ def validate(model: PreTrainedModel, objective: Objective, rows: Sequence[Packed
 class _State:
     """What must survive a kill: weights, AdamW's moments, the step, and the log so far. Safetensors, no pickle."""
 
-    def __init__(self, folder: Path, model: PreTrainedModel, optimizer: torch.optim.AdamW) -> None:
+    def __init__(
+        self, folder: Path, model: PreTrainedModel, optimizer: torch.optim.AdamW, masks: Mapping[str, Tensor]
+    ) -> None:
         self.tensors, self.log_file = folder / ".state.safetensors", folder / "log.jsonl"
         self.named = dict(model.named_parameters())
         self.optimizer = optimizer
+        self.masks = masks  # those that move
         self.log: list[dict[str, float]] = []
 
     def save(self, step: int) -> None:
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {f"mask.{name}": mask for name, mask in self.masks.items()}
         for name, parameter in self.named.items():
             tensors[f"weight.{name}"] = parameter.detach()
             if moments := self.optimizer.state.get(parameter):
@@ -102,6 +117,8 @@ class _State:
             meta = file.metadata()
         step, self.log = int(meta["step"]), json.loads(meta["log"])
         tensors = load_file(self.tensors)
+        for name, mask in self.masks.items():
+            mask.copy_(tensors[f"mask.{name}"])
         with torch.no_grad():
             for name, parameter in self.named.items():
                 parameter.copy_(tensors[f"weight.{name}"])
@@ -127,18 +144,25 @@ def train(
     folder: Path,
     *,
     teacher: PreTrainedModel | None = None,
+    feature_teacher: PreTrainedModel | None = None,
+    patterns: Mapping[str, Pattern] | None = None,
+    eos_ids: frozenset[int] = frozenset(),
     after_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Train `model` in place with `masks` held; keep the state to resume from, and log.jsonl, in `folder`.
 
-    `masks` are bool keep-masks by linear name. Returns steps, tokens and the first and last validation figures.
+    `masks` are bool keep-masks by linear name; re-selection moves them in place, by the `patterns` of the linears
+    (default: unstructured). `eos_ids` end what the drafter writes itself.
+    Returns steps, tokens and the first and last validation figures; with `quantize` those of the float weights, too.
     Raises UserError where the loss stops being finite (the last saved state stays), RuntimeError if a mask breaks.
     """
-    objective = Objective(settings.loss, teacher)
+    objective = Objective(settings.loss, teacher, settings.nll_weight, feature_teacher, settings.feature_weight)
     frozen = set() if settings.train_embeddings else {id(p) for p in _embeddings(model)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) not in frozen)
-    hold(model, masks)
+    quantize.install(model, settings.quantize)
+    share = 0.0  # of the mask that moves in the step under way
+    hold(model, masks, unless=lambda: share > 0)
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,
@@ -148,7 +172,8 @@ def train(
     )
     packable = packing.packable(model)
     steps = count_steps(training, settings, packable)
-    state = _State(folder, model, optimizer)
+    schedule = Schedule(settings.reselect_every, settings.reselect_share, steps)
+    state = _State(folder, model, optimizer, masks if settings.reselect_every else {})
     done = state.restore()
     rows_held_out = packing.groups(validation, settings.sequence_length, packable)
     held_out = [packing.pack([validation[i] for i in group]) for group in rows_held_out]
@@ -160,7 +185,19 @@ def train(
         tracker.advance(done)
         for step, rows in enumerate(islice(batches, done, steps), done + 1):
             factor = cosine(step - 1, steps, settings.warmup)
-            loss = _step(model, objective, rows, optimizer, settings, factor)
+            if settings.on_policy and teacher is not None:  # one without the other is refused by `checks`
+                rows = rewrite(
+                    model,
+                    rows,
+                    share=settings.on_policy,
+                    seed=settings.seed,
+                    step=step,
+                    eos_ids=eos_ids,
+                    vocabulary=embedding_rows(teacher),
+                )
+            share = schedule.at(step)
+            move = partial(reselect, model, masks, patterns or {}, optimizer, share) if share else None
+            loss = _step(model, objective, rows, optimizer, settings, factor, move)
             if not math.isfinite(loss):
                 raise UserError(
                     f"--learning-rate {settings.learning_rate:g} makes the loss diverge at step {step}; lower it "
@@ -180,12 +217,18 @@ def train(
     state.write_log()
     write_json(folder / "settings.json", asdict(settings))
     checks = [entry for entry in state.log if "val_alpha" in entry]
+    extra = {}
+    if settings.quantize != "none":
+        stored = getattr(model, "stored_dtype", model.dtype)
+        measured = quantize.compare(model, settings.quantize, stored, lambda: validate(model, objective, held_out))
+        extra["quantization"] = measured
     return {
         "steps": steps,
         "tokens": seen,
         "answer_tokens_per_epoch": sum(len(s.answer_ids) for s in training),
         "val_loss": [checks[0]["val_loss"], checks[-1]["val_loss"]],
         "val_alpha": [checks[0]["val_alpha"], checks[-1]["val_alpha"]],
+        **extra,
     }
 
 
@@ -196,8 +239,12 @@ def _step(
     optimizer: torch.optim.AdamW,
     settings: Settings,
     factor: float,
+    move: Callable[[], int] | None = None,
 ) -> float:
-    """One optimizer step over `rows`; every answer token of the step weighs the same. Returns the mean loss."""
+    """One optimizer step over `rows`; every answer token of the step weighs the same. Returns the mean loss.
+
+    `move` changes the masks once the gradients are there; they must be dense until then.
+    """
     model.train()
     answer_tokens = sum(len(row.tokens) for row in rows)
     total = 0.0
@@ -206,6 +253,8 @@ def _step(
         share = loss * (len(row.tokens) / answer_tokens)
         share.backward()
         total += float(share.detach())
+    if move is not None and math.isfinite(total):
+        move()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
     for group in optimizer.param_groups:
         group["lr"] = settings.learning_rate * factor

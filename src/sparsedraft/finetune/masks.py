@@ -4,6 +4,8 @@ Gradients are zeroed where the mask is, so that AdamW's moments there are 0 and 
 weight decay shrinks 0 to 0. The weights themselves are therefore never touched again; `broken` proves it.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,12 +19,17 @@ def masks_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
     return {name: linears[name].weight.detach() != 0 for name in names}
 
 
-def hold(model: PreTrainedModel, masks: dict[str, Tensor]) -> None:
-    """From now on, zero the gradients of pruned weights as soon as they are accumulated."""
+def hold(model: PreTrainedModel, masks: dict[str, Tensor], unless: Callable[[], bool] = lambda: False) -> None:
+    """From now on, zero the gradients of pruned weights as soon as they are accumulated.
+
+    While `unless()`, they stay dense: mask re-selection looks at them, and zeroes them itself. The masks may change in
+    place.
+    """
 
     def zero_pruned(parameter: Tensor, mask: Tensor) -> None:
         assert parameter.grad is not None
-        parameter.grad.mul_(mask)
+        if not unless():
+            parameter.grad.mul_(mask)
 
     linears = decoder_linears(model)
     for name, mask in masks.items():

@@ -1,0 +1,104 @@
+"""Mask re-selection (RigL, Evci et al. 2020): while training, let the mask move and the pattern stand.
+
+Drop the surviving weights of least |w|, grow as many pruned ones of largest |gradient|, and start those at 0. Always
+one for one inside a group: the M inputs of N:M, or the whole matrix for `unstructured`. So every group keeps exactly as
+many weights as it had.
+
+A grown weight has a gradient that is not 0, and the optimizer step that follows at once uses it. That makes a zero at
+the end unlikely; what makes the claim certain is that it is counted anew from the final weights (`finetune.stage`).
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsedraft.decoder import decoder_linears
+from sparsedraft.pattern import Pattern
+
+UNTIL = 0.75  # share of the run after which the mask stays: grown weights need time to grow
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Every `every` steps (0: never) until UNTIL of `steps`, a share that starts at `share` and falls to 0."""
+
+    every: int
+    share: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        """The share of the surviving weights to move at `step` (from 1); 0: none. RigL's cosine, α/2 (1 + cos πt/T)."""
+        if not self.every or step % self.every or step > UNTIL * self.steps:
+            return 0.0
+        return self.share / 2 * (1 + math.cos(math.pi * step / (UNTIL * self.steps)))
+
+
+def moved(weight: Tensor, gradient: Tensor, keep: Tensor, pattern: Pattern, share: float) -> Tensor:
+    """The keep-mask (bool, [out, in], as `keep`) after round(share · kept) swaps, or as many as there can be.
+
+    `gradient` is dense: that of pruned weights, too. A swap takes the j-th smallest surviving |w| of a group and its
+    j-th largest pruned |gradient|; of all such pairs, those with the smallest |w| are swapped. Pruned weights whose
+    gradient is 0 are never grown. Ties go to the earlier entry.
+    """
+    size = pattern.m or keep.numel()
+    kept, w, g = (t.reshape(-1, size) for t in (keep, weight.float().abs(), gradient.float().abs()))
+    drops, drop = w.masked_fill(~kept, torch.inf).sort(dim=-1, stable=True)
+    grows, grow = g.masked_fill(kept, 0).sort(dim=-1, descending=True, stable=True)
+    possible = (drops < torch.inf) & (grows > 0)
+    count = min(round(share * int(keep.sum())), int(possible.sum()))
+    order = drops.masked_fill(~possible, torch.inf).flatten().argsort(stable=True)[:count]
+    swapped = torch.zeros_like(possible).view(-1).index_fill_(0, order, True).view_as(possible)
+    new = kept.clone()
+    new.scatter_(-1, drop, kept.gather(-1, drop) & ~swapped)
+    new.scatter_(-1, grow, new.gather(-1, grow) | swapped)
+    return new.reshape(keep.shape)
+
+
+@torch.no_grad()
+def reselect(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    patterns: Mapping[str, Pattern],
+    optimizer: torch.optim.Optimizer,
+    share: float,
+) -> int:
+    """Move every mask in place by the dense gradients that the weights hold; return how many weights were swapped.
+
+    Call it between the backward passes of a step and its optimizer step. Weights, gradients and the optimizer's moments
+    become 0 wherever the new mask prunes. Where parameters are DTensors (FSDP2), every process must call it: the choice
+    needs the whole weight, gradient and mask of a linear, which are gathered one linear at a time.
+    """
+    linears, count = decoder_linears(model), 0
+    for name, keep in masks.items():
+        weight = linears[name].weight
+        if weight.grad is None:
+            continue
+        before = _gathered(keep)
+        after = moved(_gathered(weight), _gathered(weight.grad), before, patterns.get(name, Pattern()), share)
+        count += int((after & ~before).sum())
+        keep.copy_(_scattered(after, keep))
+        for tensor in (weight, weight.grad, *_moments(optimizer, weight)):
+            tensor.masked_fill_(~keep, 0)
+    return count
+
+
+def _moments(optimizer: torch.optim.Optimizer, weight: Tensor) -> Iterable[Tensor]:
+    found = optimizer.state.get(weight, {}).values()
+    return [value for value in found if isinstance(value, Tensor) and value.shape == weight.shape]
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    """The whole tensor: of a DTensor, every process's part."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _scattered(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` laid out over the processes as `like` is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
