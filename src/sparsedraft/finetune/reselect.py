@@ -39,20 +39,27 @@ class Schedule:
 def moved(weight: Tensor, gradient: Tensor, keep: Tensor, pattern: Pattern, share: float) -> Tensor:
     """The keep-mask (bool, [out, in], as `keep`) after round(share · kept) swaps, or as many as there can be.
 
-    `gradient` is dense: that of pruned weights, too. A swap takes the j-th smallest surviving |w| of a group and its
-    j-th largest pruned |gradient|; of all such pairs, those with the smallest |w| are swapped. Pruned weights whose
-    gradient is 0 are never grown. Ties go to the earlier entry.
+    `gradient` is dense: that of pruned weights, too. Unstructured: the smallest surviving |w| go and the largest pruned
+    |gradient| come. N:M: a swap pairs the j-th smallest |w| of a group with its j-th largest pruned |gradient|; of all
+    such pairs, those with the smallest |w| are swapped. Pruned weights whose gradient is 0 are never grown. Ties go to
+    the earlier entry.
     """
-    size = pattern.m or keep.numel()
-    kept, w, g = (t.reshape(-1, size) for t in (keep, weight.float().abs(), gradient.float().abs()))
-    drops, drop = w.masked_fill(~kept, torch.inf).sort(dim=-1, stable=True)
-    grows, grow = g.masked_fill(kept, 0).sort(dim=-1, descending=True, stable=True)
+    w, g = weight.float().abs().masked_fill(~keep, torch.inf), gradient.float().abs().masked_fill(keep, 0)
+    budget = round(share * int(keep.sum()))
+    if pattern.m:
+        return _swapped_in_groups(w, g, keep, pattern.m, budget)
+    few = min(budget, int(keep.sum()), int((g > 0).sum())) / keep.numel()
+    return keep & Pattern().keep(w, few) | ~Pattern().keep(-g, few)  # (keep: all but the lowest)
+
+
+def _swapped_in_groups(w: Tensor, g: Tensor, keep: Tensor, size: int, budget: int) -> Tensor:
+    drops, drop = w.reshape(-1, size).sort(dim=-1, stable=True)
+    grows, grow = g.reshape(-1, size).sort(dim=-1, descending=True, stable=True)
     possible = (drops < torch.inf) & (grows > 0)
-    count = min(round(share * int(keep.sum())), int(possible.sum()))
-    order = drops.masked_fill(~possible, torch.inf).flatten().argsort(stable=True)[:count]
+    order = drops.masked_fill(~possible, torch.inf).flatten().argsort(stable=True)[: min(budget, int(possible.sum()))]
     swapped = torch.zeros_like(possible).view(-1).index_fill_(0, order, True).view_as(possible)
-    new = kept.clone()
-    new.scatter_(-1, drop, kept.gather(-1, drop) & ~swapped)
+    new = keep.reshape(-1, size).clone()
+    new.scatter_(-1, drop, new.gather(-1, drop) & ~swapped)
     new.scatter_(-1, grow, new.gather(-1, grow) | swapped)
     return new.reshape(keep.shape)
 
