@@ -109,11 +109,12 @@ def test_a_stored_id_beyond_the_head_goes_to_the_bucket() -> None:
 
 def test_sixteen_bits_still_sum_to_one() -> None:
     p_logits = logits(64, 50, scale=3.0)
-    ids, logprobs = topk(p_logits, 8)
+    ids, logprobs = topk(p_logits, 49)
+    assert bool((logprobs.half().float().exp().sum(-1) > 1).any()), "rounding alone leaves less than nothing"
     log_p, _ = losses.bucketed(ids, logprobs.half().float(), p_logits)
     torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(64))
     for divergence in losses.DIVERGENCES.values():
-        assert 0 <= float(divergence(*losses.bucketed(ids, logprobs.half().float(), p_logits))) < 5e-4
+        assert 0 <= float(divergence(*losses.bucketed(ids, logprobs.half().float(), p_logits))) < 2e-3
 
 
 # ---- the objective of a row
@@ -243,12 +244,13 @@ def test_own_rows_follow_from_weights_seed_and_step_alone(tiny_llama) -> None:
         return [row.ids.tolist() for row in rewritten(model.train(), given, **options)]
 
     first = text()
+    assert not model.training, "dropout is off while it writes"
     assert text() == first and text(step=2) != first and text(seed=1) != first
     assert len({str(ids) for ids in rewritten(model, [given[0], given[0]])}) == 2, "equal rows get draws of their own"
 
 
 def test_text_is_sampled_from_the_drafter_at_temperature_one(tiny_llama) -> None:
-    model, given = tiny_llama(initializer_range=0.05), [packing.pack([Sample("", [5, 6, 7], [8])] * 60)]
+    model, given = tiny_llama(initializer_range=0.1), [packing.pack([Sample("", [5, 6, 7], [8])] * 60)]
     drawn = [s.answer_ids[0] for step in range(20) for s in packing.unpack(rewritten(model, given, step=step)[0])]
     with torch.no_grad():
         q = model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)

@@ -118,7 +118,7 @@ def pruned(model, pattern: Pattern) -> dict[str, torch.Tensor]:
 def test_training_moves_the_mask_keeps_the_pattern_and_resumes(name: str, tiny_llama, tmp_path: Path) -> None:
     pattern = Pattern.parse(name)
     options = Settings(
-        learning_rate=1e-3, tokens=4000, sequence_length=64, rows_per_step=2, save_every=4, reselect_every=3
+        learning_rate=1e-3, tokens=2400, sequence_length=64, rows_per_step=2, save_every=4, reselect_every=3
     )
 
     def one(folder: Path, die_at: int | None = None):
