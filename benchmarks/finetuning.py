@@ -96,11 +96,12 @@ def data(tokenizer, folder: Path) -> Path:
         {
             "id": s.id, "prompt_id": s.id, "category": "", "turn": 0, "sample": 0, "messages": [],
             "prompt_ids": s.prompt_ids, "answer_ids": s.answer_ids, "finish_reason": "length", "seed": 0,
-            "topk_ids": [], "topk_logprobs": [], "mode": "respond", "engine": "transformers", "temperature": 0.0,
+            "topk_ids": [], "topk_logprobs": [], "mode": "respond", "source": "target", "note": "",
+            "engine": "transformers", "temperature": 0.0,
         }
         for s in samples(tokenizer)
     ]  # fmt: skip
-    write_json(folder / "result.json", {"rows": len(rows), "sha256": distilled.write(folder, rows)})
+    write_json(folder / "result.json", distilled.write(folder, rows, lambda row: "", len(rows), 0))
     return folder
 
 

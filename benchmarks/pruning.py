@@ -117,7 +117,7 @@ def errors(model: str, source: str, tokens: int = 4096) -> list[dict]:
             for name, linear in linears_of(layer).items():
                 weight, hessian = linear.weight.detach(), found[name]
                 by = {
-                    m: relative_error(weight, work(weight, hessian, Pattern(), 0.5)[0], hessian.H)
+                    m: relative_error(weight, work(weight, hessian, Pattern(), 0.5, None)[0], hessian.H)
                     for m, work in METHODS.items()
                 }
                 count += 1

@@ -111,6 +111,36 @@ def test_two_processes_train_as_one(way: str, made: Path, alone: Path, tmp_path:
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in alone.iterdir())
 
 
+def test_everything_that_can_be_minimised_is_the_same_sharded(made: Path, tmp_path: Path) -> None:
+    """Rows that the drafter writes, SquareHead, quantised forwards, a mask that moves: as in one process."""
+    target = str(json.loads((made / "data" / "provenance.json").read_text())["inputs"]["target"]["path"])
+    changed = {
+        "loss": "kl", "nll_weight": 0.2, "on_policy": 0.4, "feature_weight": 1.0, "quantize": "int8",
+        "reselect_every": 4, "reselect_share": 0.2,
+    }  # fmt: skip
+    settings = Settings(**SETTINGS, **changed)  # type: ignore[arg-type]
+    teachers = {"teacher": target, "feature_teacher": target}
+    one = finetune(str(made / "half"), str(made / "data"), tmp_path / "one", settings=settings, validation_prompts=4,
+                   **teachers)  # fmt: skip
+    extra = [f"--{name.replace('_', '-')}={value}" for name, value in (changed | teachers).items()]
+    code, out, err = finished(launched("fsdp", "--module", "sparsedraft", *command(made, tmp_path / "two", *extra)))
+    assert code == 0, err[-3000:]
+    two = json.loads(out)
+    same_curve(tmp_path / "two", tmp_path / "one", tolerance=2e-3)
+    assert two["quantization"]["quantized"]["val_loss"] == pytest.approx(
+        one["quantization"]["quantized"]["val_loss"], rel=2e-3
+    )
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    before = load_file(made / "half" / "model.safetensors")
+    claim = checkpoint.check_sparsity(checkpoint.load(tmp_path / "two"), tmp_path / "two")
+    moved = differ = 0
+    for name in claim["linears"]:
+        zeros = [w[f"{name}.weight"] == 0 for w in weights]
+        differ += int((zeros[0] != zeros[1]).sum())
+        moved += int((zeros[1] != (before[f"{name}.weight"] == 0)).sum())
+    assert moved > 1000 and differ < 0.02 * moved, "the same weights moved, but for near ties"
+
+
 def test_sharded_in_bfloat16_with_all_that_can_be_asked_for(made: Path, tmp_path: Path) -> None:
     """Checkpointed activations, early stopping and frozen embeddings, sharded: as in one process."""
     extra = ("--dtype=bfloat16", "--gradient-checkpointing", "--patience=1", "--no-train-embeddings")

@@ -121,6 +121,21 @@ def test_killed_pruning_goes_on_to_the_same_bytes(
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
+@pytest.mark.parametrize("refine", [False, True])
+@pytest.mark.parametrize(("first", "then"), [((None, 0.3), (None, 0.5)), (("6:8", None), ("2:8", None))])
+def test_a_pruned_checkpoint_is_pruned_further(
+    first, then, refine: bool, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    models = [tiny_checkpoint, tmp_path / "a", tmp_path / "b"]
+    for source, out, (pattern, share) in zip(models, models[1:], (first, then), strict=False):
+        kind = pattern or "unstructured"
+        stage.prune(str(source), out, "demo:train", pattern=kind, sparsity=share, refine=refine, **SMALL)
+    a, b = (decoder_linears(checkpoint.load(folder)) for folder in models[1:])
+    for name, linear in b.items():
+        assert bool((linear.weight[a[name].weight == 0] == 0).all())
+        assert int((linear.weight == 0).sum()) == (0.75 if then[0] else 0.5) * linear.weight.numel()
+
+
 def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     def refused(message: str, **options: object) -> None:
         with pytest.raises(UserError, match=message):

@@ -57,12 +57,59 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
         (["drafters=[{name: a, drop_layers: {}}]"], "either layers or match_macs"),
         (["drafters=[{name: a, prune: {sparsty: 0.5}}]"], "sparsty"),
         (["nonsense"], "not of the form section.field=value"),
+        (["finetune.nll_weight=0.5"], "nll_weight needs a loss that compares with the target"),
+        (["finetune.on_policy=0.5"], "on_policy needs a loss that compares with the target"),
+        (["finetune.loss=kl", "finetune.nll_weight=1", "finetune.on_policy=0.1"], "nll_weight 1 leaves nothing"),
+        (["finetune.quantize=int3"], r"finetune\.quantize = 'int3' is not possible"),
+        (["drafters=[{name: a, prune: {}, finetune: {los: kl}}]"], "los is not a known key; did you mean loss"),
+        (["drafters=[{name: a, finetune: true}]", "finetune.reselect_every=5"], "'a' has no mask"),
+        (
+            [
+                "drafters=[{name: a, drop_layers: {layers: 1}}, {name: b, start: a, finetune: true}]",
+                "finetune.feature_weight=1",
+            ],
+            "'b' has lost layers, so feature_weight has none",
+        ),
+        (["drafters=[{name: a, prune: {}, gradual: [0.3]}]"], "gradual prunes and fine-tunes in turns"),
+        (["drafters=[{name: a, gradual: [0.3], finetune: true}]"], "gradual prunes and fine-tunes in turns"),
+        (
+            ["drafters=[{name: a, prune: {}, gradual: [0.5], finetune: true}]"],
+            "'a' has gradual 0.5, which does not rise to 0.5",
+        ),
+        (["drafters=[{name: a, prune: {}, gradual: [0.4, 0.3], finetune: true}]"], "0.4, 0.3, which does not rise"),
+        (["drafters=[{name: a, prune: {pattern: 2:8}, gradual: [6:8, 1:4], finetune: true}]"], "in groups of 8"),
+        (["drafters=[{name: a, prune: {}, gradual: [1.5], finetune: true}]"], r"sparsity = 1\.5"),
+        (["drafters=[{name: a, prune: {}, gradual: ['6:8'], finetune: true}]"], "sparsity = '6:8'"),
     ],
 )
 def test_mistakes_get_one_sentence(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         recipes.read(written(tmp_path, GOOD), overrides)
     assert "\n" not in str(raised.value)
+
+
+def test_gradual_becomes_a_chain_of_prunings_and_shares_out_the_tokens(tmp_path: Path) -> None:
+    text = """
+target: some/model
+finetune: {tokens: 1001}
+drafters:
+  - {name: a, prune: {sparsity: 0.5, method: wanda}, gradual: [0.3, 0.4], finetune: true}
+  - {name: b, prune: {pattern: 2:8}, gradual: [6:8, 4:8], finetune: {tokens: null, loss: kl}}
+  - {name: c, prune: {}}
+  - {name: d, finetune: {}}
+"""
+    found = recipes.read(written(tmp_path, text))
+    a, b, c, d = found.drafters
+    assert [(how.sparsity, how.method) for how in found.prunings(a)] == [(s, "wanda") for s in (0.3, 0.4, 0.5)]
+    assert [how.pattern for how in found.prunings(b)] == ["6:8", "4:8", "2:8"]
+    assert [len(found.prunings(entry)) for entry in (c, d)] == [1, 0]
+    assert (
+        found.budgets(a, 7) == [333, 334, 334]
+        and found.budgets(b, 90) == [30, 30, 30]
+        and found.budgets(d, 7) == [1001]
+    )
+    assert found.finetune_of(a).loss == "nll" and found.finetune_of(b).loss == "kl" and d.trained and not c.trained
+    assert recipes.read(written(tmp_path, recipes.dump(found))) == found
 
 
 @pytest.mark.parametrize("text", ["target: [", "- a\n- b\n", "", "drafters: [{name: a}]"])

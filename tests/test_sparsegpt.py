@@ -235,3 +235,34 @@ def test_refinement_of_degenerate_weights_is_finite() -> None:
     got = refine(weight, once, keep, hessian.H, steps=100)
     assert torch.isfinite(got).all() and (got[~keep] == 0).all() and (got[2] == 0).all()
     assert torch.isfinite(refine(weight, once, keep, torch.zeros(32, 32))).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("between", ["as it was", "moved"])
+@pytest.mark.parametrize(
+    ("first", "then"), [((Pattern(), 0.3), (Pattern(), 0.4)), ((Pattern(6, 8), 0.25), (Pattern(2, 8), 0.75))]
+)
+def test_pruning_a_pruned_weight_further_only_adds_zeros(name: str, first, then, between: str) -> None:
+    """The errors that are carried to the right must not revive a zero, nor may the count miss what is asked for."""
+    weight, hessian = problem(24, 256, 900)
+    pruned, keep = METHODS[name](weight, hessian, *first)
+    if between == "moved" and not first[0].m:  # as re-selection may: one half has more zeros than will be asked for
+        keep = torch.ones_like(keep)
+        keep[:, :128] = torch.rand(24, 128, generator=torch.Generator().manual_seed(0)) > 0.6
+        pruned = weight * keep
+    trained = pruned + 0.1 * torch.randn(pruned.shape, generator=torch.Generator().manual_seed(1)) * keep
+    again, kept = METHODS[name](trained, hessian, *then, trained == 0)
+    assert bool((again[~keep] == 0).all()) and not bool((kept & ~keep).any()) and then[0].holds(again)
+    zeros = then[1] * weight.numel()
+    if name == "wanda" and not then[0].m:  # row by row, and a row may have had more
+        assert int((again == 0).sum()) >= 24 * round(zeros / 24)
+    else:
+        assert int((again == 0).sum()) == int((~kept).sum()) == round(zeros)
+
+
+def test_a_denser_request_keeps_the_zeros_there_are() -> None:
+    weight, hessian = problem(16, 128, 300)
+    for method in METHODS.values():
+        pruned, keep = method(weight, hessian, Pattern(), 0.5)
+        again, kept = method(pruned, hessian, Pattern(), 0.3, pruned == 0)
+        assert torch.equal(kept, keep) and torch.equal(again, pruned)

@@ -124,6 +124,11 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
     return frozenset(int(i) for i in (found | {tokenizer.eos_token_id}) if i is not None)
 
 
+def stored_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The dtype of the checkpoint that `model` was loaded from; of one that was not, its own."""
+    return getattr(model, "stored_dtype", model.dtype)
+
+
 def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -139,7 +144,7 @@ def save(
     `sparsity` is what the checkpoint claims of its zeros: {"pattern", "sparsity", "linears": {name: zeros}}.
     Loadable by plain transformers. The caller owns the atomic rename of the folder.
     """
-    target = dtype or getattr(model, "stored_dtype", next(model.parameters()).dtype)
+    target = dtype or stored_dtype(model)
     folder.mkdir(parents=True, exist_ok=True)
     state = {
         name: tensor.detach().to(target) if tensor.is_floating_point() else tensor

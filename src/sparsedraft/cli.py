@@ -307,8 +307,35 @@ def finetune(
     drafter: Annotated[str, typer.Argument(help="The drafter to train; its zeros stay zeros.")],
     data: Annotated[Path, typer.Argument(help="Distilled data folder.")],
     out: Out,
-    loss: Annotated[str, typer.Option(help="nll, or against the teacher: kl, reverse-kl, tvd.")] = "nll",
-    teacher: Annotated[str | None, typer.Option(help="The target, for a loss that compares distributions.")] = None,
+    loss: Annotated[
+        str, typer.Option(help="nll; or against the target's distributions: kl, reverse-kl, tvd (1 minus acceptance).")
+    ] = "nll",
+    nll_weight: Annotated[
+        float, typer.Option(help="w of (1-w) x loss + w x nll, 0 to 1, for a loss other than nll.")
+    ] = 0.0,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="The target that wrote DATA, for a loss other than nll; default: the log-probabilities in DATA."
+        ),
+    ] = None,
+    on_policy: Annotated[
+        float, typer.Option(help="Share of rows, 0 to 1, that the drafter writes itself and the teacher scores.")
+    ] = 0.0,
+    feature_teacher: Annotated[
+        str | None, typer.Option(help="The dense drafter, whose hidden states SquareHead compares with.")
+    ] = None,
+    feature_weight: Annotated[float, typer.Option(help="Weight of SquareHead beside the loss; 0 is off.")] = 0.0,
+    quantize: Annotated[
+        str,
+        typer.Option(help="Train the linears for rounding to int8 (scale per row) or int4 (per 32 inputs); or none."),
+    ] = "none",
+    reselect_every: Annotated[
+        int, typer.Option(min=0, help="Let the mask move every so many steps, until 75 % of them; 0: it stays.")
+    ] = 0,
+    reselect_share: Annotated[
+        float, typer.Option(help="Share of the surviving weights that the first move swaps; falls to 0 by a cosine.")
+    ] = 0.1,
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to train on; default: each sample once.")] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-4,
     warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps to warm up.")] = 0.1,
@@ -350,6 +377,12 @@ def finetune(
         raise UserError(f"--clip {clip:g} is not above 0; 1 is a good start.")
     settings = Settings(
         loss=loss,
+        nll_weight=nll_weight,
+        on_policy=on_policy,
+        feature_weight=feature_weight,
+        quantize=quantize,
+        reselect_every=reselect_every,
+        reselect_share=reselect_share,
         tokens=tokens,
         learning_rate=learning_rate,
         warmup=warmup,
@@ -371,6 +404,7 @@ def finetune(
             out,
             settings=settings,
             teacher=teacher,
+            feature_teacher=feature_teacher,
             validation_prompts=validation_prompts,
             device=device,
             dtype=dtype,

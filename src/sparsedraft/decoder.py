@@ -64,6 +64,12 @@ def context_length(model: nn.Module) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
 
 
+def embedding_rows(model: nn.Module) -> int:
+    """Rows of the embedding: one more than the largest token id that the model can read."""
+    weight: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[operator]
+    return weight.shape[0]
+
+
 def count_zeros(weight: torch.Tensor) -> int:
     """How many entries of `weight` are exactly 0."""
     if weight.is_floating_point() and weight.element_size() == 1:  # 8-bit floats cannot do even this

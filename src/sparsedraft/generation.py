@@ -142,7 +142,7 @@ def check_fits(model: PreTrainedModel, requests: Sequence[Request]) -> None:
             )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: weights that FSDP2 gathers in it could not be trained with afterwards
 def generate_batch(
     model: PreTrainedModel,
     requests: Sequence[Request],

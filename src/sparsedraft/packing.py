@@ -34,7 +34,8 @@ class PackedRow:
     """One row of length L: `ids` [1, L], `positions` [1, L], and the n positions that predict an answer token.
 
     `predict` [n] indexes the row at the token before each answer token; `tokens` [n] are those answer tokens, and
-    `topk_ids`, `topk_logprobs` [n, k] the target's likeliest ones there (k = 0: not known).
+    `topk_ids`, `topk_logprobs` [n, k] the target's likeliest ones there (k = 0: not known). `own`: the drafter that is
+    being trained wrote the answers, not the target.
     """
 
     ids: Tensor
@@ -43,10 +44,11 @@ class PackedRow:
     tokens: Tensor
     topk_ids: Tensor
     topk_logprobs: Tensor
+    own: bool = False
 
     def to(self, device: torch.device) -> "PackedRow":
         """The same row on `device`."""
-        return PackedRow(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "own"})
 
 
 def fit(samples: Sequence[Sample], length: int) -> tuple[list[Sample], int]:
@@ -106,8 +108,8 @@ def packable(model: PreTrainedModel) -> bool:
     return bool((together - alone).abs().max() < 0.05 * alone.std())
 
 
-def pack(samples: Sequence[Sample]) -> PackedRow:
-    """Lay `samples` end to end in one row."""
+def pack(samples: Sequence[Sample], own: bool = False) -> PackedRow:
+    """Lay `samples` end to end in one row; `own` as in PackedRow."""
     ids: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
@@ -130,13 +132,36 @@ def pack(samples: Sequence[Sample]) -> PackedRow:
         torch.tensor(tokens),
         torch.from_numpy(topk_ids.astype(np.int64)),
         torch.from_numpy(topk_logprobs.astype(np.float32)),
+        own,
     )
+
+
+def unpack(row: PackedRow) -> list[Sample]:
+    """The samples that `pack` laid end to end, without ids and soft labels."""
+    ids, n = row.ids[0].tolist(), row.ids.shape[1]
+    starts = (row.positions[0] == 0).nonzero().squeeze(1).tolist()
+    firsts = row.predict[torch.searchsorted(row.predict, torch.tensor(starts, device=row.predict.device))].tolist()
+    return [
+        Sample("", ids[start : first + 1], ids[first + 1 : end])
+        for start, first, end in zip(starts, firsts, [*starts[1:], n], strict=True)
+    ]
 
 
 def answer_logits(model: nn.Module, row: PackedRow) -> Tensor:
     """Logits [n, V] at the n positions of `row` that predict an answer token; the head runs on no other."""
-    out = model(input_ids=row.ids, position_ids=row.positions, logits_to_keep=row.predict, use_cache=False)
-    return out.logits[0]
+    return outputs(model, row)[0]
+
+
+def outputs(model: nn.Module, row: PackedRow, hidden_states: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(`answer_logits`, the hidden states [1, L, hidden] after each layer, if asked for: the last one normalised)."""
+    out = model(
+        input_ids=row.ids,
+        position_ids=row.positions,
+        logits_to_keep=row.predict,
+        use_cache=False,
+        **({"output_hidden_states": True} if hidden_states else {}),
+    )
+    return out.logits[0], out.hidden_states[1:] if hidden_states else ()
 
 
 @torch.inference_mode()

@@ -145,34 +145,54 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
     width, stages = BYTES[recipe.dtype], []
     stored = dense.parameters * 2  # bytes of a checkpoint in 16 bits
     kept = _kept_layers(recipe, entry, dense)
-    if entry.prune is not None:
-        how = recipe.prune_of(entry)
+    chain = recipe.prunings(entry)
+    for number, how in enumerate(chain, 1):
+        name = entry.name if number == len(chain) else f"{entry.name} ({number} of {len(chain)})"
         states = 2 * how.tokens * dense.config.hidden_size * width  # in files, while it lasts
         flops = 2 * 2 * dense.linears * how.tokens + dense.hessian_flops * how.tokens + dense.solve_flops
         stages.append(
-            _stage(f"{entry.name}: prune", how.tokens, memory.peak(dense.module, width), flops, 2 * stored + states)
+            _stage(f"{name}: prune", how.tokens, memory.peak(dense.module, width), flops, 2 * stored + states)
         )
+        if number < len(chain):
+            stages.append(_finetune(recipe, entry, name, number - 1, target, dense, data_tokens))
     if entry.drop_layers is not None:
         tokens = recipe.prune.tokens
         needed = memory.peak(dense.module, width)  # at most: no Hessian is taken
         stages.append(_stage(f"{entry.name}: drop-layers", tokens, needed, 2 * dense.linears * tokens, stored * kept))
-    if entry.finetune:
-        f = recipe.finetune
-        tokens = f.tokens or data_tokens
-        size = dense.parameters - (1 - kept) * dense.linears
-        macs = dense.macs - (1 - kept) * dense.linears
-        needed = finetuning.peak(
-            dense.module,
-            Settings(**f.model_dump(exclude={"validation_prompts"})),
-            density=_density(recipe, entry),
-            halves=width == 2,
-            layers=round(kept * dense.config.num_hidden_layers),
-            teacher=target.parameters * width if f.loss != "nll" else 0,
-        )
-        flops = int(6 * macs * tokens + (2 * target.macs * tokens if f.loss != "nll" else 0))
-        state = 4 + 8 + (4 if f.patience else 0)  # weights, moments, the best weights
-        stages.append(_stage(f"{entry.name}: finetune", tokens, needed, flops, size * (2 + state)))
+    if entry.trained:
+        stages.append(_finetune(recipe, entry, entry.name, -1, target, dense, data_tokens))
     return stages
+
+
+def _finetune(
+    recipe: Recipe, entry: Drafter, name: str, part: int, target: Model, dense: Model, data_tokens: int
+) -> dict[str, Any]:
+    """One fine-tuning of a drafter: weights, gradients and two moments, logits, activations; a teacher's weights."""
+    f, width, kept = recipe.finetune_of(entry), BYTES[recipe.dtype], _kept_layers(recipe, entry, dense)
+    tokens = recipe.budgets(entry, data_tokens)[part] or data_tokens
+    size = dense.parameters - (1 - kept) * dense.linears
+    macs = dense.macs - (1 - kept) * dense.linears
+    teacher = recipe.needs_teacher(entry)
+    flops, teachers = 6 * macs * tokens, 0  # bytes of the teachers' weights
+    if teacher:
+        teachers += target.parameters * width
+        flops += 2 * target.macs * tokens
+    if f.feature_weight and not (teacher and recipe.dense == recipe.target):  # one model that is both runs once
+        teachers += dense.parameters * width
+        flops += 2 * dense.macs * tokens
+    flops += 2 * macs * tokens * f.on_policy  # written token by token, at most as many as were there
+    needed = finetuning.peak(
+        dense.module,
+        Settings(**f.model_dump(exclude={"validation_prompts"})),
+        density=_density(recipe, entry),
+        halves=width == 2,
+        layers=round(kept * dense.config.num_hidden_layers),
+        teacher=teachers,
+    )
+    if f.quantize != "none":
+        needed += int(4 * kept * dense.linears)  # the rounded weights, kept for the backward pass
+    state = 4 + 8 + (4 if f.patience else 0)  # weights, moments, the best weights
+    return _stage(f"{name}: finetune", tokens, needed, int(flops), size * (2 + state))
 
 
 def _kept_layers(recipe: Recipe, entry: Drafter, dense: Model) -> float:

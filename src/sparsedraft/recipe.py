@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,6 +18,11 @@ from sparsedraft.pattern import Pattern
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def not_sexagesimal(value: Any) -> Any:
+    """N:M as it was meant: YAML 1.1 reads a bare 2:4 as 2·60 + 4."""
+    return "{}:{}".format(*divmod(value, 60)) if isinstance(value, int) and value > 1 else value
 
 
 class Section(BaseModel):
@@ -70,8 +76,7 @@ class Prune(Section):
     @field_validator("pattern", mode="before")
     @classmethod
     def _not_sexagesimal(cls, value: Any) -> Any:
-        # YAML 1.1 reads a bare 2:4 as 2·60 + 4
-        return "{}:{}".format(*divmod(value, 60)) if isinstance(value, int) else value
+        return not_sexagesimal(value)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -93,9 +98,20 @@ class DropLayers(Section):
 
 
 class Finetune(Section):
-    """Sparse fine-tuning; see `sparsedraft.finetune.loop.Settings`. Lengths and budgets in tokens."""
+    """Sparse fine-tuning; a drafter's own `finetune` entry overrides these, field by field.
+
+    See `sparsedraft.finetune.loop.Settings`. Lengths and budgets in tokens. The teacher is the recipe's target, the
+    feature teacher its dense drafter.
+    """
 
     loss: Literal["nll", "kl", "reverse-kl", "tvd"] = "nll"
+    nll_weight: float = Field(0.0, ge=0, le=1)  # w of (1 - w) · loss + w · nll
+    teacher: bool = False  # True: the target in memory, also where distill stored the log-probabilities that would do
+    on_policy: float = Field(0.0, ge=0, le=1)  # share of the rows that the drafter writes itself
+    feature_weight: float = Field(0.0, ge=0)  # of SquareHead's term; 0: off
+    quantize: Literal["none", "int8", "int4"] = "none"
+    reselect_every: int = Field(0, ge=0)  # steps between moves of the mask; 0: it stays
+    reselect_share: Share = 0.1  # of the surviving weights, at the first move
     tokens: Count | None = None  # None: each sample once
     learning_rate: float = Field(1e-4, gt=0)
     warmup: float = Field(0.1, ge=0, le=1)
@@ -110,22 +126,49 @@ class Finetune(Section):
     save_every: Count = 25
     validation_prompts: Count = 16
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name in ("nll_weight", "on_policy"):
+            if self.loss == "nll" and getattr(self, name):
+                raise ValueError(
+                    f"{name} needs a loss that compares with the target: set loss to kl, reverse-kl or tvd"
+                )
+        if self.on_policy and self.nll_weight == 1:
+            raise ValueError("nll_weight 1 leaves nothing to learn from the drafter's own text (on_policy): lower it")
+        return self
+
 
 class Drafter(Section):
-    """One drafter: made from another (`start`) or the recipe's dense drafter, pruned, cut or trained."""
+    """One drafter: made from another (`start`) or the recipe's dense drafter, pruned, cut or trained.
+
+    `gradual`: sparsities (or N:M with a larger N) on the way to that of `prune`, each followed by fine-tuning.
+    """
 
     name: str = Field(min_length=1)
     start: str | None = None
     prune: dict[str, Any] | None = None
     drop_layers: DropLayers | None = None
-    finetune: bool = False
+    gradual: list[float | str] = []
+    finetune: bool | dict[str, Any] = False
     report: bool = True  # False: only a step on the way to another
+
+    @field_validator("gradual", mode="before")
+    @classmethod
+    def _not_sexagesimal(cls, value: Any) -> Any:
+        return [not_sexagesimal(item) for item in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if self.prune is not None and self.drop_layers is not None:
             raise ValueError("takes either prune or drop_layers, not both")
+        if self.gradual and (self.prune is None or not self.trained):
+            raise ValueError("gradual prunes and fine-tunes in turns: set prune and finetune, too")
         return self
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is fine-tuned; `finetune: {}` counts."""
+        return self.finetune is not False
 
     @property
     def needs(self) -> dict[str, str]:
@@ -184,7 +227,8 @@ class Recipe(Section):
             if entry.name in known or entry.slug in {other.slug for other in known.values()}:
                 raise ValueError(f"drafter name '{entry.name}' occurs twice")
             known[entry.name] = entry
-            self.prune_of(entry)
+            self.prunings(entry)
+            self.finetune_of(entry)
         for entry in self.drafters:
             for field, name in entry.needs.items():
                 if name not in known:
@@ -199,11 +243,73 @@ class Recipe(Section):
             raise ValueError("dtype float16 is no arithmetic to train in: set float32 or bfloat16")
         if not any(entry.report for entry in self.drafters):
             raise ValueError("no drafter has report: true, so there is nothing to evaluate")
+        for entry in filter(lambda entry: entry.trained, self.drafters):
+            how, line = self.finetune_of(entry), self.lineage(entry)
+            if how.feature_weight and any(other.drop_layers for other in line):
+                raise ValueError(
+                    f"drafter '{entry.name}' has lost layers, so feature_weight has none to compare with: give it "
+                    "finetune: {feature_weight: 0}"
+                )
+            if how.reselect_every and not any(other.prune is not None for other in line):
+                raise ValueError(
+                    f"drafter '{entry.name}' has no mask that reselect_every could move: give it "
+                    "finetune: {reselect_every: 0}"
+                )
         return self
+
+    @property
+    def dense(self) -> str:
+        """The model that all drafters are made from."""
+        return self.drafter or self.target
+
+    def lineage(self, entry: Drafter) -> list[Drafter]:
+        """`entry`, the drafter it starts from, the one that starts from, ..."""
+        start = next((other for other in self.drafters if other.name == entry.start), None)
+        return [entry, *(self.lineage(start) if start else [])]
 
     def prune_of(self, entry: Drafter) -> Prune:
         """How `entry` is pruned: the recipe's `prune` with the entry's own fields on top."""
         return Prune.model_validate({**self.prune.model_dump(), **(entry.prune or {})})
+
+    def prunings(self, entry: Drafter) -> list[Prune]:
+        """How `entry` is pruned, step by step: `gradual`, then `prune_of`; empty where it is not."""
+        if entry.prune is None:
+            return []
+        last = self.prune_of(entry)
+        kind = Pattern.parse(last.pattern)
+        steps = [
+            Prune.model_validate(
+                last.model_dump() | ({"pattern": at, "sparsity": None} if kind.m else {"sparsity": at})
+            )
+            for at in entry.gradual
+        ]
+        patterns = [Pattern.parse(how.pattern) for how in (*steps, last)]
+        shares = [pattern.resolve(how.sparsity) for pattern, how in zip(patterns, (*steps, last), strict=True)]
+        if any(a >= b for a, b in pairwise(shares)) or any(pattern.m != kind.m for pattern in patterns):
+            raise ValueError(
+                f"drafter '{entry.name}' has gradual {', '.join(map(str, entry.gradual))}, which does not rise to "
+                f"{kind if kind.m else shares[-1]}: each step must prune more than the one before"
+                + (f", in groups of {kind.m}" if kind.m else "")
+            )
+        return [*steps, last]
+
+    def finetune_of(self, entry: Drafter) -> Finetune:
+        """How `entry` is fine-tuned: the recipe's `finetune` with the entry's own fields on top."""
+        own = entry.finetune if isinstance(entry.finetune, dict) else {}
+        return Finetune.model_validate({**self.finetune.model_dump(), **own})
+
+    def needs_teacher(self, entry: Drafter) -> bool:
+        """Whether fine-tuning `entry` takes the target in memory: where stored log-probabilities are not enough."""
+        how = self.finetune_of(entry)
+        return how.loss != "nll" and (how.teacher or how.on_policy > 0 or not self.distill.top_k_logprobs)
+
+    def budgets(self, entry: Drafter, epoch: int) -> list[int | None]:
+        """Training tokens of each fine-tuning of `entry`: its budget (None: one `epoch`) divided over its prunings."""
+        total, parts = self.finetune_of(entry).tokens, len(entry.gradual) + 1
+        if parts == 1:
+            return [total]
+        total = total or epoch
+        return [max(1, total * (i + 1) // parts - total * i // parts) for i in range(parts)]
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -36,7 +36,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     common: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
     data = out / "distilled"
     console.rule("distill")
-    distill(
+    written = distill(
         recipe.target,
         recipe.distill.prompts,
         data,
@@ -45,11 +45,12 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         seed=recipe.seed,
         **common,
     )
+    epoch = written["prompt_tokens"] + written["target_tokens"]
     made: dict[str, str] = {}
     waiting = list(recipe.drafters)
     while waiting:  # a drafter after those that it is made from or matched to; the recipe has no circles
         entry = next(e for e in waiting if made.keys() >= set(e.needs.values()))
-        made[entry.name] = _make_drafter(recipe, entry, made, data, out / "drafters" / entry.slug, common)
+        made[entry.name] = _make_drafter(recipe, entry, made, data, epoch, out / "drafters" / entry.slug, common)
         waiting.remove(entry)
     console.rule("eval")
     options = Options(**recipe.eval.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
@@ -57,10 +58,10 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     result = evaluate_to(out / "eval", recipe.target, named, recipe.eval.prompts, options, overwrite=overwrite)
     _write(recipe, out)
     console.rule("report")
-    written = report(out, overwrite=overwrite)
+    shown = report(out, overwrite=overwrite)
     console.print(demo_table(result))
-    console.print(f"report: {written['report']}")
-    return {**result, "report": written["report"]}
+    console.print(f"report: {shown['report']}")
+    return {**result, "report": shown["report"]}
 
 
 def _write(recipe: Recipe, out: Path) -> None:
@@ -69,15 +70,25 @@ def _write(recipe: Recipe, out: Path) -> None:
 
 
 def _make_drafter(
-    recipe: Recipe, entry: Drafter, made: dict[str, str], data: Path, folder: Path, common: dict[str, Any]
+    recipe: Recipe,
+    entry: Drafter,
+    made: dict[str, str],
+    data: Path,
+    epoch: int,
+    folder: Path,
+    common: dict[str, Any],
 ) -> str:
-    """Make one drafter of the recipe by its stages; return the folder of the last."""
-    at = made[entry.start] if entry.start else recipe.drafter or recipe.target
-    if entry.prune is not None:
-        console.rule(f"{entry.name}: prune")
-        options = recipe.prune_of(entry).model_dump()
-        prune(at, folder / "pruned", str(data), **options, seed=recipe.seed, **common)
-        at = str(folder / "pruned")
+    """Make one drafter of the recipe by its stages; return the folder of the last. `epoch`: tokens of the data."""
+    at = made[entry.start] if entry.start else recipe.dense
+    chain, budgets = recipe.prunings(entry), recipe.budgets(entry, epoch)
+    for number, how in enumerate(chain, 1):
+        last = number == len(chain)
+        mark = "" if last else f"-{number}"  # the steps of `gradual` before the last
+        console.rule(f"{entry.name}: prune{mark}")
+        prune(at, folder / f"pruned{mark}", str(data), **how.model_dump(), seed=recipe.seed, **common)
+        at = str(folder / f"pruned{mark}")
+        if not last:
+            at = _finetune(recipe, entry, at, data, folder / f"finetuned{mark}", budgets[number - 1], common)
     if entry.drop_layers is not None:
         console.rule(f"{entry.name}: drop-layers")
         matched = entry.drop_layers.match_macs
@@ -93,20 +104,27 @@ def _make_drafter(
             **common,
         )
         at = str(folder / "layer-dropped")
-    if entry.finetune:
-        console.rule(f"{entry.name}: finetune")
-        wanted = recipe.finetune.model_dump(exclude={"validation_prompts"})
-        finetune(
-            at,
-            str(data),
-            folder / "finetuned",
-            settings=Settings(**wanted, seed=recipe.seed),
-            teacher=None if wanted["loss"] == "kl" and recipe.distill.top_k_logprobs else recipe.target,
-            validation_prompts=recipe.finetune.validation_prompts,
-            **common,
-        )
-        at = str(folder / "finetuned")
-    return at
+    return _finetune(recipe, entry, at, data, folder / "finetuned", budgets[-1], common) if entry.trained else at
+
+
+def _finetune(
+    recipe: Recipe, entry: Drafter, at: str, data: Path, out: Path, tokens: int | None, common: dict[str, Any]
+) -> str:
+    """Fine-tune the checkpoint `at` on `tokens` tokens as the recipe says for `entry`; return the new one's folder."""
+    console.rule(f"{entry.name}: {out.name.replace('finetuned', 'finetune')}")
+    how = recipe.finetune_of(entry)
+    wanted = how.model_dump(exclude={"validation_prompts", "teacher", "tokens"})
+    finetune(
+        at,
+        str(data),
+        out,
+        settings=Settings(**wanted, tokens=tokens, seed=recipe.seed),
+        teacher=recipe.target if recipe.needs_teacher(entry) else None,
+        feature_teacher=recipe.dense if how.feature_weight else None,
+        validation_prompts=how.validation_prompts,
+        **common,
+    )
+    return str(out)
 
 
 def _arithmetic(common: dict[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,10 @@ numbers that are summed over them, so that they stop, save and give up together.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,20 @@ from transformers import PreTrainedModel
 
 from sparsedraft import packing
 from sparsedraft.artifact import write_json
+from sparsedraft.checkpoint import stored_dtype
 from sparsedraft.console import track
-from sparsedraft.decoder import decoder_linears
+from sparsedraft.decoder import decoder_linears, embedding_rows
 from sparsedraft.errors import UserError
+from sparsedraft.finetune import quantize
 from sparsedraft.finetune.adamw import MaskedAdamW
 from sparsedraft.finetune.masks import broken
 from sparsedraft.finetune.objective import Objective
+from sparsedraft.finetune.on_policy import rewrite
+from sparsedraft.finetune.reselect import Schedule, reselect
 from sparsedraft.finetune.sharding import part, reshard, value
 from sparsedraft.finetune.state import State
 from sparsedraft.packing import PackedRow, Sample
+from sparsedraft.pattern import Pattern
 from sparsedraft.processes import divided, summed
 
 
@@ -50,6 +56,12 @@ class Settings:
     validate_every: int = 25  # steps
     save_every: int = 25  # steps
     seed: int = 0
+    nll_weight: float = 0.0  # w of (1 - w) · distillation + w · NLL
+    on_policy: float = 0.0  # share of the rows that the drafter writes itself
+    feature_weight: float = 0.0  # of SquareHead's term
+    quantize: str = "none"  # int8, int4: what the decoder linears compute with
+    reselect_every: int = 0  # steps between moves of the mask; 0: it stays
+    reselect_share: float = 0.1  # of the surviving weights, at the first move
 
 
 def cosine(step: int, steps: int, warmup: float) -> float:
@@ -103,22 +115,29 @@ def train(
     folder: Path,
     *,
     teacher: PreTrainedModel | None = None,
+    feature_teacher: PreTrainedModel | None = None,
+    patterns: Mapping[str, Pattern] | None = None,
+    eos_ids: frozenset[int] = frozenset(),
     accelerator: Accelerator | None = None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
     """Train `model` in place with `masks` held; keep the state to resume from, and log.jsonl, in `folder`.
 
-    `masks` are bool keep-masks by linear name. With `settings.patience` the weights of the best validation are what
-    remains in the model, else those of the last step. Returns the steps made, the step whose weights remain, tokens,
-    and the validation figures before training and of the weights that remain.
+    `masks` are bool keep-masks by linear name; re-selection moves them by the `patterns` of the linears (default:
+    unstructured). `eos_ids` end what the drafter writes itself. With `settings.patience` the weights of the best
+    validation are what remains in the model, else those of the last step. Returns the steps made, the step whose
+    weights remain, tokens, and the validation figures before training and of the weights that remain; with
+    `settings.quantize` those of the float weights, too.
     Raises Diverged (the last saved state stays), UserError where the model cannot do what the settings ask, and
     RuntimeError if a mask breaks.
     """
     accelerator = accelerator or _alone(model)
-    objective = Objective(settings.loss, teacher)
+    objective = Objective(settings.loss, teacher, settings.nll_weight, feature_teacher, settings.feature_weight)
+    quantize.install(model, settings.quantize)
     packable = packing.packable(model)
     wrapped, optimizer = _prepare(model, masks, settings, accelerator)
     steps = count_steps(training, settings, packable)
+    schedule = Schedule(settings.reselect_every, settings.reselect_share, steps)
     state = State(folder, model, optimizer, writes=accelerator.is_main_process)
     rows_held_out = packing.groups(validation, settings.sequence_length, packable)
     held_out = [packing.pack([validation[i] for i in group]) for group in rows_held_out]
@@ -148,11 +167,26 @@ def train(
             if settings.patience and state.waited() >= settings.patience:
                 break
             torch.manual_seed(settings.seed + step)  # dropout, where a model has it, is the same after a resume
-            loss, norm = _gradients(wrapped, objective, rows, optimizer, settings, accelerator)
+            if settings.on_policy and teacher is not None:  # one without the other is refused by `checks`
+                rows = rewrite(
+                    model,
+                    rows,
+                    share=settings.on_policy,
+                    seed=settings.seed,
+                    step=step,
+                    eos_ids=eos_ids,
+                    vocabulary=embedding_rows(teacher),
+                )
+                reshard(model)
+            loss = _gradients(wrapped, objective, rows, accelerator)
+            if math.isfinite(loss) and (step - 1) % settings.save_every == 0 and step - 1 > done:
+                state.save(step - 1)  # only now: this step's loss has shown that the weights after the last are good
+            if share := schedule.at(step):
+                reselect(model, patterns or {}, optimizer, share)
+            optimizer.mask_gradients()  # so that the norm is that of what is trained
+            norm = value(accelerator.clip_grad_norm_(model.parameters(), settings.clip))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _diverged(settings, step)
-            if (step - 1) % settings.save_every == 0 and step - 1 > done:
-                state.save(step - 1)  # only now: this step's loss has shown that the weights after the last are good
             factor = cosine(step - 1, steps, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * factor
@@ -179,6 +213,10 @@ def train(
     state.write_log()
     if accelerator.is_main_process:
         write_json(folder / "settings.json", asdict(settings))
+    extra = {}
+    if settings.quantize != "none":
+        measure = partial(validate, model, objective, held_out, accelerator)
+        extra["quantization"] = quantize.compare(model, settings.quantize, stored_dtype(model), measure)
     return {
         "steps": int(state.log[-1]["step"]),
         "kept_step": int(kept["step"]),
@@ -186,6 +224,7 @@ def train(
         "answer_tokens_per_epoch": sum(len(s.answer_ids) for s in training),
         "val_loss": [checks[0]["val_loss"], kept["val_loss"]],
         "val_alpha": [checks[0]["val_alpha"], kept["val_alpha"]],
+        **extra,
     }
 
 
@@ -213,17 +252,10 @@ def _prepare(
     return wrapped, optimizer
 
 
-def _gradients(
-    model: nn.Module,
-    objective: Objective,
-    rows: Sequence[PackedRow],
-    optimizer: MaskedAdamW,
-    settings: Settings,
-    accelerator: Accelerator,
-) -> tuple[float, float]:
-    """Gradients of one step over `rows`, masked, then clipped; every answer token of the step weighs the same.
+def _gradients(model: nn.Module, objective: Objective, rows: Sequence[PackedRow], accelerator: Accelerator) -> float:
+    """Add up the gradients of one step over `rows`, dense; every answer token of the step weighs the same.
 
-    Returns (the mean loss, the gradient's norm before clipping), the same in every process.
+    Returns the mean loss, the same in every process.
     """
     model.train()
     answer_tokens = sum(len(row.tokens) for row in rows)
@@ -236,9 +268,7 @@ def _gradients(
             share = loss * (counts * len(row.tokens) / answer_tokens)
             (share * accelerator.num_processes).backward()  # accelerate's wrappers take the mean over processes
         total += float(share.detach())
-    optimizer.mask_gradients()
-    norm = accelerator.clip_grad_norm_(model.parameters(), settings.clip)
-    return summed(accelerator, total)[0], value(norm)
+    return summed(accelerator, total)[0]
 
 
 def _diverged(settings: Settings, step: int) -> Diverged:

@@ -1,7 +1,13 @@
-"""Losses on the answer's tokens: pure functions of logits [n, V], means over the n positions.
+"""Losses on the answer's tokens: pure functions, means over the n positions.
 
-p is the target, q the drafter. NLL is the SD² paper's; the distillation losses are those of GKD (Agarwal et al. 2024)
-and DistillSpec (Zhou et al. 2024). TVD bounds acceptance directly: α = 1 - TVD(p, q).
+p is the target, q the drafter. NLL is the SD² paper's; the divergences are those of GKD (Agarwal et al. 2024) and
+DistillSpec (Zhou et al. 2024). TVD is acceptance itself: α = 1 - TVD(p, q).
+
+A divergence takes two tensors of log-probabilities over the same outcomes: all V tokens (`whole`), or the target's k
+likeliest and one bucket for all others (`bucketed`). All three are f-divergences, and putting tokens into one bucket is
+a map that both distributions go through; so by the data-processing inequality the bucketed value is a *lower* bound of
+the whole one. It grows with k and is equal at k = V - 1. How q shares out the bucket, it cannot see; for TVD, 1 minus
+the bound is an upper bound of α.
 """
 
 from collections.abc import Callable
@@ -10,39 +16,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Least probability of the bucket, below which 1 - Σ is rounding: p is stored in 16 bits (log p to 2⁻¹², so p to 1e-4),
+# q computed in 32. The bounds hold up to these; without the first, reverse KL would follow the rounding of p.
+REST_P, REST_Q = 1e-4, 1e-6
+FLOOR = -80.0  # log-probability that stands for none: e⁻⁸⁰ adds nothing, and stays finite in every formula
+
 
 def nll(q_logits: Tensor, tokens: Tensor) -> Tensor:
     """-mean log q(token): q_logits [n, V], tokens [n]."""
     return F.cross_entropy(q_logits.float(), tokens)
 
 
-def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """Forward KL: mean Σ_v p(v) (log p(v) - log q(v)), of logits [n, V]."""
-    p, q = F.log_softmax(p_logits.float(), -1), F.log_softmax(q_logits.float(), -1)
-    return F.kl_div(q, p, reduction="batchmean", log_target=True)
+def whole(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(log p, log q) over all tokens, of logits [n, V_p] and [n, V_q].
 
-
-def topk_kl(topk_ids: Tensor, topk_logprobs: Tensor, q_logits: Tensor) -> Tensor:
-    """Forward KL from the target's k likeliest tokens (ids and log p [n, k]) and one bucket for all the others.
-
-    A lower bound of `kl` (data-processing inequality), and equal to it for k = V - 1.
+    Heads of one tokenizer may be padded to different widths: rows that only one of them has are no tokens, and are
+    left out of both distributions.
     """
-    log_q = q_logits.float().log_softmax(-1).gather(-1, topk_ids)
-    p, q = topk_logprobs.exp(), log_q.exp()
-    p_rest, q_rest = ((1 - share.sum(-1)).clamp(min=1e-6) for share in (p, q))
-    return ((p * (topk_logprobs - log_q)).sum(-1) + p_rest * (p_rest.log() - q_rest.log())).mean()
+    width = min(p_logits.shape[-1], q_logits.shape[-1])
+    return p_logits[..., :width].float().log_softmax(-1), q_logits[..., :width].float().log_softmax(-1)
 
 
-def reverse_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """Reverse KL: mean Σ_v q(v) (log q(v) - log p(v)), of logits [n, V]."""
-    return kl(q_logits, p_logits)
+def bucketed(topk_ids: Tensor, topk_logprobs: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(log p, log q) [n, k + 1] over the target's k likeliest tokens (ids and log p [n, k]) and a bucket for the rest.
+
+    An id beyond the drafter's head (padding of a wider one) counts to the rest. Both sum to 1 again where the stored
+    16-bit log-probabilities did not.
+    """
+    known = topk_ids < q_logits.shape[-1]
+    log_q = q_logits.float().log_softmax(-1).gather(-1, topk_ids.where(known, 0))
+    return _with_rest(topk_logprobs.float(), known, REST_P), _with_rest(log_q, known, REST_Q)
 
 
-def tvd(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """Total variation distance: mean ½ Σ_v |p(v) - q(v)| = 1 - α, of logits [n, V]."""
-    p, q = torch.softmax(p_logits.float(), -1), torch.softmax(q_logits.float(), -1)
-    return 0.5 * (p - q).abs().sum(-1).mean()
+def _with_rest(logprobs: Tensor, known: Tensor, least: float) -> Tensor:
+    logprobs = logprobs.masked_fill(~known, FLOOR).clamp(min=FLOOR)
+    rest = (1 - logprobs.exp().sum(-1, keepdim=True)).clamp(min=least)
+    return torch.cat([logprobs, rest.log()], -1).log_softmax(-1)
 
 
-DISTILLATION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "reverse-kl": reverse_kl, "tvd": tvd}
-NAMES = ("nll", *DISTILLATION)
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Forward KL: mean Σ_v p(v) (log p(v) - log q(v)), of log-probabilities [n, V]."""
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Reverse KL: mean Σ_v q(v) (log q(v) - log p(v)), of log-probabilities [n, V]."""
+    return kl(log_q, log_p)
+
+
+def tvd(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Total variation distance: mean ½ Σ_v |p(v) - q(v)| = 1 - α, of log-probabilities [n, V]."""
+    return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(-1).mean()
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "reverse-kl": reverse_kl, "tvd": tvd}
+NAMES = ("nll", *DIVERGENCES)

@@ -1,37 +1,73 @@
-"""What fine-tuning minimises on one packed row."""
+"""What fine-tuning minimises on one packed row.
+
+On a row that the target wrote: (1 - w) · divergence(p, q) + w · NLL + f · SquareHead, with w the `nll_weight` and f
+the `feature_weight`. On a row that the drafter wrote itself (`own`), the NLL part is left out: its tokens say nothing
+of the target, and making them likelier would only sharpen whatever the drafter does now. The divergence keeps 1 - w.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sparsedraft.errors import UserError
 from sparsedraft.finetune import losses
-from sparsedraft.packing import PackedRow, answer_logits
+from sparsedraft.finetune.features import square_head
+from sparsedraft.packing import PackedRow, outputs
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss by name, and the target as `teacher` where the loss compares distributions and the row has none."""
+    """The loss by name, and the target as `teacher` where the loss compares distributions and the row has none.
+
+    `feature_teacher` is the dense drafter; where it is `teacher` itself, one pass serves both.
+    """
 
     loss: str = "nll"
-    teacher: PreTrainedModel | None = None
+    teacher: nn.Module | None = None
+    nll_weight: float = 0.0
+    feature_teacher: nn.Module | None = None
+    feature_weight: float = 0.0
 
     def __call__(self, model: nn.Module, row: PackedRow) -> tuple[Tensor, Tensor]:
-        """(mean loss over the row's answer tokens, how many of them are the drafter's argmax)."""
-        logits = answer_logits(model, row)
+        """(mean loss over the row's answer tokens, how many of them are the drafter's argmax).
+
+        The feature term is added in training mode alone, so that validation losses compare whatever its weight.
+        Features are those of every token of the row, the prompt's too: what later tokens attend to.
+        """
+        features = model.training and self.feature_weight > 0
+        logits, hidden = outputs(model, row, hidden_states=features)
         agree = (logits.detach().argmax(-1) == row.tokens).sum()
+        p_logits, dense = self._teachers(row, features)
+        loss = self._on_logits(logits, p_logits, row)
+        return (loss + self.feature_weight * square_head(dense, hidden) if features else loss), agree
+
+    @torch.no_grad()
+    def _teachers(self, row: PackedRow, features: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        """The target's logits and the dense drafter's hidden states, each where it is wanted."""
+        p_logits: Tensor | None = None
+        dense: tuple[Tensor, ...] = ()
+        shared = features and self.feature_teacher is self.teacher
+        if self.teacher is not None and self.loss != "nll":
+            p_logits, dense = outputs(self.teacher, row, hidden_states=shared)
+        if features and not dense and self.feature_teacher is not None:
+            _, dense = outputs(self.feature_teacher, row, hidden_states=True)
+        return p_logits, dense
+
+    def _on_logits(self, logits: Tensor, p_logits: Tensor | None, row: PackedRow) -> Tensor:
         if self.loss == "nll":
-            return losses.nll(logits, row.tokens), agree
-        if self.teacher is None and self.loss == "kl" and row.topk_ids.shape[1]:
-            return losses.topk_kl(row.topk_ids, row.topk_logprobs, logits), agree
-        if self.teacher is None:
+            return losses.nll(logits, row.tokens)
+        if p_logits is not None:
+            pair = losses.whole(p_logits, logits)
+        elif row.topk_ids.shape[1]:
+            pair = losses.bucketed(row.topk_ids, row.topk_logprobs, logits)
+        else:
             raise UserError(
-                f"--loss {self.loss} compares distributions: give the target as --teacher"
-                + (", distill with --top-k-logprobs," if self.loss == "kl" else "")
-                + " or use --loss nll."
+                f"--loss {self.loss} compares distributions: give the target as --teacher, distill with "
+                "--top-k-logprobs, or use --loss nll."
             )
-        with torch.no_grad():
-            p_logits = answer_logits(self.teacher, row)
-        return losses.DISTILLATION[self.loss](p_logits, logits), agree
+        loss = losses.DIVERGENCES[self.loss](*pair)
+        if self.nll_weight == 0:
+            return loss
+        loss = (1 - self.nll_weight) * loss
+        return loss if row.own else loss + self.nll_weight * losses.nll(logits, row.tokens)

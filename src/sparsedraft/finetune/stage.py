@@ -1,19 +1,21 @@
 """The `finetune` stage: a drafter and distilled data in, a trained drafter with the same mask out."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import artifact, checkpoint, distilled, packing, processes
 from sparsedraft.console import console
-from sparsedraft.decoder import context_length
+from sparsedraft.decoder import context_length, count_zeros, embedding_rows
 from sparsedraft.errors import UserError
-from sparsedraft.finetune import loop, losses, state
+from sparsedraft.finetune import checks, features, loop, state
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.masks import masks_of
 from sparsedraft.packing import Sample
@@ -26,6 +28,7 @@ class _Sources:
     drafter: Path
     data: Path
     teacher: Path | None
+    feature_teacher: Path | None
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class _Loaded:
     claim: dict[str, Any] | None  # of zeros, as in sparsity.json
     training: list[Sample]
     validation: list[Sample]
-    teacher: PreTrainedModel | None
+    teachers: dict[Path, PreTrainedModel]
 
 
 def finetune(
@@ -47,6 +50,7 @@ def finetune(
     *,
     settings: Settings,
     teacher: str | None = None,
+    feature_teacher: str | None = None,
     validation_prompts: int = 16,
     device: str = "cpu",
     dtype: str = "float32",
@@ -54,26 +58,21 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune `drafter` on the distilled `data` folder and write the checkpoint `out`.
 
-    A drafter whose sparsity.json claims a mask keeps it exactly; any other is trained whole. `validation_prompts`
-    prompts (all their turns) are held out for validation. `teacher` is the target, wanted by every loss but nll; kl can
-    also do with the log-probabilities that `distill` stored. `dtype` is the arithmetic of forward and backward passes,
-    and what the teacher is loaded in; weights and moments are float32, and the checkpoint is written in the dtype that
-    the drafter's own is stored in.
+    A drafter whose sparsity.json claims a mask keeps it exactly, or moves it inside its pattern; any other is trained
+    whole. `validation_prompts` prompts (all their turns) are held out for validation. `teacher` is the target that
+    wrote the data, in memory: every loss but nll compares with it, or else with the log-probabilities that `distill`
+    stored. `feature_teacher` is the dense drafter, for SquareHead. `dtype` is the arithmetic of forward and backward
+    passes, and what the teachers are loaded in; weights and moments are float32, and the checkpoint is written in the
+    dtype that the drafter's own is stored in.
     Several processes (see `processes`) train as one; the main one returns the result, the others {}.
-    Raises UserError for a drafter that lies about its mask, data of another kind, or a loss that diverges; then the
-    weights of the last saved state become the checkpoint OUT.last-good.
+    Raises UserError for options that do not go together, models that do not belong together, a drafter that lies about
+    its mask, data of another kind, or a loss that diverges; then the weights of the last saved state become the
+    checkpoint OUT.last-good.
     """
-    if settings.loss not in losses.NAMES:
-        raise UserError(f"--loss {settings.loss} is not known: choose one of {', '.join(losses.NAMES)}.")
+    checks.check_settings(settings, teacher, feature_teacher)
     checkpoint.device_named(device)
     with processes.accelerated(device, dtype) as accelerator:
-
-        def find() -> _Sources:
-            wanted = teacher if settings.loss != "nll" else None
-            at = checkpoint.find(wanted) if wanted else None
-            return _Sources(checkpoint.find(drafter), distilled.check(Path(data)), at)
-
-        sources = processes.agreed(accelerator, find)
+        sources = processes.agreed(accelerator, lambda: _find(drafter, data, settings, teacher, feature_teacher))
         inputs: dict[str, object] = {
             **vars(sources),
             "settings": asdict(settings),
@@ -88,22 +87,55 @@ def finetune(
             )
             model, claim = loaded.model, loaded.claim
             masks = masks_of(model, list(claim["linears"])) if claim else {}
-            both = (loaded.training, loaded.validation)
             try:
                 result = loop.train(
-                    model, masks, *both, settings, work, teacher=loaded.teacher, accelerator=accelerator
+                    model,
+                    masks,
+                    loaded.training,
+                    loaded.validation,
+                    settings,
+                    work,
+                    teacher=loaded.teachers[sources.teacher] if sources.teacher else None,
+                    feature_teacher=loaded.teachers[sources.feature_teacher] if sources.feature_teacher else None,
+                    patterns={name: checkpoint.claimed_pattern(claim, name) for name in masks} if claim else {},
+                    eos_ids=checkpoint.eos_ids(model, loaded.tokenizer),
+                    accelerator=accelerator,
                 )
             except loop.Diverged as error:
                 where = _rescue(work, out, sources, loaded, inputs) if accelerator.is_main_process else ""
                 raise UserError(f"{error} ({where}).") from None
             weights = accelerator.get_state_dict(model)  # whole, in the main process
             if accelerator.is_main_process:
+                if claim and settings.reselect_every:
+                    claim = recounted(claim, weights, checkpoint.stored_dtype(model))
                 checkpoint.save(model, loaded.tokenizer, work, sparsity=claim, weights=weights)
                 if claim:  # what is on disk counts, not what was in memory
                     checkpoint.check_sparsity(checkpoint.load(work), work)
             return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
         return processes.make(accelerator, out, "finetune", inputs, build, seed=settings.seed, overwrite=overwrite)
+
+
+def _find(drafter: str, data: str, settings: Settings, teacher: str | None, feature_teacher: str | None) -> _Sources:
+    """Where everything lies; UserError for models and data that do not belong together."""
+    source, folder = distilled.check(Path(data)), checkpoint.find(drafter)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    checks.check_vocabulary(settings.loss, source, tokenizer, drafter)
+    teacher_folder = feature_folder = None
+    if teacher and settings.loss != "nll":
+        teacher_folder = checkpoint.find(teacher)
+        checks.check_teacher(teacher, teacher_folder, source)
+    if feature_teacher:
+        feature_folder = checkpoint.find(feature_teacher)
+        checks.check_feature_tokenizer(feature_teacher, feature_folder, tokenizer)
+        sizes = checkpoint.read_config(feature_folder), checkpoint.read_config(folder)
+        features.check_match(*sizes, feature_teacher)
+    if settings.reselect_every and checkpoint.claimed_sparsity(folder) is None:
+        raise UserError(
+            f"--reselect-every {settings.reselect_every} moves a mask, and drafter {drafter} claims none: prune it "
+            "first."
+        )
+    return _Sources(folder, source, teacher_folder, feature_folder)
 
 
 def _load(
@@ -116,10 +148,14 @@ def _load(
     longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
     training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
     claim = checkpoint.check_sparsity(model, sources.drafter)
-    teacher = None
-    if sources.teacher:
-        teacher = checkpoint.load(sources.teacher, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
-    return _Loaded(model, tokenizer, claim, training, validation, teacher)
+    teachers = {  # a model that is both teachers is in memory once
+        folder: checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
+        for folder in {sources.teacher, sources.feature_teacher}
+        if folder
+    }
+    for path, reader in {sources.drafter: model, **teachers}.items():
+        checks.check_ids([*training, *validation], embedding_rows(reader), str(path))
+    return _Loaded(model, tokenizer, claim, training, validation, teachers)
 
 
 def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: dict[str, object]) -> str:
@@ -141,6 +177,14 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
     artifact.make(place, "finetune", {**inputs, "step": step}, build, overwrite=True)
     state.remove(work)
     return f"the weights after step {step}, the last good ones saved, are the checkpoint {place}"
+
+
+def recounted(claim: dict[str, Any], weights: Mapping[str, Tensor], stored: torch.dtype) -> dict[str, Any]:
+    """`claim` with the zeros that each linear has as it will be stored: after the mask has moved, they are counted."""
+    found = {name: weights[f"{name}.weight"] for name in claim["linears"]}
+    zeros = {name: count_zeros(weight.to(stored)) for name, weight in found.items()}
+    size = sum(weight.numel() for weight in found.values())
+    return {**claim, "linears": zeros, "sparsity": sum(zeros.values()) / size}
 
 
 def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tuple[list[Sample], list[Sample]]:

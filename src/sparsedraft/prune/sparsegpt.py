@@ -112,7 +112,13 @@ def invert_lower_(L: Tensor, base: int = 256) -> Tensor:
 
 
 def prune(
-    weight: Tensor, hessian: Hessian, pattern: Pattern, sparsity: float, *, block: int = 128
+    weight: Tensor,
+    hessian: Hessian,
+    pattern: Pattern,
+    sparsity: float,
+    zeros: Tensor | None = None,
+    *,
+    block: int = 128,
 ) -> tuple[Tensor, Tensor]:
     """(new weight, keep-mask) of one linear: `weight` [out, in] float; arithmetic in H's dtype.
 
@@ -120,10 +126,17 @@ def prune(
     share of the matrix's round(sparsity · entries) zeros; N:M: at the start of each group of M columns). The error of
     every pruned weight is carried into the columns to its right.
     Inputs that are always 0 (dead columns) get weight 0. `weight` and H are finite; UserError if H has no inverse.
+
+    `zeros` (bool, like `weight`) are pruned whatever error is carried into them. They count towards the pattern, and a
+    block that has more of them than its share prunes no others: what is left to prune is shared out over the rest.
     """
     U = hessian.factor()
     W = weight.to(U.dtype, copy=True)
-    rows, columns = W.shape
+    columns = W.shape[1]
+    free = torch.ones_like(W, dtype=torch.bool) if zeros is None else ~zeros
+    ours = int(free.sum())
+    share = max(0.0, sparsity - (1 - sparsity) * (W.numel() - ours) / max(1, ours))  # of the free entries
+    seen = 0  # free entries of the blocks so far
     W[:, hessian.dead()] = 0
     kept = torch.ones_like(W, dtype=torch.bool)
     if pattern.m:
@@ -136,12 +149,18 @@ def prune(
         W1 = W[:, start:end].T.contiguous()  # a column of W is a row here: contiguous, as the loop wants it
         keep, error = torch.ones_like(W1, dtype=torch.bool), torch.zeros_like(W1)
         if not pattern.m:  # rounding the running total keeps the whole matrix's count exact
-            zeros = round(sparsity * rows * end) - round(sparsity * rows * start)
-            keep = pattern.keep((W[:, start:end] / diagonal) ** 2, zeros / W1.numel()).T.contiguous()
+            open_ = free[:, start:end]
+            now = seen + int(open_.sum())
+            count = W1.numel() - (now - seen) + round(share * now) - round(share * seen)
+            scores = ((W[:, start:end] / diagonal) ** 2).masked_fill(~open_, -1)
+            keep = pattern.keep(scores, count / W1.numel()).T.contiguous()
+            seen = now
         for i in range(end - start):
             if pattern.m and i % pattern.m == 0:
                 group = slice(i, i + pattern.m)
-                keep[group] = pattern.keep((W1[group].T / diagonal[group]) ** 2, sparsity).T
+                open_ = free[:, start + i : start + i + pattern.m]
+                scores = ((W1[group].T / diagonal[group]) ** 2).masked_fill(~open_, -1)
+                keep[group] = (pattern.keep(scores, sparsity) & open_).T
             e = W1[i] * ~keep[i] / diagonal[i]
             W1[i + 1 :].addr_(U1[i, i + 1 :], e, alpha=-1)
             error[i] = e

@@ -1,5 +1,6 @@
 """The stage `prune`: a model and calibration text in, a sparse checkpoint out, a layer at a time."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def prune(
     """Prune every decoder linear of `model`, layer by layer, calibrated on `calibration`; write the checkpoint `out`.
 
     One decoder layer is in memory at a time; what else is, `prune.memory.peak` says. An interrupted run goes on with
-    the first layer that is not finished. Everything but the pruned weights is copied as it is stored.
+    the first layer that is not finished. Everything but the pruned weights is copied as it is stored. In a model that
+    claims zeros already, they stay: it is pruned further, never revived.
     Raises UserError for impossible options or pairs, and for NaN in weights or activations (which layer).
     """
     wanted = Pattern.parse(pattern)
@@ -67,6 +69,7 @@ def prune(
                     f"sparsity {share:g} prunes {'nothing' if share < 0.5 else 'all'} of the {size} weights of {full}: "
                     "give a share further from 0 and 1."
                 )
+        earlier = (checkpoint.claimed_sparsity(folder) or {"linears": {}})["linears"]
         pieces = work / ".layers"
         pieces.mkdir(exist_ok=True)
         shares = _allocate(allocation, streamed, ids, work / ".measured", wanted, share)
@@ -76,7 +79,8 @@ def prune(
             for index, layer in sequential.walk(streamed, activations):
                 piece = pieces / f"{index:05}.safetensors"
                 if not piece.exists():
-                    errors = _prune_layer(layer, index, activations, method, wanted, shares, refine)
+                    held = {name for name in linears_of(layer) if streamed.linear_name(index, name) in earlier}
+                    errors = _prune_layer(layer, index, activations, method, wanted, shares, refine, held)
                     _store(streamed, layer, index, piece, errors)
                 _restore(streamed, layer, index, piece)
                 tracker.advance()
@@ -130,8 +134,9 @@ def _prune_layer(
     pattern: Pattern,
     shares: allocations.Shares,
     refine: bool,
+    held: Container[str] = (),
 ) -> dict[str, float]:
-    """Prune the layer's linears in place; the relative error ‖(W-Ŵ)X‖² / ‖WX‖² of each."""
+    """Prune the layer's linears in place; the relative error ‖(W-Ŵ)X‖² / ‖WX‖² of each. Zeros of `held` ones stay."""
     linears = linears_of(layer)
     found = sequential.hessians(layer, index, activations)
     errors = {}
@@ -142,22 +147,30 @@ def _prune_layer(
             waiting.remove(name)
             linear = linears[name]
             try:
-                pruned = _prune_linear(linear.weight.detach(), hessian, method, pattern, shares[index, name], refine)
+                weight = linear.weight.detach()
+                zeros = weight == 0 if name in held else None
+                pruned = _prune_linear(weight, hessian, method, pattern, shares[index, name], refine, zeros)
             except UserError as error:
                 raise UserError(f"layer {index}, {name}: {error}") from None
-            errors[name] = relative_error(linear.weight.detach(), pruned, hessian.H)
+            errors[name] = relative_error(weight, pruned, hessian.H)
             linear.weight.copy_(pruned)
         hessian.release()
     return {name: errors[name] for name in linears}
 
 
 def _prune_linear(
-    weight: Tensor, hessian: Hessian, method: str, pattern: Pattern, sparsity: float, refine: bool
+    weight: Tensor,
+    hessian: Hessian,
+    method: str,
+    pattern: Pattern,
+    sparsity: float,
+    refine: bool,
+    zeros: Tensor | None = None,
 ) -> Tensor:
     if sparsity == 0:
         return weight
     own = pattern.at(1 - sparsity) if pattern.m else pattern
-    pruned, keep = METHODS[method](weight, hessian, own, sparsity)
+    pruned, keep = METHODS[method](weight, hessian, own, sparsity, zeros)
     if refine:
         hessian.release()  # its memory is needed
         pruned = refined(weight, pruned, keep, hessian.H)
