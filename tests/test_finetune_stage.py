@@ -79,7 +79,10 @@ def test_on_policy_training_resumes_to_the_same_bytes(place: Path, tmp_path: Pat
     from sparsedraft.finetune import loop
 
     options = {"loss": "kl", "teacher": "target", "on_policy": 0.5, "save_every": 2, "learning_rate": 1e-3}
-    tuned(place, tmp_path / "whole", **dict(options))
+    rewrite, asked = loop.rewrite, []
+    monkeypatch.setattr(loop, "rewrite", lambda *args, **given: asked.append(given["step"]) or rewrite(*args, **given))
+    result = tuned(place, tmp_path / "whole", **dict(options))
+    assert asked == list(range(1, result["steps"] + 1)), "each step has draws of its own"
     step, count = loop._gradients, []
 
     def dies(*args):

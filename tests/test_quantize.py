@@ -82,6 +82,7 @@ def test_linears_compute_with_rounded_weights_and_parameters_stay(scheme: str, t
         for linear in decoder_linears(moved).values():
             linear.weight.zero_()
         assert torch.equal(answer_logits(model, row), expected)
+        assert not torch.equal(answer_logits(moved, row), expected)
         quantize.remove(model)
         assert torch.equal(answer_logits(model, row), plain)
 
