@@ -10,6 +10,7 @@ from typing import Any
 
 from serving import ENVIRONMENT
 
+GREEDY = {"RAY_worker_niceness": "0"}  # else Ray's workers give way to all else, and on a busy machine never come up
 PATIENCE = 900  # seconds, for machines that are busy with other things
 
 
@@ -18,7 +19,7 @@ def running(out: Path, *words: object) -> Iterator[subprocess.Popen]:
     """`sparsedraft WORDS --out OUT` at work, killed at the end; it says what it says to OUT.stdout and OUT.stderr."""
     command = [sys.executable, "-c", "from sparsedraft.cli import main; main()", *map(str, words), "--out", str(out)]
     with open(f"{out}.stdout", "w") as said, open(f"{out}.stderr", "w") as told:
-        process = subprocess.Popen(command, stdout=said, stderr=told, env=ENVIRONMENT)
+        process = subprocess.Popen(command, stdout=said, stderr=told, env=ENVIRONMENT | GREEDY)
     try:
         yield process
     finally:

@@ -8,8 +8,9 @@ import json
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -109,7 +110,8 @@ def _ray(workers: int) -> Iterator[Any]:
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, logging.StreamHandler)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
-        yield ray
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; ours is for the result alone
+            yield ray
     finally:
         if ours:
             ray.shutdown()
