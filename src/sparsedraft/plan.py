@@ -183,7 +183,7 @@ def _finetune(
     flops += 2 * macs * tokens * f.on_policy  # written token by token, at most as many as were there
     needed = finetuning.peak(
         dense.module,
-        Settings(**f.model_dump(exclude={"validation_prompts"})),
+        Settings(**f.model_dump(exclude={"validation_prompts", "teacher"})),
         density=_density(recipe, entry),
         halves=width == 2,
         layers=round(kept * dense.config.num_hidden_layers),

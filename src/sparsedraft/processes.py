@@ -47,6 +47,7 @@ def accelerated(device: str, dtype: str) -> Iterator[Accelerator]:
             "loss scaling."
         )
     alone = "LOCAL_RANK" not in os.environ
+    AcceleratorState._reset_state(reset_partial_state=alone)  # of what used accelerate in this process before
     plugin = _sharding(dtype) if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
     with patch_environment(**({"ACCELERATE_TORCH_DEVICE": device} if alone else {})):
         try:
