@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -104,17 +105,17 @@ def _ray(workers: int) -> Iterator[Any]:
     except ImportError:
         raise UserError("--workers above 1 need Ray: install sparsedraft with the extra [ray].") from None
     ours = not ray.is_initialized()
-    if ours:
-        _start(ray, workers)
-    log = logging.getLogger("ray.data")
-    log.handlers = [handler for handler in log.handlers if not isinstance(handler, logging.StreamHandler)]
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; ours is for the result alone
+    with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; ours is for the result alone
+        try:
+            if ours:
+                _start(ray, workers)
+            log = logging.getLogger("ray.data")
+            log.handlers = [handler for handler in log.handlers if not isinstance(handler, logging.StreamHandler)]
+            ray.data.DataContext.get_current().enable_progress_bars = False
             yield ray
-    finally:
-        if ours:
-            ray.shutdown()
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 def _start(ray: Any, workers: int) -> None:
@@ -122,8 +123,11 @@ def _start(ray: Any, workers: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         try:
+            host, _, port = address.rpartition(":")
+            if port.isdecimal() and "://" not in address:  # Ray itself tries for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address, **quiet)
-        except ConnectionError as error:
+        except OSError as error:  # ConnectionError, which Ray raises, is one
             reason = str(error).splitlines()[0]
             raise UserError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason}): unset it.") from None
         return
