@@ -1,5 +1,6 @@
 """`sparsedraft` as a process of its own, to be stopped half-way."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 from serving import ENVIRONMENT
 
 GREEDY = {"RAY_worker_niceness": "0"}  # else Ray's workers give way to all else, and on a busy machine never come up
-PATIENCE = 900  # seconds, for machines that are busy with other things
+PATIENCE = 300  # seconds, for machines that are busy with other things
 
 
 @contextmanager
@@ -19,7 +20,14 @@ def running(out: Path, *words: object) -> Iterator[subprocess.Popen]:
     """`sparsedraft WORDS --out OUT` at work, killed at the end; it says what it says to OUT.stdout and OUT.stderr."""
     command = [sys.executable, "-c", "from sparsedraft.cli import main; main()", *map(str, words), "--out", str(out)]
     with open(f"{out}.stdout", "w") as said, open(f"{out}.stderr", "w") as told:
-        process = subprocess.Popen(command, stdout=said, stderr=told, env=ENVIRONMENT | GREEDY)
+        process = subprocess.Popen(
+            command,
+            stdout=said,
+            stderr=told,
+            env=ENVIRONMENT | GREEDY,
+            # a shell's background jobs ignore it, and hand that on: Ctrl-C is to work as at a terminal
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
         yield process
     finally:

@@ -160,7 +160,7 @@ def test_the_templates_date_is_not_todays(tokenizer, proxy: Proxy) -> None:
 def test_a_mistake_of_our_own_is_no_broken_answer(served: str) -> None:
     server = Server(served, retries=3, wait=0)
     with pytest.raises(TypeError, match="no_such_option"):
-        server.chat("prompt a", {"no_such_option": 1}, {})
+        server.chat("prompt a", {"model": "m", "messages": [], "no_such_option": 1}, {})
 
 
 def without_choices(call: Call, body: Any) -> Any:
