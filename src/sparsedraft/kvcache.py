@@ -1,6 +1,7 @@
 """A KV cache that grows in place, so that a step writes one token instead of copying all of them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,3 +55,72 @@ def held(cache: Cache) -> Iterator[tuple[Tensor, Tensor]]:
     for layer in cache.layers:
         assert isinstance(layer, GrowingLayer)
         yield layer.keys, layer.values
+
+
+@dataclass
+class Placement:
+    """Where the next `update` of every RaggedLayer of one cache writes: row b's first `counts[b]` new tokens, from slot
+    `starts[b]` on. `width` is the number of slots that attention then sees."""
+
+    starts: list[int]
+    counts: list[int]
+
+    @property
+    def width(self) -> int:
+        """Slots in use after the update, of the row that has most."""
+        return max(s + n for s, n in zip(self.starts, self.counts, strict=True))
+
+
+class RaggedLayer(DynamicLayer):
+    """Rows of different lengths, each from slot 0 on and with no holes, so that a slot is a position in its sequence.
+
+    What lies behind a row's end is never looked at: the caller's mask says what is (see `speculate.masks`).
+    """
+
+    placement: Placement
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write new keys and values [B, heads, n, dim] at the rows' own places; return those up to the longest."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room_k, self._room_v = key_states[..., :0, :], value_states[..., :0, :]
+        width = self.placement.width
+        self._room_k = self._written(self._room_k, key_states, width)
+        self._room_v = self._written(self._room_v, value_states, width)
+        self.keys, self.values = self._room_k[..., :width, :], self._room_v[..., :width, :]
+        return self.keys, self.values
+
+    def _written(self, room: Tensor, new: Tensor, width: int) -> Tensor:
+        if room.shape[-2] < width:
+            grown = new.new_zeros(*new.shape[:2], width + max(SPARE, width // 2), new.shape[3])  # NaN would spread
+            grown[..., : room.shape[-2], :] = room
+            room = grown
+        for row, (start, count) in enumerate(zip(self.placement.starts, self.placement.counts, strict=True)):
+            room[row, :, start : start + count] = new[row, :, :count]
+        return room
+
+    def shorten(self, width: int) -> None:
+        """Show the first `width` slots only: what a model that makes its mask from the cache's length will see."""
+        if self.is_initialized:
+            self.keys, self.values = self._room_k[..., :width, :], self._room_v[..., :width, :]
+
+    def move(self, row: int, slots: Tensor, start: int) -> None:
+        """Copy what row `row` holds in `slots` [n] to the slots from `start` on."""
+        for room in (self._room_k, self._room_v):
+            room[row, :, start : start + len(slots)] = room[row, :, slots]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows only."""
+        self._room_k, self._room_v = self._room_k[rows], self._room_v[rows]
+
+
+def ragged_cache() -> tuple[Cache, Placement]:
+    """An empty cache of RaggedLayers, and the placement that all of them follow (to be set before each forward)."""
+    shared = Placement([0], [0])
+
+    class Layer(RaggedLayer):
+        placement = shared
+
+    return Cache(layer_class_to_replicate=Layer), shared

@@ -1,82 +1,241 @@
-"""The speculative decoding loop (Leviathan et al. 2023; Chen et al. 2023), with caches that are rolled back."""
+"""The speculative decoding loop (Leviathan et al. 2023; Chen et al. 2023), over rows of sequences, lossless.
 
-from collections.abc import Iterator
+Each step: the drafter proposes, the target reads the proposals in one pass, and what it accepts is emitted with one
+token of its own. Both caches are then rolled back to what was emitted.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sparsedraft.errors import UserError
-from sparsedraft.speculate.accept import accept_greedy, accept_sampled
+from sparsedraft.speculate.accept import accept_greedy, accept_sampled, accept_tree_greedy, accept_tree_sampled
 from sparsedraft.speculate.backend import Backend
-from sparsedraft.speculate.sampling import Sampling, draw, probabilities
+from sparsedraft.speculate.drafters import Drafter, sound
+from sparsedraft.speculate.lookahead import Outcome, Policy
+from sparsedraft.speculate.sampling import Dice, Sampling, penalised, probabilities
+from sparsedraft.speculate.sequence import Draft, Row, Step, Stops
 
 
-@dataclass(frozen=True)
-class Step:
-    """One verification pass: `emitted` is the accepted drafts and the target's own token, cut at the sequence's end."""
+@dataclass
+class Times:
+    """Seconds of each part of the loop: `verify` is the target's forward, `rest` is everything else in Python."""
 
-    drafted: list[int]
-    accepted: int  # drafted tokens that were emitted
-    emitted: list[int]
+    draft: float = 0.0
+    verify: float = 0.0
+    rollback: float = 0.0
+    sampling: float = 0.0
+    rest: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.draft + self.verify + self.rollback + self.sampling + self.rest
 
 
 @dataclass
 class Generation:
-    """A whole answer; `finish_reason` is "eos", "length" (max_new_tokens) or "context" (the target's is full)."""
+    """A whole answer; `finish_reason` is "eos", "stop", "length" (max_new_tokens) or "context" (the target's is full)."""
 
     tokens: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     finish_reason: str = "length"
 
 
-def speculate(
-    target: Backend,
-    drafter: Backend | None,
-    prompt_ids: list[int],
-    *,
-    k: int,
-    max_new_tokens: int,
-    sampling: Sampling,
-    eos_ids: frozenset[int],
-    seed: int = 0,
-) -> Iterator[Step]:
-    """Decode with up to `k` drafts a step, yielding each step as it is done. Fresh backends; lossless.
+@dataclass
+class Decoder:
+    """How to decode. `seeds` of rows and their draws do not depend on which rows they are batched with.
 
-    A step with r tokens to go drafts at most r - 1, since the target adds one of its own. No drafter, or k = 0, is
-    plain decoding: every step emits one token. A drafter whose context is full drafts no more. Raises UserError for a
-    prompt that is empty or fills the target's context, FloatingPointError for NaN logits.
+    `drafter` None is plain decoding. `eos_ids` and `stops` end a sequence. `clock` gives seconds, `dice` the chances of a
+    seed.
     """
-    room = _room(target, prompt_ids, max_new_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    tokens = list(prompt_ids)
-    end = len(tokens) + room
-    while len(tokens) < end:
-        drafted, q = _draft(drafter, tokens, min(k, end - len(tokens) - 1), sampling, generator)
-        n = len(drafted)
-        # Both caches hold a prefix of `tokens`; the target reads what it has not read, and the drafts, in one pass.
-        logits = _sound(target.forward(tokens[target.length :] + drafted, n + 1), "target", len(tokens))
-        if sampling.greedy:
-            choices = logits.argmax(-1).cpu()
-            accepted = accept_greedy(choices, torch.tensor(drafted))
-            token = int(choices[accepted])
+
+    target: Backend
+    drafter: Drafter | None
+    policy: Policy
+    sampling: Sampling
+    eos_ids: frozenset[int] = frozenset()
+    stops: Stops | None = None
+    clock: Callable[[], float] = time.perf_counter
+    dice: Callable[[int], Dice] = Dice
+    times: Times = field(default_factory=Times)
+
+    def decode(self, prompts: Sequence[list[int]], max_new_tokens: int, seeds: Sequence[int]) -> Iterator[Step]:
+        """Continue each prompt with up to `max_new_tokens`, yielding the steps of all rows as they are done.
+
+        A step with r tokens to go drafts at most r - 1, since the target adds one of its own. A drafter whose context
+        is full drafts no more. Raises UserError for a prompt that is empty or fills the target's context,
+        FloatingPointError for NaN logits.
+        """
+        rows = [
+            Row(i, list(ids), len(ids), len(ids) + _room(self.target, ids, max_new_tokens), self.dice(seed))
+            for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
+        ]
+        self._drop([row for row in rows if row.room > 0], rows)
+        rows, first = [row for row in rows if row.room > 0], True
+        while rows:
+            steps = self._step(rows, first)
+            first = False
+            yield from steps
+            going = [row for row in rows if not row.finish_reason]
+            self._drop(going, rows)
+            rows = going
+
+    def finish_reason(self, tokens: Sequence[int], max_new_tokens: int, written: int) -> str:
+        """Why a sequence whose last `written` tokens are the answer ended."""
+        if written and tokens[-1] in self.eos_ids:
+            return "eos"
+        if self.stops is not None and written and self.stops.first(tokens, written, 1) is not None:
+            return "stop"
+        return "length" if written >= max_new_tokens else "context"
+
+    def _drop(self, going: list[Row], rows: list[Row]) -> None:
+        if 0 < len(going) < len(rows):
+            stay = {row.index for row in going}
+            places = [b for b, row in enumerate(rows) if row.index in stay]
+            self.target.select(places)
+            if self.drafter is not None:
+                self.drafter.select(places)
+
+    def _step(self, rows: list[Row], first: bool) -> list[Step]:
+        """One pass of the target over every row, and what came of it."""
+        start = self.clock()
+        most = self.policy.wanted() if self.drafter is not None else 0
+        wanted = [min(most, row.room - 1) for row in rows]
+        if self.drafter is not None and any(n > 0 for n in wanted):
+            drafts = self.drafter.propose(rows, wanted)
         else:
-            p = probabilities(logits, sampling)
-            accepted, token = accept_sampled(p, q, torch.tensor(drafted), generator)
-        emitted = [*drafted[:accepted], token]
-        stop = next((i for i, t in enumerate(emitted) if t in eos_ids), None)
+            drafts = [Draft() for _ in rows]
+        drafted = self.clock()
+        logits = self._verify(rows, drafts)
+        verified = self.clock()
+        steps, kept = [], []
+        for row, draft, found in zip(rows, drafts, logits, strict=True):
+            step, nodes = self._accept(row, draft, found)
+            steps.append(step)
+            kept.append(nodes)
+        accepted = self.clock()
+        self._keep(rows, drafts, kept)
+        end = self.clock()
+        self.times.draft += drafted - start
+        self.times.verify += verified - drafted
+        self.times.sampling += accepted - verified
+        self.times.rollback += end - accepted
+        n = len(rows)
+        self.policy.observe(
+            Outcome(
+                max(len(d.tokens) for d in drafts),
+                sum(step.accepted for step in steps) / n,
+                sum(len(step.emitted) for step in steps) / n,
+                drafted - start,
+                end - start,
+                first,
+            )
+        )
+        self.times.rest += self.clock() - end
+        return steps
+
+    def _verify(self, rows: list[Row], drafts: list[Draft]) -> list[Tensor]:
+        """The target's logits after each row's tokens and after each of its drafts; what it has not read, it reads."""
+        lengths = self.target.lengths
+        if drafts[0].parents:
+            unread = rows[0].tokens[lengths[0] :]
+            head = self.target.forward([unread], [1])[0] if lengths[0] < len(rows[0].tokens) - 1 else None
+            if head is None:  # the last token is the root of the tree
+                parents = [-1, *(parent + 1 for parent in drafts[0].parents)]
+                return [self.target.forward_tree([*unread, *drafts[0].tokens], parents)]
+            return [torch.cat([head, self.target.forward_tree(drafts[0].tokens, drafts[0].parents)])]
+        ids = [row.tokens[n:] + draft.tokens for row, n, draft in zip(rows, lengths, drafts, strict=True)]
+        return self.target.forward(ids, [len(draft.tokens) + 1 for draft in drafts])
+
+    def _accept(self, row: Row, draft: Draft, logits: Tensor) -> tuple[Step, list[int]]:
+        """The step of one row, which gets what it emits; and the drafts that were accepted, by number."""
+        logits = sound(logits, "target", len(row.tokens))
+        if draft.parents:
+            nodes, token = self._accept_tree(row, draft, logits)
+        else:
+            accepted, token = self._accept_chain(row, draft, logits)
+            nodes = list(range(accepted))
+        emitted = [*(draft.tokens[node] for node in nodes), token]
+        stop = next((i for i, t in enumerate(emitted) if t in self.eos_ids), None)
+        reason = "" if stop is None else "eos"
+        if self.stops is not None:
+            tokens = [*row.tokens, *emitted]
+            found = self.stops.first(tokens, len(tokens) - row.prompt, len(emitted))
+            if found is not None and (stop is None or found < stop):
+                stop, reason = found, "stop"
         if stop is not None:
             emitted = emitted[: stop + 1]
-        tokens += emitted
-        target.rollback(len(tokens) - 1)
-        if drafter is not None:
-            drafter.rollback(min(drafter.length, len(tokens) - 1))
-        yield Step(drafted, min(accepted, len(emitted)), emitted)
-        if stop is not None:
-            return
+        row.tokens += emitted
+        row.finish_reason = reason or ("" if row.room else "length")
+        nodes = nodes[: len(emitted)]
+        return Step(draft.tokens, len(nodes), emitted, row.index), nodes
+
+    def _accept_chain(self, row: Row, draft: Draft, logits: Tensor) -> tuple[int, int]:
+        logits = penalised(logits, self.sampling, row.tokens, draft.tokens)
+        drafted = torch.tensor(draft.tokens)
+        if self.sampling.greedy:
+            choices = logits.argmax(-1).cpu()
+            accepted = accept_greedy(choices, drafted)
+            return accepted, int(choices[accepted])
+        p = probabilities(logits, self.sampling)
+        q = torch.stack(draft.q) if draft.q else None
+        return accept_sampled(p, q, drafted, row.dice)
+
+    def _accept_tree(self, row: Row, draft: Draft, logits: Tensor) -> tuple[list[int], int]:
+        if self.sampling.repetition_penalty != 1:
+            logits = torch.cat(
+                [penalised(logits[:1], self.sampling, row.tokens)]
+                + [
+                    penalised(logits[i + 1 : i + 2], self.sampling, [*row.tokens, *branch(draft, i)])
+                    for i in range(len(draft.tokens))
+                ]
+            )
+        if self.sampling.greedy:
+            return accept_tree_greedy(logits.argmax(-1).cpu(), draft.tokens, draft.parents)
+        p = probabilities(logits, self.sampling)
+        assert draft.q is not None, "a tree that is sampled from comes with its distributions"
+        return accept_tree_sampled(p, draft.q, draft.tokens, draft.parents, row.dice)
+
+    def _keep(self, rows: list[Row], drafts: list[Draft], kept: list[list[int]]) -> None:
+        """Roll the target's cache back to what was emitted, its last token not read yet. (Drafters do it themselves.)"""
+        if drafts[0].parents:
+            before = self.target.lengths[0] - len(drafts[0].tokens)
+            self.target.keep(before, kept[0])
+        self.target.rollback([len(row.tokens) - 1 for row in rows])
 
 
-def _room(target: Backend, prompt_ids: list[int], max_new_tokens: int) -> int:
+def branch(draft: Draft, node: int) -> list[int]:
+    """The tokens of a tree from its root down to `node`."""
+    found: list[int] = []
+    while node >= 0:
+        found.append(draft.tokens[node])
+        node = draft.parents[node]
+    return found[::-1]
+
+
+def generate(decoder: Decoder, prompt_ids: list[int], max_new_tokens: int, seed: int = 0) -> Generation:
+    """All of `decode` on one prompt at once."""
+    return generate_all(decoder, [prompt_ids], max_new_tokens, [seed])[0]
+
+
+def generate_all(
+    decoder: Decoder, prompts: Sequence[list[int]], max_new_tokens: int, seeds: Sequence[int]
+) -> list[Generation]:
+    """All of `decode` at once: the answers in the order of the prompts."""
+    made = [Generation() for _ in prompts]
+    for step in decoder.decode(prompts, max_new_tokens, seeds):
+        made[step.row].steps.append(step)
+        made[step.row].tokens += step.emitted
+    for ids, answer in zip(prompts, made, strict=True):
+        tokens = [*ids, *answer.tokens]
+        answer.finish_reason = decoder.finish_reason(tokens, max_new_tokens, len(answer.tokens))
+    return made
+
+
+def _room(target: Backend, prompt_ids: Sequence[int], max_new_tokens: int) -> int:
     """Tokens that can still be written."""
     if not prompt_ids:
         raise UserError("the prompt is empty: give at least one token.")
@@ -88,65 +247,3 @@ def _room(target: Backend, prompt_ids: list[int], max_new_tokens: int) -> int:
             "shorten it."
         )
     return min(max_new_tokens, target.max_length - len(prompt_ids))
-
-
-def _draft(
-    drafter: Backend | None, tokens: list[int], n: int, sampling: Sampling, generator: torch.Generator
-) -> tuple[list[int], Tensor]:
-    """Up to n tokens from the drafter after `tokens`, and the distributions q [n, V] that they were drawn from."""
-    drafted: list[int] = []
-    distributions: list[Tensor] = []
-    if drafter is None:
-        return drafted, torch.empty(0)
-    if drafter.max_length is not None:
-        n = min(n, drafter.max_length - len(tokens))
-    for _ in range(n):
-        unread = tokens[drafter.length :] if not drafted else drafted[-1:]
-        logits = _sound(drafter.forward(unread, 1)[0], "drafter", len(tokens))
-        if sampling.greedy:
-            drafted.append(int(logits.argmax()))
-        else:
-            distributions.append(probabilities(logits, sampling))
-            drafted.append(draw(distributions[-1], generator))
-    return drafted, torch.stack(distributions) if distributions else torch.empty(0)
-
-
-def _sound(logits: Tensor, who: str, position: int) -> Tensor:
-    """`logits`, unless there is a NaN among them."""
-    if bool(torch.isnan(logits).any()):
-        raise FloatingPointError(
-            f"the {who}'s logits after {position} tokens hold NaN: try float32, or check the weights"
-        )
-    return logits
-
-
-def generate(
-    target: Backend,
-    drafter: Backend | None,
-    prompt_ids: list[int],
-    *,
-    k: int,
-    max_new_tokens: int,
-    sampling: Sampling,
-    eos_ids: frozenset[int],
-    seed: int = 0,
-) -> Generation:
-    """All of `speculate` at once."""
-    made = Generation()
-    for step in speculate(
-        target,
-        drafter,
-        prompt_ids,
-        k=k,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        eos_ids=eos_ids,
-        seed=seed,
-    ):
-        made.steps.append(step)
-        made.tokens += step.emitted
-    if made.tokens and made.tokens[-1] in eos_ids:
-        made.finish_reason = "eos"
-    elif len(made.tokens) < max_new_tokens:
-        made.finish_reason = "context"
-    return made

@@ -1,5 +1,6 @@
 """From logits to the distribution that a token is drawn from; the same for target and drafter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,16 @@ from sparsedraft.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """Temperature (0: greedy), then top-k (0: off), then top-p (1: off), in transformers' order."""
+    """Repetition penalty (1: off), temperature (0: greedy), top-k (0: off), top-p (1: off), min-p (0: off).
+
+    In transformers' order. The penalty (Keskar et al. 2019) also changes what greedy decoding picks.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -23,10 +29,32 @@ class Sampling:
             raise UserError(f"top-k {self.top_k} is not possible: give 0 (off) or more.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top-p {self.top_p} is not possible: give a share above 0 and up to 1 (off).")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min-p {self.min_p} is not possible: give a share from 0 (off) to 1.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(
+                f"repetition penalty {self.repetition_penalty} is not possible: give 1 (off), or more to repeat less."
+            )
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+
+def penalised(logits: Tensor, sampling: Sampling, context: Sequence[int], drafted: Sequence[int] = ()) -> Tensor:
+    """`logits` [n, V] with the repetition penalty: row i is what follows `context` and the first i of `drafted`.
+
+    Every token of that prefix, the prompt's too, has a positive logit divided and a negative one multiplied by it.
+    """
+    if sampling.repetition_penalty == 1:
+        return logits
+    seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    seen[:, torch.tensor([*context], device=logits.device)] = True
+    for i, token in enumerate(drafted[: len(logits) - 1]):
+        seen[i + 1 :, token] = True
+    logits = logits.float()
+    factor = sampling.repetition_penalty
+    return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -42,7 +70,25 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         ordered, index = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
         outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest token always stays
         logits = logits.masked_fill(torch.zeros_like(outside).scatter_(-1, index, outside), -torch.inf)
+    if sampling.min_p > 0:
+        p = logits.softmax(-1)
+        logits = logits.masked_fill(p < sampling.min_p * p.amax(-1, keepdim=True), -torch.inf)
     return logits.softmax(-1)
+
+
+class Dice:
+    """The chances of one sequence: all of them follow from its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, distribution: Tensor) -> int:
+        """One token from a distribution [V]."""
+        return draw(distribution, self.generator)
+
+    def accepts(self, p: float, q: float) -> bool:
+        """True with probability min(1, p / q)."""
+        return float(torch.rand((), generator=self.generator, dtype=torch.float64)) * q < p
 
 
 def draw(distribution: Tensor, generator: torch.Generator) -> int:

@@ -1,33 +1,61 @@
-"""Tokenizers of target and drafter: today they must be the same; text-level and intersection routes come with UAG."""
+"""What two vocabularies have in common."""
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import json
+from functools import cache
 
-from sparsedraft.errors import UserError
-
-
-def check_same_head(target: PreTrainedModel, drafter: PreTrainedModel, drafter_name: str) -> None:
-    """Raise UserError unless both write logits of one width (some families pad their heads by model size)."""
-    p, q = (model.get_output_embeddings().weight.shape[0] for model in (target, drafter))
-    if p != q:
-        raise UserError(
-            f"drafter {drafter_name} has a head of {q} rows and the target one of {p}: such pairs are not "
-            "supported yet, choose models whose vocab_size is equal."
-        )
+from transformers import PreTrainedTokenizerBase
 
 
-def check_same_tokenizer(
-    target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase, target_name: str, drafter_name: str
-) -> None:
-    """Raise UserError unless both have the same tokens under the same ids."""
-    p, q = target.get_vocab(), drafter.get_vocab()
-    if p == q:
-        return
-    if len(p) != len(q):
-        difference = f"{len(p)} tokens against {len(q)}"
-    else:
-        token = min((t for t in p if q.get(t) != p[t]), key=lambda t: p[t])
-        difference = f"first at id {p[token]}, {token!r}"
-    raise UserError(
-        f"target {target_name} and drafter {drafter_name} have different tokenizers ({difference}): "
-        "choose models of one family, drafting across tokenizers is not supported yet."
-    )
+def same_tokens(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase) -> bool:
+    """Whether both have the same tokens under the same ids."""
+    return bool(target.get_vocab() == drafter.get_vocab())
+
+
+def surfaces(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
+    """Every ordinary token's id by the bytes that it writes in the middle of a text; special and added ones left out.
+
+    Byte-level vocabularies spell bytes as letters, SentencePiece ones spaces as ▁ and single bytes as <0x41>; of two
+    tokens with the same bytes the one that is a piece of text counts, then the lower id.
+    """
+    byte_level = '"ByteLevel"' in _spec(tokenizer)
+    added = set(tokenizer.get_added_vocab())
+    found: dict[bytes, tuple[bool, int]] = {}
+    for token, number in tokenizer.get_vocab().items():
+        if token in added:
+            continue
+        single = not byte_level and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+        written = _bytes(token, byte_level, single)
+        if written is not None and (written not in found or (single, number) < found[written]):
+            found[written] = (single, number)
+    return {written: number for written, (_, number) in found.items()}
+
+
+def _spec(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return ""
+    whole = json.loads(backend.to_str())
+    return json.dumps([whole.get("decoder"), whole.get("pre_tokenizer")])
+
+
+def _bytes(token: str, byte_level: bool, single: bool) -> bytes | None:
+    if single:
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            return None
+    if not byte_level:
+        return token.replace("▁", " ").encode()
+    letters = byte_letters()
+    if any(letter not in letters for letter in token):
+        return None
+    return bytes(letters[letter] for letter in token)
+
+
+@cache
+def byte_letters() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for (GPT-2's table, Radford et al. 2019): printable
+    Latin-1 characters stand for themselves, the other bytes for the letters from U+0100 on, in order."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(0x100 + i): b for i, b in enumerate(rest)}

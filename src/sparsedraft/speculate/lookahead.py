@@ -1,0 +1,252 @@
+"""How many tokens to draft: a constant, the K that pays best, a confidence stop, or a bandit over such policies.
+
+None of them looks at a token before it is drawn, so all are lossless. They learn from what steps cost and bring, and
+keep what they learned from prompt to prompt. With measured times, K depends on the machine's mood: under sampling a seed
+then gives the same distribution, not the same text.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sparsedraft.errors import UserError
+
+WORST = 0.02  # share of the time that speculation may lose before it must pause
+FADE = 0.95  # weight of the past in running means
+NAMES = ("constant", "auto", "confidence", "bandit")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step took and gave: means over its rows, times in seconds. `first`: it read a prompt, too."""
+
+    drafted: float
+    accepted: float
+    emitted: float
+    draft_seconds: float
+    step_seconds: float  # drafting included
+    first: bool = False
+
+
+class Policy(Protocol):
+    """Decides, step by step, how many tokens to draft."""
+
+    def wanted(self) -> int:
+        """At most how many in the next step."""
+        ...
+
+    def confident(self, reach: float) -> bool:
+        """Whether to draft a token that is accepted with probability `reach`, by the drafter's own reckoning."""
+        ...
+
+    def observe(self, outcome: Outcome) -> None:
+        """Learn from a step."""
+        ...
+
+
+class Constant:
+    """K drafts in every step."""
+
+    def __init__(self, k: int) -> None:
+        if k < 0:
+            raise UserError(f"--k {k} is not possible: give 0 (no drafts) or more.")
+        self.k = k
+
+    def wanted(self) -> int:
+        return self.k
+
+    def confident(self, reach: float) -> bool:
+        return True
+
+    def observe(self, outcome: Outcome) -> None:
+        """Nothing to learn."""
+
+
+class Mean:
+    """A running mean that forgets."""
+
+    def __init__(self) -> None:
+        self.sum = self.weight = 0.0
+
+    def add(self, value: float, weight: float = 1.0) -> None:
+        self.sum, self.weight = self.sum * FADE + value * weight, self.weight * FADE + weight
+
+    @property
+    def value(self) -> float | None:
+        return self.sum / self.weight if self.weight else None
+
+
+class Meter:
+    """What steps cost: of a plain one, of verifying n drafts, of a draft; the acceptance; and what speculation lost."""
+
+    REFRESH = 100  # steps after which a plain one measures the target alone again
+
+    def __init__(self, k_max: int) -> None:
+        self.k_max = k_max
+        self.verify: dict[int, Mean] = {}  # by drafts; 0 is a plain step
+        self.draft, self.acceptance = Mean(), Mean()
+        self.spent = self.lost = 0.0
+        self.steps = 0
+
+    def observe(self, outcome: Outcome) -> None:
+        """One more step."""
+        tried = min(outcome.accepted + 1, outcome.drafted)
+        if tried > 0:
+            self.acceptance.add(outcome.accepted / tried, tried)
+        if outcome.first:  # its time is the prompt's
+            return
+        self.steps += 1
+        verify = self.verify.setdefault(round(outcome.drafted), Mean())
+        verify.add(outcome.step_seconds - outcome.draft_seconds)
+        if outcome.drafted > 0:
+            self.draft.add(outcome.draft_seconds / outcome.drafted, outcome.drafted)
+        self.spent += outcome.step_seconds
+        if (plain := self.plain) is not None:
+            self.lost = max(0.0, self.lost + outcome.step_seconds - outcome.emitted * plain)
+
+    @property
+    def plain(self) -> float | None:
+        """Seconds of a step without drafts."""
+        return self.verify[0].value if 0 in self.verify else None
+
+    @property
+    def measures(self) -> bool:
+        """Whether the next step should be a plain one, to know what the target takes alone."""
+        return self.plain is None or self.steps % self.REFRESH == self.REFRESH - 1
+
+    @property
+    def pauses(self) -> bool:
+        """Whether speculation has lost so much time that it must wait until plain steps have made it small again."""
+        return self.lost > WORST * self.spent
+
+    def seconds(self, k: int) -> float:
+        """Of drafting k tokens and verifying them; between measured numbers of drafts along a line through them."""
+        known = sorted((n, mean.value) for n, mean in self.verify.items() if mean.value is not None)
+        below = [pair for pair in known if pair[0] <= k] or known[:1]
+        above = [pair for pair in known if pair[0] >= k] or known[-1:]
+        (n0, t0), (n1, t1) = below[-1], above[0]
+        verify = t0 if n0 == n1 else t0 + (t1 - t0) * (k - n0) / (n1 - n0)
+        return verify + k * (self.draft.value or 0.0)
+
+    def rate(self, k: int) -> float:
+        """Expected tokens per second at k drafts: (1 - a^(k+1)) / (1 - a) over the time."""
+        a = min(self.acceptance.value if self.acceptance.value is not None else 0.8, 0.9999)
+        return (1 - a ** (k + 1)) / (1 - a) / self.seconds(k)
+
+
+class Auto:
+    """The K from 0 to `k_max` whose expected tokens per second are most, from measured costs and acceptance.
+
+    That is the improvement factor MAL / (v(K) + K·c) with c and v measured, and the break-even formula where it comes
+    out at K = 0: then the target decodes alone, but for short trials that cost at most WORST of the time.
+    """
+
+    TRIAL = 3  # drafts of a trial
+
+    def __init__(self, k_max: int = 8) -> None:
+        self.meter = Meter(k_max)
+
+    def wanted(self) -> int:
+        meter = self.meter
+        if meter.measures or meter.pauses:
+            return 0
+        if meter.draft.value is None:
+            return min(self.TRIAL, meter.k_max)
+        best = max(range(meter.k_max + 1), key=meter.rate)
+        return best or min(self.TRIAL, meter.k_max)  # a trial: `pauses` says when there may be one
+
+    def confident(self, reach: float) -> bool:
+        return True
+
+    def observe(self, outcome: Outcome) -> None:
+        self.meter.observe(outcome)
+
+
+class Confidence:
+    """Draft on while another token pays: its chance of acceptance × the time a token is worth against its own cost.
+
+    The threshold is rate × (seconds of a draft and of verifying one more), so it adapts to the pair and the machine.
+    """
+
+    def __init__(self, k_max: int = 12) -> None:
+        self.meter = Meter(k_max)
+        self.threshold = 0.3
+        self._tokens, self._seconds = Mean(), Mean()
+
+    def wanted(self) -> int:
+        return 0 if self.meter.measures or self.meter.pauses else self.meter.k_max
+
+    def confident(self, reach: float) -> bool:
+        return reach >= self.threshold
+
+    def observe(self, outcome: Outcome) -> None:
+        self.meter.observe(outcome)
+        if outcome.first:
+            return
+        self._tokens.add(outcome.emitted)
+        self._seconds.add(outcome.step_seconds)
+        n = max(1, round(outcome.drafted))
+        seconds = self.meter.seconds(n) - self.meter.seconds(n - 1)
+        rate = (self._tokens.value or 0.0) / (self._seconds.value or math.inf)
+        self.threshold = min(0.9, max(0.02, rate * seconds))
+
+
+class Bandit:
+    """UCB over policies: the arm with the most tokens per second so far, plus a bonus for the little tried.
+
+    Rates are ratios of running sums, so a long step weighs what it takes. `pauses` as for the others: an arm that
+    drafts is not pulled while speculation is behind plain decoding.
+    """
+
+    def __init__(self, arms: Sequence[Policy], bonus: float = 0.15) -> None:
+        self.arms, self.bonus = list(arms), bonus
+        self.meter = Meter(0)
+        self._tokens = [Mean() for _ in self.arms]
+        self._seconds = [Mean() for _ in self.arms]
+        self._pulls = [0] * len(self.arms)
+        self._at: int | None = None
+
+    def wanted(self) -> int:
+        self._at = None
+        if self.meter.measures or self.meter.pauses:
+            return 0
+        self._at = max(range(len(self.arms)), key=self._score)
+        return self.arms[self._at].wanted()
+
+    def _score(self, arm: int) -> float:
+        tokens, seconds = self._tokens[arm].value, self._seconds[arm].value
+        if not tokens or not seconds or not (plain := self.meter.plain):
+            return math.inf
+        doubt = math.sqrt(math.log(1 + sum(self._pulls)) / self._pulls[arm])
+        return tokens / seconds * plain + self.bonus * doubt  # in tokens per plain step's time: about 1
+
+    def confident(self, reach: float) -> bool:
+        return True if self._at is None else self.arms[self._at].confident(reach)
+
+    def observe(self, outcome: Outcome) -> None:
+        self.meter.observe(outcome)
+        for arm in self.arms:
+            arm.observe(outcome)
+        if self._at is None or outcome.first:
+            return
+        self._pulls[self._at] += 1
+        self._tokens[self._at].add(outcome.emitted)
+        self._seconds[self._at].add(outcome.step_seconds)
+
+
+def policy_named(name: str, k: int | None = None) -> Policy:
+    """The policy called `name`; `k` is the constant, or the most that the others draft. UserError if there is none."""
+    if name == "constant":
+        return Constant(5 if k is None else k)
+    if name not in NAMES:
+        raise UserError(f"--policy {name} is not known: choose one of {', '.join(NAMES)}.")
+    if k is not None and k < 1:
+        raise UserError(f"--k {k} leaves --policy {name} nothing to choose from: give 1 or more.")
+    if name == "auto":
+        return Auto(k or 8)
+    if name == "confidence":
+        return Confidence(k or 12)
+    top = k or 8
+    arms: list[Policy] = [Constant(n) for n in sorted({1, 2, 3, 5, 8, top}) if n <= top]
+    return Bandit([*arms, Confidence(top)])

@@ -1,0 +1,144 @@
+"""A target and what drafts for it, put together: the way between their tokenizers, and decoders for given prompts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsedraft import prompts
+from sparsedraft.errors import UserError
+from sparsedraft.speculate import uag
+from sparsedraft.speculate.backend import Backend, TransformersBackend, takes_masks
+from sparsedraft.speculate.decode import Decoder
+from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
+from sparsedraft.speculate.lookahead import Policy
+from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.sequence import Stops
+from sparsedraft.speculate.trees import TreeDrafter
+from sparsedraft.speculate.vocab import same_tokens, surfaces
+
+UAG = ("auto", "realign", "intersection", "off")
+LOOKUP = "lookup"  # in place of a drafter's name
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model with its tokenizer. `backend` makes a Backend of so many rows."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]
+
+    def backend(self, rows: int) -> Backend:
+        return TransformersBackend(self.model, rows)
+
+    @property
+    def width(self) -> int:
+        """Tokens that the head knows."""
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight.shape[0]
+
+    def end_of_turn(self) -> int | None:
+        """The token that ends an answer."""
+        found = prompts.end_of_turn(self.tokenizer)
+        return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt as the target and as the drafter read it."""
+
+    target: list[int]
+    drafter: list[int]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`route` is "none" (no drafter), "lookup", "same", "realign" or "intersection"; `why` says why."""
+
+    target: Side
+    drafter: Side | None
+    route: str
+    why: str
+    vocabulary: VocabularyMap | None = None
+
+    @classmethod
+    def of(cls, target: Side, drafter: Side | str | None, route: str, sampling: Sampling) -> "Pair":
+        """Find the way between the two; UserError for tokenizers that have none, or if `route` is off."""
+        if route not in UAG:
+            raise UserError(f"--uag {route} is not known: choose one of {', '.join(UAG)}.")
+        if not isinstance(drafter, Side):
+            return cls(target, None, LOOKUP if drafter else "none", "")
+        if same_tokens(target.tokenizer, drafter.tokenizer):
+            common = min(target.width, drafter.width)
+            ids = torch.arange(common)
+            padded = VocabularyMap(ids, ids, target.width) if target.width != drafter.width else None
+            return cls(target, drafter, "same", "one tokenizer", padded)
+        p, q = surfaces(target.tokenizer), surfaces(drafter.tokenizer)
+        overlap = len(p.keys() & q.keys())
+        chosen, why = uag.choose(route, sampling.greedy, target.tokenizer, drafter.tokenizer, overlap)
+        if chosen == "realign":
+            return cls(target, drafter, chosen, why)
+        ends = (target.end_of_turn(), drafter.end_of_turn())
+        return cls(target, drafter, chosen, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends))
+
+    def prompted(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> Prompted:
+        """The prompt `ids` of the target, for both: from `messages` by the drafter's own template if it has one."""
+        if self.drafter is None or self.route == "same":
+            return Prompted(ids, ids)
+        tokenizer = self.drafter.tokenizer
+        if messages is not None and tokenizer.chat_template is not None:
+            try:
+                return Prompted(ids, prompts.chat_ids(tokenizer, [dict(m) for m in messages]))
+            except UserError:  # a role that it does not know
+                pass
+        text = str(self.target.tokenizer.decode(ids, skip_special_tokens=True))
+        return Prompted(ids, tokenizer(text)["input_ids"])
+
+    @property
+    def batches(self) -> bool:
+        """Whether several prompts can be decoded at once."""
+        return takes_masks(self.target.model) and (self.drafter is None or takes_masks(self.drafter.model))
+
+    def decoder(
+        self,
+        asked: Sequence[Prompted],
+        policy: Policy,
+        sampling: Sampling,
+        *,
+        stops: Stops | None = None,
+        branching: int = 1,
+    ) -> Decoder:
+        """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, one prompt only."""
+        return Decoder(
+            self.target.backend(len(asked)),
+            self._drafter(asked, policy, sampling, branching),
+            policy,
+            sampling,
+            self.target.eos_ids,
+            stops,
+        )
+
+    def _drafter(
+        self, asked: Sequence[Prompted], policy: Policy, sampling: Sampling, branching: int
+    ) -> Drafter | None:
+        if self.drafter is None:
+            return PromptLookup() if self.route == LOOKUP else None
+        q, p = self.drafter, self.target
+        backend = q.backend(len(asked))
+        if branching > 1:
+            if self.route != "same" or self.vocabulary is not None or len(asked) > 1 or not self.batches:
+                raise UserError(
+                    f"--tree {branching} needs one prompt at a time, models of one tokenizer and width, and attention "
+                    "that takes masks: leave it out."
+                )
+            return TreeDrafter(backend, sampling, branching)
+        if self.route == "same":
+            return ModelDrafter(backend, sampling, vocabulary=self.vocabulary, confident=policy.confident)
+        readers = uag.Readers(p.tokenizer, q.tokenizer, [prompt.drafter for prompt in asked])
+        if self.vocabulary is not None:
+            return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
+        return uag.RealignDrafter(
+            backend, readers, p.tokenizer, q.tokenizer, ends=q.eos_ids, eos=p.end_of_turn(), policy=policy
+        )

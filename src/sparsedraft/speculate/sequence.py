@@ -1,0 +1,80 @@
+"""The state of one sequence under way, what drafters hand over, and when a sequence ends."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft.speculate.sampling import Dice
+
+
+@dataclass
+class Row:
+    """One sequence: `tokens` begin with the `prompt` tokens of the prompt and may grow to `end`."""
+
+    index: int
+    tokens: list[int]
+    prompt: int
+    end: int
+    dice: Dice
+    finish_reason: str = ""  # "eos", "stop", "length" or "context" once it has ended
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be written."""
+        return self.end - len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Proposed tokens. `q[i]` [V] is the distribution that token i was drawn from, None where nothing was drawn.
+
+    `parents` makes a tree of them (see `masks.tree`); empty: a chain.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    q: list[Tensor] | None = None
+    parents: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verification pass: `emitted` is the accepted drafts and the target's own token, cut at the sequence's end."""
+
+    drafted: list[int]
+    accepted: int  # drafted tokens that were emitted
+    emitted: list[int]
+    row: int = 0
+
+
+class Stops:
+    """Strings that end a sequence, looked for in the text of its newest tokens, token by token.
+
+    The window is a fixed number of tokens before each token, so where a sequence stops depends on its tokens alone and
+    not on how many of them came in one step.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
+        self.tokenizer, self.strings = tokenizer, [s for s in strings if s]
+        self.window = max((len(s.encode()) for s in self.strings), default=0) + 8
+
+    def first(self, tokens: Sequence[int], written: int, new: int) -> int | None:
+        """Which of the last `new` of `tokens` (0-based) completes a stop string; the last `written` are the answer."""
+        if not self.strings:
+            return None
+        start = len(tokens) - written
+        for i in range(new):
+            end = len(tokens) - new + i + 1
+            text = self._text(tokens[max(start, end - self.window) : end])
+            if any(s in text for s in self.strings):
+                return i
+        return None
+
+    def cut(self, text: str) -> str:
+        """`text` up to the first stop string."""
+        places = [place for s in self.strings if (place := text.find(s)) >= 0]
+        return text[: min(places, default=len(text))]
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode([*tokens], skip_special_tokens=True))
