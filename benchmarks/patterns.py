@@ -21,8 +21,8 @@ from common import close, setup
 from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
 from sparsedraft.conversation import Answer, answer_all
-from sparsedraft.measure.evaluate import mean_alpha, merge
 from sparsedraft.measure.simulate import acceptance, simulate
+from sparsedraft.measure.summary import mean_alpha, merge
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
 from sparsedraft.speculate.sampling import Sampling

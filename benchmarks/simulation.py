@@ -12,8 +12,9 @@ from sparsedraft.decoder import decoder_linears
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.prompts import read
-from sparsedraft.speculate.backend import TransformersBackend
 from sparsedraft.speculate.decode import generate
+from sparsedraft.speculate.lookahead import Constant
+from sparsedraft.speculate.pair import Pair, Side
 from sparsedraft.speculate.sampling import Sampling
 
 KS, PROMPTS, NEW_TOKENS = (1, 2, 3, 5, 8), 6, 48
@@ -31,15 +32,14 @@ def main() -> list[dict]:
             sampling=Sampling(), max_new_tokens=NEW_TOKENS, batch_size=PROMPTS, seed=0,
         )  # fmt: skip
     eos_ids = checkpoint.eos_ids(target, tokenizer)
+    pair = Pair.of(Side(target, tokenizer, eos_ids), Side(drafter, tokenizer, eos_ids), "off", Sampling())
     found: dict[str, list[Histogram]] = {"real": [], "simulated": []}
 
     def real() -> None:
         for answer in answers:
             for k in KS:
-                made = generate(
-                    TransformersBackend(target), TransformersBackend(drafter), answer.prompt_ids, k=k,
-                    max_new_tokens=NEW_TOKENS, sampling=Sampling(), eos_ids=eos_ids,
-                )  # fmt: skip
+                decoder = pair.decoder([pair.prompted(list(answer.prompt_ids))], Constant(k), Sampling())
+                made = generate(decoder, list(answer.prompt_ids), NEW_TOKENS)
                 found["real"].append(Histogram.of_steps(made.steps, k))
 
     def simulated() -> None:

@@ -36,6 +36,17 @@ SequenceLength = Annotated[int, typer.Option(min=2, help="Length of a packed seq
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]
 TopK = Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tokens; 0 is off.")]
 TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability; 1 is off.")]
+MinP = Annotated[float, typer.Option(help="Leave out tokens less likely than this share of the likeliest; 0 is off.")]
+Penalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Divides the logits of tokens seen before; 1 is off.")
+]
+Uag = Annotated[
+    str,
+    typer.Option(help="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error)."),
+]
+Tree = Annotated[
+    int, typer.Option(min=1, help="Branching of draft trees of K nodes, one prompt at a time; 1 is a chain.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded at once.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")]
 AllowOverlap = Annotated[
@@ -416,12 +427,21 @@ def finetune(
 @app.command("eval")
 def evaluate(
     target: Annotated[str, typer.Argument(help="The target.")],
-    drafters: Annotated[list[str], typer.Argument(help="The drafters, each a model or NAME=MODEL.")],
+    drafters: Annotated[list[str], typer.Argument(help="The drafters, each a model, NAME=MODEL, or lookup.")],
     prompts: Annotated[str, typer.Option(help="PROMPTS to evaluate on.")],
-    k: Annotated[str, typer.Option(help="Numbers of drafted tokens a step, comma-separated.")] = "1,2,3,5,8",
+    k: Annotated[
+        str,
+        typer.Option(
+            help="Numbers of drafted tokens a step, and policies (auto, confidence, bandit), comma-separated."
+        ),
+    ] = "1,2,3,5,8",
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    uag: Uag = "auto",
+    tree: Tree = 1,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Same greedy numbers from one teacher-forced pass per drafter.")
     ] = False,
@@ -445,6 +465,10 @@ def evaluate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        uag=uag,
+        tree=tree,
         simulate=simulate,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
@@ -468,31 +492,59 @@ def named_drafter(text: str) -> tuple[str, str]:
     return name, ref
 
 
-def parse_k(text: str) -> tuple[int, ...]:
-    """ "1,3,5" as numbers; UserError unless each is a whole number of at least 1."""
-    try:
-        numbers = tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise UserError(f"--k {text} is not a list of whole numbers such as 1,3,5.") from None
-    if numbers[0] < 1:
-        raise UserError(f"--k {numbers[0]} drafts nothing: K is at least 1.")
-    if numbers[-1] > 1024:
-        raise UserError(f"--k {numbers[-1]} is more than any drafter is worth: give at most 1024.")
-    return numbers
+def parse_k(text: str) -> tuple[int | str, ...]:
+    """ "1,3,5,auto" as numbers and names; UserError for what is neither a number of at least 1 nor a policy."""
+    from sparsedraft.measure.evaluate import POLICIES
+
+    found: list[int | str] = []
+    for part in (part.strip() for part in text.split(",")):
+        if part in POLICIES:
+            found.append(part)
+            continue
+        try:
+            number = int(part)
+        except ValueError:
+            known = ", ".join(POLICIES)
+            raise UserError(
+                f"--k {text} is not a list of whole numbers and policies ({known}) such as 1,3,auto."
+            ) from None
+        if number < 1:
+            raise UserError(f"--k {number} drafts nothing: K is at least 1.")
+        if number > 1024:
+            raise UserError(f"--k {number} is more than any drafter is worth: give at most 1024.")
+        found.append(number)
+    return tuple(found)
 
 
 @app.command()
 def generate(
     target: Annotated[str, typer.Argument(help="The target; the output is exactly its own.")],
-    prompt: Annotated[str, typer.Option(help="What the user says (the chat template is put around it).")],
+    prompt: Annotated[
+        list[str],
+        typer.Option(help="What the user says (the chat template is put around it); several are decoded at once."),
+    ],
     drafter: Annotated[
-        str | None, typer.Option(help="A drafter with the same tokenizer; default: plain decoding.")
+        str | None, typer.Option(help="A drafter, or 'lookup' (prompt look-up); default: plain decoding.")
     ] = None,
-    k: Annotated[int, typer.Option("--k", help="Tokens drafted a step, at least 1.")] = 4,
+    k: Annotated[
+        int | None, typer.Option("--k", help="Tokens drafted a step (default 5); for other policies, at most.")
+    ] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="How many to draft: constant, auto (what pays best as measured), confidence (stop at doubtful ones) "
+            "or bandit (over these)."
+        ),
+    ] = "constant",
+    uag: Uag = "auto",
+    tree: Tree = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: Penalty = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; as often as you like.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Say how many tokens each step accepted.")] = False,
     seed: Seed = 0,
@@ -501,17 +553,20 @@ def generate(
 ) -> None:
     """Stream text from a target, with or without a drafter."""
     from sparsedraft.generate import stream
+    from sparsedraft.speculate.sampling import Sampling
 
     emit(
         stream(
             target,
             prompt,
             drafter=drafter,
-            k=parse_k(str(k))[0],
+            k=k,
+            policy=policy,
+            uag=uag,
+            tree=tree,
             max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
+            sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+            stop=stop or [],
             raw=raw,
             stats=stats,
             seed=seed,

@@ -2,85 +2,143 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
-from sparsedraft.speculate.backend import TransformersBackend
-from sparsedraft.speculate.decode import speculate
+from sparsedraft.conversation import row_seed
+from sparsedraft.speculate.lookahead import policy_named
+from sparsedraft.speculate.pair import LOOKUP, Pair, Prompted, Side
+from sparsedraft.speculate.retokenize import Detokenizer
 from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.vocab import check_same_head, check_same_tokenizer
+from sparsedraft.speculate.sequence import Step, Stops
 
 
 def stream(
     target: str,
-    prompt: str,
+    asked: Sequence[str],
     *,
     drafter: str | None,
-    k: int,
+    k: int | None,
+    policy: str,
+    uag: str,
+    tree: int,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
+    sampling: Sampling,
+    stop: Sequence[str],
     raw: bool,
     stats: bool,
     seed: int,
     device: str,
     dtype: str,
 ) -> dict[str, Any]:
-    """Write the target's answer to stdout as it comes; return text, token counts and, with `stats`, every step.
+    """Write the target's answers to stdout, one as it comes, several as they end; return texts, counts and steps.
 
     The text is the target's own (greedy) or distributed as the target's own (temperature > 0), whatever the drafter.
+    With several prompts, the figures are those of all of them and "answers" has each.
     """
-    sampling = Sampling(temperature, top_k, top_p)
-    arithmetic: dict[str, Any] = {"dtype": checkpoint.dtype_named(dtype), "device": checkpoint.device_named(device)}
-    tokenizer = checkpoint.load_tokenizer(target)
-    if drafter:
-        check_same_tokenizer(tokenizer, checkpoint.load_tokenizer(drafter), target, drafter)
-    p = checkpoint.load(target, **arithmetic)
-    q = checkpoint.load(drafter, **arithmetic) if drafter else None
-    if q is not None:
-        check_same_head(p, q, str(drafter))
-        checkpoint.check_sparsity(q, checkpoint.find(str(drafter)))
-    ids = tokenizer(prompt)["input_ids"] if raw else prompts.chat_ids(tokenizer, [{"role": "user", "content": prompt}])
-
-    tokens: list[int] = []
-    steps: list[dict[str, int]] = []
-    shown = ""
+    rule = policy_named(policy, k)
+    where = {"dtype": checkpoint.dtype_named(dtype), "device": checkpoint.device_named(device)}
+    p = _side(target, where)
+    q = LOOKUP if drafter == LOOKUP else _side(drafter, where) if drafter else None
+    pair = Pair.of(p, q, uag, sampling)
+    if stats and pair.why:
+        console.print(f"drafting: {pair.route} ({pair.why})")
+    rows = [_prompted(pair, text, raw) for text in asked]
+    stops = Stops(p.tokenizer, stop) if stop else None
+    seeds = [seed] if len(rows) == 1 else [row_seed(seed, str(i)) for i in range(len(rows))]
     start = time.perf_counter()
-    for step in speculate(
-        TransformersBackend(p),
-        TransformersBackend(q) if q is not None else None,
-        ids,
-        k=k if q is not None else 0,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        eos_ids=checkpoint.eos_ids(p, tokenizer),
-        seed=seed,
-    ):
-        tokens += step.emitted
-        steps.append({"drafted": len(step.drafted), "accepted": step.accepted, "emitted": len(step.emitted)})
-        text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-        if not text.endswith("\ufffd"):  # else a character is still split over tokens
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
-            shown = text
+    groups = [list(range(len(rows)))] if len(rows) == 1 or pair.batches else [[i] for i in range(len(rows))]
+    answers = [_Answer(p, stops, live=len(rows) == 1) for _ in rows]
+    for group in groups:  # one by one where a model takes no masks of ours
+        decoder = pair.decoder([rows[i] for i in group], rule, sampling, stops=stops, branching=tree)
+        for step in decoder.decode([rows[i].target for i in group], max_new_tokens, [seeds[i] for i in group]):
+            answers[group[step.row]].take(step)
     seconds = time.perf_counter() - start
-    text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-    sys.stdout.write(text[len(shown) :] + "\n")
+    for answer in answers:
+        answer.finish()
+    tokens, steps = (sum(len(getattr(answer, key)) for answer in answers) for key in ("tokens", "steps"))
     result: dict[str, Any] = {
-        "text": text,
-        "prompt_tokens": len(ids),
-        "tokens": len(tokens),
-        "steps": len(steps),
-        "mal": len(tokens) / len(steps),
-        "tokens_per_second": len(tokens) / seconds,
+        "text": answers[0].text,
+        "prompt_tokens": sum(len(row.target) for row in rows),
+        "tokens": tokens,
+        "steps": steps,
+        "mal": tokens / max(1, steps),
+        "tokens_per_second": tokens / seconds,
+        "route": pair.route,
     }
+    if len(answers) > 1:
+        result["answers"] = [answer.result(stats) for answer in answers]
+    elif stats:
+        result |= answers[0].result(stats)
     if stats:
-        accepted = [step["accepted"] for step in steps]
-        console.print(f"{len(tokens)} tokens in {len(steps)} steps, {result['mal']:.2f} a step, {seconds:.1f} s")
-        if drafter:
-            console.print(f"drafted tokens accepted, step by step: {' '.join(map(str, accepted))}", soft_wrap=True)
-        result["accepted"] = accepted
-        result["drafted"] = [step["drafted"] for step in steps]
+        console.print(f"{tokens} tokens in {steps} steps, {result['mal']:.2f} a step, {seconds:.1f} s")
+        if drafter and len(answers) == 1:
+            accepted = " ".join(str(step.accepted) for step in answers[0].steps)
+            console.print(f"drafted tokens accepted, step by step: {accepted}", soft_wrap=True)
     return result
+
+
+class _Answer:
+    """One answer as it grows; written to stdout as it does, if `live`, else at its end."""
+
+    def __init__(self, side: Side, stops: Stops | None, live: bool) -> None:
+        self.stops, self.live = stops, live
+        self.tokens: list[int] = []
+        self.steps: list[Step] = []
+        self._seen, self._grown, self._written = Detokenizer(side.tokenizer), "", 0
+
+    def take(self, step: Step) -> None:
+        """Another step."""
+        self.steps.append(step)
+        self.tokens += step.emitted
+        if self.live:
+            self._grown += self._seen.more(self.tokens)
+            end = len(self._cut(self._grown))
+            if self.stops and end == len(self._grown):
+                end -= self.stops.longest - 1  # its last letters may begin a stop string
+            self._write(self._grown[:end])
+
+    @property
+    def text(self) -> str:
+        """The answer without special tokens, up to a stop string."""
+        return self._cut(self._seen.text(self.tokens))
+
+    def finish(self) -> None:
+        """Write what is not on stdout yet."""
+        self._write(self.text)
+        sys.stdout.write("\n")
+
+    def _cut(self, text: str) -> str:
+        return self.stops.cut(text) if self.stops else text
+
+    def _write(self, text: str) -> None:
+        """Write what `text` has more than was written."""
+        sys.stdout.write(text[self._written :])
+        sys.stdout.flush()
+        self._written = max(self._written, len(text))
+
+    def result(self, stats: bool) -> dict[str, Any]:
+        """Text and counts; with `stats`, of each step."""
+        found: dict[str, Any] = {"text": self.text, "tokens": len(self.tokens), "steps": len(self.steps)}
+        if stats:
+            found["accepted"] = [step.accepted for step in self.steps]
+            found["drafted"] = [len(step.drafted) for step in self.steps]
+        return found
+
+
+def _side(ref: str, where: dict[str, Any]) -> Side:
+    tokenizer = checkpoint.load_tokenizer(ref)
+    model = checkpoint.load(ref, **where)
+    checkpoint.check_sparsity(model, checkpoint.find(ref))
+    return Side(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
+
+
+def _prompted(pair: Pair, text: str, raw: bool) -> Prompted:
+    tokenizer = pair.target.tokenizer
+    if raw:
+        ids: list[int] = tokenizer(text)["input_ids"]
+        return pair.prompted(ids)
+    messages = [{"role": "user", "content": text}]
+    return pair.prompted(prompts.chat_ids(tokenizer, messages), messages)

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
 from sparsedraft.kvcache import held, new_cache
-from sparsedraft.speculate.sampling import Sampling, draw, probabilities
+from sparsedraft.speculate.sampling import Sampling, draw, penalised, probabilities
 
 REFILL = 0.25  # share of the rows that must be free before a prefill interrupts the others
 PREFILL_TOKENS = 4096  # prefilled at once at most: bounds the activations
@@ -188,6 +188,9 @@ def _start(request: Request) -> _Row:
 def _extend(rows: Sequence[_Row], logits: Tensor, sampling: Sampling, eos_ids: frozenset[int], k: int) -> None:
     """Write the next token of every row from its logits [B, V]."""
     logits = logits.float()
+    if sampling.repetition_penalty != 1:
+        seen = [[*row.request.prompt_ids, *row.output.token_ids] for row in rows]
+        logits = torch.cat([penalised(x[None], sampling, ids) for x, ids in zip(logits, seen, strict=True)])
     best = logits.topk(max(2, k), dim=-1)
     if bool(torch.isnan(best.values).any()):
         row = rows[int(torch.isnan(best.values).any(-1).nonzero()[0])]

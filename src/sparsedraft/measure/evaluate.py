@@ -1,7 +1,7 @@
 """The `eval` stage: drafters against a target, the target's work shared by all of them.
 
 The target answers every prompt once. Each drafter is then read over those answers (α, and with `simulate` the greedy
-histograms of every K), or drafts in the real loop, K by K.
+histograms of every K), or drafts in the real loop, K by K and policy by policy, timed against the target alone.
 """
 
 import json
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import artifact, checkpoint, prompts
@@ -19,27 +20,32 @@ from sparsedraft.conversation import Answer, answer_all
 from sparsedraft.decoder import context_length, count_zeros, decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
-from sparsedraft.measure.acceptance import Histogram
+from sparsedraft.measure import loop, summary
 from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
 from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.measure.speedup import break_even, improvement_factor
-from sparsedraft.speculate.backend import TransformersBackend
-from sparsedraft.speculate.decode import generate, speculate
+from sparsedraft.speculate.lookahead import NAMES, Constant, policy_named
+from sparsedraft.speculate.pair import LOOKUP, Pair, Side
 from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.vocab import check_same_head, check_same_tokenizer
 
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
+ALONE = ""  # the name of the rows of the target without a drafter
+POLICIES = tuple(name for name in NAMES if name != "constant")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to evaluate; lengths in tokens."""
+    """How to evaluate; lengths in tokens. `k` holds numbers of drafts, and policies by name."""
 
-    k: tuple[int, ...] | list[int] = (1, 2, 3, 5, 8)
+    k: tuple[int | str, ...] | list[int | str] = (1, 2, 3, 5, 8)
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     simulate: bool = False
+    uag: str = "auto"
+    tree: int = 1  # branching of draft trees; 1: chains
     max_new_tokens: int = 128
     batch_size: int = 32
     limit: int | None = None
@@ -49,7 +55,17 @@ class Options:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The K's that are numbers."""
+        return sorted({k for k in self.k if isinstance(k, int)})
+
+    @property
+    def policies(self) -> list[str]:
+        """The others."""
+        return sorted({k for k in self.k if isinstance(k, str)})
 
 
 def evaluate_to(
@@ -63,34 +79,50 @@ def evaluate_to(
 ) -> dict[str, Any]:
     """Evaluate `drafters` (name, checkpoint) against `target` on the prompts of `source`; the result of DESIGN §3.
 
-    Writes result.json, rows.jsonl and example.json to `out` (None: nowhere). An interrupted evaluation goes on with the
-    first sequence that is not done. Raises UserError for bad options, checkpoints that lie, differing tokenizers.
+    A drafter called "lookup" drafts from the text so far (prompt look-up). Writes result.json, rows.jsonl and
+    example.json to `out` (None: nowhere). An interrupted evaluation goes on with the first sequence that is not done.
+    Raises UserError for bad options, checkpoints that lie, tokenizers that differ where that cannot be.
     """
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
             return evaluate_to(Path(scratch) / "eval", target, drafters, source, options)
-    if options.simulate and options.temperature > 0:
-        raise UserError("--simulate is exact under greedy decoding only: leave it out, or set --temperature 0.")
-    names = [name for name, _ in drafters]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"two drafters are called '{twice}': name them, as in first={drafters[0][1]}.")
-    _ = options.sampling  # bad values are refused before anything is loaded
+    _check(options, drafters)
     chosen = prompts.read(source)[: options.limit]
-    target_folder, folders = checkpoint.find(target), {name: checkpoint.find(ref) for name, ref in drafters}
+    target_folder = checkpoint.find(target)
+    folders = {name: None if ref == LOOKUP else checkpoint.find(ref) for name, ref in drafters}
     tokenizer = checkpoint.load_tokenizer(target)
-    for name, ref in drafters:
-        check_same_tokenizer(tokenizer, checkpoint.load_tokenizer(ref), target, name)
 
     def build(work: Path) -> dict[str, Any]:
         return _Evaluation(work, target, target_folder, folders, tokenizer, chosen, options).result()
 
     inputs: dict[str, object] = {
         "target": target_folder,
-        "drafters": folders,
+        "drafters": {name: folder or LOOKUP for name, folder in folders.items()},
         "prompts": [[p.id, p.category, p.system, *p.turns] for p in chosen],
-        "options": {**asdict(options), "k": sorted(set(options.k))},
+        "options": {**asdict(options), "k": [*options.numbers, *options.policies]},
     }
     return artifact.make(out, "eval", inputs, build, seed=options.seed, overwrite=overwrite)
+
+
+def _check(options: Options, drafters: Sequence[tuple[str, str]]) -> None:
+    """Refuse what cannot be before anything is loaded."""
+    _ = options.sampling
+    if options.simulate and options.temperature > 0:
+        raise UserError("--simulate is exact under greedy decoding only: leave it out, or set --temperature 0.")
+    if options.simulate and (options.policies or options.tree > 1):
+        what = f"--k {options.policies[0]}" if options.policies else f"--tree {options.tree}"
+        raise UserError(f"{what} needs the real loop: leave out --simulate.")
+    if options.tree < 1:
+        raise UserError(f"--tree {options.tree} is not possible: give the branching of draft trees, or 1 for chains.")
+    names = [name for name, _ in drafters]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two drafters are called '{twice}': name them, as in first={drafters[0][1]}.")
+    if ALONE in names:
+        raise UserError("a drafter has an empty name: name it, as in first=MODEL.")
+    if options.simulate and any(ref == LOOKUP for _, ref in drafters):
+        raise UserError("the drafter 'lookup' needs the real loop: leave out --simulate.")
+    for name in options.policies:
+        policy_named(name)
 
 
 class _Evaluation:
@@ -101,20 +133,39 @@ class _Evaluation:
         work: Path,
         target: str,
         target_folder: Path,
-        drafters: dict[str, Path],
+        drafters: dict[str, Path | None],
         tokenizer: PreTrainedTokenizerBase,
         chosen: Sequence[prompts.Prompt],
         options: Options,
     ) -> None:
         self.work, self.target_name, self.options, self.tokenizer = work, target, options, tokenizer
-        self.ks = sorted(set(options.k))
+        self.ks: list[int | str] = [*options.numbers, *options.policies]
         self.target, self.drafters = self._load(target_folder), drafters
-        self.eos_ids = checkpoint.eos_ids(self.target, tokenizer)
+        self.side = Side(self.target, tokenizer, checkpoint.eos_ids(self.target, tokenizer))
+        for folder in drafters.values():  # before the target's long work
+            if folder is not None:
+                self._check_tokenizer(folder)
         self.answers = self._target_answers(chosen)
+        self.place = {answer.id: index for index, answer in enumerate(self.answers)}
 
     def _load(self, folder: Path) -> PreTrainedModel:
         dtype, device = checkpoint.dtype_named(self.options.dtype), checkpoint.device_named(self.options.device)
         return checkpoint.load(folder, dtype=dtype, device=device)
+
+    def _check_tokenizer(self, folder: Path) -> None:
+        tokenizer = checkpoint.load_tokenizer(folder)
+        if tokenizer.get_vocab() == self.tokenizer.get_vocab():
+            return
+        if self.options.simulate:
+            raise UserError(
+                f"drafter {folder} has another tokenizer than the target, and only the real loop drafts across "
+                "tokenizers: leave out --simulate."
+            )
+        if self.options.uag == "off":
+            raise UserError(
+                f"drafter {folder} has another tokenizer than target {self.target_name}: set --uag to auto, realign or "
+                "intersection."
+            )
 
     def _target_answers(self, chosen: Sequence[prompts.Prompt]) -> list[Answer]:
         return answer_all(
@@ -133,22 +184,29 @@ class _Evaluation:
         dense = macs_of_model(self.target)
         rows_file = self.work / ".rows.jsonl"
         done = read_lines(rows_file)
-        place = {answer.id: index for index, answer in enumerate(self.answers)}
         shown: list[dict[str, Any]] = []
-        kept: list[dict[str, Any]] = []
         with open(rows_file, "a", encoding="utf-8") as journal:
-            for name, folder in self.drafters.items():
-                model = self._load(folder)
-                check_same_head(self.target, model, name)
-                claim = checkpoint.check_sparsity(model, folder)
+
+            def complete(name: str, make: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
                 rows = [row for row in done if row["drafter"] == name]
-                for row in self._rows(name, model, {row["id"] for row in rows}):
+                for row in make:
                     journal.write(json.dumps(row) + "\n")
                     journal.flush()
                     rows.append(row)
-                rows.sort(key=lambda row: place[row["id"]])  # whatever order an interruption brought
+                return sorted(rows, key=lambda row: self.place[row["id"]])  # whatever order an interruption brought
+
+            def todo(name: str) -> list[Answer]:
+                have = {row["id"] for row in done if row["drafter"] == name}
+                return [answer for answer in self.answers if answer.id not in have]
+
+            alone = [] if self.options.simulate else complete(ALONE, self._alone(todo(ALONE)))
+            kept = list(alone)
+            for name, folder in self.drafters.items():
+                pair = self._pair(name, folder)
+                claim = checkpoint.check_sparsity(pair.drafter.model, folder) if pair.drafter and folder else None
+                rows = complete(name, self._rows(name, pair, todo(name)))
                 kept += rows
-                shown.append(self._summary(name, folder, model, claim, rows, dense))
+                shown.append(self._summary(name, folder, pair, claim, rows, alone, dense))
         with artifact.write_atomic(self.work / "rows.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._write_example(shown)
@@ -160,33 +218,53 @@ class _Evaluation:
             "sequences": len(self.answers),
             "target_tokens": sum(len(answer.answer_ids) for answer in self.answers),
             "near_ties": sum(answer.min_gap < 1e-4 for answer in self.answers),
-            "k": self.ks,
+            "k": self.options.numbers,
+            "policies": self.options.policies,
             "dense_macs_per_token": dense,
             "drafters": shown,
         }
 
-    def _rows(self, name: str, model: PreTrainedModel, done: set[str]) -> Iterator[dict[str, Any]]:
-        """One row per sequence: α, and the histogram of accepted tokens for each K."""
-        todo = [answer for answer in self.answers if answer.id not in done]
-        total = sum(len(answer.answer_ids) for answer in todo)
-        pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
-        with track(f"eval {name}", total, "tokens") as tracker:
-            p = self.target if self.options.temperature > 0 else None  # greedy α needs no second look at the target
-            for index, shares in acceptance(model, pairs, p, self.options.sampling):
-                answer = todo[index]
-                if self.options.simulate:
-                    histograms = {k: simulate(shares > 0.5, k, *self._room(model, answer)) for k in self.ks}
-                else:
-                    histograms = {k: self._loop(model, answer, k) for k in self.ks}
+    def _pair(self, name: str, folder: Path | None) -> Pair:
+        if folder is None:
+            return Pair.of(self.side, LOOKUP, "auto", self.options.sampling)
+        model, tokenizer = self._load(folder), checkpoint.load_tokenizer(folder)
+        drafter = Side(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
+        pair = Pair.of(self.side, drafter, self.options.uag, self.options.sampling)
+        if pair.route != "same":
+            console.print(f"{name}: {pair.route} ({pair.why})")
+        return pair
+
+    def _alone(self, todo: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """The target without a drafter, sequence by sequence: what the loop is timed against."""
+        pair = Pair.of(self.side, None, "auto", self.options.sampling)
+        with track("target alone", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
+            for answer in todo:
+                _, loops = self._loops(pair, answer, {0: Constant(0)})
                 tracker.advance(len(answer.answer_ids))
-                yield {
-                    "drafter": name,
-                    "id": answer.id,
-                    "category": answer.category,
-                    "tokens": len(answer.answer_ids),
-                    "alpha": float(shares.double().mean()),
-                    "histograms": {str(k): histogram.to_dict() for k, histogram in histograms.items()},
-                }
+                yield {"drafter": ALONE, **_named(answer), "loops": loops}
+
+    def _rows(self, name: str, pair: Pair, todo: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """One row per sequence: α, the histogram of accepted tokens for each K, and what the loop took."""
+        if not todo:
+            return
+        read: Iterator[tuple[int, Tensor | None]] = enumerate([None] * len(todo))
+        if pair.route == "same" and pair.drafter is not None:
+            pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
+            p = self.target if self.options.temperature > 0 else None  # greedy α needs no second look at the target
+            read = acceptance(pair.drafter.model, pairs, p, self.options.sampling, pair.vocabulary)
+        policies = {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in self.ks}
+        with track(f"eval {name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
+            for index, shares in read:
+                answer = todo[index]
+                loops: dict[str, Any] = {}
+                if self.options.simulate and shares is not None and pair.drafter is not None:
+                    room = self._room(pair.drafter.model, answer)
+                    histograms = {str(k): simulate(shares > 0.5, int(k), *room).to_dict() for k in self.ks}
+                else:
+                    histograms, loops = self._loops(pair, answer, policies)
+                row = {"drafter": name, **_named(answer), "histograms": histograms, "loops": loops}
+                tracker.advance(len(answer.answer_ids))
+                yield row | {"alpha": float(shares.double().mean()) if shares is not None else _realised(row)}
 
     def _room(self, model: PreTrainedModel, answer: Answer) -> tuple[int, int | None]:
         """(tokens that the loop may write, tokens that the drafter's context then still holds)."""
@@ -194,97 +272,96 @@ class _Evaluation:
         prompt, wanted = len(answer.prompt_ids), answer.max_new_tokens
         return wanted if own is None else min(wanted, own - prompt), None if its is None else its - prompt
 
-    def _loop(self, model: PreTrainedModel, answer: Answer, k: int) -> Histogram:
-        """Accepted lengths of the real loop on one sequence; under greedy its output must be the target's."""
-        made = generate(
-            TransformersBackend(self.target),
-            TransformersBackend(model),
-            answer.prompt_ids,
-            k=k,
-            max_new_tokens=self.options.max_new_tokens,
-            sampling=self.options.sampling,
-            eos_ids=self.eos_ids,
-            seed=self.options.seed,
-        )
-        if (
-            self.options.temperature == 0
-            and self.options.dtype == "float32"
-            and made.tokens != list(answer.answer_ids)
-            and answer.min_gap > 1e-3
-        ):
-            raise RuntimeError(
-                f"{answer.id}: speculative output differs from the target's, and no near-tie explains it"
-            )
-        return Histogram.of_steps(made.steps, k)
+    def _loops(self, pair: Pair, answer: Answer, policies: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Histograms and measures of the real loop on one sequence; under greedy its output must be the target's."""
+        asked = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
+        histograms, loops = {}, {}
+        for k, policy in policies.items():
+            tokens, histograms[str(k)], loops[str(k)] = loop.run(
+                pair, asked, policy, self.options.sampling, self.options.max_new_tokens, self.options.seed,
+                self.options.tree if k else 1, k if isinstance(k, int) else 0,
+            )  # fmt: skip
+            same = tokens == list(answer.answer_ids)
+            exact = self.options.temperature == 0 and self.options.dtype == "float32"
+            if exact and not same and answer.min_gap > 1e-3:
+                raise RuntimeError(
+                    f"{answer.id}: speculative output differs from the target's, and no near-tie explains it"
+                )
+            loops[str(k)]["same"] = same
+        return histograms, loops
 
     def _summary(
         self,
         name: str,
-        folder: Path,
-        model: PreTrainedModel,
+        folder: Path | None,
+        pair: Pair,
         claim: dict[str, Any] | None,
         rows: Sequence[dict[str, Any]],
+        alone: Sequence[dict[str, Any]],
         dense: int,
     ) -> dict[str, Any]:
-        macs = macs_of_model(model)
-        c = macs / dense
-        merged = {k: merge(rows, k) for k in self.ks}
-        nonzero, parameters = nonzero_parameters(model)
-        linears = [linear.weight for linear in decoder_linears(model).values()]
-        size = sum(w.numel() for w in linears)
-        factors = {k: improvement_factor(h.mal, k, c, VERIFY_COST) for k, h in merged.items()}
+        figures = _weights(pair.drafter.model) if pair.drafter else {"macs_per_token": 0}
+        c = figures["macs_per_token"] / dense
+        by_k = {str(k): self._at(rows, alone, k, c) for k in self.ks}
+        factors = {k: by_k[str(k)]["improvement_factor"] for k in self.options.numbers}
         return {
             "name": name,
-            "path": str(folder),
-            "k": {
-                str(k): {
-                    "mal": h.mal,
-                    "acceptance_rate": h.acceptance_rate,
-                    "histogram": h.counts,
-                    "steps": h.steps,
-                    "tokens": h.tokens,
-                    "improvement_factor": factors[k],
-                }
-                for k, h in merged.items()
-            },
-            "alpha": mean_alpha(rows),
-            "macs_per_token": macs,
+            "path": str(folder or LOOKUP),
+            "route": pair.route,
+            "k": by_k,
+            "alpha": summary.mean_alpha(rows),
+            "alpha_interval": summary.alpha_interval(rows),
+            "alpha_of": "the target's text" if pair.route == "same" else "drafts in the loop",
+            **figures,
             "macs_vs_dense": c,
-            "nonzero_params": nonzero,
-            "pattern": claim["pattern"] if claim else "dense",
-            "sparsity": sum(count_zeros(w) for w in linears) / size,
-            "sparsity_whole_model": 1 - nonzero / parameters,
+            "pattern": claim["pattern"] if claim else "none" if pair.drafter is None else "dense",
             "c": c,
             "v": VERIFY_COST,
-            "break_even": {str(k): break_even(k, c, VERIFY_COST) for k in self.ks},
-            "best_k": max(factors, key=lambda k: factors[k]),
-            "by_category": self._by_category(rows),
+            "break_even": {str(k): break_even(k, c, VERIFY_COST) for k in self.options.numbers},
+            "best_k": max(factors, key=lambda k: factors[k]) if factors else self.ks[0],
+            "by_category": summary.by_category(rows, self.ks),
         }
 
-    def _by_category(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        found = {}
-        for category in sorted({row["category"] for row in rows}):
-            mine = [row for row in rows if row["category"] == category]
-            mal = {str(k): merge(mine, k).mal for k in self.ks}
-            found[category] = {"alpha": mean_alpha(mine), "sequences": len(mine), "mal": mal}
+    def _at(
+        self, rows: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]], k: int | str, c: float
+    ) -> dict[str, Any]:
+        """The figures of one K or policy."""
+        h = summary.merge(rows, k)
+        drafted = h.drafted / h.steps  # fewer than K at the ends, and whatever a policy chose
+        found: dict[str, Any] = {
+            "mal": h.mal,
+            "mal_interval": summary.mal_interval(rows, k),
+            "acceptance_rate": h.acceptance_rate,
+            "histogram": h.counts,
+            "steps": h.steps,
+            "tokens": h.tokens,
+            "drafted_per_step": drafted,
+            "improvement_factor": improvement_factor(h.mal, k, c, VERIFY_COST)
+            if isinstance(k, int)
+            else h.mal / (VERIFY_COST + drafted * c),
+        }
+        if alone:
+            measured = summary.timed(rows, alone, k)
+            if measured and isinstance(k, int):
+                measured["break_even"] = break_even(k, measured["c"], measured["v"])
+            if (sampled := summary.agreement(rows, k)) is not None:
+                measured["acceptance"] = sampled
+            if self.options.temperature == 0:
+                measured["differing"] = sum(not row["loops"][str(k)]["same"] for row in rows)
+            found["measured"] = measured
         return found
 
     def _write_example(self, shown: Sequence[dict[str, Any]]) -> None:
         """A generation, step by step, by the drafter with the greatest MAL on the first answer of some length."""
-        k = self.ks[len(self.ks) // 2] if 5 not in self.ks else 5
-        best = max(shown, key=lambda drafter: drafter["k"][str(k)]["mal"])
+        numbers = self.options.numbers or [5]
+        k = 5 if 5 in numbers else numbers[len(numbers) // 2]
+        at = str(k) if str(k) in shown[0]["k"] else str(self.ks[0])
+        best = max(shown, key=lambda drafter: drafter["k"][at]["mal"])
         answer = next((a for a in self.answers if len(a.answer_ids) >= 32), self.answers[0])
         console.print(f"worked example: {answer.id} by {best['name']}")
-        steps = speculate(
-            TransformersBackend(self.target),
-            TransformersBackend(self._load(self.drafters[best["name"]])),
-            answer.prompt_ids,
-            k=k,
-            max_new_tokens=self.options.max_new_tokens,
-            sampling=self.options.sampling,
-            eos_ids=self.eos_ids,
-            seed=self.options.seed,
-        )
+        pair = self._pair(best["name"], self.drafters[best["name"]])
+        asked = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
+        decoder = pair.decoder([asked], Constant(k), self.options.sampling)
         text = self.tokenizer.decode
         example = {
             "drafter": best["name"],
@@ -297,20 +374,36 @@ class _Evaluation:
                     "accepted": step.accepted,
                     "target": text([step.emitted[-1]]) if len(step.emitted) > step.accepted else None,
                 }
-                for step in steps
+                for step in decoder.decode([asked.target], self.options.max_new_tokens, [self.options.seed])
             ],
         }
         artifact.write_json(self.work / "example.json", example)
 
 
-def merge(rows: Sequence[dict[str, Any]], k: int) -> Histogram:
-    """The histogram of all `rows` together for K = k."""
-    total = Histogram(k)
-    for row in rows:
-        total += Histogram.from_dict(k, row["histograms"][str(k)])
-    return total
+def _named(answer: Answer) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "prompt": answer.prompt_id,
+        "category": answer.category,
+        "tokens": len(answer.answer_ids),
+    }
 
 
-def mean_alpha(rows: Sequence[dict[str, Any]]) -> float:
-    """α over all positions: each token weighs the same, whichever sequence it is in."""
-    return sum(row["alpha"] * row["tokens"] for row in rows) / sum(row["tokens"] for row in rows)
+def _realised(row: dict[str, Any]) -> float:
+    """Accepted of the drafts that were compared, over all K's: what stands for α where tokenizers differ."""
+    found = list(row["histograms"].values())
+    accepted = sum(sum(a * count for a, count in enumerate(h["counts"])) for h in found)
+    rejected = sum(sum(h["counts"]) for h in found)  # at most one a step
+    return accepted / max(1, accepted + rejected)
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Any]:
+    """Cost and sparsity of a drafter."""
+    nonzero, parameters = nonzero_parameters(model)
+    linears = [linear.weight for linear in decoder_linears(model).values()]
+    return {
+        "macs_per_token": macs_of_model(model),
+        "nonzero_params": nonzero,
+        "sparsity": sum(count_zeros(w) for w in linears) / sum(w.numel() for w in linears),
+        "sparsity_whole_model": 1 - nonzero / parameters,
+    }

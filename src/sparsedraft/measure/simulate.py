@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.packing import Sample, answer_logits, groups, pack, packable
-from sparsedraft.speculate.sampling import Sampling, probabilities
+from sparsedraft.speculate.drafters import VocabularyMap
+from sparsedraft.speculate.sampling import Sampling, penalised, probabilities
 
 ROW = 1024  # tokens packed into one pass
 
@@ -45,11 +46,13 @@ def acceptance(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     p: PreTrainedModel | None,
     sampling: Sampling,
+    vocabulary: VocabularyMap | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """For each (prompt ids, target-written ids), its index and the per-position acceptance [n], in no fixed order.
 
     Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is not looked at). Sampled: Σ_v min(p, q)
-    of the warped distributions. Their mean is α (DESIGN §1).
+    of the warped distributions. Their mean is α (DESIGN §1). `vocabulary` maps the drafter's logits to the target's
+    tokens where the heads differ in width.
     """
     if not pairs:
         return
@@ -57,10 +60,19 @@ def acceptance(
     longest = max(len(s) for s in samples)
     for group in groups(samples, max(ROW, longest), packable(q) and (p is None or packable(p))):
         row = pack([samples[i] for i in group]).to(q.device)
+        lengths = [len(samples[i].answer_ids) for i in group]
+
+        def warped(logits: Tensor, group: list[int] = group, lengths: list[int] = lengths) -> Tensor:
+            if sampling.repetition_penalty == 1:
+                return logits
+            found = zip(group, logits.split(lengths), strict=True)
+            return torch.cat([penalised(x, sampling, *pairs[i]) for i, x in found])
+
         logits = answer_logits(q, row)
+        logits = warped(logits if vocabulary is None else vocabulary.logits(logits))
         if p is None:
             shares = (logits.argmax(-1) == row.tokens).float()
         else:
-            theirs = probabilities(answer_logits(p, row), sampling)
+            theirs = probabilities(warped(answer_logits(p, row)), sampling)
             shares = torch.minimum(theirs, probabilities(logits, sampling)).sum(-1)
-        yield from zip(group, shares.cpu().split([len(samples[i].answer_ids) for i in group]), strict=True)
+        yield from zip(group, shares.cpu().split(lengths), strict=True)

@@ -1,0 +1,49 @@
+"""The real loop on one sequence, measured: histogram, seconds of each part, and how many sampled drafts were kept."""
+
+from dataclasses import asdict
+from typing import Any
+
+from sparsedraft.measure.acceptance import Histogram
+from sparsedraft.speculate.decode import Times
+from sparsedraft.speculate.lookahead import Policy
+from sparsedraft.speculate.pair import Pair, Prompted
+from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.sequence import Step
+
+
+def run(
+    pair: Pair,
+    asked: Prompted,
+    policy: Policy,
+    sampling: Sampling,
+    new_tokens: int,
+    seed: int,
+    branching: int = 1,
+    most: int = 0,
+) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
+    """(tokens, histogram, measures) of one answer; the histogram has a place for `most` accepted drafts at least.
+
+    Seconds, steps, drafts and tokens leave the first step out, which reads the prompt; the histogram does not.
+    """
+    decoder = pair.decoder([asked], policy, sampling, branching=branching)
+    steps: list[Step] = []
+    first = Times()
+    for step in decoder.decode([asked.target], new_tokens, [seed]):
+        if not steps:
+            first, decoder.times = decoder.times, Times()
+        steps.append(step)
+    tokens = [token for step in steps for token in step.emitted]
+    histogram = Histogram.of_steps(steps, max([most, *(len(step.drafted) for step in steps)]))
+    later = steps[1:]
+    measures = {
+        **{key: round(value, 6) for key, value in asdict(decoder.times).items()},
+        "seconds": round(decoder.times.total, 6),
+        "first": round(first.total, 6),
+        "steps": len(later),
+        "drafted": sum(len(step.drafted) for step in later),
+        "tokens": sum(len(step.emitted) for step in later),
+        "tested": sum(step.tested for step in steps),
+        "kept": sum(step.kept for step in steps),
+        "expected": round(sum(step.expected for step in steps), 6),
+    }
+    return tokens, histogram.to_dict(), measures

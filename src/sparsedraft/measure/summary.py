@@ -1,0 +1,110 @@
+"""From the raw rows of an evaluation to its figures: means, intervals, categories, times."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsedraft.measure.acceptance import Histogram
+
+DRAWS = 2000  # of the bootstrap
+LEVEL = 0.95
+
+Row = dict[str, Any]
+
+
+def merge(rows: Sequence[Row], k: int | str) -> Histogram:
+    """The histogram of all `rows` together for K = k, or for the policy k."""
+    found = [row["histograms"][str(k)] for row in rows]
+    most = max(len(h["counts"]) for h in found) - 1
+    total = Histogram(most)
+    for h in found:
+        counts = [*h["counts"], *[0] * (most + 1 - len(h["counts"]))]
+        total += Histogram.from_dict(most, {**h, "counts": counts})
+    return total
+
+
+def mean_alpha(rows: Sequence[Row]) -> float:
+    """α over all positions: each token weighs the same, whichever sequence it is in."""
+    return float(sum(row["alpha"] * row["tokens"] for row in rows) / sum(row["tokens"] for row in rows))
+
+
+def interval(rows: Sequence[Row], over: Callable[[Row], float], under: Callable[[Row], float]) -> list[float]:
+    """95 % bootstrap interval of Σ over / Σ under, prompts drawn with replacement (all turns of one together)."""
+    names = sorted({row["prompt"] for row in rows})
+    place = {name: i for i, name in enumerate(names)}
+    sums = np.zeros((2, len(names)))
+    for row in rows:
+        sums[:, place[row["prompt"]]] += over(row), under(row)
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+    over_sums, under_sums = drawn @ sums[0], drawn @ sums[1]
+    ratios = over_sums[under_sums > 0] / under_sums[under_sums > 0]
+    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return [float(low), float(high)]
+
+
+def mal_interval(rows: Sequence[Row], k: int | str) -> list[float]:
+    """95 % bootstrap interval of the MAL at K = k."""
+    return interval(
+        rows, lambda row: row["histograms"][str(k)]["tokens"], lambda row: sum(row["histograms"][str(k)]["counts"])
+    )
+
+
+def alpha_interval(rows: Sequence[Row]) -> list[float]:
+    """95 % bootstrap interval of α."""
+    return interval(rows, lambda row: row["alpha"] * row["tokens"], lambda row: row["tokens"])
+
+
+def by_category(rows: Sequence[Row], ks: Sequence[int | str]) -> dict[str, Any]:
+    """α, sequences and MAL of each category."""
+    found = {}
+    for category in sorted({row["category"] for row in rows}):
+        mine = [row for row in rows if row["category"] == category]
+        mal = {str(k): merge(mine, k).mal for k in ks}
+        found[category] = {"alpha": mean_alpha(mine), "sequences": len(mine), "mal": mal}
+    return found
+
+
+def timed(rows: Sequence[Row], alone: Sequence[Row], k: int | str) -> dict[str, Any]:
+    """What the real loop took at K = k against the target alone on the same sequences; prompts' reading left out.
+
+    `c` and `v` are the measured costs of a drafted token and of verifying a step, in plain target steps; `speedup` is
+    the ratio of the tokens per second.
+    """
+    loops = [row["loops"][str(k)] for row in rows]
+    by_id = {row["id"]: row["loops"]["0"] for row in alone}
+    plain = [by_id[row["id"]] for row in rows]
+    seconds, tokens, steps, drafted = (_sum(loops, key) for key in ("seconds", "tokens", "steps", "drafted"))
+    step = _sum(plain, "seconds") / max(1, _sum(plain, "steps"))
+    if not seconds or not step:  # every answer ended with its first step
+        return {}
+    rate, plain_rate = tokens / seconds, _sum(plain, "tokens") / _sum(plain, "seconds")
+    parts = {key: _sum(loops, key) for key in ("draft", "verify", "rollback", "sampling", "rest")}
+    return {
+        "tokens_per_second": rate,
+        "target_tokens_per_second": plain_rate,
+        "speedup": rate / plain_rate,
+        "c": parts["draft"] / drafted / step if drafted else 0.0,
+        "v": parts["verify"] / max(1, steps) / step,
+        "seconds": {key: round(value, 4) for key, value in parts.items()},
+        "overhead": (parts["rollback"] + parts["sampling"] + parts["rest"]) / sum(parts.values()),
+    }
+
+
+def agreement(rows: Sequence[Row], k: int | str) -> dict[str, Any] | None:
+    """Of sampled drafts: the share accepted, and what Σ min(p, q) at the same places says of it, with the interval of
+    their difference. None where no draft had a distribution."""
+    loops = [{**row["loops"][str(k)], "prompt": row["prompt"]} for row in rows]
+    tested = _sum(loops, "tested")
+    if not tested:
+        return None
+    difference = interval(loops, lambda row: row["kept"] - row["expected"], lambda row: row["tested"])
+    return {
+        "realised": _sum(loops, "kept") / tested,
+        "expected": _sum(loops, "expected") / tested,
+        "difference_interval": difference,
+    }
+
+
+def _sum(rows: Sequence[Row], key: str) -> float:
+    return float(sum(row[key] for row in rows))
