@@ -37,7 +37,8 @@ class Times:
 
 @dataclass
 class Generation:
-    """A whole answer; `finish_reason` is "eos", "stop", "length" (max_new_tokens) or "context" (the target's is full)."""
+    """A whole answer; `finish_reason` is "eos", "stop", "length" (max_new_tokens) or "context" (the target's is
+    full)."""
 
     tokens: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
@@ -48,8 +49,8 @@ class Generation:
 class Decoder:
     """How to decode. `seeds` of rows and their draws do not depend on which rows they are batched with.
 
-    `drafter` None is plain decoding. `eos_ids` and `stops` end a sequence. `clock` gives seconds, `dice` the chances of a
-    seed.
+    `drafter` None is plain decoding. `eos_ids` and `stops` end a sequence. `clock` gives seconds, `dice` the
+    chances of a seed.
     """
 
     target: Backend
@@ -61,6 +62,7 @@ class Decoder:
     clock: Callable[[], float] = time.perf_counter
     dice: Callable[[int], Dice] = Dice
     times: Times = field(default_factory=Times)
+    _drafter_has_read: bool = field(default=False, init=False)
 
     def decode(self, prompts: Sequence[list[int]], max_new_tokens: int, seeds: Sequence[int]) -> Iterator[Step]:
         """Continue each prompt with up to `max_new_tokens`, yielding the steps of all rows as they are done.
@@ -73,6 +75,7 @@ class Decoder:
             Row(i, list(ids), len(ids), len(ids) + _room(self.target, ids, max_new_tokens), self.dice(seed))
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
+        self._drafter_has_read = False
         self._drop([row for row in rows if row.room > 0], rows)
         rows, first = [row for row in rows if row.room > 0], True
         while rows:
@@ -106,6 +109,8 @@ class Decoder:
         wanted = [min(most, row.room - 1) for row in rows]
         if self.drafter is not None and any(n > 0 for n in wanted):
             drafts = self.drafter.propose(rows, wanted)
+            first |= not self._drafter_has_read  # its prompt may come later than the target's
+            self._drafter_has_read = True
         else:
             drafts = [Draft() for _ in rows]
         drafted = self.clock()
@@ -152,11 +157,11 @@ class Decoder:
 
     def _accept(self, row: Row, draft: Draft, logits: Tensor) -> tuple[Step, list[int]]:
         """The step of one row, which gets what it emits; and the drafts that were accepted, by number."""
-        logits = sound(logits, "target", len(row.tokens))
+        logits, tested = sound(logits, "target", len(row.tokens)), (0, 0, 0.0)
         if draft.parents:
             nodes, token = self._accept_tree(row, draft, logits)
         else:
-            accepted, token = self._accept_chain(row, draft, logits)
+            accepted, token, tested = self._accept_chain(row, draft, logits)
             nodes = list(range(accepted))
         emitted = [*(draft.tokens[node] for node in nodes), token]
         stop = next((i for i, t in enumerate(emitted) if t in self.eos_ids), None)
@@ -171,18 +176,23 @@ class Decoder:
         row.tokens += emitted
         row.finish_reason = reason or ("" if row.room else "length")
         nodes = nodes[: len(emitted)]
-        return Step(draft.tokens, len(nodes), emitted, row.index), nodes
+        return Step(draft.tokens, len(nodes), emitted, row.index, *tested), nodes
 
-    def _accept_chain(self, row: Row, draft: Draft, logits: Tensor) -> tuple[int, int]:
+    def _accept_chain(self, row: Row, draft: Draft, logits: Tensor) -> tuple[int, int, tuple[int, int, float]]:
+        """(accepted, next token, what `Step` says of sampled drafts)."""
         logits = penalised(logits, self.sampling, row.tokens, draft.tokens)
         drafted = torch.tensor(draft.tokens)
         if self.sampling.greedy:
             choices = logits.argmax(-1).cpu()
             accepted = accept_greedy(choices, drafted)
-            return accepted, int(choices[accepted])
+            return accepted, int(choices[accepted]), (0, 0, 0.0)
         p = probabilities(logits, self.sampling)
         q = torch.stack(draft.q) if draft.q else None
-        return accept_sampled(p, q, drafted, row.dice)
+        accepted, token = accept_sampled(p, q, drafted, row.dice)
+        if q is None:
+            return accepted, token, (0, 0, 0.0)
+        tested = min(accepted + 1, len(drafted))
+        return accepted, token, (tested, accepted, float(torch.minimum(p[:tested], q[:tested]).sum()))
 
     def _accept_tree(self, row: Row, draft: Draft, logits: Tensor) -> tuple[list[int], int]:
         if self.sampling.repetition_penalty != 1:
@@ -200,7 +210,7 @@ class Decoder:
         return accept_tree_sampled(p, draft.q, draft.tokens, draft.parents, row.dice)
 
     def _keep(self, rows: list[Row], drafts: list[Draft], kept: list[list[int]]) -> None:
-        """Roll the target's cache back to what was emitted, its last token not read yet. (Drafters do it themselves.)"""
+        """Roll the target's cache back to what was emitted, its last token not read yet; drafters do it themselves."""
         if drafts[0].parents:
             before = self.target.lengths[0] - len(drafts[0].tokens)
             self.target.keep(before, kept[0])

@@ -26,7 +26,10 @@ class Drafter(Protocol):
 
 @dataclass(frozen=True)
 class VocabularyMap:
-    """Tokens that both vocabularies hold: `target[i]` and `drafter[i]` are the ids of the same token. `width`: V of p."""
+    """Tokens that both vocabularies hold: `target[i]` and `drafter[i]` are the ids of the same token.
+
+    `width` is the target's V.
+    """
 
     target: Tensor
     drafter: Tensor
@@ -51,9 +54,10 @@ def always(reach: float) -> bool:
 class ModelDrafter:
     """A model that drafts token by token, all rows at once.
 
-    `read` gives the ids of a row as the drafter sees them (default: the target's), `vocabulary` maps its logits to the
-    target's tokens, `confident` says whether a draft is worth its time: from the product of the top probabilities of its
-    place and those before it, before anything is drawn there, so that it cannot bias the draw. `certain`: take the likeliest token, with no q to go with it.
+    `read` gives the ids of a row as the drafter sees them (default: the target's); `vocabulary` maps its logits to the
+    target's; `confident` says whether a draft is worth its time: from the product of the top probabilities of its place
+    and those before it, before anything is drawn there, so that it cannot bias the draw. `certain`: take the likeliest
+    token, with no q to go with it.
     """
 
     def __init__(
@@ -79,17 +83,22 @@ class ModelDrafter:
         contexts = [self.read(row) if n > 0 else [] for row, n in zip(rows, wanted, strict=True)]
         room = self.backend.max_length
         left = [
-            n if room is None else min(n, room - len(context)) for n, context in zip(wanted, contexts, strict=True)
+            (n if room is None else min(n, room - len(context))) if context else 0  # nothing to go on from
+            for n, context in zip(wanted, contexts, strict=True)
         ]
         unread = self._unread(contexts, [n > 0 for n in left])
         drafts: list[list[int]] = [[] for _ in rows]
         q: list[list[Tensor]] = [[] for _ in rows]
+        reach = [1.0] * len(rows)
         while any(unread):
             found = self.backend.forward(unread, [int(bool(ids)) for ids in unread])
             for b, ids in enumerate(unread):
                 self._seen[b] += ids
                 unread[b] = []
-                if not ids or (token := self._next(rows[b], drafts[b], found[b], q[b])) is None:
+                if not ids:
+                    continue
+                token, reach[b] = self._next(rows[b], drafts[b], found[b], q[b], reach[b])
+                if token is None:
                     continue
                 drafts[b].append(token)
                 if len(drafts[b]) < left[b]:
@@ -106,21 +115,27 @@ class ModelDrafter:
         self._seen = [seen[:n] for seen, n in zip(self._seen, common, strict=True)]
         return [context[n:] if on else [] for context, n, on in zip(contexts, common, active, strict=True)]
 
-    def _next(self, row: Row, drafted: list[int], logits: Tensor, q: list[Tensor]) -> int | None:
-        """The next draft after `drafted`, from logits [1, V]; its distribution goes to `q`. None: stop here."""
+    def _next(
+        self, row: Row, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
+    ) -> tuple[int | None, float]:
+        """The next draft after `drafted`, from logits [1, V]; its distribution goes to `q`. None: stop here.
+
+        `reach` is the chance of those before it, and is handed back with its own.
+        """
         logits = sound(logits, "drafter", len(row.tokens) + len(drafted))
         if self.vocabulary is not None:
             logits = self.vocabulary.logits(logits)
         logits = penalised(logits, self.sampling, [*row.tokens, *drafted])[0]
         if self.certain:
-            if self.confident is not always and not self.confident(float(logits.float().softmax(-1).max())):
-                return None
-            return int(logits.argmax())
+            if self.confident is not always:
+                reach *= float(logits.float().softmax(-1).max())
+            return (int(logits.argmax()) if self.confident(reach) else None), reach
         distribution = probabilities(logits, self.sampling)
-        if not self.confident(float(distribution.max())):
-            return None
+        reach *= float(distribution.max())
+        if not self.confident(reach):
+            return None, reach
         q.append(distribution)
-        return row.dice.draw(distribution)
+        return row.dice.draw(distribution), reach
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
@@ -132,10 +147,10 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def sound(logits: Tensor, who: str, position: int) -> Tensor:
-    """`logits`, unless there is a NaN among them."""
-    if bool(torch.isnan(logits).any()):
+    """`logits`, unless there is a NaN or an infinity among them that no softmax survives."""
+    if bool((torch.isnan(logits) | torch.isposinf(logits)).any()):
         raise FloatingPointError(
-            f"the {who}'s logits after {position} tokens hold NaN: try float32, or check the weights"
+            f"the {who}'s logits after {position} tokens hold NaN or infinity: try float32, or check the weights"
         )
     return logits
 

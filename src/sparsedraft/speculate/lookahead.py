@@ -1,8 +1,8 @@
 """How many tokens to draft: a constant, the K that pays best, a confidence stop, or a bandit over such policies.
 
 None of them looks at a token before it is drawn, so all are lossless. They learn from what steps cost and bring, and
-keep what they learned from prompt to prompt. With measured times, K depends on the machine's mood: under sampling a seed
-then gives the same distribution, not the same text.
+keep what they learned from prompt to prompt. With measured times, K depends on the machine's mood: under sampling a
+seed then gives the same distribution, not the same text.
 """
 
 import math
@@ -19,7 +19,7 @@ NAMES = ("constant", "auto", "confidence", "bandit")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one step took and gave: means over its rows, times in seconds. `first`: it read a prompt, too."""
+    """What one step took and gave: means over its rows, times in seconds. `first`: a model read its prompt, too."""
 
     drafted: float
     accepted: float

@@ -69,7 +69,7 @@ def fitted(model: nn.Module, full: Tensor, windowed: Tensor | None) -> Tensor | 
         mask = mask.to(model.device)  # type: ignore[arg-type]
         if model.config._attn_implementation != "eager":  # type: ignore[union-attr]
             return mask
-        least = torch.finfo(model.dtype).min  # type: ignore[arg-type]
+        least = torch.finfo(model.dtype).min  # type: ignore[call-overload]
         return torch.zeros(mask.shape, dtype=model.dtype, device=mask.device).masked_fill(~mask, least)  # type: ignore[call-overload]
 
     mixed, _ = windows(model)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from sparsedraft.errors import UserError
 
+COLDEST = 1e-30  # below it float32 would divide by 0
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -41,6 +43,11 @@ class Sampling:
         return self.temperature == 0
 
 
+def wide(logits: Tensor) -> Tensor:
+    """`logits` in float32 at least: probabilities of half the precision would not add up."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def penalised(logits: Tensor, sampling: Sampling, context: Sequence[int], drafted: Sequence[int] = ()) -> Tensor:
     """`logits` [n, V] with the repetition penalty: row i is what follows `context` and the first i of `drafted`.
 
@@ -52,17 +59,17 @@ def penalised(logits: Tensor, sampling: Sampling, context: Sequence[int], drafte
     seen[:, torch.tensor([*context], device=logits.device)] = True
     for i, token in enumerate(drafted[: len(logits) - 1]):
         seen[i + 1 :, token] = True
-    logits = logits.float()
+    logits = wide(logits)
     factor = sampling.repetition_penalty
     return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution over the last axis of `logits` [..., V] after the warpers, float32; greedy is one-hot."""
-    logits = logits.float()
+    """The distribution over the last axis of `logits` [..., V] after the warpers; greedy is one-hot."""
+    logits = wide(logits)
     if sampling.greedy:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    logits = logits / sampling.temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, COLDEST)
     if 0 < sampling.top_k < logits.shape[-1]:
         least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -46,6 +46,9 @@ class Step:
     accepted: int  # drafted tokens that were emitted
     emitted: list[int]
     row: int = 0
+    tested: int = 0  # sampled drafts that the rule came to, up to the first rejection
+    kept: int = 0  # of them, those that it accepted
+    expected: float = 0.0  # Σ over those tested of Σ_v min(p, q)
 
 
 class Stops:
@@ -57,6 +60,7 @@ class Stops:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
         self.tokenizer, self.strings = tokenizer, [s for s in strings if s]
+        self.longest = max((len(s) for s in self.strings), default=0)  # characters
         self.window = max((len(s.encode()) for s in self.strings), default=0) + 8
 
     def first(self, tokens: Sequence[int], written: int, new: int) -> int | None:

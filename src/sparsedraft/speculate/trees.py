@@ -105,9 +105,7 @@ class TreeDrafter:
         """Keep of the cache what `tokens`, which begin with the prefix, went on with; start a new tree."""
         tree, at, path = self._tree, -1, []
         for token in tokens[len(self._prefix) : len(tokens) - 1]:
-            at = next(
-                (n for n in tree.read if tree.parents[n] == at and tree.tokens[n] == token), len(tree.tokens)
-            )
+            at = next((n for n in tree.read if tree.parents[n] == at and tree.tokens[n] == token), len(tree.tokens))
             if at == len(tree.tokens):
                 break
             path.append(tree.read.index(at))
