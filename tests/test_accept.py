@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import Chances, outcomes
 
 from sparsedraft.speculate import accept, decode
 from sparsedraft.speculate.accept import (
@@ -20,6 +19,7 @@ from sparsedraft.speculate.accept import (
 )
 from sparsedraft.speculate.sampling import Dice
 from sparsedraft.speculate.sequence import Step
+from toys import Chances, outcomes
 
 V = 4
 

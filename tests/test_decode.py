@@ -1,77 +1,84 @@
-"""The decoding loop: lossless, with drafters whose acceptance is known by construction, and caches that roll back."""
+"""The decoding loop with drafters whose acceptance is known by construction: every length and count that follows."""
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from sparsedraft import checkpoint
-from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.measure.acceptance import Histogram
-from sparsedraft.measure.simulate import acceptance, simulate
-from sparsedraft.speculate.backend import TransformersBackend
-from sparsedraft.speculate.decode import generate
+from sparsedraft.measure.simulate import simulate
+from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
+from sparsedraft.speculate.drafters import ModelDrafter, PromptLookup, shared
+from sparsedraft.speculate.lookahead import Constant, policy_named
 from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.vocab import check_same_tokenizer
+from sparsedraft.speculate.trees import TreeDrafter
+from toys import Table, Toy, scripted
 
 GREEDY = Sampling()
-V = 50
+WRONG = 40
 
 
-class Scripted:
-    """A Backend that continues any text of length n with `script(n)`."""
-
-    def __init__(self, script, max_length: int | None = None) -> None:
-        self.script, self.max_length = script, max_length
-        self.ids: list[int] = []
-        self.passes, self.fed = 0, 0
-
-    @property
-    def length(self) -> int:
-        return len(self.ids)
-
-    def forward(self, ids: list[int], logits: int) -> torch.Tensor:
-        self.passes += 1
-        self.fed += len(ids)
-        self.ids += ids
-        assert self.max_length is None or len(self.ids) <= self.max_length, "more than the context was fed"
-        out = torch.zeros(logits, V)
-        for row, end in enumerate(range(len(self.ids) - logits + 1, len(self.ids) + 1)):
-            out[row, self.script(end)] = 1
-        return out
-
-    def rollback(self, length: int) -> None:
-        assert length <= len(self.ids)
-        self.ids = self.ids[:length]
-
-
-def target_script(n: int) -> int:
+def right(n: int) -> int:
+    """The target's token after n tokens."""
     return n % 10 + 1
 
 
-def run(drafter, k: int, n: int = 20, eos: int | None = None, target: Scripted | None = None):
-    target = target or Scripted(target_script)
+def sometimes(n: int) -> int:
+    """A drafter's that is wrong after every text whose length 4 divides."""
+    return WRONG if n % 4 == 0 else right(n)
+
+
+def decode(
+    script, k: int, prompts: list[list[int]], n: int = 20, eos: int | None = None, branching: int = 1,
+    context: int | None = None, drafter_context: int | None = None,
+) -> tuple[list[Generation], Toy]:  # fmt: skip
+    """What `right` makes of the prompts, with a drafter that goes by `script` (None: without), and the target."""
+    target = scripted(right, len(prompts), max_length=context)
+    drafter = None
+    if script is not None:
+        model = scripted(script, len(prompts), max_length=drafter_context)
+        drafter = TreeDrafter(model, GREEDY, branching) if branching > 1 else ModelDrafter(model, GREEDY)
     eos_ids = frozenset() if eos is None else frozenset({eos})
-    made = generate(target, drafter, [0, 0, 0], k=k, max_new_tokens=n, sampling=GREEDY, eos_ids=eos_ids)
+    decoder = Decoder(target, drafter, Constant(k), GREEDY, eos_ids)
+    return generate_all(decoder, prompts, n, [0] * len(prompts)), target
+
+
+def run(script, k: int, n: int = 20, **options) -> tuple[Generation, Toy]:
+    (made,), target = decode(script, k, [[0, 0, 0]], n, **options)
     return made, target
+
+
+def text(start: int, n: int = 20) -> list[int]:
+    return [right(start + i) for i in range(n)]
+
+
+def accepted_runs(script, k: int, start: int, n: int) -> list[int]:
+    """Drafts accepted, step by step, of a chain of K = k."""
+    found, at, end = [], start, start + n
+    while at < end:
+        length = 0
+        while length < min(k, end - at - 1) and script(at + length) == right(at + length):
+            length += 1
+        found.append(length)
+        at += length + 1
+    return found
 
 
 @pytest.mark.parametrize("k", range(1, 9))
 def test_always_accepted(k: int) -> None:
-    made, target = run(Scripted(target_script), k)
+    made, target = run(right, k)
     steps = -(-20 // (k + 1))
-    assert made.tokens == [target_script(3 + i) for i in range(20)]
+    assert made.tokens == text(3)
     assert target.passes == len(made.steps) == steps
     histogram = Histogram.of_steps(made.steps, k)
     assert histogram.mal == 20 / steps and histogram.acceptance_rate == 1
+    assert histogram.counts[k] == 20 // (k + 1) and histogram.steps == steps
     assert target.fed == 3 + 20 - 1, "every token is fed once: nothing is recomputed"
 
 
 @pytest.mark.parametrize("k", range(1, 9))
 def test_never_accepted(k: int) -> None:
-    drafter = Scripted(lambda n: 40)
-    made, target = run(drafter, k)
-    assert made.tokens == [target_script(3 + i) for i in range(20)]
+    made, target = run(lambda n: WRONG, k)
+    assert made.tokens == text(3)
     histogram = Histogram.of_steps(made.steps, k)
     assert target.passes == 20 and histogram.mal == 1 and histogram.acceptance_rate == 0
     assert histogram.counts == [20] + [0] * k
@@ -80,133 +87,212 @@ def test_never_accepted(k: int) -> None:
 
 @pytest.mark.parametrize("k", range(1, 9))
 def test_sometimes_accepted_has_the_lengths_that_follow(k: int) -> None:
-    """The drafter is wrong at every text length that 4 divides."""
-    made, _ = run(Scripted(lambda n: 40 if n % 4 == 0 else target_script(n)), k, n=24)
-    expected, at, end = [], 3, 27
-    while at < end:
+    made, target = run(sometimes, k, n=24)
+    expected = accepted_runs(sometimes, k, 3, 24)
+    assert [step.accepted for step in made.steps] == expected
+    assert Histogram.of_steps(made.steps, k).counts == [expected.count(a) for a in range(k + 1)]
+    assert made.tokens == text(3, 24) and target.passes == len(expected)
+
+
+def test_a_drafter_reads_every_token_once() -> None:
+    """But for the last accepted draft, which it has not read when the target's own token comes."""
+    for script in (right, sometimes, lambda n: WRONG):
+        model = scripted(script)
+        decoder = Decoder(scripted(right), ModelDrafter(model, GREEDY), Constant(3), GREEDY)
+        made = generate(decoder, [0, 0, 0], 24)
+        drafted = sum(len(step.drafted) for step in made.steps)
+        emitted = sum(len(step.emitted) for step in made.steps if step.drafted)
+        accepted = sum(min(step.accepted, len(step.drafted) - 1) for step in made.steps if step.drafted)
+        last = next(step for step in reversed(made.steps) if step.drafted)
+        unread = len(last.emitted) - min(last.accepted, len(last.drafted) - 1)  # of the last step, never asked for
+        steps = sum(bool(step.drafted) for step in made.steps)
+        assert model.fed == 3 + (drafted - steps) + (emitted - accepted) - unread
+
+
+# ---- trees
+
+
+def tree_depth(nodes: int) -> int:
+    """Nodes on the likeliest branch of a tree of branching 2, width 2: the first round costs 2 nodes, others 4."""
+    return 0 if nodes < 1 else 1 + max(0, -(-(nodes - 2) // 4))
+
+
+@pytest.mark.parametrize("k", range(1, 15))
+def test_tree_always_accepted(k: int) -> None:
+    made, target = run(lambda n: right(n), k, branching=2)
+    assert made.tokens == text(3)
+    expected, left = [], 20
+    while left:
+        expected.append(tree_depth(min(k, left - 1)))
+        left -= expected[-1] + 1
+    assert [step.accepted for step in made.steps] == expected
+    assert [len(step.emitted) for step in made.steps] == [depth + 1 for depth in expected]
+    assert target.passes == len(expected) + 1, "one for the prompt, then one a step"
+    assert Histogram.of_steps(made.steps, k).tokens == 20
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 9])
+def test_tree_never_accepted(k: int) -> None:
+    made, target = run(lambda n: WRONG, k, branching=3)
+    histogram = Histogram.of_steps(made.steps, k)
+    assert made.tokens == text(3) and histogram.counts == [20] + [0] * k
+    assert target.passes == 20 + 1 and histogram.drafted == sum(min(k, r - 1) for r in range(1, 21))
+
+
+@pytest.mark.parametrize("k", [2, 6, 10])
+def test_tree_sometimes_accepted(k: int) -> None:
+    made, _ = run(sometimes, k, n=24, branching=2)
+    expected, at = [], 3
+    while at < 27:
         run_length = 0
-        while run_length < min(k, end - at - 1) and (at + run_length) % 4:
+        while run_length < tree_depth(min(k, 27 - at - 1)) and (at + run_length) % 4:
             run_length += 1
         expected.append(run_length)
         at += run_length + 1
-    assert [step.accepted for step in made.steps] == expected
-    assert made.tokens == [target_script(3 + i) for i in range(24)]
+    assert [step.accepted for step in made.steps] == expected and made.tokens == text(3, 24)
+
+
+def test_a_tree_takes_the_second_guess_where_a_chain_fails() -> None:
+    def second(ids: list[int]) -> torch.Tensor:
+        logits = torch.zeros(50)
+        logits[WRONG], logits[right(len(ids))] = 20.0, 10.0
+        return logits
+
+    for branching, k, accepted in ((1, 2, 0), (2, 2, 1), (2, 6, 2), (3, 3, 1)):
+        model = Toy(second)
+        drafter = TreeDrafter(model, GREEDY, branching) if branching > 1 else ModelDrafter(model, GREEDY)
+        made = generate(Decoder(scripted(right), drafter, Constant(k), GREEDY), [0, 0, 0], 30)
+        assert made.tokens == text(3, 30)
+        assert {step.accepted for step in made.steps if len(step.drafted) == k} == {accepted}
+
+
+def test_a_tree_of_branching_1_drafts_the_chain() -> None:
+    for script in (right, sometimes):
+        target = scripted(right)
+        tree = Decoder(target, TreeDrafter(scripted(script), GREEDY, branching=1, width=1), Constant(4), GREEDY)
+        chain, _ = run(script, 4)
+        assert generate(tree, [0, 0, 0], 20) == chain
+
+
+# ---- several rows
+
+PROMPTS = [[0], [0, 0, 0], [0] * 6, [0] * 11, [0, 0]]
+
+
+@pytest.mark.parametrize("script", [right, sometimes, lambda n: WRONG], ids=["always", "sometimes", "never"])
+@pytest.mark.parametrize("k", [0, 1, 3, 8])
+@pytest.mark.parametrize("ends", [{}, {"eos": 7}, {"context": 22, "n": 30}, {"drafter_context": 12}], ids=str)
+def test_each_row_is_as_if_it_were_alone(script, k: int, ends: dict[str, int]) -> None:
+    """Rows of different lengths that end at different times, by eos, length or context."""
+    together, target = decode(script, k, PROMPTS, **ends)
+    alone = [decode(script, k, [prompt], **ends) for prompt in PROMPTS]
+    for i, (mine, ((single,), _)) in enumerate(zip(together, alone, strict=True)):
+        assert (mine.tokens, mine.finish_reason) == (single.tokens, single.finish_reason)
+        assert [(s.drafted, s.accepted, s.emitted, s.row) for s in mine.steps] == [
+            (s.drafted, s.accepted, s.emitted, i) for s in single.steps
+        ]
+        assert Histogram.of_steps(mine.steps, k) == Histogram.of_steps(single.steps, k)
+    assert target.passes == max(len(made.steps) for made in together), "one pass a step for all rows"
+    assert target.fed == sum(one.fed for _, one in alone)
+    if not ends:
+        expected = [accepted_runs(script, k, len(prompt), 20) for prompt in PROMPTS]
+        assert [[step.accepted for step in made.steps] for made in together] == expected
+    if "eos" in ends or "context" in ends:
+        assert len({len(made.tokens) for made in together}) > 2
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(0.8, 6, 0.9, 0.02, 1.3)], ids=str)
+@pytest.mark.parametrize("k", [1, 4])
+def test_a_rows_draws_do_not_depend_on_the_others(sampling: Sampling, k: int) -> None:
+    prompts, seeds = [[1, 2, 3], [4], [5, 6], [1, 2, 3]], [5, 6, 7, 8]
+
+    def made(rows: list[int]) -> list[list[int]]:
+        drafter = ModelDrafter(Table(2, 9, len(rows)), sampling)
+        decoder = Decoder(Table(1, 9, len(rows)), drafter, Constant(k), sampling, frozenset({8}))
+        return [one.tokens for one in generate_all(decoder, [prompts[b] for b in rows], 25, [seeds[b] for b in rows])]
+
+    alone = [made([b])[0] for b in range(4)]
+    assert made([0, 1, 2, 3]) == alone and made([2, 0]) == [alone[2], alone[0]]
+    assert (alone[0] == alone[3]) == sampling.greedy, "other seeds, other texts"
+
+
+def test_rows_with_nothing_to_write() -> None:
+    decoder = Decoder(scripted(right, 2), ModelDrafter(scripted(right, 2), GREEDY), Constant(3), GREEDY)
+    made = generate_all(decoder, [[0], [0, 0]], 0, [0, 0])
+    assert [one.tokens for one in made] == [[], []] and decoder.target.passes == 0  # type: ignore[attr-defined]
+
+
+# ---- where texts end
 
 
 def test_no_drafter_and_k_0_are_plain_decoding() -> None:
-    for drafter, k in ((None, 0), (None, 5), (Scripted(target_script), 0)):
-        made, target = run(drafter, k)
+    for script, k in ((None, 0), (None, 5), (right, 0)):
+        made, target = run(script, k)
         assert target.passes == 20 and all(step.emitted and not step.drafted for step in made.steps)
 
 
-def test_end_of_sequence_inside_a_draft_cuts_the_step() -> None:
-    made, _ = run(Scripted(target_script), 8, eos=7)  # tokens 4 5 6 7: the end is the fourth draft
+@pytest.mark.parametrize("branching", [1, 2])
+def test_end_of_sequence_inside_a_draft_cuts_the_step(branching: int) -> None:
+    made, _ = run(right, 8 if branching == 1 else 14, eos=7, branching=branching)  # 4 5 6 7: the end is the last draft
     assert made.tokens == [4, 5, 6, 7] and made.finish_reason == "eos"
-    assert made.steps[-1].accepted == 4 and len(made.steps[-1].drafted) == 8
-    made, _ = run(Scripted(lambda n: 40), 8, eos=7)
+    assert made.steps[-1].accepted == 4 and len(made.steps[-1].drafted) == (8 if branching == 1 else 14)
+    made, _ = run(lambda n: WRONG, 8, eos=7, branching=branching)
     assert made.tokens == [4, 5, 6, 7] and len(made.steps) == 4
 
 
-def test_a_draft_of_eos_that_is_rejected_does_not_stop() -> None:
-    made, _ = run(Scripted(lambda n: 45), 3, eos=45)
+@pytest.mark.parametrize("branching", [1, 2])
+def test_a_draft_of_eos_that_is_rejected_does_not_stop(branching: int) -> None:
+    made, _ = run(lambda n: 45, 3, eos=45, branching=branching)
     assert len(made.tokens) == 20 and made.finish_reason == "length"
 
 
-def test_full_context_of_the_target_ends_the_text() -> None:
-    made, target = run(Scripted(target_script), 4, target=Scripted(target_script, max_length=10))
-    assert len(made.tokens) == 7 and made.finish_reason == "context" and target.length <= 10
+@pytest.mark.parametrize("branching", [1, 2])
+def test_full_context_of_the_target_ends_the_text(branching: int) -> None:
+    made, target = run(right, 4, context=10, branching=branching)
+    assert len(made.tokens) == 7 and made.finish_reason == "context" and target.lengths[0] <= 10
     with pytest.raises(UserError, match="3 tokens, which fill the target's context of 3"):
-        run(None, 0, target=Scripted(target_script, max_length=3))
+        run(None, 0, context=3)
 
 
 def test_a_drafter_shorter_in_context_stops_drafting_and_nothing_else() -> None:
-    made, _ = run(Scripted(target_script, max_length=9), 4)
-    assert made.tokens == [target_script(3 + i) for i in range(20)]
+    made, _ = run(right, 4, drafter_context=9)
+    assert made.tokens == text(3)
     lengths = [len(step.drafted) for step in made.steps]
     assert lengths[:2] == [4, 1] and not any(lengths[2:])
-
-
-def test_nan_logits_name_the_model() -> None:
-    class Broken(Scripted):
-        def forward(self, ids, logits):
-            return super().forward(ids, logits) * torch.nan
-
-    with pytest.raises(FloatingPointError, match="drafter"):
-        run(Broken(target_script), 2)
-    with pytest.raises(FloatingPointError, match="target"):
-        run(None, 0, target=Broken(target_script))
-
-
-def test_empty_prompt() -> None:
-    with pytest.raises(UserError, match="empty"):
-        generate(Scripted(target_script), None, [], k=0, max_new_tokens=1, sampling=GREEDY, eos_ids=frozenset())
-
-
-# ---- real models
-
-
-def noisy(model, share: float, seed: int = 0):
-    """Add Gaussian noise of `share` of each decoder linear's own deviation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for linear in decoder_linears(model).values():
-            noise = torch.randn(linear.weight.shape, generator=generator)
-            linear.weight += share * linear.weight.std() * noise
-    return model
-
-
-def test_rolled_back_cache_equals_a_fresh_one(tiny_llama) -> None:
-    model = tiny_llama()
-    generator = torch.Generator().manual_seed(0)
-    text = torch.randint(3, 320, (700,), generator=generator).tolist()
-    backend, held = TransformersBackend(model), []
-    for _ in range(40):  # random appends and roll-backs
-        n = int(torch.randint(1, 9, (1,), generator=generator))
-        new = text[len(held) : len(held) + n] if torch.rand((), generator=generator) < 0.7 else [5] * n
-        held += new
-        logits = backend.forward(new, len(new))
-        with torch.no_grad():
-            fresh = model(torch.tensor([held])).logits[0, -len(new) :]
-        torch.testing.assert_close(logits, fresh, rtol=1e-3, atol=1e-3)
-        keep = len(held) - int(torch.randint(0, min(6, len(held)), (1,), generator=generator))
-        backend.rollback(keep)
-        held = held[:keep]
-        assert backend.length == keep
-
-
-@pytest.mark.parametrize("eos", [frozenset(), frozenset(range(3, 40))])
-def test_greedy_equals_the_target_alone_and_simulation_the_loop(tiny_llama, eos: frozenset[int]) -> None:
-    target = tiny_llama()
-    drafters = [
-        noisy(tiny_llama(), 0.1),
-        noisy(tiny_llama(), 0.4),
-        tiny_llama(seed=5),
-        tiny_llama(max_position_embeddings=40),
-    ]
-    partial = 0
-    for p in range(3):
-        prompt = torch.randint(3, 320, (4 + 6 * p,), generator=torch.Generator().manual_seed(p)).tolist()
-        options = {"max_new_tokens": 40, "sampling": GREEDY, "eos_ids": eos}
-        alone = generate(TransformersBackend(target), None, prompt, k=0, **options).tokens
-        for model in drafters:
-            context = model.config.max_position_embeddings - len(prompt)
-            ((_, matches),) = (
-                acceptance(model, [(prompt, alone)], None, GREEDY) if context > len(alone) else ((0, None),)
-            )
-            for k in range(1, 9):
-                made = generate(TransformersBackend(target), TransformersBackend(model), prompt, k=k, **options)
-                assert made.tokens == alone
-                if matches is not None:
-                    assert simulate(matches > 0.5, k, 40) == Histogram.of_steps(made.steps, k)
-                    partial += 0 < sum(step.accepted for step in made.steps) < sum(len(s.drafted) for s in made.steps)
-    assert partial > 25, "most of the drafters are accepted in part"
+    for branching in (1, 2):
+        made, _ = run(right, 4, drafter_context=2, branching=branching)  # the prompt alone does not fit
+        assert made.tokens == text(3) and not any(step.drafted for step in made.steps)
 
 
 def test_simulation_knows_a_drafter_shorter_in_context() -> None:
     for context in (0, 3, 9):
-        made, _ = run(Scripted(target_script, max_length=3 + context), 4)
+        made, _ = run(right, 4, drafter_context=3 + context)
         matches = torch.ones(20, dtype=torch.bool)
         assert simulate(matches, 4, 20, context) == Histogram.of_steps(made.steps, 4)
+
+
+# ---- prompt lookup
+
+
+def test_prompt_lookup_copies_what_followed_the_latest_longest_match() -> None:
+    look = PromptLookup(longest=3)._look
+    assert look([1, 2, 3, 9, 8, 1, 2, 3], 2) == [9, 8]
+    assert look([1, 2, 7, 5, 2, 6, 1, 2], 3) == [7, 5, 2], "two tokens that match go before one that is nearer"
+    assert look([2, 7, 2, 6, 2], 1) == [6], "of equal matches the latest"
+    assert look([1, 2, 3, 4], 3) == [] and look([5], 3) == [] and look([4, 4], 3) == [4]
+    assert look([3, 4, 3], 5) == [4, 3] and look([3, 4, 3], 0) == []
+
+
+def test_prompt_lookup_is_accepted_on_a_text_that_repeats() -> None:
+    """`right` has a period of 10: from the second on, every draft is right."""
+    target = scripted(right)
+    made = generate(Decoder(target, PromptLookup(), Constant(4), GREEDY), [0, 0, 0], 60)
+    assert made.tokens == text(3, 60)
+    assert target.passes == len(made.steps) <= 12 + 48 // 5 + 1
+    assert all(step.accepted == len(step.drafted) for step in made.steps[12:])
+
+
+# ---- histograms and bad input
 
 
 def test_histograms_add_up_and_come_back_from_disk() -> None:
@@ -217,57 +303,55 @@ def test_histograms_add_up_and_come_back_from_disk() -> None:
     assert Histogram.from_dict(2, both.to_dict()) == both
 
 
-def test_sampled_acceptance_is_the_overlap(tiny_llama) -> None:
-    p, q, sampling = tiny_llama(), noisy(tiny_llama(), 0.3), Sampling(0.8, top_k=20)
-    prompt, output = list(range(5, 12)), list(range(30, 36))
-    ((_, shares),) = acceptance(q, [(prompt, output)], p, sampling)
-    from sparsedraft.speculate.sampling import probabilities
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("branching", [1, 2])
+@pytest.mark.parametrize("who", ["drafter", "target"])
+def test_broken_logits_name_the_model_and_the_place(value: float, branching: int, who: str) -> None:
+    """Whatever the step in which it comes: after 7 tokens, the prompt's included."""
 
-    with torch.no_grad():
-        logits = [model(torch.tensor([prompt + output])).logits[0, 6:-1] for model in (p, q)]
-    expected = torch.minimum(*(probabilities(x, sampling) for x in logits)).sum(-1)
-    torch.testing.assert_close(shares, expected, rtol=1e-3, atol=1e-4)
-    assert 0 < float(shares.mean()) < 1
+    def model(broken: bool) -> Toy:
+        logits = scripted(right).after
 
+        def after(ids: list[int]) -> torch.Tensor:
+            return logits(ids) * (value if broken and len(ids) == 7 else 1)
 
-def test_tokenizers_that_differ_are_named(tokenizer) -> None:
-    import copy
+        return Toy(after)
 
-    check_same_tokenizer(tokenizer, copy.deepcopy(tokenizer), "p", "q")
-    other = copy.deepcopy(tokenizer)
-    other.add_tokens(["extra"])
-    with pytest.raises(UserError, match="target p and drafter q have different tokenizers"):
-        check_same_tokenizer(tokenizer, other, "p", "q")
+    for k in (1, 3, 6):
+        q, p = model(who == "drafter"), model(who == "target")
+        drafter = TreeDrafter(q, GREEDY, branching) if branching > 1 else ModelDrafter(q, GREEDY)
+        with pytest.raises(FloatingPointError, match=f"the {who}'s logits after 7 tokens hold NaN or infinity"):
+            generate(Decoder(p, drafter, Constant(k), GREEDY), [0, 0, 0], 20)
 
 
-def test_heads_of_unequal_width_are_refused(tiny_llama) -> None:
-    from sparsedraft.speculate.vocab import check_same_head
+def test_bad_input_gets_one_clear_sentence() -> None:
+    with pytest.raises(UserError, match=r"^the prompt is empty: give at least one token.$"):
+        decode(None, 0, [[]])
+    with pytest.raises(UserError, match=r"^the prompt is empty"):
+        decode(right, 2, [[1], []])
+    with pytest.raises(UserError, match="the prompt has 12 tokens, which fill the target's context of 11: shorten it"):
+        decode(right, 2, [[1], [1] * 12], context=11)
+    with pytest.raises(UserError, match=r"--k -1 is not possible: give 0 \(no drafts\) or more"):
+        Constant(-1)
+    with pytest.raises(UserError, match=r"--policy oracle is not known: choose one of constant, auto, "):
+        policy_named("oracle", 3)
+    for name in ("auto", "confidence", "bandit"):
+        for k in (0, -2):
+            with pytest.raises(UserError, match=f"--k {k} leaves --policy {name} nothing to choose from"):
+                policy_named(name, k)
+    for branching, width in ((0, 2), (-1, 2), (2, 0)):
+        with pytest.raises(UserError, match=r"a tree of branching .* is not possible: give 1 or more"):
+            TreeDrafter(scripted(right), GREEDY, branching, width)
+    with pytest.raises(UserError, match="a tree is drafted for one prompt at a time, and there are 2"):
+        decode(right, 4, [[1], [1, 2]], branching=2)
 
-    check_same_head(tiny_llama(), tiny_llama(), "q")
-    with pytest.raises(UserError, match="head of 384 rows and the target one of 320"):
-        check_same_head(tiny_llama(), tiny_llama(vocab_size=384), "q")
+
+def test_a_row_that_the_drafter_reads_nothing_of_is_not_drafted_for() -> None:
+    drafter = ModelDrafter(scripted(right, 2), GREEDY, read=lambda row: row.tokens[4 - 4 * row.index :])
+    made = generate_all(Decoder(scripted(right, 2), drafter, Constant(2), GREEDY), [[0, 0, 0]] * 2, 9, [0, 0])
+    assert [one.tokens for one in made] == [text(3, 9)] * 2
+    assert [len(one.steps[0].drafted) for one in made] == [0, 2]
 
 
-def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
-    """On the real model: the same histograms, and greedy text that is that of transformers' own generate."""
-    target, drafter = checkpoint.load(smollm2), noisy(checkpoint.load(smollm2), 0.15)
-    tokenizer = checkpoint.load_tokenizer(smollm2)
-    plain = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    eos_ids = checkpoint.eos_ids(target, tokenizer)
-    from sparsedraft.prompts import chat_ids
-
-    for text, n, ks in (
-        ("Name three colours.", 20, (1, 3, 5, 8)),
-        ("What is 2 + 2? Answer with a number only.", 24, (2,)),
-    ):
-        prompt = chat_ids(tokenizer, [{"role": "user", "content": text}])
-        theirs = plain.generate(torch.tensor([prompt]), max_new_tokens=n, do_sample=False)[0, len(prompt) :].tolist()
-        ((_, matches),) = acceptance(drafter, [(prompt, theirs)], None, GREEDY)
-        assert 0.2 < float(matches.mean()) < 1, "the drafter is accepted in part"
-        for k in ks:
-            made = generate(
-                TransformersBackend(target), TransformersBackend(drafter), prompt, k=k, max_new_tokens=n,
-                sampling=GREEDY, eos_ids=eos_ids,
-            )  # fmt: skip
-            assert made.tokens == theirs
-            assert Histogram.of_steps(made.steps, k) == simulate(matches > 0.5, k, n)
+def test_the_longest_common_prefix() -> None:
+    assert [shared([1, 2, 3], other) for other in ([], [1, 2], [1, 2, 3, 4], [1, 9, 3], [4])] == [0, 2, 3, 1, 0]

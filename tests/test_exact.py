@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from toys import Table, outcomes, reference
 
 from sparsedraft.speculate.decode import Decoder
 from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.trees import TreeDrafter
+from toys import Table, outcomes, reference
 
 V, LENGTH = 8, 4
 PROMPT = [1, 3, 5, 1, 3]  # repeats itself, for prompt lookup

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import transformers as hf
-from conftest import build_llama
-from toys import reference
 
+from conftest import build_llama
 from sparsedraft.errors import UserError
 from sparsedraft.speculate.backend import TransformersBackend
 from sparsedraft.speculate.decode import Decoder, generate
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.sampling import Dice, Sampling, penalised, probabilities
+from toys import reference
 
 WARPERS = [
     Sampling(1.0),

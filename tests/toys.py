@@ -1,4 +1,4 @@
-"""Backends without weights: texts of known distribution, a clock that only models move, and dice that try everything."""
+"""Backends without weights: texts of known distribution, a clock that models move, and dice that try everything."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -97,7 +97,7 @@ class Toy:
 
 def scripted(script: Callable[[int], int], rows: int = 1, width: int = 50, **options: object) -> Toy:
     """A Toy that goes on after any text of n tokens with `script(n)`."""
-    eye = torch.eye(width)
+    eye = 20 * torch.eye(width)
     return Toy(lambda ids: eye[script(len(ids))], rows, **options)  # type: ignore[arg-type]
 
 

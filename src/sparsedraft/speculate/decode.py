@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.errors import UserError
+from sparsedraft.speculate import masks
 from sparsedraft.speculate.accept import accept_greedy, accept_sampled, accept_tree_greedy, accept_tree_sampled
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import Drafter, sound
@@ -157,7 +158,9 @@ class Decoder:
 
     def _accept(self, row: Row, draft: Draft, logits: Tensor) -> tuple[Step, list[int]]:
         """The step of one row, which gets what it emits; and the drafts that were accepted, by number."""
-        logits, tested = sound(logits, "target", len(row.tokens)), (0, 0, 0.0)
+        depths = masks.depths(draft.parents) if draft.parents else range(len(draft.tokens))
+        logits = sound(logits, "target", [len(row.tokens) + i for i in (0, *(depth + 1 for depth in depths))])
+        tested = (0, 0, 0.0)
         if draft.parents:
             nodes, token = self._accept_tree(row, draft, logits)
         else:

@@ -122,7 +122,7 @@ class ModelDrafter:
 
         `reach` is the chance of those before it, and is handed back with its own.
         """
-        logits = sound(logits, "drafter", len(row.tokens) + len(drafted))
+        logits = sound(logits, "drafter", [len(row.tokens) + len(drafted)])
         if self.vocabulary is not None:
             logits = self.vocabulary.logits(logits)
         logits = penalised(logits, self.sampling, [*row.tokens, *drafted])[0]
@@ -146,11 +146,13 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
     return next(i for i in range(n) if a[i] != b[i])
 
 
-def sound(logits: Tensor, who: str, position: int) -> Tensor:
-    """`logits`, unless there is a NaN or an infinity among them that no softmax survives."""
-    if bool((torch.isnan(logits) | torch.isposinf(logits)).any()):
+def sound(logits: Tensor, who: str, positions: Sequence[int]) -> Tensor:
+    """`logits` [n, V] after positions[i] tokens, unless one is a NaN or an infinity that no softmax survives."""
+    bad = (torch.isnan(logits) | torch.isposinf(logits)).any(-1)
+    if bool(bad.any()):
+        at = positions[int(bad.nonzero()[0])]
         raise FloatingPointError(
-            f"the {who}'s logits after {position} tokens hold NaN or infinity: try float32, or check the weights"
+            f"the {who}'s logits after {at} tokens hold NaN or infinity: try float32, or check the weights"
         )
     return logits
 

@@ -51,6 +51,8 @@ class TreeDrafter:
         """One row: nothing to choose."""
 
     def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
+        if len(rows) != 1:
+            raise UserError(f"a tree is drafted for one prompt at a time, and there are {len(rows)}.")
         (row,), (budget,) = rows, wanted
         self._back_to(row.tokens)
         room = budget if self.backend.max_length is None else self.backend.max_length - len(row.tokens)
@@ -63,7 +65,7 @@ class TreeDrafter:
         while len(tree.tokens) < budget:
             leaves = set(range(len(tree.tokens))) - set(tree.parents) - set(tree.read)
             chosen = sorted(leaves, key=lambda node: (-tree.reach[node], node))[: self.width]
-            chosen = sorted(node for node in chosen if len(tree.branch(node)) < room)
+            chosen = [node for node in chosen if len(tree.branch(node)) < room]  # the likeliest spends the budget first
             if not chosen:
                 break
             place = {node: i for i, node in enumerate([*tree.read, *chosen])}
@@ -77,7 +79,7 @@ class TreeDrafter:
     def _grow(self, tree: _Tree, row: Row, parent: int, logits: Tensor, budget: int) -> None:
         """Children of `parent` from the logits [1, V] after it, as many as `branching` and the budget allow."""
         before = tree.branch(parent)
-        logits = sound(logits, "drafter", len(row.tokens) + len(before))
+        logits = sound(logits, "drafter", [len(row.tokens) + len(before)])
         logits = penalised(logits, self.sampling, [*row.tokens, *before])[0]
         count = min(self.branching, budget - len(tree.tokens))
         above = tree.reach[parent] if parent >= 0 else 1.0
