@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)+cpu" --index-url $(TORCH_INDEX) \
 		|| $(BIN)/pip install -q "$(TORCH)"
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[gguf,endpoint,ray,dev]'
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[gguf,endpoint,ray,lm-eval,dev]'
 	touch $@
 
 clean:

@@ -428,7 +428,13 @@ def finetune(
 def evaluate(
     target: Annotated[str, typer.Argument(help="The target.")],
     drafters: Annotated[list[str], typer.Argument(help="The drafters, each a model, NAME=MODEL, or lookup.")],
-    prompts: Annotated[str, typer.Option(help="PROMPTS to evaluate on.")],
+    prompts: Annotated[str | None, typer.Option(help="PROMPTS to evaluate on.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead: tasks of lm-eval (names or local YAML files, comma-separated), for the target and each drafter."
+        ),
+    ] = None,
     k: Annotated[
         str,
         typer.Option(
@@ -457,6 +463,27 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """Measure drafters against a target: MAL, acceptance, MACs, improvement factor."""
+    if (prompts is None) == (tasks is None):
+        raise UserError("give --prompts to measure drafting, or --tasks for lm-eval: one of the two.")
+    named = [named_drafter(d) for d in drafters]
+    if tasks is not None:
+        from sparsedraft.measure.tasks import run_tasks
+
+        models = [("target", target), *named]
+        emit(
+            run_tasks(
+                models,
+                tasks.split(","),
+                out,
+                limit=limit,
+                batch_size=batch_size,
+                seed=seed,
+                device=device,
+                dtype=dtype,
+                overwrite=overwrite,
+            )
+        )
+        return
     from sparsedraft.measure.evaluate import Options, evaluate_to
     from sparsedraft.report.tables import demo_table
 
@@ -477,7 +504,7 @@ def evaluate(
         device=device,
         dtype=dtype,
     )
-    result = evaluate_to(out, target, [named_drafter(d) for d in drafters], prompts, options, overwrite=overwrite)
+    result = evaluate_to(out, target, named, str(prompts), options, overwrite=overwrite)
     console.print(demo_table(result))
     emit(result)
 

@@ -1,0 +1,115 @@
+"""Leaderboard tasks on a model alone, through lm-eval (extra `lm-eval`): what pruning did to it beside drafting.
+
+A task is one of lm-eval's names (its data comes from the hub), or a local YAML file in lm-eval's task format whose
+`data_files` lie beside it. Such files may hold data only: tags that would run Python (`!function`) are refused.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparsedraft import artifact, checkpoint
+from sparsedraft.errors import UserError
+
+LOCAL = ("json", "csv", "parquet")  # loaders of `datasets` that read plain files
+
+
+def run_tasks(
+    models: list[tuple[str, str]],
+    tasks: list[str],
+    out: Path | None,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Evaluate each of `models` (name, checkpoint) on `tasks`; {"models": [{"name", "tasks": {task: metrics}}]}.
+
+    `limit` takes the first so many documents of each task. Raises UserError where lm-eval is not installed, a task is
+    not known, or a task file cannot be used.
+    """
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise UserError("--tasks needs lm-eval: pip install 'sparsedraft[lm-eval]'.") from None
+    given = [_local(Path(task)) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    folders = {name: checkpoint.find(ref) for name, ref in models}
+
+    def build(work: Path) -> dict[str, Any]:
+        shown = [
+            {"name": name, "path": str(folder), "tasks": _scores(folder, given, limit, batch_size, seed, device, dtype)}
+            for name, folder in folders.items()
+        ]
+        return {"models": shown, "limit": limit}
+
+    if out is None:
+        return build(Path())
+    inputs: dict[str, object] = {
+        "models": folders,
+        "tasks": given,
+        "options": {"limit": limit, "device": device, "dtype": dtype},
+    }
+    return artifact.make(out, "tasks", inputs, build, seed=seed, overwrite=overwrite)
+
+
+def _scores(
+    folder: Path, tasks: list[Any], limit: int | None, batch_size: int, seed: int, device: str, dtype: str
+) -> dict[str, Any]:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    model = checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
+    checkpoint.check_sparsity(model, folder)
+    harness = HFLM(pretrained=model, tokenizer=checkpoint.load_tokenizer(folder), batch_size=batch_size)
+    try:
+        found = lm_eval.simple_evaluate(
+            harness, tasks=tasks, limit=limit, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed,
+            fewshot_random_seed=seed, log_samples=False, bootstrap_iters=1000,
+        )  # fmt: skip
+    except (KeyError, ValueError, ConnectionError, FileNotFoundError) as error:
+        names = ", ".join(task if isinstance(task, str) else task["task"] for task in tasks)
+        raise UserError(
+            f"--tasks {names} cannot be run by lm-eval ({' '.join(str(error).split())[:200]}): check the names, or "
+            "give a local task file where the hub cannot be reached."
+        ) from None
+    return {
+        task: {
+            metric.removesuffix(",none"): value
+            for metric, value in scores.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for task, scores in (found or {})["results"].items()
+    }
+
+
+def _local(file: Path) -> dict[str, Any]:
+    """A task file as lm-eval's configuration, its data files by their full paths."""
+    if not file.is_file():
+        raise UserError(f"--tasks {file} is no file: name a task of lm-eval, or a YAML file in its format.")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--tasks {file} cannot be read as plain YAML ({' '.join(str(error).split())[:160]}): tags that run Python "
+            "are not allowed."
+        ) from None
+    if not isinstance(config, dict) or not isinstance(config.get("task"), str):
+        raise UserError(f"--tasks {file} has no field 'task': give lm-eval's task format.")
+    if config.get("dataset_path") not in LOCAL:
+        raise UserError(
+            f"--tasks {file} has dataset_path {config.get('dataset_path')!r}: a local task reads one of "
+            f"{', '.join(LOCAL)}."
+        )
+    options = dict(config.get("dataset_kwargs") or {})
+    data = options.get("data_files")
+    if isinstance(data, str):
+        options["data_files"] = str(file.parent / data)
+    elif isinstance(data, dict):
+        options["data_files"] = {split: str(file.parent / name) for split, name in data.items()}
+    else:
+        raise UserError(f"--tasks {file} has no dataset_kwargs.data_files: name the files of its splits.")
+    return {**config, "dataset_kwargs": options}
