@@ -432,7 +432,7 @@ def evaluate(
     tasks: Annotated[
         str | None,
         typer.Option(
-            help="Instead: tasks of lm-eval (names or local YAML files, comma-separated), for the target and each drafter."
+            help="Instead: tasks of lm-eval (names or local YAML files, comma-separated) for target and drafters."
         ),
     ] = None,
     k: Annotated[

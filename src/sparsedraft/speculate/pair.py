@@ -41,6 +41,8 @@ class Side:
 
     def end_of_turn(self) -> int | None:
         """The token that ends an answer."""
+        if self.tokenizer.chat_template is None:  # a base model
+            return self.tokenizer.eos_token_id
         found = prompts.end_of_turn(self.tokenizer)
         return found[0] if found else None
 
@@ -75,6 +77,8 @@ class Pair:
             ids = torch.arange(common)
             padded = VocabularyMap(ids, ids, target.width) if target.width != drafter.width else None
             return cls(target, drafter, "same", "one tokenizer", padded)
+        if route != "off":
+            uag.require_offsets(target.tokenizer, drafter.tokenizer)
         p, q = surfaces(target.tokenizer), surfaces(drafter.tokenizer)
         overlap = len(p.keys() & q.keys())
         chosen, why = uag.choose(route, sampling.greedy, target.tokenizer, drafter.tokenizer, overlap)
@@ -93,8 +97,8 @@ class Pair:
                 return Prompted(ids, prompts.chat_ids(tokenizer, [dict(m) for m in messages]))
             except UserError:  # a role that it does not know
                 pass
-        text = str(self.target.tokenizer.decode(ids, skip_special_tokens=True))
-        return Prompted(ids, tokenizer(text)["input_ids"])
+        text = str(self.target.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return Prompted(ids, uag.opening(tokenizer, text))
 
     @property
     def batches(self) -> bool:
@@ -120,9 +124,7 @@ class Pair:
             stops,
         )
 
-    def _drafter(
-        self, asked: Sequence[Prompted], policy: Policy, sampling: Sampling, branching: int
-    ) -> Drafter | None:
+    def _drafter(self, asked: Sequence[Prompted], policy: Policy, sampling: Sampling, branching: int) -> Drafter | None:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
         q, p = self.drafter, self.target
@@ -136,7 +138,7 @@ class Pair:
             return TreeDrafter(backend, sampling, branching)
         if self.route == "same":
             return ModelDrafter(backend, sampling, vocabulary=self.vocabulary, confident=policy.confident)
-        readers = uag.Readers(p.tokenizer, q.tokenizer, [prompt.drafter for prompt in asked])
+        readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in asked])
         if self.vocabulary is not None:
             return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
         return uag.RealignDrafter(

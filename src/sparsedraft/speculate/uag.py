@@ -2,8 +2,9 @@
 
 `realign` passes text: what the drafter writes is encoded in the target's vocabulary around the seam. Such drafts have
 no distribution over the target's tokens, so they are verified by exact match with the target's own choice, greedy or
-drawn: lossless either way, with less accepted under sampling. `intersection` limits the drafter to the tokens that both
-vocabularies hold, with their ids mapped: then q is a distribution over the target's tokens, and the ordinary rule holds.
+drawn: lossless either way, with less accepted under sampling. `intersection` limits the drafter to the tokens that
+both vocabularies hold, with their ids mapped: then q is a distribution over the target's tokens, and the ordinary rule
+holds.
 """
 
 from collections.abc import Sequence
@@ -15,24 +16,28 @@ from sparsedraft.errors import UserError
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import ModelDrafter, VocabularyMap, always
 from sparsedraft.speculate.lookahead import Policy
-from sparsedraft.speculate.retokenize import BROKEN, Detokenizer, Retokenizer, pieces
+from sparsedraft.speculate.retokenize import Detokenizer, Retokenizer, clean, inner, pieces, special_ids, tail
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Draft, Row
 
 
 class Readers:
-    """The rows as the drafter reads them: a Retokenizer each."""
+    """The rows as the drafter reads them: a Retokenizer each. `prompts`: the rows' prompts as (target, drafter) ids."""
 
     def __init__(
         self,
         target: PreTrainedTokenizerBase,
         drafter: PreTrainedTokenizerBase,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[tuple[Sequence[int], Sequence[int]]],
     ) -> None:
-        self.by_row = [Retokenizer(target, drafter, ids) for ids in prompts]
+        self.by_row = [Retokenizer(target, drafter, own, before) for before, own in prompts]
+        self.same: dict[int, int] = {}  # the drafter's ids of tokens that both have
 
     def __call__(self, row: Row) -> list[int]:
-        return self.by_row[row.index].ids(row.tokens[row.prompt :])
+        """Its ids, with the first bytes of a character that is not complete where the drafter has tokens for them."""
+        reader, answer = self.by_row[row.index], row.tokens[row.prompt :]
+        ids, begun = reader.ids(answer), reader.begun(answer)
+        return ids + [self.same[t] for t in begun] if all(t in self.same for t in begun) else ids
 
 
 def intersection_drafter(
@@ -40,11 +45,15 @@ def intersection_drafter(
 ) -> ModelDrafter:
     """A drafter limited to the tokens in `vocabulary`."""
     confident = policy.confident if policy is not None else always
+    readers.same = vocabulary.inverse()
     return ModelDrafter(backend, sampling, read=readers, vocabulary=vocabulary, confident=confident)
 
 
 class RealignDrafter:
-    """A drafter whose text is encoded again as the target's tokens. `ends`: its end-of-turn ids; `eos`: the target's."""
+    """A drafter whose text is encoded again as the target's tokens.
+
+    `ends`: its end-of-turn ids; `eos`: the target's.
+    """
 
     def __init__(
         self,
@@ -57,8 +66,8 @@ class RealignDrafter:
         eos: int | None,
         policy: Policy | None = None,
     ) -> None:
-        self.readers, self.target, self.eos, self.ends = readers, target, eos, ends
-        self.text = Detokenizer(drafter).text
+        self.readers, self.target, self.drafter, self.eos, self.ends = readers, target, drafter, eos, ends
+        self.cut = ends | special_ids(drafter)
         confident = policy.confident if policy is not None else always
         self.inner = ModelDrafter(backend, Sampling(), read=readers, confident=confident, certain=True)
 
@@ -68,40 +77,58 @@ class RealignDrafter:
     def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
         drafts = self.inner.propose(rows, wanted)
         return [
-            Draft(self._aligned(row, draft.tokens)[:n]) for row, draft, n in zip(rows, drafts, wanted, strict=True)
+            Draft(self._aligned(row, draft.tokens)[:n] if draft.tokens else [])
+            for row, draft, n in zip(rows, drafts, wanted, strict=True)
         ]
 
     def _aligned(self, row: Row, drafted: list[int]) -> list[int]:
-        """The target's tokens for what the drafter wrote in its own."""
-        reader = self.readers.by_row[row.index]
-        end = next((i for i, token in enumerate(drafted) if token in self.ends), None)
-        context = reader.ids(row.tokens[row.prompt :])[len(reader.prompt_ids) :][-8:]
-        before = self.text(context)
-        text = self.text([*context, *drafted[:end]])[len(before) :].rstrip(BROKEN)
-        tokens = continuation(self.target, row.tokens[row.prompt :], reader, text)
-        return [*tokens, self.eos] if end is not None and self.eos is not None else tokens
+        """The target's tokens for what the drafter wrote in its own, up to its first special token."""
+        reader, answer = self.readers.by_row[row.index], row.tokens[row.prompt :]
+        end = next((i for i, token in enumerate(drafted) if token in self.cut), len(drafted))
+        written = Detokenizer(self.drafter, tail(self.drafter, reader.ids(answer)))
+        tokens = continuation(self.target, answer, reader, written.whole(drafted[:end]))
+        ended = not self.ends.isdisjoint(drafted[end : end + 1])
+        return [*tokens, self.eos] if ended and self.eos is not None else tokens
 
 
 def continuation(target: PreTrainedTokenizerBase, answer: Sequence[int], reader: Retokenizer, text: str) -> list[int]:
     """The target's tokens of `text`, which follows the text that `reader` has of `answer`.
 
-    They are read off an encoding that begins some tokens before the seam. Bytes of `answer` that are no character yet
-    must be the beginning of the encoding's tokens behind the seam, else nothing is proposed.
+    They are read off an encoding that begins well before the seam. Bytes of `answer` that are no character yet must be
+    the beginning of the encoding's tokens behind the seam, else nothing is proposed.
     """
     if not text:
         return []
-    begun = [*answer[reader.seen.pending :]]
-    seam = len(reader.text)
-    start = max(0, seam - 24)
-    while 0 < start < seam and not reader.text[start].isspace():  # at the beginning of a word
-        start += 1
-    found = pieces(target, reader.text[start:seam] + text, start)
-    tokens = [p.id for p in found if p.start >= seam]
-    if not any(p.start == seam for p in found) or any(p.start < seam < p.end for p in found):
-        tokens = [p.id for p in pieces(target, text)]  # a token would reach over the seam: what is written, is written
-    if tokens[: len(begun)] != begun:
-        return []
-    return tokens[len(begun) :]
+    begun = reader.begun(answer)
+    found = pieces(target, reader.last + text, -len(reader.last))
+    if not clean(found, 0):
+        found = inner(target, text)  # a token would reach over the seam: what is written, is written
+    tokens = [p.id for p in found if p.start >= 0]
+    return tokens[len(begun) :] if tokens[: len(begun)] == begun else []
+
+
+def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text that is to go on: with the special tokens that the tokenizer puts in front, not those behind.
+
+    Special tokens spelt out in the text are text. Never empty: a model must have read something.
+    """
+    ids: list[int] = tokenizer(text, split_special_tokens=True)["input_ids"]
+    plain = tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+    for i in range(len(ids) - len(plain) + 1):
+        if plain and ids[i : i + len(plain)] == plain:
+            return ids[: i + len(plain)]
+    first = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return ids[:1] or [next(token for token in first if token is not None)]
+
+
+def require_offsets(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase) -> None:
+    """UserError unless both tokenizers tell where in a text their tokens lie."""
+    for who, tokenizer in (("target", target), ("drafter", drafter)):
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"the {who}'s tokenizer is none of the `tokenizers` library, without which two that differ cannot be "
+                "brought together: give a model with a tokenizer.json."
+            )
 
 
 def choose(
@@ -133,7 +160,9 @@ def vocabulary_map(
 ) -> VocabularyMap:
     """The tokens with equal bytes in both (`surfaces`), below `width` and `rows`, the rows of the heads; and the
     end-of-turn tokens of (target, drafter), whatever they are called."""
-    pairs = {p: q for surface, p in target.items() if (q := drafter.get(surface)) is not None and p < width and q < rows}
+    pairs = {
+        p: q for surface, p in target.items() if (q := drafter.get(surface)) is not None and p < width and q < rows
+    }
     p_end, q_end = ends
     if p_end is not None and q_end is not None:
         pairs = {p: q for p, q in pairs.items() if p != p_end and q != q_end} | {p_end: q_end}

@@ -1,9 +1,14 @@
 """What two vocabularies have in common."""
 
 import json
+import re
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def same_tokens(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase) -> bool:
@@ -12,44 +17,53 @@ def same_tokens(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBas
 
 
 def surfaces(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
-    """Every ordinary token's id by the bytes that it writes in the middle of a text; special and added ones left out.
+    """Every token's id by the bytes that it writes in the middle of a text; special ones, which write none, left out.
 
-    Byte-level vocabularies spell bytes as letters, SentencePiece ones spaces as ▁ and single bytes as <0x41>; of two
-    tokens with the same bytes the one that is a piece of text counts, then the lower id.
+    Of two tokens with the same bytes the one that is a piece of text counts (not the one for a single byte), then the
+    lower id. A tokenizer that is not the `tokenizers` library's has none.
     """
-    byte_level = '"ByteLevel"' in _spec(tokenizer)
-    added = set(tokenizer.get_added_vocab())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {}
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    kinds = _kinds(backend.decoder)
+    write = _writer(backend.decoder, kinds)
+    fallback = "ByteFallback" in kinds
     found: dict[bytes, tuple[bool, int]] = {}
     for token, number in tokenizer.get_vocab().items():
-        if token in added:
+        if number in special:
             continue
-        single = not byte_level and len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-        written = _bytes(token, byte_level, single)
-        if written is not None and (written not in found or (single, number) < found[written]):
-            found[written] = (single, number)
+        byte = BYTE.fullmatch(token) if fallback and len(token) == 6 else None
+        written = bytes([int(byte[1], 16)]) if byte else write(token)
+        if written and (written not in found or (bool(byte), number) < found[written]):
+            found[written] = (bool(byte), number)
     return {written: number for written, (_, number) in found.items()}
 
 
-def _spec(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return ""
-    whole = json.loads(backend.to_str())
-    return json.dumps([whole.get("decoder"), whole.get("pre_tokenizer")])
+def _kinds(decoder: Any) -> list[str]:
+    """The types of a decoder's parts."""
+    if decoder is None:
+        return []
+    state = json.loads(decoder.__getstate__())  # what it pickles; the whole tokenizer as JSON takes seconds
+    return [part["type"] for part in state.get("decoders", [state])]
 
 
-def _bytes(token: str, byte_level: bool, single: bool) -> bytes | None:
-    if single:
-        try:
-            return bytes([int(token[3:5], 16)])
-        except ValueError:
-            return None
-    if not byte_level:
-        return token.replace("▁", " ").encode()
-    letters = byte_letters()
-    if any(letter not in letters for letter in token):
-        return None
-    return bytes(letters[letter] for letter in token)
+def _writer(decoder: Any, kinds: list[str]) -> Callable[[str], bytes]:
+    """What a token writes in the middle of a text.
+
+    Byte-level vocabularies spell bytes as letters; any other decoder is asked, behind a token that is there for the
+    place only.
+    """
+    if "ByteLevel" in kinds:
+        letters = byte_letters()
+        return lambda token: bytes(letters[c] for c in token) if all(c in letters for c in token) else token.encode()
+    if not kinds:
+        return lambda token: f" {token}".encode()
+    spaces = [kind for kind in kinds if kind not in ("ByteFallback", "Fuse", "Strip")]
+    usual = spaces in (["Replace"], ["Metaspace"]) and decoder.decode(["a", "▁b▁▁"]) == "a b  "
+    if usual:  # the same as asking, quicker
+        return lambda token: token.replace("▁", " ").encode()
+    return lambda token: decoder.decode(["a", token]).removeprefix("a").encode()
 
 
 @cache
