@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import prompts
+from sparsedraft.decoder import embedding_rows
 from sparsedraft.errors import UserError
 from sparsedraft.speculate import uag
 from sparsedraft.speculate.backend import Backend, TransformersBackend, takes_masks
@@ -14,7 +16,7 @@ from sparsedraft.speculate.decode import Decoder
 from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
 from sparsedraft.speculate.lookahead import Policy
 from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.sequence import Stops
+from sparsedraft.speculate.sequence import Row, Stops
 from sparsedraft.speculate.trees import TreeDrafter
 from sparsedraft.speculate.vocab import same_tokens, surfaces
 
@@ -100,7 +102,7 @@ class Pair:
         text = str(self.target.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         return Prompted(ids, uag.opening(tokenizer, text))
 
-    @property
+    @cached_property
     def batches(self) -> bool:
         """Whether several prompts can be decoded at once."""
         return takes_masks(self.target.model) and (self.drafter is None or takes_masks(self.drafter.model))
@@ -115,6 +117,8 @@ class Pair:
         branching: int = 1,
     ) -> Decoder:
         """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, one prompt only."""
+        if len(asked) > 1 and not self.batches:
+            raise UserError("one of the models takes no attention masks: decode one prompt at a time.")
         return Decoder(
             self.target.backend(len(asked)),
             self._drafter(asked, policy, sampling, branching),
@@ -137,7 +141,12 @@ class Pair:
                 )
             return TreeDrafter(backend, sampling, branching)
         if self.route == "same":
-            return ModelDrafter(backend, sampling, vocabulary=self.vocabulary, confident=policy.confident)
+            known = embedding_rows(q.model)
+
+            def read(row: Row) -> list[int]:  # a wider target may write what the drafter cannot read
+                return [token if token < known else 0 for token in row.tokens]
+
+            return ModelDrafter(backend, sampling, read=read, vocabulary=self.vocabulary, confident=policy.confident)
         readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in asked])
         if self.vocabulary is not None:
             return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
