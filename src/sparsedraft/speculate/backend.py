@@ -158,7 +158,12 @@ def takes_masks(model: PreTrainedModel) -> bool:
         both = TransformersBackend(model, 2)
         both.forward([long[:-2], short[:-1]], [1, 1])
         together = both.forward([long[-2:], short[-1:]], [2, 1])[1]
-    except (RuntimeError, ValueError, TypeError, IndexError):
+        tree = TransformersBackend(model)
+        tree.forward([short], [1])
+        nodes = tree.forward_tree(long, [*[-1] * (len(long) - 1), 0])  # the last one's slot is far from its position
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
         return False
-    alone = TransformersBackend(model).forward([short], [1])[0]
-    return bool((together - alone).abs().max() < 0.05 * alone.float().std())
+    alone, branch = TransformersBackend(model), [*short, long[0], long[-1]]
+    expected = torch.cat([alone.forward([short], [1])[0], alone.forward([branch[len(short) :]], [1])[0]])
+    found = torch.cat([together, nodes[-1:]])
+    return bool((found - expected).abs().max() < 0.05 * expected.float().std())
