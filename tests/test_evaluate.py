@@ -163,3 +163,26 @@ def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) ->
         options = dataclasses.replace(GREEDY, **{"k": [3], **changed}, limit=4)
         found = evaluate_to(tmp_path / str(len(list(tmp_path.iterdir()))), target, named, "demo:eval", options)
         assert all(not k["measured"]["differing"] for d in found["drafters"] for k in d["k"].values())
+
+
+def test_spec_bench_prompts_get_its_table(models, tmp_path: Path) -> None:
+    """Turns are answered one after the other, MT-Bench's categories count as one task, and raw rows are kept."""
+    from sparsedraft.report.tables import spec_bench_table, speed_table
+
+    target, drafters = models
+    questions = [
+        {"question_id": 81, "category": "writing", "turns": ["write a poem", "and another"]},
+        {"question_id": 101, "category": "math", "turns": ["add one and two", "and three"]},
+        {"question_id": 160, "category": "translation", "turns": ["translate: danke"]},
+        {"question_id": 400, "category": "rag", "turns": ["read this, then answer"]},
+    ]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    options = dataclasses.replace(GREEDY, k=[2, "auto"], limit=None)
+    result = evaluate_to(tmp_path / "out", target, drafters[1:], str(tmp_path / "question.jsonl"), options)
+    tasks = result["drafters"][0]["by_task"]
+    assert {name: task["sequences"] for name, task in tasks.items()} == {"mt_bench": 4, "translation": 1, "rag": 1}
+    assert set(result["drafters"][0]["by_category"]) == {"writing", "math", "translation", "rag"}
+    assert set(tasks["mt_bench"]["speedup"]) == {"2", "auto"}
+    table, speed = spec_bench_table(result), speed_table(result)
+    assert table is not None and table.row_count == 2 and speed is not None and speed.row_count == 2
+    assert len(raw(tmp_path / "out")) == 6

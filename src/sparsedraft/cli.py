@@ -485,7 +485,7 @@ def evaluate(
         )
         return
     from sparsedraft.measure.evaluate import Options, evaluate_to
-    from sparsedraft.report.tables import demo_table
+    from sparsedraft.report.tables import demo_table, spec_bench_table, speed_table
 
     options = Options(
         k=parse_k(k),
@@ -505,7 +505,9 @@ def evaluate(
         dtype=dtype,
     )
     result = evaluate_to(out, target, named, str(prompts), options, overwrite=overwrite)
-    console.print(demo_table(result))
+    for table in (demo_table(result), speed_table(result), spec_bench_table(result)):
+        if table is not None:
+            console.print(table)
     emit(result)
 
 

@@ -319,7 +319,8 @@ class _Evaluation:
             "v": VERIFY_COST,
             "break_even": {str(k): break_even(k, c, VERIFY_COST) for k in self.options.numbers},
             "best_k": max(factors, key=lambda k: factors[k]) if factors else self.ks[0],
-            "by_category": summary.by_category(rows, self.ks),
+            "by_category": summary.by_category(rows, self.ks, alone),
+            **self._by_task(rows, alone),
         }
 
     def _at(
@@ -350,6 +351,12 @@ class _Evaluation:
                 measured["differing"] = sum(not row["loops"][str(k)]["same"] for row in rows)
             found["measured"] = measured
         return found
+
+    def _by_task(self, rows: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Spec-Bench's own table, where these are its categories."""
+        if not summary.is_spec_bench(rows):
+            return {}
+        return {"by_task": summary.by_category(rows, self.ks, alone, summary.spec_bench_task)}
 
     def _write_example(self, shown: Sequence[dict[str, Any]]) -> None:
         """A generation, step by step, by the drafter with the greatest MAL on the first answer of some length."""

@@ -9,6 +9,8 @@ from sparsedraft.measure.acceptance import Histogram
 
 DRAWS = 2000  # of the bootstrap
 LEVEL = 0.95
+MT_BENCH = {"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"}
+SPEC_BENCH = {"translation", "summarization", "qa", "math_reasoning", "rag"}
 
 Row = dict[str, Any]
 
@@ -55,14 +57,28 @@ def alpha_interval(rows: Sequence[Row]) -> list[float]:
     return interval(rows, lambda row: row["alpha"] * row["tokens"], lambda row: row["tokens"])
 
 
-def by_category(rows: Sequence[Row], ks: Sequence[int | str]) -> dict[str, Any]:
-    """α, sequences and MAL of each category."""
-    found = {}
-    for category in sorted({row["category"] for row in rows}):
-        mine = [row for row in rows if row["category"] == category]
+def by_category(
+    rows: Sequence[Row], ks: Sequence[int | str], alone: Sequence[Row] = (), name: Callable[[str], str] = str
+) -> dict[str, Any]:
+    """α, sequences and MAL of each category, and where the loop was timed the speed-up; `name` may join categories."""
+    found: dict[str, Any] = {}
+    for category in sorted({name(row["category"]) for row in rows}):
+        mine = [row for row in rows if name(row["category"]) == category]
         mal = {str(k): merge(mine, k).mal for k in ks}
         found[category] = {"alpha": mean_alpha(mine), "sequences": len(mine), "mal": mal}
+        if alone:
+            found[category]["speedup"] = {str(k): timed(mine, alone, k).get("speedup") for k in ks}
     return found
+
+
+def spec_bench_task(category: str) -> str:
+    """The task of a Spec-Bench category, as its paper's table has them: MT-Bench's eight are one (Xia et al. 2024)."""
+    return "mt_bench" if category in MT_BENCH else category
+
+
+def is_spec_bench(rows: Sequence[Row]) -> bool:
+    """Whether the rows are of Spec-Bench's categories."""
+    return {row["category"] for row in rows} <= MT_BENCH | SPEC_BENCH
 
 
 def timed(rows: Sequence[Row], alone: Sequence[Row], k: int | str) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from rich.table import Table
 SHOWN_K = (3, 5, 8)
 
 
-def shown_ks(result: dict[str, Any]) -> list[int]:
-    """The K's of the main table: 3, 5 and 8 where measured, else all."""
-    return [k for k in SHOWN_K if k in result["k"]] or list(result["k"])
+def shown_ks(result: dict[str, Any]) -> list[int | str]:
+    """The K's of the main table: 3, 5 and 8 where measured, else all; and the policies."""
+    return [*([k for k in SHOWN_K if k in result["k"]] or list(result["k"])), *result.get("policies", [])]
 
 
 def middle_k(result: dict[str, Any]) -> int:
@@ -24,7 +24,7 @@ def main_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["drafter", *(f"MAL, K={k}" for k in ks), "α", "MACs vs dense", "improvement factor"]
     rows = []
     for d in result["drafters"]:
-        best = d["best_k"]
+        best = d["best_k"]  # a policy, where no number was evaluated
         factor = f"{d['k'][str(best)]['improvement_factor']:.2f} (K={best})"
         mals = [f"{d['k'][str(k)]['mal']:.2f}" for k in ks]
         rows.append([d["name"], *mals, f"{d['alpha']:.3f}", f"{d['macs_vs_dense'] - 1:+.1%}", factor])
@@ -40,6 +40,52 @@ def demo_table(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def spec_bench_table(result: dict[str, Any]) -> Table | None:
+    """MAL of each drafter and K by task of Spec-Bench, and measured speed-ups; None for other prompts."""
+    if any("by_task" not in d for d in result["drafters"]):
+        return None
+    tasks = sorted(result["drafters"][0]["by_task"])
+    table = Table(title="Spec-Bench: MAL (speed-up)")
+    for index, name in enumerate(["drafter", "K", *tasks, "overall"]):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for d in result["drafters"]:
+        for k, found in d["k"].items():
+            cells = [
+                _with_speedup(task["mal"][k], task.get("speedup", {}).get(k))
+                for _, task in sorted(d["by_task"].items())
+            ]
+            overall = _with_speedup(found["mal"], found.get("measured", {}).get("speedup"))
+            table.add_row(d["name"], k, *cells, overall)
+    return table
+
+
+def _with_speedup(mal: float, speedup: float | None) -> str:
+    return f"{mal:.2f}" if speedup is None else f"{mal:.2f} ({speedup:.2f}x)"
+
+
+def speed_table(result: dict[str, Any]) -> Table | None:
+    """Tokens per second of the loop, drafter by drafter, theory beside measurement; None where nothing was timed."""
+    rows = [(d, k, found) for d in result["drafters"] for k, found in d["k"].items() if found.get("measured")]
+    if not rows:
+        return None
+    table = Table(
+        title=f"measured; the target alone: {rows[0][2]['measured']['target_tokens_per_second']:.1f} tokens/s"
+    )
+    header = ["drafter", "K", "tokens/s", "speed-up", "in theory", "c", "v", "draft", "verify", "loop"]
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for d, k, found in rows:
+        m = found["measured"]
+        seconds, total = m["seconds"], sum(m["seconds"].values())
+        shares = [seconds["draft"] / total, seconds["verify"] / total, m["overhead"]]
+        table.add_row(
+            d["name"], k, f"{m['tokens_per_second']:.1f}", f"{m['speedup']:.2f}x",
+            f"{found['improvement_factor']:.2f}x",
+            f"{m['c']:.2f}", f"{m['v']:.2f}", *(f"{share:.0%}" for share in shares),
+        )  # fmt: skip
     return table
 
 

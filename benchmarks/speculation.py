@@ -1,0 +1,107 @@
+"""The decoding loop: its own share of the time, and transformers' assisted generation on the same pair, prompts and K.
+
+python benchmarks/speculation.py [TARGET [DRAFTER]] [--prompts FILE] [--limit N] [--k K] [--new-tokens N]
+
+Greedy. Both must write the same text, and the target must need the same number of passes; prompts where two logits of
+the target lie closer than 1e-3 are left out. Seconds are those of whole answers, prompts' reading included.
+"""
+
+import argparse
+import functools
+import time
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from common import MODEL, close, row, setup
+from sparsedraft import checkpoint, prompts
+from sparsedraft.console import console
+from sparsedraft.speculate.decode import Generation, generate
+from sparsedraft.speculate.lookahead import Constant
+from sparsedraft.speculate.pair import Pair, Side
+from sparsedraft.speculate.sampling import Sampling
+
+
+class Clocked:
+    """Counts the calls of a model's forward, and their seconds."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.calls, self.seconds, forward = 0, 0.0, model.forward
+
+        @functools.wraps(forward)  # generate looks at its signature
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            out = forward(*args, **kwargs)
+            self.calls += 1
+            self.seconds += time.perf_counter() - start
+            return out
+
+        model.forward = timed
+
+
+def assisted(target: PreTrainedModel, drafter: PreTrainedModel, ids: list[int], k: int, new: int) -> list[int]:
+    """transformers' own: constant K, no confidence stop."""
+    config = drafter.generation_config
+    config.num_assistant_tokens, config.num_assistant_tokens_schedule = k, "constant"
+    config.assistant_confidence_threshold = 0.0
+    out = target.generate(torch.tensor([ids]), assistant_model=drafter, max_new_tokens=new, do_sample=False)
+    return out[0, len(ids) :].tolist()
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", nargs="?", default=MODEL)
+    parser.add_argument("drafter", nargs="?", default=MODEL)
+    parser.add_argument("--prompts", default="demo:eval")
+    parser.add_argument("--limit", type=int, default=8)
+    parser.add_argument("--k", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    chosen = parser.parse_args(arguments)
+    tokenizer = checkpoint.load_tokenizer(chosen.target)
+    models = [checkpoint.load(chosen.target), checkpoint.load(chosen.drafter)]
+    eos_ids = checkpoint.eos_ids(models[0], tokenizer)
+    sides = [Side(model, tokenizer, eos_ids) for model in models]
+    pair = Pair.of(sides[0], sides[1], "off", Sampling())
+    clocks = [Clocked(model) for model in models]
+    asked = [prompts.chat_ids(tokenizer, p.messages()) for p in prompts.read(chosen.prompts)[: chosen.limit]]
+
+    def ours(ids: list[int], k: int) -> Generation:
+        return generate(pair.decoder([pair.prompted(ids)], Constant(k), Sampling()), ids, chosen.new_tokens)
+
+    assisted(*models, asked[0], chosen.k, 8), ours(asked[0], chosen.k)  # warm-up
+    totals = dict.fromkeys(("ours", "theirs", "plain", "forward"), 0.0)
+    tokens = passes = our_passes = same = 0
+    for ids in asked:
+        start, before = time.perf_counter(), [(c.calls, c.seconds) for c in clocks]
+        theirs = assisted(*models, ids, chosen.k, chosen.new_tokens)
+        middle, between = time.perf_counter(), [(c.calls, c.seconds) for c in clocks]
+        made = ours(ids, chosen.k)
+        end, after = time.perf_counter(), [(c.calls, c.seconds) for c in clocks]
+        ours(ids, 0)
+        totals["plain"] += time.perf_counter() - end
+        totals["theirs"] += middle - start
+        totals["ours"] += end - middle
+        totals["forward"] += sum(a[1] - b[1] for a, b in zip(after, between, strict=True))
+        tokens += len(made.tokens)
+        passes += between[0][0] - before[0][0]
+        our_passes += after[0][0] - between[0][0]
+        same += made.tokens == theirs
+    mal, their_mal = tokens / our_passes, tokens / passes
+    console.print(f"{same} of {len(asked)} texts equal; MAL {mal:.3f}, transformers {their_mal:.3f} (from its passes)")
+    details: dict[str, Any] = {
+        "tokens_per_second": round(tokens / totals["ours"], 2),
+        "transformers_tokens_per_second": round(tokens / totals["theirs"], 2),
+        "target_alone_tokens_per_second": round(tokens / totals["plain"], 2),
+    }
+    return [
+        row("loop's own share of the time", 1 - totals["forward"] / totals["ours"], 0.05, unit="", better="less"),
+        row("speculation against transformers' assisted generation", totals["theirs"] / totals["ours"], 1.3, **details),
+        row("texts equal to transformers'", same / len(asked), 1.0, unit=""),
+        row("MAL against transformers'", mal / their_mal, 1.0, unit="x", passes=our_passes, transformers_passes=passes),
+    ]
+
+
+if __name__ == "__main__":
+    setup()
+    close(main())
