@@ -40,12 +40,12 @@ class Clocked:
         model.forward = timed
 
 
-def assisted(target: PreTrainedModel, drafter: PreTrainedModel, ids: list[int], k: int, new: int) -> list[int]:
+def assisted(target: Any, drafter: Any, ids: list[int], k: int, new: int) -> list[int]:
     """transformers' own: constant K, no confidence stop."""
     config = drafter.generation_config
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = k, "constant"
     config.assistant_confidence_threshold = 0.0
-    out = target.generate(torch.tensor([ids]), assistant_model=drafter, max_new_tokens=new, do_sample=False)
+    out: Any = target.generate(torch.tensor([ids]), assistant_model=drafter, max_new_tokens=new, do_sample=False)
     return out[0, len(ids) :].tolist()
 
 
@@ -59,22 +59,21 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--new-tokens", type=int, default=64)
     chosen = parser.parse_args(arguments)
     tokenizer = checkpoint.load_tokenizer(chosen.target)
-    models = [checkpoint.load(chosen.target), checkpoint.load(chosen.drafter)]
-    eos_ids = checkpoint.eos_ids(models[0], tokenizer)
-    sides = [Side(model, tokenizer, eos_ids) for model in models]
-    pair = Pair.of(sides[0], sides[1], "off", Sampling())
-    clocks = [Clocked(model) for model in models]
+    target, drafter = checkpoint.load(chosen.target), checkpoint.load(chosen.drafter)
+    eos_ids = checkpoint.eos_ids(target, tokenizer)
+    pair = Pair.of(Side(target, tokenizer, eos_ids), Side(drafter, tokenizer, eos_ids), "off", Sampling())
+    clocks = [Clocked(target), Clocked(drafter)]
     asked = [prompts.chat_ids(tokenizer, p.messages()) for p in prompts.read(chosen.prompts)[: chosen.limit]]
 
     def ours(ids: list[int], k: int) -> Generation:
         return generate(pair.decoder([pair.prompted(ids)], Constant(k), Sampling()), ids, chosen.new_tokens)
 
-    assisted(*models, asked[0], chosen.k, 8), ours(asked[0], chosen.k)  # warm-up
+    assisted(target, drafter, asked[0], chosen.k, 8), ours(asked[0], chosen.k)  # warm-up
     totals = dict.fromkeys(("ours", "theirs", "plain", "forward"), 0.0)
     tokens = passes = our_passes = same = 0
     for ids in asked:
         start, before = time.perf_counter(), [(c.calls, c.seconds) for c in clocks]
-        theirs = assisted(*models, ids, chosen.k, chosen.new_tokens)
+        theirs = assisted(target, drafter, ids, chosen.k, chosen.new_tokens)
         middle, between = time.perf_counter(), [(c.calls, c.seconds) for c in clocks]
         made = ours(ids, chosen.k)
         end, after = time.perf_counter(), [(c.calls, c.seconds) for c in clocks]

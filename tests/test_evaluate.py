@@ -33,10 +33,11 @@ def models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 def timeless(drafters: list[dict]) -> list[dict]:
     """Without what only a clock can say."""
-    return [
-        {**d, "k": {k: {name: v for name, v in found.items() if name != "measured"} for k, found in d["k"].items()}}
-        for d in drafters
-    ]
+
+    def plain(found: dict[str, dict]) -> dict[str, dict]:
+        return {k: {name: v for name, v in x.items() if name not in ("measured", "speedup")} for k, x in found.items()}
+
+    return [{**d, "k": plain(d["k"]), "by_category": plain(d["by_category"])} for d in drafters]
 
 
 def raw(folder: Path) -> list[dict]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sparsedraft import checkpoint, prompts
+from sparsedraft import prompts
 from sparsedraft.console import console
 from sparsedraft.conversation import row_seed
 from sparsedraft.speculate.lookahead import policy_named
@@ -39,9 +39,8 @@ def stream(
     With several prompts, the figures are those of all of them and "answers" has each.
     """
     rule = policy_named(policy, k)
-    where = {"dtype": checkpoint.dtype_named(dtype), "device": checkpoint.device_named(device)}
-    p = _side(target, where)
-    q = LOOKUP if drafter == LOOKUP else _side(drafter, where) if drafter else None
+    p = Side.load(target, dtype=dtype, device=device)
+    q = LOOKUP if drafter == LOOKUP else Side.load(drafter, dtype=dtype, device=device) if drafter else None
     pair = Pair.of(p, q, uag, sampling)
     if stats and pair.why:
         console.print(f"drafting: {pair.route} ({pair.why})")
@@ -126,13 +125,6 @@ class _Answer:
             found["accepted"] = [step.accepted for step in self.steps]
             found["drafted"] = [len(step.drafted) for step in self.steps]
         return found
-
-
-def _side(ref: str, where: dict[str, Any]) -> Side:
-    tokenizer = checkpoint.load_tokenizer(ref)
-    model = checkpoint.load(ref, **where)
-    checkpoint.check_sparsity(model, checkpoint.find(ref))
-    return Side(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
 
 
 def _prompted(pair: Pair, text: str, raw: bool) -> Prompted:

@@ -140,17 +140,16 @@ class _Evaluation:
     ) -> None:
         self.work, self.target_name, self.options, self.tokenizer = work, target, options, tokenizer
         self.ks: list[int | str] = [*options.numbers, *options.policies]
-        self.target, self.drafters = self._load(target_folder), drafters
-        self.side = Side(self.target, tokenizer, checkpoint.eos_ids(self.target, tokenizer))
+        self.side, self.drafters = self._load(target_folder), drafters
+        self.target = self.side.model
         for folder in drafters.values():  # before the target's long work
             if folder is not None:
                 self._check_tokenizer(folder)
         self.answers = self._target_answers(chosen)
         self.place = {answer.id: index for index, answer in enumerate(self.answers)}
 
-    def _load(self, folder: Path) -> PreTrainedModel:
-        dtype, device = checkpoint.dtype_named(self.options.dtype), checkpoint.device_named(self.options.device)
-        return checkpoint.load(folder, dtype=dtype, device=device)
+    def _load(self, folder: Path) -> Side:
+        return Side.load(folder, dtype=self.options.dtype, device=self.options.device)
 
     def _check_tokenizer(self, folder: Path) -> None:
         tokenizer = checkpoint.load_tokenizer(folder)
@@ -203,7 +202,7 @@ class _Evaluation:
             kept = list(alone)
             for name, folder in self.drafters.items():
                 pair = self._pair(name, folder)
-                claim = checkpoint.check_sparsity(pair.drafter.model, folder) if pair.drafter and folder else None
+                claim = checkpoint.claimed_sparsity(folder) if folder else None
                 rows = complete(name, self._rows(name, pair, todo(name)))
                 kept += rows
                 shown.append(self._summary(name, folder, pair, claim, rows, alone, dense))
@@ -227,9 +226,7 @@ class _Evaluation:
     def _pair(self, name: str, folder: Path | None) -> Pair:
         if folder is None:
             return Pair.of(self.side, LOOKUP, "auto", self.options.sampling)
-        model, tokenizer = self._load(folder), checkpoint.load_tokenizer(folder)
-        drafter = Side(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
-        pair = Pair.of(self.side, drafter, self.options.uag, self.options.sampling)
+        pair = Pair.of(self.side, self._load(folder), self.options.uag, self.options.sampling)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair

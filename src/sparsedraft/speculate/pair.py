@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import prompts
+from sparsedraft import checkpoint, prompts
 from sparsedraft.decoder import embedding_rows
 from sparsedraft.errors import UserError
 from sparsedraft.speculate import uag
@@ -31,6 +32,15 @@ class Side:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     eos_ids: frozenset[int]
+
+    @classmethod
+    def load(cls, ref: str | Path, *, dtype: str = "float32", device: str = "cpu") -> "Side":
+        """The model `ref` (an id, a folder, a .gguf file); UserError where its mask is not what it claims."""
+        kind, where = checkpoint.dtype_named(dtype), checkpoint.device_named(device)
+        tokenizer, folder = checkpoint.load_tokenizer(ref), checkpoint.find(ref)
+        model = checkpoint.load(folder, dtype=kind, device=where)
+        checkpoint.check_sparsity(model, folder)
+        return cls(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
 
     def backend(self, rows: int) -> Backend:
         return TransformersBackend(self.model, rows)
