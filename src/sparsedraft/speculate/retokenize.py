@@ -34,21 +34,27 @@ class Detokenizer:
         new = [*tokens[self._end :]]
         if not new:
             return ""
-        shown, whole = self.text(self._context), self.text([*self._context, *new])
-        if whole == shown:  # special tokens
+        if special_ids(self.tokenizer).issuperset(new):  # no text, and no context of one
             self._end = len(tokens)
             return ""
-        if whole.endswith(BROKEN):
-            settled = len(new) - 3  # no character has more bytes to come
-            while settled > 0 and not whole.startswith(self.text([*self._context, *new[:settled]])):
-                settled -= 1
-            if len(new) < LONGEST or settled <= 0:
-                return ""
-            new = new[:settled]
-            whole = self.text([*self._context, *new])
+        shown, new = self.text(self._context), new[: self._complete(new)]
         # All that is new becomes the context, and no more or less: runs of byte tokens are decoded as a whole only.
-        self._context, self._end = new, self._end + len(new)
-        return whole[len(shown) :]
+        added = self.text([*self._context, *new])[len(shown) :]
+        if new:
+            self._context, self._end = new, self._end + len(new)
+        return added
+
+    def _complete(self, new: list[int]) -> int:
+        """How many of the `new` tokens to show: up to the last character that is complete, or broken for good."""
+        least = len(new) - 3  # more tokens than that cannot have begun a character
+        for n in range(len(new), max(0, least - 1), -1):
+            if not self.text([*self._context, *new[:n]]).endswith(BROKEN):
+                return n
+        if len(new) < LONGEST:
+            return 0
+        whole = self.text([*self._context, *new])
+        broken = (n for n in range(least, 0, -1) if whole.startswith(self.text([*self._context, *new[:n]])))
+        return next(broken, 0)
 
     def whole(self, tokens: Sequence[int]) -> str:
         """The text of `tokens` in this place up to the first character that is not complete."""
