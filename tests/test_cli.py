@@ -253,7 +253,16 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (empty_prompts, "is empty"),
     (lambda f, t: ("eval", t, t, "--prompts", "demo:eval", "--k", "0"), "K is at least 1"),
     (lambda f, t: ("eval", t, t, "--prompts", "demo:eval", "--k", "three"), "not a list of whole numbers"),
-    (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--k", "0"), "K is at least 1"),
+    (lambda f, t: ("eval", t, t, "--prompts", "demo:eval", "--tasks", "arc_easy"), "one of the two"),
+    (lambda f, t: ("eval", t, t), "one of the two"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--k", "-1"), "--k -1 is not possible"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--policy", "best"), "--policy best is not known"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--uag", "no"), "--uag no is not known"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--min-p", "2"), "min-p 2.0 is not possible"),
+    (
+        lambda f, t: ("generate", t, "--prompt", "x", "--repetition-penalty", "0"),
+        "repetition penalty 0.0 is not possible",
+    ),
     (lambda f, t: ("generate", f / "none", "--prompt", "x"), "no such folder"),
     (lambda f, t: ("finetune", t, f, "--out", f / "o"), "no distilled data folder"),
     (

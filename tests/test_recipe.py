@@ -40,7 +40,9 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
     [
         (["finetune.lerning_rate=1"], r"finetune\.lerning_rate is not a known key; did you mean learning_rate\?"),
         (["finetune.learning_rate=fast"], r"finetune\.learning_rate = 'fast' is not possible"),
-        (["eval.k=[0]"], r"eval\.k\.0 = 0 is not possible: input should be greater than or equal to 1"),
+        (["eval.k=[0]"], r"eval\.k\.0 = 0 is not possible: k is a whole number of at least 1, or auto"),
+        (["eval.k=[best]"], r"eval\.k\.0 = .best. is not possible"),
+        (["eval.k=[auto]"], "trees and policies need the real loop"),
         (["eval.k=[]"], "k needs at least one number"),
         (["prune.pattern=2:4", "prune.sparsity=0.75"], r"2:4"),
         (["prune.pattern=5:4"], r"5:4"),

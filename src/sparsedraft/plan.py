@@ -219,7 +219,7 @@ def _eval(recipe: Recipe, target: Model, dense: Model) -> dict[str, Any]:
     rows, prompt_tokens = _conversation(e.prompts, e.limit)
     answers = rows * e.max_new_tokens
     drafters = sum(entry.report for entry in recipe.drafters)
-    passes = 1 if e.simulate else sum(k + 1 for k in e.k)
+    passes = 1 if e.simulate else 1 + sum(k + 1 if isinstance(k, int) else 6 for k in e.k)
     flops = 2 * target.macs * (prompt_tokens + answers) + 2 * dense.macs * drafters * passes * (prompt_tokens + answers)
     needed = (target.parameters + dense.parameters) * width + e.batch_size * target.config.vocab_size * 4 * 4
     return _stage("eval", answers, needed, flops, 100 * answers)

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
 from sparsedraft.distill.clean import Rules
@@ -17,6 +18,15 @@ from sparsedraft.errors import UserError
 from sparsedraft.pattern import Pattern
 
 Count = Annotated[int, Field(ge=1)]
+
+
+def _number_or_policy(value: object) -> object:
+    if (type(value) is int and value >= 1) or value in ("auto", "confidence", "bandit"):
+        return value
+    raise PydanticCustomError("k", "K is a whole number of at least 1, or auto, confidence or bandit")
+
+
+K = Annotated[int | str, BeforeValidator(_number_or_policy)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -187,11 +197,15 @@ class Eval(Section):
     """Evaluation on prompts that no stage has seen."""
 
     prompts: str = "demo:eval"
-    k: list[Count] = [1, 2, 3, 5, 8]
+    k: list[K] = [1, 2, 3, 5, 8]
     temperature: float = Field(0.0, ge=0)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
     simulate: bool = True
+    uag: Literal["auto", "realign", "intersection", "off"] = "auto"
+    tree: Count = 1  # branching of draft trees
     max_new_tokens: Count = 64
     batch_size: Count = 32
     limit: Count | None = None
@@ -200,6 +214,8 @@ class Eval(Section):
     def _possible(self) -> Self:
         if not self.k:
             raise ValueError("k needs at least one number of drafted tokens")
+        if self.simulate and (self.tree > 1 or any(isinstance(k, str) for k in self.k)):
+            raise ValueError("trees and policies need the real loop: set simulate to false")
         if self.simulate and self.temperature > 0:
             raise ValueError("simulate is exact under greedy decoding only: set temperature to 0 or simulate to false")
         return self
