@@ -89,7 +89,7 @@ def make(
             at = sparse(arguments.drafter if number == 0 else str(at), how, data, work / f"pruned-{number}", 8192)
         settings = Settings(
             tokens=arguments.tokens // len(chain), learning_rate=arguments.learning_rate, rows_per_step=1,
-            sequence_length=512, validate_every=20, save_every=10**6, **changed,
+            sequence_length=512, validate_every=20, save_every=20, **changed,
         )  # fmt: skip
         result = finetune(
             str(at), str(data), work / f"trained-{number}", settings=settings,
@@ -145,12 +145,11 @@ def main() -> list[dict[str, Any]]:
             label = f"{pattern}, {name}, {arguments.tokens} tokens at {arguments.learning_rate:g}"
             if not missing(label):
                 continue
-            work = arguments.out / "arm"
-            shutil.rmtree(work, ignore_errors=True)
+            work = arguments.out / label.replace(" ", "_").replace(":", "of")  # an interrupted arm goes on
             began = time.perf_counter()
             trained, result = make(pattern, ARMS[name], arguments, start, work)
             seconds = round(time.perf_counter() - began)
-            figures = {k: result[k] for k in ("steps", "tokens", "val_loss", "val_alpha")}
+            figures = {k: result[k] for k in ("steps", "val_loss", "val_alpha")}
             note(label, trained, seconds=seconds, **used, **figures)
             if name in ("kl", "kl, int8-aware"):
                 note(f"{label}, in int8", trained, "int8")
