@@ -21,6 +21,7 @@ from common import close, setup
 from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
 from sparsedraft.conversation import Answer, answer_all
+from sparsedraft.finetune import quantize
 from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.measure.summary import mean_alpha, merge
 from sparsedraft.prune.drop_stage import drop_layers
@@ -60,16 +61,23 @@ def answers_of(target: str, asked: list[prompts.Prompt], new_tokens: int, folder
     )  # fmt: skip
 
 
-def score(drafter: Path, answers: list[Answer]) -> dict[str, Any]:
-    """α and MAL of the drafter in `drafter` on the target's answers."""
+def score(drafter: Path, answers: list[Answer], quantized: str = "none") -> dict[str, Any]:
+    """α and MAL of the drafter in `drafter` on the target's answers, and α answer by answer.
+
+    With `quantized` int8 or int4, of the drafter with its linears rounded so.
+    """
+    model = checkpoint.load(drafter)
+    quantize.install(model, quantized)
     pairs = [(a.prompt_ids, a.answer_ids) for a in answers]
-    rows = []
-    for index, shares in acceptance(checkpoint.load(drafter), pairs, None, Sampling()):
+    rows: dict[int, dict[str, Any]] = {}
+    for index, shares in acceptance(model, pairs, None, Sampling()):
         answer = answers[index]
         histograms = {str(k): simulate(shares > 0.5, k, answer.max_new_tokens).to_dict() for k in KS}
-        row = {"alpha": float(shares.double().mean()), "tokens": len(answer.answer_ids), "histograms": histograms}
-        rows.append(row)
-    return {"alpha": mean_alpha(rows), **{f"mal_{k}": merge(rows, k).mal for k in KS}}
+        alpha = float(shares.double().mean())
+        rows[index] = {"alpha": alpha, "tokens": len(answer.answer_ids), "histograms": histograms}
+    found = list(rows.values())
+    each = [[rows[i]["alpha"], rows[i]["tokens"]] for i in sorted(rows)]
+    return {"alpha": mean_alpha(found), **{f"mal_{k}": merge(found, k).mal for k in KS}, "answers": each}
 
 
 def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Tasks with human-written answers that every Python brings: write a function of the standard library from its
 docstring (the answer is its source), and explain a topic of the language reference (the answer is its beginning).
 
-    python benchmarks/reference_tasks.py FILE.jsonl [--limit N]
+    python benchmarks/reference_tasks.py FILE.jsonl [--limit N] [--longest CHARACTERS]
 
 Rows hold `id`, `category`, `instruction` and `output`, mixed by the SHA-256 of their ids: same Python, same file.
 """
@@ -61,11 +61,12 @@ def explanations() -> Iterator[dict[str, str]]:
             }
 
 
-def rows() -> list[dict[str, str]]:
-    """All tasks, mixed in a fixed order; an explanation after every two functions."""
+def rows(longest: int | None = None) -> list[dict[str, str]]:
+    """All tasks of at most `longest` characters, mixed in a fixed order; an explanation after every two functions."""
 
     def mixed(found: Iterator[dict[str, str]]) -> list[dict[str, str]]:
-        return sorted(found, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
+        short = (row for row in found if longest is None or len(row["instruction"]) <= longest)
+        return sorted(short, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
 
     code, text = mixed(functions()), mixed(explanations())
     both: list[dict[str, str]] = []
@@ -74,9 +75,9 @@ def rows() -> list[dict[str, str]]:
     return both
 
 
-def write(file: Path, limit: int | None = None) -> Path:
-    """Write the first `limit` tasks as JSON lines; return `file`."""
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows()[:limit]))
+def write(file: Path, limit: int | None = None, longest: int | None = None) -> Path:
+    """Write the first `limit` tasks (of at most `longest` characters) as JSON lines; return `file`."""
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(longest)[:limit]))
     return file
 
 
@@ -84,5 +85,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--longest", type=int, help="of the tasks, in characters")
     chosen = parser.parse_args()
-    write(chosen.file, chosen.limit)
+    write(chosen.file, chosen.limit, chosen.longest)
