@@ -66,11 +66,12 @@ class Constant:
 class Mean:
     """A running mean that forgets."""
 
-    def __init__(self) -> None:
+    def __init__(self, fade: float = FADE) -> None:
         self.sum = self.weight = 0.0
+        self.fade = fade
 
     def add(self, value: float, weight: float = 1.0) -> None:
-        self.sum, self.weight = self.sum * FADE + value * weight, self.weight * FADE + weight
+        self.sum, self.weight = self.sum * self.fade + value * weight, self.weight * self.fade + weight
 
     @property
     def value(self) -> float | None:
@@ -81,6 +82,8 @@ class Meter:
     """What steps cost: of a plain one, of verifying n drafts, of a draft; the acceptance; and what speculation lost."""
 
     REFRESH = 100  # steps after which a plain one measures the target alone again
+    GAINS = 5  # plain steps' time that speculation may lose again of what it has gained
+    TRIAL = 3  # drafts of a step that finds out whether speculation pays by now
 
     def __init__(self, k_max: int) -> None:
         self.k_max = k_max
@@ -103,7 +106,8 @@ class Meter:
             self.draft.add(outcome.draft_seconds / outcome.drafted, outcome.drafted)
         self.spent += outcome.step_seconds
         if (plain := self.plain) is not None:
-            self.lost = max(0.0, self.lost + outcome.step_seconds - outcome.emitted * plain)
+            lost = self.lost + outcome.step_seconds - outcome.emitted * plain
+            self.lost = max(lost, -self.GAINS * plain)
 
     @property
     def plain(self) -> float | None:
@@ -116,23 +120,46 @@ class Meter:
         return self.plain is None or self.steps % self.REFRESH == self.REFRESH - 1
 
     @property
-    def pauses(self) -> bool:
-        """Whether speculation has lost so much time that it must wait until plain steps have made it small again."""
-        return self.lost > WORST * self.spent
+    def begins(self) -> bool:
+        """Whether it is not known yet what a draft costs."""
+        return self.draft.value is None
+
+    @property
+    def reach(self) -> int:
+        """The most drafts that may be tried: about twice as many as ever, so that a wrong guess costs little."""
+        return min(self.k_max, 2 * max(self.verify, default=0) + 1)
+
+    @property
+    def best(self) -> int:
+        """The number of drafts with the highest rate."""
+        return max(range(self.reach + 1), key=self.rate)
+
+    def allowed(self, k: int) -> int:
+        """`k`, or 0 where speculation has lost, or with k drafts may expect to have lost, more than WORST of the time.
+
+        Plain steps make the share small again. k = 0 asks for a trial.
+        """
+        k = k or min(self.TRIAL, self.k_max)
+        loss = self.seconds(k) - self.tokens(k) * (self.plain or 0.0)
+        return 0 if self.lost + max(0.0, loss) > WORST * self.spent else k
 
     def seconds(self, k: int) -> float:
-        """Of drafting k tokens and verifying them; between measured numbers of drafts along a line through them."""
+        """Of drafting k tokens and verifying them; along lines through the measured numbers of drafts."""
         known = sorted((n, mean.value) for n, mean in self.verify.items() if mean.value is not None)
-        below = [pair for pair in known if pair[0] <= k] or known[:1]
-        above = [pair for pair in known if pair[0] >= k] or known[-1:]
-        (n0, t0), (n1, t1) = below[-1], above[0]
-        verify = t0 if n0 == n1 else t0 + (t1 - t0) * (k - n0) / (n1 - n0)
+        at = next((i for i, (n, _) in enumerate(known) if n >= k), len(known) - 1)
+        (n0, t0), (n1, t1) = known[max(0, at - 1)], known[at]
+        slope = (t1 - t0) / (n1 - n0) if n0 < n1 else 0.0
+        verify = t1 + (k - n1) * (slope if k < n1 else max(0.0, slope))
         return verify + k * (self.draft.value or 0.0)
 
-    def rate(self, k: int) -> float:
-        """Expected tokens per second at k drafts: (1 - a^(k+1)) / (1 - a) over the time."""
+    def tokens(self, k: int) -> float:
+        """Expected of a step with k drafts: (1 - a^(k+1)) / (1 - a)."""
         a = min(self.acceptance.value if self.acceptance.value is not None else 0.8, 0.9999)
-        return (1 - a ** (k + 1)) / (1 - a) / self.seconds(k)
+        return (1 - a ** (k + 1)) / (1 - a)
+
+    def rate(self, k: int) -> float:
+        """Expected tokens per second at k drafts."""
+        return self.tokens(k) / self.seconds(k)
 
 
 class Auto:
@@ -142,19 +169,14 @@ class Auto:
     out at K = 0: then the target decodes alone, but for short trials that cost at most WORST of the time.
     """
 
-    TRIAL = 3  # drafts of a trial
-
     def __init__(self, k_max: int = 8) -> None:
         self.meter = Meter(k_max)
 
     def wanted(self) -> int:
         meter = self.meter
-        if meter.measures or meter.pauses:
-            return 0
-        if meter.draft.value is None:
-            return min(self.TRIAL, meter.k_max)
-        best = max(range(meter.k_max + 1), key=meter.rate)
-        return best or min(self.TRIAL, meter.k_max)  # a trial: `pauses` says when there may be one
+        if meter.measures or meter.begins:
+            return int(meter.begins and not meter.measures)
+        return meter.allowed(meter.best)
 
     def confident(self, reach: float) -> bool:
         return True
@@ -175,7 +197,10 @@ class Confidence:
         self._tokens, self._seconds = Mean(), Mean()
 
     def wanted(self) -> int:
-        return 0 if self.meter.measures or self.meter.pauses else self.meter.k_max
+        meter = self.meter
+        if meter.measures or meter.begins:
+            return int(meter.begins and not meter.measures)
+        return meter.allowed(min(meter.reach, 2 * meter.best))  # a drafter may think too much of itself
 
     def confident(self, reach: float) -> bool:
         return reach >= self.threshold
@@ -195,31 +220,39 @@ class Confidence:
 class Bandit:
     """UCB over policies: the arm with the most tokens per second so far, plus a bonus for the little tried.
 
-    Rates are ratios of running sums, so a long step weighs what it takes. `pauses` as for the others: an arm that
-    drafts is not pulled while speculation is behind plain decoding.
+    Rates are ratios of running sums, so a long step weighs what it takes; they forget slowly, so that steps' luck does
+    not decide between arms. As for the others, an arm that drafts is not pulled while speculation is behind plain
+    decoding.
     """
 
-    def __init__(self, arms: Sequence[Policy], bonus: float = 0.15) -> None:
+    def __init__(self, arms: Sequence[Policy], bonus: float = 0.5) -> None:
         self.arms, self.bonus = list(arms), bonus
         self.meter = Meter(0)
-        self._tokens = [Mean() for _ in self.arms]
-        self._seconds = [Mean() for _ in self.arms]
-        self._pulls = [0] * len(self.arms)
+        self._tokens = [Mean(fade=0.99) for _ in self.arms]
+        self._seconds = [Mean(fade=0.99) for _ in self.arms]
+        self._pulls = 0
         self._at: int | None = None
 
     def wanted(self) -> int:
-        self._at = None
-        if self.meter.measures or self.meter.pauses:
-            return 0
-        self._at = max(range(len(self.arms)), key=self._score)
-        return self.arms[self._at].wanted()
+        self._at, meter = None, self.meter
+        if meter.measures or meter.begins:
+            return int(meter.begins and not meter.measures)
+        best = max(self._rate(arm) for arm in range(len(self.arms)))
+        self._at = max(range(len(self.arms)), key=lambda arm: self._score(arm, best))
+        k = self.arms[self._at].wanted()
+        if not k or not meter.allowed(k):
+            self._at, k = None, 0
+        return k
 
-    def _score(self, arm: int) -> float:
-        tokens, seconds = self._tokens[arm].value, self._seconds[arm].value
-        if not tokens or not seconds or not (plain := self.meter.plain):
+    def _rate(self, arm: int) -> float:
+        """Tokens per second so far; 0 where it was not tried."""
+        return (self._tokens[arm].value or 0.0) / (self._seconds[arm].value or math.inf)
+
+    def _score(self, arm: int, best: float) -> float:
+        weight = self._tokens[arm].weight
+        if not weight:
             return math.inf
-        doubt = math.sqrt(math.log(1 + sum(self._pulls)) / self._pulls[arm])
-        return tokens / seconds * plain + self.bonus * doubt  # in tokens per plain step's time: about 1
+        return self._rate(arm) + self.bonus * best * math.sqrt(math.log(1 + self._pulls) / weight)
 
     def confident(self, reach: float) -> bool:
         return True if self._at is None else self.arms[self._at].confident(reach)
@@ -230,7 +263,7 @@ class Bandit:
             arm.observe(outcome)
         if self._at is None or outcome.first:
             return
-        self._pulls[self._at] += 1
+        self._pulls += 1
         self._tokens[self._at].add(outcome.emitted)
         self._seconds[self._at].add(outcome.step_seconds)
 
