@@ -16,6 +16,7 @@ from sparsedraft.speculate.backend import Backend, TransformersBackend, takes_ma
 from sparsedraft.speculate.decode import Decoder
 from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
 from sparsedraft.speculate.lookahead import Policy
+from sparsedraft.speculate.realign import RealignDrafter
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Row, Stops
 from sparsedraft.speculate.trees import TreeDrafter
@@ -160,6 +161,6 @@ class Pair:
         readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in asked])
         if self.vocabulary is not None:
             return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
-        return uag.RealignDrafter(
+        return RealignDrafter(
             backend, readers, p.tokenizer, q.tokenizer, ends=q.eos_ids, eos=p.end_of_turn(), policy=policy
         )

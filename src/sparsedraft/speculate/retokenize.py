@@ -132,14 +132,14 @@ class Retokenizer:
         self.text = ""
         self._before = self.seen.text(context)
         self._lead = Detokenizer(drafter).text(tail(drafter, prompt_ids))
-        self._pieces: list[Piece] = []
+        self.answer: list[Piece] = []
 
     def ids(self, answer: Sequence[int]) -> list[int]:
         """The ids up to the last complete character of `answer` (target ids), a continuation of the last call's."""
         if new := self.seen.more(answer):
-            self._pieces = spliced(self.drafter, self._pieces, self.text, new, self._lead)
+            self.answer = spliced(self.drafter, self.answer, self.text, new, self._lead)
             self.text += new
-        return [*self.prompt_ids, *(piece.id for piece in self._pieces)]
+        return [*self.prompt_ids, *(piece.id for piece in self.answer)]
 
     @property
     def last(self) -> str:

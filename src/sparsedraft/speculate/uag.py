@@ -1,7 +1,7 @@
 """Universal Assisted Generation: drafts from a model with another tokenizer (Timor et al. 2025).
 
-`realign` passes text: what the drafter writes is encoded in the target's vocabulary around the seam. Such drafts have
-no distribution over the target's tokens, so they are verified by exact match with the target's own choice, greedy or
+`realign` (see `speculate.realign`) passes text, encoded in the target's vocabulary around the seam. Such drafts have no
+distribution over the target's tokens, so they are verified by exact match with the target's own choice, greedy or
 drawn: lossless either way, with less accepted under sampling. `intersection` limits the drafter to the tokens that
 both vocabularies hold, with their ids mapped: then q is a distribution over the target's tokens, and the ordinary rule
 holds.
@@ -16,9 +16,9 @@ from sparsedraft.errors import UserError
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import ModelDrafter, VocabularyMap, always
 from sparsedraft.speculate.lookahead import Policy
-from sparsedraft.speculate.retokenize import Detokenizer, Retokenizer, clean, inner, pieces, special_ids, tail
+from sparsedraft.speculate.retokenize import Retokenizer
 from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.sequence import Draft, Row
+from sparsedraft.speculate.sequence import Row
 
 
 class Readers:
@@ -47,64 +47,6 @@ def intersection_drafter(
     confident = policy.confident if policy is not None else always
     readers.same = vocabulary.inverse()
     return ModelDrafter(backend, sampling, read=readers, vocabulary=vocabulary, confident=confident)
-
-
-class RealignDrafter:
-    """A drafter whose text is encoded again as the target's tokens.
-
-    `ends`: its end-of-turn ids; `eos`: the target's.
-    """
-
-    def __init__(
-        self,
-        backend: Backend,
-        readers: Readers,
-        target: PreTrainedTokenizerBase,
-        drafter: PreTrainedTokenizerBase,
-        *,
-        ends: frozenset[int],
-        eos: int | None,
-        policy: Policy | None = None,
-    ) -> None:
-        self.readers, self.target, self.drafter, self.eos, self.ends = readers, target, drafter, eos, ends
-        self.cut = ends | special_ids(drafter)
-        confident = policy.confident if policy is not None else always
-        self.inner = ModelDrafter(backend, Sampling(), read=readers, confident=confident, certain=True)
-
-    def select(self, rows: Sequence[int]) -> None:
-        self.inner.select(rows)
-
-    def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
-        drafts = self.inner.propose(rows, wanted)
-        return [
-            Draft(self._aligned(row, draft.tokens)[:n] if draft.tokens else [])
-            for row, draft, n in zip(rows, drafts, wanted, strict=True)
-        ]
-
-    def _aligned(self, row: Row, drafted: list[int]) -> list[int]:
-        """The target's tokens for what the drafter wrote in its own, up to its first special token."""
-        reader, answer = self.readers.by_row[row.index], row.tokens[row.prompt :]
-        end = next((i for i, token in enumerate(drafted) if token in self.cut), len(drafted))
-        written = Detokenizer(self.drafter, tail(self.drafter, reader.ids(answer)))
-        tokens = continuation(self.target, answer, reader, written.whole(drafted[:end]))
-        ended = not self.ends.isdisjoint(drafted[end : end + 1])
-        return [*tokens, self.eos] if ended and self.eos is not None else tokens
-
-
-def continuation(target: PreTrainedTokenizerBase, answer: Sequence[int], reader: Retokenizer, text: str) -> list[int]:
-    """The target's tokens of `text`, which follows the text that `reader` has of `answer`.
-
-    They are read off an encoding that begins well before the seam. Bytes of `answer` that are no character yet must be
-    the beginning of the encoding's tokens behind the seam, else nothing is proposed.
-    """
-    if not text:
-        return []
-    begun = reader.begun(answer)
-    found = pieces(target, reader.last + text, -len(reader.last))
-    if not clean(found, 0):
-        found = inner(target, text)  # a token would reach over the seam: what is written, is written
-    tokens = [p.id for p in found if p.start >= 0]
-    return tokens[len(begun) :] if tokens[: len(begun)] == begun else []
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
