@@ -163,7 +163,7 @@ def test_a_model_that_takes_no_masks_decodes_one_prompt_and_no_tree() -> None:
     plain = Pair.of(side, None, "auto", GREEDY)
     assert made.tokens == generate(plain.decoder([asked], Constant(0), GREEDY), asked.target, 20).tokens
     assert all(step.accepted == len(step.drafted) for step in made.steps)
-    with pytest.raises(UserError, match="--tree 2 needs one prompt at a time, .* attention that takes masks"):
+    with pytest.raises(UserError, match=r"--tree 2 needs one prompt at a time, .* attention that takes masks"):
         pair.decoder([asked], Constant(3), GREEDY, branching=2)
     with pytest.raises(UserError, match="takes no attention masks"):
         pair.decoder([asked, asked], Constant(3), GREEDY)

@@ -165,8 +165,8 @@ def test_certain_drafts(make: Callable[[Sampling], Drafter]) -> None:
 
 
 def test_a_wrong_rule_would_be_seen() -> None:
-    """The power of the tests above: texts drawn at a temperature 10 % off do not pass."""
-    made = draw(model(Sampling(1.1), 60), Constant(1), Sampling(1.1), 60, 100)
+    """The power of the tests above: texts drawn at a temperature 20 % off do not pass."""
+    made = draw(model(Sampling(1.2), 60), Constant(1), Sampling(1.2), 60, 100)
     with pytest.raises(AssertionError):
         check_transitions(made, Sampling(1.0))
     made = draw(model(Sampling(1.0), 2500), Constant(1), Sampling(1.0, repetition_penalty=1.4), 2500, 4)
