@@ -131,16 +131,19 @@ class Meter:
 
     @property
     def best(self) -> int:
-        """The number of drafts with the highest rate."""
-        return max(range(self.reach + 1), key=self.rate)
+        """The number of drafts with the highest rate, once it can be reckoned."""
+        return 1 if self.begins or self.plain is None else max(range(self.reach + 1), key=self.rate)
 
     def allowed(self, k: int) -> int:
         """`k`, or 0 where speculation has lost, or with k drafts may expect to have lost, more than WORST of the time.
 
-        Plain steps make the share small again. k = 0 asks for a trial.
+        Plain steps make the share small again. k = 0 asks for a trial. The very first drafts come one at a time, and 0
+        is also what a step that measures the target alone gets.
         """
-        k = k or min(self.TRIAL, self.k_max)
-        loss = self.seconds(k) - self.tokens(k) * (self.plain or 0.0)
+        if self.measures:
+            return 0
+        k = 1 if self.begins else k or min(self.TRIAL, self.k_max)
+        loss = 0.0 if self.begins else self.seconds(k) - self.tokens(k) * (self.plain or 0.0)
         return 0 if self.lost + max(0.0, loss) > WORST * self.spent else k
 
     def seconds(self, k: int) -> float:
@@ -173,10 +176,7 @@ class Auto:
         self.meter = Meter(k_max)
 
     def wanted(self) -> int:
-        meter = self.meter
-        if meter.measures or meter.begins:
-            return int(meter.begins and not meter.measures)
-        return meter.allowed(meter.best)
+        return self.meter.allowed(self.meter.best)
 
     def confident(self, reach: float) -> bool:
         return True
@@ -197,10 +197,7 @@ class Confidence:
         self._tokens, self._seconds = Mean(), Mean()
 
     def wanted(self) -> int:
-        meter = self.meter
-        if meter.measures or meter.begins:
-            return int(meter.begins and not meter.measures)
-        return meter.allowed(min(meter.reach, 2 * meter.best))  # a drafter may think too much of itself
+        return self.meter.allowed(min(self.meter.reach, 2 * self.meter.best))  # a drafter may be too sure of itself
 
     def confident(self, reach: float) -> bool:
         return reach >= self.threshold
@@ -225,7 +222,7 @@ class Bandit:
     decoding.
     """
 
-    def __init__(self, arms: Sequence[Policy], bonus: float = 0.5) -> None:
+    def __init__(self, arms: Sequence[Policy], bonus: float = 0.7) -> None:
         self.arms, self.bonus = list(arms), bonus
         self.meter = Meter(0)
         self._tokens = [Mean(fade=0.99) for _ in self.arms]
@@ -234,15 +231,12 @@ class Bandit:
         self._at: int | None = None
 
     def wanted(self) -> int:
-        self._at, meter = None, self.meter
-        if meter.measures or meter.begins:
-            return int(meter.begins and not meter.measures)
         best = max(self._rate(arm) for arm in range(len(self.arms)))
-        self._at = max(range(len(self.arms)), key=lambda arm: self._score(arm, best))
-        k = self.arms[self._at].wanted()
-        if not k or not meter.allowed(k):
-            self._at, k = None, 0
-        return k
+        arm = max(range(len(self.arms)), key=lambda arm: self._score(arm, best))
+        k = self.arms[arm].wanted()
+        allowed = self.meter.allowed(k) if k else 0
+        self._at = arm if 0 < k == allowed else None
+        return allowed
 
     def _rate(self, arm: int) -> float:
         """Tokens per second so far; 0 where it was not tried."""
