@@ -52,11 +52,11 @@ def byte_level(size: int = 400, digits: bool = False) -> PreTrainedTokenizerFast
     return _wrapped(core)
 
 
-def _byte_fallback() -> Tokenizer:
+def _byte_fallback(size: int) -> Tokenizer:
     """A BPE over ▁-spaced text whose unknown characters are written as bytes."""
     core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    trainer = trainers.BpeTrainer(vocab_size=440, special_tokens=SPECIAL, limit_alphabet=110, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIAL, limit_alphabet=110, show_progress=False)
     core.train_from_iterator([text.replace(" ", "▁") for text in CORPUS * 3], trainer)
     whole = json.loads(core.to_str())
     whole["model"]["byte_fallback"] = True
@@ -67,7 +67,7 @@ def _byte_fallback() -> Tokenizer:
 
 def gemma_like() -> PreTrainedTokenizerFast:
     """SentencePiece BPE without a dummy space; newlines are added tokens that are not special."""
-    core = _byte_fallback()
+    core = _byte_fallback(295)
     core.normalizer = normalizers.Replace(" ", "▁")
     core.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     core.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
@@ -77,7 +77,7 @@ def gemma_like() -> PreTrainedTokenizerFast:
 
 def llama_like() -> PreTrainedTokenizerFast:
     """SentencePiece BPE that puts a space before every text, and takes it away when it decodes."""
-    core = _byte_fallback()
+    core = _byte_fallback(285)
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.pre_tokenizer = None
     core.decoder = decoders.Sequence(
@@ -88,7 +88,7 @@ def llama_like() -> PreTrainedTokenizerFast:
 
 def metaspace() -> PreTrainedTokenizerFast:
     """SentencePiece BPE with bytes, split at spaces by Metaspace, which puts one before every text."""
-    core = _byte_fallback()
+    core = _byte_fallback(270)
     core.pre_tokenizer = pre_tokenizers.Metaspace()
     core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
     return _wrapped(core, bos=True)

@@ -151,16 +151,23 @@ class Pair:
                     "that takes masks: leave it out."
                 )
             return TreeDrafter(backend, sampling, branching)
+        known = embedding_rows(q.model)
         if self.route == "same":
-            known = embedding_rows(q.model)
 
             def read(row: Row) -> list[int]:  # a wider target may write what the drafter cannot read
                 return [token if token < known else 0 for token in row.tokens]
 
             return ModelDrafter(backend, sampling, read=read, vocabulary=self.vocabulary, confident=policy.confident)
-        readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in asked])
+        readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in asked], known)
         if self.vocabulary is not None:
             return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
         return RealignDrafter(
-            backend, readers, p.tokenizer, q.tokenizer, ends=q.eos_ids, eos=p.end_of_turn(), policy=policy
+            backend,
+            readers,
+            p.tokenizer,
+            q.tokenizer,
+            ends=q.eos_ids,
+            eos=p.end_of_turn(),
+            width=p.width,
+            policy=policy,
         )

@@ -8,6 +8,8 @@ the drafter finds that likelier and the target can still be about to write it ("
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import takewhile
 
 import torch
 from torch import Tensor
@@ -29,7 +31,7 @@ CANDIDATES = 4  # longer tokens that are looked at
 class RealignDrafter(ModelDrafter):
     """A drafter whose text is encoded again as the target's tokens.
 
-    `ends`: its end-of-turn ids; `eos`: the target's.
+    `ends`: its end-of-turn ids; `eos`: the target's, whose head knows the first `width` ids.
     """
 
     def __init__(
@@ -41,13 +43,15 @@ class RealignDrafter(ModelDrafter):
         *,
         ends: frozenset[int],
         eos: int | None,
+        width: int,
         policy: Policy | None = None,
     ) -> None:
         confident = policy.confident if policy is not None else always
         super().__init__(backend, Sampling(), read=self._begun, confident=confident, certain=True)
         self.readers, self.target, self.drafter, self.eos, self.ends = readers, target, drafter, eos, ends
+        self.width = width
         self.cut = ends | special_ids(drafter)
-        self.longer = Longer(drafter)
+        self.longer = longer(drafter)
         self._first: dict[int, First] = {}  # by the row's index
 
     def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
@@ -126,6 +130,7 @@ class RealignDrafter(ModelDrafter):
         end = next((i for i, token in enumerate(drafted) if token in self.cut), len(drafted))
         text = self._written(first.context, first.end, drafted[:end])
         tokens = continuation(self.target, row.tokens[row.prompt :], self.readers.by_row[row.index], text)
+        tokens = [*takewhile(lambda token: token < self.width, tokens)]
         ended = not self.ends.isdisjoint(drafted[end : end + 1])
         return [*tokens, self.eos] if ended and self.eos is not None else tokens
 
@@ -135,6 +140,12 @@ class First:
 
     def __init__(self, context: list[int], drafted: list[int], end: list[int], reach: float) -> None:
         self.context, self.drafted, self.end, self.reach = context, drafted, end, reach
+
+
+@lru_cache(maxsize=4)
+def longer(tokenizer: PreTrainedTokenizerBase) -> "Longer":
+    """The tokenizer's `Longer`, made once: a large vocabulary takes a second."""
+    return Longer(tokenizer)
 
 
 class Longer:

@@ -22,14 +22,19 @@ from sparsedraft.speculate.sequence import Row
 
 
 class Readers:
-    """The rows as the drafter reads them: a Retokenizer each. `prompts`: the rows' prompts as (target, drafter) ids."""
+    """The rows as the drafter reads them: a Retokenizer each.
+
+    `prompts`: the rows' prompts as (target, drafter) ids; `known`: ids that the drafter can read, others become 0.
+    """
 
     def __init__(
         self,
         target: PreTrainedTokenizerBase,
         drafter: PreTrainedTokenizerBase,
         prompts: Sequence[tuple[Sequence[int], Sequence[int]]],
+        known: int,
     ) -> None:
+        self.known = known
         self.by_row = [Retokenizer(target, drafter, own, before) for before, own in prompts]
         self.same: dict[int, int] = {}  # the drafter's ids of tokens that both have
 
@@ -37,7 +42,8 @@ class Readers:
         """Its ids, with the first bytes of a character that is not complete where the drafter has tokens for them."""
         reader, answer = self.by_row[row.index], row.tokens[row.prompt :]
         ids, begun = reader.ids(answer), reader.begun(answer)
-        return ids + [self.same[t] for t in begun] if all(t in self.same for t in begun) else ids
+        ids += [self.same[t] for t in begun] if all(t in self.same for t in begun) else []
+        return [token if token < self.known else 0 for token in ids]
 
 
 def intersection_drafter(
