@@ -30,20 +30,19 @@ def sometimes(n: int) -> int:
 def decode(
     script, k: int, prompts: list[list[int]], n: int = 20, eos: int | None = None, branching: int = 1,
     context: int | None = None, drafter_context: int | None = None,
-) -> tuple[list[Generation], Toy]:  # fmt: skip
-    """What `right` makes of the prompts, with a drafter that goes by `script` (None: without), and the target."""
+) -> tuple[list[Generation], Toy, Toy]:  # fmt: skip
+    """What `right` makes of the prompts, with a drafter that goes by `script` (None: without); target and drafter."""
     target = scripted(right, len(prompts), max_length=context)
-    drafter = None
+    drafter, model = None, scripted(script, len(prompts), max_length=drafter_context)
     if script is not None:
-        model = scripted(script, len(prompts), max_length=drafter_context)
         drafter = TreeDrafter(model, GREEDY, branching) if branching > 1 else ModelDrafter(model, GREEDY)
     eos_ids = frozenset() if eos is None else frozenset({eos})
     decoder = Decoder(target, drafter, Constant(k), GREEDY, eos_ids)
-    return generate_all(decoder, prompts, n, [0] * len(prompts)), target
+    return generate_all(decoder, prompts, n, [0] * len(prompts)), target, model
 
 
 def run(script, k: int, n: int = 20, **options) -> tuple[Generation, Toy]:
-    (made,), target = decode(script, k, [[0, 0, 0]], n, **options)
+    (made,), target, _ = decode(script, k, [[0, 0, 0]], n, **options)
     return made, target
 
 
@@ -184,16 +183,17 @@ PROMPTS = [[0], [0, 0, 0], [0] * 6, [0] * 11, [0, 0]]
 @pytest.mark.parametrize("ends", [{}, {"eos": 7}, {"context": 22, "n": 30}, {"drafter_context": 12}], ids=str)
 def test_each_row_is_as_if_it_were_alone(script, k: int, ends: dict[str, int]) -> None:
     """Rows of different lengths that end at different times, by eos, length or context."""
-    together, target = decode(script, k, PROMPTS, **ends)
+    together, target, model = decode(script, k, PROMPTS, **ends)
     alone = [decode(script, k, [prompt], **ends) for prompt in PROMPTS]
-    for i, (mine, ((single,), _)) in enumerate(zip(together, alone, strict=True)):
+    for i, (mine, ((single,), *_)) in enumerate(zip(together, alone, strict=True)):
         assert (mine.tokens, mine.finish_reason) == (single.tokens, single.finish_reason)
         assert [(s.drafted, s.accepted, s.emitted, s.row) for s in mine.steps] == [
             (s.drafted, s.accepted, s.emitted, i) for s in single.steps
         ]
         assert Histogram.of_steps(mine.steps, k) == Histogram.of_steps(single.steps, k)
     assert target.passes == max(len(made.steps) for made in together), "one pass a step for all rows"
-    assert target.fed == sum(one.fed for _, one in alone)
+    assert target.fed == sum(one.fed for _, one, _ in alone), "nothing is read twice"
+    assert model.fed == sum(one.fed for _, _, one in alone)
     if not ends:
         expected = [accepted_runs(script, k, len(prompt), 20) for prompt in PROMPTS]
         assert [[step.accepted for step in made.steps] for made in together] == expected

@@ -62,8 +62,8 @@ def test_greedy_equals_the_target_alone_and_simulation_the_loop(eos: frozenset[i
         build_llama(layers=2, max_position_embeddings=40),
     ]
     partial = 0
-    for p in range(3):
-        ids = prompt(p, 4 + 6 * p)
+    for p in range(2):
+        ids = prompt(p, 4 + 9 * p)
         expected = alone(target, ids, 40)
         for model in drafters:
             context = model.config.max_position_embeddings - len(ids)
@@ -77,7 +77,7 @@ def test_greedy_equals_the_target_alone_and_simulation_the_loop(eos: frozenset[i
                 if matches is not None:
                     assert simulate(matches > 0.5, k, 40) == Histogram.of_steps(made.steps, k)
                     partial += 0 < tried(made)[0] < tried(made)[1]
-    assert partial > 15, "most of the drafters are accepted in part"
+    assert partial > 10, "most of the drafters are accepted in part"
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.4)], ids=str)
@@ -155,7 +155,7 @@ def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
     pair = Pair.of(Side(target, tokenizer, eos_ids), Side(drafter, tokenizer, eos_ids), "auto", GREEDY)
     prompts, texts = [], []
     for text, n, ks in (
-        ("Name three colours.", 16, (1, 3, 8)),
+        ("Name three colours.", 16, (1, 5)),
         ("What is 2 + 2? Answer with a number only.", 24, (2,)),
     ):
         ids = chat_ids(tokenizer, [{"role": "user", "content": text}])
