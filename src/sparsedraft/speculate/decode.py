@@ -177,7 +177,7 @@ class Decoder:
         if stop is not None:
             emitted = emitted[: stop + 1]
         row.tokens += emitted
-        row.finish_reason = reason or ("" if row.room else "length")
+        row.finish_reason = reason or ("" if row.room > 0 else "length")
         nodes = nodes[: len(emitted)]
         return Step(draft.tokens, len(nodes), emitted, row.index, *tested), nodes
 
