@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.speculate.backend import Backend
+from sparsedraft.speculate.lookahead import always
 from sparsedraft.speculate.sampling import Sampling, penalised, probabilities
 from sparsedraft.speculate.sequence import Draft, Row
 
@@ -44,11 +45,6 @@ class VocabularyMap:
     def inverse(self) -> dict[int, int]:
         """The drafter's id of each shared token, by the target's."""
         return dict(zip(self.target.tolist(), self.drafter.tolist(), strict=True))
-
-
-def always(reach: float) -> bool:
-    """The confidence rule that never stops."""
-    return True
 
 
 class ModelDrafter:
@@ -148,7 +144,7 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 def sound(logits: Tensor, who: str, positions: Sequence[int]) -> Tensor:
     """`logits` [n, V] after positions[i] tokens, unless one is a NaN or an infinity that no softmax survives."""
-    bad = (torch.isnan(logits) | torch.isposinf(logits)).any(-1)
+    bad = ~(logits.amax(-1) < torch.inf)  # one pass: NaN is the greatest of all, and less than nothing
     if bool(bad.any()):
         at = positions[int(bad.nonzero()[0])]
         raise FloatingPointError(

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.errors import UserError
 from sparsedraft.speculate.backend import Backend
-from sparsedraft.speculate.drafters import ModelDrafter, VocabularyMap, always
-from sparsedraft.speculate.lookahead import Policy
+from sparsedraft.speculate.drafters import ModelDrafter, VocabularyMap
+from sparsedraft.speculate.lookahead import Policy, always
 from sparsedraft.speculate.retokenize import Retokenizer
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Row
