@@ -48,11 +48,10 @@ def show(pair: Pair, ids: list[int], made: Generation) -> None:
     decode, done = pair.target.tokenizer.decode, list(ids)
     for step in made.steps:
         if step.accepted < len(step.drafted):
-            drafted = [decode([token]) for token in step.drafted]
-            console.print(
-                f"{str(decode(done[-12:]))!r} + {drafted}, accepted {step.accepted}, then {decode(step.emitted[-1:])!r}",
-                markup=False, soft_wrap=True,
-            )  # fmt: skip
+            before, drafted = str(decode(done[-12:])), [decode([token]) for token in step.drafted]
+            own = str(decode(step.emitted[-1:]))
+            line = f"{before!r} + {drafted}, {step.accepted} accepted, then {own!r}"
+            console.print(line, markup=False, soft_wrap=True)
         elif not step.drafted:
             console.print(f"{str(decode(done[-12:]))!r}: no draft", markup=False, soft_wrap=True)
         done += step.emitted

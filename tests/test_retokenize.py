@@ -1,6 +1,7 @@
 """A growing answer in another tokenizer's ids: its text is right after every step, its ids nearly always those of the
 whole text at once, and the work of a step does not grow with the answer."""
 
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -15,9 +16,11 @@ from sparsedraft.speculate.retokenize import (
     CONTEXT,
     LONGEST,
     Detokenizer,
+    Piece,
     Retokenizer,
     inner,
     special_ids,
+    spliced,
     tail,
 )
 from sparsedraft.speculate.vocab import surfaces
@@ -145,6 +148,15 @@ def test_any_tokens(answer: list[int], seed: int, drafter: str) -> None:
         assert len(grown) - detokenizer.pending < LONGEST + 3
         assert reader.ids(grown)[:1] == [5]
     assert decoded(p, answer).rstrip(BROKEN).removeprefix(written).count(BROKEN) < LONGEST
+
+
+def test_old_and_new_tokens_are_joined_with_no_gap() -> None:
+    """Also where the old ones were cut otherwise than the text would be now."""
+    text = "0123456789" * 5
+    old = [Piece(0, i, i + 5) for i in range(0, 50, 5)]
+    found = spliced(built("byte-level, digits"), old, text, "x")
+    assert found[0] == old[0] and found[-1].end == 51 and len(found) > len(old) + 1
+    assert all(a.end == b.start for a, b in itertools.pairwise(found))
 
 
 def test_special_tokens_write_nothing_and_hold_nothing_up() -> None:
