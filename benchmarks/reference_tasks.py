@@ -1,9 +1,11 @@
-"""Tasks with human-written answers that every Python brings: write a function of the standard library from its
-docstring (the answer is its source), and explain a topic of the language reference (the answer is its beginning).
+"""Tasks with human-written answers that a Python environment brings: write a function of the standard library from its
+docstring (the answer is its source), explain a topic of the language reference (the answer is its beginning), say what
+an installed package is for from its README (the answer is its summary), and translate Django's messages to English.
 
-    python benchmarks/reference_tasks.py FILE.jsonl [--limit N] [--longest CHARACTERS]
+    python benchmarks/reference_tasks.py FILE.jsonl [--limit N] [--longest CHARACTERS] [--kinds coding,explaining,...]
 
-Rows hold `id`, `category`, `instruction` and `output`, mixed by the SHA-256 of their ids: same Python, same file.
+Rows hold `id`, `category`, `instruction` and `output`; the kinds take turns, each by the SHA-256 of its ids:
+same Python and same packages, same file. Django's wheel is downloaded by pip for its translations and not installed.
 """
 
 import argparse
@@ -11,14 +13,23 @@ import ast
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import sysconfig
-from collections.abc import Iterator
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from itertools import zip_longest
 from pathlib import Path
 from pydoc_data.topics import topics
 
 LINES = range(4, 26)  # of a function, docstring left out
 CHARACTERS = 700  # of an explanation, up to the end of its paragraph
-TOPIC_SHARE = 3  # every so many-th row is an explanation, as long as there are any
+README = 800  # characters of a package's own description
+DJANGO = "django==5.2.8"
+LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish", "nl": "Dutch", "it": "Italian"}
+MESSAGE = re.compile(r'(?m)^msgid ((?:".*"\n)+)msgstr ((?:".*"\n)+)')
 
 
 def functions() -> Iterator[dict[str, str]]:
@@ -61,24 +72,65 @@ def explanations() -> Iterator[dict[str, str]]:
             }
 
 
-def rows(longest: int | None = None) -> list[dict[str, str]]:
-    """All tasks of at most `longest` characters, mixed in a fixed order; an explanation after every two functions."""
+def summaries() -> Iterator[dict[str, str]]:
+    """Installed packages: the beginning of the README is the task, the summary line in the metadata the answer."""
+    for package in metadata.distributions():
+        about = package.metadata
+        summary, text = about["Summary"] or "", about["Description"]
+        text = re.sub(r"(?m)^[^\w\n]*$|<[^>]*>|!?\[[^\]]*\]\([^)]*\)|\.\. .*|https?://\S+", "", str(text))
+        text = re.sub(r"\n\s*\n+", "\n\n", text).strip()[:README]
+        if len(text) > README // 2 and 20 < len(summary) < 200:
+            yield {
+                "id": f"package.{about['Name']}",
+                "category": "summarising",
+                "instruction": f"Summarise in one sentence what this package is for.\n\n{text}",
+                "output": summary.rstrip(".") + ".",
+            }
 
-    def mixed(found: Iterator[dict[str, str]]) -> list[dict[str, str]]:
-        short = (row for row in found if longest is None or len(row["instruction"]) <= longest)
-        return sorted(short, key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest())
 
-    code, text = mixed(functions()), mixed(explanations())
-    both: list[dict[str, str]] = []
-    while code or text:
-        both.append(text.pop() if text and (len(both) % TOPIC_SHARE == TOPIC_SHARE - 1 or not code) else code.pop())
-    return both
+def translations() -> Iterator[dict[str, str]]:
+    """Messages of Django in other languages, with the English that they were translated from."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, DJANGO]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        (wheel,) = Path(folder).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for code, language in LANGUAGES.items():
+                seen: set[str] = set()
+                for name in archive.namelist():
+                    if not name.endswith(".po") or f"/locale/{code}/" not in name:
+                        continue
+                    for english, other in MESSAGE.findall(archive.read(name).decode()):
+                        english, other = ("".join(re.findall(r'"(.*)"', part)) for part in (english, other))
+                        if len(english) < 40 or not other or "%" in english or "\\" in english or english in seen:
+                            continue
+                        seen.add(english)
+                        yield {
+                            "id": f"message.{code}.{hashlib.sha256(english.encode()).hexdigest()[:12]}",
+                            "category": "translation",
+                            "instruction": f"Translate {language} to English: {other}",
+                            "output": english,
+                        }
 
 
-def write(file: Path, limit: int | None = None, longest: int | None = None) -> Path:
-    """Write the first `limit` tasks (of at most `longest` characters) as JSON lines; return `file`."""
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows(longest)[:limit]))
-    return file
+KINDS: dict[str, Callable[[], Iterator[dict[str, str]]]] = {
+    "coding": functions,
+    "explaining": explanations,
+    "summarising": summaries,
+    "translation": translations,
+}
+
+
+def rows(kinds: Sequence[str], longest: int | None = None) -> list[dict[str, str]]:
+    """All tasks of these kinds of at most `longest` characters; the kinds take turns as long as they last."""
+    piles = [
+        sorted(
+            (row for row in KINDS[kind]() if longest is None or len(row["instruction"]) <= longest),
+            key=lambda row: hashlib.sha256(row["id"].encode()).hexdigest(),
+        )
+        for kind in kinds
+    ]
+    return [row for turn in zip_longest(*piles) for row in turn if row is not None]
 
 
 if __name__ == "__main__":
@@ -86,5 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("file", type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--longest", type=int, help="of the tasks, in characters")
+    parser.add_argument("--kinds", default=",".join(KINDS))
     chosen = parser.parse_args()
-    write(chosen.file, chosen.limit, chosen.longest)
+    found = rows(chosen.kinds.split(","), chosen.longest)[: chosen.limit]
+    chosen.file.write_text("".join(json.dumps(row) + "\n" for row in found))
