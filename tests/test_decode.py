@@ -7,7 +7,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.measure.simulate import simulate
 from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
-from sparsedraft.speculate.drafters import ModelDrafter, PromptLookup, shared
+from sparsedraft.speculate.drafters import ModelDrafter, PromptLookup, VocabularyMap, shared
 from sparsedraft.speculate.lookahead import Constant, policy_named
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.trees import TreeDrafter
@@ -214,6 +214,47 @@ def test_a_rows_draws_do_not_depend_on_the_others(sampling: Sampling, k: int) ->
     alone = [made([b])[0] for b in range(4)]
     assert made([0, 1, 2, 3]) == alone and made([2, 0]) == [alone[2], alone[0]]
     assert (alone[0] == alone[3]) == sampling.greedy, "other seeds, other texts"
+
+
+WARPED = [GREEDY, Sampling(repetition_penalty=1.6), Sampling(0.9, 6, 0.9, 0.02, 1.5)]
+
+
+@pytest.mark.parametrize("sampling", WARPED, ids=str)
+@pytest.mark.parametrize("kind", ["chain", "tree", "vocabulary"])
+def test_the_target_itself_as_drafter_is_always_accepted(kind: str, sampling: Sampling) -> None:
+    """Warpers and penalties are the target's own at every draft; so are they over a vocabulary in another order."""
+    model, order = Table(1, 9), torch.tensor([3, 0, 8, 5, 1, 7, 2, 6, 4])
+    drafter = ModelDrafter(model, sampling) if kind == "chain" else TreeDrafter(model, sampling, 1, 1)
+    if kind == "vocabulary":  # the target's token i is the drafter's order[i]
+        by_drafter = torch.cat([torch.argsort(order), torch.tensor([9])])
+        model.table = model.table[by_drafter][:, by_drafter][..., torch.argsort(order)]
+        vocabulary = VocabularyMap(torch.arange(9), order, 9)
+        own = order.tolist()
+        drafter = ModelDrafter(
+            model, sampling, read=lambda row: [own[token] for token in row.tokens], vocabulary=vocabulary
+        )
+    made = generate(Decoder(Table(1, 9), drafter, Constant(4), sampling), [1, 2, 3], 60)
+    assert [step.accepted for step in made.steps] == [4] * 12
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.6])
+def test_drafts_are_what_the_drafter_says_after_the_text(share: float) -> None:
+    """Whatever was rejected before: its cache holds the text and nothing else."""
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 0]]
+    model = Table(2, 9, 3).mixed_with(Table(1, 9), share)
+    fresh = Table(2, 9).mixed_with(Table(1, 9), share)
+    decoder = Decoder(Table(1, 9, 3), ModelDrafter(model, GREEDY), Constant(4), GREEDY)
+    rejected = 0
+    for prompt, made in zip(prompts, generate_all(decoder, prompts, 40, [0] * 3), strict=True):
+        at = list(prompt)
+        for step in made.steps:
+            said = list(at)
+            for _ in step.drafted:
+                said.append(int(fresh.after(said).argmax()))
+            assert step.drafted == said[len(at) :]
+            rejected += len(step.drafted) - step.accepted
+            at += step.emitted
+    assert rejected > 5
 
 
 def test_rows_with_nothing_to_write() -> None:
