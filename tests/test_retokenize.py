@@ -159,6 +159,17 @@ def test_old_and_new_tokens_are_joined_with_no_gap() -> None:
     assert all(a.end == b.start for a, b in itertools.pairwise(found))
 
 
+def test_bytes_that_are_no_character_hold_nothing_up_for_long() -> None:
+    p = built("byte-level")
+    write = surfaces(p)
+    answer = [write[b"\x91"]] * 40 + [write[b"o"], write[b"k"]]
+    detokenizer, written = Detokenizer(p), ""
+    for n in range(len(answer) + 1):
+        written += detokenizer.more(answer[:n])
+        assert n - len(written) < LONGEST
+    assert written == BROKEN * 40 + "ok"
+
+
 def test_special_tokens_write_nothing_and_hold_nothing_up() -> None:
     p, q = built("byte-level"), built("gemma")
     pieces = [p(text, add_special_tokens=False)["input_ids"] for text in ("one", " two", " 🙂")]

@@ -18,10 +18,10 @@ from sparsedraft.speculate import uag
 from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import Pair, Prompted, Side
-from sparsedraft.speculate.realign import Longer, RealignDrafter
-from sparsedraft.speculate.retokenize import inner
-from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.sequence import Stops
+from sparsedraft.speculate.realign import Longer, RealignDrafter, continuation
+from sparsedraft.speculate.retokenize import Retokenizer, inner
+from sparsedraft.speculate.sampling import Dice, Sampling
+from sparsedraft.speculate.sequence import Row, Stops
 from sparsedraft.speculate.vocab import surfaces
 from tokens import FAITHFUL, TEXTS, built
 from toys import Table, Toy, chi_square, outcomes, p_value
@@ -195,6 +195,39 @@ def test_words_that_the_targets_tokens_break_are_drafted_to_their_end() -> None:
     (made,) = run(Pair.of(target, words, "realign", GREEDY), [asked], 3, 300)
     assert decoded(p, made.tokens) == text
     assert all(len(step.drafted) == 3 == step.accepted for step in made.steps[:-3])
+
+
+@pytest.mark.parametrize(("written", "draft"), [(" th", " the"), (" ju", "mps")])
+def test_no_word_is_ended_that_the_target_would_have_written_at_once(written: str, draft: str) -> None:
+    """The drafter always finds " the" and " jumps" likeliest, also in the place of what begins like them.
+
+    The target has a token " the": after " th" it is about to write something else.
+    """
+    p, q = built("byte-level"), built("gemma")
+    assert b" the" in surfaces(p) and b" jumps" not in surfaces(p)
+    likely = torch.zeros(len(q)).scatter_(0, torch.tensor(q.convert_tokens_to_ids(["▁the", "▁jumps"])), 9)
+    prompt, answer = p(PROMPT)["input_ids"], [i for letter in written for i in p(letter)["input_ids"]]
+    readers = uag.Readers(p, q, [(prompt, q(PROMPT)["input_ids"])], len(q))
+    drafter = RealignDrafter(Toy(lambda ids: likely), readers, p, q, ends=frozenset(), eos=None, width=len(p))
+    (made,) = drafter.propose([Row(0, [*prompt, *answer], len(prompt), 200, Dice(0))], [3])
+    assert decoded(p, made.tokens).startswith(draft)
+
+
+def test_what_the_target_has_begun_is_gone_on_with() -> None:
+    """Its answer need not be cut as its tokenizer would: what follows is cut from there on, in a character, too."""
+    p, q = built("byte-level"), built("gemma")
+    prompt = p(PROMPT)["input_ids"]
+    for begun, text in ((" qu", "ick brown fox"), (" th", "e"), ("\n", " x"), ("", "the end"), (" ", " ")):
+        answer = [i for letter in begun for i in p(letter)["input_ids"]]
+        reader = Retokenizer(p, q, q(PROMPT)["input_ids"], prompt)
+        reader.ids(answer)
+        tokens = continuation(p, answer, reader, text)
+        assert decoded(p, [*prompt, *answer, *tokens]) == PROMPT + begun + text
+    face = p("🙈", add_special_tokens=False)["input_ids"]
+    reader = Retokenizer(p, q, q(PROMPT)["input_ids"], prompt)
+    reader.ids(face[:1])
+    assert continuation(p, face[:1], reader, "🙈 ok")[: len(face) - 1] == face[1:]
+    assert continuation(p, face[:1], reader, "ok") == [], "not what has been begun"
 
 
 # ---- lossless
