@@ -13,6 +13,7 @@ from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.measure.evaluate import Options, evaluate_to
 from sparsedraft.measure.macs import macs_of_model
+from timeless import timeless
 
 GREEDY = Options(k=[1, 3, 8], max_new_tokens=16, limit=10, batch_size=4)
 
@@ -29,15 +30,6 @@ def models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     folder = tmp_path_factory.mktemp("noisy") / "noisy"
     checkpoint.save(model, checkpoint.load_tokenizer(tiny_checkpoint), folder)
     return str(tiny_checkpoint), [("self", str(tiny_checkpoint)), ("noisy", str(folder))]
-
-
-def timeless(drafters: list[dict]) -> list[dict]:
-    """Without what only a clock can say."""
-
-    def plain(found: dict[str, dict]) -> dict[str, dict]:
-        return {k: {name: v for name, v in x.items() if name not in ("measured", "speedup")} for k, x in found.items()}
-
-    return [{**d, "k": plain(d["k"]), "by_category": plain(d["by_category"])} for d in drafters]
 
 
 def raw(folder: Path) -> list[dict]:
