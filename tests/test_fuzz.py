@@ -201,4 +201,4 @@ def test_tables(part: int) -> None:
 def test_llamas() -> None:
     """Sampled texts may differ where a float is a hair off; that is as rare as a near-tie."""
     ties, accepted, rejected = run(Llamas(), range(10_000, 10_250))
-    assert ties <= 2 and accepted > 200 and rejected > 200
+    assert ties <= 2 and accepted > 100 and rejected > 100
