@@ -125,7 +125,7 @@ def test_realign_proposes_what_the_drafter_says(target: str, drafter: str, monke
         return said[-1]
 
     monkeypatch.setattr(RealignDrafter, "_written", spy)
-    drafted = accepted = 0
+    drafted = accepted = ends = 0
     for text in texts:
         p, q, asked = sides(target, drafter, [text])
         pair = Pair.of(p, q, "realign", GREEDY)
@@ -138,8 +138,10 @@ def test_realign_proposes_what_the_drafter_says(target: str, drafter: str, monke
             cut = bool(step.drafted) and len(step.drafted) - step.accepted == 1
             drafted, accepted = drafted + len(step.drafted) - cut, accepted + step.accepted
             done += step.emitted
+            ends += step.accepted == len(step.emitted)  # nothing of the target's own follows its end of turn
         assert decoded(p.tokenizer, [*asked[0].target, *done]).endswith(text)
     assert accepted >= 0.9 * drafted > 250, f"{accepted} of {drafted}"
+    assert ends > len(texts) / 3, "the drafter's end of turn is the target's"
 
 
 def test_intersection_of_like_vocabularies_accepts() -> None:
@@ -278,6 +280,23 @@ def test_random_models_write_the_targets_own(route: str) -> None:
         asked = [pair.prompted(ids) for ids in prompts]
         alone = [run(plain, [Prompted(ids, ids)], 0, 16)[0].tokens for ids in prompts]
         assert [made.tokens for made in run(pair, asked, dice.choice([1, 3, 6]), 16)] == alone
+
+
+def test_tokens_beyond_a_models_rows_are_neither_proposed_nor_read() -> None:
+    """Both tokenizers have `<think>` as their last token, and a model with one row less."""
+    kinds = built("byte-level"), built("gemma")
+    p, q, asked = sides("byte-level", "gemma", ["ok <think> so <think>"])
+    models_of = [build_llama(1, layers=1, vocab_size=len(t) - 1, hidden_size=32, intermediate_size=32) for t in kinds]
+    assert [t.convert_tokens_to_ids("<think>") for t in kinds] == [model.config.vocab_size for model in models_of]
+    for target, drafter in (
+        (Side(models_of[0], p.tokenizer, p.eos_ids), q),
+        (p, Side(models_of[1], q.tokenizer, q.eos_ids)),
+    ):
+        alone = run(Pair.of(target, None, "auto", GREEDY), asked, 0, 30)
+        for route in ("realign", "intersection"):
+            made = run(Pair.of(target, drafter, route, GREEDY), asked, 4, 30)
+            assert made[0].tokens == alone[0].tokens
+            assert any(step.drafted for step in made[0].steps)
 
 
 # ---- distributions
