@@ -23,7 +23,7 @@ from sparsedraft.speculate.retokenize import Retokenizer, inner
 from sparsedraft.speculate.sampling import Dice, Sampling
 from sparsedraft.speculate.sequence import Row, Stops
 from sparsedraft.speculate.vocab import surfaces
-from tokens import FAITHFUL, TEXTS, built
+from tokens import FAITHFUL, TEXTS, built, byte_level
 from toys import Table, Toy, chi_square, outcomes, p_value
 
 GREEDY = Sampling()
@@ -457,6 +457,25 @@ def test_surfaces_of_bytes_make_characters(name: str) -> None:
     assert {bytes([b]) for b in range(256)} <= write.keys()
 
 
+def test_an_added_token_writes_itself() -> None:
+    t = byte_level()
+    t.add_tokens(["今 b"])  # not spelt in the letters of a byte-level vocabulary
+    assert surfaces(t)["今 b".encode()] == t.convert_tokens_to_ids("今 b")
+    assert decoded(t, t("a今 b")["input_ids"]) == "a今 b"
+
+
+def test_bytes_that_both_have_are_read_at_once() -> None:
+    """The intersection goes on in the middle of a character, which text cannot."""
+    p, q = built("byte-level"), built("gemma")
+    vocabulary = uag.vocabulary_map(surfaces(p), surfaces(q), len(p), len(q), (None, None))
+    prompt, bytes_ = p(PROMPT)["input_ids"], [surfaces(p)[bytes([b])] for b in "🙈".encode()]
+    readers = uag.Readers(p, q, [(prompt, q(PROMPT)["input_ids"])], len(q))
+    uag.intersection_drafter(Toy(lambda ids: torch.zeros(len(q))), readers, vocabulary, GREEDY)
+    for n in range(5):
+        read = readers(Row(0, [*prompt, *bytes_[:n]], len(prompt), 99, Dice(0)))
+        assert read == [*q(PROMPT)["input_ids"], *(surfaces(q)[bytes([b])] for b in "🙈".encode()[:n])]
+
+
 def test_overlaps_are_sensible() -> None:
     alike = surfaces(built("gemma")), surfaces(built("llama"))
     assert len(alike[0].keys() & alike[1].keys()) > 0.95 * len(alike[1]), "newlines are added tokens in one of them"
@@ -464,5 +483,6 @@ def test_overlaps_are_sensible() -> None:
     assert b" the" in words and b"##" not in b"".join(words)
     vocabulary = uag.vocabulary_map(*alike, 500, 400, (3, 3))
     pairs = vocabulary.inverse()
+    assert uag.vocabulary_map(*alike, 500, 400, (None, 3)).inverse().get(3) is None, "special tokens are not text"
     assert pairs[3] == 3 and max(pairs) < 500 and max(pairs.values()) < 400
     assert len({*pairs.values()}) == len(pairs)
