@@ -60,7 +60,10 @@ class Scripted(Side):
             if own == answer[: len(own)]:
                 token = answer[len(own)] if len(own) < len(answer) else end
             elif text.startswith(written) and own[-1] != end:
-                token = inner(tokenizer, text[len(written) :])[0].id if written != text else end
+                rest = (
+                    inner(tokenizer, text[len(written) :]) if written != text else []
+                )  # also where it cannot write it
+                token = rest[0].id if rest else end
             else:
                 token = dice.randrange(size)
             if dice.random() < self.wrong:

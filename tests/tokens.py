@@ -107,15 +107,17 @@ def unigram() -> PreTrainedTokenizerFast:
 
 def word_piece() -> PreTrainedTokenizerFast:
     """WordPiece of stripped, accentless, lower-case text; ends every text with a special token, as BERT does."""
-    core = Tokenizer(models.WordPiece(unk_token="<unk>"))
-    core.normalizer = normalizers.Sequence(
+    simple = normalizers.Sequence(
         [normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Strip()]
     )
+    plain = [simple.normalize_str(text) for text in CORPUS]
+    words = sorted({word for text in plain for word in text.split() if word.isalpha() and len(word) < 6})
+    letters = sorted({letter for text in plain for letter in text if not letter.isspace() and letter.isascii()})
+    known = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *(w for w in words if len(w) > 1)]
+    core = Tokenizer(models.WordPiece({token: i for i, token in enumerate(known)}, unk_token="<unk>"))
+    core.normalizer = simple
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece()
-    core.train_from_iterator(
-        CORPUS * 3, trainers.WordPieceTrainer(vocab_size=400, special_tokens=SPECIAL, show_progress=False)
-    )
     numbers = [(name, core.token_to_id(name)) for name in ("<s>", "</s>")]
     found = _wrapped(core)
     found.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A </s> $B", numbers)
