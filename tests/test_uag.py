@@ -218,6 +218,19 @@ def test_no_word_is_ended_that_the_target_would_have_written_at_once(written: st
     assert decoded(p, made.tokens).startswith(draft)
 
 
+@pytest.mark.parametrize(("special", "last"), [("<s>", []), ("<|im_end|>", [9])])
+def test_nothing_behind_a_special_token_is_proposed(special: str, last: list[int]) -> None:
+    p, q = built("byte-level"), built("gemma")
+    prompt, own = p(PROMPT)["input_ids"], q(PROMPT)["input_ids"]
+    said = q.convert_tokens_to_ids(["▁the", special, "▁the", "▁the"])
+    after = Toy(lambda ids: torch.zeros(len(q)).scatter_(0, torch.tensor(said[len(ids) - len(own)]), 9))
+    readers = uag.Readers(p, q, [(prompt, own)], len(q))
+    ends = frozenset({q.eos_token_id})
+    drafter = RealignDrafter(after, readers, p, q, ends=ends, eos=9, width=len(p))
+    (made,) = drafter.propose([Row(0, prompt, len(prompt), 200, Dice(0))], [4])
+    assert made.tokens == [*p(" the")["input_ids"], *last]
+
+
 def test_what_the_target_has_begun_is_gone_on_with() -> None:
     """Its answer need not be cut as its tokenizer would: what follows is cut from there on, in a character, too."""
     p, q = built("byte-level"), built("gemma")
