@@ -1,13 +1,14 @@
-"""What fine-tuning is worth, loss by loss, at one budget: α and MAL of a sparse drafter on a target's held-out answers.
+r"""What fine-tuning is worth, loss by loss, at one budget: α and MAL of sparse drafters on a target's held-out answers.
 
-    python benchmarks/reference_tasks.py tasks.jsonl --longest 300
-    sparsedraft distill TARGET tasks.jsonl --out DATA --limit 160 --max-new-tokens 128 --top-k-logprobs 16
+    python benchmarks/reference_tasks.py tasks.jsonl --longest 900
+    sparsedraft distill TARGET tasks.jsonl --out DATA --limit 160 --max-new-tokens 128 \
+        --top-k-logprobs 16 --evaluation FILE
     python benchmarks/quality.py TARGET DRAFTER --data DATA --tasks tasks.jsonl --prompts FILE --out FOLDER
 
-The target answers the prompts (--each of each of Spec-Bench's tasks) once. Every arm prunes the drafter on DATA, trains
-it on --tokens tokens (prompts and answers, packed), is scored by simulation, and deleted; its row stays in
+The target answers the prompts (--each of each of Spec-Bench's tasks) once. Every arm is a drafter of a recipe: pruned
+on DATA, trained on --tokens tokens (prompts and answers, packed), scored by simulation, and deleted; its row stays in
 FOLDER/rows.jsonl, so that an interrupted run goes on with the next arm. "references" trains on the human-written
-answers to the same prompts. About a quarter of an hour an arm on 2 cores for drafters of 0.5B parameters.
+answers to the same prompts. Ten minutes or more an arm on 2 cores for drafters of 0.5B parameters.
 """
 
 import argparse
@@ -22,11 +23,15 @@ from patterns import answers_of, chosen, score
 from sparsedraft import checkpoint, distilled, prompts
 from sparsedraft.artifact import write_json
 from sparsedraft.console import console
-from sparsedraft.finetune.loop import Settings
-from sparsedraft.finetune.stage import finetune
-from sparsedraft.prune.stage import prune
+from sparsedraft.recipe import Recipe
+from sparsedraft.run import make_drafter
 
-# What each arm changes of `Settings`; "data" and "gradual" (the sparsities on the way) are no settings.
+PATTERNS: dict[str, dict[str, Any]] = {
+    "50%": {"pattern": "unstructured", "sparsity": 0.5},
+    "2:4": {"pattern": "2:4"},
+}
+GRADUAL: dict[str, list[Any]] = {"50%": [0.3, 0.4], "2:4": ["3:4"]}  # on the way there
+# How each arm is fine-tuned; "data" and "gradual" say what else is special.
 KL: dict[str, Any] = {"loss": "kl"}
 ARMS: dict[str, dict[str, Any]] = {
     "nll, references": {"loss": "nll", "data": "references"},
@@ -38,14 +43,29 @@ ARMS: dict[str, dict[str, Any]] = {
     "kl, SquareHead": {**KL, "feature_weight": 1.0},
     "kl, on-policy": {**KL, "on_policy": 0.25},
 }
-GRADUAL: dict[str, list[dict[str, Any]]] = {
-    "50%": [{"pattern": "unstructured", "sparsity": 0.3}, {"pattern": "unstructured", "sparsity": 0.4}],
-    "2:4": [{"pattern": "3:4"}],
-}
-PATTERNS: dict[str, dict[str, Any]] = {
-    "50%": {"pattern": "unstructured", "sparsity": 0.5},
-    "2:4": {"pattern": "2:4"},
-}
+COMMON: dict[str, Any] = {"device": "cpu", "dtype": "float32", "overwrite": False}
+
+
+def recipe_of(target: str, drafter: str, pattern: str, tokens: int, learning_rate: float) -> Recipe:
+    """The recipe whose drafters are the one-shot one and every arm."""
+    entries: list[dict[str, Any]] = [{"name": "one-shot", "prune": PATTERNS[pattern]}]
+    for name, arm in ARMS.items():
+        how = {k: v for k, v in arm.items() if k not in ("data", "gradual")}
+        start = {"prune": PATTERNS[pattern], "gradual": GRADUAL[pattern]} if "gradual" in arm else {"start": "one-shot"}
+        entries.append({"name": name, **start, "finetune": how})
+    return Recipe.model_validate(
+        {
+            "target": target,
+            "drafter": drafter,
+            "distill": {"top_k_logprobs": 16},
+            "prune": {"tokens": 8192},
+            "finetune": {
+                "tokens": tokens, "learning_rate": learning_rate, "rows_per_step": 1, "validate_every": 20,
+                "save_every": 20, "validation_prompts": 12,
+            },
+            "drafters": entries,
+        }
+    )  # fmt: skip
 
 
 def references(data: Path, tasks: str, out: Path) -> Path:
@@ -66,38 +86,6 @@ def references(data: Path, tasks: str, out: Path) -> Path:
     tokenizer.save_pretrained(out / "tokenizer")
     write_json(out / "result.json", distilled.write(out, rows, lambda row: "", len(rows), 0))
     return out
-
-
-def sparse(drafter: str, how: dict[str, Any], data: Path, out: Path, tokens: int) -> Path:
-    """The drafter pruned so, calibrated on `data`."""
-    prune(drafter, out, str(data), **how, tokens=tokens)
-    return out
-
-
-def make(
-    pattern: str, arm: dict[str, Any], arguments: argparse.Namespace, start: Path, work: Path
-) -> tuple[Path, dict[str, Any]]:
-    """The trained drafter of one arm: its folder, and what training said. `start`: the one-shot drafter."""
-    changed = {k: v for k, v in arm.items() if k not in ("data", "gradual")}
-    data = arguments.data
-    if arm.get("data") == "references":
-        data = references(arguments.data, arguments.tasks, arguments.out / "references")
-    chain = [*GRADUAL[pattern], PATTERNS[pattern]] if arm.get("gradual") else [None]
-    at, result = start, {}
-    for number, how in enumerate(chain):
-        if how is not None:
-            at = sparse(arguments.drafter if number == 0 else str(at), how, data, work / f"pruned-{number}", 8192)
-        settings = Settings(
-            tokens=arguments.tokens // len(chain), learning_rate=arguments.learning_rate, rows_per_step=1,
-            sequence_length=512, validate_every=20, save_every=20, **changed,
-        )  # fmt: skip
-        result = finetune(
-            str(at), str(data), work / f"trained-{number}", settings=settings,
-            teacher=arguments.target if settings.on_policy else None,
-            feature_teacher=arguments.drafter if settings.feature_weight else None, validation_prompts=12,
-        )  # fmt: skip
-        at = work / f"trained-{number}"
-    return at, result
 
 
 def main() -> list[dict[str, Any]]:
@@ -134,25 +122,32 @@ def main() -> list[dict[str, Any]]:
     if missing("dense"):
         note("dense", checkpoint.find(arguments.drafter))
     for pattern in arguments.patterns.split(","):
-        start = sparse(
-            arguments.drafter, PATTERNS[pattern], arguments.data, arguments.out / f"one-shot-{pattern}", 8192
-        )
+        recipe = recipe_of(arguments.target, arguments.drafter, pattern, arguments.tokens, arguments.learning_rate)
+
+        def made(name: str, data: Path, folder: Path, have: dict[str, str], recipe: Recipe = recipe) -> Path:
+            entry = next(e for e in recipe.drafters if e.name == name)
+            return Path(make_drafter(recipe, entry, have, data, 0, folder, COMMON))  # 0: the budget is not an epoch
+
+        start = made("one-shot", arguments.data, arguments.out / f"one-shot-{pattern}", {})
         for quantized, label in (("none", f"{pattern}, one-shot"), ("int8", f"{pattern}, one-shot, in int8")):
             if missing(label):
                 note(label, start, quantized)
         for name in arguments.arms.split(";"):
-            used = {"tokens": arguments.tokens, "learning_rate": arguments.learning_rate}
             label = f"{pattern}, {name}, {arguments.tokens} tokens at {arguments.learning_rate:g}"
             if not missing(label):
                 continue
+            data = arguments.data
+            if ARMS[name].get("data") == "references":
+                data = references(arguments.data, arguments.tasks, arguments.out / "references")
             work = arguments.out / label.replace(" ", "_").replace(":", "of")  # an interrupted arm goes on
             began = time.perf_counter()
-            trained, result = make(pattern, ARMS[name], arguments, start, work)
+            trained = made(name, data, work, {"one-shot": str(start)})
             seconds = round(time.perf_counter() - began)
-            figures = {k: result[k] for k in ("steps", "val_loss", "val_alpha")}
-            note(label, trained, seconds=seconds, **used, **figures)
-            if name in ("kl", "kl, int8-aware"):
+            result = json.loads((trained / "result.json").read_text())
+            if name in ("kl", "kl, int8-aware") and missing(f"{label}, in int8"):
                 note(f"{label}, in int8", trained, "int8")
+            # the last row of an arm: that it is there says that all of them are
+            note(label, trained, seconds=seconds, **{k: result[k] for k in ("steps", "val_loss", "val_alpha")})
             shutil.rmtree(work)
     return rows
 

@@ -26,6 +26,10 @@ from pydoc_data.topics import topics
 
 LINES = range(4, 26)  # of a function, docstring left out
 CHARACTERS = 700  # of an explanation, up to the end of its paragraph
+MARKUP = (  # of READMEs: images, then links around them, tags, addresses, directives and their fields, lines of rules
+    r"!\[[^\]]*\]\([^)]*\)", r"\[[^\]]*\]\([^)]*\)", r"<[^>]*>", r"https?://\S+", r"\.\. .*", r"(?m)^\s*:\w+:.*$",
+    r"(?m)^[^\w\n]*$",
+)  # fmt: skip
 README = 800  # characters of a package's own description
 DJANGO = "django==5.2.8"
 LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish", "nl": "Dutch", "it": "Italian"}
@@ -77,7 +81,9 @@ def summaries() -> Iterator[dict[str, str]]:
     for package in metadata.distributions():
         about = package.metadata
         summary, text = about["Summary"] or "", about["Description"]
-        text = re.sub(r"(?m)^[^\w\n]*$|<[^>]*>|!?\[[^\]]*\]\([^)]*\)|\.\. .*|https?://\S+", "", str(text))
+        text = str(text)
+        for markup in MARKUP:
+            text = re.sub(markup, "", text)
         text = re.sub(r"\n\s*\n+", "\n\n", text).strip()[:README]
         if len(text) > README // 2 and 20 < len(summary) < 200:
             yield {

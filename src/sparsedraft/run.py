@@ -50,7 +50,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     waiting = list(recipe.drafters)
     while waiting:  # a drafter after those that it is made from or matched to; the recipe has no circles
         entry = next(e for e in waiting if made.keys() >= set(e.needs.values()))
-        made[entry.name] = _make_drafter(recipe, entry, made, data, epoch, out / "drafters" / entry.slug, common)
+        made[entry.name] = make_drafter(recipe, entry, made, data, epoch, out / "drafters" / entry.slug, common)
         waiting.remove(entry)
     console.rule("eval")
     options = Options(**recipe.eval.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
@@ -69,7 +69,7 @@ def _write(recipe: Recipe, out: Path) -> None:
         temporary.write_text(dump(recipe), encoding="utf-8")
 
 
-def _make_drafter(
+def make_drafter(
     recipe: Recipe,
     entry: Drafter,
     made: dict[str, str],
@@ -78,7 +78,11 @@ def _make_drafter(
     folder: Path,
     common: dict[str, Any],
 ) -> str:
-    """Make one drafter of the recipe by its stages; return the folder of the last. `epoch`: tokens of the data."""
+    """Make one drafter of the recipe by its stages, in `folder`; return the folder of the last.
+
+    `made`: the drafters that it may start from, by name; `epoch`: tokens of the data; `common`: device, dtype and
+    overwrite, as the stages take them.
+    """
     at = made[entry.start] if entry.start else recipe.dense
     chain, budgets = recipe.prunings(entry), recipe.budgets(entry, epoch)
     for number, how in enumerate(chain, 1):
