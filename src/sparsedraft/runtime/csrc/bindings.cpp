@@ -1,0 +1,259 @@
+// The Python module sparsedraft.runtime._native: raw buffers in, raw buffers out.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <map>
+
+#include "engine.hpp"
+#include "relay.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace sparsedraft;
+
+namespace {
+
+using Raw = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Out = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+Values values_named(const std::string& name) {
+  static const std::map<std::string, Values> known = {
+      {"f32", Values::f32}, {"f16", Values::f16}, {"bf16", Values::bf16}, {"i8", Values::i8}};
+  const auto found = known.find(name);
+  if (found == known.end()) throw std::invalid_argument("values are f32, f16, bf16 or i8, not " + name);
+  return found->second;
+}
+
+Layout layout_named(const std::string& name) {
+  static const std::map<std::string, Layout> known = {{"dense", Layout::dense},
+                                                      {"2:4", Layout::two_four},
+                                                      {"N:8", Layout::n_eight},
+                                                      {"bitmask", Layout::bitmask},
+                                                      {"window", Layout::window}};
+  const auto found = known.find(name);
+  if (found == known.end()) throw std::invalid_argument("no layout is named " + name);
+  return found->second;
+}
+
+// 16-bit values come as int16, whatever they mean: numpy has no bfloat16.
+void check_type(const Raw& array, Values type) {
+  if (array.ndim() != 2 || array.itemsize() != size_of(type)) throw std::invalid_argument("values must be a matrix of the type that is named");
+}
+
+std::shared_ptr<Matrix> make_matrix(const Raw& values, const std::string& type, const std::string& layout, int n, std::optional<Floats> scale) {
+  const Values v = values_named(type);
+  check_type(values, v);
+  if (scale && scale->size() != values.shape(0)) throw std::invalid_argument("there must be one scale for each row");
+  const void* data = values.data();
+  const float* scales = scale ? scale->data() : nullptr;
+  const size_t rows = values.shape(0), columns = values.shape(1);
+  nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(relay(data, v, rows, columns, layout_named(layout), n, scales));
+}
+
+Out owned(std::unique_ptr<float[]> data, size_t rows, size_t columns) {
+  float* p = data.release();
+  nb::capsule owner(p, [](void* q) noexcept { delete[] static_cast<float*>(q); });
+  return Out(p, {rows, columns}, owner);
+}
+
+// y = W x by each matrix, all in one go: [tokens, rows] for each.
+std::vector<Out> multiply(const std::vector<std::shared_ptr<Matrix>>& matrices, const Floats& x, Pool& pool, std::optional<std::string> name) {
+  if (x.ndim() != 2) throw std::invalid_argument("x must be [tokens, columns]");
+  const Kernels& k = kernels(name ? name->c_str() : nullptr);
+  const size_t tokens = x.shape(0), columns = x.shape(1);
+  std::vector<Out> out;
+  for (const auto& m : matrices) {
+    if (m->columns != columns) throw std::invalid_argument("x must have as many columns as the matrix");
+    const size_t stride = padded(m->rows, kRows);
+    std::vector<float> y(stride * tokens);
+    {
+      nb::gil_scoped_release release;
+      Buffer buffer;
+      buffer.resize(columns, static_cast<int>(tokens));
+      for (size_t t = 0; t < tokens; ++t) std::copy_n(x.data() + t * columns, columns, buffer.row(static_cast<int>(t)));
+      multiply_all(k, pool, buffer, {{m.get(), y.data(), stride}});
+    }
+    auto data = std::make_unique<float[]>(m->rows * tokens);
+    for (size_t t = 0; t < tokens; ++t) std::copy_n(y.data() + t * stride, m->rows, data.get() + t * m->rows);
+    out.push_back(owned(std::move(data), tokens, m->rows));
+  }
+  return out;
+}
+
+// Seconds of walking through all matrices once for `tokens` tokens, `repeat` times; x is arbitrary.
+std::vector<double> time_multiply(const std::vector<std::shared_ptr<Matrix>>& matrices, int tokens, int repeat, Pool& pool, std::optional<std::string> name) {
+  const Kernels& k = kernels(name ? name->c_str() : nullptr);
+  std::map<size_t, Buffer> inputs;
+  size_t widest = 0;
+  for (const auto& m : matrices) {
+    widest = std::max(widest, padded(m->rows, kRows));
+    Buffer& b = inputs[m->columns];
+    float* x = b.resize(m->columns, tokens);
+    for (size_t i = 0; i < b.stride() * tokens; ++i) x[i] = static_cast<float>(i % 17) - 8.0f;
+    b.resize(m->columns, tokens);
+  }
+  std::vector<float> y(widest * tokens);
+  nb::gil_scoped_release release;
+  std::vector<double> seconds;
+  for (int i = 0; i < repeat; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    for (const auto& m : matrices) multiply_all(k, pool, inputs[m->columns], {{m.get(), y.data(), padded(m->rows, kRows)}});
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return seconds;
+}
+
+std::vector<float> floats(nb::handle h) {
+  if (h.is_none()) return {};
+  const auto a = nb::cast<Floats>(h);
+  return {a.data(), a.data() + a.size()};
+}
+
+template <class T>
+T field(const nb::dict& d, const char* key) {
+  return nb::cast<T>(d[key]);
+}
+
+std::shared_ptr<Model> make_model(const nb::dict& config, const Raw& embedding, const std::string& embedding_type, std::optional<Floats> embedding_scale,
+                                  const nb::list& layers, const Floats& final_norm, std::shared_ptr<Matrix> head) {
+  auto model = std::make_shared<Model>();
+  Config& c = model->config;
+  c.hidden = field<size_t>(config, "hidden"), c.heads = field<size_t>(config, "heads"), c.kv_heads = field<size_t>(config, "kv_heads");
+  c.head_dim = field<size_t>(config, "head_dim"), c.intermediate = field<size_t>(config, "intermediate");
+  c.max_length = field<size_t>(config, "max_length");
+  c.eps = field<float>(config, "eps"), c.attention_scale = field<float>(config, "attention_scale");
+  c.embedding_scale = field<float>(config, "embedding_scale"), c.softcap = field<float>(config, "softcap");
+  c.gelu = field<bool>(config, "gelu"), c.norm_one_more = field<bool>(config, "norm_one_more");
+  for (nb::handle h : nb::cast<nb::list>(config["inv_freq"])) c.inv_freq.push_back(floats(h));
+  c.rope_scaling = field<std::vector<float>>(config, "rope_scaling");
+  const auto require = [](bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+  };
+  require(c.heads && c.kv_heads && c.heads % c.kv_heads == 0, "heads must be a multiple of the key-value heads");
+  require(c.head_dim && c.head_dim % 2 == 0, "head_dim must be even");
+  require(!c.inv_freq.empty() && c.inv_freq.size() == c.rope_scaling.size(), "each rotary embedding needs its scaling");
+  for (const auto& f : c.inv_freq) require(f.size() == c.head_dim / 2, "inv_freq must be [head_dim / 2]");
+  Table& table = model->embedding;
+  table.values = values_named(embedding_type);
+  check_type(embedding, table.values);
+  table.rows = embedding.shape(0), table.columns = embedding.shape(1);
+  require(table.columns == c.hidden, "the embedding must have the hidden size");
+  if (embedding_scale) table.scale = {embedding_scale->data(), embedding_scale->data() + embedding_scale->size()};
+  require(table.values != Values::i8 || table.scale.size() == table.rows, "an embedding of int8 needs a scale for each row");
+  table.bytes = Bytes(embedding.nbytes());
+  std::memcpy(table.bytes.writable(), embedding.data(), embedding.nbytes());
+  c.vocabulary = table.rows;
+  const auto norm = [&](const nb::dict& d, const char* key, size_t size, bool optional) {
+    std::vector<float> found = floats(d[key]);
+    require(found.size() == size || (optional && found.empty()), key);
+    return found;
+  };
+  for (nb::handle h : layers) {
+    const auto d = nb::cast<nb::dict>(h);
+    Layer l;
+    const size_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+    const auto matrix = [&](const char* key, size_t rows, size_t columns) {
+      auto m = nb::cast<std::shared_ptr<Matrix>>(d[key]);
+      require(m->rows == rows && m->columns == columns, key);
+      return std::shared_ptr<const Matrix>(m);
+    };
+    l.q = matrix("q", q, c.hidden), l.k = matrix("k", kv, c.hidden), l.v = matrix("v", kv, c.hidden), l.o = matrix("o", c.hidden, q);
+    l.gate = matrix("gate", c.intermediate, c.hidden), l.up = matrix("up", c.intermediate, c.hidden);
+    l.down = matrix("down", c.hidden, c.intermediate);
+    l.q_bias = norm(d, "q_bias", q, true), l.k_bias = norm(d, "k_bias", kv, true), l.v_bias = norm(d, "v_bias", kv, true);
+    l.o_bias = norm(d, "o_bias", c.hidden, true);
+    l.input_norm = norm(d, "input_norm", c.hidden, false), l.attention_norm = norm(d, "attention_norm", c.hidden, false);
+    l.after_attention = norm(d, "after_attention", c.hidden, true), l.after_mlp = norm(d, "after_mlp", c.hidden, true);
+    l.q_norm = norm(d, "q_norm", c.head_dim, true), l.k_norm = norm(d, "k_norm", c.head_dim, true);
+    l.window = field<int>(d, "window"), l.rope = field<int>(d, "rope");
+    require(l.rope >= 0 && static_cast<size_t>(l.rope) < c.inv_freq.size(), "rope");
+    model->layers.push_back(std::move(l));
+  }
+  model->final_norm = {final_norm.data(), final_norm.data() + final_norm.size()};
+  require(model->final_norm.size() == c.hidden, "the final norm must have the hidden size");
+  require(head->columns == c.hidden, "the head must have the hidden size");
+  model->head = head;
+  return model;
+}
+
+// An engine belongs to one thread at a time; a second one that calls it is told so instead of corrupting it.
+class Guarded {
+ public:
+  Guarded(std::shared_ptr<Model> model, int threads, std::optional<std::string> name)
+      : engine_(std::move(model), threads, kernels(name ? name->c_str() : nullptr)) {
+    if (threads < 1 || threads > 256) throw std::invalid_argument("threads must be from 1 to 256");
+  }
+
+  Out forward(const std::vector<int64_t>& ids, int wanted, const std::optional<std::vector<int32_t>>& parents) {
+    const Use use(busy_);
+    const size_t rows = engine_.model().head->rows, stride = engine_.logits_stride();
+    auto data = std::make_unique<float[]>(rows * std::max(wanted, 0));
+    {
+      nb::gil_scoped_release release;
+      const float* logits = engine_.forward(ids.data(), static_cast<int>(ids.size()), wanted, parents ? parents->data() : nullptr,
+                                            parents ? static_cast<int>(parents->size()) : 0);
+      for (int t = 0; t < wanted; ++t) std::copy_n(logits + t * stride, rows, data.get() + t * rows);
+    }
+    return owned(std::move(data), wanted, rows);
+  }
+  void rollback(size_t length) {
+    const Use use(busy_);
+    engine_.rollback(length);
+  }
+  void keep(size_t length, const std::vector<int32_t>& nodes) {
+    const Use use(busy_);
+    engine_.keep(length, nodes);
+  }
+  std::vector<int64_t> draft(int64_t id, int count, const std::vector<int64_t>& map) {
+    const Use use(busy_);
+    nb::gil_scoped_release release;
+    return engine_.draft(id, count, map);
+  }
+  size_t length() const { return engine_.length(); }
+  int threads() const { return engine_.threads(); }
+
+ private:
+  struct Use {
+    std::atomic<bool>& busy;
+    explicit Use(std::atomic<bool>& b) : busy(b) {
+      if (busy.exchange(true)) throw std::runtime_error("an engine belongs to one thread at a time: make one for each");
+    }
+    ~Use() { busy = false; }
+  };
+  Engine engine_;
+  std::atomic<bool> busy_{false};
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("kernels", [](std::optional<std::string> name) { return std::string(kernels(name ? name->c_str() : nullptr).name); }, "name"_a = nb::none());
+  nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "threads"_a);
+  nb::class_<Matrix>(m, "Matrix")
+      .def_prop_ro("rows", [](const Matrix& x) { return x.rows; })
+      .def_prop_ro("columns", [](const Matrix& x) { return x.columns; })
+      .def_prop_ro("bytes", &Matrix::bytes);
+  m.def("matrix", &make_matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none());
+  m.def("multiply", &multiply, "matrices"_a, "x"_a, "pool"_a, "kernels"_a = nb::none());
+  m.def("time_multiply", &time_multiply, "matrices"_a, "tokens"_a, "repeat"_a, "pool"_a, "kernels"_a = nb::none());
+  nb::class_<Model>(m, "Model")
+      .def_prop_ro("bytes", &Model::bytes)
+      .def_prop_ro("vocabulary", [](const Model& x) { return x.config.vocabulary; })
+      .def_prop_ro("head_rows", [](const Model& x) { return x.head->rows; })
+      .def_prop_ro("max_length", [](const Model& x) { return x.config.max_length; });
+  m.def("model", &make_model, "config"_a, "embedding"_a, "embedding_type"_a, "embedding_scale"_a.none(), "layers"_a, "final_norm"_a, "head"_a);
+  nb::class_<Guarded>(m, "Engine")
+      .def(nb::init<std::shared_ptr<Model>, int, std::optional<std::string>>(), "model"_a, "threads"_a, "kernels"_a = nb::none())
+      .def("forward", &Guarded::forward, "ids"_a, "wanted"_a, "parents"_a = nb::none())
+      .def("rollback", &Guarded::rollback, "length"_a)
+      .def("keep", &Guarded::keep, "length"_a, "nodes"_a)
+      .def("draft", &Guarded::draft, "id"_a, "count"_a, "map"_a)
+      .def_prop_ro("length", &Guarded::length)
+      .def_prop_ro("threads", &Guarded::threads);
+}

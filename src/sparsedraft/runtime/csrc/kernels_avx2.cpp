@@ -1,0 +1,5 @@
+#include "simd_avx2.hpp"
+#define VECTORS simd_avx2
+#define SPARSEDRAFT_KERNELS kernels_avx2
+#define KERNELS_NAME "avx2"
+#include "kernels.inc"

@@ -1,0 +1,80 @@
+// A few threads that share out a range. Rows of a result are never split, so that who took which changes nothing.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <functional>
+#include <thread>
+#include <vector>
+
+namespace sparsedraft {
+
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+  }
+  ~Pool() {
+    stop_ = true;
+    turn_.fetch_add(1);
+    turn_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // work(first, last) for pieces of [0, count) of about `step`; returns when all are done. Work must not throw.
+  void run(size_t count, size_t step, const std::function<void(size_t, size_t)>& work) {
+    if (workers_.empty() || count <= step) {
+      if (count) work(0, count);
+      return;
+    }
+    work_ = &work, count_ = count, step_ = step;
+    next_.store(0, std::memory_order_relaxed);
+    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    turn_.fetch_add(1, std::memory_order_release);
+    turn_.notify_all();
+    take();
+    for (int spins = 0; busy_.load(std::memory_order_acquire); ++spins)
+      if (spins > kSpins) std::this_thread::yield();
+      else pause();
+  }
+
+ private:
+  static constexpr int kSpins = 4000;  // some 100 microseconds: longer than the pauses between two layers
+
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  void take() {
+    for (;;) {
+      const size_t first = next_.fetch_add(step_, std::memory_order_relaxed);
+      if (first >= count_) return;
+      (*work_)(first, first + step_ < count_ ? first + step_ : count_);
+    }
+  }
+  void serve() {
+    for (unsigned seen = 0;;) {
+      for (int spins = 0; turn_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) pause();
+      turn_.wait(seen, std::memory_order_acquire);
+      seen = turn_.load(std::memory_order_acquire);
+      if (stop_) return;
+      take();
+      busy_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  const std::function<void(size_t, size_t)>* work_ = nullptr;
+  size_t count_ = 0, step_ = 1;
+  std::atomic<size_t> next_{0};
+  std::atomic<int> busy_{0};
+  std::atomic<unsigned> turn_{0};
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace sparsedraft
