@@ -1,8 +1,7 @@
 """Quantisation-aware training: decoder linears compute with rounded weights, gradients go to the exact ones.
 
-Symmetric, round to nearest: int8 with one scale per output row, int4 with one per GROUP consecutive inputs of a row.
-The scale is max|w| / 127 (or 7), so nothing is ever clipped, 0 stays exactly 0, and the straight-through gradient
-(Bengio et al. 2013) is the identity everywhere.
+They are rounded by sparsedraft.quantization, which clips nothing, so that the straight-through gradient (Bengio et al.
+2013) is the identity everywhere.
 
 `linear.weight` stays the leaf parameter it was, under its own name: only the module's `forward` is exchanged.
 Optimizer, gradient hooks, state dicts, DDP and FSDP2 (whose weight is whole while the forward runs) see no difference.
@@ -23,28 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsedraft.decoder import decoder_linears
+from sparsedraft.quantization import LEVELS, snap
 
-GROUP = 32  # consecutive inputs that share an int4 scale
-LEVELS = {"int8": 127, "int4": 7}  # the largest code; the smallest is its negative
 SCHEMES = ("none", *LEVELS)
-
-
-def codes(weight: Tensor, scheme: str) -> tuple[Tensor, Tensor]:
-    """(codes int8 [out, groups, size], scales float32 [out, groups, 1]) of `weight` [out, in]; weight ≈ codes · scales.
-
-    int8: one group, the row. int4: groups of GROUP, the last filled up with zeros. A group of zeros has scale 1.
-    """
-    width = weight.shape[1] if scheme == "int8" else GROUP
-    grouped = F.pad(weight.float(), (0, -weight.shape[1] % width)).unflatten(1, (-1, width))
-    scales = grouped.abs().amax(-1, keepdim=True) / LEVELS[scheme]
-    scales = torch.where(scales == 0, 1, scales)
-    return (grouped / scales).round().clamp(-LEVELS[scheme], LEVELS[scheme]).to(torch.int8), scales
-
-
-def snap(weight: Tensor, scheme: str) -> Tensor:
-    """`weight` [out, in] moved to the nearest values that its codes can say; same dtype."""
-    q, scales = codes(weight, scheme)
-    return (q * scales).flatten(1)[:, : weight.shape[1]].to(weight.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

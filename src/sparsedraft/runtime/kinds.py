@@ -1,0 +1,42 @@
+"""Which packed kind a matrix gets, and how the kernels here lay it out."""
+
+import torch
+from torch import Tensor
+
+from sparsedraft.pattern import Pattern
+
+DENSE = 0.9  # from this density on the places cost more than the zeros save
+WINDOW = 0.4  # up to this density a sliding window beats a mask of bits
+
+
+def kind_of(weight: Tensor, claimed: str | None = None) -> str:
+    """The kind that `weight` [rows, columns] is packed as: the sparsest of 2:4 and N:8 that it obeys, else by density.
+
+    `claimed` is the pattern its checkpoint says; one of another M (such as 8:16) is kept on disk.
+    """
+    kept = weight != 0
+    density = float(kept.float().mean())
+    if weight.shape[1] % 8 == 0:
+        n = max(1, int(kept.view(weight.shape[0], -1, 8).sum(-1).max()))
+        # places of N:8 that stay empty cost as much as values: worth it while few are
+        if n < 8 and density >= 0.9 * n / 8:
+            return "2:4" if n == 4 and Pattern(2, 4).holds(weight) else f"{n}:8"
+    if claimed not in (None, "unstructured", "dense") and Pattern.parse(claimed).holds(weight):
+        return claimed
+    return "dense" if density > DENSE else "bitmask"
+
+
+def layout_of(kind: str, density: float, columns: int) -> tuple[str, int]:
+    """(the native layout of a matrix packed as `kind`, its N)."""
+    if kind == "2:4":
+        return "2:4", 2
+    if kind.endswith(":8"):
+        return "N:8", int(kind.removesuffix(":8"))
+    if kind == "dense" or density > DENSE:
+        return "dense", 0
+    return ("window" if density <= WINDOW and columns <= 65472 else "bitmask"), 0
+
+
+def density_of(values: Tensor) -> float:
+    """Share of `values` that is not zero."""
+    return float(torch.count_nonzero(values)) / values.numel()

@@ -1,0 +1,200 @@
+"""A checkpoint, packed or plain, as a model of the native engine: llama, mistral, qwen2, qwen3, gemma3 (text)."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from sparsedraft import checkpoint
+from sparsedraft.errors import UserError
+from sparsedraft.measure.macs import skeleton
+from sparsedraft.runtime import kinds
+from sparsedraft.runtime.native import extension
+from sparsedraft.runtime.weights import FLOATS, Weights, weights_of
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
+ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not change with the length
+LINEARS = {
+    "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NativeModel:
+    """The extension's model, and what the rest needs to know of it."""
+
+    handle: Any
+    config: PretrainedConfig
+    head_ids: Tensor | None  # the tokens of a trimmed head
+    runs: dict[str, str] = field(default_factory=dict)  # how each matrix runs, such as "N:8 int8"
+    macs_per_token: int = 0
+    nonzero: int = 0  # weights of the decoder linears that are not zero
+    weights: int = 0  # weights of the decoder linears
+
+
+def unsupported(config: PretrainedConfig) -> str | None:
+    """Why the engine does not run a model of `config`; None where it does."""
+    if config.model_type not in FAMILIES:
+        return f"its architecture {config.model_type} is not one of {', '.join(FAMILIES)}"
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    if activation not in ("silu", "gelu_pytorch_tanh"):
+        return f"its activation is {activation}"
+    for rope in _ropes(config).values():
+        if rope.get("rope_type", "default") not in ROPES:
+            return f"its rotary embedding is {rope.get('rope_type')}"
+        if rope.get("partial_rotary_factor", 1.0) != 1.0:
+            return "only a part of each head is rotated"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention scores are capped"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention looks ahead"
+    return None
+
+
+def _ropes(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
+    """Rotary embeddings by the kind of layer; one under "" where all layers share it."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = {k: v for k, v in parameters.items() if isinstance(v, dict)}
+    return nested or {"": parameters}
+
+
+def native_model(folder: Path) -> NativeModel:
+    """The model in `folder`, re-laid for this CPU.
+
+    Raises UserError where the engine does not run its architecture, where weights are missing or damaged, and where it
+    would not fit in memory.
+    """
+    config = checkpoint.read_config(folder).get_text_config()
+    why = unsupported(config)
+    if why:
+        raise UserError(f"model {folder} cannot run natively, because {why}: give --runtime transformers.")
+    return _Builder(folder, config, weights_of(folder)).model()
+
+
+class _Builder:
+    def __init__(self, folder: Path, config: PretrainedConfig, weights: Weights) -> None:
+        self.folder, self.config, self.weights = folder, config, weights
+        self.runs: dict[str, str] = {}
+        self.nonzero = self.total = 0
+        found = sorted(name for name in weights.names if name.endswith("embed_tokens.weight"))
+        if not found:
+            raise UserError(f"model {folder} has no embed_tokens: give a whole checkpoint.")
+        self.prefix = found[0].removesuffix("embed_tokens.weight")
+
+    def model(self) -> NativeModel:
+        config = self.config
+        names = sorted(set(_ropes(config)))
+        rotary = type(_rotary(skeleton(config)))(config)
+        frequencies = [getattr(rotary, f"{n}_inv_freq" if n else "inv_freq").float().numpy() for n in names]
+        scalings = [float(getattr(rotary, f"{n}_attention_scaling" if n else "attention_scaling")) for n in names]
+        gemma = config.model_type == "gemma3_text"
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        scalar = getattr(config, "query_pre_attn_scalar", None) or head_dim
+        settings = {
+            "hidden": config.hidden_size, "heads": config.num_attention_heads,
+            "kv_heads": config.num_key_value_heads, "head_dim": head_dim, "intermediate": config.intermediate_size,
+            "max_length": config.max_position_embeddings or 0, "eps": config.rms_norm_eps,
+            "attention_scale": scalar**-0.5, "embedding_scale": _embedding_scale(config) if gemma else 1.0,
+            "softcap": getattr(config, "final_logit_softcapping", None) or 0.0,
+            "gelu": "gelu" in (getattr(config, "hidden_activation", None) or config.hidden_act),
+            "norm_one_more": gemma, "inv_freq": frequencies, "rope_scaling": scalings,
+        }  # fmt: skip
+        layers = [self._layer(i, names) for i in range(config.num_hidden_layers)]
+        embedding, scale, _ = self.weights.matrix(f"{self.prefix}embed_tokens.weight")
+        head_ids = self.weights.head_ids()
+        head, head_rows = self._head(embedding, scale, head_ids)
+        native = extension()
+        handle = native.model(
+            settings, _raw(embedding), _type(embedding), _numpy(scale), layers,
+            _numpy(self._vector(f"{self.prefix}norm.weight")), head,
+        )  # fmt: skip
+        macs = self.nonzero + head_rows * config.hidden_size
+        return NativeModel(handle, config, head_ids, self.runs, macs, self.nonzero, self.total)
+
+    def _layer(self, index: int, ropes: list[str]) -> dict[str, Any]:
+        base = f"{self.prefix}layers.{index}."
+        gemma = self.config.model_type == "gemma3_text"
+        kind = (getattr(self.config, "layer_types", None) or ["full_attention"] * (index + 1))[index]
+        sliding = kind == "sliding_attention" or (self.config.model_type == "mistral" and self.config.sliding_window)
+        layer: dict[str, Any] = {key: self._linear(f"{base}{name}") for key, name in LINEARS.items()}
+        for key in ("q", "k", "v", "o"):
+            layer[f"{key}_bias"] = self._optional(f"{base}{LINEARS[key]}.bias")
+        for key in ("gate", "up", "down"):
+            if f"{base}{LINEARS[key]}.bias" in self.weights.names:
+                raise UserError(f"model {self.folder} has a bias in {LINEARS[key]}: give --runtime transformers.")
+        after = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
+        layer["input_norm"] = _numpy(self._vector(f"{base}input_layernorm.weight"))
+        layer["attention_norm"] = _numpy(self._vector(f"{base}{after}.weight"))
+        layer["after_attention"] = self._optional(f"{base}post_attention_layernorm.weight") if gemma else None
+        layer["after_mlp"] = self._optional(f"{base}post_feedforward_layernorm.weight") if gemma else None
+        layer["q_norm"] = self._optional(f"{base}self_attn.q_norm.weight")
+        layer["k_norm"] = self._optional(f"{base}self_attn.k_norm.weight")
+        layer["window"] = (self.config.sliding_window or 0) if sliding else 0
+        layer["rope"] = ropes.index(kind) if kind in ropes else 0
+        return layer
+
+    def _vector(self, name: str) -> Tensor:
+        if name not in self.weights.names:
+            raise UserError(f"model {self.folder} lacks {name}: give a whole checkpoint.")
+        return self.weights.vector(name)
+
+    def _optional(self, name: str) -> Any:
+        return _numpy(self.weights.vector(name)) if name in self.weights.names else None
+
+    def _linear(self, name: str) -> Any:
+        values, scale, kind = self.weights.matrix(f"{name}.weight")
+        kept = int(torch.count_nonzero(values))
+        self.nonzero += kept
+        self.total += values.numel()
+        return self._matrix(name, values, scale, kind, kept / values.numel())
+
+    def _matrix(self, name: str, values: Tensor, scale: Tensor | None, kind: str, density: float) -> Any:
+        layout, n = kinds.layout_of(kind, density, values.shape[1])
+        if values.dtype == torch.float32:
+            layout, n = "dense", 0  # sparse layouts hold 16 bits or fewer
+        self.runs[name] = f"{kind if layout == 'N:8' else layout} {_type(values)}"
+        try:
+            return extension().matrix(_raw(values), _type(values), layout, n, _numpy(scale))
+        except ValueError as error:
+            raise UserError(f"model {self.folder} cannot be laid out: {name}: {error}.") from None
+
+    def _head(self, embedding: Tensor, scale: Tensor | None, ids: Tensor | None) -> tuple[Any, int]:
+        """The head's matrix, trimmed to `ids`, and its rows."""
+        kind = "dense"
+        if "lm_head.weight" in self.weights.names and not self.config.tie_word_embeddings:
+            embedding, scale, kind = self.weights.matrix("lm_head.weight")
+            if ids is not None and len(ids) != embedding.shape[0]:
+                raise UserError(f"model {self.folder} has a head of {embedding.shape[0]} rows for {len(ids)} head ids: pack it again.")
+        elif ids is not None:
+            if int(ids[-1]) >= embedding.shape[0]:
+                raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
+            embedding, scale = embedding[ids], None if scale is None else scale[ids]
+        return self._matrix("lm_head", embedding, scale, kind, 1.0), embedding.shape[0]
+
+
+def _rotary(model: Any) -> Any:
+    return next(m for name, m in model.named_modules() if name.endswith("rotary_emb"))
+
+
+def _embedding_scale(config: PretrainedConfig) -> float:
+    """Gemma multiplies embeddings by √hidden, rounded to the dtype of its weights; in float32 it is this."""
+    return float(torch.tensor(config.hidden_size**0.5))
+
+
+def _type(values: Tensor) -> str:
+    return "i8" if values.dtype == torch.int8 else FLOATS[values.dtype]
+
+
+def _raw(values: Tensor) -> np.ndarray:
+    """The bits of `values`: numpy has no bfloat16."""
+    values = values.contiguous()
+    return (values.view(torch.int16) if values.element_size() == 2 else values).numpy()
+
+
+def _numpy(values: Tensor | None) -> np.ndarray | None:
+    return None if values is None else values.contiguous().float().numpy()

@@ -1,0 +1,39 @@
+"""The compiled extension, where it could be built."""
+
+import importlib
+from functools import cache
+from typing import Any
+
+from sparsedraft.console import console
+from sparsedraft.errors import UserError
+
+
+@cache
+def _module() -> tuple[Any, str]:
+    try:
+        return importlib.import_module("sparsedraft.runtime._native"), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+def available() -> bool:
+    """Whether the extension is there; says once what is missing where it is not."""
+    module, why = _module()
+    if module is None:
+        _say_once(f"the native runtime was not built ({why}): transformers runs in its place. Install a C++20 compiler and "
+                  "sparsedraft again to have it.")
+    return module is not None
+
+
+@cache
+def _say_once(text: str) -> None:
+    console.print(text)
+
+
+def extension() -> Any:
+    """The extension; UserError where there is none."""
+    module, why = _module()
+    if module is None:
+        raise UserError(f"the native runtime was not built ({why}): give --runtime transformers, or install a C++20 compiler "
+                        "and sparsedraft again.")
+    return module
