@@ -16,15 +16,18 @@ class Engine:
     """A model and one sequence of it.
 
     `model` is a checkpoint folder (packed or plain), or a NativeModel that several engines share. `threads` defaults to
-    torch's. An engine belongs to one thread at a time; two engines run side by side. The logits of a token have the same
+    torch's; `pool` are the threads of another engine. An engine belongs to one thread at a time, two run side by side. The logits of a token have the same
     bits whether it was read alone or with others, so what is decoded does not depend on how it was drafted.
 
     Raises UserError where the model cannot run natively.
     """
 
-    def __init__(self, model: str | Path | NativeModel, *, threads: int | None = None, kernels: str | None = None) -> None:
+    def __init__(
+        self, model: str | Path | NativeModel, *, threads: int | None = None, kernels: str | None = None, pool: Any = None
+    ) -> None:
         self.model = model if isinstance(model, NativeModel) else native_model(locate(str(model)))
-        self._engine: Any = extension().Engine(self.model.handle, threads or torch.get_num_threads(), kernels)
+        self.pool = pool or extension().Pool(threads or torch.get_num_threads())
+        self._engine: Any = extension().Engine(self.model.handle, self.pool, kernels)
         self._ids = None if self.model.head_ids is None else self.model.head_ids
         self._map = [] if self._ids is None else self._ids.tolist()
 

@@ -185,10 +185,8 @@ std::shared_ptr<Model> make_model(const nb::dict& config, const Raw& embedding, 
 // An engine belongs to one thread at a time; a second one that calls it is told so instead of corrupting it.
 class Guarded {
  public:
-  Guarded(std::shared_ptr<Model> model, int threads, std::optional<std::string> name)
-      : engine_(std::move(model), threads, kernels(name ? name->c_str() : nullptr)) {
-    if (threads < 1 || threads > 256) throw std::invalid_argument("threads must be from 1 to 256");
-  }
+  Guarded(std::shared_ptr<Model> model, std::shared_ptr<Pool> pool, std::optional<std::string> name)
+      : engine_(std::move(model), std::move(pool), kernels(name ? name->c_str() : nullptr)) {}
 
   Out forward(const std::vector<int64_t>& ids, int wanted, const std::optional<std::vector<int32_t>>& parents) {
     const Use use(busy_);
@@ -216,7 +214,6 @@ class Guarded {
     return engine_.draft(id, count, map);
   }
   size_t length() const { return engine_.length(); }
-  int threads() const { return engine_.threads(); }
 
  private:
   struct Use {
@@ -234,7 +231,14 @@ class Guarded {
 
 NB_MODULE(_native, m) {
   m.def("kernels", [](std::optional<std::string> name) { return std::string(kernels(name ? name->c_str() : nullptr).name); }, "name"_a = nb::none());
-  nb::class_<Pool>(m, "Pool").def(nb::init<int>(), "threads"_a);
+  nb::class_<Pool>(m, "Pool")
+      .def("__init__",
+           [](Pool* self, int threads) {
+             if (threads < 1 || threads > 256) throw std::invalid_argument("threads must be from 1 to 256");
+             new (self) Pool(threads);
+           },
+           "threads"_a)
+      .def_prop_ro("threads", &Pool::threads);
   nb::class_<Matrix>(m, "Matrix")
       .def_prop_ro("rows", [](const Matrix& x) { return x.rows; })
       .def_prop_ro("columns", [](const Matrix& x) { return x.columns; })
@@ -249,11 +253,10 @@ NB_MODULE(_native, m) {
       .def_prop_ro("max_length", [](const Model& x) { return x.config.max_length; });
   m.def("model", &make_model, "config"_a, "embedding"_a, "embedding_type"_a, "embedding_scale"_a.none(), "layers"_a, "final_norm"_a, "head"_a);
   nb::class_<Guarded>(m, "Engine")
-      .def(nb::init<std::shared_ptr<Model>, int, std::optional<std::string>>(), "model"_a, "threads"_a, "kernels"_a = nb::none())
+      .def(nb::init<std::shared_ptr<Model>, std::shared_ptr<Pool>, std::optional<std::string>>(), "model"_a, "pool"_a, "kernels"_a = nb::none())
       .def("forward", &Guarded::forward, "ids"_a, "wanted"_a, "parents"_a = nb::none())
       .def("rollback", &Guarded::rollback, "length"_a)
       .def("keep", &Guarded::keep, "length"_a, "nodes"_a)
       .def("draft", &Guarded::draft, "id"_a, "count"_a, "map"_a)
-      .def_prop_ro("length", &Guarded::length)
-      .def_prop_ro("threads", &Guarded::threads);
+      .def_prop_ro("length", &Guarded::length);
 }

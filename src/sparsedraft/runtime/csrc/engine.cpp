@@ -31,8 +31,8 @@ size_t Model::bytes() const {
   return total;
 }
 
-Engine::Engine(std::shared_ptr<const Model> model, int threads, const Kernels& kernels)
-    : model_(std::move(model)), kernels_(kernels), pool_(threads), caches_(model_->layers.size()) {}
+Engine::Engine(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, const Kernels& kernels)
+    : model_(std::move(model)), kernels_(kernels), shared_(std::move(pool)), pool_(*shared_), caches_(model_->layers.size()) {}
 
 void Engine::grow(size_t tokens) {
   if (tokens <= capacity_) return;

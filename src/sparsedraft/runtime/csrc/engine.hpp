@@ -47,7 +47,8 @@ struct Model {
 
 class Engine {
  public:
-  Engine(std::shared_ptr<const Model> model, int threads, const Kernels& kernels);
+  // Engines that share a pool take turns.
+  Engine(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, const Kernels& kernels);
 
   // Appends `count` tokens to the sequence; the logits [wanted, head rows padded] after the last `wanted` of them.
   // `parents` (or null): the tokens are the last `count` of a tree of `nodes` behind the sequence, whose parent each is (-1: the
@@ -63,7 +64,6 @@ class Engine {
   size_t length() const { return length_; }
   size_t logits_stride() const { return padded(model_->head->rows, kRows); }
   const Model& model() const { return *model_; }
-  int threads() const { return pool_.threads(); }
 
  private:
   struct Cache {
@@ -76,7 +76,8 @@ class Engine {
 
   std::shared_ptr<const Model> model_;
   const Kernels& kernels_;
-  Pool pool_;
+  std::shared_ptr<Pool> shared_;
+  Pool& pool_;
   std::vector<Cache> caches_;
   size_t length_ = 0, capacity_ = 0;
   Buffer normed_, attended_, gate_;

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <functional>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -31,6 +32,7 @@ class Pool {
       if (count) work(0, count);
       return;
     }
+    const std::lock_guard<std::mutex> turn(one_at_a_time_);
     work_ = &work, count_ = count, step_ = step;
     next_.store(0, std::memory_order_relaxed);
     busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
@@ -68,6 +70,7 @@ class Pool {
     }
   }
 
+  std::mutex one_at_a_time_;
   std::vector<std::thread> workers_;
   const std::function<void(size_t, size_t)>* work_ = nullptr;
   size_t count_ = 0, step_ = 1;
