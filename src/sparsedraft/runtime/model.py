@@ -73,7 +73,25 @@ def native_model(folder: Path) -> NativeModel:
     why = unsupported(config)
     if why:
         raise UserError(f"model {folder} cannot run natively, because {why}: give --runtime transformers.")
-    return _Builder(folder, config, weights_of(folder)).model()
+    extension()  # before any work
+    weights = weights_of(folder)
+    needed, free = round(weights.bytes * 1.1), available_memory()  # tiles are padded; one matrix is held twice
+    if free is not None and needed > free:
+        raise UserError(
+            f"model {folder} needs {needed / 2**30:.2f} GiB of memory, and {free / 2**30:.2f} GiB are free: pack it to int8, "
+            "or close something."
+        )
+    return _Builder(folder, config, weights).model()
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith("MemAvailable:")), None)
+    return None if found is None else int(found.split()[1]) * 1024
 
 
 class _Builder:

@@ -147,7 +147,7 @@ def unpack(name: str, entry: Entry, tensors: dict[str, Tensor]) -> tuple[Tensor,
     count = entry.columns // m.m * m.n
     if tuple(values.shape) != (entry.rows, count):
         raise _damaged(name, f"has values {list(values.shape)}")
-    places = unpack_bits(tensors["index"], place_bits(m.m), count).view(entry.rows, -1, m.n)
+    places = unpack_bits(tensors["index"], place_bits(m.m), count).view(entry.rows, -1, m.n).short()  # 256 is no byte
     if not bool((places < m.m).all()) or not bool((places[..., 1:] > places[..., :-1]).all()):
         raise _damaged(name, f"has places that are not {m.n} different ones of {m.m}, in order")
     grouped = out.view(entry.rows, -1, m.m)

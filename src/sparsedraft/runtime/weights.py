@@ -23,6 +23,7 @@ class Weights(Protocol):
     """What a model is built from."""
 
     names: frozenset[str]  # of every tensor, as the checkpoint of plain weights calls them
+    bytes: int  # of all tensors, as stored
 
     def vector(self, name: str) -> Tensor:
         """A norm's weight or a bias, float32."""
@@ -43,6 +44,7 @@ class PlainWeights:
     def __init__(self, folder: Path) -> None:
         self._shards = Shards(folder)
         self.names = frozenset(self._shards.files)
+        self.bytes = sum(map(self._shards.bytes, self.names))
         self._claim = checkpoint.claimed_sparsity(folder) or {"linears": {}}
         self._folder = folder
 
@@ -70,6 +72,7 @@ class PackedWeights:
         self.entries = read_header(folder)
         self._shards = Shards(folder)
         stored = set(self._shards.files)
+        self.bytes = sum(map(self._shards.bytes, stored))
         parts = {f"{name}.{part}" for name in self.entries for part in ("values", "index", "scale")}
         lacking = [name for name in self.entries if f"{name}.values" not in stored]
         if lacking:

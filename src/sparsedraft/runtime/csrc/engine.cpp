@@ -99,7 +99,7 @@ void add_bias(float* x, const std::vector<float>& bias) {
 }  // namespace
 
 // Keys and values of the new tokens into the cache, and what each of them sees out of it into `attended_`.
-void Engine::attention(const Layer& layer, Cache& cache, int count, const std::vector<uint8_t>& mask) {
+void Engine::attention(const Layer& layer, Cache& cache, int count, const std::vector<std::vector<int32_t>>& seen) {
   const Config& c = model_->config;
   const size_t dim = c.head_dim, group = c.heads / c.kv_heads, q_stride = padded(c.heads * dim, kRows),
                kv_stride = padded(c.kv_heads * dim, kRows);
@@ -123,11 +123,11 @@ void Engine::attention(const Layer& layer, Cache& cache, int count, const std::v
       float* query = q_.data() + t * q_stride + h * dim;
       if (!layer.q_norm.empty()) kernels_.rms_norm(query, layer.q_norm.data(), c.eps, c.norm_one_more, query, dim);
       rotate(query, static_cast<size_t>(layer.rope) * count + t);
-      size_t begin = 0, end = mask.empty() ? length_ + t + 1 : total;
-      if (layer.window && positions_[t] + 1 > static_cast<size_t>(layer.window)) begin = positions_[t] + 1 - layer.window;
-      const size_t from = (h / group * capacity_ + begin) * dim;
-      kernels_.attend(query, cache.keys.data() + from, cache.values.data() + from, dim, end - begin, c.attention_scale,
-                      mask.empty() ? nullptr : mask.data() + t * total + begin, scores.data(), attended_.row(static_cast<int>(t)) + h * dim);
+      const size_t end = positions_[t] + 1, window = layer.window ? layer.window : end, begin = end > window ? end - window : 0;
+      const int32_t* which = seen.empty() ? nullptr : seen[t].data() + begin;
+      const size_t from = (h / group * capacity_ + (which ? 0 : begin)) * dim;
+      kernels_.attend(query, cache.keys.data() + from, cache.values.data() + from, dim, end - begin, c.attention_scale, which,
+                      scores.data(), attended_.row(static_cast<int>(t)) + h * dim);
     }
   });
 }
@@ -145,22 +145,20 @@ const float* Engine::forward(const int64_t* ids, int count, int wanted, const in
                                 std::to_string(length_ + count));
   grow(length_ + count);
 
-  std::vector<uint8_t> mask;      // trees only: [count, length + count]
+  std::vector<std::vector<int32_t>> seen;  // trees only: what each token sees, in order; its position is how many less one
   std::vector<int32_t> depths;
   if (parents) {
     if (nodes < count || static_cast<size_t>(nodes - count) > length_) throw std::invalid_argument("a tree of too few nodes");
-    const size_t total = length_ + count, root = total - nodes;
-    std::vector<int32_t> depth(nodes);
-    for (int i = 0; i < nodes; ++i) {
+    const int32_t root = static_cast<int32_t>(length_) + count - nodes;
+    for (int i = 0; i < nodes; ++i)
       if (parents[i] < -1 || parents[i] >= i) throw std::invalid_argument("a node's parent must come before it");
-      depth[i] = parents[i] < 0 ? 0 : depth[parents[i]] + 1;
-    }
-    mask.assign(count * total, 0);
     for (int t = 0; t < count; ++t) {
-      uint8_t* row = mask.data() + t * total;
-      std::fill(row, row + root, uint8_t{1});
-      for (int node = nodes - count + t; node >= 0; node = parents[node]) row[root + node] = 1;
-      depths.push_back(static_cast<int32_t>(root) + depth[nodes - count + t]);
+      std::vector<int32_t> row;
+      for (int node = nodes - count + t; node >= 0; node = parents[node]) row.push_back(root + node);
+      for (int32_t i = root; i > 0; --i) row.push_back(i - 1);
+      std::reverse(row.begin(), row.end());
+      depths.push_back(static_cast<int32_t>(row.size()) - 1);
+      seen.push_back(std::move(row));
     }
   }
   prepare_rope(count, parents ? depths.data() : nullptr);
@@ -200,7 +198,7 @@ const float* Engine::forward(const int64_t* ids, int count, int wanted, const in
       add_bias(v_.data() + t * kv_stride, layer.v_bias);
     }
     attended_.resize(c.heads * c.head_dim, count);
-    attention(layer, caches_[l], count, mask);
+    attention(layer, caches_[l], count, seen);
     multiply_all(kernels_, pool_, attended_, {{layer.o.get(), projected_.data(), h_stride}});
     if (!layer.o_bias.empty())
       for (int t = 0; t < count; ++t) add_bias(projected_.data() + t * h_stride, layer.o_bias);

@@ -70,7 +70,7 @@ class Engine {
     std::vector<float> keys, values;  // [kv_heads, capacity, head_dim]
   };
   void grow(size_t tokens);
-  void attention(const Layer& layer, Cache& cache, int count, const std::vector<uint8_t>& mask);
+  void attention(const Layer& layer, Cache& cache, int count, const std::vector<std::vector<int32_t>>& seen);
   void rotate(float* head, size_t at);
   void prepare_rope(int count, const int32_t* depths);
 

@@ -15,10 +15,10 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, bool one_more, float* out, size_t n);
   // gate = act(gate) * up; `gelu`: tanh-approximated instead of SiLU.
   void (*gated)(float* gate, const float* up, size_t n, bool gelu);
-  // Scores of one query over `count` keys that lie `dim` apart, softmax, and the weighted sum of the values. `scores` is
-  // scratch of `count`; `mask` (or null) says which keys are seen.
+  // Scores of one query over `count` keys, softmax, and the weighted sum of the values; keys and values lie `dim` apart, and
+  // `seen` (or null: the first ones) says which they are. `scores` is scratch of `count`.
   void (*attend)(const float* query, const float* keys, const float* values, size_t dim, size_t count, float scale,
-                 const uint8_t* mask, float* scores, float* out);
+                 const int32_t* seen, float* scores, float* out);
 };
 
 extern const Kernels kernels_portable;
