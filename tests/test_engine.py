@@ -175,9 +175,13 @@ def test_bad_calls(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the context holds 256 tokens, not 257"):
         engine.forward([1] * 257)
     engine.forward([1] * 250)
-    for parents, message in (([0], "parent must come before"), ([-1, 1], "parent must come before"), ([], "too few nodes")):
+    for ids, parents, message in (
+        ([1], [0], "parent must come before"),
+        ([1, 1], [-1, 1], "parent must come before"),
+        ([1, 1], [-1], "too few nodes"),
+    ):
         with pytest.raises(ValueError, match=message):
-            engine.forward([1] * max(1, len(parents)), 1, parents)
+            engine.forward(ids, 1, parents)
     with pytest.raises(ValueError, match="kept nodes"):
         engine.keep(249, [1])
 
