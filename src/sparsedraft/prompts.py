@@ -150,13 +150,18 @@ def _prompt(row: Any, where: str, index: int) -> Prompt:
         raise UserError(f"prompts {where}: has none of {FORMS}, or it is empty.")
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise UserError(f"prompts {where}: a turn is empty or not text.")
-    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn):
+    if any(half_surrogate(turn) for turn in turns):
         raise UserError(f"prompts {where}: half of a surrogate pair stands alone, which is no text; take it out.")
     for key, text in (("system", system), *(("output", text) for text in references)):
         if text is not None and not isinstance(text, str):
             raise UserError(f"prompts {where}: the {key} message is {type(text).__name__}, not text.")
     name = next((row[key] for key in ("id", "question_id", "prompt_id") if row.get(key) is not None), index)
     return Prompt(str(name), tuple(turns), str(row.get("category") or ""), system, tuple(references))
+
+
+def half_surrogate(text: str) -> bool:
+    """Whether half of a surrogate pair stands alone in `text`, as Python has it for bytes that are not UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _demo(split: str) -> list[Prompt]:
