@@ -133,6 +133,8 @@ def test_a_claim_is_counted_anew_where_a_survivor_became_zero(tiny_llama) -> Non
         ),
         ({"feature_teacher": "dense"}, r"--feature-teacher .* does nothing alone: give --feature-weight"),
         ({"feature_weight": -1.0}, r"--feature-weight -1 is not possible"),
+        ({"teacher": "target"}, r"--teacher .*target is not asked anything under --loss nll: set --loss to one of kl"),
+        ({"weight_decay": float("inf")}, r"--weight-decay inf is not possible: give 0 \(off\) or more"),
         ({"quantize": "int3"}, r"--quantize int3 is not known: choose one of none, int8, int4"),
         ({"reselect_every": -1}, r"--reselect-every -1 is not possible"),
         ({"reselect_every": 5, "reselect_share": 1.0}, r"--reselect-share 1 is not possible"),

@@ -122,7 +122,7 @@ def _find(drafter: str, data: str, settings: Settings, teacher: str | None, feat
     tokenizer = checkpoint.load_tokenizer(folder)
     checks.check_vocabulary(settings.loss, source, tokenizer, drafter)
     teacher_folder = feature_folder = None
-    if teacher and settings.loss != "nll":
+    if teacher:
         teacher_folder = checkpoint.find(teacher)
         checks.check_teacher(teacher, teacher_folder, source)
     if feature_teacher:
@@ -165,6 +165,7 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
     """
     step = state.saved_step(work)
     if not step:
+        state.remove(work)  # the weights of a validation before training, with early stopping
         return "no earlier state was saved"
     place = out.with_name(f"{out.name}.last-good")
 
