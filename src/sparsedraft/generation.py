@@ -148,6 +148,12 @@ def check_fits(model: PreTrainedModel, requests: Sequence[Request]) -> None:
             )
 
 
+def check_top_k(model: PreTrainedModel, k: int) -> None:
+    """Raise UserError for more likeliest tokens than there are."""
+    if k > (vocabulary := model.get_output_embeddings().weight.shape[0]):
+        raise UserError(f"--top-k-logprobs {k} is more than the vocabulary of {vocabulary}: lower it.")
+
+
 @torch.no_grad()  # not inference_mode: weights that FSDP2 gathers in it could not be trained with afterwards
 def generate_batch(
     model: PreTrainedModel,
@@ -165,8 +171,7 @@ def generate_batch(
     FloatingPointError where logits are NaN.
     """
     check_fits(model, requests)
-    if top_k_logprobs > (vocabulary := model.get_output_embeddings().weight.shape[0]):
-        raise UserError(f"--top-k-logprobs {top_k_logprobs} is more than the vocabulary of {vocabulary}: lower it.")
+    check_top_k(model, top_k_logprobs)
     # Longest first: rows that start together are of like length, so little of a prefill is padding.
     queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
     batch = _Batch(model)
