@@ -100,6 +100,7 @@ def main() -> list[dict[str, Any]]:
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--patterns", default="50%,2:4")
     parser.add_argument("--arms", default=";".join(ARMS), help="separated by ;")
+    parser.add_argument("--dtype", default="float32", help="of fine-tuning; bfloat16 keeps float32 master weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -126,7 +127,9 @@ def main() -> list[dict[str, Any]]:
 
         def made(name: str, data: Path, folder: Path, have: dict[str, str], recipe: Recipe = recipe) -> Path:
             entry = next(e for e in recipe.drafters if e.name == name)
-            return Path(make_drafter(recipe, entry, have, data, 0, folder, COMMON))  # 0: the budget is not an epoch
+            # pruning is the same for every arm, so only fine-tuning is in another dtype; 0: the budget is not an epoch
+            common = {**COMMON, "dtype": arguments.dtype} if have else COMMON
+            return Path(make_drafter(recipe, entry, have, data, 0, folder, common))
 
         start = made("one-shot", arguments.data, arguments.out / f"one-shot-{pattern}", {})
         for quantized, label in (("none", f"{pattern}, one-shot"), ("int8", f"{pattern}, one-shot, in int8")):

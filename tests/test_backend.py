@@ -175,3 +175,11 @@ def test_a_tree_is_for_one_prompt() -> None:
     assert pair.batches
     with pytest.raises(UserError, match="--tree 2 needs one prompt at a time"):
         pair.decoder([pair.prompted([5])] * 2, Constant(3), GREEDY, branching=2)
+
+
+def test_nan_weights_are_not_taken_for_a_model_that_takes_no_masks() -> None:
+    """A tree of such a drafter is to fail by the model's name and the place, not for want of masks."""
+    model = build("llama")
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    assert takes_masks(model)

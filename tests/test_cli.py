@@ -235,6 +235,29 @@ def refusing(folder: Path, target: Path) -> Path:
     return copy
 
 
+def copied(folder: Path, target: Path, **changes: object) -> Path:
+    """The target with other settings in its config, or with another size of vocabulary."""
+    import shutil
+
+    from sparsedraft import checkpoint
+
+    copy = Path(shutil.copytree(target, folder / "copy"))
+    if rows := changes.pop("rows", None):
+        model = checkpoint.load(target)
+        model.resize_token_embeddings(rows)
+        model.save_pretrained(copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | changes))
+    return copy
+
+
+def untold(folder: Path, target: Path) -> Path:
+    """The target without a chat template."""
+    copy = copied(folder, target)
+    (copy / "chat_template.jinja").unlink()
+    return copy
+
+
 MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("run", f / "none.yaml"), "no such file"),
     (
@@ -264,6 +287,19 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
         "repetition penalty 0.0 is not possible",
     ),
     (lambda f, t: ("generate", f / "none", "--prompt", "x"), "no such folder"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", ""), "has no tokenizer that can be read"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--tree", "2"), "--tree 2 needs a model that drafts"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", "lookup", "--tree", "3"), "--tree 3 needs a model"),
+    (lambda f, t: ("generate", t, "--prompt", "x\udcff"), "is not UTF-8 text"),
+    (lambda f, t: ("generate", t, "--prompt", "", "--raw"), "the prompt is empty"),
+    (lambda f, t: ("generate", untold(f, t), "--prompt", "x"), "add --raw to continue the text as it is"),
+    (lambda f, t: ("generate", t, "--prompt", "fox " * 600), "which fill the target's context of 512"),
+    (
+        lambda f, t: ("generate", t, "--prompt", "fox " * 30, "--drafter", copied(f, t, max_position_embeddings=20)),
+        "which fill the drafter's context of 20",
+    ),
+    (lambda f, t: ("generate", copied(f, t, rows=100), "--prompt", "apples"), "the target's embedding has 100 rows"),
+    (lambda f, t: ("eval", copied(f, t, rows=100), t, "--prompts", "demo:eval"), "its tokenizer is another model's"),
     (lambda f, t: ("finetune", t, f, "--out", f / "o"), "no distilled data folder"),
     (
         lambda f, t: ("finetune", t, f, "--out", f / "o", "--learning-rate", "0"),

@@ -396,3 +396,13 @@ def test_a_row_that_the_drafter_reads_nothing_of_is_not_drafted_for() -> None:
 
 def test_the_longest_common_prefix() -> None:
     assert [shared([1, 2, 3], other) for other in ([], [1, 2], [1, 2, 3, 4], [1, 9, 3], [4])] == [0, 2, 3, 1, 0]
+
+
+def test_a_decoder_decodes_once_and_as_many_prompts_as_it_has_rows() -> None:
+    """Its caches hold the first prompt: a second one would be continued wrongly without a word."""
+    decoder = Decoder(scripted(right), ModelDrafter(scripted(right), GREEDY), Constant(2), GREEDY)
+    generate(decoder, [0, 0, 0], 5)
+    with pytest.raises(ValueError, match="has decoded before"):
+        generate(decoder, [0, 0, 0], 5)
+    with pytest.raises(ValueError, match="2 prompts for 1 rows"):
+        generate_all(Decoder(scripted(right), None, Constant(0), GREEDY), [[0], [0]], 5, [0, 0])

@@ -1,8 +1,10 @@
 """Distillation: the target's answers on disk, turn by turn, the same after a kill."""
 
 import json
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 import torch
@@ -137,3 +139,42 @@ def test_too_long_a_prompt_is_refused_before_any_is_answered(
     with pytest.raises(UserError, match=r"prompt long has .* exceed the context of 512"):
         distill(str(tiny_checkpoint), str(tmp_path / "prompts.jsonl"), tmp_path / "out", max_new_tokens=8, batch_size=2)
     assert not asked
+
+
+def test_turns_that_no_longer_fit_are_dropped_and_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """What earlier answers take of the context is known only when they are written."""
+    rows = [{"turns": ["the fox", "the dog", "why", "and?"]}, {"prompt": "the apples"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = distill(
+        str(tiny_checkpoint), str(tmp_path / "p.jsonl"), tmp_path / "out", max_new_tokens=180, seed=1,
+        temperature=1.0, samples=2, top_k_logprobs=2,
+    )  # fmt: skip
+    assert result["rows"] + sum(result["dropped"].values()) == 10, "every turn is accounted for"
+    assert result["dropped"]["no room in the context"] > 0, "the case is one that overflows"
+    for row in distilled.read(tmp_path / "out"):
+        assert len(row["prompt_ids"]) + 180 <= 512 and row["answer_ids"]
+
+
+def test_shards_that_are_not_what_was_written_are_refused(data: Path, tokenizer, tmp_path: Path) -> None:
+    table = parquet.read_table(data / "data-00000.parquet")
+    without = table.to_pylist()
+    without[3]["answer_ids"] = None
+    spoilt = {
+        r"has no column answer_ids": table.drop_columns(["answer_ids"]),
+        rf"holds 5 rows of the {len(table)} that were written": table.slice(0, 5),
+        r"has a row without answer_ids": pa.Table.from_pylist(without, schema=table.schema),
+    }
+    for number, (message, changed) in enumerate(spoilt.items()):
+        folder = tmp_path / str(number)
+        shutil.copytree(data, folder)
+        parquet.write_table(changed, folder / "data-00000.parquet")
+        with pytest.raises(UserError, match=message):
+            distilled.samples(folder, tokenizer)
+
+
+def test_an_answer_of_no_tokens_is_read(data: Path, tokenizer, tmp_path: Path) -> None:
+    rows = parquet.read_table(data / "data-00000.parquet").to_pylist()
+    rows[3] |= {"answer_ids": [], "topk_ids": [], "topk_logprobs": []}
+    shutil.copytree(data, tmp_path / "data")
+    parquet.write_table(pa.Table.from_pylist(rows, schema=distilled.SCHEMA), tmp_path / "data" / "data-00000.parquet")
+    assert len(distilled.samples(tmp_path / "data", tokenizer)[3].answer_ids) == 0

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 
+from conftest import build_llama, build_tokenizer
 from sparsedraft import checkpoint
 from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
@@ -125,6 +127,8 @@ def test_refusals(models, tmp_path: Path) -> None:
     refused("--k auto needs the real loop", drafters, dataclasses.replace(GREEDY, k=[1, "auto"], simulate=True))
     refused("'lookup' needs the real loop", [("l", "lookup")], dataclasses.replace(GREEDY, simulate=True))
     refused("--tree 2 needs the real loop", drafters, dataclasses.replace(GREEDY, tree=2, simulate=True))
+    refused("--uag best is not known", [("l", "lookup")], dataclasses.replace(GREEDY, uag="best"))
+    refused("draft trees need one: leave out --tree", [("other", str(other))], dataclasses.replace(GREEDY, tree=2))
     refused("--policy best is not known", drafters, dataclasses.replace(GREEDY, k=["best"]))
 
 
@@ -179,3 +183,78 @@ def test_spec_bench_prompts_get_its_table(models, tmp_path: Path) -> None:
     table, speed = spec_bench_table(result), speed_table(result)
     assert table is not None and table.row_count == 2 and speed is not None and speed.row_count == 2
     assert len(raw(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("kind", ["fewer rows", "learned positions", "short context"])
+def test_drafters_that_cannot_read_all_that_the_target_writes(kind: str, tmp_path: Path) -> None:
+    """α and the simulation read the target's text as the loop does: unknown tokens as 0, nothing beyond the context."""
+    target, drafter = build_llama(vocab_size=384), build_llama(vocab_size=384)
+    if kind == "fewer rows":
+        drafter.resize_token_embeddings(320)
+    elif kind == "short context":
+        drafter = build_llama(vocab_size=384, max_position_embeddings=48)
+    else:
+        drafter = hf.OPTForCausalLM(
+            hf.OPTConfig(
+                vocab_size=384, hidden_size=32, word_embed_proj_dim=32, ffn_dim=32, num_hidden_layers=2,
+                num_attention_heads=4, max_position_embeddings=48, init_std=0.2,
+            )
+        ).eval()  # fmt: skip
+    folders = {"target": target, "drafter": drafter}
+    for name, model in folders.items():
+        model.save_pretrained(tmp_path / name)
+        build_tokenizer().save_pretrained(tmp_path / name)
+    named = [("drafter", str(tmp_path / "drafter"))]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": "the fox " * n}) + "\n" for n in (1, 3, 12)))
+    options = dataclasses.replace(GREEDY, k=[3], max_new_tokens=40)
+    found = [
+        evaluate_to(
+            tmp_path / f"out-{simulate}", str(tmp_path / "target"), named, str(tmp_path / "p.jsonl"),
+            dataclasses.replace(options, simulate=simulate),
+        )
+        for simulate in (False, True)
+    ]  # fmt: skip
+    assert timeless(found[0]["drafters"]) == found[1]["drafters"]
+    rows = [json.loads(line) for line in (tmp_path / "out-True" / "rows.jsonl").read_text().splitlines()]
+    if kind != "fewer rows":
+        assert rows[-1]["alpha"] == 0, "the third prompt alone fills the drafter's context"
+    if kind == "short context":
+        assert 0 < rows[0]["alpha"] < 1, "the rest of its answers lies beyond"
+
+
+def test_broken_weights_of_a_drafter_are_found_by_the_simulation(models, tmp_path: Path) -> None:
+    """Before an argmax of NaN is counted as a guess."""
+    target, drafters = models
+    model = checkpoint.load(drafters[1][1])
+    with torch.no_grad():
+        next(iter(decoder_linears(model).values())).weight[0, 0] = torch.nan
+    checkpoint.save(model, checkpoint.load_tokenizer(target), tmp_path / "broken")
+    named = [drafters[0], ("broken", str(tmp_path / "broken"))]  # the worked example is the first one's
+    with pytest.raises(FloatingPointError, match=r"the drafter.s logits after .* tokens hold NaN"):
+        evaluate_to(None, target, named, "demo:eval", dataclasses.replace(GREEDY, simulate=True, limit=1))
+
+
+def test_answers_of_one_step_have_no_times_and_still_a_result(models, tmp_path: Path) -> None:
+    from sparsedraft.report.tables import speed_table
+
+    target, drafters = models
+    result = evaluate_to(None, target, drafters, "demo:eval", dataclasses.replace(GREEDY, max_new_tokens=1, limit=2))
+    assert speed_table(result) is None
+    assert all(k["mal"] == 1 and "speedup" not in k["measured"] for d in result["drafters"] for k in d["k"].values())
+
+
+def test_each_sequence_is_sampled_by_its_own_seed(models, monkeypatch) -> None:
+    """The intervals are a bootstrap over prompts, which may not share their chances."""
+    from sparsedraft.measure import loop
+
+    target, drafters = models
+    seeds, run = [], loop.run
+
+    def heard(pair, asked, policy, sampling, new_tokens, seed, *rest):
+        seeds.append(seed)
+        return run(pair, asked, policy, sampling, new_tokens, seed, *rest)
+
+    monkeypatch.setattr(loop, "run", heard)
+    options = dataclasses.replace(GREEDY, k=[2], temperature=0.8, limit=3)
+    evaluate_to(None, target, drafters[:1], "demo:eval", options)
+    assert len(seeds) == 6 and len(set(seeds)) == 3

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from sparsedraft import checkpoint
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.distill.stage import distill
+from sparsedraft.distilled import Sourced
 from sparsedraft.errors import UserError
 from sparsedraft.finetune.loop import Settings
-from sparsedraft.finetune.stage import finetune
+from sparsedraft.finetune.stage import finetune, split
 from sparsedraft.prune.stage import prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
@@ -133,6 +134,8 @@ def test_a_claim_is_counted_anew_where_a_survivor_became_zero(tiny_llama) -> Non
         ),
         ({"feature_teacher": "dense"}, r"--feature-teacher .* does nothing alone: give --feature-weight"),
         ({"feature_weight": -1.0}, r"--feature-weight -1 is not possible"),
+        ({"teacher": "target"}, r"--teacher .*target is not asked anything under --loss nll: set --loss to one of kl"),
+        ({"weight_decay": float("inf")}, r"--weight-decay inf is not possible: give 0 \(off\) or more"),
         ({"quantize": "int3"}, r"--quantize int3 is not known: choose one of none, int8, int4"),
         ({"reselect_every": -1}, r"--reselect-every -1 is not possible"),
         ({"reselect_every": 5, "reselect_share": 1.0}, r"--reselect-share 1 is not possible"),
@@ -201,3 +204,14 @@ def test_heads_padded_to_different_widths(target: int, drafter: int, tiny_llama,
         result = finetune(str(tmp_path / "drafter"), str(tmp_path / "data"), tmp_path / name, settings=settings,
                           validation_prompts=4, teacher=teacher)  # fmt: skip
         assert 0 < result["val_loss"][1] < result["val_loss"][0]
+
+
+def test_a_validation_prompt_under_another_id_is_not_trained_on() -> None:
+    samples = [Sourced(f"{n}/0", [n, 1], [5, n], prompt_id=str(n)) for n in range(8)]
+    _, held = split(samples, 3)
+    twin = Sourced("twin/0", held[0].prompt_ids, [6, 6], prompt_id="twin")
+    training, validation = split([*samples, twin], 3)
+    asked = {tuple(s.prompt_ids) for s in validation}
+    assert not [s.id for s in training if tuple(s.prompt_ids) in asked] and len(training) in (4, 5)
+    with pytest.raises(UserError, match="every prompt of the data is also a validation prompt"):
+        split([Sourced(name, [1], [2], prompt_id=name) for name in "ab"], 1)

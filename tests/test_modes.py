@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsedraft import checkpoint, distilled, packing, prompts
+from sparsedraft.conversation import Writer
 from sparsedraft.distill import magpie, rewrite, verdict
 from sparsedraft.distill.clean import Cleaner, Rules
 from sparsedraft.distill.stage import distill
+from sparsedraft.engine import TransformersEngine
 from sparsedraft.errors import UserError
 from sparsedraft.journal import Journal, read_lines
 from sparsedraft.packing import Sample
 from sparsedraft.prompts import Prompt
 from sparsedraft.report.stage import report
+from sparsedraft.speculate.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,16 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
     assert second["messages"][1]["content"] == rows["6/0"]["messages"][-1]["content"]
 
 
+def test_a_rewritten_turn_that_no_longer_fits_is_dropped(tiny_llama, tokenizer, alpaca: Path) -> None:
+    prompt = prompts.read(str(alpaca))[-1]
+    longest = len(prompts.chat_ids(tokenizer, rewrite.with_reference(prompt).messages()[:1])) + 6
+    engine = TransformersEngine(tiny_llama(), tokenizer)
+    writer = Writer(engine, tokenizer, Sampling(), 6, top_k_logprobs=2, context=longest)
+    first, second = rewrite.rewrite(writer, [prompt])
+    assert first["dropped"] == "" and first["answer_ids"] and first["source"] in ("rewritten", "reference")
+    assert second["dropped"] == "no room in the context" and not second["answer_ids"]
+
+
 def test_the_target_sees_the_reference_when_it_rewrites(tiny_checkpoint: Path, alpaca: Path, tmp_path: Path) -> None:
     distill(str(tiny_checkpoint), str(alpaca), tmp_path / "out", mode="rewrite", max_new_tokens=6, limit=3)
     model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
@@ -157,6 +171,7 @@ def test_rules_each_drop_what_they_name_and_nothing_else() -> None:
     for rules, bad, why in cases:
         assert Cleaner(rules).reason(bad) == why
         assert Cleaner(Rules()).reason(bad) == ""
+    assert Cleaner(Rules()).reason(row(answer="", answer_ids=[])) == "empty answer", "nothing to learn from"
     assert Cleaner(Rules(drop_words=("or",))).reason(row(answer="for more")) == "", "whole words only"
     cleaner = Cleaner(Rules(near_duplicates=0.7))
     assert [cleaner.reason(row(t)) for t in (near, near + " indeed", "something else entirely is asked here now")] == [
@@ -196,6 +211,10 @@ def test_one_bad_line_in_ten_thousand_is_named_or_skipped(tiny_checkpoint: Path,
     options = {"max_new_tokens": 8, "skip_bad": True}
     result = distill(str(tiny_checkpoint), str(tmp_path / "few.jsonl"), tmp_path / "out", **options)
     assert result["rows"] == 1 and result["skipped"] == 3
+    rows = [{"instruction": "ok", "output": "yes"}, {"prompt": "no reference"}, {"instruction": "same", "output": ""}]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = distill(str(tiny_checkpoint), str(tmp_path / "mixed.jsonl"), tmp_path / "re", mode="rewrite", **options)
+    assert result["rows"] == 1 and result["skipped"] == 2
 
 
 def test_impossible_options_are_refused(tiny_checkpoint: Path, alpaca: Path, tmp_path: Path) -> None:
@@ -211,6 +230,13 @@ def test_impossible_options_are_refused(tiny_checkpoint: Path, alpaca: Path, tmp
     refused("--engine telepathy", engine="telepathy")
     refused("needs --url", engine="endpoint")
     refused("needs --engine endpoint", url="http://localhost:1/v1")
+    for url in ("http://", "http://[::1", "http://localhost:99999/v1"):
+        refused("is no http address", engine="endpoint", url=url)
+    refused("--retry-wait inf is not possible", engine="endpoint", url="http://localhost:1", retry_wait=float("inf"))
+    refused(
+        "--top-k-logprobs 321 is more than the vocabulary", source=str(alpaca), mode="rewrite", top_k_logprobs=321,
+        max_new_tokens=4,
+    )  # fmt: skip
     refused("no http address", engine="endpoint", url="localhost:1")
     refused("cannot be had for rewritten", str(alpaca), engine="endpoint", url="http://localhost:1/v1", mode="rewrite",
             top_k_logprobs=2)  # fmt: skip
@@ -257,3 +283,21 @@ def test_the_page_on_a_data_folder(tiny_checkpoint: Path, tmp_path: Path) -> Non
     assert report(out) == written
     size = sum(f.stat().st_size for f in out.glob("data-*.parquet")) / result["target_tokens"]
     assert f"{size:.0f} bytes on disk" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("data-00000.parquet", lambda file: file.write_bytes(file.read_bytes()[:900])),
+        ("result.json", lambda file: file.write_text("{")),
+        ("result.json", lambda file: file.unlink()),
+    ],
+    ids=["torn", "no-json", "no-result"],
+)
+def test_a_damaged_data_folder_has_no_page_but_one_sentence(
+    name: str, spoil: Callable[[Path], object], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    distill(str(tiny_checkpoint), "demo:train", tmp_path / "data", max_new_tokens=4, limit=4)
+    spoil(tmp_path / "data" / name)
+    with pytest.raises(UserError, match=r"distill it again|is no distilled data folder"):
+        report(tmp_path / "data")

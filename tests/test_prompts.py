@@ -41,6 +41,21 @@ def test_every_form_is_read(tmp_path: Path) -> None:
     assert [p.references for p in found] == [(), (), ("hey",), ("dog",)]
 
 
+@pytest.mark.parametrize(
+    ("roles", "references"),
+    [
+        (["user one", "assistant 1", "user two", "assistant 2"], ("1", "2")),
+        (["assistant welcome", "user one", "assistant 1"], ("1",)),
+        (["user one", "assistant 1", "assistant more", "user two", "assistant 2"], ("1", "2")),
+        (["user one", "user two", "assistant 2"], ()),
+        (["user one", "assistant", "user two", "assistant 2"], ()),
+    ],
+)
+def test_a_reference_is_what_follows_its_own_turn(roles: list[str], references: tuple, tmp_path: Path) -> None:
+    chat = [{"role": role, "content": text or None} for role, _, text in (said.partition(" ") for said in roles)]
+    assert prompts.read(write(tmp_path / "p.jsonl", [{"messages": chat}]))[0].references == references
+
+
 def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
     rows = [{"id": "x", "category": "c", "turns": ["one", "two"]}, {"id": "y", "category": "c", "turns": ["three"]}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
@@ -63,6 +78,18 @@ def test_parquet_reads_as_json_lines_do(tmp_path: Path) -> None:
         (
             '{"messages": [{"role": "system", "content": [1]}, {"role": "user", "content": "a"}]}\n',
             "system message is list",
+        ),
+        ('{"prompt": "a", "id": ' + "1" * 5000 + "}\n", "line 1: not JSON"),
+        ('{"prompt": "a", "x": ' + "[" * 200_000 + "\n", "line 1: not JSON"),
+        *(
+            (text + "\n", "line 1: half of a surrogate pair stands alone")
+            for text in (
+                '{"prompt": "a \\ud83d"}',
+                '{"prompt": "a", "id": "\\ud83d"}',
+                '{"prompt": "a", "category": "\\ud83d"}',
+                '{"instruction": "a", "output": "\\ud83d"}',
+                '{"messages": [{"role": "system", "content": "\\ud83d"}, {"role": "user", "content": "a"}]}',
+            )
         ),
     ],
 )

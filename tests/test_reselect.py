@@ -152,3 +152,20 @@ def test_training_moves_the_mask_keeps_the_pattern_and_resumes(name: str, tiny_l
     assert whole[0] == resumed[0]
     assert all(torch.equal(whole[1][name], tensor) for name, tensor in resumed[1].items())
     assert all(torch.equal(whole[2][name], mask) for name, mask in resumed[2].items())
+
+
+def test_early_stopping_goes_back_to_the_mask_of_the_best(tiny_llama, tmp_path: Path) -> None:
+    model = tiny_llama()
+    keep = pruned(model, Pattern())
+    start = {name: mask.clone() for name, mask in keep.items()}
+    options = Settings(
+        learning_rate=1e-2, tokens=9000, sequence_length=64, reselect_every=2, patience=3, validate_every=2
+    )
+    moved_at: list[int] = []
+    result = train(
+        model, keep, samples(20), samples(12), options, tmp_path,
+        after_step=lambda step: moved_at.append(step) if masks.broken(model, start) else None,
+    )  # fmt: skip
+    assert any(step > result["kept_step"] for step in moved_at), "the mask moved after the best validation"
+    for name, linear in decoder_linears(model).items():
+        assert int((linear.weight == 0).sum()) == linear.weight.numel() // 2, name

@@ -5,10 +5,12 @@ import random
 import pytest
 import torch
 
-from conftest import build_tokenizer
+from conftest import build_llama, build_tokenizer
+from sparsedraft.generate import _Answer
 from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
 from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.lookahead import Constant
+from sparsedraft.speculate.pair import Side
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Stops
 from sparsedraft.speculate.trees import TreeDrafter
@@ -115,3 +117,18 @@ def test_rows_stop_on_their_own() -> None:
         made = generate_all(decoder, prompts, 100, [0] * 3)
         assert {one.finish_reason for one in made} == {"stop"}
         assert all(one.tokens == ANSWER[: ends("brown")] for one in made)
+
+
+def test_what_is_streamed_is_the_text_up_to_the_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing that a stop string may begin with is written before it is known, also where it is longer than all so
+    far."""
+    side = Side(build_llama(), TOKENIZER, frozenset({END}))
+    for string in [*strings(), TEXT[:40], TEXT[3:60]]:
+        stops = Stops(TOKENIZER, [string])
+        for k in (0, 3):
+            answer = _Answer(side, stops, live=True)
+            for step in run(stops, k).steps:
+                answer.take(step)
+            answer.finish()
+            assert capsys.readouterr().out == TEXT[: TEXT.find(string)] + "\n"
+            assert answer.text == TEXT[: TEXT.find(string)]

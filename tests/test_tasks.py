@@ -67,7 +67,7 @@ def test_a_local_task_gives_the_accuracy_of_the_likelihoods(task: Path, tiny_che
 def test_command(task: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     out = tmp_path / "out"
-    said, _ = run(out, "eval", tiny_checkpoint, tiny_checkpoint, "--tasks", task, "--limit", 4)
+    said, _ = run(out, "eval", tiny_checkpoint, tiny_checkpoint, "--tasks", f" {task} ,", "--limit", 4)
     result = json.loads(said.splitlines()[-1])
     assert [m["name"] for m in result["models"]] == ["target", tiny_checkpoint.name]
     assert 0 <= result["models"][0]["tasks"]["apples"]["acc"] <= 1
@@ -87,6 +87,14 @@ def test_refusals(task: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     refused("has no field 'task'", "dataset_path: json\n")
     refused("dataset_path 'owner/name'", TASK.replace("dataset_path: json", "dataset_path: owner/name"))
     refused("no dataset_kwargs.data_files", "task: a\ndataset_path: json\n")
+    for named, message in (
+        ([*models, ("a", "elsewhere")], "two models are called 'a': name them, as in first=elsewhere"),
+        ([*models, ("l", "lookup")], "'lookup' is no model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_tasks(named, [str(task)], None)
+    with pytest.raises(UserError, match="names no task"):
+        run_tasks(models, [], None)
     with pytest.raises(UserError, match="is no file"):
         run_tasks(models, [str(tmp_path / "none.yaml")], None)
     with pytest.raises(UserError, match="no_such_task"):

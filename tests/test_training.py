@@ -209,8 +209,9 @@ def test_divergence_leaves_the_last_good_weights_as_a_checkpoint(half: Path, dat
     finetune(str(half), str(data), out, settings=calm, validation_prompts=4)  # no --overwrite is needed
 
 
-def test_divergence_before_anything_was_saved_says_so(half: Path, data: Path, tmp_path: Path) -> None:
-    wild = Settings(learning_rate=1e30, clip=1e30, warmup=0, tokens=9000, sequence_length=160)
+@pytest.mark.parametrize("patience", [0, 2])
+def test_divergence_before_anything_was_saved_says_so(patience: int, half: Path, data: Path, tmp_path: Path) -> None:
+    wild = Settings(learning_rate=1e30, clip=1e30, warmup=0, tokens=9000, sequence_length=160, patience=patience)
     with pytest.raises(UserError, match=r"diverge at step 2: lower it \(no earlier state was saved\)"):
         finetune(str(half), str(data), tmp_path / "out", settings=wild, validation_prompts=4)
     assert not any(tmp_path.iterdir())

@@ -473,7 +473,7 @@ def evaluate(
         emit(
             run_tasks(
                 models,
-                tasks.split(","),
+                list(words(tasks)),
                 out,
                 limit=limit,
                 batch_size=batch_size,

@@ -27,6 +27,7 @@ from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
 
 GROUP = 2  # batches' worth of conversations that make a unit
+FULL = "no room in the context"  # why an Answer was dropped
 
 Make = Callable[[Sequence[Prompt]], list[dict[str, Any]]]  # a unit's conversations to its rows
 
@@ -49,11 +50,15 @@ class Answer:
     max_new_tokens: int
     topk_ids: list[int] = field(default_factory=list)  # k per answer token, flattened
     topk_logprobs: list[float] = field(default_factory=list)
+    dropped: str = ""  # why it was not written
 
 
 @dataclass
 class Writer:
-    """An engine and how it is to write; `heard` is told of every finished answer."""
+    """An engine and how it is to write; `heard` is told of every finished answer.
+
+    With a `context`, in tokens, a turn that no longer fits it is dropped, and so are those after it.
+    """
 
     engine: Engine
     tokenizer: PreTrainedTokenizerBase
@@ -63,22 +68,28 @@ class Writer:
     samples: int = 1
     top_k_logprobs: int = 0
     heard: Callable[[Output], None] = lambda output: None
+    context: int | None = None
 
     def name(self, prompt: Prompt, turn: int, sample: int) -> str:
         """The id of a row."""
         return f"{prompt.id}/{turn}" + (f"#{sample}" if self.samples > 1 else "")
 
-    def ask(self, prompt: Prompt, turn: int, sample: int, messages: list[dict[str, str]]) -> Answer:
-        """An answer still to be written."""
+    def ask(
+        self, prompt: Prompt, turn: int, sample: int, messages: list[dict[str, str]], earlier: Sequence[Answer] = ()
+    ) -> Answer:
+        """An answer still to be written, after the `earlier` ones of its conversation; dropped where none can be."""
         name = self.name(prompt, turn, sample)
         ids = prompts.chat_ids(self.tokenizer, messages)
+        full = self.context is not None and len(ids) + self.max_new_tokens > self.context
+        dropped = FULL if full or any(answer.dropped for answer in earlier) else ""
         return Answer(
             name, prompt.id, prompt.category, turn, sample, messages, ids, [], "", row_seed(self.seed, name), 0.0,
-            self.max_new_tokens,
+            self.max_new_tokens, dropped=dropped,
         )  # fmt: skip
 
     def write(self, asked: Sequence[Answer], top_k_logprobs: int | None = None) -> None:
-        """Fill in what the model answers."""
+        """Fill in what the model answers, but for what was dropped."""
+        asked = [answer for answer in asked if not answer.dropped]
         k = self.top_k_logprobs if top_k_logprobs is None else top_k_logprobs
         by_id = {answer.id: answer for answer in asked}
         requests = [Request(a.id, a.prompt_ids, a.max_new_tokens, a.seed, a.messages) for a in asked]
@@ -94,8 +105,9 @@ def respond(writer: Writer, chosen: Sequence[Prompt]) -> list[Answer]:
         asked = []
         for p in chosen:
             for s in range(writer.samples if len(p.turns) > turn else 0):
-                earlier = [done[writer.name(p, t, s)].messages[-1]["content"] for t in range(turn)]
-                asked.append(writer.ask(p, turn, s, p.messages(earlier)))
+                earlier = [done[writer.name(p, t, s)] for t in range(turn)]
+                messages = p.messages([answer.messages[-1]["content"] for answer in earlier])
+                asked.append(writer.ask(p, turn, s, messages, earlier))
         writer.write(asked)
         done |= {answer.id: answer for answer in asked}
     return [done[writer.name(p, t, s)] for p in chosen for s in range(writer.samples) for t in range(len(p.turns))]

@@ -1,8 +1,9 @@
 """Distilled data on disk: parquet shards of conversations that the target answered, and how to train on them."""
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from sparsedraft.artifact import write_atomic
 from sparsedraft.errors import UserError
 from sparsedraft.packing import Sample
 
+NEEDED = ("id", "prompt_id", "messages", "prompt_ids", "answer_ids", "finish_reason", "topk_ids", "topk_logprobs")
 SHARD = 10_000  # rows in a file
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 SCHEMA = pa.schema(
@@ -128,15 +130,36 @@ def check(folder: Path) -> Path:
     return folder
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """What `distill` reported of the data in `folder`; UserError where that cannot be read."""
+    try:
+        found = json.loads((check(folder) / "result.json").read_text(encoding="utf-8"))
+        return {**found, "rows": int(found["rows"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"data {folder} is damaged (result.json: {error}): distill it again.") from None
+
+
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All rows, in order; UserError where a shard is damaged."""
-    rows: list[dict[str, Any]] = []
+    """All rows, in order; UserError where a shard is damaged, of another kind, or lacking."""
+    rows = [row for batch in batches(folder) for row in batch.to_pylist()]
+    if len(rows) != (wanted := read_result(folder)["rows"]):
+        raise UserError(f"data {folder} holds {len(rows)} rows of the {wanted} that were written: distill it again.")
+    return rows
+
+
+def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows a thousand at a time, in order, `columns` of them (default: all); UserError as `read`."""
     for file in sorted(check(folder).glob("data-*.parquet")):
         try:
-            rows += parquet.read_table(file).to_pylist()
+            shard = parquet.ParquetFile(file)
+            if lacking := next((name for name in columns or NEEDED if name not in shard.schema_arrow.names), None):
+                raise UserError(f"data {file} has no column {lacking}: distill it again.")
+            for batch in shard.iter_batches(1024, columns=columns):
+                if empty := next((name for name in columns or NEEDED if batch[name].null_count), None):
+                    raise UserError(f"data {file} has a row without {empty}: distill it again.")
+                yield batch
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"data {file} cannot be read ({str(error).splitlines()[0]}): distill it again.") from None
-    return rows
 
 
 def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -171,8 +194,9 @@ def samples(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[Sourced]:
 
 def _own_ids(row: dict[str, Any]) -> Sourced:
     n = len(row["answer_ids"])
-    ids = np.asarray(row["topk_ids"], np.int32).reshape(n, -1)
-    logprobs = np.asarray(row["topk_logprobs"], np.float32).reshape(n, -1)
+    k = len(row["topk_ids"]) // max(1, n)
+    ids = np.asarray(row["topk_ids"], np.int32).reshape(n, k)
+    logprobs = np.asarray(row["topk_logprobs"], np.float32).reshape(n, k)
     return Sourced(row["id"], row["prompt_ids"], row["answer_ids"], ids, logprobs, row["prompt_id"])
 
 

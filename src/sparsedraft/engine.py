@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, packing
 from sparsedraft.decoder import context_length
-from sparsedraft.generation import Output, Request, generate_batch
+from sparsedraft.generation import Output, Request, check_top_k, generate_batch
 from sparsedraft.packing import Sample
 from sparsedraft.speculate.sampling import Sampling
 
@@ -52,6 +52,7 @@ class TransformersEngine:
 
     def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
         """One forward pass over each sample."""
+        check_top_k(self.model, k)
         found = []
         for sample in samples:
             logprobs = packing.logprobs(self.model, packing.pack([sample]).to(self.model.device))

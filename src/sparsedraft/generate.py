@@ -8,6 +8,8 @@ from typing import Any
 from sparsedraft import prompts
 from sparsedraft.console import console
 from sparsedraft.conversation import row_seed
+from sparsedraft.decoder import context_length
+from sparsedraft.errors import UserError
 from sparsedraft.speculate.lookahead import policy_named
 from sparsedraft.speculate.pair import LOOKUP, Pair, Prompted, Side
 from sparsedraft.speculate.retokenize import Detokenizer
@@ -40,8 +42,10 @@ def stream(
     """
     rule = policy_named(policy, k)
     p = Side.load(target, dtype=dtype, device=device)
-    q = LOOKUP if drafter == LOOKUP else Side.load(drafter, dtype=dtype, device=device) if drafter else None
+    q = LOOKUP if drafter == LOOKUP else None if drafter is None else Side.load(drafter, dtype=dtype, device=device)
     pair = Pair.of(p, q, uag, sampling)
+    if tree > 1 and pair.drafter is None:
+        raise UserError(f"--tree {tree} needs a model that drafts: give one as --drafter, or leave it out.")
     if stats and pair.why:
         console.print(f"drafting: {pair.route} ({pair.why})")
     rows = [_prompted(pair, text, raw) for text in asked]
@@ -96,7 +100,7 @@ class _Answer:
             self._grown += self._seen.more(self.tokens)
             end = len(self._cut(self._grown))
             if self.stops and end == len(self._grown):
-                end -= self.stops.longest - 1  # its last letters may begin a stop string
+                end = max(0, end - self.stops.longest + 1)  # its last letters may begin a stop string
             self._write(self._grown[:end])
 
     @property
@@ -128,9 +132,25 @@ class _Answer:
 
 
 def _prompted(pair: Pair, text: str, raw: bool) -> Prompted:
+    """UserError for what no tokenizer takes, and for a prompt that leaves the drafter's context no room."""
+    if prompts.half_surrogate(text):
+        raise UserError(f"--prompt {text!a:.60} is not UTF-8 text: give it in that encoding.")
     tokenizer = pair.target.tokenizer
     if raw:
         ids: list[int] = tokenizer(text)["input_ids"]
-        return pair.prompted(ids)
-    messages = [{"role": "user", "content": text}]
-    return pair.prompted(prompts.chat_ids(tokenizer, messages), messages)
+        asked = pair.prompted(ids)
+    else:
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"model {tokenizer.name_or_path} has no chat template: add --raw to continue the text as it is, or use "
+                "an instruction-tuned model."
+            )
+        messages = [{"role": "user", "content": text}]
+        asked = pair.prompted(prompts.chat_ids(tokenizer, messages), messages)
+    context = None if pair.drafter is None else context_length(pair.drafter.model)
+    if context is not None and len(asked.drafter) >= context:
+        raise UserError(
+            f"the prompt has {len(asked.drafter)} tokens, which fill the drafter's context of {context}: shorten it, "
+            "or leave out --drafter."
+        )
+    return asked

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from sparsedraft.decoder import context_length
+from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.errors import UserError
 from sparsedraft.kvcache import held, new_cache
 from sparsedraft.speculate.sampling import Sampling, draw, penalised, probabilities
@@ -132,14 +132,26 @@ def _pad(tensor: Tensor, width: int, dim: int) -> Tensor:
 
 
 def check_fits(model: PreTrainedModel, requests: Sequence[Request]) -> None:
-    """Raise UserError naming the first request that, fully answered, would exceed the model's context."""
-    context = context_length(model)
+    """Raise UserError naming the first request that, fully answered, would exceed the model's context, or that holds
+    tokens which the model does not have."""
+    context, rows = context_length(model), embedding_rows(model)
     for request in requests:
+        if (highest := max(request.prompt_ids, default=0)) >= rows:
+            raise UserError(
+                f"prompt {request.id} holds the token {highest}, and the model's embedding has {rows} rows: "
+                "its tokenizer is another model's."
+            )
         if context is not None and len(request.prompt_ids) + request.max_new_tokens > context:
             raise UserError(
                 f"prompt {request.id} has {len(request.prompt_ids)} tokens, which with {request.max_new_tokens} "
                 f"new ones exceed the context of {context}: shorten it, or lower --max-new-tokens."
             )
+
+
+def check_top_k(model: PreTrainedModel, k: int) -> None:
+    """Raise UserError for more likeliest tokens than there are."""
+    if k > (vocabulary := model.get_output_embeddings().weight.shape[0]):
+        raise UserError(f"--top-k-logprobs {k} is more than the vocabulary of {vocabulary}: lower it.")
 
 
 @torch.no_grad()  # not inference_mode: weights that FSDP2 gathers in it could not be trained with afterwards
@@ -159,8 +171,7 @@ def generate_batch(
     FloatingPointError where logits are NaN.
     """
     check_fits(model, requests)
-    if top_k_logprobs > (vocabulary := model.get_output_embeddings().weight.shape[0]):
-        raise UserError(f"--top-k-logprobs {top_k_logprobs} is more than the vocabulary of {vocabulary}: lower it.")
+    check_top_k(model, top_k_logprobs)
     # Longest first: rows that start together are of like length, so little of a prefill is padding.
     queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
     batch = _Batch(model)

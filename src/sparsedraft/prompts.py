@@ -87,7 +87,7 @@ def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested as deep
                 yield f"line {number}", error
 
 
@@ -120,8 +120,8 @@ def _dataset(source: str) -> Iterable[tuple[str, Any]]:
 
 def _prompt(row: Any, where: str, index: int) -> Prompt:
     """One row, in whichever of the known forms it is."""
-    if isinstance(row, json.JSONDecodeError):
-        raise UserError(f"prompts {where}: not JSON ({row.msg}); one object a line.")
+    if isinstance(row, ValueError | RecursionError):
+        raise UserError(f"prompts {where}: not JSON ({getattr(row, 'msg', row)}); one object a line.")
     if not isinstance(row, Mapping):
         raise UserError(f"prompts {where}: not an object with {FORMS}.")
     system: Any = None
@@ -140,23 +140,40 @@ def _prompt(row: Any, where: str, index: int) -> Prompt:
         by_role = [(m["role"], m.get("content")) for m in row["messages"]]
         turns = [text for role, text in by_role if role == "user"]
         system = next((text for role, text in by_role if role == "system"), None)
-        references = [text for role, text in by_role if role == "assistant"]
+        references = _replies(by_role)
     elif row.get("prompt"):
         turns = [row["prompt"]]
     elif row.get("instruction"):
         turns = ["\n\n".join(str(part) for part in (row["instruction"], row.get("input")) if part)]
-        references = [row["output"]] if row.get("output") is not None else []
+        references = [] if row.get("output") in (None, "") else [row["output"]]
     else:
         raise UserError(f"prompts {where}: has none of {FORMS}, or it is empty.")
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise UserError(f"prompts {where}: a turn is empty or not text.")
-    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn):
-        raise UserError(f"prompts {where}: half of a surrogate pair stands alone, which is no text; take it out.")
     for key, text in (("system", system), *(("output", text) for text in references)):
         if text is not None and not isinstance(text, str):
             raise UserError(f"prompts {where}: the {key} message is {type(text).__name__}, not text.")
-    name = next((row[key] for key in ("id", "question_id", "prompt_id") if row.get(key) is not None), index)
-    return Prompt(str(name), tuple(turns), str(row.get("category") or ""), system, tuple(references))
+    name = str(next((row[key] for key in ("id", "question_id", "prompt_id") if row.get(key) is not None), index))
+    category = str(row.get("category") or "")
+    if any(half_surrogate(text) for text in (name, category, system or "", *turns, *references)):
+        raise UserError(f"prompts {where}: half of a surrogate pair stands alone, which is no text; take it out.")
+    return Prompt(name, tuple(turns), category, system, tuple(references))
+
+
+def _replies(chat: Sequence[tuple[str, Any]]) -> list[Any]:
+    """What the assistant says right after each user turn, up to the first turn with no such text."""
+    found: list[Any] = []
+    for (role, _), (next_role, text) in zip(chat, [*chat[1:], ("", None)], strict=True):
+        if role == "user":
+            if next_role != "assistant" or text is None or not str(text).strip():
+                break
+            found.append(text)
+    return found
+
+
+def half_surrogate(text: str) -> bool:
+    """Whether half of a surrogate pair stands alone in `text`, as Python has it for bytes that are not UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _demo(split: str) -> list[Prompt]:

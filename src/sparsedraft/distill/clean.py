@@ -55,6 +55,8 @@ class Cleaner:
         """Why the row is left out, or "" if it stays."""
         rules, text = self.rules, "\n".join(m["content"] for m in row["messages"])
         answer, prompt = len(row["answer_ids"]), len(row["prompt_ids"])
+        if not answer:
+            return "empty answer"
         if rules.drop_cut_off and row["finish_reason"] != "eos":
             return "cut off"
         if answer < rules.min_answer_tokens or 0 < rules.max_answer_tokens < answer:

@@ -12,12 +12,14 @@ from sparsedraft.distill.magpie import magpie
 from sparsedraft.distill.rewrite import rewrite
 from sparsedraft.distill.server import Server
 from sparsedraft.engine import Engine, TransformersEngine
+from sparsedraft.errors import UserError
 from sparsedraft.generation import Output
 from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
 
 MODES = ("respond", "rewrite", "magpie")
 ENGINES = ("transformers", "endpoint")
+LONGEST = 86400.0  # seconds that may be waited for a server
 UNSTORED = ("min_gap", "max_new_tokens")  # of an Answer: matter to evaluation only
 
 
@@ -31,6 +33,11 @@ class Endpoint:
     timeout: float = 300.0
     retries: int = 6
     retry_wait: float = 0.5
+
+    def __post_init__(self) -> None:
+        for option, seconds in (("timeout", self.timeout), ("retry-wait", self.retry_wait)):
+            if not seconds <= LONGEST:
+                raise UserError(f"--{option} {seconds:g} is not possible: give at most {LONGEST:g} seconds, a day.")
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Job:
         """What turns a unit of conversations into rows; `heard` is told of every answer."""
         writer = Writer(
             engine, checkpoint.load_tokenizer(self.folder), self.sampling, self.max_new_tokens, self.seed,
-            self.samples, self.top_k_logprobs, heard,
+            self.samples, self.top_k_logprobs, heard, self.context,
         )  # fmt: skip
         made = {"source": "target", "note": "", "mode": self.mode, "engine": engine.name}
         made |= {"temperature": self.sampling.temperature}  # type: ignore[dict-item]

@@ -18,14 +18,28 @@ INSTRUCTION = (
 )
 
 
-def check(chosen: Sequence[Prompt]) -> None:
-    """Raise UserError for a prompt that has no reference answer to every turn."""
+def referenced(chosen: Sequence[Prompt], bad: list[str] | None = None) -> list[Prompt]:
+    """The prompts that have a reference answer to every turn.
+
+    Raises UserError for one that has not, unless `bad` is a list, which then gets what is wrong with each; that none is
+    left is an error in any case.
+    """
+    found: list[Prompt] = []
+    why = ""
     for prompt in chosen:
-        if len(prompt.references) < len(prompt.turns):
-            raise UserError(
-                f"prompt {prompt.id} has {len(prompt.references)} reference answers to {len(prompt.turns)} turns, and "
-                "--mode rewrite rewrites every one: give 'output' or assistant messages, or use --mode respond."
-            )
+        if len(prompt.references) >= len(prompt.turns):
+            found.append(prompt)
+            continue
+        why = (
+            f"prompt {prompt.id} has {len(prompt.references)} reference answers to {len(prompt.turns)} turns, and "
+            "--mode rewrite rewrites every one: give 'output' or assistant messages, or use --mode respond."
+        )
+        if bad is None:
+            raise UserError(why)
+        bad.append(why)
+    if not found:
+        raise UserError(why)
+    return found
 
 
 def with_reference(prompt: Prompt) -> Prompt:
@@ -46,22 +60,24 @@ def rewrite(writer: Writer, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
         asked, plain = [], {}
         for p in chosen:
             for s in range(writer.samples if len(p.turns) > turn else 0):
-                earlier = [kept[writer.name(p, t, s)].messages[-1]["content"] for t in range(turn)]
-                own = p.messages(earlier)
+                earlier = [kept[writer.name(p, t, s)] for t in range(turn)]
+                own = p.messages([answer.messages[-1]["content"] for answer in earlier])
                 shown = INSTRUCTION.format(task=p.turns[turn], reference=p.references[turn])
-                asked.append(writer.ask(p, turn, s, [*own[:-1], {"role": "user", "content": shown}]))
+                asked.append(writer.ask(p, turn, s, [*own[:-1], {"role": "user", "content": shown}], earlier))
                 plain[asked[-1].id] = (own, p.references[turn])
         writer.write(asked, top_k_logprobs=0)  # what it would say without the reference is scored below
         for answer in asked:
+            kept[answer.id] = answer
+            if answer.dropped:
+                continue
             own, reference = plain[answer.id]
             why = verdict(reference, answer.messages[-1]["content"], answer.finish_reason)
             _settle(writer, answer, own, reference if why else "")
-            kept[answer.id] = answer
             rows[answer.id] = {"source": "reference" if why else "rewritten", "note": why}
     if writer.top_k_logprobs:
-        _score(writer, list(kept.values()))
+        _score(writer, [answer for answer in kept.values() if not answer.dropped])
     names = [writer.name(p, t, s) for p in chosen for s in range(writer.samples) for t in range(len(p.turns))]
-    return [{**asdict(kept[name]), **rows[name]} for name in names]
+    return [{**asdict(kept[name]), **rows.get(name, {})} for name in names]
 
 
 def _settle(writer: Writer, answer: Answer, messages: list[dict[str, str]], reference: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sparsedraft import artifact, checkpoint, distilled, prompts
 from sparsedraft.console import console, track
@@ -74,7 +75,7 @@ def distill(
         check_no_overlap(chosen, evaluation)
         prompts.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
     if mode == "rewrite":
-        rewrite.check(chosen)
+        chosen = rewrite.referenced(chosen, bad if skip_bad else None)
     endpoint = Endpoint(url, served_name or target, concurrency, timeout, retries, retry_wait) if url else None
     job = Job(
         folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
@@ -144,6 +145,14 @@ def _write(
     return chosen, skipped
 
 
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half a bracket, or no port
+        return False
+
+
 def _check_options(
     mode: str,
     engine: str,
@@ -162,7 +171,7 @@ def _check_options(
         raise UserError(f"--engine {engine} is not known: choose one of {', '.join(ENGINES)}.")
     if (engine == "endpoint") != (url is not None):
         raise UserError("--engine endpoint needs --url" if url is None else f"--url {url} needs --engine endpoint.")
-    if url is not None and not url.startswith(("http://", "https://")):
+    if url is not None and not _is_http(url):
         raise UserError(f"--url {url} is no http address: give one such as http://localhost:8000/v1.")
     if (mode == "magpie") != (source is None):
         given = "writes the prompts itself: leave out PROMPTS" if source else "needs PROMPTS to answer"

@@ -30,6 +30,13 @@ def check_settings(settings: "Settings", teacher: str | None, feature_teacher: s
                 f"--{option} {share:g} needs a loss that compares with the target: set --loss to one of "
                 f"{', '.join(losses.DIVERGENCES)}, or leave it out."
             )
+    if teacher is not None and s.loss == "nll":
+        raise UserError(
+            f"--teacher {teacher} is not asked anything under --loss nll: set --loss to one of "
+            f"{', '.join(losses.DIVERGENCES)}, or leave it out."
+        )
+    if not 0 <= s.weight_decay < float("inf"):
+        raise UserError(f"--weight-decay {s.weight_decay:g} is not possible: give 0 (off) or more.")
     if s.on_policy and teacher is None:
         raise UserError(
             f"--on-policy {s.on_policy:g} has the target score what the drafter writes: give the target as --teacher."

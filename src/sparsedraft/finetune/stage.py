@@ -122,7 +122,7 @@ def _find(drafter: str, data: str, settings: Settings, teacher: str | None, feat
     tokenizer = checkpoint.load_tokenizer(folder)
     checks.check_vocabulary(settings.loss, source, tokenizer, drafter)
     teacher_folder = feature_folder = None
-    if teacher and settings.loss != "nll":
+    if teacher:
         teacher_folder = checkpoint.find(teacher)
         checks.check_teacher(teacher, teacher_folder, source)
     if feature_teacher:
@@ -165,6 +165,7 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
     """
     step = state.saved_step(work)
     if not step:
+        state.remove(work)  # the weights of a validation before training, with early stopping
         return "no earlier state was saved"
     place = out.with_name(f"{out.name}.last-good")
 
@@ -188,7 +189,10 @@ def recounted(claim: dict[str, Any], weights: Mapping[str, Tensor], stored: torc
 
 
 def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tuple[list[Sample], list[Sample]]:
-    """(training, validation): whole prompts go to validation, those whose id has the smallest SHA-256."""
+    """(training, validation): whole prompts go to validation, those whose id has the smallest SHA-256.
+
+    A prompt of another id but the same tokens as one in validation goes to neither.
+    """
     prompts = sorted({s.prompt_id for s in samples}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     if len(prompts) <= validation_prompts:
         raise UserError(
@@ -197,10 +201,12 @@ def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tupl
         )
     held = set(prompts[:validation_prompts])
 
-    def of(inside: bool) -> list[Sample]:
-        return [s for s in samples if (s.prompt_id in held) == inside]
-
-    return of(False), of(True)
+    validation = [s for s in samples if s.prompt_id in held]
+    asked = {tuple(s.prompt_ids) for s in validation}
+    training = [s for s in samples if s.prompt_id not in held and tuple(s.prompt_ids) not in asked]
+    if not training:
+        raise UserError("every prompt of the data is also a validation prompt under another id: distill others, too.")
+    return list(training), list(validation)
 
 
 def _fit(samples: list[Sample], length: int, kind: str) -> list[Sample]:

@@ -24,7 +24,7 @@ class State:
 
     The file holds weight.NAME, keep.NAME (bool) where NAME is masked, and first.NAME and second.NAME: the moments, of a
     masked parameter only those of its surviving weights. Step and log are in its metadata: one file, so that they
-    cannot disagree. `.best-STEP.safetensors` holds the weights of the best validation, where early stopping is on.
+    cannot disagree. `.best-STEP.safetensors` holds weights and masks of the best validation, with early stopping.
     """
 
     def __init__(self, folder: Path, model: PreTrainedModel, optimizer: MaskedAdamW, *, writes: bool = True) -> None:
@@ -38,10 +38,8 @@ class State:
         tensors = self._weights()
         for name, parameter in self.named.items():
             keep = self.optimizer.keep.get(parameter)
-            kept = None if keep is None else whole(keep.byte(), parameter).bool()
-            if kept is not None:
-                self._add(tensors, f"keep.{name}", kept)
             if moments := self.optimizer.state.get(parameter):
+                kept = None if keep is None else whole(keep.byte(), parameter).bool()
                 for ours, theirs in (("first", "exp_avg"), ("second", "exp_avg_sq")):
                     self._add(tensors, f"{ours}.{name}", _gathered(moments[theirs], keep, kept, parameter))
         if self.writes:
@@ -92,10 +90,13 @@ class State:
                 self._write(self._best_file(), tensors, {"step": str(self.best_step)})
 
     def restore_best(self) -> None:
-        """Put the weights of the best validation into the model."""
+        """Put the weights of the best validation into the model, and back its mask, which may have moved since."""
         with safe_open(self._best_file(), "pt") as file:
+            stored = set(file.keys())
             for name, parameter in self.named.items():
                 _load(file, name, parameter)
+                if f"keep.{name}" in stored:
+                    self.optimizer.hold(parameter, part(file.get_tensor(f"keep.{name}"), parameter))
 
     def write_log(self) -> None:
         """Write log.jsonl: one line a step, one a validation."""
@@ -107,9 +108,12 @@ class State:
         return self.folder / f".best-{self.best_step}.safetensors"
 
     def _weights(self) -> dict[str, Tensor]:
+        """weight.NAME and keep.NAME of every parameter."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.named.items():
             self._add(tensors, f"weight.{name}", whole(local(parameter.detach()), parameter))
+            if (keep := self.optimizer.keep.get(parameter)) is not None:
+                self._add(tensors, f"keep.{name}", whole(keep.byte(), parameter).bool())
         return tensors
 
     def _add(self, tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:

@@ -25,7 +25,7 @@ from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
 from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.speculate.lookahead import NAMES, Constant, policy_named
-from sparsedraft.speculate.pair import LOOKUP, Pair, Side
+from sparsedraft.speculate.pair import LOOKUP, Pair, Side, check_route
 from sparsedraft.speculate.sampling import Sampling
 
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
@@ -107,6 +107,7 @@ def evaluate_to(
 def _check(options: Options, drafters: Sequence[tuple[str, str]]) -> None:
     """Refuse what cannot be before anything is loaded."""
     _ = options.sampling
+    check_route(options.uag)
     if options.simulate and options.temperature > 0:
         raise UserError("--simulate is exact under greedy decoding only: leave it out, or set --temperature 0.")
     if options.simulate and (options.policies or options.tree > 1):
@@ -164,6 +165,10 @@ class _Evaluation:
             raise UserError(
                 f"drafter {folder} has another tokenizer than target {self.target_name}: set --uag to auto, realign or "
                 "intersection."
+            )
+        if self.options.tree > 1:
+            raise UserError(
+                f"drafter {folder} has another tokenizer than the target, and draft trees need one: leave out --tree."
             )
 
     def _target_answers(self, chosen: Sequence[prompts.Prompt]) -> list[Answer]:
@@ -275,7 +280,7 @@ class _Evaluation:
         histograms, loops = {}, {}
         for k, policy in policies.items():
             tokens, histograms[str(k)], loops[str(k)] = loop.run(
-                pair, asked, policy, self.options.sampling, self.options.max_new_tokens, self.options.seed,
+                pair, asked, policy, self.options.sampling, self.options.max_new_tokens, answer.seed,
                 self.options.tree if k else 1, k if isinstance(k, int) else 0,
             )  # fmt: skip
             same = tokens == list(answer.answer_ids)
@@ -378,7 +383,7 @@ class _Evaluation:
                     "accepted": step.accepted,
                     "target": text([step.emitted[-1]]) if len(step.emitted) > step.accepted else None,
                 }
-                for step in decoder.decode([asked.target], self.options.max_new_tokens, [self.options.seed])
+                for step in decoder.decode([asked.target], self.options.max_new_tokens, [answer.seed])
             ],
         }
         artifact.write_json(self.work / "example.json", example)

@@ -5,14 +5,17 @@ from that text: the run accepted from a position is the run of argmax matches th
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.packing import Sample, answer_logits, groups, pack, packable
-from sparsedraft.speculate.drafters import VocabularyMap
+from sparsedraft.speculate.drafters import VocabularyMap, sound
 from sparsedraft.speculate.sampling import Sampling, penalised, probabilities
 
 ROW = 1024  # tokens packed into one pass
@@ -52,27 +55,36 @@ def acceptance(
 
     Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is not looked at). Sampled: Σ_v min(p, q)
     of the warped distributions. Their mean is α (DESIGN §1). `vocabulary` maps the drafter's logits to the target's
-    tokens where the heads differ in width.
+    tokens where the heads differ in width. As in the loop, the drafter reads tokens that it has no row for as 0, and
+    places beyond its context count 0. FloatingPointError for NaN logits of the drafter.
     """
-    if not pairs:
+    room, known = context_length(q), embedding_rows(q)
+    readable = [
+        len(output) if room is None else max(0, min(len(output), room - len(prompt))) for prompt, output in pairs
+    ]
+    yield from ((i, torch.zeros(len(output))) for i, (_, output) in enumerate(pairs) if not readable[i])
+    places = [i for i, n in enumerate(readable) if n]
+    if not places:
         return
-    samples = [Sample(str(i), prompt, output) for i, (prompt, output) in enumerate(pairs)]
+    samples = [Sample(str(i), pairs[i][0], pairs[i][1][: readable[i]]) for i in places]
     longest = max(len(s) for s in samples)
-    for group in groups(samples, max(ROW, longest), packable(q) and (p is None or packable(p))):
-        row = pack([samples[i] for i in group]).to(q.device)
-        lengths = [len(samples[i].answer_ids) for i in group]
+    for chosen in groups(samples, max(ROW, longest), packable(q) and (p is None or packable(p))):
+        row, group = pack([samples[i] for i in chosen]).to(q.device), [places[i] for i in chosen]
+        lengths = [readable[i] for i in group]
 
         def warped(logits: Tensor, group: list[int] = group, lengths: list[int] = lengths) -> Tensor:
             if sampling.repetition_penalty == 1:
                 return logits
-            found = zip(group, logits.split(lengths), strict=True)
-            return torch.cat([penalised(x, sampling, *pairs[i]) for i, x in found])
+            parts = zip(group, logits.split(lengths), strict=True)
+            return torch.cat([penalised(x, sampling, *pairs[i]) for i, x in parts])
 
-        logits = answer_logits(q, row)
+        logits = answer_logits(q, replace(row, ids=row.ids.where(row.ids < known, 0)))
+        sound(logits, "drafter", (row.positions[0, row.predict] + 1).tolist())
         logits = warped(logits if vocabulary is None else vocabulary.logits(logits))
         if p is None:
             shares = (logits.argmax(-1) == row.tokens).float()
         else:
             theirs = probabilities(warped(answer_logits(p, row)), sampling)
             shares = torch.minimum(theirs, probabilities(logits, sampling)).sum(-1)
-        yield from zip(group, shares.cpu().split(lengths), strict=True)
+        for i, found in zip(group, shares.cpu().split(lengths), strict=True):
+            yield i, pad(found, (0, len(pairs[i][1]) - readable[i]))

@@ -11,6 +11,7 @@ import yaml
 
 from sparsedraft import artifact, checkpoint
 from sparsedraft.errors import UserError
+from sparsedraft.speculate.pair import LOOKUP
 
 LOCAL = ("json", "csv", "parquet")  # loaders of `datasets` that read plain files
 
@@ -30,8 +31,9 @@ def run_tasks(
     """Evaluate each of `models` (name, checkpoint) on `tasks`; {"models": [{"name", "tasks": {task: metrics}}]}.
 
     `limit` takes the first so many documents of each task. Raises UserError where lm-eval is not installed, a task is
-    not known, or a task file cannot be used.
+    not known, a task file cannot be used, or two models have one name.
     """
+    _check(models, tasks)
     try:
         import lm_eval  # noqa: F401
     except ImportError:
@@ -54,6 +56,17 @@ def run_tasks(
         "options": {"limit": limit, "device": device, "dtype": dtype},
     }
     return artifact.make(out, "tasks", inputs, build, seed=seed, overwrite=overwrite)
+
+
+def _check(models: list[tuple[str, str]], tasks: list[str]) -> None:
+    """Refuse what cannot be before anything is loaded."""
+    if not tasks:
+        raise UserError("--tasks names no task: give names of lm-eval or YAML files, comma-separated.")
+    names = [name for name, _ in models]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two models are called '{twice}': name them, as in first={models[-1][1]}.")
+    if any(ref == LOOKUP for _, ref in models):
+        raise UserError("the drafter 'lookup' is no model, so --tasks cannot score it: leave it out.")
 
 
 def _scores(

@@ -2,13 +2,11 @@
 
 import hashlib
 import heapq
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as parquet
 from matplotlib.figure import Figure
 
 from sparsedraft import distilled
@@ -32,19 +30,21 @@ class DataPage:
 
 
 def read_page(folder: Path) -> DataPage:
-    """Count the rows of the distilled data in `folder`; the samples are those whose id has the smallest SHA-256."""
-    page = DataPage(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    """Count the rows of the distilled data in `folder`; the samples are those whose id has the smallest SHA-256.
+
+    UserError where the data is damaged.
+    """
+    page = DataPage(distilled.read_result(folder))
     best: list[tuple[int, str, dict[str, Any]]] = []
-    for file in sorted(distilled.check(folder).glob("data-*.parquet")):
-        for batch in parquet.ParquetFile(file).iter_batches(1024, columns=COLUMNS):
-            for row in batch.to_pylist():
-                for name, counter in page.counts.items():
-                    counter[row[name]] += 1
-                for name, values in page.lengths.items():
-                    values.append(row[name])
-                page.table[row["source"], row["finish_reason"]] += 1
-                order = -int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "big")
-                (heapq.heappush if len(best) < SAMPLES else heapq.heappushpop)(best, (order, row["id"], row))
+    for batch in distilled.batches(folder, COLUMNS):
+        for row in batch.to_pylist():
+            for name, counter in page.counts.items():
+                counter[row[name]] += 1
+            for name, values in page.lengths.items():
+                values.append(row[name])
+            page.table[row["source"], row["finish_reason"]] += 1
+            order = -int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "big")
+            (heapq.heappush if len(best) < SAMPLES else heapq.heappushpop)(best, (order, row["id"], row))
     page.samples = [row for _, _, row in sorted(best, key=lambda entry: -entry[0])]
     return page
 

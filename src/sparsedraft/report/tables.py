@@ -68,7 +68,12 @@ def _with_speedup(mal: float, speedup: float | None) -> str:
 
 def speed_table(result: dict[str, Any]) -> Table | None:
     """Tokens per second of the loop, drafter by drafter, theory beside measurement; None where nothing was timed."""
-    rows = [(d, k, found) for d in result["drafters"] for k, found in d["k"].items() if found.get("measured")]
+    rows = [
+        (d, k, found)
+        for d in result["drafters"]
+        for k, found in d["k"].items()
+        if found.get("measured", {}).get("seconds")
+    ]
     if not rows:
         return None
     table = Table(

@@ -48,7 +48,8 @@ class Generation:
 
 @dataclass
 class Decoder:
-    """How to decode. `seeds` of rows and their draws do not depend on which rows they are batched with.
+    """How to decode, once: its caches then hold what was read. A row's draws follow from its seed, whichever rows it is
+    batched with.
 
     `drafter` None is plain decoding. `eos_ids` and `stops` end a sequence. `clock` gives seconds, `dice` the
     chances of a seed.
@@ -63,6 +64,7 @@ class Decoder:
     clock: Callable[[], float] = time.perf_counter
     dice: Callable[[int], Dice] = Dice
     times: Times = field(default_factory=Times)
+    _begun: bool = field(default=False, init=False)
     _drafter_has_read: bool = field(default=False, init=False)
 
     def decode(self, prompts: Sequence[list[int]], max_new_tokens: int, seeds: Sequence[int]) -> Iterator[Step]:
@@ -70,13 +72,17 @@ class Decoder:
 
         A step with r tokens to go drafts at most r - 1, since the target adds one of its own. A drafter whose context
         is full drafts no more. Raises UserError for a prompt that is empty or fills the target's context,
-        FloatingPointError for NaN logits.
+        FloatingPointError for NaN logits, ValueError for a second call or another number of prompts than of rows.
         """
+        if self._begun:
+            raise ValueError("this Decoder has decoded before, and its caches hold that: make another one.")
+        if len(prompts) != len(self.target.lengths):
+            raise ValueError(f"{len(prompts)} prompts for {len(self.target.lengths)} rows: make a Decoder of as many.")
         rows = [
             Row(i, list(ids), len(ids), len(ids) + _room(self.target, ids, max_new_tokens), self.dice(seed))
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
-        self._drafter_has_read = False
+        self._begun = True
         self._drop([row for row in rows if row.room > 0], rows)
         rows, first = [row for row in rows if row.room > 0], True
         while rows:

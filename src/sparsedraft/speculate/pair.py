@@ -26,6 +26,12 @@ UAG = ("auto", "realign", "intersection", "off")
 LOOKUP = "lookup"  # in place of a drafter's name
 
 
+def check_route(route: str) -> None:
+    """UserError unless `route` is one of UAG."""
+    if route not in UAG:
+        raise UserError(f"--uag {route} is not known: choose one of {', '.join(UAG)}.")
+
+
 @dataclass(frozen=True)
 class Side:
     """A model with its tokenizer. `backend` makes a Backend of so many rows."""
@@ -81,8 +87,7 @@ class Pair:
     @classmethod
     def of(cls, target: Side, drafter: Side | str | None, route: str, sampling: Sampling) -> "Pair":
         """Find the way between the two; UserError for tokenizers that have none, or if `route` is off."""
-        if route not in UAG:
-            raise UserError(f"--uag {route} is not known: choose one of {', '.join(UAG)}.")
+        check_route(route)
         if not isinstance(drafter, Side):
             return cls(target, None, LOOKUP if drafter else "none", "")
         if same_tokens(target.tokenizer, drafter.tokenizer):
@@ -101,7 +106,15 @@ class Pair:
         return cls(target, drafter, chosen, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends))
 
     def prompted(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> Prompted:
-        """The prompt `ids` of the target, for both: from `messages` by the drafter's own template if it has one."""
+        """The prompt `ids` of the target, for both: from `messages` by the drafter's own template if it has one.
+
+        UserError for tokens that the target does not have.
+        """
+        if (highest := max(ids, default=0)) >= (rows := embedding_rows(self.target.model)):
+            raise UserError(
+                f"the prompt holds the token {highest}, and the target's embedding has {rows} rows: its tokenizer is "
+                "another model's."
+            )
         if self.drafter is None or self.route == "same":
             return Prompted(ids, ids)
         tokenizer = self.drafter.tokenizer
