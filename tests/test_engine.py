@@ -13,8 +13,7 @@ from sparsedraft import checkpoint
 from sparsedraft.errors import UserError
 from sparsedraft.runtime import model as native_models
 from sparsedraft.runtime import native
-from sparsedraft.runtime.backend import NativeBackend
-from sparsedraft.runtime.engine import Engine
+from sparsedraft.runtime.engine import Engine, Rows
 from sparsedraft.runtime.model import native_model
 from sparsedraft.speculate.backend import TransformersBackend
 
@@ -132,7 +131,7 @@ def test_drafts_are_greedy(tmp_path: Path) -> None:
 def test_backends_agree(tmp_path: Path) -> None:
     """The loop's two backends, rows and all."""
     model = saved(FAMILIES["qwen3"], tmp_path)
-    both = [NativeBackend(native_model(tmp_path), 2, threads=1), TransformersBackend(model, 2)]
+    both = [Rows(native_model(tmp_path), 2, threads=1), TransformersBackend(model, 2)]
     seen = []
     for backend in both:
         out = backend.forward([ids_of(9), ids_of(4, 1)], [1, 2])
@@ -144,6 +143,27 @@ def test_backends_agree(tmp_path: Path) -> None:
         seen.append((torch.cat(out), backend.lengths))
     assert seen[0][1] == seen[1][1] == [9]
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-4)
+
+
+def test_rows_do_not_touch_each_other(tmp_path: Path) -> None:
+    """Several sequences in one pass: each has the bits that it has alone."""
+    saved(FAMILIES["gemma3"], tmp_path, torch.bfloat16)
+    rows, chance = Rows(native_model(tmp_path), 3, threads=2), random.Random(1)
+    alone = [Engine(rows.model, pool=rows.pool) for _ in range(3)]
+    for turn in range(30):
+        if turn == 20:
+            rows.select([2, 0])
+            alone = [alone[2], alone[0]]
+        ids = [ids_of(chance.choice([0, 1, 3, 7]), seed=chance.randrange(999)) for _ in alone]
+        wanted = [chance.randint(0, len(row)) for row in ids]
+        for engine, row, k, found in zip(alone, ids, wanted, rows.forward(ids, wanted), strict=True):
+            if row:
+                assert torch.equal(found, engine.forward(row, k))
+        lengths = [max(0, engine.length - chance.choice([0, 0, 2, 9])) for engine in alone]
+        rows.rollback(lengths)
+        for engine, n in zip(alone, lengths, strict=True):
+            engine.rollback(n)
+        assert rows.lengths == [engine.length for engine in alone]
 
 
 def test_two_engines_in_two_threads(tmp_path: Path) -> None:

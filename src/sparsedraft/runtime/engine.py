@@ -1,4 +1,4 @@
-"""The native engine: one sequence, its cache, and the logits of whatever follows."""
+"""The native engine: sequences of one model, their caches, and the logits of whatever follows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,34 +12,84 @@ from sparsedraft.runtime.native import extension
 from sparsedraft.sources import locate
 
 
+class Rows:
+    """Several sequences of one model, read in one pass: what speculate.backend.Backend asks for.
+
+    `threads` defaults to torch's; `pool` are the threads of another engine, with which this one takes turns. The logits
+    of a token have the same bits whether it was read alone or with others, of its own sequence or of other ones.
+    """
+
+    def __init__(
+        self, model: NativeModel, rows: int = 1, *, threads: int | None = None, pool: Any = None, kernels: str | None = None
+    ) -> None:
+        native = extension()
+        self.model, self.passes = model, 0
+        self.pool = pool or native.Pool(threads or torch.get_num_threads())
+        self._engine: Any = native.Engine(model.handle, self.pool, rows, kernels)
+        self.max_length: int | None = model.handle.max_length or None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens in the cache of each row."""
+        return self._engine.lengths
+
+    def forward(self, ids: Sequence[Sequence[int]], logits: Sequence[int]) -> list[Tensor]:
+        """Append ids[b] to row b; float32 logits [logits[b], V] after the last of them, -inf outside of a trimmed head.
+
+        Raises ValueError for ids outside of the vocabulary, or more than the context holds; nothing has changed then.
+        """
+        found = self._run([list(row) for row in ids], list(logits), None)
+        return list(found.split(list(logits)))
+
+    def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Logits [n, V] after n more nodes of a tree behind the one row (see Backend)."""
+        return self._run([list(ids)], [len(ids)], list(parents))
+
+    def _run(self, ids: list[list[int]], logits: list[int], parents: list[int] | None) -> Tensor:
+        self.passes += 1
+        found = torch.from_numpy(self._engine.forward(ids, logits, parents))
+        if self.model.head_ids is None:
+            return found
+        whole = found.new_full((found.shape[0], self.model.handle.vocabulary), -torch.inf)
+        whole[:, self.model.head_ids] = found
+        return whole
+
+    def keep(self, length: int, nodes: Sequence[int]) -> None:
+        """After a tree behind `length` tokens: keep those, and these of its nodes."""
+        self._engine.keep(length, list(nodes))
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        """Keep only the first lengths[b] tokens of each row."""
+        self._engine.rollback(list(lengths))
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Forget all other rows."""
+        self._engine.select(list(rows))
+
+    def draft(self, k: int, last: int) -> list[int]:
+        """The `k` likeliest tokens of the first row, one after the other, after `last`."""
+        ids = self.model.head_ids
+        return self._engine.draft(last, k, [] if ids is None else ids.tolist())
+
+
 class Engine:
     """A model and one sequence of it.
 
-    `model` is a checkpoint folder (packed or plain), or a NativeModel that several engines share. `threads` defaults to
-    torch's; `pool` are the threads of another engine. An engine belongs to one thread at a time, two run side by side. The logits of a token have the same
-    bits whether it was read alone or with others, so what is decoded does not depend on how it was drafted.
-
-    Raises UserError where the model cannot run natively.
+    `model` is a checkpoint folder (packed or plain), or a NativeModel that several engines share. An engine belongs to
+    one thread at a time; two engines run side by side. Raises UserError where the model cannot run natively.
     """
 
     def __init__(
         self, model: str | Path | NativeModel, *, threads: int | None = None, kernels: str | None = None, pool: Any = None
     ) -> None:
         self.model = model if isinstance(model, NativeModel) else native_model(locate(str(model)))
-        self.pool = pool or extension().Pool(threads or torch.get_num_threads())
-        self._engine: Any = extension().Engine(self.model.handle, self.pool, kernels)
-        self._ids = None if self.model.head_ids is None else self.model.head_ids
-        self._map = [] if self._ids is None else self._ids.tolist()
+        self._rows = Rows(self.model, threads=threads, pool=pool, kernels=kernels)
+        self.pool, self.max_length = self._rows.pool, self._rows.max_length
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
-        return self._engine.length
-
-    @property
-    def max_length(self) -> int | None:
-        """Tokens that fit in the context."""
-        return self.model.handle.max_length or None
+        return self._rows.lengths[0]
 
     def forward(self, ids: Sequence[int], logits: int = 1, parents: Sequence[int] | None = None) -> Tensor:
         """Append `ids`; return the float32 logits [logits, V] after the last of them (-inf outside of a trimmed head).
@@ -47,21 +97,16 @@ class Engine:
         With `parents`, `ids` are the last nodes of a tree behind the sequence, whose parent each is (-1: its end).
         Raises ValueError for ids outside of the vocabulary, or more than the context holds.
         """
-        found = torch.from_numpy(self._engine.forward(list(ids), logits, None if parents is None else list(parents)))
-        if self._ids is None:
-            return found
-        whole = found.new_full((logits, self.model.handle.vocabulary), -torch.inf)
-        whole[:, self._ids] = found
-        return whole
+        return self._rows._run([list(ids)], [logits], None if parents is None else list(parents))
 
     def rollback(self, n: int) -> None:
         """Keep only the first `n` tokens."""
-        self._engine.rollback(n)
+        self._rows.rollback([n])
 
     def keep(self, length: int, nodes: Sequence[int]) -> None:
         """After a tree behind `length` tokens: keep those, and these of its nodes."""
-        self._engine.keep(length, list(nodes))
+        self._rows.keep(length, nodes)
 
     def draft(self, k: int, last: int) -> list[int]:
-        """The `k` likeliest tokens, one after the other, after the token `last`; all but the last of them are then cached."""
-        return self._engine.draft(last, k, self._map)
+        """The `k` likeliest tokens, one after the other, after the token `last`; all but the last are then cached."""
+        return self._rows.draft(k, last)

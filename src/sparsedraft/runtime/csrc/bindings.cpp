@@ -182,38 +182,66 @@ std::shared_ptr<Model> make_model(const nb::dict& config, const Raw& embedding, 
   return model;
 }
 
-// An engine belongs to one thread at a time; a second one that calls it is told so instead of corrupting it.
+// An engine and its sequences belong to one thread at a time; a second one is told so instead of corrupting them.
 class Guarded {
  public:
-  Guarded(std::shared_ptr<Model> model, std::shared_ptr<Pool> pool, std::optional<std::string> name)
-      : engine_(std::move(model), std::move(pool), kernels(name ? name->c_str() : nullptr)) {}
+  Guarded(std::shared_ptr<Model> model, std::shared_ptr<Pool> pool, int rows, std::optional<std::string> name)
+      : model_(model), engine_(model, std::move(pool), kernels(name ? name->c_str() : nullptr)) {
+    if (rows < 1 || rows > 4096) throw std::invalid_argument("rows must be from 1 to 4096");
+    for (int i = 0; i < rows; ++i) rows_.push_back(std::make_unique<Sequence>(*model));
+  }
 
-  Out forward(const std::vector<int64_t>& ids, int wanted, const std::optional<std::vector<int32_t>>& parents) {
+  // ids [row][tokens] (a row may get none), wanted [row]: the logits of all rows, one behind the other.
+  Out forward(std::vector<std::vector<int64_t>> ids, const std::vector<int>& wanted, std::optional<std::vector<int32_t>> parents) {
     const Use use(busy_);
+    if (ids.size() != rows_.size() || wanted.size() != rows_.size() || (parents && rows_.size() != 1))
+      throw std::invalid_argument("there must be ids and wanted logits for each row, and trees for one");
+    std::vector<Chunk> chunks;
+    int total = 0;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i].empty() && !wanted[i] && ids.size() > 1) continue;
+      total += wanted[i];
+      chunks.push_back({rows_[i].get(), std::move(ids[i]), wanted[i], false, {}});
+    }
+    if (parents) chunks[0].tree = true, chunks[0].parents = std::move(*parents);
     const size_t rows = engine_.model().head->rows, stride = engine_.logits_stride();
-    auto data = std::make_unique<float[]>(rows * std::max(wanted, 0));
+    std::unique_ptr<float[]> data;
     {
       nb::gil_scoped_release release;
-      const float* logits = engine_.forward(ids.data(), static_cast<int>(ids.size()), wanted, parents ? parents->data() : nullptr,
-                                            parents ? static_cast<int>(parents->size()) : 0);
-      for (int t = 0; t < wanted; ++t) std::copy_n(logits + t * stride, rows, data.get() + t * rows);
+      const float* logits = chunks.empty() ? nullptr : engine_.forward(chunks);
+      data.reset(new float[rows * total]);
+      for (int t = 0; t < total; ++t) std::copy_n(logits + t * stride, rows, data.get() + t * rows);
     }
-    return owned(std::move(data), wanted, rows);
+    return owned(std::move(data), total, rows);
   }
-  void rollback(size_t length) {
+  void rollback(const std::vector<size_t>& lengths) {
     const Use use(busy_);
-    engine_.rollback(length);
+    if (lengths.size() != rows_.size()) throw std::invalid_argument("there must be a length for each row");
+    for (size_t i = 0; i < lengths.size(); ++i) rows_[i]->rollback(lengths[i]);
   }
   void keep(size_t length, const std::vector<int32_t>& nodes) {
     const Use use(busy_);
-    engine_.keep(length, nodes);
+    rows_[0]->keep(length, nodes);
+  }
+  void select(const std::vector<size_t>& which) {
+    const Use use(busy_);
+    std::vector<std::unique_ptr<Sequence>> left;
+    for (const size_t i : which) {
+      if (i >= rows_.size() || !rows_[i]) throw std::invalid_argument("selected rows must be there, each once");
+      left.push_back(std::move(rows_[i]));
+    }
+    rows_ = std::move(left);
   }
   std::vector<int64_t> draft(int64_t id, int count, const std::vector<int64_t>& map) {
     const Use use(busy_);
     nb::gil_scoped_release release;
-    return engine_.draft(id, count, map);
+    return engine_.draft(*rows_[0], id, count, map);
   }
-  size_t length() const { return engine_.length(); }
+  std::vector<size_t> lengths() const {
+    std::vector<size_t> out;
+    for (const auto& row : rows_) out.push_back(row->length());
+    return out;
+  }
 
  private:
   struct Use {
@@ -223,7 +251,9 @@ class Guarded {
     }
     ~Use() { busy = false; }
   };
+  std::shared_ptr<Model> model_;
   Engine engine_;
+  std::vector<std::unique_ptr<Sequence>> rows_;
   std::atomic<bool> busy_{false};
 };
 
@@ -253,10 +283,12 @@ NB_MODULE(_native, m) {
       .def_prop_ro("max_length", [](const Model& x) { return x.config.max_length; });
   m.def("model", &make_model, "config"_a, "embedding"_a, "embedding_type"_a, "embedding_scale"_a.none(), "layers"_a, "final_norm"_a, "head"_a);
   nb::class_<Guarded>(m, "Engine")
-      .def(nb::init<std::shared_ptr<Model>, std::shared_ptr<Pool>, std::optional<std::string>>(), "model"_a, "pool"_a, "kernels"_a = nb::none())
+      .def(nb::init<std::shared_ptr<Model>, std::shared_ptr<Pool>, int, std::optional<std::string>>(), "model"_a, "pool"_a, "rows"_a = 1,
+           "kernels"_a = nb::none())
       .def("forward", &Guarded::forward, "ids"_a, "wanted"_a, "parents"_a = nb::none())
-      .def("rollback", &Guarded::rollback, "length"_a)
+      .def("rollback", &Guarded::rollback, "lengths"_a)
       .def("keep", &Guarded::keep, "length"_a, "nodes"_a)
+      .def("select", &Guarded::select, "rows"_a)
       .def("draft", &Guarded::draft, "id"_a, "count"_a, "map"_a)
-      .def_prop_ro("length", &Guarded::length);
+      .def_prop_ro("lengths", &Guarded::lengths);
 }

@@ -31,12 +31,11 @@ size_t Model::bytes() const {
   return total;
 }
 
-Engine::Engine(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, const Kernels& kernels)
-    : model_(std::move(model)), kernels_(kernels), shared_(std::move(pool)), pool_(*shared_), caches_(model_->layers.size()) {}
+Sequence::Sequence(const Model& model) : config_(&model.config), caches_(model.layers.size()) {}
 
-void Engine::grow(size_t tokens) {
+void Sequence::grow(size_t tokens) {
   if (tokens <= capacity_) return;
-  const Config& c = model_->config;
+  const Config& c = *config_;
   size_t capacity = std::max(padded(tokens, 64), capacity_ + capacity_ / 2);
   if (c.max_length) capacity = std::max(tokens, std::min(capacity, c.max_length));
   for (Cache& cache : caches_)
@@ -49,45 +48,115 @@ void Engine::grow(size_t tokens) {
   capacity_ = capacity;
 }
 
-void Engine::rollback(size_t length) { length_ = std::min(length, length_); }
-
-void Engine::keep(size_t length, const std::vector<int32_t>& nodes) {
-  const size_t dim = model_->config.head_dim;
+void Sequence::keep(size_t length, const std::vector<int32_t>& nodes) {
+  const size_t dim = config_->head_dim;
   for (size_t i = 0; i < nodes.size(); ++i)
     if (nodes[i] < static_cast<int32_t>(i) || length + nodes[i] >= length_)
       throw std::invalid_argument("kept nodes must be cached, and in the order of the tree");
   for (Cache& cache : caches_)
     for (std::vector<float>* all : {&cache.keys, &cache.values})
-      for (size_t h = 0; h < model_->config.kv_heads; ++h) {
+      for (size_t h = 0; h < config_->kv_heads; ++h) {
         float* base = all->data() + (h * capacity_ + length) * dim;
         for (size_t i = 0; i < nodes.size(); ++i) std::memmove(base + i * dim, base + nodes[i] * dim, dim * sizeof(float));
       }
   rollback(length + nodes.size());
 }
 
-// cos and sin of every new token's position, for each kind of rotary embedding.
-void Engine::prepare_rope(int count, const int32_t* depths) {
+Engine::Engine(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, const Kernels& kernels)
+    : model_(std::move(model)), shared_(std::move(pool)), pool_(*shared_), kernels_(kernels) {}
+
+// The tokens of all chunks one behind the other, once they are known to be sound.
+void Engine::lay_out(const std::vector<Chunk>& chunks) {
   const Config& c = model_->config;
-  const size_t half = c.head_dim / 2;
-  positions_.resize(count);
-  for (int t = 0; t < count; ++t) positions_[t] = depths ? depths[t] : length_ + t;
+  tokens_.clear();
+  for (const Chunk& chunk : chunks) {
+    const int count = static_cast<int>(chunk.ids.size()), nodes = static_cast<int>(chunk.parents.size());
+    const size_t length = chunk.sequence->length();
+    if (count < 1 || chunk.wanted < 0 || chunk.wanted > count)
+      throw std::invalid_argument("there must be tokens, and no more logits than tokens");
+    if (c.max_length && !chunk.tree && length + count > c.max_length)
+      throw std::invalid_argument("the context holds " + std::to_string(c.max_length) + " tokens, not " +
+                                  std::to_string(length + count));
+    if (chunk.tree && (nodes < count || static_cast<size_t>(nodes - count) > length))
+      throw std::invalid_argument("a tree of too few nodes");
+    for (int i = 0; i < nodes; ++i)
+      if (chunk.parents[i] < -1 || chunk.parents[i] >= i) throw std::invalid_argument("a node's parent must come before it");
+    const int32_t root = static_cast<int32_t>(length) + count - nodes;  // of trees
+    for (int t = 0; t < count; ++t) {
+      if (chunk.ids[t] < 0 || static_cast<size_t>(chunk.ids[t]) >= model_->embedding.rows)
+        throw std::invalid_argument("token " + std::to_string(chunk.ids[t]) + " is not in the vocabulary of " +
+                                    std::to_string(model_->embedding.rows));
+      Token token{chunk.ids[t], chunk.sequence, length + t, length + t, {}};
+      if (chunk.tree) {
+        for (int node = nodes - count + t; node >= 0; node = chunk.parents[node]) token.seen.push_back(root + node);
+        for (int32_t i = root; i > 0; --i) token.seen.push_back(i - 1);
+        std::reverse(token.seen.begin(), token.seen.end());
+        token.position = token.seen.size() - 1;
+      }
+      tokens_.push_back(std::move(token));
+    }
+  }
+}
+
+// cos and sin of every token's position, for each kind of rotary embedding.
+void Engine::prepare_rope() {
+  const Config& c = model_->config;
+  const size_t half = c.head_dim / 2, count = tokens_.size();
   cos_.resize(c.inv_freq.size() * count * half), sin_.resize(cos_.size());
   for (size_t kind = 0; kind < c.inv_freq.size(); ++kind)
-    for (int t = 0; t < count; ++t)
+    for (size_t t = 0; t < count; ++t)
       for (size_t i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(positions_[t]) * c.inv_freq[kind][i];
+        const float angle = static_cast<float>(tokens_[t].position) * c.inv_freq[kind][i];
         const size_t at = (kind * count + t) * half + i;
         cos_[at] = std::cos(angle) * c.rope_scaling[kind], sin_[at] = std::sin(angle) * c.rope_scaling[kind];
       }
 }
 
-void Engine::rotate(float* head, size_t at) {
+void Engine::rotate(float* head, size_t at) const {
   const size_t half = model_->config.head_dim / 2;
   const float *cosine = cos_.data() + at * half, *sine = sin_.data() + at * half;
   for (size_t i = 0; i < half; ++i) {
     const float a = head[i], b = head[i + half];
     head[i] = a * cosine[i] - b * sine[i], head[i + half] = b * cosine[i] + a * sine[i];
   }
+}
+
+// Keys and values of the tokens into their caches, and what each of them sees out of its own into `attended_`.
+void Engine::attention(const Layer& layer, size_t index) {
+  const Config& c = model_->config;
+  const size_t dim = c.head_dim, group = c.heads / c.kv_heads, count = tokens_.size(), rope = layer.rope * count;
+  const size_t q_stride = padded(c.heads * dim, kRows), kv_stride = padded(c.kv_heads * dim, kRows);
+  pool_.run(c.kv_heads, 1, [&](size_t first, size_t last) {
+    for (size_t h = first; h < last; ++h)
+      for (size_t t = 0; t < count; ++t) {
+        const Token& token = tokens_[t];
+        Sequence::Cache& cache = token.sequence->caches_[index];
+        float* key = k_.data() + t * kv_stride + h * dim;
+        if (!layer.k_norm.empty()) kernels_.rms_norm(key, layer.k_norm.data(), c.eps, c.norm_one_more, key, dim);
+        rotate(key, rope + t);
+        const size_t at = (h * token.sequence->capacity_ + token.slot) * dim;
+        std::copy_n(key, dim, cache.keys.data() + at);
+        std::copy_n(v_.data() + t * kv_stride + h * dim, dim, cache.values.data() + at);
+      }
+  });
+  const size_t jobs = c.heads * count;
+  pool_.run(jobs, std::max<size_t>(1, jobs / (pool_.threads() * 8)), [&](size_t first, size_t last) {
+    std::vector<float> scores;
+    for (size_t job = first; job < last; ++job) {
+      const size_t h = job % c.heads, t = job / c.heads;
+      const Token& token = tokens_[t];
+      const Sequence::Cache& cache = token.sequence->caches_[index];
+      float* query = q_.data() + t * q_stride + h * dim;
+      if (!layer.q_norm.empty()) kernels_.rms_norm(query, layer.q_norm.data(), c.eps, c.norm_one_more, query, dim);
+      rotate(query, rope + t);
+      const size_t end = token.position + 1, window = layer.window ? layer.window : end, begin = end > window ? end - window : 0;
+      const int32_t* seen = token.seen.empty() ? nullptr : token.seen.data() + begin;
+      const size_t from = (h / group * token.sequence->capacity_ + (seen ? 0 : begin)) * dim;
+      scores.resize(end - begin);
+      kernels_.attend(query, cache.keys.data() + from, cache.values.data() + from, dim, end - begin, c.attention_scale, seen,
+                      scores.data(), attended_.row(static_cast<int>(t)) + h * dim);
+    }
+  });
 }
 
 namespace {
@@ -98,91 +167,33 @@ void add_bias(float* x, const std::vector<float>& bias) {
 
 }  // namespace
 
-// Keys and values of the new tokens into the cache, and what each of them sees out of it into `attended_`.
-void Engine::attention(const Layer& layer, Cache& cache, int count, const std::vector<std::vector<int32_t>>& seen) {
-  const Config& c = model_->config;
-  const size_t dim = c.head_dim, group = c.heads / c.kv_heads, q_stride = padded(c.heads * dim, kRows),
-               kv_stride = padded(c.kv_heads * dim, kRows);
-  const size_t total = length_ + count;
-  pool_.run(c.kv_heads, 1, [&](size_t first, size_t last) {
-    for (size_t h = first; h < last; ++h)
-      for (int t = 0; t < count; ++t) {
-        float* key = k_.data() + t * kv_stride + h * dim;
-        if (!layer.k_norm.empty()) kernels_.rms_norm(key, layer.k_norm.data(), c.eps, c.norm_one_more, key, dim);
-        rotate(key, static_cast<size_t>(layer.rope) * count + t);
-        const size_t at = (h * capacity_ + length_ + t) * dim;
-        std::copy_n(key, dim, cache.keys.data() + at);
-        std::copy_n(v_.data() + t * kv_stride + h * dim, dim, cache.values.data() + at);
-      }
-  });
-  const size_t jobs = c.heads * count;
-  pool_.run(jobs, std::max<size_t>(1, jobs / (pool_.threads() * 8)), [&](size_t first, size_t last) {
-    std::vector<float> scores(total);
-    for (size_t job = first; job < last; ++job) {
-      const size_t h = job % c.heads, t = job / c.heads;
-      float* query = q_.data() + t * q_stride + h * dim;
-      if (!layer.q_norm.empty()) kernels_.rms_norm(query, layer.q_norm.data(), c.eps, c.norm_one_more, query, dim);
-      rotate(query, static_cast<size_t>(layer.rope) * count + t);
-      const size_t end = positions_[t] + 1, window = layer.window ? layer.window : end, begin = end > window ? end - window : 0;
-      const int32_t* which = seen.empty() ? nullptr : seen[t].data() + begin;
-      const size_t from = (h / group * capacity_ + (which ? 0 : begin)) * dim;
-      kernels_.attend(query, cache.keys.data() + from, cache.values.data() + from, dim, end - begin, c.attention_scale, which,
-                      scores.data(), attended_.row(static_cast<int>(t)) + h * dim);
-    }
-  });
-}
-
-const float* Engine::forward(const int64_t* ids, int count, int wanted, const int32_t* parents, int nodes) {
+const float* Engine::forward(std::vector<Chunk>& chunks) {
   const Config& c = model_->config;
   const size_t hidden = c.hidden;
-  if (count < 1 || wanted < 0 || wanted > count) throw std::invalid_argument("there must be tokens, and no more logits than tokens");
-  for (int t = 0; t < count; ++t)
-    if (ids[t] < 0 || static_cast<size_t>(ids[t]) >= model_->embedding.rows)
-      throw std::invalid_argument("token " + std::to_string(ids[t]) + " is not in the vocabulary of " +
-                                  std::to_string(model_->embedding.rows));
-  if (c.max_length && length_ + count > c.max_length && !parents)
-    throw std::invalid_argument("the context holds " + std::to_string(c.max_length) + " tokens, not " +
-                                std::to_string(length_ + count));
-  grow(length_ + count);
-
-  std::vector<std::vector<int32_t>> seen;  // trees only: what each token sees, in order; its position is how many less one
-  std::vector<int32_t> depths;
-  if (parents) {
-    if (nodes < count || static_cast<size_t>(nodes - count) > length_) throw std::invalid_argument("a tree of too few nodes");
-    const int32_t root = static_cast<int32_t>(length_) + count - nodes;
-    for (int i = 0; i < nodes; ++i)
-      if (parents[i] < -1 || parents[i] >= i) throw std::invalid_argument("a node's parent must come before it");
-    for (int t = 0; t < count; ++t) {
-      std::vector<int32_t> row;
-      for (int node = nodes - count + t; node >= 0; node = parents[node]) row.push_back(root + node);
-      for (int32_t i = root; i > 0; --i) row.push_back(i - 1);
-      std::reverse(row.begin(), row.end());
-      depths.push_back(static_cast<int32_t>(row.size()) - 1);
-      seen.push_back(std::move(row));
-    }
-  }
-  prepare_rope(count, parents ? depths.data() : nullptr);
-
+  lay_out(chunks);
+  for (const Chunk& chunk : chunks) chunk.sequence->grow(chunk.sequence->length() + chunk.ids.size());
+  prepare_rope();
+  const int count = static_cast<int>(tokens_.size());
   const size_t q_stride = padded(c.heads * c.head_dim, kRows), kv_stride = padded(c.kv_heads * c.head_dim, kRows),
                h_stride = padded(hidden, kRows), up_stride = padded(c.intermediate, kColumns);
   hidden_.resize(hidden * count), projected_.resize(h_stride * count), up_.resize(up_stride * count);
   q_.resize(q_stride * count), k_.resize(kv_stride * count), v_.resize(kv_stride * count);
   for (int t = 0; t < count; ++t) {
-    model_->embedding.read(ids[t], hidden_.data() + t * hidden);
+    model_->embedding.read(tokens_[t].id, hidden_.data() + t * hidden);
     if (c.embedding_scale != 1)
       for (size_t i = 0; i < hidden; ++i) hidden_[t * hidden + i] *= c.embedding_scale;
   }
-  const auto tokens = [&](auto work) {
+  const auto each = [&](auto work) {
     pool_.run(count, count < 8 ? count : 4, [&](size_t first, size_t last) {
       for (size_t t = first; t < last; ++t) work(static_cast<int>(t));
     });
   };
   const auto norm = [&](const std::vector<float>& weight) {
     normed_.resize(hidden, count);
-    tokens([&](int t) { kernels_.rms_norm(hidden_.data() + t * hidden, weight.data(), c.eps, c.norm_one_more, normed_.row(t), hidden); });
+    each([&](int t) { kernels_.rms_norm(hidden_.data() + t * hidden, weight.data(), c.eps, c.norm_one_more, normed_.row(t), hidden); });
   };
   const auto back = [&](const std::vector<float>& weight) {  // what a block computed is added to the hidden states
-    tokens([&](int t) {
+    each([&](int t) {
       float *x = projected_.data() + t * h_stride, *h = hidden_.data() + t * hidden;
       if (!weight.empty()) kernels_.rms_norm(x, weight.data(), c.eps, c.norm_one_more, x, hidden);
       for (size_t i = 0; i < hidden; ++i) h[i] += x[i];
@@ -191,36 +202,43 @@ const float* Engine::forward(const int64_t* ids, int count, int wanted, const in
   for (size_t l = 0; l < model_->layers.size(); ++l) {
     const Layer& layer = model_->layers[l];
     norm(layer.input_norm);
-    multiply_all(kernels_, pool_, normed_, {{layer.q.get(), q_.data(), q_stride}, {layer.k.get(), k_.data(), kv_stride}, {layer.v.get(), v_.data(), kv_stride}});
-    for (int t = 0; t < count; ++t) {
+    multiply_all(kernels_, pool_, normed_,
+                 {{layer.q.get(), q_.data(), q_stride}, {layer.k.get(), k_.data(), kv_stride}, {layer.v.get(), v_.data(), kv_stride}});
+    each([&](int t) {
       add_bias(q_.data() + t * q_stride, layer.q_bias);
       add_bias(k_.data() + t * kv_stride, layer.k_bias);
       add_bias(v_.data() + t * kv_stride, layer.v_bias);
-    }
+    });
     attended_.resize(c.heads * c.head_dim, count);
-    attention(layer, caches_[l], count, seen);
+    attention(layer, l);
     multiply_all(kernels_, pool_, attended_, {{layer.o.get(), projected_.data(), h_stride}});
-    if (!layer.o_bias.empty())
-      for (int t = 0; t < count; ++t) add_bias(projected_.data() + t * h_stride, layer.o_bias);
+    if (!layer.o_bias.empty()) each([&](int t) { add_bias(projected_.data() + t * h_stride, layer.o_bias); });
     back(layer.after_attention);
 
     norm(layer.attention_norm);
     gate_.resize(c.intermediate, count);
-    multiply_all(kernels_, pool_, normed_, {{layer.gate.get(), gate_.row(0), gate_.stride()}, {layer.up.get(), up_.data(), up_stride}});
-    // rows of whole tiles may have spilt into the padding, which must be zero
+    multiply_all(kernels_, pool_, normed_,
+                 {{layer.gate.get(), gate_.row(0), gate_.stride()}, {layer.up.get(), up_.data(), up_stride}});
     const size_t step = padded(c.intermediate / (pool_.threads() * 2) + 1, 8);
-    pool_.run(c.intermediate, count < 4 ? step : c.intermediate, [&](size_t first, size_t last) {
-      for (int t = 0; t < count; ++t) kernels_.gated(gate_.row(t) + first, up_.data() + t * up_stride + first, last - first, c.gelu);
+    pool_.run(c.intermediate, step, [&](size_t first, size_t last) {
+      for (int t = 0; t < count; ++t)
+        kernels_.gated(gate_.row(t) + first, up_.data() + t * up_stride + first, last - first, c.gelu);
     });
+    // rows of whole tiles may have spilt into the padding, which must be zero
     for (int t = 0; t < count; ++t) std::fill(gate_.row(t) + c.intermediate, gate_.row(t) + gate_.stride(), 0.0f);
     multiply_all(kernels_, pool_, gate_, {{layer.down.get(), projected_.data(), h_stride}});
     back(layer.after_mlp);
   }
-  length_ += count;
+  int wanted = 0;
+  for (const Chunk& chunk : chunks) chunk.sequence->length_ += chunk.ids.size(), wanted += chunk.wanted;
   if (!wanted) return nullptr;
   normed_.resize(hidden, wanted);
-  for (int t = 0; t < wanted; ++t)
-    kernels_.rms_norm(hidden_.data() + (count - wanted + t) * hidden, model_->final_norm.data(), c.eps, c.norm_one_more, normed_.row(t), hidden);
+  int row = 0, end = 0;
+  for (const Chunk& chunk : chunks) {
+    end += static_cast<int>(chunk.ids.size());
+    for (int t = end - chunk.wanted; t < end; ++t)
+      kernels_.rms_norm(hidden_.data() + t * hidden, model_->final_norm.data(), c.eps, c.norm_one_more, normed_.row(row++), hidden);
+  }
   logits_.resize(logits_stride() * wanted);
   multiply_all(kernels_, pool_, normed_, {{model_->head.get(), logits_.data(), logits_stride()}});
   if (c.softcap > 0)
@@ -228,10 +246,11 @@ const float* Engine::forward(const int64_t* ids, int count, int wanted, const in
   return logits_.data();
 }
 
-std::vector<int64_t> Engine::draft(int64_t id, int count, const std::vector<int64_t>& map) {
+std::vector<int64_t> Engine::draft(Sequence& sequence, int64_t id, int count, const std::vector<int64_t>& map) {
   std::vector<int64_t> out;
   for (int i = 0; i < count; ++i) {
-    const float* logits = forward(&id, 1, 1);
+    std::vector<Chunk> chunks{{&sequence, {id}, 1, false, {}}};
+    const float* logits = forward(chunks);
     const int64_t best = std::max_element(logits, logits + model_->head->rows) - logits;
     id = map.empty() ? best : map[best];
     out.push_back(id);
