@@ -14,8 +14,9 @@ from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.prompts import read
 from sparsedraft.speculate.decode import generate
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.pair import Pair, Side
+from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import Side
 
 KS, PROMPTS, NEW_TOKENS = (1, 2, 3, 5, 8), 6, 48
 

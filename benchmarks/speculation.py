@@ -19,8 +19,9 @@ from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
 from sparsedraft.speculate.decode import Generation, generate
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.pair import Pair, Side
+from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import Side
 
 
 class Clocked:

@@ -16,8 +16,9 @@ from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
 from sparsedraft.speculate.decode import Generation, generate
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.pair import Pair, Prompted, Side
+from sparsedraft.speculate.pair import Pair, Prompted
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import Side
 
 TIE = 1e-3  # logits this close come out in either order
 

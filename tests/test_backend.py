@@ -12,8 +12,9 @@ from sparsedraft.speculate import masks
 from sparsedraft.speculate.backend import RAGGED, TransformersBackend, takes_masks
 from sparsedraft.speculate.decode import generate
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.pair import Pair, Side
+from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import Side
 from test_families import FAMILIES, GROUPED
 
 SLIDING_QWEN2 = hf.Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=8, max_window_layers=1)

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extensi
 
 SIZE = {
     "vocab_size": 320, "hidden_size": 48, "intermediate_size": 104, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
-    "initializer_range": 0.2,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": 2,
+    "pad_token_id": 0, "initializer_range": 0.2,
 }  # fmt: skip
 SLIDING = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 LLAMA3 = {
@@ -50,7 +50,7 @@ def saved(config: hf.PretrainedConfig, folder: Path, dtype: torch.dtype = torch.
     hf.set_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():  # norms and biases that do something
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(dtype).save_pretrained(folder)
@@ -171,7 +171,12 @@ def test_two_engines_in_two_threads(tmp_path: Path) -> None:
     shared = native_model(tmp_path)
     first = Engine(shared, threads=2)
     expected = first.forward(ids_of(40), 40)
-    engines = [Engine(shared, threads=2), Engine(shared, threads=1), Engine(shared, pool=first.pool), Engine(shared, pool=first.pool)]
+    engines = [
+        Engine(shared, threads=2),
+        Engine(shared, threads=1),
+        Engine(shared, pool=first.pool),
+        Engine(shared, pool=first.pool),
+    ]
     found: list[list[torch.Tensor]] = [[] for _ in engines]
 
     def work(index: int) -> None:
@@ -189,7 +194,12 @@ def test_two_engines_in_two_threads(tmp_path: Path) -> None:
 def test_bad_calls(tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
     engine = Engine(tmp_path, threads=1)
-    for ids, logits, message in (([320], 1, "token 320 is not in"), ([-1], 1, "token -1"), ([], 1, "must be tokens"), ([1], 2, "no more logits")):
+    for ids, logits, message in (
+        ([320], 1, "token 320 is not in"),
+        ([-1], 1, "token -1"),
+        ([], 1, "must be tokens"),
+        ([1], 2, "no more logits"),
+    ):
         with pytest.raises(ValueError, match=message):
             engine.forward(ids, logits)
     with pytest.raises(ValueError, match="the context holds 256 tokens, not 257"):
@@ -209,9 +219,17 @@ def test_bad_calls(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "why"),
     [
-        (hf.GPTNeoXConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64), "architecture gpt_neox"),
+        (
+            hf.GPTNeoXConfig(
+                vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+            ),
+            "architecture gpt_neox",
+        ),
         (hf.LlamaConfig(**SIZE, hidden_act="relu"), "activation is relu"),
-        (hf.LlamaConfig(**SIZE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}), "rotary embedding is dynamic"),
+        (
+            hf.LlamaConfig(**SIZE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+            "rotary embedding is dynamic",
+        ),
         (hf.Gemma3TextConfig(**SIZE, head_dim=16, attn_logit_softcapping=5.0, **SLIDING), "scores are capped"),
         (hf.LlamaConfig(**SIZE, mlp_bias=True), "has a bias in mlp"),
     ],
@@ -230,7 +248,9 @@ def test_memory_is_checked_before_it_is_taken(tmp_path: Path, monkeypatch: pytes
         Engine(tmp_path)
 
 
-def test_without_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_the_extension(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     saved(FAMILIES["llama"], tmp_path)
     monkeypatch.setattr(native, "_module", lambda: (None, "no module named _native"))
     assert not native.available()

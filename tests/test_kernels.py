@@ -21,9 +21,9 @@ def sparse(weight: torch.Tensor, layout: str, n: int, density: float, generator:
     if layout in ("2:4", "N:8"):
         pattern = Pattern(2, 4) if layout == "2:4" else Pattern(n, 8)
         weight = weight * pattern.keep(weight.abs(), 1 - n / pattern.m)
-        weight = weight * (torch.rand(weight.shape[0], weight.shape[1] // pattern.m, 1, generator=generator) > 0.1).expand(
-            -1, -1, pattern.m
-        ).reshape(weight.shape)
+        weight = weight * (
+            torch.rand(weight.shape[0], weight.shape[1] // pattern.m, 1, generator=generator) > 0.1
+        ).expand(-1, -1, pattern.m).reshape(weight.shape)
     elif layout != "dense":
         weight = weight * (torch.rand(weight.shape, generator=generator) < density)
     return weight * (torch.rand(weight.shape[0], 1, generator=generator) > 0.1)
@@ -47,7 +47,11 @@ def product(matrix: object, x: torch.Tensor, kernels: str | None = None) -> torc
 @pytest.mark.parametrize(("layout", "n"), LAYOUTS)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
-    rows=st.integers(1, 40), groups=st.integers(1, 90), tokens=st.integers(1, 17), density=st.floats(0, 1), seed=st.integers(0, 99)
+    rows=st.integers(1, 40),
+    groups=st.integers(1, 90),
+    tokens=st.integers(1, 17),
+    density=st.floats(0, 1),
+    seed=st.integers(0, 99),
 )
 def test_products_are_those_of_the_stored_weights(
     layout: str, n: int, kind: str, rows: int, groups: int, tokens: int, density: float, seed: int

@@ -13,8 +13,9 @@ from sparsedraft.prompts import chat_ids
 from sparsedraft.speculate.backend import TransformersBackend
 from sparsedraft.speculate.decode import Generation, generate, generate_all
 from sparsedraft.speculate.lookahead import NAMES, Constant, policy_named
-from sparsedraft.speculate.pair import Pair, Side
+from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.sampling import Sampling, probabilities
+from sparsedraft.speculate.side import Side
 
 GREEDY = Sampling()
 TOKENIZER = build_tokenizer()

@@ -10,9 +10,9 @@ from sparsedraft.generate import _Answer
 from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
 from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.pair import Side
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Stops
+from sparsedraft.speculate.side import Side
 from sparsedraft.speculate.trees import TreeDrafter
 from toys import Toy
 

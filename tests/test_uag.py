@@ -17,11 +17,12 @@ from sparsedraft.errors import UserError
 from sparsedraft.speculate import uag
 from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.pair import Pair, Prompted, Side
+from sparsedraft.speculate.pair import Pair, Prompted
 from sparsedraft.speculate.realign import Longer, RealignDrafter, continuation
 from sparsedraft.speculate.retokenize import Retokenizer, inner
 from sparsedraft.speculate.sampling import Dice, Sampling
 from sparsedraft.speculate.sequence import Row, Stops
+from sparsedraft.speculate.side import Side
 from sparsedraft.speculate.vocab import surfaces
 from tokens import FAITHFUL, TEXTS, built, byte_level
 from toys import Table, Toy, chi_square, outcomes, p_value

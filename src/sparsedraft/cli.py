@@ -1,7 +1,6 @@
 """The command line: one command a stage, each a thin shell around the stage's own function."""
 
 import errno
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,8 +10,26 @@ from typing import Annotated, Any
 import typer
 from safetensors import SafetensorError
 
+from sparsedraft.cli_use import evaluate, generate, pack
 from sparsedraft.console import console, leads, quiet_libraries
 from sparsedraft.errors import UserError
+from sparsedraft.options import (
+    AllowOverlap,
+    BatchSize,
+    Calibration,
+    CalibrationTokens,
+    Device,
+    Dtype,
+    Out,
+    Overwrite,
+    Seed,
+    SequenceLength,
+    Temperature,
+    TopK,
+    TopP,
+    emit,
+    words,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -24,41 +41,6 @@ app = typer.Typer(
     "parquet with prompt, messages, turns or instruction, a datasets id, or demo:train / demo:eval. "
     "Each command ends with one JSON object on stdout.",
 )
-
-Out = Annotated[Path, typer.Option(help="Folder to write; must be new, empty, or this command's own earlier result.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
-Device = Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1, mps, ...")]
-Dtype = Annotated[str, typer.Option(help="Arithmetic: float32, bfloat16 or float16.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
-Calibration = Annotated[str, typer.Option(help="Distilled data folder, or PROMPTS, to calibrate on.")]
-CalibrationTokens = Annotated[int, typer.Option("--tokens", min=1, help="Calibration tokens.")]
-SequenceLength = Annotated[int, typer.Option(min=2, help="Length of a packed sequence, tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tokens; 0 is off.")]
-TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability; 1 is off.")]
-MinP = Annotated[float, typer.Option(help="Leave out tokens less likely than this share of the likeliest; 0 is off.")]
-Penalty = Annotated[
-    float, typer.Option("--repetition-penalty", help="Divides the logits of tokens seen before; 1 is off.")
-]
-Uag = Annotated[
-    str,
-    typer.Option(help="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error)."),
-]
-Tree = Annotated[
-    int, typer.Option(min=1, help="Branching of draft trees of K nodes, one prompt at a time; 1 is a chain.")
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded at once.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")]
-AllowOverlap = Annotated[
-    bool, typer.Option("--allow-overlap", help="Go on although evaluation prompts are among them.")
-]
-
-
-def emit(result: dict[str, Any]) -> None:
-    """Print the result as the last line on stdout; of several processes, one does."""
-    if leads():
-        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
 
 
 @app.callback()
@@ -210,11 +192,6 @@ def distill(
             overwrite=overwrite,
         )
     )
-
-
-def words(text: str) -> tuple[str, ...]:
-    """The words of a comma-separated list."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 @app.command()
@@ -424,187 +401,6 @@ def finetune(
     )
 
 
-@app.command("eval")
-def evaluate(
-    target: Annotated[str, typer.Argument(help="The target.")],
-    drafters: Annotated[list[str], typer.Argument(help="The drafters, each a model, NAME=MODEL, or lookup.")],
-    prompts: Annotated[str | None, typer.Option(help="PROMPTS to evaluate on.")] = None,
-    tasks: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead: tasks of lm-eval (names or local YAML files, comma-separated) for target and drafters."
-        ),
-    ] = None,
-    k: Annotated[
-        str,
-        typer.Option(
-            help="Numbers of drafted tokens a step, and policies (auto, confidence, bandit), comma-separated."
-        ),
-    ] = "1,2,3,5,8",
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    uag: Uag = "auto",
-    tree: Tree = 1,
-    simulate: Annotated[
-        bool, typer.Option("--simulate", help="Same greedy numbers from one teacher-forced pass per drafter.")
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 128,
-    batch_size: BatchSize = 32,
-    limit: Limit = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the result and its raw rows; default: kept nowhere.")
-    ] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    overwrite: Overwrite = False,
-) -> None:
-    """Measure drafters against a target: MAL, acceptance, MACs, improvement factor."""
-    if (prompts is None) == (tasks is None):
-        raise UserError("give --prompts to measure drafting, or --tasks for lm-eval: one of the two.")
-    named = [named_drafter(d) for d in drafters]
-    if tasks is not None:
-        from sparsedraft.measure.tasks import run_tasks
-
-        models = [("target", target), *named]
-        emit(
-            run_tasks(
-                models,
-                list(words(tasks)),
-                out,
-                limit=limit,
-                batch_size=batch_size,
-                seed=seed,
-                device=device,
-                dtype=dtype,
-                overwrite=overwrite,
-            )
-        )
-        return
-    from sparsedraft.measure.evaluate import Options, evaluate_to
-    from sparsedraft.report.tables import demo_table, spec_bench_table, speed_table
-
-    options = Options(
-        k=parse_k(k),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        uag=uag,
-        tree=tree,
-        simulate=simulate,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        limit=limit,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-    )
-    result = evaluate_to(out, target, named, str(prompts), options, overwrite=overwrite)
-    for table in (demo_table(result), speed_table(result), spec_bench_table(result)):
-        if table is not None:
-            console.print(table)
-    emit(result)
-
-
-def named_drafter(text: str) -> tuple[str, str]:
-    """(name, model) of NAME=MODEL, or of a model alone; a path that exists may hold "=" itself."""
-    name, sign, ref = text.partition("=")
-    if not sign or Path(text).exists():
-        return Path(text).name or text, text
-    if not name or not ref:
-        raise UserError(f"drafter '{text}' is not of the form NAME=MODEL.")
-    return name, ref
-
-
-def parse_k(text: str) -> tuple[int | str, ...]:
-    """ "1,3,5,auto" as numbers and names; UserError for what is neither a number of at least 1 nor a policy."""
-    from sparsedraft.measure.evaluate import POLICIES
-
-    found: list[int | str] = []
-    for part in (part.strip() for part in text.split(",")):
-        if part in POLICIES:
-            found.append(part)
-            continue
-        try:
-            number = int(part)
-        except ValueError:
-            known = ", ".join(POLICIES)
-            raise UserError(
-                f"--k {text} is not a list of whole numbers and policies ({known}) such as 1,3,auto."
-            ) from None
-        if number < 1:
-            raise UserError(f"--k {number} drafts nothing: K is at least 1.")
-        if number > 1024:
-            raise UserError(f"--k {number} is more than any drafter is worth: give at most 1024.")
-        found.append(number)
-    return tuple(found)
-
-
-@app.command()
-def generate(
-    target: Annotated[str, typer.Argument(help="The target; the output is exactly its own.")],
-    prompt: Annotated[
-        list[str],
-        typer.Option(help="What the user says (the chat template is put around it); several are decoded at once."),
-    ],
-    drafter: Annotated[
-        str | None, typer.Option(help="A drafter, or 'lookup' (prompt look-up); default: plain decoding.")
-    ] = None,
-    k: Annotated[
-        int | None, typer.Option("--k", help="Tokens drafted a step (default 5); for other policies, at most.")
-    ] = None,
-    policy: Annotated[
-        str,
-        typer.Option(
-            help="How many to draft: constant, auto (what pays best as measured), confidence (stop at doubtful ones) "
-            "or bandit (over these)."
-        ),
-    ] = "constant",
-    uag: Uag = "auto",
-    tree: Tree = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    min_p: MinP = 0.0,
-    repetition_penalty: Penalty = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; as often as you like.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Say how many tokens each step accepted.")] = False,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-) -> None:
-    """Stream text from a target, with or without a drafter."""
-    from sparsedraft.generate import stream
-    from sparsedraft.speculate.sampling import Sampling
-
-    emit(
-        stream(
-            target,
-            prompt,
-            drafter=drafter,
-            k=k,
-            policy=policy,
-            uag=uag,
-            tree=tree,
-            max_new_tokens=max_new_tokens,
-            sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
-            stop=stop or [],
-            raw=raw,
-            stats=stats,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-        )
-    )
-
-
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="The folder of a finished run, or of distilled data.")],
@@ -614,6 +410,11 @@ def report(
     from sparsedraft.report.stage import report as stage
 
     emit(stage(folder, overwrite=overwrite))
+
+
+app.command("eval")(evaluate)
+app.command()(generate)
+app.command()(pack)
 
 
 def guarded(command: Callable[[], Any]) -> int:

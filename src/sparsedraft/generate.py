@@ -8,13 +8,13 @@ from typing import Any
 from sparsedraft import prompts
 from sparsedraft.console import console
 from sparsedraft.conversation import row_seed
-from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
 from sparsedraft.speculate.lookahead import policy_named
-from sparsedraft.speculate.pair import LOOKUP, Pair, Prompted, Side
+from sparsedraft.speculate.pair import LOOKUP, Pair, Prompted
 from sparsedraft.speculate.retokenize import Detokenizer
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Step, Stops
+from sparsedraft.speculate.side import Side
 
 
 def stream(
@@ -34,6 +34,7 @@ def stream(
     seed: int,
     device: str,
     dtype: str,
+    runtime: str = "auto",
 ) -> dict[str, Any]:
     """Write the target's answers to stdout, one as it comes, several as they end; return texts, counts and steps.
 
@@ -41,8 +42,14 @@ def stream(
     With several prompts, the figures are those of all of them and "answers" has each.
     """
     rule = policy_named(policy, k)
-    p = Side.load(target, dtype=dtype, device=device)
-    q = LOOKUP if drafter == LOOKUP else None if drafter is None else Side.load(drafter, dtype=dtype, device=device)
+    p = Side.load(target, dtype=dtype, device=device, runtime=runtime)
+    q = (
+        LOOKUP
+        if drafter == LOOKUP
+        else None
+        if drafter is None
+        else Side.load(drafter, dtype=dtype, device=device, runtime=runtime)
+    )
     pair = Pair.of(p, q, uag, sampling)
     if tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {tree} needs a model that drafts: give one as --drafter, or leave it out.")
@@ -147,7 +154,7 @@ def _prompted(pair: Pair, text: str, raw: bool) -> Prompted:
             )
         messages = [{"role": "user", "content": text}]
         asked = pair.prompted(prompts.chat_ids(tokenizer, messages), messages)
-    context = None if pair.drafter is None else context_length(pair.drafter.model)
+    context = None if pair.drafter is None else pair.drafter.context
     if context is not None and len(asked.drafter) >= context:
         raise UserError(
             f"the prompt has {len(asked.drafter)} tokens, which fill the drafter's context of {context}: shorten it, "

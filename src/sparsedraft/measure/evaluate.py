@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import artifact, checkpoint, prompts
 from sparsedraft.console import console, track
 from sparsedraft.conversation import Answer, answer_all
-from sparsedraft.decoder import context_length, count_zeros, decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
 from sparsedraft.measure import loop, summary
-from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
 from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.speculate.lookahead import NAMES, Constant, policy_named
-from sparsedraft.speculate.pair import LOOKUP, Pair, Side, check_route
+from sparsedraft.speculate.pair import LOOKUP, Pair, check_route
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import Side
 
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
 ALONE = ""  # the name of the rows of the target without a drafter
@@ -52,6 +51,7 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    runtime: str = "auto"  # what runs the loop: native, transformers, or native where it can
 
     @property
     def sampling(self) -> Sampling:
@@ -142,7 +142,6 @@ class _Evaluation:
         self.work, self.target_name, self.options, self.tokenizer = work, target, options, tokenizer
         self.ks: list[int | str] = [*options.numbers, *options.policies]
         self.side, self.drafters = self._load(target_folder), drafters
-        self.target = self.side.model
         for folder in drafters.values():  # before the target's long work
             if folder is not None:
                 self._check_tokenizer(folder)
@@ -150,7 +149,7 @@ class _Evaluation:
         self.place = {answer.id: index for index, answer in enumerate(self.answers)}
 
     def _load(self, folder: Path) -> Side:
-        return Side.load(folder, dtype=self.options.dtype, device=self.options.device)
+        return Side.load(folder, dtype=self.options.dtype, device=self.options.device, runtime=self.options.runtime)
 
     def _check_tokenizer(self, folder: Path) -> None:
         tokenizer = checkpoint.load_tokenizer(folder)
@@ -173,7 +172,7 @@ class _Evaluation:
 
     def _target_answers(self, chosen: Sequence[prompts.Prompt]) -> list[Answer]:
         return answer_all(
-            self.target,
+            self.side.model,
             self.tokenizer,
             chosen,
             journal=self.work / ".target.jsonl",
@@ -185,7 +184,7 @@ class _Evaluation:
         )
 
     def result(self) -> dict[str, Any]:
-        dense = macs_of_model(self.target)
+        dense = self.side.weights()["macs_per_token"]
         rows_file = self.work / ".rows.jsonl"
         done = read_lines(rows_file)
         shown: list[dict[str, Any]] = []
@@ -252,7 +251,7 @@ class _Evaluation:
         read: Iterator[tuple[int, Tensor | None]] = enumerate([None] * len(todo))
         if pair.route == "same" and pair.drafter is not None:
             pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
-            p = self.target if self.options.temperature > 0 else None  # greedy α needs no second look at the target
+            p = self.side.model if self.options.temperature > 0 else None  # greedy α needs no second look at the target
             read = acceptance(pair.drafter.model, pairs, p, self.options.sampling, pair.vocabulary)
         policies = {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in self.ks}
         with track(f"eval {name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
@@ -260,7 +259,7 @@ class _Evaluation:
                 answer = todo[index]
                 loops: dict[str, Any] = {}
                 if self.options.simulate and shares is not None and pair.drafter is not None:
-                    room = self._room(pair.drafter.model, answer)
+                    room = self._room(pair.drafter, answer)
                     histograms = {str(k): simulate(shares > 0.5, int(k), *room).to_dict() for k in self.ks}
                 else:
                     histograms, loops = self._loops(pair, answer, policies)
@@ -268,9 +267,9 @@ class _Evaluation:
                 tracker.advance(len(answer.answer_ids))
                 yield row | {"alpha": float(shares.double().mean()) if shares is not None else _realised(row)}
 
-    def _room(self, model: PreTrainedModel, answer: Answer) -> tuple[int, int | None]:
+    def _room(self, drafter: Side, answer: Answer) -> tuple[int, int | None]:
         """(tokens that the loop may write, tokens that the drafter's context then still holds)."""
-        own, its = context_length(self.target), context_length(model)
+        own, its = self.side.context, drafter.context
         prompt, wanted = len(answer.prompt_ids), answer.max_new_tokens
         return wanted if own is None else min(wanted, own - prompt), None if its is None else its - prompt
 
@@ -302,7 +301,7 @@ class _Evaluation:
         alone: Sequence[dict[str, Any]],
         dense: int,
     ) -> dict[str, Any]:
-        figures = _weights(pair.drafter.model) if pair.drafter else {"macs_per_token": 0}
+        figures = pair.drafter.weights() if pair.drafter else {"macs_per_token": 0}
         c = figures["macs_per_token"] / dense
         by_k = {str(k): self._at(rows, alone, k, c) for k in self.ks}
         factors = {k: by_k[str(k)]["improvement_factor"] for k in self.options.numbers}
@@ -404,15 +403,3 @@ def _realised(row: dict[str, Any]) -> float:
     accepted = sum(sum(a * count for a, count in enumerate(h["counts"])) for h in found)
     rejected = sum(sum(h["counts"]) for h in found)  # at most one a step
     return accepted / max(1, accepted + rejected)
-
-
-def _weights(model: PreTrainedModel) -> dict[str, Any]:
-    """Cost and sparsity of a drafter."""
-    nonzero, parameters = nonzero_parameters(model)
-    linears = [linear.weight for linear in decoder_linears(model).values()]
-    return {
-        "macs_per_token": macs_of_model(model),
-        "nonzero_params": nonzero,
-        "sparsity": sum(count_zeros(w) for w in linears) / sum(w.numel() for w in linears),
-        "sparsity_whole_model": 1 - nonzero / parameters,
-    }

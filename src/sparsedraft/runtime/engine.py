@@ -20,7 +20,13 @@ class Rows:
     """
 
     def __init__(
-        self, model: NativeModel, rows: int = 1, *, threads: int | None = None, pool: Any = None, kernels: str | None = None
+        self,
+        model: NativeModel,
+        rows: int = 1,
+        *,
+        threads: int | None = None,
+        pool: Any = None,
+        kernels: str | None = None,
     ) -> None:
         native = extension()
         self.model, self.passes = model, 0
@@ -80,7 +86,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: str | Path | NativeModel, *, threads: int | None = None, kernels: str | None = None, pool: Any = None
+        self,
+        model: str | Path | NativeModel,
+        *,
+        threads: int | None = None,
+        kernels: str | None = None,
+        pool: Any = None,
     ) -> None:
         self.model = model if isinstance(model, NativeModel) else native_model(locate(str(model)))
         self._rows = Rows(self.model, threads=threads, pool=pool, kernels=kernels)

@@ -35,6 +35,7 @@ class NativeModel:
     macs_per_token: int = 0
     nonzero: int = 0  # weights of the decoder linears that are not zero
     weights: int = 0  # weights of the decoder linears
+    others: int = 0  # parameters that are not theirs: embedding, head, norms, biases
 
 
 def unsupported(config: PretrainedConfig) -> str | None:
@@ -78,8 +79,8 @@ def native_model(folder: Path) -> NativeModel:
     needed, free = round(weights.bytes * 1.1), available_memory()  # tiles are padded; one matrix is held twice
     if free is not None and needed > free:
         raise UserError(
-            f"model {folder} needs {needed / 2**30:.2f} GiB of memory, and {free / 2**30:.2f} GiB are free: pack it to int8, "
-            "or close something."
+            f"model {folder} needs {needed / 2**30:.2f} GiB of memory, and {free / 2**30:.2f} GiB are free: pack it "
+            "to int8, or close something."
         )
     return _Builder(folder, config, weights).model()
 
@@ -98,7 +99,7 @@ class _Builder:
     def __init__(self, folder: Path, config: PretrainedConfig, weights: Weights) -> None:
         self.folder, self.config, self.weights = folder, config, weights
         self.runs: dict[str, str] = {}
-        self.nonzero = self.total = 0
+        self.nonzero = self.total = self.others = 0
         found = sorted(name for name in weights.names if name.endswith("embed_tokens.weight"))
         if not found:
             raise UserError(f"model {folder} has no embed_tokens: give a whole checkpoint.")
@@ -124,6 +125,7 @@ class _Builder:
         }  # fmt: skip
         layers = [self._layer(i, names) for i in range(config.num_hidden_layers)]
         embedding, scale, _ = self.weights.matrix(f"{self.prefix}embed_tokens.weight")
+        self.others += embedding.numel()
         head_ids = self.weights.head_ids()
         head, head_rows = self._head(embedding, scale, head_ids)
         native = extension()
@@ -132,7 +134,7 @@ class _Builder:
             _numpy(self._vector(f"{self.prefix}norm.weight")), head,
         )  # fmt: skip
         macs = self.nonzero + head_rows * config.hidden_size
-        return NativeModel(handle, config, head_ids, self.runs, macs, self.nonzero, self.total)
+        return NativeModel(handle, config, head_ids, self.runs, macs, self.nonzero, self.total, self.others)
 
     def _layer(self, index: int, ropes: list[str]) -> dict[str, Any]:
         base = f"{self.prefix}layers.{index}."
@@ -159,10 +161,12 @@ class _Builder:
     def _vector(self, name: str) -> Tensor:
         if name not in self.weights.names:
             raise UserError(f"model {self.folder} lacks {name}: give a whole checkpoint.")
-        return self.weights.vector(name)
+        found = self.weights.vector(name)
+        self.others += found.numel()
+        return found
 
     def _optional(self, name: str) -> Any:
-        return _numpy(self.weights.vector(name)) if name in self.weights.names else None
+        return _numpy(self._vector(name)) if name in self.weights.names else None
 
     def _linear(self, name: str) -> Any:
         values, scale, kind = self.weights.matrix(f"{name}.weight")
@@ -186,11 +190,17 @@ class _Builder:
         kind = "dense"
         if "lm_head.weight" in self.weights.names and not self.config.tie_word_embeddings:
             embedding, scale, kind = self.weights.matrix("lm_head.weight")
+            self.others += embedding.numel()
             if ids is not None and len(ids) != embedding.shape[0]:
-                raise UserError(f"model {self.folder} has a head of {embedding.shape[0]} rows for {len(ids)} head ids: pack it again.")
+                raise UserError(
+                    f"model {self.folder} has a head of {embedding.shape[0]} rows for {len(ids)} head ids: "
+                    "pack it again."
+                )
         elif ids is not None:
             if int(ids[-1]) >= embedding.shape[0]:
-                raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
+                raise UserError(
+                    f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again."
+                )
             embedding, scale = embedding[ids], None if scale is None else scale[ids]
         return self._matrix("lm_head", embedding, scale, kind, 1.0), embedding.shape[0]
 

@@ -20,8 +20,10 @@ def available() -> bool:
     """Whether the extension is there; says once what is missing where it is not."""
     module, why = _module()
     if module is None:
-        _say_once(f"the native runtime was not built ({why}): transformers runs in its place. Install a C++20 compiler and "
-                  "sparsedraft again to have it.")
+        _say_once(
+            f"the native runtime was not built ({why}): transformers runs in its place. Install a C++20 compiler and "
+            "sparsedraft again to have it."
+        )
     return module is not None
 
 
@@ -34,6 +36,8 @@ def extension() -> Any:
     """The extension; UserError where there is none."""
     module, why = _module()
     if module is None:
-        raise UserError(f"the native runtime was not built ({why}): give --runtime transformers, or install a C++20 compiler "
-                        "and sparsedraft again.")
+        raise UserError(
+            f"the native runtime was not built ({why}): give --runtime transformers, or install a C++20 compiler "
+            "and sparsedraft again."
+        )
     return module

@@ -33,9 +33,9 @@ def pack(
     """Pack the checkpoint `model` into the folder `out`.
 
     `weights`: the type of the values: f16, bf16, or int8 with a scale for each row; biases and norms stay as they are.
-    `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a text),
-    the rest by their number; the answers' tokens that it lost are counted.
-    Raises UserError for a checkpoint that lies about its mask, values that do not fit, and a head that cannot be trimmed.
+    `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a
+    text); the answers' tokens that it lost are counted.
+    Raises UserError for a checkpoint that lies about its mask, values that do not fit, a head that cannot be trimmed.
     """
     if weights not in WEIGHTS:
         raise UserError(f"--weights {weights} is not known: choose one of {', '.join(WEIGHTS)}.")
@@ -49,7 +49,8 @@ def pack(
         return _Packing(folder, work, weights).run(head_tokens, head_data)
 
     inputs = {
-        "model": folder, "weights": weights, "head_tokens": head_tokens, "head_data": Path(head_data) if head_data else None,
+        "model": folder, "weights": weights, "head_tokens": head_tokens,
+        "head_data": Path(head_data) if head_data else None,
     }  # fmt: skip
     return artifact.make(out, "pack", inputs, build, overwrite=overwrite)
 
@@ -66,9 +67,16 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
     for row in distilled.read(Path(data)):
         ids = np.asarray(row["answer_ids"])
         if len(ids) and int(ids.max()) >= vocabulary:
-            raise UserError(f"--head-data {data} has token {int(ids.max())}, which the head's {vocabulary} lack: it is of another tokenizer.")
+            raise UserError(
+                f"--head-data {data} has token {int(ids.max())}, which the head's {vocabulary} lack: "
+                "it is of another tokenizer."
+            )
         counts += np.bincount(ids, minlength=vocabulary)
-    config = json.loads((folder / "generation_config.json").read_text()) if (folder / "generation_config.json").is_file() else {}
+    config = (
+        json.loads((folder / "generation_config.json").read_text())
+        if (folder / "generation_config.json").is_file()
+        else {}
+    )
     ends = config.get("eos_token_id", checkpoint.load_tokenizer(folder).eos_token_id)
     first = {int(i) for i in (ends if isinstance(ends, list) else [ends]) if i is not None and 0 <= int(i) < vocabulary}
     order = sorted(range(vocabulary), key=lambda i: (i not in first, -int(counts[i]), i))[:count]
@@ -97,7 +105,9 @@ class _Packing:
         embedding = next((n for n in self.shards.files if n.endswith("embed_tokens.weight")), None)
         if head_tokens is not None and head_data is not None:
             if embedding is None:
-                raise UserError(f"model {self.folder} has no embed_tokens, so its head cannot be trimmed: leave out --head-tokens.")
+                raise UserError(
+                    f"model {self.folder} has no embed_tokens, so its head cannot be trimmed: leave out --head-tokens."
+                )
             ids, missed = frequent(self.folder, head_data, head_tokens, self.shards.shapes[embedding][0])
         self._write(ids)
         header = {"format": FORMAT, "version": VERSION, "weights": self.weights, "linears": self.entries}
@@ -156,16 +166,16 @@ class _Packing:
         if linear is None and not head and not name.endswith("embed_tokens.weight"):
             return {name: tensor.clone()}
         stored = linear or name.removesuffix(".weight")
-        if linear in self.claim["linears"]:
+        claimed = linear is not None and linear in self.claim["linears"]
+        if linear is not None and claimed:
             checkpoint.check_claim(self.claim, linear, tensor, self.folder)
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"model {self.folder} has a weight in {stored} that is not finite: mend the checkpoint.")
         if head and ids is not None:
             tensor = tensor[ids.long()]
         kind = "dense"
-        if linear in self.claim["linears"]:
-            claimed = str(checkpoint.claimed_pattern(self.claim, linear))
-            kind = kinds.kind_of(tensor, claimed)
+        if linear is not None and claimed:
+            kind = kinds.kind_of(tensor, str(checkpoint.claimed_pattern(self.claim, linear)))
         entry, parts = packed.pack(tensor, kind, self.weights)
         self._note_error(tensor, entry, parts, stored)
         self.entries[stored] = entry.to_dict()

@@ -1,10 +1,11 @@
 """The packed form of a matrix: values that are there, and where; canonical, row by row, nothing of any one machine.
 
     dense      values [rows, columns]
-    N:M        values [rows, columns/M · N], and index: for each its place in its group of M, ascending, BITS(M) bits each,
-               little end first, every row filled up to whole bytes (uint8 [rows, ...]). A group with fewer than N values
-               has zeros at the lowest places that are free.
-    bitmask    values [how many there are], and index: one bit for each weight, little end first (uint8 [rows, ⌈columns/8⌉])
+    N:M        values [rows, columns/M · N], and index: for each its place in its group of M, ascending, place_bits(M)
+               bits each, little end first, every row filled up to whole bytes (uint8 [rows, ...]). A group with fewer
+               than N values has zeros at the lowest places that are free.
+    bitmask    values [how many there are], and index: one bit for each weight, little end first (uint8
+               [rows, ⌈columns/8⌉])
 
 Values are float16, bfloat16, float32, or int8 with `scale` (float32 [rows]): weight = value · scale.
 """
@@ -94,7 +95,9 @@ def pack(weight: Tensor, kind: str, values: str) -> tuple[Entry, dict[str, Tenso
     else:
         typed = weight.to(TYPES[values])
         if not bool(torch.isfinite(typed).all()):
-            raise UserError(f"a weight of {float(weight.float().abs().max()):g} does not fit {values}: give --weights bf16.")
+            raise UserError(
+                f"a weight of {float(weight.float().abs().max()):g} does not fit {values}: give --weights bf16."
+            )
     if kind == "dense":
         return entry, {"values": typed.contiguous(), **out}
     if kind == "bitmask":
@@ -113,7 +116,7 @@ def pack(weight: Tensor, kind: str, values: str) -> tuple[Entry, dict[str, Tenso
 def unpack(name: str, entry: Entry, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """(values [rows, columns] with zeros where nothing was kept, and the scale [rows] of int8).
 
-    Everything is checked before it is used. Raises UserError, naming the matrix, where sizes, types or places are wrong.
+    Everything is checked before it is used. UserError, naming the matrix, where sizes, types or places are wrong.
     """
     shape = entry.index_shape()
     wanted: dict[str, tuple[torch.dtype, tuple[int, ...] | None]] = {"values": (TYPES[entry.values], None)}

@@ -54,7 +54,9 @@ class PlainWeights:
     def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
         weight = self._shards.tensor(name)
         if weight.dtype not in FLOATS:
-            raise UserError(f"model {self._folder} stores {name} as {weight.dtype}: give a checkpoint of 16 or 32-bit floats.")
+            raise UserError(
+                f"model {self._folder} stores {name} as {weight.dtype}: give a checkpoint of 16 or 32-bit floats."
+            )
         linear = name.removesuffix(".weight")
         if linear in self._claim["linears"]:
             checkpoint.check_claim(self._claim, linear, weight, self._folder)
@@ -99,7 +101,13 @@ class PackedWeights:
         if HEAD_IDS not in self._shards.files:
             return None
         ids = self._shards.tensor(HEAD_IDS)
-        if ids.dtype != torch.int32 or ids.dim() != 1 or not len(ids) or int(ids[0]) < 0 or not bool((ids[1:] > ids[:-1]).all()):
+        if (
+            ids.dtype != torch.int32
+            or ids.dim() != 1
+            or not len(ids)
+            or int(ids[0]) < 0
+            or not bool((ids[1:] > ids[:-1]).all())
+        ):
             raise UserError(f"packed folder {self.folder} has head ids that do not ascend: pack the checkpoint again.")
         return ids.long()
 
@@ -124,6 +132,7 @@ def read_header(folder: Path) -> dict[str, Entry]:
         raise UserError(f"packed header {file} is not a {FORMAT} one: pack the checkpoint again.")
     if raw.get("version") != VERSION:
         raise UserError(
-            f"packed header {file} is of version {raw.get('version')!r}, and this reads {VERSION}: pack the checkpoint again."
+            f"packed header {file} is of version {raw.get('version')!r}, and this reads {VERSION}: pack the checkpoint "
+            "again."
         )
     return {name: Entry.of(name, entry) for name, entry in raw["linears"].items()}

@@ -3,22 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import checkpoint, prompts
-from sparsedraft.decoder import embedding_rows
+from sparsedraft import prompts
 from sparsedraft.errors import UserError
 from sparsedraft.speculate import uag
-from sparsedraft.speculate.backend import Backend, TransformersBackend, takes_masks
 from sparsedraft.speculate.decode import Decoder
 from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
 from sparsedraft.speculate.lookahead import Policy
 from sparsedraft.speculate.realign import RealignDrafter
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Row, Stops
+from sparsedraft.speculate.side import Side
 from sparsedraft.speculate.trees import TreeDrafter
 from sparsedraft.speculate.vocab import same_tokens, surfaces
 
@@ -30,40 +27,6 @@ def check_route(route: str) -> None:
     """UserError unless `route` is one of UAG."""
     if route not in UAG:
         raise UserError(f"--uag {route} is not known: choose one of {', '.join(UAG)}.")
-
-
-@dataclass(frozen=True)
-class Side:
-    """A model with its tokenizer. `backend` makes a Backend of so many rows."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    eos_ids: frozenset[int]
-
-    @classmethod
-    def load(cls, ref: str | Path, *, dtype: str = "float32", device: str = "cpu") -> "Side":
-        """The model `ref` (an id, a folder, a .gguf file); UserError where its mask is not what it claims."""
-        kind, where = checkpoint.dtype_named(dtype), checkpoint.device_named(device)
-        tokenizer, folder = checkpoint.load_tokenizer(ref), checkpoint.find(ref)
-        model = checkpoint.load(folder, dtype=kind, device=where)
-        checkpoint.check_sparsity(model, folder)
-        return cls(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
-
-    def backend(self, rows: int) -> Backend:
-        return TransformersBackend(self.model, rows)
-
-    @property
-    def width(self) -> int:
-        """Tokens that the head knows."""
-        weight: torch.Tensor = self.model.get_output_embeddings().weight
-        return weight.shape[0]
-
-    def end_of_turn(self) -> int | None:
-        """The token that ends an answer."""
-        if self.tokenizer.chat_template is None:  # a base model
-            return self.tokenizer.eos_token_id
-        found = prompts.end_of_turn(self.tokenizer)
-        return found[0] if found else None
 
 
 @dataclass(frozen=True)
@@ -110,7 +73,7 @@ class Pair:
 
         UserError for tokens that the target does not have.
         """
-        if (highest := max(ids, default=0)) >= (rows := embedding_rows(self.target.model)):
+        if (highest := max(ids, default=0)) >= (rows := self.target.known):
             raise UserError(
                 f"the prompt holds the token {highest}, and the target's embedding has {rows} rows: its tokenizer is "
                 "another model's."
@@ -129,7 +92,7 @@ class Pair:
     @cached_property
     def batches(self) -> bool:
         """Whether several prompts can be decoded at once."""
-        return takes_masks(self.target.model) and (self.drafter is None or takes_masks(self.drafter.model))
+        return self.target.takes_masks and (self.drafter is None or self.drafter.takes_masks)
 
     def decoder(
         self,
@@ -164,7 +127,7 @@ class Pair:
                     "that takes masks: leave it out."
                 )
             return TreeDrafter(backend, sampling, branching)
-        known = embedding_rows(q.model)
+        known = q.known
         if self.route == "same":
 
             def read(row: Row) -> list[int]:  # a wider target may write what the drafter cannot read

@@ -1,0 +1,56 @@
+"""Options that several commands share, how their values are read, and how a command ends."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sparsedraft.console import leads
+
+Out = Annotated[Path, typer.Option(help="Folder to write; must be new, empty, or this command's own earlier result.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1, mps, ...")]
+Dtype = Annotated[str, typer.Option(help="Arithmetic: float32, bfloat16 or float16.")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        help="What runs the models: native (this CPU's own kernels), transformers, or auto: native where it can."
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
+Calibration = Annotated[str, typer.Option(help="Distilled data folder, or PROMPTS, to calibrate on.")]
+CalibrationTokens = Annotated[int, typer.Option("--tokens", min=1, help="Calibration tokens.")]
+SequenceLength = Annotated[int, typer.Option(min=2, help="Length of a packed sequence, tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]
+TopK = Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tokens; 0 is off.")]
+TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability; 1 is off.")]
+MinP = Annotated[float, typer.Option(help="Leave out tokens less likely than this share of the likeliest; 0 is off.")]
+Penalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Divides the logits of tokens seen before; 1 is off.")
+]
+Uag = Annotated[
+    str,
+    typer.Option(help="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error)."),
+]
+Tree = Annotated[
+    int, typer.Option(min=1, help="Branching of draft trees of K nodes, one prompt at a time; 1 is a chain.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded at once.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")]
+AllowOverlap = Annotated[
+    bool, typer.Option("--allow-overlap", help="Go on although evaluation prompts are among them.")
+]
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated list."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def emit(result: dict[str, Any]) -> None:
+    """Print the result as the last line on stdout; of several processes, one does."""
+    if leads():
+        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.flush()

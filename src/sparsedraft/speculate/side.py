@@ -1,0 +1,139 @@
+"""One of the two models of a pair, with its tokenizer, and what runs it."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsedraft import checkpoint, prompts
+from sparsedraft.console import console
+from sparsedraft.decoder import context_length, count_zeros, decoder_linears, embedding_rows
+from sparsedraft.errors import UserError
+from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
+from sparsedraft.runtime import native
+from sparsedraft.runtime.engine import Rows
+from sparsedraft.runtime.model import NativeModel, native_model, unsupported
+from sparsedraft.runtime.weights import is_packed
+from sparsedraft.speculate.backend import Backend, TransformersBackend, takes_masks
+
+RUNTIMES = ("auto", "native", "transformers")
+
+
+class Side:
+    """A model with its tokenizer. `model` is transformers' (or makes it, when it is asked for); `native`, if there is
+    one, is what `backend` runs in its place."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | Callable[[], PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: frozenset[int],
+        native: NativeModel | None = None,
+    ) -> None:
+        self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
+
+    @classmethod
+    def load(cls, ref: str | Path, *, dtype: str = "float32", device: str = "cpu", runtime: str = "auto") -> "Side":
+        """The model `ref` (an id, a folder, packed or not, a .gguf file).
+
+        `runtime`: native (weights as they are stored, float32 arithmetic), transformers, or auto: native where the
+        extension was built, the engine knows the architecture, and device and dtype are its own. UserError where the
+        mask is not what the checkpoint claims, and for a runtime that cannot run it.
+        """
+        if runtime not in RUNTIMES:
+            raise UserError(f"--runtime {runtime} is not known: choose one of {', '.join(RUNTIMES)}.")
+        kind, where = checkpoint.dtype_named(dtype), checkpoint.device_named(device)
+        tokenizer, folder = checkpoint.load_tokenizer(ref), checkpoint.find(ref)
+        its_own = where.type == "cpu" and kind == torch.float32
+        if runtime == "native" and not its_own:
+            raise UserError(
+                f"--runtime native computes in float32 on the CPU, not in {dtype} on {device}: leave these out."
+            )
+        config = checkpoint.read_config(folder).get_text_config()
+        if runtime == "native" or (runtime == "auto" and its_own and not unsupported(config) and native.available()):
+            built = native_model(folder)
+            return cls(lambda: _checked(folder, kind, where), tokenizer, eos_of(folder, tokenizer), built)
+        model = _checked(folder, kind, where)
+        return cls(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The transformers model."""
+        return self._model if isinstance(self._model, PreTrainedModel) else self._model()
+
+    def backend(self, rows: int) -> Backend:
+        """A Backend of so many rows."""
+        return Rows(self.native, rows) if self.native else TransformersBackend(self.model, rows)
+
+    @property
+    def width(self) -> int:
+        """Tokens that the head knows; those outside of a trimmed one count, too."""
+        if self.native:
+            return self.native.handle.vocabulary if self.native.head_ids is not None else self.native.handle.head_rows
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight.shape[0]
+
+    @property
+    def known(self) -> int:
+        """Rows of the embedding: one more than the largest token id that the model can read."""
+        return self.native.handle.vocabulary if self.native else embedding_rows(self.model)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit in the context; None where the config names no limit."""
+        return (self.native.handle.max_length or None) if self.native else context_length(self.model)
+
+    @cached_property
+    def takes_masks(self) -> bool:
+        """Whether several sequences, and trees, can be read in one pass."""
+        return True if self.native else takes_masks(self.model)
+
+    def end_of_turn(self) -> int | None:
+        """The token that ends an answer."""
+        if self.tokenizer.chat_template is None:  # a base model
+            return self.tokenizer.eos_token_id
+        found = prompts.end_of_turn(self.tokenizer)
+        return found[0] if found else None
+
+    def weights(self) -> dict[str, Any]:
+        """Cost and sparsity: macs_per_token, nonzero_params, sparsity (of the decoder linears, and of the whole)."""
+        if self.native:
+            n = self.native
+            nonzero = n.others + n.nonzero
+            return {
+                "macs_per_token": n.macs_per_token,
+                "nonzero_params": nonzero,
+                "sparsity": 1 - n.nonzero / n.weights,
+                "sparsity_whole_model": 1 - nonzero / (n.others + n.weights),
+            }
+        nonzero, parameters = nonzero_parameters(self.model)
+        linears = [linear.weight for linear in decoder_linears(self.model).values()]
+        return {
+            "macs_per_token": macs_of_model(self.model),
+            "nonzero_params": nonzero,
+            "sparsity": sum(count_zeros(w) for w in linears) / sum(w.numel() for w in linears),
+            "sparsity_whole_model": 1 - nonzero / parameters,
+        }
+
+
+def _checked(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    model = checkpoint.load(folder, dtype=dtype, device=device)
+    if not is_packed(folder):  # whose zeros are proved as they are unpacked
+        checkpoint.check_sparsity(model, folder)
+    return model
+
+
+def eos_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every id that ends a generation, without loading the model."""
+    try:
+        ids = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:  # no such file: the model's config says it
+        ids = checkpoint.read_config(folder).get_text_config().eos_token_id
+    except ValueError as error:
+        console.print(f"[dim]{folder}/generation_config.json cannot be read ({error}); its ends are left out[/dim]")
+        ids = None
+    found = set(ids) if isinstance(ids, list | tuple) else {ids}
+    return frozenset(int(i) for i in (found | {tokenizer.eos_token_id}) if i is not None)
