@@ -1,6 +1,47 @@
 """sparsedraft: sparse, self-distilled drafters for speculative decoding (SD²).
 
 Throughout, p is the target model and q the drafter; K is the number of tokens drafted a step.
+
+Once this is imported, transformers' from_pretrained loads packed folders, too.
 """
 
+from typing import TYPE_CHECKING, Any
+
+from sparsedraft import registration
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from transformers import PreTrainedModel
+
+    from sparsedraft.runtime.engine import Engine
+
 __version__ = "0.1.0"
+__all__ = ["Engine", "load"]
+
+registration.install()
+
+
+def load(
+    folder: "str | Path", *, dtype: "torch.dtype | None" = None, device: "str | torch.device" = "cpu"
+) -> "PreTrainedModel":
+    """The transformers model of a checkpoint, packed or plain, in evaluation mode: for `generate`, or as its assistant.
+
+    `folder` may also be a hub id or a .gguf file; `dtype` (default: float32) is that of the activations and of what is
+    not packed. Raises UserError where the checkpoint does not exist, is not whole, or is damaged.
+    """
+    import torch
+
+    from sparsedraft import checkpoint
+
+    return checkpoint.load(folder, dtype=dtype or torch.float32, device=device)
+
+
+def __getattr__(name: str) -> Any:
+    """`Engine`, imported when it is first asked for: it brings torch."""
+    if name != "Engine":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sparsedraft.runtime.engine import Engine
+
+    return Engine

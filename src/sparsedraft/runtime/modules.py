@@ -4,6 +4,7 @@ On CPUs the native kernels multiply, in float32; elsewhere, where the extension 
 pass through the input, the weight is dequantised once and torch multiplies.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from functools import cache
@@ -24,6 +25,9 @@ NATIVE_NAMES = {dtype: "i8" if name == "int8" else name for name, dtype in TYPES
 @cache  # nothing is ever dropped: to end threads that a fork has not copied would wait for ever
 def _pool(process: int, threads: int) -> Any:
     return native.extension().Pool(threads)
+
+
+atexit.register(_pool.cache_clear)  # while its type is still there
 
 
 class Packed(nn.Module):

@@ -191,3 +191,6 @@ def register() -> None:
         auto.register_quantization_config(METHOD)(SparsedraftConfig)
     if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
         auto.register_quantizer(METHOD)(SparsedraftQuantizer)
+
+
+register()
