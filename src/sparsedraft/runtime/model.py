@@ -36,6 +36,7 @@ class NativeModel:
     nonzero: int = 0  # weights of the decoder linears that are not zero
     weights: int = 0  # weights of the decoder linears
     others: int = 0  # parameters that are not theirs: embedding, head, norms, biases
+    others_nonzero: int = 0
 
 
 def unsupported(config: PretrainedConfig) -> str | None:
@@ -99,7 +100,7 @@ class _Builder:
     def __init__(self, folder: Path, config: PretrainedConfig, weights: Weights) -> None:
         self.folder, self.config, self.weights = folder, config, weights
         self.runs: dict[str, str] = {}
-        self.nonzero = self.total = self.others = 0
+        self.nonzero = self.total = self.others = self.others_nonzero = 0
         found = sorted(name for name in weights.names if name.endswith("embed_tokens.weight"))
         if not found:
             raise UserError(f"model {folder} has no embed_tokens: give a whole checkpoint.")
@@ -125,7 +126,7 @@ class _Builder:
         }  # fmt: skip
         layers = [self._layer(i, names) for i in range(config.num_hidden_layers)]
         embedding, scale, _ = self.weights.matrix(f"{self.prefix}embed_tokens.weight")
-        self.others += embedding.numel()
+        self._count(embedding)
         head_ids = self.weights.head_ids()
         head, head_rows = self._head(embedding, scale, head_ids)
         native = extension()
@@ -134,7 +135,9 @@ class _Builder:
             _numpy(self._vector(f"{self.prefix}norm.weight")), head,
         )  # fmt: skip
         macs = self.nonzero + head_rows * config.hidden_size
-        return NativeModel(handle, config, head_ids, self.runs, macs, self.nonzero, self.total, self.others)
+        return NativeModel(
+            handle, config, head_ids, self.runs, macs, self.nonzero, self.total, self.others, self.others_nonzero
+        )
 
     def _layer(self, index: int, ropes: list[str]) -> dict[str, Any]:
         base = f"{self.prefix}layers.{index}."
@@ -162,8 +165,12 @@ class _Builder:
         if name not in self.weights.names:
             raise UserError(f"model {self.folder} lacks {name}: give a whole checkpoint.")
         found = self.weights.vector(name)
-        self.others += found.numel()
+        self._count(found)
         return found
+
+    def _count(self, other: Tensor) -> None:
+        self.others += other.numel()
+        self.others_nonzero += int(torch.count_nonzero(other))
 
     def _optional(self, name: str) -> Any:
         return _numpy(self._vector(name)) if name in self.weights.names else None
@@ -190,7 +197,7 @@ class _Builder:
         kind = "dense"
         if "lm_head.weight" in self.weights.names and not self.config.tie_word_embeddings:
             embedding, scale, kind = self.weights.matrix("lm_head.weight")
-            self.others += embedding.numel()
+            self._count(embedding)
             if ids is not None and len(ids) != embedding.shape[0]:
                 raise UserError(
                     f"model {self.folder} has a head of {embedding.shape[0]} rows for {len(ids)} head ids: "

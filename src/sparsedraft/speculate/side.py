@@ -102,7 +102,7 @@ class Side:
         """Cost and sparsity: macs_per_token, nonzero_params, sparsity (of the decoder linears, and of the whole)."""
         if self.native:
             n = self.native
-            nonzero = n.others + n.nonzero
+            nonzero = n.others_nonzero + n.nonzero
             return {
                 "macs_per_token": n.macs_per_token,
                 "nonzero_params": nonzero,
