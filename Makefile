@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-runtime clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -25,13 +25,17 @@ bench: $(STAMP)
 # only where there is none (macOS) the plain one.
 TORCH := torch==2.13.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparsedraft/runtime/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)+cpu" --index-url $(TORCH_INDEX) \
 		|| $(BIN)/pip install -q "$(TORCH)"
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[gguf,endpoint,ray,lm-eval,dev]'
 	touch $@
+
+# TARGET and DRAFTER: hub ids or folders, by default Qwen2.5-Coder 1.5B and 0.5B
+bench-runtime: $(STAMP)
+	$(BIN)/python benchmarks/runtime.py $(if $(TARGET),--target $(TARGET)) $(if $(DRAFTER),--drafter $(DRAFTER))
 
 clean:
 	rm -rf $(VENV) build dist

@@ -3,8 +3,8 @@
     python benchmarks/runtime.py [--target MODEL] [--drafter MODEL] [--only kernels,tokens,models,speculation]
 
 Kernels walk through the weights of all layers of the drafter's shapes (random, each layer its own), so that they do
-not sit in a cache; times of what is compared alternate, and a ratio is the median of neighbours'. The last line on stdout is
-{"rows": [{"name", "ratio", "goal"}, ...]}.
+not sit in a cache; times of what is compared alternate, and a ratio is the median of neighbours'. The last line on
+stdout is {"rows": [{"name", "ratio", "goal"}, ...]}.
 """
 
 import argparse
@@ -154,8 +154,8 @@ def kernels(model: str, layers: int, threads: int) -> list[dict[str, Any]]:
         seconds, ratios = against(k.watch(matrices), [float32, k.watch(bf16), k.watch(int8)])
         size = sum(m.bytes for m in matrices)
         details = {
-            "gigaweights_per_second": round(k.weights / seconds / 1e9, 1), "gb_per_second": round(size / seconds / 1e9, 1),
-            "of_roof": round(size / seconds / limit, 2), "bytes_per_weight": round(size / k.weights, 3),
+            "gigaweights_per_second": round(k.weights / seconds / 1e9, 1),
+            "gb_per_second": round(size / seconds / 1e9, 1), "of_roof": round(size / seconds / limit, 2), "bytes_per_weight": round(size / k.weights, 3),
         }  # fmt: skip
         for reference, value, goal in zip(
             ("torch float32", "own dense bf16", "own dense int8"), ratios, goals, strict=True

@@ -59,7 +59,7 @@ COMMANDS = {
         "--device",
         "--dtype",
     },
-    "eval": {"--prompts", "--k", "--temperature", "--simulate", "--out", "--seed", "--device", "--dtype"},
+    "eval": {"--prompts", "--k", "--temperature", "--simulate", "--out", "--seed", "--device", "--dtype", "--runtime"},
     "generate": {
         "--prompt",
         "--drafter",
@@ -70,7 +70,9 @@ COMMANDS = {
         "--top-p",
         "--seed",
         "--device",
+        "--runtime",
     },
+    "pack": {"--out", "--weights", "--head-tokens", "--head-data", "--overwrite"},
     "report": {"--overwrite"},
     "inspect": set(),
 }

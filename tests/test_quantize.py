@@ -13,6 +13,7 @@ from sparsedraft.decoder import decoder_linears
 from sparsedraft.finetune import masks, quantize
 from sparsedraft.finetune.loop import Settings, train
 from sparsedraft.packing import answer_logits
+from sparsedraft.quantization import codes
 from test_finetune import samples, sparse
 
 LEVELS = {"int8": 127, "int4": 7}
@@ -55,7 +56,7 @@ def test_rounding_is_to_the_nearest_of_the_levels_and_zeros_stay(
 def test_what_is_rounded_once_stays(scheme: str) -> None:
     once = quantize.snap(matrix(9, 70, 3), scheme)
     torch.testing.assert_close(quantize.snap(once, scheme), once, rtol=1e-6, atol=0)
-    assert torch.equal(quantize.codes(once, scheme)[0], quantize.codes(matrix(9, 70, 3), scheme)[0])
+    assert torch.equal(codes(once, scheme)[0], codes(matrix(9, 70, 3), scheme)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
