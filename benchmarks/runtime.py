@@ -155,7 +155,8 @@ def kernels(model: str, layers: int, threads: int) -> list[dict[str, Any]]:
         size = sum(m.bytes for m in matrices)
         details = {
             "gigaweights_per_second": round(k.weights / seconds / 1e9, 1),
-            "gb_per_second": round(size / seconds / 1e9, 1), "of_roof": round(size / seconds / limit, 2), "bytes_per_weight": round(size / k.weights, 3),
+            "gb_per_second": round(size / seconds / 1e9, 1), "of_roof": round(size / seconds / limit, 2),
+            "bytes_per_weight": round(size / k.weights, 3),
         }  # fmt: skip
         for reference, value, goal in zip(
             ("torch float32", "own dense bf16", "own dense int8"), ratios, goals, strict=True
