@@ -53,7 +53,7 @@ def test_bits_of_each_weight(kind: str, bits: float) -> None:
     if kind != "dense":
         pattern = Pattern.parse(kind) if ":" in kind else Pattern()
         weight *= pattern.keep(weight.abs().float(), pattern.resolve(None))
-    assert packed.size(*packed.pack(weight, kind, "f16")) * 8 == bits * weight.numel()
+    assert packed.size(packed.pack(weight, kind, "f16")[1]) * 8 == bits * weight.numel()
 
 
 def test_places_that_span_no_byte() -> None:

@@ -1,11 +1,16 @@
 """Which packed kind a matrix gets, and how the kernels here lay it out."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sparsedraft.pattern import Pattern
+from sparsedraft.runtime.native import extension
+from sparsedraft.runtime.packed import TYPES
 
 DENSE = 0.9  # from this density on the places cost more than the zeros save
+NATIVE_NAMES = {dtype: "i8" if name == "int8" else name for name, dtype in TYPES.items()}  # of the kernels' values
 WINDOW = 0.4  # up to this density a sliding window beats a mask of bits
 
 
@@ -37,6 +42,21 @@ def layout_of(kind: str, density: float, columns: int) -> tuple[str, int]:
     return ("window" if density <= WINDOW and columns <= 65472 else "bitmask"), 0
 
 
-def density_of(values: Tensor) -> float:
-    """Share of `values` that is not zero."""
-    return float(torch.count_nonzero(values)) / values.numel()
+def lay_out(values: Tensor, scale: Tensor | None, kind: str) -> tuple[Any, str]:
+    """(the extension's matrix of `values` [rows, columns] packed as `kind`, how it runs, such as "2:4 i8").
+
+    `scale` [rows] is that of int8. Raises ValueError where the values do not fit the kind.
+    """
+    density = float(torch.count_nonzero(values)) / values.numel()
+    layout, n = layout_of(kind, density, values.shape[1])
+    if values.dtype == torch.float32:
+        layout, n = "dense", 0  # sparse layouts hold 16 bits or fewer
+    name = NATIVE_NAMES[values.dtype]
+    scales = None if scale is None else scale.contiguous().float().numpy()
+    return extension().matrix(raw(values), name, layout, n, scales), f"{kind if layout == 'N:8' else layout} {name}"
+
+
+def raw(values: Tensor) -> Any:
+    """The bits of `values` as a numpy array, 16-bit floats as int16: numpy has no bfloat16."""
+    values = values.contiguous()
+    return (values.view(torch.int16) if values.element_size() == 2 else values).numpy()

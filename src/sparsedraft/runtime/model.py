@@ -14,7 +14,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import skeleton
 from sparsedraft.runtime import kinds
 from sparsedraft.runtime.native import extension
-from sparsedraft.runtime.weights import FLOATS, Weights, weights_of
+from sparsedraft.runtime.weights import Weights, weights_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not change with the length
@@ -131,7 +131,7 @@ class _Builder:
         head, head_rows = self._head(embedding, scale, head_ids)
         native = extension()
         handle = native.model(
-            settings, _raw(embedding), _type(embedding), _numpy(scale), layers,
+            settings, kinds.raw(embedding), kinds.NATIVE_NAMES[embedding.dtype], _numpy(scale), layers,
             _numpy(self._vector(f"{self.prefix}norm.weight")), head,
         )  # fmt: skip
         macs = self.nonzero + head_rows * config.hidden_size
@@ -177,20 +177,16 @@ class _Builder:
 
     def _linear(self, name: str) -> Any:
         values, scale, kind = self.weights.matrix(f"{name}.weight")
-        kept = int(torch.count_nonzero(values))
-        self.nonzero += kept
+        self.nonzero += int(torch.count_nonzero(values))
         self.total += values.numel()
-        return self._matrix(name, values, scale, kind, kept / values.numel())
+        return self._matrix(name, values, scale, kind)
 
-    def _matrix(self, name: str, values: Tensor, scale: Tensor | None, kind: str, density: float) -> Any:
-        layout, n = kinds.layout_of(kind, density, values.shape[1])
-        if values.dtype == torch.float32:
-            layout, n = "dense", 0  # sparse layouts hold 16 bits or fewer
-        self.runs[name] = f"{kind if layout == 'N:8' else layout} {_type(values)}"
+    def _matrix(self, name: str, values: Tensor, scale: Tensor | None, kind: str) -> Any:
         try:
-            return extension().matrix(_raw(values), _type(values), layout, n, _numpy(scale))
+            matrix, self.runs[name] = kinds.lay_out(values, scale, kind)
         except ValueError as error:
             raise UserError(f"model {self.folder} cannot be laid out: {name}: {error}.") from None
+        return matrix
 
     def _head(self, embedding: Tensor, scale: Tensor | None, ids: Tensor | None) -> tuple[Any, int]:
         """The head's matrix, trimmed to `ids`, and its rows."""
@@ -209,7 +205,7 @@ class _Builder:
                     f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again."
                 )
             embedding, scale = embedding[ids], None if scale is None else scale[ids]
-        return self._matrix("lm_head", embedding, scale, kind, 1.0), embedding.shape[0]
+        return self._matrix("lm_head", embedding, scale, kind), embedding.shape[0]
 
 
 def _rotary(model: Any) -> Any:
@@ -219,16 +215,6 @@ def _rotary(model: Any) -> Any:
 def _embedding_scale(config: PretrainedConfig) -> float:
     """Gemma multiplies embeddings by √hidden, rounded to the dtype of its weights; in float32 it is this."""
     return float(torch.tensor(config.hidden_size**0.5))
-
-
-def _type(values: Tensor) -> str:
-    return "i8" if values.dtype == torch.int8 else FLOATS[values.dtype]
-
-
-def _raw(values: Tensor) -> np.ndarray:
-    """The bits of `values`: numpy has no bfloat16."""
-    values = values.contiguous()
-    return (values.view(torch.int16) if values.element_size() == 2 else values).numpy()
 
 
 def _numpy(values: Tensor | None) -> np.ndarray | None:

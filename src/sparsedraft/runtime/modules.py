@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from sparsedraft.errors import UserError
 from sparsedraft.runtime import kinds, native
-from sparsedraft.runtime.packed import TYPES, Entry, unpack
+from sparsedraft.runtime.packed import Entry, unpack
 
 PARTS = ("values", "index", "scale")
-NATIVE_NAMES = {dtype: "i8" if name == "int8" else name for name, dtype in TYPES.items()}
 
 
 @cache  # nothing is ever dropped: to end threads that a fork has not copied would wait for ever
@@ -113,14 +112,8 @@ class PackedLinear(Packed):
     def _native(self) -> Any:
         if self._matrix is None:
             values, scale = self.unpacked()
-            layout, n = kinds.layout_of(self.entry.kind, kinds.density_of(values), self.entry.columns)
-            if values.dtype == torch.float32:
-                layout, n = "dense", 0  # sparse layouts hold 16 bits or fewer
-            values = values.contiguous()
-            raw = (values.view(torch.int16) if values.element_size() == 2 else values).numpy()  # numpy has no bfloat16
-            scales = None if scale is None else scale.contiguous().numpy()
             try:
-                self._matrix = native.extension().matrix(raw, NATIVE_NAMES[values.dtype], layout, n, scales)
+                self._matrix, _ = kinds.lay_out(values, scale, self.entry.kind)
             except ValueError as error:
                 raise UserError(f"packed matrix {self.name} cannot be laid out ({error}): pack it again.") from None
         return self._matrix

@@ -180,7 +180,7 @@ class _Packing:
         self._note_error(tensor, entry, parts, stored)
         self.entries[stored] = entry.to_dict()
         if linear is not None:
-            self.linear_bytes += packed.size(entry, parts)
+            self.linear_bytes += packed.size(parts)
             self.linear_dense_bytes += 2 * tensor.numel()
         return {f"{stored}.{part}": value.clone() for part, value in parts.items()}
 

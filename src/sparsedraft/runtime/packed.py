@@ -176,6 +176,6 @@ def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
     return ((packed[..., None] >> shifts) & ((1 << bits) - 1)).flatten(1)[:, :count].contiguous()
 
 
-def size(entry: Entry, tensors: dict[str, Tensor]) -> int:
+def size(tensors: dict[str, Tensor]) -> int:
     """Bytes on disk."""
     return sum(t.numel() * t.element_size() for t in tensors.values())
