@@ -1,9 +1,9 @@
 """`distill --workers`: Ray's actors write the same rows as one process, whatever dies on the way."""
 
 import json
-import pickle
 import signal
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,7 @@ def job(folder: Path) -> Job:
 
 def batch(number: int) -> dict[str, np.ndarray]:
     unit = [prompts.Prompt(f"p{number}", (ASKED[0],))]
-    return {"unit": np.array([number]), "prompts": np.array([pickle.dumps(unit)], dtype=object)}
+    return {"unit": np.array([number]), "prompts": np.array([json.dumps([asdict(prompt) for prompt in unit])])}
 
 
 def test_a_worker_sends_rows_or_what_is_wrong(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ alone, so that a unit which was redone is still written once.
 import json
 import logging
 import os
-import pickle
 import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from sparsedraft.conversation import Make
@@ -47,13 +46,18 @@ class _Worker:
             self.failed = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        number, unit = int(batch["unit"][0]), pickle.loads(batch["prompts"][0])
+        number, unit = int(batch["unit"][0]), [_prompt(row) for row in json.loads(str(batch["prompts"][0]))]
         if self.make is None:
             return {"unit": [number], "rows": [""], "failed": [self.failed]}
         try:
             return {"unit": [number], "rows": [json.dumps(self.make(unit))], "failed": [""]}
         except (UserError, FloatingPointError) as error:
             return {"unit": [number], "rows": [""], "failed": [str(error)]}
+
+
+def _prompt(row: dict[str, Any]) -> Prompt:
+    """A prompt back from JSON, which has no tuples."""
+    return Prompt(**{**row, "turns": tuple(row["turns"]), "references": tuple(row["references"])})
 
 
 def run_with_ray(
@@ -72,7 +76,7 @@ def run_with_ray(
         cores = int(ray.cluster_resources().get("CPU", 1))
         threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores // workers)
         data = ray.data.from_items(
-            [{"unit": number, "prompts": pickle.dumps(list(units[number]))} for number in todo],
+            [{"unit": number, "prompts": json.dumps([asdict(prompt) for prompt in units[number]])} for number in todo],
             override_num_blocks=len(todo),  # a task each: what is done comes back at once
         ).map_batches(
             _Worker,
