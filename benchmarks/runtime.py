@@ -9,7 +9,6 @@ stdout is {"rows": [{"name", "ratio", "goal"}, ...]}.
 
 import argparse
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="kernels,tokens,models,speculation")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-runtime"), help="pruned and packed models")
     chosen = parser.parse_args(arguments)
     setup(chosen.threads)
     parts = chosen.only.split(",")
@@ -195,11 +195,10 @@ def main(arguments: list[str] | None = None) -> None:
         rows += kernels(chosen.drafter, chosen.layers, chosen.threads)
     if "tokens" in parts:
         rows += tokens(chosen.drafter, min(chosen.layers, 12), chosen.threads)
-    with tempfile.TemporaryDirectory() as scratch:
-        if {"models", "speculation"} & set(parts):
-            import runtime_models
+    if {"models", "speculation"} & set(parts):
+        import runtime_models
 
-            rows += runtime_models.main(chosen, parts, Path(scratch))
+        rows += runtime_models.main(chosen, parts)
     close(rows)
 
 

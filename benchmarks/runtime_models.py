@@ -25,15 +25,15 @@ from sparsedraft.speculate.side import Side
 CONTEXT, STEPS = 64, 16  # tokens before what is timed, and how many steps are
 
 
-def drafters(model: str, scratch: Path) -> dict[str, Path]:
+def drafters(model: str, out: Path) -> dict[str, Path]:
     """The drafter packed dense and sparse; pruned by SparseGPT on the demo's prompts, not fine-tuned."""
-    found = {"dense int8": scratch / "dense-int8"}
+    found = {"dense int8": out / "dense-int8"}
     pack(model, found["dense int8"], weights="int8")
     for pattern in ("2:4", "4:8", "2:8"):
         name = pattern.replace(":", "of")
-        prune(model, scratch / name, "demo:train", pattern=pattern, tokens=4096)
-        found[f"{pattern} int8"] = scratch / f"{name}-int8"
-        pack(str(scratch / name), found[f"{pattern} int8"], weights="int8")
+        prune(model, out / name, "demo:train", pattern=pattern, tokens=4096)
+        found[f"{pattern} int8"] = out / f"{name}-int8"
+        pack(str(out / name), found[f"{pattern} int8"], weights="int8")
     return found
 
 
@@ -160,13 +160,14 @@ def assisted_rate(plain: tuple[str, str], asked: Sequence[list[int]], new: int) 
     return total / (time.perf_counter() - start)
 
 
-def main(chosen: argparse.Namespace, parts: Sequence[str], scratch: Path) -> list[dict[str, Any]]:
-    packed = drafters(chosen.drafter, scratch)
-    pack(chosen.target, scratch / "target", weights="int8")
+def main(chosen: argparse.Namespace, parts: Sequence[str]) -> list[dict[str, Any]]:
+    """What was pruned and packed stays in chosen.out: the next run takes it from there."""
+    packed = drafters(chosen.drafter, chosen.out)
+    pack(chosen.target, chosen.out / "target", weights="int8")
     rows = []
     torch.set_num_threads(chosen.threads)
     if "models" in parts:
-        rows += models(native_model(scratch / "target"), packed, chosen.drafter, chosen.threads)
+        rows += models(native_model(chosen.out / "target"), packed, chosen.drafter, chosen.threads)
     if "speculation" in parts:
-        rows += speculation(scratch / "target", packed, (chosen.target, chosen.drafter))
+        rows += speculation(chosen.out / "target", packed, (chosen.target, chosen.drafter))
     return rows

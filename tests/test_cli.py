@@ -292,6 +292,10 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", ""), "has no tokenizer that can be read"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--tree", "2"), "--tree 2 needs a model that drafts"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", "lookup", "--tree", "3"), "--tree 3 needs a model"),
+    (
+        lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--tree", "3", "--policy", "confidence"),
+        "ends chains",
+    ),
     (lambda f, t: ("generate", t, "--prompt", "x\udcff"), "is not UTF-8 text"),
     (lambda f, t: ("generate", t, "--prompt", "", "--raw"), "the prompt is empty"),
     (lambda f, t: ("generate", untold(f, t), "--prompt", "x"), "add --raw to continue the text as it is"),

@@ -108,6 +108,17 @@ def test_a_stop_that_does_not_come_and_one_beyond_the_room() -> None:
     assert run(Stops(TOKENIZER, ["left"]), 4, room=room + 1).finish_reason == "stop"
 
 
+def test_a_special_token_stops_though_no_text_shows_it() -> None:
+    ids = [*ANSWER[:9], 1, *ANSWER[9:]]
+    special = TOKENIZER.convert_ids_to_tokens(1)
+    assert special not in TOKENIZER.decode(ids, skip_special_tokens=True)
+    stops = Stops(TOKENIZER, [special, "never"])
+    for new in range(1, len(ids) + 1):
+        at = 9 - (len(ids) - new)
+        assert stops.first([*PROMPT, *ids], len(ids), new) == (at if at >= 0 else None)
+    assert stops.first([*PROMPT, 1, *ANSWER], len(ANSWER), len(ANSWER)) is None, "the prompt's do not count"
+
+
 def test_rows_stop_on_their_own() -> None:
     prompts = [PROMPT, PROMPT[:-3] + PROMPT[-1:], [*PROMPT[:4], *PROMPT]]
     stops = Stops(TOKENIZER, ["brown"])

@@ -11,7 +11,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.speculate import uag
 from sparsedraft.speculate.decode import Decoder
 from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
-from sparsedraft.speculate.lookahead import Policy
+from sparsedraft.speculate.lookahead import Confidence, Policy
 from sparsedraft.speculate.realign import RealignDrafter
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Row, Stops
@@ -121,6 +121,10 @@ class Pair:
         q, p = self.drafter, self.target
         backend = q.backend(len(asked))
         if branching > 1:
+            if isinstance(policy, Confidence):
+                raise UserError(
+                    f"the policy confidence ends chains, and --tree {branching} drafts none: choose another."
+                )
             if self.route != "same" or self.vocabulary is not None or len(asked) > 1 or not self.batches:
                 raise UserError(
                     f"--tree {branching} needs one prompt at a time, models of one tokenizer and width, and attention "

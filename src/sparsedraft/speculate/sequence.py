@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from sparsedraft.speculate.retokenize import special_ids
 from sparsedraft.speculate.sampling import Dice
 
 
@@ -54,12 +55,15 @@ class Step:
 class Stops:
     """Strings that end a sequence, looked for in the text of its newest tokens, token by token.
 
+    A string that is a special token, which no text shows, is looked for as that token.
     The window is a fixed number of tokens before each token, so where a sequence stops depends on its tokens alone and
     not on how many of them came in one step.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
         self.tokenizer, self.strings = tokenizer, [s for s in strings if s]
+        special = special_ids(tokenizer)
+        self._ids = {token for s in self.strings if (token := tokenizer.get_vocab().get(s)) in special}
         self.longest = max((len(s) for s in self.strings), default=0)  # characters
         self.window = max((len(s.encode()) for s in self.strings), default=0) + 8
 
@@ -70,6 +74,8 @@ class Stops:
         start = len(tokens) - written
         for i in range(new):
             end = len(tokens) - new + i + 1
+            if tokens[end - 1] in self._ids:
+                return i
             text = self._text(tokens[max(start, end - self.window) : end])
             if any(s in text for s in self.strings):
                 return i

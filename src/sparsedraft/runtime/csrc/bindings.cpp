@@ -261,6 +261,11 @@ class Guarded {
 
 NB_MODULE(_native, m) {
   m.def("kernels", [](std::optional<std::string> name) { return std::string(kernels(name ? name->c_str() : nullptr).name); }, "name"_a = nb::none());
+  m.def("names", [] {
+    std::vector<std::string> found;
+    for (const Kernels* k : available()) found.emplace_back(k->name);
+    return found;
+  });
   nb::class_<Pool>(m, "Pool")
       .def("__init__",
            [](Pool* self, int threads) {

@@ -3,21 +3,23 @@
 #include <string>
 
 namespace sparsedraft {
-namespace {
 
-const Kernels* found(const char* name) {
+std::vector<const Kernels*> available() {
+  std::vector<const Kernels*> found;
 #ifdef SPARSEDRAFT_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-      (!name || std::string(name) == kernels_avx2.name))
-    return &kernels_avx2;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512vnni"))
+    found.push_back(&kernels_avx512);
+  if (avx2) found.push_back(&kernels_avx2);
 #endif
-  return !name || std::string(name) == kernels_portable.name ? &kernels_portable : nullptr;
+  found.push_back(&kernels_portable);
+  return found;
 }
 
-}  // namespace
-
 const Kernels& kernels(const char* name) {
-  if (const Kernels* k = found(name)) return *k;
+  for (const Kernels* k : available())
+    if (!name || std::string(name) == k->name) return *k;
   throw std::invalid_argument("no kernels named " + std::string(name) + " for this CPU");
 }
 

@@ -1,6 +1,8 @@
 // What a CPU's own code offers; one implementation for each set of vectors (kernels.inc compiled several times).
 #pragma once
 
+#include <vector>
+
 #include "matrix.hpp"
 
 namespace sparsedraft {
@@ -23,9 +25,11 @@ struct Kernels {
 
 extern const Kernels kernels_portable;
 #ifdef SPARSEDRAFT_AVX2
-extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx2, kernels_avx512;
 #endif
 
+// Those that this CPU runs, the best first.
+std::vector<const Kernels*> available();
 // The best that this CPU runs, or the one of this name (std::invalid_argument if it is not there).
 const Kernels& kernels(const char* name = nullptr);
 

@@ -140,9 +140,9 @@ inline I high_bytes(I a) {
     return pair(static_cast<int8_t>(a.byte(4 * i + 1)), static_cast<int8_t>(a.byte(4 * i + 3)));
   });
 }
-inline I dot16(I a, I b) {
+inline I add_dot16(I sum, I a, I b) {
   return each<I>([&](int i) {
-    return static_cast<uint32_t>(a.word(2 * i) * b.word(2 * i)) +
+    return sum.v[i] + static_cast<uint32_t>(a.word(2 * i) * b.word(2 * i)) +
            static_cast<uint32_t>(a.word(2 * i + 1) * b.word(2 * i + 1));
   });
 }
