@@ -23,9 +23,10 @@ def run(
 ) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
     """(tokens, histogram, measures) of one answer; the histogram has a place for `most` accepted drafts at least.
 
-    Seconds, steps, drafts and tokens leave the first step out, which reads the prompt; the histogram does not.
+    Seconds, steps, drafts and tokens leave the first step out, which reads the prompt (unless it was read for another
+    policy before); the histogram does not.
     """
-    decoder = pair.decoder([asked], policy, sampling, branching=branching)
+    decoder = pair.decoder([asked], policy, sampling, branching=branching, again=True)
     steps: list[Step] = []
     first = Times()
     for step in decoder.decode([asked.target], new_tokens, [seed]):

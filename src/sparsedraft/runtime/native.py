@@ -1,8 +1,12 @@
 """The compiled extension, where it could be built."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
+
+import torch
 
 from sparsedraft.console import console
 from sparsedraft.errors import UserError
@@ -41,3 +45,14 @@ def extension() -> Any:
             "and sparsedraft again."
         )
     return module
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """torch on one thread: its others spin for milliseconds after each call, on the cores that the engine needs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -6,6 +6,7 @@ token of its own. Both caches are then rolled back to what was emitted.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -52,7 +53,7 @@ class Decoder:
     batched with.
 
     `drafter` None is plain decoding. `eos_ids` and `stops` end a sequence. `clock` gives seconds, `dice` the
-    chances of a seed.
+    chances of a seed. Every step is taken inside of a context that `around` makes.
     """
 
     target: Backend
@@ -63,6 +64,7 @@ class Decoder:
     stops: Stops | None = None
     clock: Callable[[], float] = time.perf_counter
     dice: Callable[[int], Dice] = Dice
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
     times: Times = field(default_factory=Times)
     _begun: bool = field(default=False, init=False)
     _drafter_has_read: bool = field(default=False, init=False)
@@ -86,7 +88,8 @@ class Decoder:
         self._drop([row for row in rows if row.room > 0], rows)
         rows, first = [row for row in rows if row.room > 0], True
         while rows:
-            steps = self._step(rows, first)
+            with self.around():
+                steps = self._step(rows, first)
             first = False
             yield from steps
             going = [row for row in rows if not row.finish_reason]

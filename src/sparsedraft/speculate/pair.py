@@ -1,6 +1,7 @@
 """A target and what drafts for it, put together: the way between their tokenizers, and decoders for given prompts."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,6 +9,7 @@ import torch
 
 from sparsedraft import prompts
 from sparsedraft.errors import UserError
+from sparsedraft.runtime.native import single_thread
 from sparsedraft.speculate import uag
 from sparsedraft.speculate.decode import Decoder
 from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
@@ -102,24 +104,33 @@ class Pair:
         *,
         stops: Stops | None = None,
         branching: int = 1,
+        again: bool = False,
     ) -> Decoder:
-        """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, one prompt only."""
+        """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, one prompt only.
+
+        `again`: for one prompt after another, the same ones several times: the models remember what they have read, and
+        the decoder made before is of no more use.
+        """
         if len(asked) > 1 and not self.batches:
             raise UserError("one of the models takes no attention masks: decode one prompt at a time.")
+        models = [self.target, *([] if self.drafter is None else [self.drafter])]
         return Decoder(
-            self.target.backend(len(asked)),
-            self._drafter(asked, policy, sampling, branching),
+            self.target.remembering() if again else self.target.backend(len(asked)),
+            self._drafter(asked, policy, sampling, branching, again),
             policy,
             sampling,
             self.target.eos_ids,
             stops,
+            around=single_thread if all(side.native for side in models) else nullcontext,
         )
 
-    def _drafter(self, asked: Sequence[Prompted], policy: Policy, sampling: Sampling, branching: int) -> Drafter | None:
+    def _drafter(
+        self, asked: Sequence[Prompted], policy: Policy, sampling: Sampling, branching: int, again: bool
+    ) -> Drafter | None:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
         q, p = self.drafter, self.target
-        backend = q.backend(len(asked))
+        backend = q.remembering() if again else q.backend(len(asked))
         if branching > 1:
             if isinstance(policy, Confidence):
                 raise UserError(

@@ -18,6 +18,7 @@ from sparsedraft.runtime.engine import Rows
 from sparsedraft.runtime.model import NativeModel, native_model, unsupported
 from sparsedraft.runtime.weights import is_packed
 from sparsedraft.speculate.backend import Backend, TransformersBackend, takes_masks
+from sparsedraft.speculate.prefix import PrefixCache
 
 RUNTIMES = ("auto", "native", "transformers")
 
@@ -34,6 +35,7 @@ class Side:
         native: NativeModel | None = None,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
+        self._remembered: PrefixCache | None = None
 
     @classmethod
     def load(cls, ref: str | Path, *, dtype: str = "float32", device: str = "cpu", runtime: str = "auto") -> "Side":
@@ -67,6 +69,12 @@ class Side:
     def backend(self, rows: int) -> Backend:
         """A Backend of so many rows."""
         return Rows(self.native, rows) if self.native else TransformersBackend(self.model, rows)
+
+    def remembering(self) -> Backend:
+        """The same Backend of one row each time, empty: it takes up what it has read before. One use at a time."""
+        self._remembered = self._remembered or PrefixCache(self.backend(1))
+        self._remembered.begin()
+        return self._remembered
 
     @property
     def width(self) -> int:

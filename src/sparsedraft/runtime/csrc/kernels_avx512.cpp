@@ -1,8 +1,9 @@
-// The 256-bit kernels, for CPUs with AVX-512 (VL and VNNI).
+// The 256-bit kernels, for CPUs with AVX-512 (VL and VNNI), and 512 bits where they pay: dense int8 and many tokens.
 #define VECTORS simd_avx512
 #define SPARSEDRAFT_TOKENS 8
 #define SPARSEDRAFT_KERNELS kernels_avx512
 #define KERNELS_NAME "avx512"
+#define SPARSEDRAFT_MULTIPLY multiply_wide
 #include "simd_avx2.hpp"
 
 #include "kernels.inc"

@@ -1,0 +1,65 @@
+"""A backend that remembers gives the logits of a fresh one, and reads a prompt once."""
+
+import random
+
+import torch
+
+from sparsedraft.speculate.decode import Decoder, generate
+from sparsedraft.speculate.drafters import ModelDrafter
+from sparsedraft.speculate.lookahead import Constant
+from sparsedraft.speculate.prefix import PrefixCache
+from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.trees import TreeDrafter
+from toys import Toy
+
+
+def after(ids: list[int]) -> torch.Tensor:
+    """Logits that depend on the whole text."""
+    return torch.randn(8, generator=torch.Generator().manual_seed(hash(tuple(ids)) % 2**31))
+
+
+def test_anything_in_any_order_equals_a_fresh_backend() -> None:
+    rng, reused = random.Random(0), 0
+    for _ in range(60):
+        inside = Toy(after)
+        remembering = PrefixCache(inside)
+        fed = 0
+        for _ in range(6):
+            remembering.begin()
+            fresh = Toy(after)
+            for _ in range(rng.randrange(1, 8)):
+                assert remembering.lengths == fresh.lengths
+                length = fresh.lengths[0]
+                what = rng.randrange(4) if length else 0
+                if what == 0:
+                    new = [rng.randrange(2) for _ in range(rng.randrange(1, 6))]
+                    wanted = rng.randrange(1, len(new) + 1)
+                    mine, theirs = (b.forward([new], [wanted])[0] for b in (remembering, fresh))
+                    assert torch.equal(mine, theirs)
+                elif what == 1:
+                    to = rng.randrange(length + 1)
+                    remembering.rollback([to]), fresh.rollback([to])
+                else:
+                    new, parents = [rng.randrange(2) for _ in range(4)], [-1, -1, 0, 2]
+                    assert torch.equal(*(b.forward_tree(new, parents) for b in (remembering, fresh)))
+                    nodes = rng.choice([[], [0], [1], [0, 2], [0, 2, 3]])
+                    remembering.keep(length, nodes), fresh.keep(length, nodes)
+            fed += fresh.fed
+        reused += fed - inside.fed
+    assert reused > 100, "some of it was taken up again"
+
+
+def test_a_prompt_is_read_once_whatever_decodes_it() -> None:
+    prompt = [i % 7 for i in range(50)]
+    target, drafter = Toy(after), Toy(after)
+    models, texts = (PrefixCache(target), PrefixCache(drafter)), []
+    for k in (0, 1, 3, 5, 5):
+        for model in models:
+            model.begin()
+        p, q = models
+        proposes = TreeDrafter(q, Sampling(), 2) if texts and k == 5 else ModelDrafter(q, Sampling())
+        decoder = Decoder(p, proposes if k else None, Constant(k), Sampling())
+        texts.append(generate(decoder, prompt, 12).tokens)
+        assert p.lengths == [50 + 12 - 1]
+    assert all(text == texts[0] for text in texts)
+    assert target.fed < 50 + 5 * 2 * 12 * 6 / 2 and drafter.fed < 50 + 4 * 12 * 6, "50 tokens each, and not 250"
