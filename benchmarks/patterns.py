@@ -27,6 +27,7 @@ from sparsedraft.measure.summary import mean_alpha, merge
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import Side
 
 PATTERNS: list[dict[str, Any]] = [
     {"pattern": "unstructured", "sparsity": 0.5},
@@ -54,8 +55,9 @@ def chosen(source: str, each: int | None) -> list[prompts.Prompt]:
 
 def answers_of(target: str, asked: list[prompts.Prompt], new_tokens: int, folder: Path) -> list[Answer]:
     """The target's greedy answers; from the journal where they are done."""
+    side = Side.load(target, runtime="transformers")
     return answer_all(
-        checkpoint.load(target), checkpoint.load_tokenizer(target), asked,
+        side.writer(16), side.context, side.tokenizer, asked,
         journal=folder / "target.jsonl", description="target answers", sampling=Sampling(),
         max_new_tokens=new_tokens, batch_size=16, seed=0,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The native runtime: kernels, tokens at once, whole models, speculation; ratios inside one run.
 
-    python benchmarks/runtime.py [--target MODEL] [--drafter MODEL] [--only kernels,tokens,models,speculation]
+    python benchmarks/runtime.py [--target MODEL] [--drafter MODEL] [--only kernels,tokens,models,speculation] [...]
 
 Kernels walk through the weights of all layers of the drafter's shapes (random, each layer its own), so that they do
 not sit in a cache; times of what is compared alternate, and a ratio is the median of neighbours'. The last line on
@@ -186,6 +186,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", default="kernels,tokens,models,speculation")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--data", type=Path, help="distilled data of the target: calibration, and tokens of a trimmed head"
+    )
+    parser.add_argument("--sparse", nargs="*", default=[], help="more packed drafters, NAME=FOLDER")
+    parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's binaries")
+    parser.add_argument("--gguf", type=Path, nargs=3, help="target Q8_0, drafter Q8_0, drafter Q4_K_M")
+    parser.add_argument(
+        "--openvino", nargs=2, help="an interpreter with openvino-genai, folder of the drafter's export"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench-runtime"), help="pruned and packed models")
     chosen = parser.parse_args(arguments)
     setup(chosen.threads)

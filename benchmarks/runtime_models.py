@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from runtime import against, ratio, roof
+from runtime_others import llama_rate, llama_speculation, openvino_rate
 from sparsedraft import checkpoint, prompts
-from sparsedraft.console import console
+from sparsedraft.distill.stage import distill
 from sparsedraft.prune.stage import prune
 from sparsedraft.runtime.engine import Engine
 from sparsedraft.runtime.model import NativeModel, native_model
@@ -23,18 +24,30 @@ from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.side import Side
 
 CONTEXT, STEPS = 64, 16  # tokens before what is timed, and how many steps are
+HEAD = 32768  # tokens of a trimmed head
+PATTERNS = ("2:4", "4:8", "2:8")
 
 
-def drafters(model: str, out: Path) -> dict[str, Path]:
-    """The drafter packed dense and sparse; pruned by SparseGPT on the demo's prompts, not fine-tuned."""
-    found = {"dense int8": out / "dense-int8"}
-    pack(model, found["dense int8"], weights="int8")
-    for pattern in ("2:4", "4:8", "2:8"):
-        name = pattern.replace(":", "of")
-        prune(model, out / name, "demo:train", pattern=pattern, tokens=4096)
-        found[f"{pattern} int8"] = out / f"{name}-int8"
-        pack(str(out / name), found[f"{pattern} int8"], weights="int8")
-    return found
+def drafters(target: str, drafter: str, data: Path | None, out: Path) -> dict[str, Path]:
+    """The drafter packed to int8, dense and sparse, its head whole and trimmed.
+
+    Pruned by SparseGPT on answers of the target (`data`, else some that it writes here), not fine-tuned.
+    """
+    if data is None:
+        data = out / "data"
+        distill(target, "demo:train", data, limit=32, max_new_tokens=64)
+    found = {"dense": drafter}
+    for pattern in PATTERNS:
+        found[pattern] = str(out / pattern.replace(":", "of"))
+        prune(drafter, Path(found[pattern]), str(data), pattern=pattern, tokens=16384)
+    packed = {}
+    for name, model in found.items():
+        for label, trim in (("", False), (f", head {HEAD}", True)):
+            folder = out / f"{name.replace(':', 'of')}-int8{'-trimmed' if trim else ''}"
+            head = (HEAD, str(data)) if trim else (None, None)
+            pack(model, folder, weights="int8", head_tokens=head[0], head_data=head[1])
+            packed[f"{name} int8{label}"] = folder
+    return packed
 
 
 def stepping(engine: Engine, tokens: int = 1) -> Any:
@@ -74,7 +87,7 @@ def models(target: NativeModel, packed: dict[str, Path], drafter: str, threads: 
             backend.rollback([CONTEXT])
         return (time.perf_counter() - start) / STEPS
 
-    goals = {"2:4 int8": 8.0}
+    goals = {"2:4 int8": 8.0, f"2:8 int8, head {HEAD}": 14.0}
     for name, folder in packed.items():
         model = native_model(folder)
         seconds, (value,) = against(stepping(Engine(model, threads=threads)), [float32], repeat=5)
@@ -106,45 +119,100 @@ def prefill(engine: Engine, backend: TransformersBackend) -> dict[str, Any]:
     return ratio("prefill of 512 tokens, dense int8 / transformers float32", value, 1, seconds=round(seconds, 2))
 
 
+class Answers:
+    """Whole answers of the int8 target, greedy: prompts' reading included, with a drafter or alone."""
+
+    def __init__(self, target: Path, limit: int, new: int) -> None:
+        self.side = Side.load(target, runtime="native")
+        chats = [p.messages() for p in prompts.read("demo:eval")[:limit]]
+        self.asked = [prompts.chat_ids(self.side.tokenizer, messages) for messages in chats]
+        self.texts = [str(self.side.tokenizer.decode(ids)) for ids in self.asked]
+        self.alone, self.new = Pair.of(self.side, None, "auto", Sampling()), new
+        self.expected = [self.one(self.alone, Constant(0), ids)[0] for ids in self.asked]
+
+    def one(self, pair: Pair, policy: Policy, ids: list[int]) -> tuple[list[int], float, int]:
+        """(tokens, seconds, steps) of one answer."""
+        start = time.perf_counter()
+        made = generate(pair.decoder([pair.prompted(ids)], policy, Sampling()), ids, self.new)
+        return made.tokens, time.perf_counter() - start, len(made.steps)
+
+    def against_alone(self, pair: Pair, policy: Policy) -> tuple[float, dict[str, Any]]:
+        """(speed-up, figures) of all answers, each beside one of the target alone."""
+        spent = plain = 0.0
+        tokens = steps = 0
+        for ids, expected in zip(self.asked, self.expected, strict=True):
+            plain += self.one(self.alone, Constant(0), ids)[1]
+            text, seconds, passes = self.one(pair, policy, ids)
+            if text != expected:
+                raise RuntimeError("the text is not the target's own")
+            spent, steps, tokens = spent + seconds, steps + passes, tokens + len(text)
+        figures = {
+            "mal": round(tokens / steps, 2), "tokens_per_second": round(tokens / spent, 2),
+            "target_tokens_per_second": round(tokens / plain, 2),
+        }  # fmt: skip
+        return plain / spent, figures
+
+
 def speculation(
     target: Path, packed: dict[str, Path], plain: tuple[str, str], limit: int = 6, new: int = 64
-) -> list[dict[str, Any]]:
-    """Whole answers, greedy: the int8 target alone, with each drafter, and transformers' assisted generation."""
-
-    side = Side.load(target, runtime="native")
-    asked = [prompts.chat_ids(side.tokenizer, p.messages()) for p in prompts.read("demo:eval")[:limit]]
-
-    def run(pair: Pair, policy: Policy) -> tuple[list[list[int]], float, float]:
-        texts, seconds, steps = [], 0.0, 0
-        for ids in asked:
-            start = time.perf_counter()
-            made = generate(pair.decoder([pair.prompted(ids)], policy, Sampling()), ids, new)
-            seconds += time.perf_counter() - start
-            texts.append(made.tokens)
-            steps += len(made.steps)
-        total = sum(map(len, texts))
-        return texts, total / seconds, total / steps
-
-    alone = Pair.of(side, None, "auto", Sampling())
-    run(alone, Constant(0))
-    expected, rate, _ = run(alone, Constant(0))
-    console.print(f"target alone: {rate:.2f} tokens/s")
-    rows, best = [], 0.0
+) -> tuple[list[dict[str, Any]], Answers]:
+    """The int8 target with each drafter against alone; the best sparse one against transformers, float32."""
+    answers, rows, best = Answers(target, limit, new), [], 0.0
+    best_rate = 0.0
     for name, folder in packed.items():
-        pair = Pair.of(side, Side.load(folder, runtime="native"), "off", Sampling())
-        for policy in (*(Constant(k) for k in (2, 3, 4, 5)), policy_named("auto")):
-            texts, found, mal = run(pair, policy)
-            if texts != expected:
-                raise RuntimeError(f"{name}: the text is not the target's own")
+        pair = Pair.of(answers.side, Side.load(folder, runtime="native"), "off", Sampling())
+        for policy in (*(Constant(k) for k in (1, 2, 3, 4)), policy_named("auto")):
             label = f"K={policy.k}" if isinstance(policy, Constant) else "K=auto"
-            details: dict[str, Any] = {"mal": round(mal, 2), "tokens_per_second": round(found, 2)}
-            rows.append(ratio(f"speculation, {name} drafter, {label} / target alone", found / rate, None, **details))
-            best = max(best, found if name != "dense int8" else 0)
-    rows.append(ratio("speculation, best sparse drafter / target alone", best / rate, 1.6))
-    theirs = assisted_rate(plain, asked, new)
+            value, figures = answers.against_alone(pair, policy)
+            rows.append(ratio(f"speculation, {name} drafter, {label} / target alone", value, None, **figures))
+            if not name.startswith("dense") and value > best:
+                best, best_rate = value, figures["tokens_per_second"]
+    rows.append(ratio("speculation, best sparse drafter / target alone", best, 1.6))
+    theirs = assisted_rate(plain, answers.asked, new)
     rows.append(
-        ratio("speculation, best sparse drafter / transformers' assisted generation, float32", best / theirs, 6)
+        ratio("speculation, best sparse drafter / transformers' assisted generation, float32", best_rate / theirs, 6)
     )
+    return rows, answers
+
+
+def others(
+    chosen: argparse.Namespace, best_native: float, answers: Answers, packed: dict[str, Path]
+) -> list[dict[str, Any]]:
+    """llama.cpp and OpenVINO where they were given, each beside our own."""
+    rows, threads = [], chosen.threads
+    own = Engine(packed["dense int8"], threads=threads)
+
+    def rate() -> float:
+        return 1 / stepping(own)()
+
+    if chosen.llama_cpp:
+        target, drafter, small = chosen.gguf
+        for label, file in (("Q8_0", drafter), ("Q4_K_M", small)):
+            rows.append(
+                ratio(
+                    f"decode, own dense int8 / llama.cpp {label}",
+                    rate() / llama_rate(chosen.llama_cpp, file, threads, new=48),
+                    None,
+                )
+            )
+        best = max(
+            (llama_speculation(chosen.llama_cpp, target, drafter, answers.texts, k, answers.new, threads), k)
+            for k in (2, 3, 4, 5)
+        )
+        (theirs, mal), k = best
+        rows.append(
+            ratio("speculation, best sparse drafter / llama.cpp's, Q8_0", best_native / theirs, 1.3,
+                  k=k, mal=round(mal, 2), tokens_per_second=round(theirs, 2))
+        )  # fmt: skip
+    if chosen.openvino:
+        python, folder = chosen.openvino
+        rows.append(
+            ratio(
+                "decode, own dense int8 / OpenVINO GenAI int8",
+                rate() / openvino_rate(python, Path(folder), threads),
+                None,
+            )
+        )
     return rows
 
 
@@ -162,12 +230,18 @@ def assisted_rate(plain: tuple[str, str], asked: Sequence[list[int]], new: int) 
 
 def main(chosen: argparse.Namespace, parts: Sequence[str]) -> list[dict[str, Any]]:
     """What was pruned and packed stays in chosen.out: the next run takes it from there."""
-    packed = drafters(chosen.drafter, chosen.out)
+    packed = drafters(chosen.target, chosen.drafter, chosen.data, chosen.out)
+    packed |= {name: Path(folder) for name, folder in (text.split("=", 1) for text in chosen.sparse)}
     pack(chosen.target, chosen.out / "target", weights="int8")
     rows = []
     torch.set_num_threads(chosen.threads)
     if "models" in parts:
         rows += models(native_model(chosen.out / "target"), packed, chosen.drafter, chosen.threads)
     if "speculation" in parts:
-        rows += speculation(chosen.out / "target", packed, (chosen.target, chosen.drafter))
+        found, answers = speculation(chosen.out / "target", packed, (chosen.target, chosen.drafter))
+        rows += found
+        best = max(
+            row["tokens_per_second"] for row in found if "tokens_per_second" in row and ", dense" not in row["name"]
+        )
+        rows += others(chosen, best, answers, packed)
     return rows

@@ -27,13 +27,15 @@ def main() -> list[dict]:
     with torch.no_grad():  # noise, so that it is accepted in part
         for linear in decoder_linears(drafter).values():
             linear.weight += 0.15 * linear.weight.std() * torch.randn(linear.weight.shape)
+    eos_ids = checkpoint.eos_ids(target, tokenizer)
+    side = Side(target, tokenizer, eos_ids)
     with tempfile.TemporaryDirectory() as folder:
         answers = answer_all(
-            target, tokenizer, read("demo:eval")[:PROMPTS], journal=Path(folder) / "journal", description="target",
-            sampling=Sampling(), max_new_tokens=NEW_TOKENS, batch_size=PROMPTS, seed=0,
+            side.writer(PROMPTS), side.context, tokenizer, read("demo:eval")[:PROMPTS],
+            journal=Path(folder) / "journal", description="target", sampling=Sampling(), max_new_tokens=NEW_TOKENS,
+            batch_size=PROMPTS, seed=0,
         )  # fmt: skip
-    eos_ids = checkpoint.eos_ids(target, tokenizer)
-    pair = Pair.of(Side(target, tokenizer, eos_ids), Side(drafter, tokenizer, eos_ids), "off", Sampling())
+    pair = Pair.of(side, Side(drafter, tokenizer, eos_ids), "off", Sampling())
     found: dict[str, list[Histogram]] = {"real": [], "simulated": []}
 
     def real() -> None:

@@ -2,9 +2,10 @@
 
 python benchmarks/speculation.py [TARGET [DRAFTER]] [--prompts FILE] [--limit N] [--k K] [--new-tokens N] [--uag ROUTE]
 
-Both on transformers' models, float32, greedy. Both must write the same text, or part where the target's two best logits
-lie closer than 1e-3 (kernels sum in another order where another number of tokens is read), and the target must need the
-same number of passes. Seconds are those of whole answers, prompts' reading included.
+Our loop runs on the same transformers models, in float32, and once more on the native engine, as `sparsedraft` has it
+by itself. Greedy. All must write the same text, or part where the target's two best logits lie closer than 1e-3 (sums
+have another order where another number of tokens is read), and the target must need the same number of passes. Seconds
+are those of whole answers, prompts' reading included.
 """
 
 import argparse
@@ -80,17 +81,19 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     )
     drafting = Side(drafter, other, checkpoint.eos_ids(drafter, other))
     pair = Pair.of(Side(target, tokenizer, eos_ids), drafting, chosen.uag, Sampling())
+    both = [Side.load(ref) for ref in (chosen.target, chosen.drafter)]
+    native = Pair.of(both[0], both[1], chosen.uag, Sampling()) if all(side.native for side in both) else None
     clocks = [Clocked(target), Clocked(drafter)]
     messages = {tuple(prompts.chat_ids(tokenizer, p.messages())): p.messages() for p in prompts.read(chosen.prompts)}
     asked = [list(ids) for ids in messages][: chosen.limit]
 
-    def ours(ids: list[int], k: int) -> Generation:
+    def ours(ids: list[int], k: int, pair: Pair = pair) -> Generation:
         prompted = pair.prompted(ids, messages[tuple(ids)])
         return generate(pair.decoder([prompted], Constant(k), Sampling()), ids, chosen.new_tokens)
 
     assisted(target, drafter, asked[0], chosen.k, 8, **across), ours(asked[0], chosen.k)  # warm-up
-    totals = dict.fromkeys(("ours", "theirs", "plain", "forward"), 0.0)
-    tokens = passes = our_passes = same = ties = 0
+    totals = dict.fromkeys(("ours", "theirs", "plain", "forward", "native"), 0.0)
+    tokens = passes = our_passes = same = ties = parted = 0
     for ids in asked:
         start, before = time.perf_counter(), [(c.calls, c.seconds) for c in clocks]
         theirs = assisted(target, drafter, ids, chosen.k, chosen.new_tokens, **across)
@@ -99,6 +102,11 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         end, after = time.perf_counter(), [(c.calls, c.seconds) for c in clocks]
         ours(ids, 0)
         totals["plain"] += time.perf_counter() - end
+        if native is not None:
+            end = time.perf_counter()
+            natively = ours(ids, chosen.k, native).tokens
+            totals["native"] += time.perf_counter() - end
+            parted += natively != theirs and gap(target, ids, natively, theirs) >= 1e-3
         totals["theirs"] += middle - start
         totals["ours"] += end - middle
         totals["forward"] += sum(a[1] - b[1] for a, b in zip(after, between, strict=True))
@@ -116,9 +124,18 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         "transformers_tokens_per_second": round(tokens / totals["theirs"], 2),
         "target_alone_tokens_per_second": round(tokens / totals["plain"], 2),
     }
+    fast = []
+    if native is not None:
+        rate = round(tokens / totals["native"], 2)
+        name = "on the native engine / transformers' assisted generation"
+        fast.append(row(name, totals["theirs"] / totals["native"], 1.3, tokens_per_second=rate))
+        fast.append(row("native texts equal but for near-ties", 1 - parted / len(asked), 1.0, unit=""))
     return [
         row("loop's own share of the time", 1 - totals["forward"] / totals["ours"], 0.05, unit="", better="less"),
-        row("speculation against transformers' assisted generation", totals["theirs"] / totals["ours"], 1.3, **details),
+        row(
+            "our loop on transformers' models / their assisted generation", totals["theirs"] / totals["ours"], **details
+        ),
+        *fast,
         row(
             "texts equal to transformers', or parted at a near-tie",
             (same + ties) / len(asked),

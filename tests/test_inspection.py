@@ -9,12 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
+import packed_folders
 from sparsedraft import checkpoint, shards
 from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.inspection import holds, inspect, macs
 from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
 from sparsedraft.prune.stage import prune
+from sparsedraft.runtime.model import native_model
+from sparsedraft.runtime.pack import pack
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 
@@ -120,3 +123,40 @@ def test_shards_are_bounded_indexed_and_complete(tiny_checkpoint: Path, tmp_path
     with pytest.raises(UserError, match=r"lacks its shard model\.safetensors"):
         checkpoint.find(tmp_path)
     shutil.rmtree(tmp_path)
+
+
+def test_how_the_native_engine_runs_each_linear(tmp_path: Path) -> None:
+    """Of a pruned checkpoint and of its packed folder, the same; what is not pruned, or not 16 bits, runs dense."""
+    for pattern, weights, expected in (
+        ("2:4", "bf16", "2:4"),
+        ("3:8", "bf16", "3:8"),
+        ("unstructured", "int8", "bitmask"),
+    ):
+        name = f"{pattern}-{weights}".replace(":", "of")
+        source = packed_folders.save(packed_folders.build("llama", True), tmp_path / name, pattern, torch.bfloat16)
+        assert {row["runs"] for row in inspect(str(source))["linears"]} == {
+            f"{expected.replace('bitmask', 'window')} bf16"
+        }
+        pack(str(source), tmp_path / f"{name}-packed", weights=weights)
+        plain, found = inspect(str(source)), inspect(str(tmp_path / f"{name}-packed"))
+        kind = "i8" if weights == "int8" else weights
+        assert {row["runs"].split()[1] for row in found["linears"]} == {kind}
+        same = ("macs_per_token", "macs_dense", "parameters", "nonzero_parameters", "layers", "sparsity")
+        assert weights == "int8" or [found[key] for key in same] == [plain[key] for key in same]
+        assert sorted(row["name"] for row in found["linears"]) == sorted(row["name"] for row in plain["linears"])
+        assert 0 < found["bytes"] < plain["bytes"]
+    dense = packed_folders.save(packed_folders.build("qwen2", False), tmp_path / "dense", None, torch.float32)
+    assert {row["runs"] for row in inspect(str(dense))["linears"]} == {"dense f32"}
+    assert {row["runs"] for row in inspect(str(source))["linears"]} == {"bitmask bf16"}
+
+
+def test_the_engine_says_the_same(tmp_path: Path) -> None:
+    if not packed_folders.BUILT:
+        pytest.skip("not built")
+    source = packed_folders.save(packed_folders.build("llama", False), tmp_path / "half", "2:4", torch.bfloat16)
+    pack(str(source), tmp_path / "packed", weights="int8")
+    for folder in (source, tmp_path / "packed"):
+        runs = native_model(folder).runs
+        assert {row["name"]: row["runs"] for row in inspect(str(folder))["linears"]} == {
+            name: how for name, how in runs.items() if name != "lm_head"
+        }

@@ -94,7 +94,7 @@ def distill(
         ),
     ] = "respond",
     engine: Annotated[
-        str, typer.Option(help="transformers (in this process) or endpoint (an OpenAI-compatible server).")
+        str, typer.Option(help="transformers or native (in this process), or endpoint (an OpenAI-compatible server).")
     ] = "transformers",
     url: Annotated[str | None, typer.Option(help="The server's address, such as http://localhost:8000/v1.")] = None,
     served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,

@@ -15,11 +15,11 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import prompts
 from sparsedraft.console import Tracker, track
-from sparsedraft.engine import Engine, TransformersEngine
+from sparsedraft.engine import Engine
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output, Request
 from sparsedraft.journal import Journal
@@ -210,7 +210,8 @@ class Rate:
 
 
 def answer_all(
-    model: PreTrainedModel,
+    engine: Engine,
+    context: int | None,
     tokenizer: PreTrainedTokenizerBase,
     chosen: Sequence[Prompt],
     *,
@@ -221,13 +222,13 @@ def answer_all(
     batch_size: int,
     seed: int,
 ) -> list[Answer]:
-    """Answers to every turn of every prompt, in the prompts' order, by a model in this process.
+    """Answers to every turn of every prompt, in the prompts' order, by an engine in this process whose model has this
+    `context`.
 
     `journal` is the file of finished units that an interrupted call with the same arguments left.
     """
-    engine = TransformersEngine(model, tokenizer, batch_size)
     writer = Writer(engine, tokenizer, sampling, max_new_tokens, seed)
-    measured = fits(tokenizer, chosen, max_new_tokens, engine.context)
+    measured = fits(tokenizer, chosen, max_new_tokens, context)
     if why := next((why for _, why in measured if why), ""):
         raise UserError(f"{why}.")
     units = units_of(chosen, [length for length, _ in measured], GROUP * batch_size)

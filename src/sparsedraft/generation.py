@@ -50,10 +50,21 @@ class Output:
 
 
 @dataclass
-class _Row:
+class Written:
+    """A row under way."""
+
     request: Request
     output: Output
     generator: torch.Generator
+
+    @classmethod
+    def begin(cls, request: Request) -> "Written":
+        return cls(request, Output(request.id), torch.Generator().manual_seed(request.seed))
+
+    @property
+    def ids(self) -> list[int]:
+        """Its prompt and what was written."""
+        return [*self.request.prompt_ids, *self.output.token_ids]
 
     @property
     def finished(self) -> bool:
@@ -65,10 +76,10 @@ class _Batch:
     """The rows being decoded: their shared cache, its mask [B, L], and the last token of each."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.rows = model, list[_Row]()
+        self.model, self.rows = model, list[Written]()
         self.cache, self.mask = new_cache(), torch.empty(0, 0, dtype=torch.long, device=model.device)
 
-    def admit(self, rows: Sequence[_Row]) -> Tensor:
+    def admit(self, rows: Sequence[Written]) -> Tensor:
         """Prefill `rows` together and join them on; return their next-token logits [b, V]."""
         width = max(len(row.request.prompt_ids) for row in rows)
         padded = [[0] * (width - len(r.request.prompt_ids)) + list(r.request.prompt_ids) for r in rows]
@@ -131,10 +142,9 @@ def _pad(tensor: Tensor, width: int, dim: int) -> Tensor:
     return F.pad(tensor, (missing, 0) if dim == -1 else (0, 0, missing, 0))
 
 
-def check_fits(model: PreTrainedModel, requests: Sequence[Request]) -> None:
-    """Raise UserError naming the first request that, fully answered, would exceed the model's context, or that holds
-    tokens which the model does not have."""
-    context, rows = context_length(model), embedding_rows(model)
+def check_fits(context: int | None, rows: int, requests: Sequence[Request]) -> None:
+    """Raise UserError naming the first request that, fully answered, would exceed the model's `context`, or that holds
+    tokens which its embedding of so many `rows` does not have."""
     for request in requests:
         if (highest := max(request.prompt_ids, default=0)) >= rows:
             raise UserError(
@@ -170,7 +180,7 @@ def generate_batch(
     model itself, before temperature and the like). Raises UserError for a prompt that does not fit the context,
     FloatingPointError where logits are NaN.
     """
-    check_fits(model, requests)
+    check_fits(context_length(model), embedding_rows(model), requests)
     check_top_k(model, top_k_logprobs)
     # Longest first: rows that start together are of like length, so little of a prefill is padding.
     queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
@@ -179,28 +189,24 @@ def generate_batch(
         free = batch_size - len(batch.rows)
         if queue and free >= min(len(queue), max(1, round(REFILL * batch_size))):
             while queue and len(batch.rows) < batch_size:
-                rows = [_start(queue.pop(0))]
+                rows = [Written.begin(queue.pop(0))]
                 room = min(batch_size - len(batch.rows), PREFILL_TOKENS // max(1, len(rows[0].request.prompt_ids)))
                 while queue and len(rows) < room:
-                    rows.append(_start(queue.pop(0)))
-                _extend(rows, batch.admit(rows), sampling, eos_ids, top_k_logprobs)
+                    rows.append(Written.begin(queue.pop(0)))
+                extend(rows, batch.admit(rows), sampling, eos_ids, top_k_logprobs)
         else:
-            _extend(batch.rows, batch.step(), sampling, eos_ids, top_k_logprobs)
+            extend(batch.rows, batch.step(), sampling, eos_ids, top_k_logprobs)
         finished = [row.output for row in batch.rows if row.finished]
         if finished:
             batch.drop_finished()
             yield from finished
 
 
-def _start(request: Request) -> _Row:
-    return _Row(request, Output(request.id), torch.Generator().manual_seed(request.seed))
-
-
-def _extend(rows: Sequence[_Row], logits: Tensor, sampling: Sampling, eos_ids: frozenset[int], k: int) -> None:
-    """Write the next token of every row from its logits [B, V]."""
+def extend(rows: Sequence[Written], logits: Tensor, sampling: Sampling, eos_ids: frozenset[int], k: int) -> None:
+    """Write the next token of every row from its logits [B, V]; with k > 0 keep the k likeliest, too."""
     logits = logits.float()
     if sampling.repetition_penalty != 1:
-        seen = [[*row.request.prompt_ids, *row.output.token_ids] for row in rows]
+        seen = [row.ids for row in rows]
         logits = torch.cat([penalised(x[None], sampling, ids) for x, ids in zip(logits, seen, strict=True)])
     best = logits.topk(max(2, k), dim=-1)
     if bool(torch.isnan(best.values).any()):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.table import Table
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from sparsedraft import checkpoint
 from sparsedraft.console import track
@@ -17,6 +18,8 @@ from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import dense_weights, skeleton
 from sparsedraft.pattern import Pattern
+from sparsedraft.runtime import layouts as native_layouts
+from sparsedraft.runtime.weights import PackedWeights, is_packed
 from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
 
@@ -32,6 +35,7 @@ class Row:
     zeros: int
     pattern: str  # "dense", "unstructured" or the tightest N:M that holds
     error: float | None  # layer-wise relative error, where the checkpoint says it
+    runs: str | None = None  # how the native engine multiplies it, such as "2:4 bf16"; None where it does not
 
     @property
     def size(self) -> int:
@@ -78,14 +82,17 @@ def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
     return {name: name for name in inside}, False
 
 
-def rows(folder: Path, shards: Shards | None = None) -> Iterator[Row]:
-    """One row per matrix of the decoder's layers, read one at a time."""
+def rows(folder: Path, shards: Shards | None = None, native: bool = False) -> Iterator[Row]:
+    """One row per matrix of the decoder's layers, read one at a time; `native`: say how it runs, too."""
     shards = shards or Shards(folder)
     errors = _errors(folder)
+    claimed = (checkpoint.claimed_sparsity(folder) or {}).get("linears", {})
+    native = native and native_layouts.runs_here(folder)
     for name, stored in linear_names(folder, shards)[0].items():
         weight = shards.tensor(stored)
         error = next((e for key, e in errors.items() if f".{name}".endswith(f".{key}")), None)
-        yield Row(name, shards.shapes[stored], count_zeros(weight), holds(weight), error)
+        runs = native_layouts.plain(weight, name in claimed) if native else None
+        yield Row(name, shards.shapes[stored], count_zeros(weight), holds(weight), error, runs)
 
 
 def _errors(folder: Path) -> dict[str, float]:
@@ -124,20 +131,20 @@ def inspect(ref: str) -> dict[str, Any]:
     """
     folder = locate(ref)
     config = checkpoint.read_config(folder)
+    if is_packed(folder):
+        return _inspect_packed(folder, config)
     shards = Shards(folder)
     names, plain = linear_names(folder, shards)
     with track("inspecting", len(names), "matrices") as tracker:
         found = []
-        for row in rows(folder, shards):
+        for row in rows(folder, shards, native=True):
             found.append(row)
             tracker.advance()
     size, zeros = sum(row.size for row in found), sum(row.zeros for row in found)
     nonzero, parameters = nonzero_parameters(shards)
     claim = checkpoint.claimed_sparsity(folder)
     return {
-        "checkpoint": str(folder),
-        "architecture": (getattr(config, "architectures", None) or ["?"])[0],
-        "layers": getattr(config.get_text_config(), "num_hidden_layers", None),
+        **_named(folder, config),
         "macs_per_token": macs(folder, found) if plain else None,
         "macs_dense": macs(folder, [replace(row, zeros=0) for row in found]) if plain else None,
         "parameters": parameters,
@@ -148,6 +155,50 @@ def inspect(ref: str) -> dict[str, Any]:
         "sparsity_whole_model": 1 - nonzero / parameters,
         "claims": claim["pattern"] if claim else None,
         "claim_holds": _claim_holds(claim, folder, names, shards) if claim else None,
+        "linears": [{**asdict(row), "sparsity": row.zeros / row.size} for row in found],
+    }
+
+
+def _named(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
+    return {
+        "checkpoint": str(folder),
+        "architecture": (getattr(config, "architectures", None) or ["?"])[0],
+        "layers": getattr(config.get_text_config(), "num_hidden_layers", None),
+    }
+
+
+def _inspect_packed(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
+    """`inspect` of a packed folder."""
+    weights, found, outside, nonzero, parameters = PackedWeights(folder), [], 0, 0, 0
+    with track("inspecting", len(weights.names), "tensors") as tracker:
+        for name in sorted(weights.names):
+            linear = name.removesuffix(".weight")
+            values = weights.matrix(name)[0] if linear in weights.entries else weights.vector(name)
+            zeros = count_zeros(values)
+            nonzero, parameters = nonzero + values.numel() - zeros, parameters + values.numel()
+            tracker.advance()
+            if linear not in weights.entries:
+                continue
+            if re.search(r"\.\d+\.", f".{linear}"):
+                runs = native_layouts.packed(values, weights.entries[linear].kind)
+                found.append(Row(linear, tuple(values.shape), zeros, holds(values), None, runs))
+            elif linear == "lm_head" or config.get_text_config().tie_word_embeddings:
+                ids = weights.head_ids()
+                outside = values.shape[1] * (values.shape[0] if ids is None else len(ids))
+    found.sort(key=lambda row: [(int(part) if part.isdigit() else -1, part) for part in row.name.split(".")])
+    size, zeros = sum(row.size for row in found), sum(row.zeros for row in found)
+    return {
+        **_named(folder, config),
+        "macs_per_token": outside + size - zeros,
+        "macs_dense": outside + size,
+        "parameters": parameters,
+        "nonzero_parameters": nonzero,
+        "bytes": weights.bytes,
+        "dtypes": sorted({entry.values for entry in weights.entries.values()}),
+        "sparsity": zeros / size if size else 0.0,
+        "sparsity_whole_model": 1 - nonzero / parameters,
+        "claims": None,
+        "claim_holds": None,
         "linears": [{**asdict(row), "sparsity": row.zeros / row.size} for row in found],
     }
 
@@ -164,10 +215,10 @@ def _claim_holds(claim: dict[str, Any], folder: Path, names: dict[str, str], sha
 def table(result: dict[str, Any]) -> Table:
     """The linears as a table for people."""
     shown = Table(title=result["checkpoint"])
-    for name in ("linear", "shape", "sparsity", "pattern", "relative error"):
-        shown.add_column(name, justify="left" if name in ("linear", "pattern") else "right")
+    for name in ("linear", "shape", "sparsity", "pattern", "relative error", "runs natively as"):
+        shown.add_column(name, justify="left" if name in ("linear", "pattern", "runs natively as") else "right")
     for row in result["linears"]:
         error = "" if row["error"] is None else f"{row['error']:.4f}"
         shape = " x ".join(str(n) for n in row["shape"])
-        shown.add_row(row["name"], shape, f"{row['sparsity']:.2%}", row["pattern"], error)
+        shown.add_row(row["name"], shape, f"{row['sparsity']:.2%}", row["pattern"], error, row["runs"] or "")
     return shown

@@ -46,7 +46,7 @@ class Distill(Section):
 
     prompts: str | None = "demo:train"  # None: the target writes them, too (magpie)
     mode: Literal["respond", "rewrite", "magpie"] = "respond"
-    engine: Literal["transformers", "endpoint"] = "transformers"
+    engine: Literal["transformers", "native", "endpoint"] = "transformers"
     url: str | None = None  # of the endpoint's server, ".../v1"
     served_name: str | None = None  # the target's name there; None: as the recipe calls it
     concurrency: Count = 16  # calls under way at once

@@ -15,10 +15,13 @@ from sparsedraft.engine import Engine, TransformersEngine
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output
 from sparsedraft.prompts import Prompt
+from sparsedraft.runtime.model import native_model
+from sparsedraft.runtime.writer import NativeWriter
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import eos_of
 
 MODES = ("respond", "rewrite", "magpie")
-ENGINES = ("transformers", "endpoint")
+ENGINES = ("transformers", "native", "endpoint")
 LONGEST = 86400.0  # seconds that may be waited for a server
 UNSTORED = ("min_gap", "max_new_tokens")  # of an Answer: matter to evaluation only
 
@@ -46,7 +49,7 @@ class Job:
 
     folder: Path
     mode: str
-    endpoint: Endpoint | None  # None: transformers
+    endpoint: Endpoint | None  # None: in this process
     sampling: Sampling
     prompt_sampling: Sampling  # of the prompts that magpie writes
     max_new_tokens: int
@@ -56,6 +59,7 @@ class Job:
     seed: int
     device: str
     dtype: str
+    native: bool = False  # the native engine, where there is no endpoint
 
     @property
     def concurrency(self) -> int:
@@ -70,6 +74,9 @@ class Job:
     def engine(self) -> Engine:
         """The engine: its model loaded, or its server asked whether it is there."""
         tokenizer = checkpoint.load_tokenizer(self.folder)
+        if self.native:
+            eos_ids = eos_of(self.folder, tokenizer)
+            return NativeWriter(native_model(self.folder), tokenizer, eos_ids, self.batch_size)
         if self.endpoint is None:
             dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
             model = checkpoint.load(self.folder, dtype=dtype, device=device)

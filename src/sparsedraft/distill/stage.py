@@ -61,10 +61,12 @@ def distill(
     """
     rules = rules or Rules()
     _check_options(mode, engine, url, source, limit, samples, temperature, prompt_temperature, top_k_logprobs)
+    if engine == "native" and (device, dtype) != ("cpu", "float32"):
+        raise UserError(f"--engine native computes in float32 on the CPU, not in {dtype} on {device}: leave these out.")
     if mode == "magpie" and not rules.near_duplicates:
         rules = replace(rules, near_duplicates=NEAR)
     sampling = Sampling(temperature, top_k, top_p)
-    folder = checkpoint.find(target) if engine == "transformers" else locate(target, weights=False)
+    folder = locate(target, weights=False) if engine == "endpoint" else checkpoint.find(target)
     tokenizer = checkpoint.load_tokenizer(folder)
     evaluation = [prompt for name in evaluation_prompts for prompt in prompts.read(name)]
     bad: list[str] = []
@@ -79,7 +81,7 @@ def distill(
     endpoint = Endpoint(url, served_name or target, concurrency, timeout, retries, retry_wait) if url else None
     job = Job(
         folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
-        batch_size, seed, device, dtype,
+        batch_size, seed, device, dtype, engine == "native",
     )  # fmt: skip
 
     def build(work: Path) -> dict[str, Any]:

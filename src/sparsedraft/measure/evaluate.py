@@ -172,7 +172,8 @@ class _Evaluation:
 
     def _target_answers(self, chosen: Sequence[prompts.Prompt]) -> list[Answer]:
         return answer_all(
-            self.side.model,
+            self.side.writer(self.options.batch_size),
+            self.side.context,
             self.tokenizer,
             chosen,
             journal=self.work / ".target.jsonl",

@@ -48,12 +48,22 @@ def lay_out(values: Tensor, scale: Tensor | None, kind: str) -> tuple[Any, str]:
     `scale` [rows] is that of int8. Raises ValueError where the values do not fit the kind.
     """
     density = float(torch.count_nonzero(values)) / values.numel()
-    layout, n = layout_of(kind, density, values.shape[1])
-    if values.dtype == torch.float32:
-        layout, n = "dense", 0  # sparse layouts hold 16 bits or fewer
-    name = NATIVE_NAMES[values.dtype]
+    layout, n = _layout(values, kind, density)
     scales = None if scale is None else scale.contiguous().float().numpy()
-    return extension().matrix(raw(values), name, layout, n, scales), f"{kind if layout == 'N:8' else layout} {name}"
+    matrix = extension().matrix(raw(values), NATIVE_NAMES[values.dtype], layout, n, scales)
+    return matrix, described(values, kind, density)
+
+
+def described(values: Tensor, kind: str, density: float) -> str:
+    """How `lay_out` lays `values` out, such as "2:4 i8"."""
+    layout, _ = _layout(values, kind, density)
+    return f"{kind if layout == 'N:8' else layout} {NATIVE_NAMES[values.dtype]}"
+
+
+def _layout(values: Tensor, kind: str, density: float) -> tuple[str, int]:
+    if values.dtype == torch.float32:
+        return "dense", 0  # sparse layouts hold 16 bits or fewer
+    return layout_of(kind, density, values.shape[1])
 
 
 def raw(values: Tensor) -> Any:

@@ -1,5 +1,6 @@
 """A checkpoint, packed or plain, as a model of the native engine: llama, mistral, qwen2, qwen3, gemma3 (text)."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,14 @@ class _Builder:
     def model(self) -> NativeModel:
         config = self.config
         names = sorted(set(_ropes(config)))
-        rotary = type(_rotary(skeleton(config)))(config)
+        layers = [self._layer(i, names) for i in range(config.num_hidden_layers)]
+        if not layers or layers[0]["q"].rows != config.num_attention_heads * _head_dim(config):
+            raise UserError(f"model {self.folder} has weights that its config.json does not describe: copy both again.")
+        rotary = _rotary(config)  # its tables are as large as the config says, which is checked by now
         frequencies = [getattr(rotary, f"{n}_inv_freq" if n else "inv_freq").float().numpy() for n in names]
         scalings = [float(getattr(rotary, f"{n}_attention_scaling" if n else "attention_scaling")) for n in names]
         gemma = config.model_type == "gemma3_text"
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        head_dim = _head_dim(config)
         scalar = getattr(config, "query_pre_attn_scalar", None) or head_dim
         settings = {
             "hidden": config.hidden_size, "heads": config.num_attention_heads,
@@ -124,16 +128,21 @@ class _Builder:
             "gelu": "gelu" in (getattr(config, "hidden_activation", None) or config.hidden_act),
             "norm_one_more": gemma, "inv_freq": frequencies, "rope_scaling": scalings,
         }  # fmt: skip
-        layers = [self._layer(i, names) for i in range(config.num_hidden_layers)]
         embedding, scale, _ = self.weights.matrix(f"{self.prefix}embed_tokens.weight")
         self._count(embedding)
         head_ids = self.weights.head_ids()
         head, head_rows = self._head(embedding, scale, head_ids)
+        final_norm = _numpy(self._vector(f"{self.prefix}norm.weight"))
         native = extension()
-        handle = native.model(
-            settings, kinds.raw(embedding), kinds.NATIVE_NAMES[embedding.dtype], _numpy(scale), layers,
-            _numpy(self._vector(f"{self.prefix}norm.weight")), head,
-        )  # fmt: skip
+        try:
+            handle = native.model(
+                settings, kinds.raw(embedding), kinds.NATIVE_NAMES[embedding.dtype], _numpy(scale), layers, final_norm,
+                head,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(
+                f"model {self.folder} has weights that its config.json does not describe ({error}): copy both again."
+            ) from None
         macs = self.nonzero + head_rows * config.hidden_size
         return NativeModel(
             handle, config, head_ids, self.runs, macs, self.nonzero, self.total, self.others, self.others_nonzero
@@ -208,8 +217,20 @@ class _Builder:
         return self._matrix("lm_head", embedding, scale, kind), embedding.shape[0]
 
 
-def _rotary(model: Any) -> Any:
-    return next(m for name, m in model.named_modules() if name.endswith("rotary_emb"))
+def _head_dim(config: PretrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _rotary(config: PretrainedConfig) -> Any:
+    """The rotary embedding of `config`; its class is that of a model of the same family and next to no size."""
+    small = copy.deepcopy(config)
+    small.hidden_size = small.head_dim = small.intermediate_size = small.vocab_size = 8
+    small.num_hidden_layers = small.num_attention_heads = small.num_key_value_heads = 1
+    if getattr(config, "layer_types", None):
+        small.layer_types = config.layer_types[:1]
+    small.pad_token_id = None
+    modules = skeleton(small).named_modules()
+    return type(next(module for name, module in modules if name.endswith("rotary_emb")))(config)
 
 
 def _embedding_scale(config: PretrainedConfig) -> float:

@@ -11,12 +11,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length, count_zeros, decoder_linears, embedding_rows
+from sparsedraft.engine import Engine, TransformersEngine
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
 from sparsedraft.runtime import native
 from sparsedraft.runtime.engine import Rows
 from sparsedraft.runtime.model import NativeModel, native_model, unsupported
 from sparsedraft.runtime.weights import is_packed
+from sparsedraft.runtime.writer import NativeWriter
 from sparsedraft.speculate.backend import Backend, TransformersBackend, takes_masks
 from sparsedraft.speculate.prefix import PrefixCache
 
@@ -69,6 +71,12 @@ class Side:
     def backend(self, rows: int) -> Backend:
         """A Backend of so many rows."""
         return Rows(self.native, rows) if self.native else TransformersBackend(self.model, rows)
+
+    def writer(self, batch_size: int) -> Engine:
+        """What writes whole answers with this model, by the same arithmetic as `backend`."""
+        if self.native:
+            return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
+        return TransformersEngine(self.model, self.tokenizer, batch_size)
 
     def remembering(self) -> Backend:
         """The same Backend of one row each time, empty: it takes up what it has read before. One use at a time."""

@@ -56,6 +56,30 @@ std::shared_ptr<Matrix> make_matrix(const Raw& values, const std::string& type, 
   return std::make_shared<Matrix>(relay(data, v, rows, columns, layout_named(layout), n, scales));
 }
 
+// What a matrix is made of, to be kept and mapped again: see matrix_of. The stream's memory is the matrix's own.
+nb::dict parts_of(const std::shared_ptr<Matrix>& m) {
+  nb::dict d;
+  d["rows"] = m->rows, d["columns"] = m->columns, d["layout"] = static_cast<int>(m->layout), d["values"] = static_cast<int>(m->values);
+  d["n"] = m->n, d["tiles"] = m->tiles, d["order"] = m->order, d["scale"] = m->scale;
+  d["stream"] = nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(m->stream.data(), {m->stream.size()}, nb::cast(m));
+  return d;
+}
+
+// The other way round. `stream` is read where it lies, on a cache line's beginning, and must be what relay once made.
+std::shared_ptr<Matrix> matrix_of(const nb::dict& d, const nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& stream) {
+  auto m = std::make_shared<Matrix>();
+  m->rows = nb::cast<size_t>(d["rows"]), m->columns = nb::cast<size_t>(d["columns"]);
+  m->layout = static_cast<Layout>(nb::cast<int>(d["layout"])), m->values = static_cast<Values>(nb::cast<int>(d["values"]));
+  m->n = nb::cast<int>(d["n"]);
+  m->tiles = nb::cast<std::vector<size_t>>(d["tiles"]), m->order = nb::cast<std::vector<int32_t>>(d["order"]);
+  m->scale = nb::cast<std::vector<float>>(d["scale"]);
+  const size_t count = padded(m->rows, kRows) / kRows;
+  if (m->tiles.size() != count + 1 || stream.size() != m->tiles.back() + kSlack || reinterpret_cast<uintptr_t>(stream.data()) % 64)
+    throw std::invalid_argument("kept parts that are no matrix");
+  m->stream = Bytes(stream.data(), stream.size());
+  return m;
+}
+
 Out owned(std::unique_ptr<float[]> data, size_t rows, size_t columns) {
   float* p = data.release();
   nb::capsule owner(p, [](void* q) noexcept { delete[] static_cast<float*>(q); });
@@ -146,8 +170,7 @@ std::shared_ptr<Model> make_model(const nb::dict& config, const Raw& embedding, 
   require(table.columns == c.hidden, "the embedding must have the hidden size");
   if (embedding_scale) table.scale = {embedding_scale->data(), embedding_scale->data() + embedding_scale->size()};
   require(table.values != Values::i8 || table.scale.size() == table.rows, "an embedding of int8 needs a scale for each row");
-  table.bytes = Bytes(embedding.nbytes());
-  std::memcpy(table.bytes.writable(), embedding.data(), embedding.nbytes());
+  table.bytes = Bytes(static_cast<const uint8_t*>(embedding.data()), embedding.nbytes());  // kept alive by the module's function
   c.vocabulary = table.rows;
   const auto norm = [&](const nb::dict& d, const char* key, size_t size, bool optional) {
     std::vector<float> found = floats(d[key]);
@@ -279,6 +302,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro("columns", [](const Matrix& x) { return x.columns; })
       .def_prop_ro("bytes", &Matrix::bytes);
   m.def("matrix", &make_matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none());
+  m.def("parts_of", &parts_of, "matrix"_a);
+  m.def("matrix_of", &matrix_of, "parts"_a, "stream"_a, nb::keep_alive<0, 2>());
   m.def("multiply", &multiply, "matrices"_a, "x"_a, "pool"_a, "kernels"_a = nb::none());
   m.def("time_multiply", &time_multiply, "matrices"_a, "tokens"_a, "repeat"_a, "pool"_a, "kernels"_a = nb::none());
   nb::class_<Model>(m, "Model")
@@ -286,7 +311,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro("vocabulary", [](const Model& x) { return x.config.vocabulary; })
       .def_prop_ro("head_rows", [](const Model& x) { return x.head->rows; })
       .def_prop_ro("max_length", [](const Model& x) { return x.config.max_length; });
-  m.def("model", &make_model, "config"_a, "embedding"_a, "embedding_type"_a, "embedding_scale"_a.none(), "layers"_a, "final_norm"_a, "head"_a);
+  m.def("model", &make_model, "config"_a, "embedding"_a, "embedding_type"_a, "embedding_scale"_a.none(), "layers"_a, "final_norm"_a, "head"_a,
+        nb::keep_alive<0, 2>());
   nb::class_<Guarded>(m, "Engine")
       .def(nb::init<std::shared_ptr<Model>, std::shared_ptr<Pool>, int, std::optional<std::string>>(), "model"_a, "pool"_a, "rows"_a = 1,
            "kernels"_a = nb::none())

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <future>
 #include <numeric>
 #include <string>
+#include <thread>
 
 namespace sparsedraft {
 namespace {
@@ -65,12 +67,27 @@ Element element(Values type, size_t i) {
   }
 }
 
+// Element i of a dense tile's stream is at(element(i)); here the other way round, row by row, as it is what most weights are.
+template <class T, class Place>
+void scatter(const Source& s, size_t tile, uint8_t* stream, Place place) {
+  for (int lane = 0; lane < kRows; ++lane) {
+    const size_t row = s.row(tile, lane);
+    if (row >= s.rows) continue;
+    const uint8_t* from = s.values + row * s.columns * sizeof(T);
+    for (size_t c = 0; c < s.columns; ++c) std::memcpy(stream + place(lane, c) * sizeof(T), from + c * sizeof(T), sizeof(T));
+  }
+}
+
 void dense(const Source& s, size_t tile, size_t width, Writer& w) {
-  const size_t size = size_of(s.type);
-  uint8_t* p = w.extend(width * kRows * size);
-  for (size_t i = 0; i < width * kRows; ++i, p += size) {
-    const Element e = element(s.type, i);
-    put(p, s.at(s.row(tile, e.lane), e.column), size);
+  uint8_t* p = w.extend(width * kRows * size_of(s.type));  // zeros
+  switch (s.type) {
+    case Values::i8: return scatter<uint8_t>(s, tile, p, [](int lane, size_t c) {
+      constexpr size_t at[4] = {0, 2, 1, 3};  // its own inverse
+      return c / 4 * 32 + lane * 4 + at[c % 4];
+    });
+    case Values::bf16: return scatter<uint16_t>(s, tile, p, [](int lane, size_t c) { return c / 2 * 16 + lane * 2 + c % 2; });
+    case Values::f16: return scatter<uint16_t>(s, tile, p, [](int lane, size_t c) { return c * 8 + lane; });
+    case Values::f32: return scatter<uint32_t>(s, tile, p, [](int lane, size_t c) { return c * 8 + lane; });
   }
 }
 
@@ -95,25 +112,20 @@ struct Kept {
   uint32_t bits[8];
 };
 Kept kept(const Source& s, size_t row, size_t column, int n, int m) {
+  uint32_t bits[8];
+  int there = 0;
+  for (int i = 0; i < m; ++i) bits[i] = s.at(row, column + i), there += !s.zero(bits[i]);
+  if (there > n)
+    throw std::invalid_argument("row " + std::to_string(row) + " has more than " + std::to_string(n) +
+                                " values in the group at column " + std::to_string(column));
   Kept out{};
-  bool used[8] = {};
-  int found = 0;
+  int found = 0, spare = n - there;  // zeros that fill the places that are left, the first ones
   for (int i = 0; i < m; ++i) {
-    const uint32_t bits = s.at(row, column + i);
-    if (s.zero(bits)) continue;
-    if (found == n)
-      throw std::invalid_argument("row " + std::to_string(row) + " has more than " + std::to_string(n) +
-                                  " values in the group at column " + std::to_string(column));
-    out.place[found] = i, out.bits[found++] = bits, used[i] = true;
+    const bool zero = s.zero(bits[i]);
+    if (zero && spare-- <= 0) continue;
+    out.place[found] = i, out.bits[found++] = zero ? 0 : bits[i];
   }
-  for (int i = 0; found < n; ++i)
-    if (!used[i]) out.place[found++] = i;
-  std::vector<int> by(n);
-  std::iota(by.begin(), by.end(), 0);
-  std::sort(by.begin(), by.end(), [&](int a, int b) { return out.place[a] < out.place[b]; });
-  Kept sorted{};
-  for (int i = 0; i < n; ++i) sorted.place[i] = out.place[by[i]], sorted.bits[i] = out.bits[by[i]];
-  return sorted;
+  return out;
 }
 
 // Slots, 8 at a time, in 16-bit types: a word of places for each lane, then the values.
@@ -250,6 +262,11 @@ void window(const Source& s, size_t tile, size_t width, Writer& w) {
   }
 }
 
+struct Part {  // some of the tiles
+  Writer written;
+  std::vector<size_t> tiles;  // where each begins in what was written
+};
+
 std::vector<int32_t> by_density(const Source& s) {
   std::vector<size_t> count(s.rows);
   for (size_t r = 0; r < s.rows; ++r)
@@ -278,23 +295,43 @@ Matrix relay(const void* values, Values type, size_t rows, size_t columns, Layou
     source.order = m.order.data();
   }
   const size_t count = padded(rows, kRows) / kRows;
-  Writer w;
-  m.tiles.reserve(count + 1);
-  for (size_t tile = 0; tile < count; ++tile) {
-    m.tiles.push_back(w.out.size());
-    switch (layout) {
-      case Layout::dense: dense(source, tile, m.width(), w); break;
-      case Layout::two_four: two_four(source, tile, m.width(), w); break;
-      case Layout::n_eight: n_eight(source, tile, m.width(), n, w); break;
-      case Layout::bitmask: bitmask(source, tile, m.width(), w); break;
-      case Layout::window: window(source, tile, m.width(), w); break;
+  const auto lay = [&](size_t first, size_t last) {
+    Part part;
+    Writer& w = part.written;
+    for (size_t tile = first; tile < last; ++tile) {
+      part.tiles.push_back(w.out.size());
+      switch (layout) {
+        case Layout::dense: dense(source, tile, m.width(), w); break;
+        case Layout::two_four: two_four(source, tile, m.width(), w); break;
+        case Layout::n_eight: n_eight(source, tile, m.width(), n, w); break;
+        case Layout::bitmask: bitmask(source, tile, m.width(), w); break;
+        case Layout::window: window(source, tile, m.width(), w); break;
+      }
+      if (tile == first) w.out.reserve(w.out.size() * (last - first) / 4 * 5);
     }
-    if (tile == 0) w.out.reserve(w.out.size() * count + w.out.size() / 4 * count + 64);
+    return part;
+  };
+  const size_t helpers = std::min<size_t>({count / 32, std::max(1u, std::thread::hardware_concurrency()) - 1, 7});
+  std::vector<std::future<Part>> parts;
+  for (size_t i = 1; i <= helpers; ++i)
+    parts.push_back(std::async(std::launch::async, lay, count * i / (helpers + 1), count * (i + 1) / (helpers + 1)));
+  std::vector<Part> done;
+  done.push_back(lay(0, count / (helpers + 1)));
+  for (auto& part : parts) done.push_back(part.get());
+  size_t size = 0;
+  m.tiles.reserve(count + 1);
+  for (const Part& part : done) {
+    for (const size_t tile : part.tiles) m.tiles.push_back(size + tile);
+    size += part.written.out.size();
   }
-  m.tiles.push_back(w.out.size());
-  m.stream = Bytes(w.out.size() + kSlack);
-  std::memcpy(m.stream.writable(), w.out.data(), w.out.size());
-  std::memset(m.stream.writable() + w.out.size(), 0, kSlack);
+  m.tiles.push_back(size);
+  m.stream = Bytes(size + kSlack);
+  uint8_t* to = m.stream.writable();
+  for (Part& part : done) {
+    to = std::copy(part.written.out.begin(), part.written.out.end(), to);
+    std::vector<uint8_t>().swap(part.written.out);
+  }
+  std::memset(to, 0, kSlack);
   if (type == Values::i8) {
     m.scale.assign(count * kRows, 0.0f);
     for (size_t i = 0; i < count * kRows; ++i) {
