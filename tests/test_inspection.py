@@ -134,9 +134,7 @@ def test_how_the_native_engine_runs_each_linear(tmp_path: Path) -> None:
     ):
         name = f"{pattern}-{weights}".replace(":", "of")
         source = packed_folders.save(packed_folders.build("llama", True), tmp_path / name, pattern, torch.bfloat16)
-        assert {row["runs"] for row in inspect(str(source))["linears"]} == {
-            f"{expected.replace('bitmask', 'window')} bf16"
-        }
+        assert {row["runs"] for row in inspect(str(source))["linears"]} == {f"{expected} bf16"}
         pack(str(source), tmp_path / f"{name}-packed", weights=weights)
         plain, found = inspect(str(source)), inspect(str(tmp_path / f"{name}-packed"))
         kind = "i8" if weights == "int8" else weights
