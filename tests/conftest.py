@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sparsedraft.console import quiet_libraries
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["SPARSEDRAFT_CACHE"] = "off"
 quiet_libraries()
 torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from sparsedraft.finetune.loop import Settings
 from sparsedraft.measure.macs import macs_of_model, skeleton
 from sparsedraft.pattern import Pattern
 from sparsedraft.prune import memory
-from sparsedraft.recipe import Drafter, Recipe
+from sparsedraft.recipe import Drafter, Recipe, Speed
 from sparsedraft.sources import locate
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -27,7 +27,7 @@ TEMPLATE_TOKENS = 32  # what a chat template adds to a prompt
 CHARACTERS_PER_TOKEN = 4
 # Assumed share of the matrix-product speed that each stage reaches, not fitted to measurements: decoding reads
 # every weight for a few rows and is bound by memory, training is nearly all large products.
-EFFICIENCY = {"distill": 0.3, "prune": 0.4, "drop-layers": 0.6, "finetune": 0.7, "eval": 0.4}
+EFFICIENCY = {"distill": 0.3, "prune": 0.4, "drop-layers": 0.6, "finetune": 0.7, "eval": 0.4, "speed": 0.05}
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
     for entry in recipe.drafters:
         stages += _drafter(recipe, entry, target, dense, prompt_tokens + answer_tokens)
     stages.append(_eval(recipe, target, dense))
+    if recipe.speed is not None:
+        stages.append(_speed(recipe, recipe.speed, target, dense))
     for stage in stages:
         share = EFFICIENCY[stage["stage"].rpartition(" ")[2]]
         stage["device_hours"] = stage.pop("flops") / (speed * 1e9 * share) / 3600
@@ -223,6 +225,18 @@ def _eval(recipe: Recipe, target: Model, dense: Model) -> dict[str, Any]:
     flops = 2 * target.macs * (prompt_tokens + answers) + 2 * dense.macs * drafters * passes * (prompt_tokens + answers)
     needed = (target.parameters + dense.parameters) * width + e.batch_size * target.config.vocab_size * 4 * 4
     return _stage("eval", answers, needed, flops, 100 * answers)
+
+
+def _speed(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str, Any]:
+    """One token at a time: the target alone, and with each drafter for every K."""
+    rows, _ = _conversation(recipe.eval.prompts, min(how.limit, recipe.eval.limit or how.limit))
+    answers = rows * how.max_new_tokens
+    drafters = sum(entry.report for entry in recipe.drafters)
+    drafted = sum(k + 1 if isinstance(k, int) else 6 for k in how.k)
+    passes = 1 + drafters * drafted
+    flops = 2 * target.macs * answers * passes + 2 * dense.macs * answers * drafters * drafted
+    packed = 2 * (drafters * dense.parameters + (target.parameters if how.pack_target else 0))
+    return _stage("speed", answers, 4 * (target.parameters + dense.parameters), flops, packed)
 
 
 def table(plan: dict[str, Any]) -> Table:

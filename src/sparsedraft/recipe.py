@@ -221,6 +221,17 @@ class Eval(Section):
         return self
 
 
+class Speed(Section):
+    """Every drafter packed, and timed in the real loop against the target alone, on the first of eval's prompts."""
+
+    weights: Literal["f16", "bf16", "int8"] = "int8"  # of the packed drafters
+    head_tokens: Count | None = None  # trims their heads to the most frequent tokens of the distilled data
+    pack_target: bool = False  # the target, too
+    k: list[K] = [1, 2, 3, "auto"]
+    limit: Count = 8
+    max_new_tokens: Count = 64
+
+
 class Recipe(Section):
     """The whole job: target, drafter, and what each stage does."""
 
@@ -235,6 +246,7 @@ class Recipe(Section):
     finetune: Finetune = Finetune()
     drafters: list[Drafter] = Field(min_length=1)
     eval: Eval = Eval()
+    speed: Speed | None = None  # None: nothing is packed or timed
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -372,7 +384,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _known_keys() -> list[str]:
-    sections = (Recipe, Distill, Prune, DropLayers, Finetune, Drafter, Eval)
+    sections = (Recipe, Distill, Prune, DropLayers, Finetune, Drafter, Eval, Speed)
     return sorted({name for section in sections for name in section.model_fields})
 
 

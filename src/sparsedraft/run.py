@@ -16,7 +16,8 @@ from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
 from sparsedraft.recipe import Drafter, Recipe, dump
 from sparsedraft.report.stage import report
-from sparsedraft.report.tables import demo_table
+from sparsedraft.report.tables import demo_table, speed_table
+from sparsedraft.runtime.pack import pack
 
 
 def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -56,12 +57,42 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     options = Options(**recipe.eval.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
     named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
     result = evaluate_to(out / "eval", recipe.target, named, recipe.eval.prompts, options, overwrite=overwrite)
+    timed = _time(recipe, named, data, out, overwrite) if recipe.speed else None
     _write(recipe, out)
     console.rule("report")
     shown = report(out, overwrite=overwrite)
     console.print(demo_table(result))
+    if timed is not None and (table := speed_table(timed)) is not None:
+        console.print(table)
     console.print(f"report: {shown['report']}")
-    return {**result, "report": shown["report"]}
+    return {**result, "report": shown["report"], **({"speed": timed} if timed else {})}
+
+
+def _time(recipe: Recipe, named: list[tuple[str, str]], data: Path, out: Path, overwrite: bool) -> dict[str, Any]:
+    """Pack every drafter, and let it draft for the target in the real loop."""
+    how = recipe.speed
+    assert how is not None
+    packed, folder = {}, out / "packed"
+    slugs = {entry.name: entry.slug for entry in recipe.drafters}
+    trim = (how.head_tokens, str(data)) if how.head_tokens else (None, None)
+    for name, model in named:
+        console.rule(f"{name}: pack")
+        pack(
+            model, folder / slugs[name], weights=how.weights, head_tokens=trim[0], head_data=trim[1],
+            overwrite=overwrite,
+        )  # fmt: skip
+        packed[name] = str(folder / slugs[name])
+    target = recipe.target
+    if how.pack_target:
+        console.rule("target: pack")
+        pack(target, folder / ".target", weights=how.weights, overwrite=overwrite)
+        target = str(folder / ".target")
+    console.rule("speed")
+    options = Options(
+        k=how.k, limit=how.limit, max_new_tokens=how.max_new_tokens, batch_size=how.limit, uag=recipe.eval.uag,
+        seed=recipe.seed,
+    )  # fmt: skip
+    return evaluate_to(out / "speed", target, [*packed.items()], recipe.eval.prompts, options, overwrite=overwrite)
 
 
 def _write(recipe: Recipe, out: Path) -> None:

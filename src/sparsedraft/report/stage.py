@@ -19,6 +19,7 @@ TERMS = {
     "MACs": "multiply-accumulates per token: the non-zero weights of all linears, lm_head included and dense.",
     "improvement factor": "MAL / (1 + K·c), where c is the drafter's share of the target's MACs: the theoretical "
     "speed-up of a machine on which verifying K+1 tokens costs one step and zeros cost nothing.",
+    "c, v": "as measured: seconds of drafting a token, and of verifying a step, each in plain steps of the target.",
 }
 
 
@@ -102,10 +103,19 @@ def _context(run: Run) -> dict[str, Any]:
         "shade": lambda value: 0 if high == low else (value - low) / (high - low),
         "example": run.example,
         "distilled": run.distilled,
+        "speed": _speed(run.speed) if run.speed else None,
         "provenance": run.provenance,
         "recipe": run.recipe,
         "terms": TERMS,
     }
+
+
+def _speed(timed: dict[str, Any]) -> dict[str, Any] | None:
+    """What the templates show of the packed drafters' measured speed."""
+    header, rows = tables.speed_rows(timed)
+    if not rows:
+        return None
+    return {"header": header, "rows": rows, "alone": tables.alone_rate(timed), "prompts": timed["prompts"]}
 
 
 def _figures(run: Run) -> dict[str, tuple[str, Figure]]:

@@ -66,31 +66,45 @@ def _with_speedup(mal: float, speedup: float | None) -> str:
     return f"{mal:.2f}" if speedup is None else f"{mal:.2f} ({speedup:.2f}x)"
 
 
-def speed_table(result: dict[str, Any]) -> Table | None:
-    """Tokens per second of the loop, drafter by drafter, theory beside measurement; None where nothing was timed."""
-    rows = [
-        (d, k, found)
+def speed_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of what the loop took, theory beside measurement; no rows where nothing was timed."""
+    header = ["drafter", "K", "tokens/s", "speed-up", "in theory", "c", "v", "draft", "verify", "loop"]
+    rows = []
+    for d in result["drafters"]:
+        for k, found in d["k"].items():
+            m = found.get("measured", {})
+            if not m.get("seconds"):
+                continue
+            seconds, total = m["seconds"], sum(m["seconds"].values())
+            shares = [seconds["draft"] / total, seconds["verify"] / total, m["overhead"]]
+            rows.append([
+                d["name"], str(k), f"{m['tokens_per_second']:.1f}", f"{m['speedup']:.2f}x",
+                f"{found['improvement_factor']:.2f}x",
+                f"{m['c']:.2f}", f"{m['v']:.2f}", *(f"{share:.0%}" for share in shares),
+            ])  # fmt: skip
+    return header, rows
+
+
+def alone_rate(result: dict[str, Any]) -> float:
+    """Tokens a second of the target without a drafter, where the loop was timed."""
+    return next(
+        found["measured"]["target_tokens_per_second"]
         for d in result["drafters"]
-        for k, found in d["k"].items()
+        for found in d["k"].values()
         if found.get("measured", {}).get("seconds")
-    ]
+    )
+
+
+def speed_table(result: dict[str, Any]) -> Table | None:
+    """`speed_rows` for the terminal; None where nothing was timed."""
+    header, rows = speed_rows(result)
     if not rows:
         return None
-    table = Table(
-        title=f"measured; the target alone: {rows[0][2]['measured']['target_tokens_per_second']:.1f} tokens/s"
-    )
-    header = ["drafter", "K", "tokens/s", "speed-up", "in theory", "c", "v", "draft", "verify", "loop"]
+    table = Table(title=f"measured; the target alone: {alone_rate(result):.1f} tokens/s")
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
-    for d, k, found in rows:
-        m = found["measured"]
-        seconds, total = m["seconds"], sum(m["seconds"].values())
-        shares = [seconds["draft"] / total, seconds["verify"] / total, m["overhead"]]
-        table.add_row(
-            d["name"], k, f"{m['tokens_per_second']:.1f}", f"{m['speedup']:.2f}x",
-            f"{found['improvement_factor']:.2f}x",
-            f"{m['c']:.2f}", f"{m['v']:.2f}", *(f"{share:.0%}" for share in shares),
-        )  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

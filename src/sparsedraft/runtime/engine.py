@@ -1,6 +1,7 @@
 """The native engine: sequences of one model, their caches, and the logits of whatever follows."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ class Rows:
         """The `k` likeliest tokens of the first row, one after the other, after `last`."""
         ids = self.model.head_ids
         return self._engine.draft(last, k, [] if ids is None else ids.tolist())
+
+
+@cache
+def shared_pool(threads: int) -> Any:
+    """So many threads for all engines that take turns: two pools' threads would spin against each other."""
+    return extension().Pool(threads)
 
 
 class Engine:

@@ -1,6 +1,7 @@
 """A checkpoint, packed or plain, as a model of the native engine: llama, mistral, qwen2, qwen3, gemma3 (text)."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import skeleton
 from sparsedraft.runtime import kinds
 from sparsedraft.runtime.native import extension
-from sparsedraft.runtime.weights import Weights, weights_of
+from sparsedraft.runtime.relaid import Relaid
+from sparsedraft.runtime.weights import Weights, is_packed, weights_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not change with the length
@@ -63,7 +65,8 @@ def _ropes(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
     """Rotary embeddings by the kind of layer; one under "" where all layers share it."""
     parameters = getattr(config, "rope_parameters", None) or {}
     nested = {k: v for k, v in parameters.items() if isinstance(v, dict)}
-    return nested or {"": parameters}
+    kinds_of = getattr(config, "layer_types", None) or nested
+    return {k: v for k, v in nested.items() if k in kinds_of} or {"": parameters}
 
 
 def native_model(folder: Path) -> NativeModel:
@@ -100,6 +103,7 @@ def available_memory() -> int | None:
 class _Builder:
     def __init__(self, folder: Path, config: PretrainedConfig, weights: Weights) -> None:
         self.folder, self.config, self.weights = folder, config, weights
+        self.relaid = Relaid(folder, weights.bytes) if is_packed(folder) else None
         self.runs: dict[str, str] = {}
         self.nonzero = self.total = self.others = self.others_nonzero = 0
         found = sorted(name for name in weights.names if name.endswith("embed_tokens.weight"))
@@ -143,6 +147,8 @@ class _Builder:
             raise UserError(
                 f"model {self.folder} has weights that its config.json does not describe ({error}): copy both again."
             ) from None
+        if self.relaid is not None:
+            self.relaid.write()
         macs = self.nonzero + head_rows * config.hidden_size
         return NativeModel(
             handle, config, head_ids, self.runs, macs, self.nonzero, self.total, self.others, self.others_nonzero
@@ -185,17 +191,26 @@ class _Builder:
         return _numpy(self._vector(name)) if name in self.weights.names else None
 
     def _linear(self, name: str) -> Any:
-        values, scale, kind = self.weights.matrix(f"{name}.weight")
-        self.nonzero += int(torch.count_nonzero(values))
-        self.total += values.numel()
-        return self._matrix(name, values, scale, kind)
+        matrix, nonzero, size = self._matrix(name, lambda: self.weights.matrix(f"{name}.weight"))
+        self.nonzero += nonzero
+        self.total += size
+        return matrix
 
-    def _matrix(self, name: str, values: Tensor, scale: Tensor | None, kind: str) -> Any:
+    def _matrix(self, name: str, read: Callable[[], tuple[Tensor, Tensor | None, str]]) -> tuple[Any, int, int]:
+        """(the matrix that `read` gives, as it was kept or laid out, its values that are not zero, all of them)."""
+        kept = self.relaid.matrix(name) if self.relaid else None
+        if kept is not None:
+            matrix, self.runs[name], nonzero, size = kept
+            return matrix, nonzero, size
+        values, scale, kind = read()
+        nonzero, size = int(torch.count_nonzero(values)), values.numel()
         try:
             matrix, self.runs[name] = kinds.lay_out(values, scale, kind)
         except ValueError as error:
             raise UserError(f"model {self.folder} cannot be laid out: {name}: {error}.") from None
-        return matrix
+        if self.relaid is not None:
+            self.relaid.add(name, matrix, self.runs[name], nonzero, size)
+        return matrix, nonzero, size
 
     def _head(self, embedding: Tensor, scale: Tensor | None, ids: Tensor | None) -> tuple[Any, int]:
         """The head's matrix, trimmed to `ids`, and its rows."""
@@ -214,7 +229,8 @@ class _Builder:
                     f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again."
                 )
             embedding, scale = embedding[ids], None if scale is None else scale[ids]
-        return self._matrix("lm_head", embedding, scale, kind), embedding.shape[0]
+        matrix, _, _ = self._matrix("lm_head", lambda: (embedding, scale, kind))
+        return matrix, embedding.shape[0]
 
 
 def _head_dim(config: PretrainedConfig) -> int:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output, Request, Written, check_fits, extend
 from sparsedraft.packing import Sample
-from sparsedraft.runtime.engine import Rows
+from sparsedraft.runtime.engine import Rows, shared_pool
 from sparsedraft.runtime.model import NativeModel
 from sparsedraft.runtime.native import single_thread
 from sparsedraft.speculate.sampling import Sampling
@@ -36,7 +36,8 @@ class NativeWriter:
         check_fits(self.context, self.model.handle.vocabulary, requests)
         self._check_top_k(top_k_logprobs)
         queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
-        rows = Rows(self.model, max(1, min(self.batch_size, len(queue))))
+        pool = shared_pool(torch.get_num_threads())
+        rows = Rows(self.model, max(1, min(self.batch_size, len(queue))), pool=pool)
         written: list[Written | None] = [None] * len(rows.lengths)
         while queue or any(written):
             read, new = [0] * len(written), 0
@@ -60,10 +61,10 @@ class NativeWriter:
     def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
         """One pass over each sample."""
         self._check_top_k(k)
-        found = []
+        pool, found = shared_pool(torch.get_num_threads()), []
         for sample in samples:
             n = len(sample.answer_ids)
-            logits = Rows(self.model).forward([[*sample.prompt_ids, *sample.answer_ids][:-1]], [n])[0]
+            logits = Rows(self.model, pool=pool).forward([[*sample.prompt_ids, *sample.answer_ids][:-1]], [n])[0]
             best = logits.log_softmax(-1).topk(k, dim=-1)
             found.append((best.indices.flatten().tolist(), best.values.flatten().tolist()))
         return found

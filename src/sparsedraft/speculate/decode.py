@@ -18,7 +18,7 @@ from sparsedraft.speculate.accept import accept_greedy, accept_sampled, accept_t
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import Drafter, sound
 from sparsedraft.speculate.lookahead import Outcome, Policy
-from sparsedraft.speculate.sampling import Dice, Sampling, penalised, probabilities
+from sparsedraft.speculate.sampling import Dice, Sampling, likeliest, penalised, probabilities
 from sparsedraft.speculate.sequence import Draft, Row, Step, Stops
 
 
@@ -195,7 +195,7 @@ class Decoder:
         logits = penalised(logits, self.sampling, row.tokens, draft.tokens)
         drafted = torch.tensor(draft.tokens)
         if self.sampling.greedy:
-            choices = logits.argmax(-1).cpu()
+            choices = likeliest(logits)
             accepted = accept_greedy(choices, drafted)
             return accepted, int(choices[accepted]), (0, 0, 0.0)
         p = probabilities(logits, self.sampling)
@@ -216,7 +216,7 @@ class Decoder:
                 ]
             )
         if self.sampling.greedy:
-            return accept_tree_greedy(logits.argmax(-1).cpu(), draft.tokens, draft.parents)
+            return accept_tree_greedy(likeliest(logits), draft.tokens, draft.parents)
         p = probabilities(logits, self.sampling)
         assert draft.q is not None, "a tree that is sampled from comes with its distributions"
         return accept_tree_sampled(p, draft.q, draft.tokens, draft.parents, row.dice)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.lookahead import always
-from sparsedraft.speculate.sampling import Sampling, penalised, probabilities
+from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities
 from sparsedraft.speculate.sequence import Draft, Row
 
 
@@ -125,7 +125,7 @@ class ModelDrafter:
         if self.certain:
             if self.confident is not always:
                 reach *= float(logits.float().softmax(-1).max())
-            return (int(logits.argmax()) if self.confident(reach) else None), reach
+            return (int(likeliest(logits)) if self.confident(reach) else None), reach
         distribution = probabilities(logits, self.sampling)
         reach *= float(distribution.max())
         if not self.confident(reach):

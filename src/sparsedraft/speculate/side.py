@@ -15,7 +15,7 @@ from sparsedraft.engine import Engine, TransformersEngine
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
 from sparsedraft.runtime import native
-from sparsedraft.runtime.engine import Rows
+from sparsedraft.runtime.engine import Rows, shared_pool
 from sparsedraft.runtime.model import NativeModel, native_model, unsupported
 from sparsedraft.runtime.weights import is_packed
 from sparsedraft.runtime.writer import NativeWriter
@@ -70,7 +70,9 @@ class Side:
 
     def backend(self, rows: int) -> Backend:
         """A Backend of so many rows."""
-        return Rows(self.native, rows) if self.native else TransformersBackend(self.model, rows)
+        if self.native:
+            return Rows(self.native, rows, pool=shared_pool(torch.get_num_threads()))
+        return TransformersBackend(self.model, rows)
 
     def writer(self, batch_size: int) -> Engine:
         """What writes whole answers with this model, by the same arithmetic as `backend`."""

@@ -1,0 +1,112 @@
+"""Packed matrices as this CPU reads them, kept in a file that every process maps: loaded at once, in memory once.
+
+The packed folder itself holds nothing of a machine. The file lies in $SPARSEDRAFT_CACHE (default: ~/.cache/sparsedraft;
+"off" keeps nothing), one for each packed folder, and is made anew when the folder or the layouts have changed. It is
+checked as a whole before it is used.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsedraft.console import console
+from sparsedraft.runtime.native import extension
+from sparsedraft.shards import weight_files
+
+VERSION = 1  # of the layouts of csrc/relay.cpp: another number makes every file anew
+SMALLEST = 16 << 20  # bytes of a model that is worth a file
+LINE = 64  # bytes of a cache line, on which every stream begins
+
+
+def place(folder: Path) -> Path | None:
+    """Where the matrices of the packed `folder` are kept; None: nowhere."""
+    root = os.environ.get("SPARSEDRAFT_CACHE") or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sparsedraft")
+    )
+    if root == "off":
+        return None
+    return Path(root).expanduser() / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
+
+
+def state(folder: Path) -> list[Any]:
+    """What the kept file was made from: changes when a file of the packed folder does."""
+    files = [folder / "packed.json", folder / "config.json", *weight_files(folder)]
+    found = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return json.loads(json.dumps([VERSION, found]))
+
+
+class Relaid:
+    """The matrices kept at `place`, or what is to be kept there."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        """`size`: bytes of the packed folder's tensors."""
+        self.at = place(folder) if size >= SMALLEST else None
+        self.state: list[Any] = state(folder) if self.at else []
+        self.parts: dict[str, Any] = {}  # of each matrix: what `matrix_of` takes, how it runs, how many are not zero
+        self._bytes: np.ndarray | None = None
+        self._new: dict[str, Any] = {}
+        if self.at and self.at.is_dir():
+            self._read(self.at)
+
+    def _read(self, at: Path) -> None:
+        try:
+            index = json.loads((at / "index.json").read_text(encoding="utf-8"))
+            if index["state"] != self.state:
+                return
+            with open(at / "streams", "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != index["sha256"]:
+                    return
+            self._bytes = np.memmap(at / "streams", dtype=np.uint8, mode="r")
+            self.parts = index["parts"]
+        except (OSError, ValueError, KeyError, TypeError):  # made anew
+            return
+
+    def matrix(self, name: str) -> tuple[Any, str, int, int] | None:
+        """(the matrix, how it runs, its weights that are not zero, all of them) where it is kept."""
+        if self._bytes is None or name not in self.parts:
+            return None
+        part = self.parts[name]
+        stream = np.asarray(self._bytes)[part["begin"] : part["end"]]
+        return extension().matrix_of(part["parts"], stream), part["runs"], part["nonzero"], part["size"]
+
+    def add(self, name: str, matrix: Any, runs: str, nonzero: int, size: int) -> None:
+        """Another matrix that `write` keeps."""
+        if self.at is not None:
+            self._new[name] = (matrix, {"runs": runs, "nonzero": nonzero, "size": size})
+
+    def write(self) -> None:
+        """Keep what was added. Where that is not possible, nothing is lost but the time of the next loading."""
+        if self.at is None or not self._new:
+            return
+        work = None
+        try:
+            self.at.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(dir=self.at.parent, prefix=".new-"))
+            self._write(work)
+            shutil.rmtree(self.at, ignore_errors=True)
+            work.rename(self.at)
+        except OSError as error:
+            console.print(f"[dim]the matrices are not kept in {self.at.parent} ({error})[/dim]", soft_wrap=True)
+            if work is not None:
+                shutil.rmtree(work, ignore_errors=True)
+
+    def _write(self, work: Path) -> None:
+        parts, place, digest = {}, 0, hashlib.sha256()
+        with open(work / "streams", "wb") as file:
+            for name, (matrix, about) in self._new.items():
+                found = extension().parts_of(matrix)
+                stream = found.pop("stream")
+                padding = bytes(-len(stream) % LINE)
+                for piece in (stream, padding):
+                    file.write(piece)
+                    digest.update(piece)
+                parts[name] = {**about, "parts": found, "begin": place, "end": place + len(stream)}
+                place += len(stream) + len(padding)
+        index = {"state": self.state, "sha256": digest.hexdigest(), "parts": parts}
+        (work / "index.json").write_text(json.dumps(index), encoding="utf-8")
