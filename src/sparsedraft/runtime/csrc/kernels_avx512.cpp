@@ -1,4 +1,5 @@
-// The 256-bit kernels, for CPUs with AVX-512 (VL and VNNI), and 512 bits where they pay: dense int8 and many tokens.
+// The 256-bit kernels, for CPUs with AVX-512 (VL, VNNI, VBMI2), and 512 bits where they pay: dense int8 and many tokens,
+// and masks of bits.
 #define VECTORS simd_avx512
 #define SPARSEDRAFT_TOKENS 8
 #define SPARSEDRAFT_KERNELS kernels_avx512
