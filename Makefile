@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo test check bench bench-runtime clean
+.PHONY: demo test check bench bench-runtime sanitize fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -36,6 +36,23 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparsedra
 # TARGET and DRAFTER: hub ids or folders, by default Qwen2.5-Coder 1.5B and 0.5B
 bench-runtime: $(STAMP)
 	$(BIN)/python benchmarks/runtime.py $(if $(TARGET),--target $(TARGET)) $(if $(DRAFTER),--drafter $(DRAFTER))
+
+# The extension with AddressSanitizer and UndefinedBehaviorSanitizer: its tests, and CASES damaged packed folders.
+CASES ?= 2000
+SANITIZED := build/sanitize
+sanitize: $(STAMP)
+	$(BIN)/pip install -q cmake ninja nanobind
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DSPARSEDRAFT_SANITIZE=ON \
+		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
+	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 SPARSEDRAFT_NATIVE="$$(ls $(abspath $(SANITIZED))/_native*.so)"; \
+	$(BIN)/python -m pytest tests/test_kernels.py tests/test_engine.py tests/test_relaid.py tests/test_packed.py && \
+	$(BIN)/python tests/fuzz_packed.py --cases $(CASES)
+
+# Packed folders damaged in every way, without sanitizers: CASES of them
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz_packed.py --cases $(CASES)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,6 +1,8 @@
 """Shared fixtures: tiny random models with a real tokenizer, and the one real LLM that pip can bring."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from sparsedraft.console import quiet_libraries
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["SPARSEDRAFT_CACHE"] = "off"
+if built := os.environ.get("SPARSEDRAFT_NATIVE"):  # another build of the extension, such as `make sanitize` makes
+    spec = importlib.util.spec_from_file_location("sparsedraft.runtime._native", built)
+    assert spec is not None and spec.loader is not None
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
 quiet_libraries()
 torch.set_num_threads(1)
 

@@ -43,7 +43,8 @@ def test_saved_checkpoint_is_the_sources_dtype_and_loads_in_plain_transformers(c
     "broken",
     [
         {"num_attention_heads": 3}, {"num_hidden_layers": "four"}, {"hidden_act": "none of these"},
-        {"num_hidden_layers": 0}, {"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}},
+        {"num_hidden_layers": 0}, {"num_hidden_layers": 2**40},
+        {"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}},
     ],
 )  # fmt: skip
 def test_a_config_that_describes_no_model_is_one_sentence(broken: dict, copy: Path) -> None:

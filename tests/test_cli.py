@@ -153,7 +153,7 @@ def test_plan_knows_every_stage_of_the_demo(monkeypatch, capsys, tiny_checkpoint
     assert call(monkeypatch, "plan", recipe, f"target={tiny_checkpoint}", "--gflops", 100) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     names = [stage["stage"] for stage in plan["stages"]]
-    assert names[0] == "distill" and names[-1] == "eval" and "sd2-50: finetune" in names
+    assert names[0] == "distill" and names[-2:] == ["eval", "speed"] and "sd2-50: finetune" in names
     assert all(
         stage[key] > 0 for stage in plan["stages"] for key in ("tokens", "memory_bytes", "device_hours", "disk_bytes")
     )

@@ -78,6 +78,24 @@ def test_products_are_those_of_the_stored_weights(
     assert torch.equal(alone, got), "a token's result does not depend on its neighbours"
 
 
+@pytest.mark.parametrize(("layout", "density"), [("dense", 1.0), ("bitmask", 0.5), ("bitmask", 0.02), ("2:4", 0.5)])
+@pytest.mark.parametrize("tokens", [5, 16, 31, 33, 48, 70, 150])
+def test_many_tokens_and_wide_matrices(layout: str, density: float, tokens: int) -> None:
+    """What takes tokens 16 or 48 at a time, or two tiles of rows, or 512 inputs, gives the bits of what does not."""
+    generator = torch.Generator().manual_seed(tokens)
+    rows, columns = 8 * 7 + 3, 2 * 512 + 76
+    weight = sparse(torch.randn(rows, columns, generator=generator), layout, 2, density, generator)
+    raw, exact, scale = stored(weight, "i8")
+    matrix = native.extension().matrix(raw, "i8", layout, 2, scale)
+    x = torch.randn(tokens, columns, generator=generator)
+    x[0] *= 1e4
+    found = [product(matrix, x, name) for name in NAMES]
+    assert all(torch.equal(found[0], other) for other in found[1:])
+    torch.testing.assert_close(
+        found[0], (x.double() @ exact.T).float(), rtol=1e-3, atol=1e-4 * float(found[0].abs().max())
+    )
+
+
 def test_threads_change_no_bit() -> None:
     module = native.extension()
     weight = torch.randn(300, 256, generator=torch.Generator().manual_seed(0))

@@ -53,7 +53,7 @@ def test_the_second_time_everything_is_mapped(made, laid: list[str], kind: tuple
     assert torch.equal(Engine(again, threads=1).forward(packed_folders.IDS[0].tolist(), 8), first), "mapped, not read"
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "index", "no streams", "nonsense", "touched"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "index", "tiles", "no streams", "nonsense", "touched"])
 def test_what_is_not_what_was_kept_is_made_anew(made, laid: list[str], harm: str, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     shutil.copytree(made(*KINDS[0])[1], folder)
@@ -68,6 +68,10 @@ def test_what_is_not_what_was_kept_is_made_anew(made, laid: list[str], harm: str
         streams.write_bytes(data[:-64])
     elif harm == "index":
         index.write_text(json.dumps({**json.loads(index.read_text()), "state": [0]}))
+    elif harm == "tiles":
+        changed = json.loads(index.read_text())
+        next(iter(changed["parts"].values()))["parts"]["tiles"][1] += 1 << 40
+        index.write_text(json.dumps(changed))
     elif harm == "no streams":
         streams.unlink()
     elif harm == "nonsense":

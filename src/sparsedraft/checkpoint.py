@@ -54,15 +54,18 @@ def find(ref: str | Path) -> Path:
     if not is_decoder_lm(config):
         names = ", ".join(getattr(config, "architectures", None) or []) or "none"
         raise UserError(f"model {ref} is not a decoder-only language model (architecture: {names}).")
-    if getattr(config.get_text_config(), "num_hidden_layers", None) == 0:
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if layers == 0:
         raise UserError(f"model {ref} has num_hidden_layers 0 in its config.json: there is no layer to work on.")
+    stored = len(Shards(folder).files)  # reads every header
+    if isinstance(layers, int) and layers > stored:  # before as many are built
+        raise UserError(f"model {ref} has num_hidden_layers {layers} in its config.json and {stored} tensors: mend it.")
     try:
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
     except Exception as error:  # whatever a wrong value in a config can break inside a library
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(f"model {ref} has a config.json that describes no model ({reason}): mend it.") from None
-    Shards(folder)  # reads every header
     return folder
 
 

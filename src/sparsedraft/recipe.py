@@ -227,7 +227,7 @@ class Speed(Section):
     weights: Literal["f16", "bf16", "int8"] = "int8"  # of the packed drafters
     head_tokens: Count | None = None  # trims their heads to the most frequent tokens of the distilled data
     pack_target: bool = False  # the target, too
-    k: list[K] = [1, 2, 3, "auto"]
+    k: list[K] = Field([1, 2, 3, "auto"], min_length=1)
     limit: Count = 8
     max_new_tokens: Count = 64
 

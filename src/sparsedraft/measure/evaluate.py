@@ -20,8 +20,9 @@ from sparsedraft.conversation import Answer, answer_all
 from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
 from sparsedraft.measure import loop, summary
-from sparsedraft.measure.simulate import acceptance, simulate
+from sparsedraft.measure.simulate import acceptance, acceptance_of, simulate
 from sparsedraft.measure.speedup import break_even, improvement_factor
+from sparsedraft.speculate.drafters import VocabularyMap
 from sparsedraft.speculate.lookahead import NAMES, Constant, policy_named
 from sparsedraft.speculate.pair import LOOKUP, Pair, check_route
 from sparsedraft.speculate.sampling import Sampling
@@ -250,7 +251,9 @@ class _Evaluation:
         if not todo:
             return
         read: Iterator[tuple[int, Tensor | None]] = enumerate([None] * len(todo))
-        if pair.route == "same" and pair.drafter is not None:
+        if pair.route == "same" and pair.drafter is not None and pair.drafter.native and pair.target.native:
+            read = self._read(pair.drafter, pair.vocabulary, todo)
+        elif pair.route == "same" and pair.drafter is not None:
             pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
             p = self.side.model if self.options.temperature > 0 else None  # greedy α needs no second look at the target
             read = acceptance(pair.drafter.model, pairs, p, self.options.sampling, pair.vocabulary)
@@ -267,6 +270,16 @@ class _Evaluation:
                 row = {"drafter": name, **_named(answer), "histograms": histograms, "loops": loops}
                 tracker.advance(len(answer.answer_ids))
                 yield row | {"alpha": float(shares.double().mean()) if shares is not None else _realised(row)}
+
+    def _read(
+        self, drafter: Side, vocabulary: VocabularyMap | None, todo: Sequence[Answer]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The acceptance of each answer, by engines that remember it when the loop then asks for the same."""
+        sampling = self.options.sampling
+        for index, answer in enumerate(todo):
+            p = None if sampling.greedy else self.side.remembering()
+            read = (drafter.remembering(), answer.prompt_ids, answer.answer_ids, p, sampling, vocabulary, drafter.known)
+            yield index, acceptance_of(*read)
 
     def _room(self, drafter: Side, answer: Answer) -> tuple[int, int | None]:
         """(tokens that the loop may write, tokens that the drafter's context then still holds)."""

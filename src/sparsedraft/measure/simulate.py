@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.packing import Sample, answer_logits, groups, pack, packable
+from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import VocabularyMap, sound
-from sparsedraft.speculate.sampling import Sampling, penalised, probabilities
+from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities
 
 ROW = 1024  # tokens packed into one pass
 
@@ -41,6 +42,32 @@ def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> 
         found.add(accepted, drafted, emitted)
         at += emitted
     return found
+
+
+def acceptance_of(
+    q: Backend,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    p: Backend | None,
+    sampling: Sampling,
+    vocabulary: VocabularyMap | None,
+    known: int,
+) -> Tensor:
+    """`acceptance` of one answer by empty Backends; `known`: tokens that the drafter has a row for."""
+    n = len(output) if q.max_length is None else max(0, min(len(output), q.max_length - len(prompt)))
+    if not n:
+        return torch.zeros(len(output))
+    ids = [*prompt, *output[:n]]
+    logits = q.forward([[token if token < known else 0 for token in ids[:-1]]], [n])[0]
+    sound(logits, "drafter", range(len(prompt), len(ids)))
+    logits = logits if vocabulary is None else vocabulary.logits(logits)
+    logits = penalised(logits, sampling, prompt, output[:n])
+    if p is None:
+        shares = (likeliest(logits) == torch.tensor(ids[-n:])).float()
+    else:
+        theirs = probabilities(penalised(p.forward([ids[:-1]], [n])[0], sampling, prompt, output[:n]), sampling)
+        shares = torch.minimum(theirs, probabilities(logits, sampling)).sum(-1)
+    return pad(shares, (0, len(output) - n))
 
 
 @torch.inference_mode()

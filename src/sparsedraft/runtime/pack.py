@@ -63,6 +63,10 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
     """
     if not 0 < count < vocabulary:
         raise UserError(f"--head-tokens {count} is not a part of the head's {vocabulary}: give a number below it.")
+    if not distilled.same_tokenizer(Path(data), checkpoint.load_tokenizer(folder)):
+        raise UserError(
+            f"--head-data {data} is of another tokenizer than {folder}: distill data of a model that has it."
+        )
     counts = np.zeros(vocabulary, dtype=np.int64)
     for row in distilled.read(Path(data)):
         ids = np.asarray(row["answer_ids"])

@@ -60,8 +60,10 @@ class Relaid:
             if index["state"] != self.state:
                 return
             with open(at / "streams", "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != index["sha256"]:
-                    return
+                digest = hashlib.file_digest(file, "sha256")
+            digest.update(json.dumps(index["parts"]).encode())
+            if digest.hexdigest() != index["sha256"]:
+                return
             self._bytes = np.memmap(at / "streams", dtype=np.uint8, mode="r")
             self.parts = index["parts"]
         except (OSError, ValueError, KeyError, TypeError):  # made anew
@@ -108,5 +110,6 @@ class Relaid:
                     digest.update(piece)
                 parts[name] = {**about, "parts": found, "begin": place, "end": place + len(stream)}
                 place += len(stream) + len(padding)
+        digest.update(json.dumps(parts).encode())
         index = {"state": self.state, "sha256": digest.hexdigest(), "parts": parts}
         (work / "index.json").write_text(json.dumps(index), encoding="utf-8")

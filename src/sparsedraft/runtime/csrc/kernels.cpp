@@ -9,8 +9,10 @@ std::vector<const Kernels*> available() {
 #ifdef SPARSEDRAFT_AVX2
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2"))
+      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2")) {
+    if (kernels_amx) found.push_back(kernels_amx);
     found.push_back(&kernels_avx512);
+  }
   if (avx2) found.push_back(&kernels_avx2);
 #endif
   found.push_back(&kernels_portable);

@@ -1,10 +1,32 @@
 // The 256-bit kernels, for CPUs with AVX-512 (VL, VNNI, VBMI2), and 512 bits where they pay: dense int8 and many tokens,
-// and masks of bits.
+// and masks of bits. And the same with AMX.
 #define VECTORS simd_avx512
 #define SPARSEDRAFT_TOKENS 8
 #define SPARSEDRAFT_KERNELS kernels_avx512
 #define KERNELS_NAME "avx512"
 #define SPARSEDRAFT_MULTIPLY multiply_wide
+#ifdef __AMX_INT8__
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "simd_avx2.hpp"
 
 #include "kernels.inc"
+
+namespace sparsedraft {
+#ifdef __AMX_INT8__
+namespace VECTORS {
+#include "amx.inc"
+}  // namespace VECTORS
+
+namespace {
+const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::split_size,
+                     VECTORS::split, VECTORS::rms_norm,     VECTORS::gated,    VECTORS::attend};
+}
+const Kernels* const kernels_amx = VECTORS::amx_here() ? &amx : nullptr;
+#else
+const Kernels* const kernels_amx = nullptr;
+#endif
+}  // namespace sparsedraft

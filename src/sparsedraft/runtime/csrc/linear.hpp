@@ -33,12 +33,21 @@ class Buffer {
       pool.run(tokens_, 8, [&](size_t first, size_t last) {
         for (size_t t = first; t < last; ++t) k.quantize(row(t), width_, q_.data() + t * width_, scale_.data() + t * blocks_);
       });
-    return {x_.data(), q_.data(), scale_.data(), width_, blocks_, tokens_};
+    const size_t size = integers && k.split_size ? k.split_size(width_, tokens_) : 0;
+    if (bytes_.size() < size) bytes_ = Bytes(size);
+    if (size)
+      pool.run((tokens_ + kGroup - 1) / kGroup, 1, [&](size_t first, size_t last) {
+        for (size_t g = first; g < last; ++g)
+          k.split(q_.data() + g * kGroup * width_, width_, std::min(kGroup, tokens_ - static_cast<int>(g) * kGroup),
+                  bytes_.writable() + g * kGroup * width_ * 2);
+      });
+    return {x_.data(), q_.data(), scale_.data(), width_, blocks_, tokens_, size ? bytes_.data() : nullptr};
   }
 
  private:
   std::vector<float> x_, scale_;
   std::vector<int16_t> q_;
+  Bytes bytes_;
   size_t width_ = 0, blocks_ = 0;
   int tokens_ = 0;
 };
@@ -55,7 +64,8 @@ inline void multiply_all(const Kernels& k, Pool& pool, Buffer& x, std::initializ
   size_t tiles = 0;
   for (const Product& p : products) integers |= p.matrix->values == Values::i8, tiles += p.matrix->tile_count();
   const Activations a = x.ready(k, pool, integers);
-  const size_t step = std::max<size_t>(1, tiles / (static_cast<size_t>(pool.threads()) * 8));
+  size_t step = std::max<size_t>(1, tiles / (static_cast<size_t>(pool.threads()) * 8));
+  step += step % 2;  // some kernels take two tiles at once
   pool.run(tiles, step, [&](size_t first, size_t last) {
     for (const Product& p : products) {
       const size_t count = p.matrix->tile_count();

@@ -20,6 +20,7 @@ enum class Layout : uint8_t { dense, two_four, n_eight, bitmask, window };
 constexpr int kRows = 8;          // rows of a tile: the 32-bit lanes of 256 bits
 constexpr int kColumns = 64;      // columns are padded to a multiple of this
 constexpr int kBlock = 512;       // inputs that share an activation scale: 127 * 32767 * 512 still fits in 31 bits
+constexpr int kGroup = 16;        // tokens that Kernels::split takes together
 constexpr int kSlack = 64;        // bytes that kernels may read past a stream's end
 
 inline size_t padded(size_t n, size_t step) { return (n + step - 1) / step * step; }
@@ -73,6 +74,7 @@ struct Activations {
   const float* scale = nullptr;
   size_t width = 0, blocks = 0;
   int tokens = 0;
+  const uint8_t* bytes = nullptr;  // q once more as Kernels::split lays it out, where that is wanted
 };
 
 }  // namespace sparsedraft

@@ -1,0 +1,61 @@
+"""A recipe's `speed`: drafters packed, timed in the real loop, and shown in the report."""
+
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from sparsedraft import recipe as recipes
+from sparsedraft.errors import UserError
+from sparsedraft.plan import plan_recipe
+from sparsedraft.run import run_recipe
+from sparsedraft.runtime.weights import is_packed
+
+RECIPE = """
+target: {target}
+distill: {{limit: 12, max_new_tokens: 8, batch_size: 8}}
+prune: {{tokens: 512, sequence_length: 64}}
+drafters:
+  - {{name: half, prune: {{sparsity: 0.5}}}}
+  - {{name: "2:8", prune: {{pattern: 2:8}}}}
+eval: {{k: [1, 3], max_new_tokens: 12, limit: 4}}
+speed: {{k: [2, auto], limit: 3, max_new_tokens: 12, head_tokens: 200, pack_target: {pack_target}}}
+"""
+
+
+@pytest.mark.parametrize("pack_target", [False, True])
+def test_packed_drafters_are_timed_and_shown(tiny_checkpoint: Path, tmp_path: Path, pack_target: bool) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(target=tiny_checkpoint, pack_target=str(pack_target).lower()))
+    recipe = recipes.read(tmp_path / "recipe.yaml")
+    result = run_recipe(recipe, tmp_path / "out")
+    timed = result["speed"]
+    assert [d["name"] for d in timed["drafters"]] == ["half", "2:8"] and not timed["simulated"]
+    assert timed["target"].endswith("packed/.target") == pack_target and timed["prompts"] == 3
+    packed = [tmp_path / "out" / "packed" / name for name in ("half", "2of8")]
+    assert all(is_packed(folder) for folder in packed)
+    html = Path(result["report"]).read_text()
+    markdown = Path(result["report"]).with_suffix(".md").read_text()
+    for d in timed["drafters"]:
+        for k in ("2", "auto"):
+            measured = d["k"][k]["measured"]
+            assert measured["tokens_per_second"] > 0 and measured["c"] >= 0
+            row = [d["name"], k, f"{measured['tokens_per_second']:.1f}", f"{measured['speedup']:.2f}x"]
+            assert "| " + " | ".join(row) in markdown and all(f"<td>{cell}</td>" in html for cell in row)
+    assert "Measured speed, drafters packed" in html and "The target alone:" in markdown
+    assert plan_recipe(recipe, gflops=100)["stages"][-1]["stage"] == "speed"
+
+
+def test_impossible(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(target=tiny_checkpoint, pack_target="false"))
+    with pytest.raises(UserError, match=r"speed\.k = \[\] is not possible"):
+        recipes.read(tmp_path / "recipe.yaml", ["speed.k=[]"])
+    with pytest.raises(UserError, match=r"speed\.heads is not a known key"):
+        recipes.read(tmp_path / "recipe.yaml", ["speed.heads=9"])
+    tiny_llama().save_pretrained(tmp_path / "stranger")
+    other = PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
+    other.add_tokens(["zebra"])
+    other.save_pretrained(tmp_path / "stranger")
+    recipe = recipes.read(tmp_path / "recipe.yaml", [f"drafter={tmp_path / 'stranger'}"])
+    with pytest.raises(UserError, match=r"speed\.head_tokens = 200 trims by the target's tokens"):
+        run_recipe(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
