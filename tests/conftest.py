@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sparsedraft.console import quiet_libraries
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["SPARSEDRAFT_CACHE"] = "off"
+os.environ["SPARSEDRAFT_NATIVE_CACHE"] = "off"
 if built := os.environ.get("SPARSEDRAFT_NATIVE"):  # another build of the extension, such as `make sanitize` makes
     spec = importlib.util.spec_from_file_location("sparsedraft.runtime._native", built)
     assert spec is not None and spec.loader is not None

@@ -21,6 +21,7 @@ KINDS = [("llama", True, "2:4", "int8"), ("qwen2", False, "unstructured", "bf16"
 @pytest.fixture
 def laid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """A cache of its own; the list grows with every matrix that is laid out, and not taken from it."""
+    monkeypatch.delenv("SPARSEDRAFT_NATIVE_CACHE")
     monkeypatch.setenv("SPARSEDRAFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(relaid, "SMALLEST", 0)
     calls, own = [], kinds.lay_out
@@ -84,8 +85,9 @@ def test_what_is_not_what_was_kept_is_made_anew(made, laid: list[str], harm: str
 
 def test_where_nothing_can_be_kept_loading_goes_on(made, laid: list[str], monkeypatch, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("no folder")
-    for cache, told in ((str(tmp_path / "file" / "cache"), True), ("off", False)):
-        monkeypatch.setenv("SPARSEDRAFT_CACHE", cache)
+    monkeypatch.setenv("SPARSEDRAFT_CACHE", str(tmp_path / "file"))
+    for switch, told in (("on", True), ("off", False)):
+        monkeypatch.setenv("SPARSEDRAFT_NATIVE_CACHE", switch)
         before = len(laid)
         assert torch.equal(logits(made(*KINDS[0])[1]), logits(made(*KINDS[0])[1]))
         assert len(laid) == before + 30

@@ -1,8 +1,8 @@
 """Packed matrices as this CPU reads them, kept in a file that every process maps: loaded at once, in memory once.
 
-The packed folder itself holds nothing of a machine. The file lies in $SPARSEDRAFT_CACHE (default: ~/.cache/sparsedraft;
-"off" keeps nothing), one for each packed folder, and is made anew when the folder or the layouts have changed. It is
-checked as a whole before it is used.
+The packed folder itself holds nothing of a machine. The file lies in the folder "native" of the user's cache (see
+sources.cache_folder; nothing is kept where $SPARSEDRAFT_NATIVE_CACHE is "off"), one for each packed folder, is made anew
+when the folder or the layouts have changed, and is checked as a whole before it is used.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import numpy as np
 from sparsedraft.console import console
 from sparsedraft.runtime.native import extension
 from sparsedraft.shards import weight_files
+from sparsedraft.sources import cache_folder
 
 VERSION = 1  # of the layouts of csrc/relay.cpp: another number makes every file anew
 SMALLEST = 16 << 20  # bytes of a model that is worth a file
@@ -26,12 +27,9 @@ LINE = 64  # bytes of a cache line, on which every stream begins
 
 def place(folder: Path) -> Path | None:
     """Where the matrices of the packed `folder` are kept; None: nowhere."""
-    root = os.environ.get("SPARSEDRAFT_CACHE") or str(
-        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "sparsedraft")
-    )
-    if root == "off":
+    if os.environ.get("SPARSEDRAFT_NATIVE_CACHE") == "off":
         return None
-    return Path(root).expanduser() / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
+    return cache_folder() / "native" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
 
 
 def state(folder: Path) -> list[Any]:
