@@ -1,8 +1,8 @@
 """Packed matrices as this CPU reads them, kept in a file that every process maps: loaded at once, in memory once.
 
 The packed folder itself holds nothing of a machine. The file lies in the folder "native" of the user's cache (see
-sources.cache_folder; nothing is kept where $SPARSEDRAFT_NATIVE_CACHE is "off"), one for each packed folder, is made anew
-when the folder or the layouts have changed, and is checked as a whole before it is used.
+sources.cache_folder; nothing is kept where $SPARSEDRAFT_NATIVE_CACHE is "off"), one for each packed folder, is made
+anew when the folder or the layouts have changed, and is checked as a whole before it is used.
 """
 
 import hashlib
