@@ -22,6 +22,7 @@ from sparsedraft.journal import read_lines
 from sparsedraft.measure import loop, summary
 from sparsedraft.measure.simulate import acceptance, acceptance_of, simulate
 from sparsedraft.measure.speedup import break_even, improvement_factor
+from sparsedraft.runtime.weights import is_packed, pattern_of
 from sparsedraft.speculate.drafters import VocabularyMap
 from sparsedraft.speculate.lookahead import NAMES, Constant, policy_named
 from sparsedraft.speculate.pair import LOOKUP, Pair, check_route
@@ -329,7 +330,7 @@ class _Evaluation:
             "alpha_of": "the target's text" if pair.route == "same" else "drafts in the loop",
             **figures,
             "macs_vs_dense": c,
-            "pattern": claim["pattern"] if claim else "none" if pair.drafter is None else "dense",
+            "pattern": _pattern(folder, claim),
             "c": c,
             "v": VERIFY_COST,
             "break_even": {str(k): break_even(k, c, VERIFY_COST) for k in self.options.numbers},
@@ -417,3 +418,12 @@ def _realised(row: dict[str, Any]) -> float:
     accepted = sum(sum(a * count for a, count in enumerate(h["counts"])) for h in found)
     rejected = sum(sum(h["counts"]) for h in found)  # at most one a step
     return accepted / max(1, accepted + rejected)
+
+
+def _pattern(folder: Path | None, claim: dict[str, Any] | None) -> str:
+    """How a drafter is sparse, as its checkpoint says; "none" where no model drafts."""
+    if folder is None:
+        return "none"
+    if is_packed(folder):
+        return pattern_of(folder)
+    return claim["pattern"] if claim else "dense"

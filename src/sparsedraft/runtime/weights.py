@@ -1,6 +1,7 @@
 """The weights of a checkpoint, packed or plain, one tensor at a time."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,6 +115,13 @@ class PackedWeights:
 
 def is_packed(folder: Path) -> bool:
     return (folder / HEADER).is_file()
+
+
+def pattern_of(folder: Path) -> str:
+    """The pattern of most of a packed folder's linears: dense, unstructured or N:M."""
+    kinds_of = Counter(entry.kind for name, entry in read_header(folder).items() if name.endswith("_proj"))
+    kind = kinds_of.most_common(1)[0][0] if kinds_of else "dense"
+    return "unstructured" if kind == "bitmask" else kind
 
 
 def weights_of(folder: Path) -> PackedWeights | PlainWeights:
