@@ -57,6 +57,6 @@ def test_impossible(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path
     other.add_tokens(["zebra"])
     other.save_pretrained(tmp_path / "stranger")
     recipe = recipes.read(tmp_path / "recipe.yaml", [f"drafter={tmp_path / 'stranger'}"])
-    with pytest.raises(UserError, match=r"speed\.head_tokens = 200 trims by the target's tokens"):
+    with pytest.raises(UserError, match=r"speed\.head_tokens trims by the target's tokens"):
         run_recipe(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()

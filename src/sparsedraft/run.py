@@ -18,6 +18,7 @@ from sparsedraft.recipe import Drafter, Recipe, dump
 from sparsedraft.report.stage import report
 from sparsedraft.report.tables import demo_table, speed_table
 from sparsedraft.runtime.pack import pack
+from sparsedraft.speculate.vocab import same_tokens
 
 
 def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -30,10 +31,10 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     # before any work: a leak found after an hour helps nobody
     if not recipe.allow_overlap and recipe.distill.prompts is not None:
         check_no_overlap(prompts.read(recipe.distill.prompts), prompts.read(recipe.eval.prompts))
-    if recipe.speed and recipe.speed.head_tokens and not _one_tokenizer(recipe):
+    trims = recipe.speed is not None and recipe.speed.head_tokens is not None
+    if trims and not same_tokens(*(checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))):
         raise UserError(
-            f"speed.head_tokens = {recipe.speed.head_tokens} trims by the target's tokens, and the drafter has another "
-            "tokenizer: leave it out."
+            "speed.head_tokens trims by the target's tokens, and the drafter has another tokenizer: leave it out."
         )
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
@@ -71,11 +72,6 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         console.print(table)
     console.print(f"report: {shown['report']}")
     return {**result, "report": shown["report"], **({"speed": timed} if timed else {})}
-
-
-def _one_tokenizer(recipe: Recipe) -> bool:
-    target, dense = (checkpoint.load_tokenizer(ref).get_vocab() for ref in (recipe.target, recipe.dense))
-    return target == dense
 
 
 def _time(recipe: Recipe, named: list[tuple[str, str]], data: Path, out: Path, overwrite: bool) -> dict[str, Any]:
