@@ -290,6 +290,10 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     ),
     (lambda f, t: ("generate", f / "none", "--prompt", "x"), "no such folder"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", ""), "has no tokenizer that can be read"),
+    (
+        lambda f, t: ("eval", t, t, "--tasks", "arc_easy", "--max-new-tokens", "8"),
+        "--max-new-tokens is about drafting, and --tasks scores each model alone",
+    ),
     (lambda f, t: ("generate", t, "--prompt", "x", "--tree", "2"), "--tree 2 needs a model that drafts"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", "lookup", "--tree", "3"), "--tree 3 needs a model"),
     (

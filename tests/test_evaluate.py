@@ -128,7 +128,8 @@ def test_refusals(models, tmp_path: Path) -> None:
     refused("'lookup' needs the real loop", [("l", "lookup")], dataclasses.replace(GREEDY, simulate=True))
     refused("--tree 2 needs the real loop", drafters, dataclasses.replace(GREEDY, tree=2, simulate=True))
     refused("--uag best is not known", [("l", "lookup")], dataclasses.replace(GREEDY, uag="best"))
-    refused("draft trees need one: leave out --tree", [("other", str(other))], dataclasses.replace(GREEDY, tree=2))
+    refused("--tree 2 needs .* one tokenizer", [("other", str(other))], dataclasses.replace(GREEDY, tree=2))
+    refused("the policy confidence ends chains", drafters, dataclasses.replace(GREEDY, k=["confidence"], tree=2))
     refused("--policy best is not known", drafters, dataclasses.replace(GREEDY, k=["best"]))
 
 
@@ -186,7 +187,9 @@ def test_spec_bench_prompts_get_its_table(models, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fewer rows", "learned positions", "short context"])
-def test_drafters_that_cannot_read_all_that_the_target_writes(kind: str, tmp_path: Path) -> None:
+def test_drafters_that_cannot_read_all_that_the_target_writes(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """α and the simulation read the target's text as the loop does: unknown tokens as 0, nothing beyond the context."""
     target, drafter = build_llama(vocab_size=384), build_llama(vocab_size=384)
     if kind == "fewer rows":
@@ -218,8 +221,15 @@ def test_drafters_that_cannot_read_all_that_the_target_writes(kind: str, tmp_pat
     rows = [json.loads(line) for line in (tmp_path / "out-True" / "rows.jsonl").read_text().splitlines()]
     if kind != "fewer rows":
         assert rows[-1]["alpha"] == 0, "the third prompt alone fills the drafter's context"
+        said = " ".join(capsys.readouterr().err.split())
+        assert "drafter: 1 of 3 prompts fill the drafter's context of 48 tokens" in said
     if kind == "short context":
         assert 0 < rows[0]["alpha"] < 1, "the rest of its answers lies beyond"
+    if kind == "fewer rows":  # which no tree can do: said before the target works
+        with pytest.raises(UserError, match="--tree 2 needs"):
+            trees = dataclasses.replace(options, tree=2)
+            evaluate_to(tmp_path / "trees", str(tmp_path / "target"), named, str(tmp_path / "p.jsonl"), trees)
+        assert not list(tmp_path.glob(".trees.partial/.target.jsonl"))
 
 
 def test_broken_weights_of_a_drafter_are_found_by_the_simulation(models, tmp_path: Path) -> None:

@@ -27,8 +27,14 @@ from sparsedraft.options import (
     words,
 )
 
+DRAFTING = (
+    "k", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "uag", "tree", "simulate", "max_new_tokens",
+    "runtime",
+)  # fmt: skip
+
 
 def evaluate(
+    context: typer.Context,
     target: Annotated[str, typer.Argument(help="The target.")],
     drafters: Annotated[list[str], typer.Argument(help="The drafters, each a model, NAME=MODEL, or lookup.")],
     prompts: Annotated[str | None, typer.Option(help="PROMPTS to evaluate on.")] = None,
@@ -71,6 +77,11 @@ def evaluate(
         raise UserError("give --prompts to measure drafting, or --tasks for lm-eval: one of the two.")
     named = [named_drafter(d) for d in drafters]
     if tasks is not None:
+        sources = {name: context.get_parameter_source(name) for name in DRAFTING}
+        given = next((name for name, source in sources.items() if source and source.name == "COMMANDLINE"), None)
+        if given is not None:
+            option = f"--{given.replace('_', '-')}"
+            raise UserError(f"{option} is about drafting, and --tasks scores each model alone: leave one of them out.")
         from sparsedraft.measure.tasks import run_tasks
 
         models = [("target", target), *named]

