@@ -72,7 +72,7 @@ def score(drafter: Path, answers: list[Answer], quantized: str = "none") -> dict
     quantize.install(model, quantized)
     pairs = [(a.prompt_ids, a.answer_ids) for a in answers]
     rows: dict[int, dict[str, Any]] = {}
-    for index, shares in acceptance(model, pairs, None, Sampling()):
+    for index, (shares, _) in acceptance(model, pairs, None, Sampling()):
         answer = answers[index]
         histograms = {str(k): simulate(shares > 0.5, k, answer.max_new_tokens).to_dict() for k in KS}
         alpha = float(shares.double().mean())

@@ -49,7 +49,7 @@ def main() -> list[dict]:
         pairs = [(a.prompt_ids, a.answer_ids) for a in answers]
         matches = dict(acceptance(drafter, pairs, None, Sampling()))
         for index in range(len(answers)):
-            found["simulated"] += [simulate(matches[index] > 0.5, k, NEW_TOKENS) for k in KS]
+            found["simulated"] += [simulate(matches[index].kept > 0.5, k, NEW_TOKENS) for k in KS]
 
     simulated()  # warm-up
     found["simulated"].clear()

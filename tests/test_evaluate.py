@@ -110,7 +110,6 @@ def test_refusals(models, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             evaluate_to(None, target, named, "demo:eval", options)
 
-    refused("--simulate is exact under greedy", drafters, dataclasses.replace(GREEDY, simulate=True, temperature=1.0))
     refused("two drafters are called 'self'", [drafters[0], drafters[0]])
     refused("temperature -1 is not possible", drafters, dataclasses.replace(GREEDY, temperature=-1))
     liar = shutil.copytree(drafters[1][1], tmp_path / "liar")

@@ -76,7 +76,7 @@ def test_greedy_equals_the_target_alone_and_simulation_the_loop(eos: frozenset[i
                 (made,) = made_by(pair, [ids], Constant(k), 40)
                 assert made.tokens == expected
                 if matches is not None:
-                    assert simulate(matches > 0.5, k, 40) == Histogram.of_steps(made.steps, k)
+                    assert simulate(matches.kept > 0.5, k, 40) == Histogram.of_steps(made.steps, k)
                     partial += 0 < tried(made)[0] < tried(made)[1]
     assert partial > 10, "most of the drafters are accepted in part"
 
@@ -139,11 +139,14 @@ def test_heads_of_unequal_width_are_lossless(wide: int, narrow: int) -> None:
 def test_sampled_acceptance_is_the_overlap() -> None:
     p, q, sampling = build_llama(), noisy(build_llama(), 0.3), Sampling(0.8, top_k=20)
     ids, output = list(range(5, 12)), list(range(30, 36))
-    ((_, shares),) = acceptance(q, [(ids, output)], p, sampling)
+    ((_, (shares, kept)),) = acceptance(q, [(ids, output)], p, sampling)
     with torch.no_grad():
         logits = [model(torch.tensor([ids + output])).logits[0, 6:-1] for model in (p, q)]
-    expected = torch.minimum(*(probabilities(x, sampling) for x in logits)).sum(-1)
-    torch.testing.assert_close(shares, expected, rtol=1e-3, atol=1e-4)
+    theirs, mine = (probabilities(x, sampling) for x in logits)
+    torch.testing.assert_close(shares, torch.minimum(theirs, mine).sum(-1), rtol=1e-3, atol=1e-4)
+    at = torch.arange(len(output)), torch.tensor(output)
+    chance = (mine[at] / theirs[at]).clamp(max=1).where(theirs[at] > 0, 0)
+    torch.testing.assert_close(kept, chance, rtol=1e-3, atol=1e-4)
     assert 0 < float(shares.mean()) < 1
 
 
@@ -161,7 +164,7 @@ def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
     ):
         ids = chat_ids(tokenizer, [{"role": "user", "content": text}])
         theirs = plain.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0, len(ids) :].tolist()
-        ((_, matches),) = acceptance(drafter, [(ids, theirs)], None, GREEDY)
+        ((_, (_, matches)),) = acceptance(drafter, [(ids, theirs)], None, GREEDY)
         assert 0.2 < float(matches.mean()) < 1, "the drafter is accepted in part"
         for k in ks:
             (made,) = made_by(pair, [ids], Constant(k), n)

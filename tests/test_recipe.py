@@ -49,7 +49,6 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
         (["prune.sparsity=1.5"], r"prune\.sparsity = 1\.5"),
         (["finetune.patience=-1"], r"finetune\.patience = -1 is not possible"),
         (["dtype=float16"], "dtype float16 is no arithmetic to train in: set float32 or bfloat16"),
-        (["eval.temperature=1.0"], "simulate is exact under greedy"),
         (["drafters=[]"], "drafters"),
         (["drafters=[{name: a, start: b}]"], "'a' has start 'b', which no drafter is called"),
         (["drafters=[{name: a, start: a}]"], "made from itself"),

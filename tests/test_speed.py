@@ -31,7 +31,7 @@ def test_packed_drafters_are_timed_and_shown(tiny_checkpoint: Path, tmp_path: Pa
     timed = result["speed"]
     assert [d["name"] for d in timed["drafters"]] == ["half", "2:8"] and not timed["simulated"]
     assert [d["pattern"] for d in timed["drafters"]] == ["unstructured", "2:8"]
-    assert timed["target"].endswith("packed/.target") == pack_target and timed["prompts"] == 3
+    assert timed["target"].endswith("packed/.target-int8") == pack_target and timed["prompts"] == 3
     packed = [tmp_path / "out" / "packed" / name for name in ("half", "2of8")]
     assert all(is_packed(folder) for folder in packed)
     html = Path(result["report"]).read_text()

@@ -63,6 +63,9 @@ def evaluate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 128,
     batch_size: BatchSize = 32,
     limit: Limit = None,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="Take --limit prompts at equal distances through the file, not the first.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result and its raw rows; default: kept nowhere.")
     ] = None,
@@ -115,6 +118,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         limit=limit,
+        spread=spread,
         seed=seed,
         device=device,
         dtype=dtype,

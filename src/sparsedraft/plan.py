@@ -19,7 +19,7 @@ from sparsedraft.finetune.loop import Settings
 from sparsedraft.measure.macs import macs_of_model, skeleton
 from sparsedraft.pattern import Pattern
 from sparsedraft.prune import memory
-from sparsedraft.recipe import Drafter, Recipe, Speed
+from sparsedraft.recipe import Drafter, Eval, Recipe, Speed
 from sparsedraft.sources import locate
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -27,7 +27,15 @@ TEMPLATE_TOKENS = 32  # what a chat template adds to a prompt
 CHARACTERS_PER_TOKEN = 4
 # Assumed share of the matrix-product speed that each stage reaches, not fitted to measurements: decoding reads
 # every weight for a few rows and is bound by memory, training is nearly all large products.
-EFFICIENCY = {"distill": 0.3, "prune": 0.4, "drop-layers": 0.6, "finetune": 0.7, "eval": 0.4, "speed": 0.05}
+EFFICIENCY = {
+    "distill": 0.3,
+    "prune": 0.4,
+    "drop-layers": 0.6,
+    "finetune": 0.7,
+    "eval": 0.4,
+    "sampled": 0.4,
+    "speed": 0.05,
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,9 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
     answer_tokens = rows * recipe.distill.max_new_tokens
     for entry in recipe.drafters:
         stages += _drafter(recipe, entry, target, dense, prompt_tokens + answer_tokens)
-    stages.append(_eval(recipe, target, dense))
+    stages.append(_eval(recipe, recipe.eval, "eval", target, dense))
+    if recipe.sampled is not None:
+        stages.append(_eval(recipe, recipe.sampled, "sampled", target, dense))
     if recipe.speed is not None:
         stages.append(_speed(recipe, recipe.speed, target, dense))
     for stage in stages:
@@ -170,7 +180,8 @@ def _finetune(
     recipe: Recipe, entry: Drafter, name: str, part: int, target: Model, dense: Model, data_tokens: int
 ) -> dict[str, Any]:
     """One fine-tuning of a drafter: weights, gradients and two moments, logits, activations; a teacher's weights."""
-    f, width, kept = recipe.finetune_of(entry), BYTES[recipe.dtype], _kept_layers(recipe, entry, dense)
+    f, kept = recipe.finetune_of(entry), _kept_layers(recipe, entry, dense)
+    width = BYTES[f.dtype or recipe.dtype]
     tokens = recipe.budgets(entry, data_tokens)[part] or data_tokens
     size = dense.parameters - (1 - kept) * dense.linears
     macs = dense.macs - (1 - kept) * dense.linears
@@ -185,7 +196,7 @@ def _finetune(
     flops += 2 * macs * tokens * f.on_policy  # written token by token, at most as many as were there
     needed = finetuning.peak(
         dense.module,
-        Settings(**f.model_dump(exclude={"validation_prompts", "teacher"})),
+        Settings(**f.model_dump(exclude={"validation_prompts", "teacher", "dtype"})),
         density=_density(recipe, entry),
         halves=width == 2,
         layers=round(kept * dense.config.num_hidden_layers),
@@ -215,16 +226,16 @@ def _density(recipe: Recipe, entry: Drafter) -> float | None:
     return _density(recipe, start) if start and entry.drop_layers is None else None
 
 
-def _eval(recipe: Recipe, target: Model, dense: Model) -> dict[str, Any]:
+def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> dict[str, Any]:
     """The target writes once; each drafter then reads it once (simulated) or drafts it for every K."""
-    e, width = recipe.eval, BYTES[recipe.dtype]
+    width = BYTES[recipe.dtype]
     rows, prompt_tokens = _conversation(e.prompts, e.limit)
     answers = rows * e.max_new_tokens
     drafters = sum(entry.report for entry in recipe.drafters)
     passes = 1 if e.simulate else 1 + sum(k + 1 if isinstance(k, int) else 6 for k in e.k)
     flops = 2 * target.macs * (prompt_tokens + answers) + 2 * dense.macs * drafters * passes * (prompt_tokens + answers)
     needed = (target.parameters + dense.parameters) * width + e.batch_size * target.config.vocab_size * 4 * 4
-    return _stage("eval", answers, needed, flops, 100 * answers)
+    return _stage(name, answers, needed, flops, 100 * answers)
 
 
 def _speed(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str, Any]:

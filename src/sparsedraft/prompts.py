@@ -78,6 +78,12 @@ def read(source: str, bad: list[str] | None = None) -> list[Prompt]:
     return prompts
 
 
+def spread(found: Sequence[Prompt], count: int) -> list[Prompt]:
+    """`count` of the prompts at equal distances, the first among them; all, if there are no more."""
+    n = len(found)
+    return [found[i * n // count] for i in range(count)] if count < n else list(found)
+
+
 def _json_rows(path: Path) -> Iterable[tuple[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: U+2028 may stand inside a string

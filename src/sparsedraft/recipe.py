@@ -47,6 +47,9 @@ class Distill(Section):
     prompts: str | None = "demo:train"  # None: the target writes them, too (magpie)
     mode: Literal["respond", "rewrite", "magpie"] = "respond"
     engine: Literal["transformers", "native", "endpoint"] = "transformers"
+    weights: Literal["f16", "bf16", "int8"] | None = (
+        None  # native engine: the target is packed so first; None: it is not
+    )
     url: str | None = None  # of the endpoint's server, ".../v1"
     served_name: str | None = None  # the target's name there; None: as the recipe calls it
     concurrency: Count = 16  # calls under way at once
@@ -69,7 +72,15 @@ class Distill(Section):
     @property
     def options(self) -> dict[str, Any]:
         """The arguments of the `distill` stage, but for the prompts."""
-        return {**self.model_dump(exclude={"prompts", "rules"}), "rules": self.rules}
+        return {**self.model_dump(exclude={"prompts", "rules", "weights"}), "rules": self.rules}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.weights and self.engine != "native":
+            raise ValueError(
+                f"weights {self.weights} are of a packed target, which only the engine native runs: set it"
+            )
+        return self
 
 
 class Prune(Section):
@@ -115,6 +126,7 @@ class Finetune(Section):
     """
 
     loss: Literal["nll", "kl", "reverse-kl", "tvd"] = "nll"
+    dtype: Literal["float32", "bfloat16"] | None = None  # None: the recipe's
     nll_weight: float = Field(0.0, ge=0, le=1)  # w of (1 - w) · loss + w · nll
     teacher: bool = False  # True: the target in memory, also where distill stored the log-probabilities that would do
     on_policy: float = Field(0.0, ge=0, le=1)  # share of the rows that the drafter writes itself
@@ -208,7 +220,8 @@ class Eval(Section):
     tree: Count = 1  # branching of draft trees
     max_new_tokens: Count = 64
     batch_size: Count = 32
-    limit: Count | None = None
+    limit: Count | None = None  # prompts
+    spread: bool = False  # at equal distances through the file, not its first
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -216,8 +229,6 @@ class Eval(Section):
             raise ValueError("k needs at least one number of drafted tokens")
         if self.simulate and (self.tree > 1 or any(isinstance(k, str) for k in self.k)):
             raise ValueError("trees and policies need the real loop: set simulate to false")
-        if self.simulate and self.temperature > 0:
-            raise ValueError("simulate is exact under greedy decoding only: set temperature to 0 or simulate to false")
         return self
 
 
@@ -246,7 +257,15 @@ class Recipe(Section):
     finetune: Finetune = Finetune()
     drafters: list[Drafter] = Field(min_length=1)
     eval: Eval = Eval()
+    sampled: Eval | None = None  # a second evaluation, under sampling; None: there is none
     speed: Speed | None = None  # None: nothing is packed or timed
+
+    @field_validator("sampled")
+    @classmethod
+    def _warm(cls, value: Eval | None) -> Eval | None:
+        if value is not None and value.temperature == 0:
+            raise ValueError("is the evaluation under sampling: set its temperature above 0")
+        return value
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -267,7 +286,8 @@ class Recipe(Section):
                 seen |= ahead
             if entry.name in seen:
                 raise ValueError(f"drafter '{entry.name}' is made from itself by its start or match_macs")
-        if self.dtype == "float16" and any(entry.finetune for entry in self.drafters):
+        half = any(entry.trained and not self.finetune_of(entry).dtype for entry in self.drafters)
+        if self.dtype == "float16" and half:
             raise ValueError("dtype float16 is no arithmetic to train in: set float32 or bfloat16")
         if not any(entry.report for entry in self.drafters):
             raise ValueError("no drafter has report: true, so there is nothing to evaluate")

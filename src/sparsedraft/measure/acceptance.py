@@ -9,12 +9,15 @@ from sparsedraft.speculate.sequence import Step
 
 @dataclass
 class Histogram:
-    """`counts[a]` steps accepted a of their at most K drafts; `drafted` and `tokens` (emitted) are totals."""
+    """`counts[a]` steps accepted a of their at most K drafts; `drafted` and `tokens` (emitted) are totals.
+
+    Whole numbers where steps were counted, not where they are expectations.
+    """
 
     k: int
-    counts: list[int] = field(default_factory=list)
-    drafted: int = 0
-    tokens: int = 0
+    counts: list[float] = field(default_factory=list)
+    drafted: float = 0
+    tokens: float = 0
 
     def __post_init__(self) -> None:
         self.counts = self.counts or [0] * (self.k + 1)
@@ -27,22 +30,22 @@ class Histogram:
             found.add(step.accepted, len(step.drafted), len(step.emitted))
         return found
 
-    def add(self, accepted: int, drafted: int, emitted: int) -> None:
-        """Count one step."""
-        self.counts[accepted] += 1
-        self.drafted += drafted
-        self.tokens += emitted
+    def add(self, accepted: int, drafted: int, emitted: int, chance: float = 1) -> None:
+        """Count one step, or the `chance` of one."""
+        self.counts[accepted] += chance
+        self.drafted += chance * drafted
+        self.tokens += chance * emitted
 
     def __add__(self, other: "Histogram") -> "Histogram":
         counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
         return Histogram(self.k, counts, self.drafted + other.drafted, self.tokens + other.tokens)
 
     @property
-    def steps(self) -> int:
+    def steps(self) -> float:
         return sum(self.counts)
 
     @property
-    def accepted(self) -> int:
+    def accepted(self) -> float:
         return sum(a * count for a, count in enumerate(self.counts))
 
     @property

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import artifact, checkpoint, prompts
@@ -20,7 +19,7 @@ from sparsedraft.conversation import Answer, answer_all
 from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
 from sparsedraft.measure import loop, summary
-from sparsedraft.measure.simulate import acceptance, acceptance_of, simulate
+from sparsedraft.measure.simulate import Acceptance, acceptance, acceptance_of, expected, simulate
 from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.runtime.weights import is_packed, pattern_of
 from sparsedraft.speculate.drafters import VocabularyMap
@@ -49,7 +48,8 @@ class Options:
     tree: int = 1  # branching of draft trees; 1: chains
     max_new_tokens: int = 128
     batch_size: int = 32
-    limit: int | None = None
+    limit: int | None = None  # prompts: the first so many,
+    spread: bool = False  # or so many at equal distances, as files are often sorted by category
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -89,7 +89,9 @@ def evaluate_to(
         with tempfile.TemporaryDirectory() as scratch:
             return evaluate_to(Path(scratch) / "eval", target, drafters, source, options)
     _check(options, drafters)
-    chosen = prompts.read(source)[: options.limit]
+    chosen = prompts.read(source)
+    if options.limit is not None:
+        chosen = prompts.spread(chosen, options.limit) if options.spread else chosen[: options.limit]
     target_folder = checkpoint.find(target)
     folders = {name: None if ref == LOOKUP else checkpoint.find(ref) for name, ref in drafters}
     tokenizer = checkpoint.load_tokenizer(target)
@@ -110,8 +112,6 @@ def _check(options: Options, drafters: Sequence[tuple[str, str]]) -> None:
     """Refuse what cannot be before anything is loaded."""
     _ = options.sampling
     check_route(options.uag)
-    if options.simulate and options.temperature > 0:
-        raise UserError("--simulate is exact under greedy decoding only: leave it out, or set --temperature 0.")
     if options.simulate and (options.policies or options.tree > 1):
         what = f"--k {options.policies[0]}" if options.policies else f"--tree {options.tree}"
         raise UserError(f"{what} needs the real loop: leave out --simulate.")
@@ -256,7 +256,7 @@ class _Evaluation:
         """One row per sequence: α, the histogram of accepted tokens for each K, and what the loop took."""
         if not todo:
             return
-        read: Iterator[tuple[int, Tensor | None]] = enumerate([None] * len(todo))
+        read: Iterator[tuple[int, Acceptance | None]] = enumerate([None] * len(todo))
         if pair.route == "same" and pair.drafter is not None and pair.drafter.native and pair.target.native:
             read = self._read(pair.drafter, pair.vocabulary, todo)
         elif pair.route == "same" and pair.drafter is not None:
@@ -266,21 +266,27 @@ class _Evaluation:
         policies = _policies(self.ks)  # of this drafter alone: they learn
         self._warn_of_full_contexts(name, pair, todo)
         with track(f"eval {name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
-            for index, shares in read:
+            for index, found in read:
                 answer = todo[index]
                 loops: dict[str, Any] = {}
-                if self.options.simulate and shares is not None and pair.drafter is not None:
-                    room = self._room(pair.drafter, answer)
-                    histograms = {str(k): simulate(shares > 0.5, int(k), *room).to_dict() for k in self.ks}
+                if self.options.simulate and found is not None and pair.drafter is not None:
+                    histograms = self._simulated(pair.drafter, answer, found)
                 else:
                     histograms, loops = self._loops(pair, answer, policies)
                 row = {"drafter": name, **_named(answer), "histograms": histograms, "loops": loops}
                 tracker.advance(len(answer.answer_ids))
-                yield row | {"alpha": float(shares.double().mean()) if shares is not None else _realised(row)}
+                yield row | {"alpha": float(found.shares.double().mean()) if found is not None else _realised(row)}
+
+    def _simulated(self, drafter: Side, answer: Answer, found: Acceptance) -> dict[str, Any]:
+        """Histograms by K: exact where decoding is greedy, expected where it samples."""
+        room = self._room(drafter, answer)
+        if self.options.sampling.greedy:
+            return {str(k): simulate(found.kept > 0.5, int(k), *room).to_dict() for k in self.ks}
+        return {str(k): expected(found.kept, int(k), *room).to_dict() for k in self.ks}
 
     def _read(
         self, drafter: Side, vocabulary: VocabularyMap | None, todo: Sequence[Answer]
-    ) -> Iterator[tuple[int, Tensor]]:
+    ) -> Iterator[tuple[int, Acceptance]]:
         """The acceptance of each answer, by engines that remember it when the loop then asks for the same."""
         sampling = self.options.sampling
         for index, answer in enumerate(todo):

@@ -1,11 +1,16 @@
-"""The real loop's greedy numbers without the loop: one teacher-forced pass of the drafter over the target's own output.
+"""The real loop's numbers without the loop: one teacher-forced pass of the drafter over the target's own output.
 
 Under greedy decoding every accepted prefix is the target's own text, so what the drafter would draft after it is known
 from that text: the run accepted from a position is the run of argmax matches there, for every K at once.
+
+Under sampling the loop's text has the target's own distribution, and given a text its drafts were accepted one by one
+independently: of the chance p(x) of a token x, min(p(x), q(x)) is that of an accepted draft. So from a text that the
+target sampled alone the expected numbers follow exactly, over all the chances of accepting.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +25,14 @@ from sparsedraft.speculate.drafters import VocabularyMap, sound
 from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities
 
 ROW = 1024  # tokens packed into one pass
+
+
+class Acceptance(NamedTuple):
+    """At each of n places of a target's text: the chance [n] that a draft is accepted there, whichever it is (Σ_v
+    min(p, q), whose mean is α), and the chance [n] that the token of the text was one. Greedy: both are 1 or 0."""
+
+    shares: Tensor
+    kept: Tensor
 
 
 def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> Histogram:
@@ -44,6 +57,31 @@ def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> 
     return found
 
 
+def expected(kept: Tensor, k: int, room: int, context: int | None = None) -> Histogram:
+    """The expected histogram of the sampled loop with K = k on a text of n tokens.
+
+    kept [n]: the chance that a token, if one was drafted in its place, was that draft. `room` and `context` are those
+    of `simulate`, whose histogram it is for chances of 0 and 1.
+    """
+    chances, n, found = kept.tolist(), len(kept), Histogram(k)
+    starts = [1.0, *[0.0] * n]  # the chance that a step starts at each place
+    for at in range(n):
+        drafted = min(k, room - at - 1)
+        if context is not None:
+            drafted = max(0, min(drafted, context - at))
+        alive = starts[at]
+        for accepted, chance in enumerate(chances[at : at + drafted]):
+            lost = alive * (1 - chance)  # the text's token is the target's own, in the draft's place
+            found.add(accepted, drafted, accepted + 1, lost)
+            starts[at + accepted + 1] += lost
+            alive -= lost
+        accepted = min(drafted, n - at)
+        emitted = min(accepted + 1, n - at)
+        found.add(accepted, drafted, emitted, alive)
+        starts[at + emitted] += alive
+    return found
+
+
 def acceptance_of(
     q: Backend,
     prompt: Sequence[int],
@@ -52,22 +90,32 @@ def acceptance_of(
     sampling: Sampling,
     vocabulary: VocabularyMap | None,
     known: int,
-) -> Tensor:
+) -> Acceptance:
     """`acceptance` of one answer by empty Backends; `known`: tokens that the drafter has a row for."""
     n = len(output) if q.max_length is None else max(0, min(len(output), q.max_length - len(prompt)))
     if not n:
-        return torch.zeros(len(output))
+        return Acceptance(torch.zeros(len(output)), torch.zeros(len(output)))
     ids = [*prompt, *output[:n]]
     logits = q.forward([[token if token < known else 0 for token in ids[:-1]]], [n])[0]
     sound(logits, "drafter", range(len(prompt), len(ids)))
     logits = logits if vocabulary is None else vocabulary.logits(logits)
     logits = penalised(logits, sampling, prompt, output[:n])
+    theirs = None if p is None else penalised(p.forward([ids[:-1]], [n])[0], sampling, prompt, output[:n])
+    return Acceptance(
+        *(pad(x, (0, len(output) - n)) for x in _compared(logits, theirs, torch.tensor(ids[-n:]), sampling))
+    )
+
+
+def _compared(q: Tensor, p: Tensor | None, tokens: Tensor, sampling: Sampling) -> Acceptance:
+    """From logits [n, V] of drafter and target (None: greedy) and the text's tokens [n]."""
     if p is None:
-        shares = (likeliest(logits) == torch.tensor(ids[-n:])).float()
-    else:
-        theirs = probabilities(penalised(p.forward([ids[:-1]], [n])[0], sampling, prompt, output[:n]), sampling)
-        shares = torch.minimum(theirs, probabilities(logits, sampling)).sum(-1)
-    return pad(shares, (0, len(output) - n))
+        matches = (likeliest(q) == tokens).float()
+        return Acceptance(matches, matches)
+    mine, theirs = probabilities(q, sampling), probabilities(p, sampling)
+    least = torch.minimum(theirs, mine)
+    at = tokens[:, None]
+    kept = (least.gather(-1, at) / theirs.gather(-1, at)).squeeze(-1)
+    return Acceptance(least.sum(-1), kept.nan_to_num(0.0))  # 0/0: the text's token is not the target's after all
 
 
 @torch.inference_mode()
@@ -77,11 +125,11 @@ def acceptance(
     p: PreTrainedModel | None,
     sampling: Sampling,
     vocabulary: VocabularyMap | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """For each (prompt ids, target-written ids), its index and the per-position acceptance [n], in no fixed order.
+) -> Iterator[tuple[int, Acceptance]]:
+    """For each (prompt ids, target-written ids), its index and the acceptance at each place, in no fixed order.
 
-    Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is not looked at). Sampled: Σ_v min(p, q)
-    of the warped distributions. Their mean is α (DESIGN §1). `vocabulary` maps the drafter's logits to the target's
+    Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is None). Sampled: by the warped
+    distributions of both (DESIGN §1). `vocabulary` maps the drafter's logits to the target's
     tokens where the heads differ in width. As in the loop, the drafter reads tokens that it has no row for as 0, and
     places beyond its context count 0. FloatingPointError for NaN logits of the drafter.
     """
@@ -89,7 +137,8 @@ def acceptance(
     readable = [
         len(output) if room is None else max(0, min(len(output), room - len(prompt))) for prompt, output in pairs
     ]
-    yield from ((i, torch.zeros(len(output))) for i, (_, output) in enumerate(pairs) if not readable[i])
+    none = (torch.zeros(len(output)) for _, output in pairs)
+    yield from ((i, Acceptance(zeros, zeros)) for i, zeros in enumerate(none) if not readable[i])
     places = [i for i, n in enumerate(readable) if n]
     if not places:
         return
@@ -108,10 +157,8 @@ def acceptance(
         logits = answer_logits(q, replace(row, ids=row.ids.where(row.ids < known, 0)))
         sound(logits, "drafter", (row.positions[0, row.predict] + 1).tolist())
         logits = warped(logits if vocabulary is None else vocabulary.logits(logits))
-        if p is None:
-            shares = (logits.argmax(-1) == row.tokens).float()
-        else:
-            theirs = probabilities(warped(answer_logits(p, row)), sampling)
-            shares = torch.minimum(theirs, probabilities(logits, sampling)).sum(-1)
-        for i, found in zip(group, shares.cpu().split(lengths), strict=True):
-            yield i, pad(found, (0, len(pairs[i][1]) - readable[i]))
+        theirs = None if p is None else warped(answer_logits(p, row))
+        compared = _compared(logits, theirs, row.tokens, sampling)
+        for i, shares, kept in zip(group, *(x.cpu().split(lengths) for x in compared), strict=True):
+            beyond = (0, len(pairs[i][1]) - readable[i])
+            yield i, Acceptance(pad(shares, beyond), pad(kept, beyond))

@@ -16,6 +16,7 @@ class Run:
     result: dict[str, Any]
     example: dict[str, Any] | None = None
     distilled: dict[str, Any] | None = None
+    sampled: dict[str, Any] | None = None
     speed: dict[str, Any] | None = None
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # log.jsonl by drafter
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)  # by artifact, relative to the run
@@ -33,6 +34,7 @@ def load(folder: Path) -> Run:
     run = Run(folder, json.loads(file.read_text(encoding="utf-8")), sources=[file])
     run.example = _json(run, folder / "eval" / "example.json")
     run.distilled = _json(run, folder / "distilled" / "result.json")
+    run.sampled = _json(run, folder / "sampled" / "result.json")
     run.speed = _json(run, folder / "speed" / "result.json")
     recipe = folder / "recipe.yaml"
     run.recipe = recipe.read_text(encoding="utf-8") if recipe.is_file() else ""

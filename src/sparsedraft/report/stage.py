@@ -103,11 +103,18 @@ def _context(run: Run) -> dict[str, Any]:
         "shade": lambda value: 0 if high == low else (value - low) / (high - low),
         "example": run.example,
         "distilled": run.distilled,
+        "sampled": _sampled(run.sampled) if run.sampled else None,
         "speed": _speed(run.speed) if run.speed else None,
         "provenance": run.provenance,
         "recipe": run.recipe,
         "terms": TERMS,
     }
+
+
+def _sampled(result: dict[str, Any]) -> dict[str, Any]:
+    """What the templates show of the evaluation under sampling."""
+    header, rows = tables.main_rows(result)
+    return {"header": header, "rows": rows, **{key: result[key] for key in ("temperature", "prompts", "simulated")}}
 
 
 def _speed(timed: dict[str, Any]) -> dict[str, Any] | None:

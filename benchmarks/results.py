@@ -1,0 +1,112 @@
+"""The table of docs/RESULTS.md for one finished run, from what lies in its folder.
+
+    python benchmarks/results.py RUN
+
+Markdown on stdout: each drafter's acceptance and MAL with their 95 % intervals (bootstrap over prompts), its cost, its
+measured speed and its size; the claims of the paper as this run answers them; SHA-256 of what the figures follow from.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.artifact import hash_path
+from sparsedraft.report.tables import markdown
+
+REFERENCE, CUT = "dense", "layer-pruned+distilled"
+
+
+def read(run: Path, part: str) -> dict[str, Any] | None:
+    file = run / part / "result.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def figure(value: float, interval: list[float], digits: int = 2) -> str:
+    low, high = interval
+    return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def acceptance(result: dict[str, Any]) -> str:
+    """α and MAL of every drafter."""
+    ks = result["k"]
+    rows = [
+        [d["name"], figure(d["alpha"], d["alpha_interval"], 3)]
+        + [figure(d["k"][str(k)]["mal"], d["k"][str(k)]["mal_interval"]) for k in ks]
+        for d in result["drafters"]
+    ]
+    return markdown(["drafter", "α", *(f"MAL, K={k}" for k in ks)], rows)
+
+
+def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str:
+    """MACs, c, factor, best K, and where the packed drafters were timed: speed and bytes."""
+    measured = {d["name"]: d for d in timed["drafters"]} if timed else {}
+    header = ["drafter", "MACs per token", "vs dense", "c by MACs", "improvement factor (K)"]
+    header += ["c", "speed-up (K)", "tokens/s", "MB on disk"] if timed else []
+    rows = []
+    dense = next((d["macs_per_token"] for d in result["drafters"] if d["name"] == REFERENCE), None)
+    for d in result["drafters"]:
+        best = d["k"][str(d["best_k"])]
+        row = [d["name"], f"{d['macs_per_token'] / 1e6:.0f} M"]
+        row += [f"{d['macs_per_token'] / dense - 1:+.1%}" if dense else "", f"{d['c']:.3f}"]
+        row += [f"{best['improvement_factor']:.2f} ({d['best_k']})"]
+        if timed:
+            found = measured[d["name"]]["k"]
+            k = max(found, key=lambda k: found[k]["measured"].get("speedup", 0))
+            m = found[k]["measured"]
+            size = json.loads((Path(measured[d["name"]]["path"]) / "result.json").read_text())["bytes"]
+            row += [f"{m['c']:.2f}", f"{m['speedup']:.2f}x ({k})", f"{m['tokens_per_second']:.1f}", f"{size / 1e6:.0f}"]
+        rows.append(row)
+    return markdown(header, rows)
+
+
+def claims(result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
+    """The paper's comparisons, K = 5 or the middle one."""
+    k = str(5 if 5 in result["k"] else result["k"][len(result["k"]) // 2])
+    mal = {d["name"]: d["k"][k]["mal"] for d in result["drafters"]}
+    said = []
+    for name in (name for name in mal if name.startswith("sd2")):
+        parts = []
+        if CUT in mal:
+            parts.append(f"{mal[name] / mal[CUT]:.2f}x the MAL of {CUT}")
+        if REFERENCE in mal:
+            parts.append(f"{mal[name] / mal[REFERENCE] - 1:+.1%} against {REFERENCE}")
+        said.append(f"- {name}, K={k}: " + "; ".join(parts))
+    if timed:
+        best = {
+            d["name"]: max(found["measured"].get("tokens_per_second", 0) for found in d["k"].values())
+            for d in timed["drafters"]
+        }
+        order = sorted(best, key=lambda name: -best[name])
+        said.append("- tokens/s at each one's best K: " + ", ".join(f"{name} {best[name]:.1f}" for name in order))
+    return said
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    run = parser.parse_args(arguments).run
+    greedy, sampled, timed, data = (read(run, part) for part in ("eval", "sampled", "speed", "distilled"))
+    if greedy is None:
+        sys.exit(f"{run} has no eval/result.json: give the folder of a finished run.")
+    out = [
+        f"{greedy['prompts']} prompts, {greedy['sequences']} answers, {greedy['target_tokens']} target tokens, greedy.",
+        acceptance(greedy),
+    ]
+    if sampled:
+        out += [f"Temperature {sampled['temperature']:g}, {sampled['target_tokens']} tokens.", acceptance(sampled)]
+    out.append(cost(run, greedy, timed))
+    if timed:
+        rates = {found["measured"]["target_tokens_per_second"] for d in timed["drafters"] for found in d["k"].values()}
+        out.append(f"The target alone: {max(rates):.1f} tokens/s ({timed['prompts']} prompts; the drafters packed).")
+    out.append("\n".join(claims(greedy, timed)))
+    if data:
+        out.append(f"Distilled data: {data['rows']} answers, {data['target_tokens']:,} target tokens.")
+    parts = [part for part in ("distilled", "eval", "sampled", "speed") if (run / part).is_dir()]
+    out.append("\n".join(f"- `{part}`: `{hash_path(run / part)}`" for part in parts))
+    sys.stdout.write("\n\n".join(out) + "\n")
+
+
+if __name__ == "__main__":
+    main()

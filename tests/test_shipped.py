@@ -1,0 +1,80 @@
+"""The shipped recipes, whole, with tiny models in the place of their own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from conftest import build_llama
+from sparsedraft import recipe as recipes
+from sparsedraft.plan import plan_recipe
+from sparsedraft.run import run_recipe
+from sparsedraft.runtime import native
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SMALL = [
+    "distill.limit=10", "distill.max_new_tokens=8", "prune.tokens=512", "prune.sequence_length=64",
+    "finetune.tokens=192", "finetune.sequence_length=64", "finetune.rows_per_step=1", "finetune.validation_prompts=2",
+    "eval.prompts=demo:eval", "eval.limit=3", "eval.max_new_tokens=8",
+]  # fmt: skip
+SAMPLED = ["sampled.prompts=demo:eval", "sampled.limit=3", "sampled.max_new_tokens=8"]
+TIMED = ["distill.mode=respond", "distill.prompts=demo:train", "speed.limit=2", "speed.max_new_tokens=8"]
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+    """A drafter with one token more than the target."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
+    tokenizer.add_tokens(["zebra"])
+    build_llama(seed=3, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "stranger")
+    tokenizer.save_pretrained(tmp_path / "stranger")
+    return tmp_path / "stranger"
+
+
+def run(name: str, out: Path, overrides: list[str]) -> dict:
+    recipe = recipes.read(RECIPES / name, [*SMALL, *overrides])
+    assert plan_recipe(recipe, gflops=100)["device_hours"] > 0
+    result = run_recipe(recipe, out)
+    assert [d["name"] for d in result["drafters"]] == [entry.name for entry in recipe.drafters if entry.report]
+    sparse = {d["name"]: d["sparsity"] for d in result["drafters"]}
+    assert sparse["sd2-50"] == pytest.approx(0.5, abs=0.01) and sparse["dense"] < 0.1
+    return result
+
+
+@pytest.mark.skipif(not native.available(), reason="the extension was not built")
+def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [f"target={tiny_checkpoint}", f"drafter={tiny_checkpoint}", "speed.head_tokens=200", *SAMPLED, *TIMED]
+    result = run("qwen-coder.yaml", tmp_path / "out", overrides)
+    assert result["sampled"]["temperature"] == 1 and result["sampled"]["simulated"]
+    for d in result["sampled"]["drafters"]:
+        assert 1 <= d["k"]["8"]["mal"] and 0 < d["alpha"] < 1 or d["name"] == "dense"
+    dense = result["sampled"]["drafters"][0]  # the target itself: every draft is accepted
+    assert dense["alpha"] == pytest.approx(1, abs=1e-4) and dense["k"]["3"]["acceptance_rate"] > 0.99
+    log = tmp_path / "out" / "drafters" / "sd2-50" / "finetuned" / "provenance.json"
+    assert json.loads(log.read_text())["inputs"]["dtype"] == "bfloat16"
+    markdown = Path(result["report"]).with_suffix(".md").read_text()
+    assert "## Under sampling, temperature 1.0" in markdown
+
+    import results
+
+    results.main([str(tmp_path / "out")])
+    table = capsys.readouterr().out
+    assert all(f"| {d['name']} | " in table for d in result["drafters"])
+    assert "- sd2-2:8, K=5: " in table and "x the MAL of layer-pruned+distilled" in table and "| sd2-75 | " in table
+
+
+@pytest.mark.skipif(not native.available(), reason="the extension was not built")
+def test_uag(tiny_checkpoint: Path, stranger: Path, tmp_path: Path) -> None:
+    result = run("uag.yaml", tmp_path / "out", [f"target={tiny_checkpoint}", f"drafter={stranger}", *SAMPLED, *TIMED])
+    assert {d["route"] for d in result["drafters"]} <= {"realign", "intersection"}
+    assert result["sampled"]["temperature"] == 1 and not result["sampled"]["simulated"]
+
+
+def test_llama_70b(served: str, talker: Path, tmp_path: Path) -> None:
+    """Its target behind a real server; the plan of the recipe as it is needs the models' configs from the hub."""
+    overrides = [f"target={talker}", f"drafter={talker}", "device=cpu", "dtype=float32", "distill.prompts=demo:train"]
+    overrides += [f"distill.url={served}", "distill.served_name=tiny/talker", "distill.concurrency=2"]
+    result = run("llama-3.1-70b.yaml", tmp_path / "out", overrides)
+    rows = json.loads((tmp_path / "out" / "distilled" / "result.json").read_text())["rows"]
+    assert rows > 5 and result["drafters"][0]["alpha"] == 1, "its dense drafter is the target here"
