@@ -218,7 +218,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--data", type=Path, help="distilled data of the target: calibration, and tokens of a trimmed head"
     )
-    parser.add_argument("--sparse", nargs="*", default=[], help="more packed drafters, NAME=FOLDER")
+    parser.add_argument(
+        "--more", nargs="*", default=[], help="more packed drafters, NAME=FOLDER; names of dense ones begin so"
+    )
     parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's binaries")
     parser.add_argument("--gguf", type=Path, nargs=3, help="target Q8_0, drafter Q8_0, drafter Q4_K_M")
     parser.add_argument(
