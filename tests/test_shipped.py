@@ -15,7 +15,7 @@ from sparsedraft.runtime import native
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = [
     "distill.limit=10", "distill.max_new_tokens=8", "prune.tokens=512", "prune.sequence_length=64",
-    "finetune.tokens=192", "finetune.sequence_length=64", "finetune.rows_per_step=1", "finetune.validation_prompts=2",
+    "finetune.tokens=512", "finetune.sequence_length=256", "finetune.rows_per_step=1", "finetune.validation_prompts=2",
     "eval.prompts=demo:eval", "eval.limit=3", "eval.max_new_tokens=8",
 ]  # fmt: skip
 SAMPLED = ["sampled.prompts=demo:eval", "sampled.limit=3", "sampled.max_new_tokens=8"]
@@ -48,7 +48,7 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     result = run("qwen-coder.yaml", tmp_path / "out", overrides)
     assert result["sampled"]["temperature"] == 1 and result["sampled"]["simulated"]
     for d in result["sampled"]["drafters"]:
-        assert 1 <= d["k"]["8"]["mal"] and 0 < d["alpha"] < 1 or d["name"] == "dense"
+        assert d["k"]["8"]["mal"] >= 1 and (0 < d["alpha"] < 1 or d["name"] == "dense")
     dense = result["sampled"]["drafters"][0]  # the target itself: every draft is accepted
     assert dense["alpha"] == pytest.approx(1, abs=1e-4) and dense["k"]["3"]["acceptance_rate"] > 0.99
     log = tmp_path / "out" / "drafters" / "sd2-50" / "finetuned" / "provenance.json"
