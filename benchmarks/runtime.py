@@ -221,6 +221,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--more", nargs="*", default=[], help="more packed drafters, NAME=FOLDER; names of dense ones begin so"
     )
+    parser.add_argument("--limit", type=int, default=6, help="prompts of the speculation part")
     parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's binaries")
     parser.add_argument("--gguf", type=Path, nargs=3, help="target Q8_0, drafter Q8_0, drafter Q4_K_M")
     parser.add_argument(

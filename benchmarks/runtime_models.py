@@ -244,7 +244,7 @@ def main(chosen: argparse.Namespace, parts: Sequence[str]) -> list[dict[str, Any
     if "speculation" in parts:
         whole = {f"{pattern} int8" for pattern in PATTERNS}  # sparse with a whole head: decoding shows what that costs
         tried = {name: folder for name, folder in packed.items() if name not in whole}
-        found, answers = speculation(chosen.out / "target", tried, (chosen.target, chosen.drafter))
+        found, answers = speculation(chosen.out / "target", tried, (chosen.target, chosen.drafter), chosen.limit)
         rows += found
         best = max(
             row["tokens_per_second"] for row in found if "tokens_per_second" in row and ", dense" not in row["name"]

@@ -109,11 +109,11 @@ def acceptance_of(
 def _compared(q: Tensor, p: Tensor | None, tokens: Tensor, sampling: Sampling) -> Acceptance:
     """From logits [n, V] of drafter and target (None: greedy) and the text's tokens [n]."""
     if p is None:
-        matches = (likeliest(q) == tokens).float()
+        matches = (likeliest(q) == tokens.cpu()).float()
         return Acceptance(matches, matches)
     mine, theirs = probabilities(q, sampling), probabilities(p, sampling)
     least = torch.minimum(theirs, mine)
-    at = tokens[:, None]
+    at = tokens.to(q.device)[:, None]
     kept = (least.gather(-1, at) / theirs.gather(-1, at)).squeeze(-1)
     return Acceptance(least.sum(-1), kept.nan_to_num(0.0))  # 0/0: the text's token is not the target's after all
 
