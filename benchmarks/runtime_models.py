@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from runtime import against, ratio, roof
+from runtime import against, ratio, roof, torch_seconds
 from runtime_others import llama_rate, llama_speculation, openvino_rate
 from sparsedraft import checkpoint, prompts
 from sparsedraft.distill.stage import distill
@@ -80,12 +80,13 @@ def models(target: NativeModel, packed: dict[str, Path], drafter: str, threads: 
     backend = TransformersBackend(checkpoint.load(drafter))
     backend.forward([[7] * CONTEXT], [1])
 
-    def float32() -> float:
-        start = time.perf_counter()
+    def steps() -> None:
         for _ in range(STEPS):
             backend.forward([[7]], [1])
             backend.rollback([CONTEXT])
-        return (time.perf_counter() - start) / STEPS
+
+    def float32() -> float:
+        return torch_seconds(steps) / STEPS
 
     goals = {"2:4 int8": 8.0, f"2:8 int8, head {HEAD}": 14.0}
     for name, folder in packed.items():
@@ -111,9 +112,7 @@ def prefill(engine: Engine, backend: TransformersBackend) -> dict[str, Any]:
 
     def float32() -> float:
         backend.rollback([0])
-        start = time.perf_counter()
-        backend.forward([[7] * 512], [1])
-        return time.perf_counter() - start
+        return torch_seconds(lambda: backend.forward([[7] * 512], [1]))
 
     seconds, (value,) = against(native, [float32], repeat=3)
     return ratio("prefill of 512 tokens, dense int8 / transformers float32", value, 1, seconds=round(seconds, 2))
@@ -136,7 +135,7 @@ class Answers:
         made = generate(pair.decoder([pair.prompted(ids)], policy, Sampling()), ids, self.new)
         return made.tokens, time.perf_counter() - start, len(made.steps)
 
-    def against_alone(self, pair: Pair, policies: dict[str, Policy]) -> dict[str, dict[str, float]]:
+    def against_alone(self, pair: Pair, policies: dict[str, Policy]) -> dict[str, dict[str, Any]]:
         """Figures by policy, of all answers: each prompt is answered alone and by every policy, one after the other."""
         plain, total = 0.0, {label: [0.0, 0, 0] for label in policies}  # seconds, tokens, steps
         for ids, expected in zip(self.asked, self.expected, strict=True):
