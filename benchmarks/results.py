@@ -55,7 +55,9 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
             found = measured[d["name"]]["k"]
             k = max(found, key=lambda k: found[k]["measured"].get("speedup", 0))
             m = found[k]["measured"]
-            size = json.loads((Path(measured[d["name"]]["path"]) / "result.json").read_text())["bytes"]
+            size = json.loads((run / "packed" / Path(measured[d["name"]]["path"]).name / "result.json").read_text())[
+                "bytes"
+            ]
             row += [f"{m['c']:.2f}", f"{m['speedup']:.2f}x ({k})", f"{m['tokens_per_second']:.1f}", f"{size / 1e6:.0f}"]
         rows.append(row)
     return markdown(header, rows)
@@ -90,6 +92,8 @@ def main(arguments: list[str] | None = None) -> None:
     greedy, sampled, timed, data = (read(run, part) for part in ("eval", "sampled", "speed", "distilled"))
     if greedy is None:
         sys.exit(f"{run} has no eval/result.json: give the folder of a finished run.")
+    if timed and any(not found["measured"] for d in timed["drafters"] for found in d["k"].values()):
+        timed = None  # every answer ended with its first step: nothing was timed
     out = [
         f"{greedy['prompts']} prompts, {greedy['sequences']} answers, {greedy['target_tokens']} target tokens, greedy.",
         acceptance(greedy),

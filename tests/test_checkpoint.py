@@ -141,7 +141,18 @@ def test_what_is_no_decoder_lm_is_refused(tmp_path: Path) -> None:
             checkpoint.find(tmp_path / name)
 
 
-@pytest.mark.parametrize("ref", ["/no/such/folder", "nonsense", "no-such-owner/no-such-model", "/no/such.gguf"])
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "/no/such/folder",
+        "nonsense",
+        "no-such-owner/no-such-model",
+        "/no/such.gguf",
+        "./nomodel",
+        "../nomodel",
+        "a--b/c",
+    ],
+)
 def test_what_does_not_exist(ref: str) -> None:
     with pytest.raises(UserError, match=ref):
         checkpoint.find(ref)

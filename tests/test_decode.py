@@ -63,6 +63,15 @@ def accepted_runs(script, k: int, start: int, n: int) -> list[int]:
 
 
 @pytest.mark.parametrize("k", range(1, 9))
+def test_more_branches_than_tokens() -> None:
+    """A tree of 20 branches over 8 tokens: every token is a child, so one is always accepted."""
+    target = Table(1, 8)
+    decoder = Decoder(target, TreeDrafter(Table(2, 8), GREEDY, branching=20), Constant(30), GREEDY)
+    made = generate(decoder, [1, 2], 30)
+    assert made.tokens == generate(Decoder(Table(1, 8), None, Constant(0), GREEDY), [1, 2], 30).tokens
+    assert all(step.accepted for step in made.steps if len(step.drafted) >= 8)
+
+
 def test_always_accepted(k: int) -> None:
     made, target = run(right, k)
     steps = -(-20 // (k + 1))

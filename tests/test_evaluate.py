@@ -13,6 +13,7 @@ from conftest import build_llama, build_tokenizer
 from sparsedraft import checkpoint
 from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
+from sparsedraft.measure import evaluate
 from sparsedraft.measure.evaluate import Options, evaluate_to
 from sparsedraft.measure.macs import macs_of_model
 from timeless import timeless
@@ -128,6 +129,7 @@ def test_refusals(models, tmp_path: Path) -> None:
     refused("--tree 2 needs the real loop", drafters, dataclasses.replace(GREEDY, tree=2, simulate=True))
     refused("--uag best is not known", [("l", "lookup")], dataclasses.replace(GREEDY, uag="best"))
     refused("--tree 2 needs .* one tokenizer", [("other", str(other))], dataclasses.replace(GREEDY, tree=2))
+    refused("--tree 3 needs a model that drafts", [("l", "lookup")], dataclasses.replace(GREEDY, tree=3))
     refused("the policy confidence ends chains", drafters, dataclasses.replace(GREEDY, k=["confidence"], tree=2))
     refused("--policy best is not known", drafters, dataclasses.replace(GREEDY, k=["best"]))
 
@@ -158,8 +160,21 @@ def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) ->
     named = [drafters[1], ("lookup", "lookup")]
     for changed in ({"k": ["auto", "confidence", "bandit"]}, {"k": [5], "tree": 2}, {"repetition_penalty": 1.3}):
         options = dataclasses.replace(GREEDY, **{"k": [3], **changed}, limit=4)
-        found = evaluate_to(tmp_path / str(len(list(tmp_path.iterdir()))), target, named, "demo:eval", options)
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        found = evaluate_to(out, target, named, "demo:eval", options)
         assert all(not k["measured"]["differing"] for d in found["drafters"] for k in d["k"].values())
+        loops = [x for row in raw(out) if row["drafter"] for x in row["loops"].values()]
+        assert all(0 <= x["accepted"] <= x["compared"] for x in loops)
+
+
+def test_a_perfect_drafter_has_no_draft_rejected(models, tmp_path: Path) -> None:
+    """Where α is that of the loop's own drafts, steps that accepted all of them, or drafted none, count no rejection."""
+    target, drafters = models
+    options = dataclasses.replace(GREEDY, k=[1, 4], limit=3)
+    evaluate_to(tmp_path / "out", target, [drafters[0]], "demo:eval", options)
+    rows = [row for row in raw(tmp_path / "out") if row["drafter"]]
+    assert rows and all(x["compared"] == x["accepted"] > 0 for row in rows for x in row["loops"].values())
+    assert all(evaluate._realised(row) == 1 == row["alpha"] for row in rows)
 
 
 def test_spec_bench_prompts_get_its_table(models, tmp_path: Path) -> None:

@@ -46,6 +46,22 @@ def test_packed_drafters_are_timed_and_shown(tiny_checkpoint: Path, tmp_path: Pa
     assert plan_recipe(recipe, gflops=100)["stages"][-1]["stage"] == "speed"
 
 
+def test_parts_may_be_added_to_a_finished_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The report is made anew, all else stays; the recipe that was there before still finds everything done."""
+    whole = RECIPE.format(target=tiny_checkpoint, pack_target="false")
+    plain = whole[: whole.index("speed:")]
+    sampled = "sampled: {prompts: demo:eval, temperature: 1.0, k: [2], max_new_tokens: 12, limit: 2}\n"
+    titles = []
+    for number, text in enumerate((plain, whole, whole + sampled, plain)):
+        (tmp_path / "recipe.yaml").write_text(text)
+        before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("drafters/**/*.safetensors")}
+        result = run_recipe(recipes.read(tmp_path / "recipe.yaml"), tmp_path / "out")
+        assert all(file.stat().st_mtime_ns == time for file, time in before.items()) and bool(before) == bool(number)
+        markdown = Path(result["report"]).with_suffix(".md").read_text()
+        titles.append(("Measured speed" in markdown, "Under sampling" in markdown))
+    assert titles[:3] == [(False, False), (True, False), (True, True)]
+
+
 def test_impossible(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(target=tiny_checkpoint, pack_target="false"))
     with pytest.raises(UserError, match=r"speed\.k = \[\] is not possible"):
@@ -59,4 +75,16 @@ def test_impossible(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path
     recipe = recipes.read(tmp_path / "recipe.yaml", [f"drafter={tmp_path / 'stranger'}"])
     with pytest.raises(UserError, match=r"speed\.head_tokens trims by the target's tokens"):
         run_recipe(recipe, tmp_path / "out")
+    for overrides, message in (
+        ([], r"eval\.simulate needs one tokenizer"),
+        (["eval.simulate=false", "eval.uag=off"], r"eval\.uag is off"),
+        (["eval.simulate=false", "eval.tree=2"], r"eval\.tree 2 needs one tokenizer"),
+        (
+            ["eval.simulate=false", "eval.prompts=nope.jsonl", "allow_overlap=true"],
+            r"nope\.jsonl: there is no such file",
+        ),
+    ):
+        given = [f"drafter={tmp_path / 'stranger'}", "speed.head_tokens=null", *overrides]
+        with pytest.raises(UserError, match=message):
+            run_recipe(recipes.read(tmp_path / "recipe.yaml", given), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -160,11 +160,13 @@ def make(
     *,
     seed: int = 0,
     overwrite: bool = False,
+    renew: bool = False,
 ) -> dict[str, Any]:
     """Make the artifact `out` by `build(work_folder)` unless it is already there; return build's result.
 
     Inputs that are `Path`s count by content. `build` must pick up what an interrupted call left in its work folder.
     Files whose names start with "." are scratch: there to resume from, deleted before the rename.
+    `renew`: what was made from other inputs is made anew (for what takes seconds and follows from what lies there).
     Raises UserError if `out` holds something else, or another process is making it.
     """
     _check_place(out)
@@ -177,10 +179,12 @@ def make(
         stored = read_provenance(out) if out.is_dir() else None
         if stored is None:
             raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
-        if stored.get("fingerprint") != mark:
+        if stored.get("fingerprint") == mark:
+            console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
+            return _result(out)
+        if not renew or stored.get("command") != command:
             raise _refuse(out, stored, command, described)
-        console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
-        return _result(out)
+        overwrite = True
     if overwrite and out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_provenance(out) is None)):
         raise UserError(f"--out {out} holds something that is not ours, so --overwrite does not delete it.")
     work = out.parent / f".{out.name}.partial"

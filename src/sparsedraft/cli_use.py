@@ -29,7 +29,7 @@ from sparsedraft.options import (
 
 DRAFTING = (
     "k", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "uag", "tree", "simulate", "max_new_tokens",
-    "runtime",
+    "spread", "runtime",
 )  # fmt: skip
 
 

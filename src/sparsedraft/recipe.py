@@ -225,7 +225,7 @@ class Eval(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if not self.k:
+        if not any(isinstance(k, int) for k in self.k):
             raise ValueError("k needs at least one number of drafted tokens")
         if self.simulate and (self.tree > 1 or any(isinstance(k, str) for k in self.k)):
             raise ValueError("trees and policies need the real loop: set simulate to false")
@@ -293,6 +293,11 @@ class Recipe(Section):
             raise ValueError("no drafter has report: true, so there is nothing to evaluate")
         for entry in filter(lambda entry: entry.trained, self.drafters):
             how, line = self.finetune_of(entry), self.lineage(entry)
+            if self.distill.weights and self.needs_teacher(entry):
+                raise ValueError(
+                    f"drafter '{entry.name}' learns from the target itself, and distill.weights {self.distill.weights} "
+                    "lets a rounded one write the data: set distill.top_k_logprobs, or leave out distill.weights"
+                )
             if how.feature_weight and any(other.drop_layers for other in line):
                 raise ValueError(
                     f"drafter '{entry.name}' has lost layers, so feature_weight has none to compare with: give it "

@@ -28,15 +28,12 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "recipe.yaml").exists())):
         raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
-    # before any work: a leak found after an hour helps nobody
+    # before any work: what is found after an hour helps nobody
+    evaluation = {section.prompts: prompts.read(section.prompts) for section in _evaluations(recipe).values()}
     if not recipe.allow_overlap and recipe.distill.prompts is not None:
-        for section in _evaluations(recipe):
-            check_no_overlap(prompts.read(recipe.distill.prompts), prompts.read(section.prompts))
-    trims = recipe.speed is not None and recipe.speed.head_tokens is not None
-    if trims and not same_tokens(*(checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))):
-        raise UserError(
-            "speed.head_tokens trims by the target's tokens, and the drafter has another tokenizer: leave it out."
-        )
+        for found in evaluation.values():
+            check_no_overlap(prompts.read(recipe.distill.prompts), found)
+    _check_tokenizers(recipe)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
         _write(recipe, out)
@@ -52,7 +49,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         recipe.distill.prompts,
         data,
         **recipe.distill.options,
-        evaluation_prompts=[] if recipe.allow_overlap else [section.prompts for section in _evaluations(recipe)],
+        evaluation_prompts=[] if recipe.allow_overlap else [*evaluation],
         seed=recipe.seed,
         **common,
     )
@@ -65,7 +62,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         waiting.remove(entry)
     named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
     results = {}
-    for part, section in zip(("eval", "sampled"), _evaluations(recipe), strict=False):
+    for part, section in _evaluations(recipe).items():
         console.rule(part)
         options = Options(**section.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
         results[part] = evaluate_to(out / part, recipe.target, named, section.prompts, options, overwrite=overwrite)
@@ -82,8 +79,29 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     return {**results["eval"], "report": shown["report"], **{part: found for part, found in more.items() if found}}
 
 
-def _evaluations(recipe: Recipe) -> list[Eval]:
-    return [recipe.eval, *([recipe.sampled] if recipe.sampled else [])]
+def _evaluations(recipe: Recipe) -> dict[str, Eval]:
+    return {"eval": recipe.eval, **({"sampled": recipe.sampled} if recipe.sampled else {})}
+
+
+def _check_tokenizers(recipe: Recipe) -> None:
+    """UserError for what a drafter of another tokenizer than the target's cannot do."""
+    if same_tokens(*(checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))):
+        return
+    other = "and the drafter has another tokenizer than the target"
+    if recipe.speed is not None and recipe.speed.head_tokens is not None:
+        raise UserError(f"speed.head_tokens trims by the target's tokens, {other}: leave it out.")
+    for part, section in _evaluations(recipe).items():
+        if section.simulate:
+            raise UserError(f"{part}.simulate needs one tokenizer, {other}: set it to false.")
+        if section.uag == "off":
+            raise UserError(f"{part}.uag is off, {other}: set it to auto, realign or intersection.")
+        if section.tree > 1:
+            raise UserError(f"{part}.tree {section.tree} needs one tokenizer, {other}: leave it out.")
+    for entry in recipe.drafters:
+        if entry.trained and (loss := recipe.finetune_of(entry).loss) != "nll":
+            raise UserError(
+                f"drafter '{entry.name}' has the loss {loss}, which compares tokens, {other}: set it to nll."
+            )
 
 
 def _packed_target(recipe: Recipe, weights: str, out: Path, overwrite: bool) -> str:

@@ -71,9 +71,20 @@ def locate(ref: str, weights: bool = True) -> Path:
         return convert_gguf(path)
     if path.exists():
         raise UserError(f"model {ref} is a file: give a checkpoint folder, a .gguf file or a hub id.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or not _is_repo_id(ref):
         raise UserError(f"model {ref}: no such folder, and it is not a hub id of the form owner/name; check the path.")
     return _from_hub(ref, [name for name in HUB_FILES if weights or name != "*.safetensors"])
+
+
+def _is_repo_id(ref: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(ref)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _from_hub(ref: str, patterns: list[str]) -> Path:

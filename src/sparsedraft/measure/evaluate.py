@@ -117,6 +117,8 @@ def _check(options: Options, drafters: Sequence[tuple[str, str]]) -> None:
         raise UserError(f"{what} needs the real loop: leave out --simulate.")
     if options.tree < 1:
         raise UserError(f"--tree {options.tree} is not possible: give the branching of draft trees, or 1 for chains.")
+    if options.tree > 1 and all(ref == LOOKUP for _, ref in drafters):
+        raise UserError(f"--tree {options.tree} needs a model that drafts: name one, or leave it out.")
     names = [name for name, _ in drafters]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two drafters are called '{twice}': name them, as in first={drafters[0][1]}.")
@@ -441,10 +443,8 @@ def _named(answer: Answer) -> dict[str, Any]:
 
 def _realised(row: dict[str, Any]) -> float:
     """Accepted of the drafts that were compared, over all K's: what stands for α where tokenizers differ."""
-    found = list(row["histograms"].values())
-    accepted = sum(sum(a * count for a, count in enumerate(h["counts"])) for h in found)
-    rejected = sum(sum(h["counts"]) for h in found)  # at most one a step
-    return accepted / max(1, accepted + rejected)
+    accepted, compared = (sum(found[key] for found in row["loops"].values()) for key in ("accepted", "compared"))
+    return accepted / compared if compared else 0.0
 
 
 def _pattern(folder: Path | None, claim: dict[str, Any] | None) -> str:

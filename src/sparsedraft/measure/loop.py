@@ -43,6 +43,10 @@ def run(
         "steps": len(later),
         "drafted": sum(len(step.drafted) for step in later),
         "tokens": sum(len(step.emitted) for step in later),
+        "accepted": sum(step.accepted for step in steps),
+        "compared": sum(
+            min(step.accepted + 1, len(step.drafted)) for step in steps
+        ),  # those after a rejected one are not
         "tested": sum(step.tested for step in steps),
         "kept": sum(step.kept for step in steps),
         "expected": round(sum(step.expected for step in steps), 6),

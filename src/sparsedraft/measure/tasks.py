@@ -53,9 +53,16 @@ def run_tasks(
     inputs: dict[str, object] = {
         "models": folders,
         "tasks": given,
+        "data": [Path(file) for task in given if isinstance(task, dict) for file in _files(task)],
         "options": {"limit": limit, "device": device, "dtype": dtype},
     }
     return artifact.make(out, "tasks", inputs, build, seed=seed, overwrite=overwrite)
+
+
+def _files(task: dict[str, Any]) -> list[str]:
+    """The data files of a local task, which count by what they hold."""
+    data = task["dataset_kwargs"]["data_files"]
+    return [*data.values()] if isinstance(data, dict) else [data]
 
 
 def _check(models: list[tuple[str, str]], tasks: list[str]) -> None:
@@ -119,10 +126,13 @@ def _local(file: Path) -> dict[str, Any]:
         )
     options = dict(config.get("dataset_kwargs") or {})
     data = options.get("data_files")
-    if isinstance(data, str):
-        options["data_files"] = str(file.parent / data)
-    elif isinstance(data, dict):
-        options["data_files"] = {split: str(file.parent / name) for split, name in data.items()}
-    else:
-        raise UserError(f"--tasks {file} has no dataset_kwargs.data_files: name the files of its splits.")
-    return {**config, "dataset_kwargs": options}
+    parts = data.values() if isinstance(data, dict) else [data]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"--tasks {file} has no dataset_kwargs.data_files: name one file, or one for each split.")
+    whole = {split: str(file.parent / name) for split, name in data.items()} if isinstance(data, dict) else None
+    task = {**config, "dataset_kwargs": {**options, "data_files": whole or str(file.parent / data)}}
+    if missing := next((name for name in _files(task) if not Path(name).is_file()), None):
+        raise UserError(
+            f"--tasks {file} names the data file {missing}, and there is none: check dataset_kwargs.data_files."
+        )
+    return task

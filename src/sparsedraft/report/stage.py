@@ -69,7 +69,7 @@ def _make(
         (work / "report.md").write_text(markdown.render(context, plots=titles), encoding="utf-8")
         return {"report": str(out / "report.html"), "markdown": str(out / "report.md")}
 
-    return artifact.make(out, "report", inputs, build, overwrite=overwrite)
+    return artifact.make(out, "report", inputs, build, overwrite=overwrite, renew=True)
 
 
 def _template(name: str):

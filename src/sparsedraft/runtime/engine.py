@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,12 +55,12 @@ class Rows:
 
     def _run(self, ids: list[list[int]], logits: list[int], parents: list[int] | None) -> Tensor:
         self.passes += 1
-        found = torch.from_numpy(self._engine.forward(ids, logits, parents))
-        if self.model.head_ids is None:
-            return found
-        whole = found.new_full((found.shape[0], self.model.handle.vocabulary), -torch.inf)
-        whole[:, self.model.head_ids] = found
-        return whole
+        found = self._engine.forward(ids, logits, parents)
+        if self.model.head_ids is not None:  # by numpy: torch would wake threads that spin on the engine's cores
+            whole = np.full((len(found), self.model.handle.vocabulary), -np.inf, np.float32)
+            whole[:, self.model.head_ids.numpy()] = found
+            found = whole
+        return torch.from_numpy(found)
 
     def keep(self, length: int, nodes: Sequence[int]) -> None:
         """After a tree behind `length` tokens: keep those, and these of its nodes."""

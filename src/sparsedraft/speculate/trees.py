@@ -81,7 +81,7 @@ class TreeDrafter:
         before = tree.branch(parent)
         logits = sound(logits, "drafter", [len(row.tokens) + len(before)])
         logits = penalised(logits, self.sampling, [*row.tokens, *before])[0]
-        count = min(self.branching, budget - len(tree.tokens))
+        count = min(self.branching, budget - len(tree.tokens), logits.shape[-1])
         above = tree.reach[parent] if parent >= 0 else 1.0
         if self.sampling.greedy:
             best = logits.float().softmax(-1).topk(count)
