@@ -168,7 +168,7 @@ def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) ->
 
 
 def test_a_perfect_drafter_has_no_draft_rejected(models, tmp_path: Path) -> None:
-    """Where α is that of the loop's own drafts, steps that accepted all of them, or drafted none, count no rejection."""
+    """Where α is that of the loop's own drafts, steps that accepted all, or drafted none, count no rejection."""
     target, drafters = models
     options = dataclasses.replace(GREEDY, k=[1, 4], limit=3)
     evaluate_to(tmp_path / "out", target, [drafters[0]], "demo:eval", options)

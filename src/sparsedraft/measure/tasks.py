@@ -130,7 +130,7 @@ def _local(file: Path) -> dict[str, Any]:
     if not parts or not all(isinstance(part, str) for part in parts):
         raise UserError(f"--tasks {file} has no dataset_kwargs.data_files: name one file, or one for each split.")
     whole = {split: str(file.parent / name) for split, name in data.items()} if isinstance(data, dict) else None
-    task = {**config, "dataset_kwargs": {**options, "data_files": whole or str(file.parent / data)}}
+    task = {**config, "dataset_kwargs": {**options, "data_files": whole or str(file.parent / str(data))}}
     if missing := next((name for name in _files(task) if not Path(name).is_file()), None):
         raise UserError(
             f"--tasks {file} names the data file {missing}, and there is none: check dataset_kwargs.data_files."
