@@ -35,10 +35,15 @@ def models(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return str(tiny_checkpoint), [("self", str(tiny_checkpoint)), ("noisy", str(folder))]
 
 
-def raw(folder: Path) -> list[dict]:
-    """The rows of the drafters, without times."""
+def whole(folder: Path) -> list[dict]:
+    """The rows of the drafters."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "loops"} for row in rows if row["drafter"]]
+    return [row for row in rows if row["drafter"]]
+
+
+def raw(folder: Path) -> list[dict]:
+    """The same, without times."""
+    return [{k: v for k, v in row.items() if k != "loops"} for row in whole(folder)]
 
 
 def test_simulation_equals_the_real_loop_in_every_figure(models, tmp_path: Path) -> None:
@@ -163,7 +168,7 @@ def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) ->
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         found = evaluate_to(out, target, named, "demo:eval", options)
         assert all(not k["measured"]["differing"] for d in found["drafters"] for k in d["k"].values())
-        loops = [x for row in raw(out) if row["drafter"] for x in row["loops"].values()]
+        loops = [x for row in whole(out) for x in row["loops"].values()]
         assert all(0 <= x["accepted"] <= x["compared"] for x in loops)
 
 
@@ -172,7 +177,7 @@ def test_a_perfect_drafter_has_no_draft_rejected(models, tmp_path: Path) -> None
     target, drafters = models
     options = dataclasses.replace(GREEDY, k=[1, 4], limit=3)
     evaluate_to(tmp_path / "out", target, [drafters[0]], "demo:eval", options)
-    rows = [row for row in raw(tmp_path / "out") if row["drafter"]]
+    rows = whole(tmp_path / "out")
     assert rows and all(x["compared"] == x["accepted"] > 0 for row in rows for x in row["loops"].values())
     assert all(evaluate._realised(row) == 1 == row["alpha"] for row in rows)
 

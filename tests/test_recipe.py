@@ -29,6 +29,12 @@ def test_defaults_overrides_and_round_trip(tmp_path: Path) -> None:
     assert recipes.read(written(tmp_path, recipes.dump(found))) == found
 
 
+def test_a_bare_off_is_what_it_says(tmp_path: Path) -> None:
+    """YAML 1.1 reads it as false."""
+    found = recipes.read(written(tmp_path, "target: t\ndrafters: [{name: a}]\neval: {uag: off}\n"))
+    assert found.eval.uag == "off" and recipes.read(written(tmp_path, recipes.dump(found))) == found
+
+
 def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
     found = recipes.read(written(tmp_path, GOOD), ["prune.tokens=99"])
     how = found.prune_of(found.drafters[0])

@@ -223,6 +223,11 @@ class Eval(Section):
     limit: Count | None = None  # prompts
     spread: bool = False  # at equal distances through the file, not its first
 
+    @field_validator("uag", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML 1.1 reads a bare off
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if not any(isinstance(k, int) for k in self.k):
