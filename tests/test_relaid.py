@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import packed_folders
+from sparsedraft.errors import UserError
 from sparsedraft.runtime import kinds, relaid
 from sparsedraft.runtime.engine import Engine
 from sparsedraft.runtime.model import native_model
@@ -38,20 +39,31 @@ def logits(folder: Path) -> torch.Tensor:
     return Engine(folder, threads=1).forward(packed_folders.IDS[0].tolist(), 8)
 
 
+@pytest.mark.parametrize("how", ["copy", "map"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_second_time_everything_is_mapped(made, laid: list[str], kind: tuple) -> None:
+def test_the_second_time_everything_is_taken_from_there(
+    made, laid: list[str], kind: tuple, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPARSEDRAFT_NATIVE_CACHE", how)
     folder = made(*kind)[1]
     first, model = logits(folder), native_model(folder)
     assert len(laid) == 15, "7 linears of each of 2 layers, and the head, once"
     assert torch.equal(logits(folder), first)
     assert len(laid) == 15
     kept = place(folder)
-    assert kept is not None and str(kept / "streams") in Path("/proc/self/maps").read_text()
+    assert kept is not None
+    assert (str(kept / "streams") in Path("/proc/self/maps").read_text()) == (how == "map")
     again = native_model(folder)
     for name in ("runs", "macs_per_token", "nonzero", "weights", "others", "others_nonzero"):
         assert getattr(again, name) == getattr(model, name)
     shutil.rmtree(kept)
-    assert torch.equal(Engine(again, threads=1).forward(packed_folders.IDS[0].tolist(), 8), first), "mapped, not read"
+    assert torch.equal(Engine(again, threads=1).forward(packed_folders.IDS[0].tolist(), 8), first), "and not read twice"
+
+
+def test_an_unknown_way_is_refused(made, laid: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEDRAFT_NATIVE_CACHE", "of")
+    with pytest.raises(UserError, match="SPARSEDRAFT_NATIVE_CACHE=of is not known: set it to copy, map or off"):
+        native_model(made(*KINDS[0])[1])
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "index", "tiles", "no streams", "nonsense", "touched"])

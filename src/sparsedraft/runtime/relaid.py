@@ -1,12 +1,16 @@
-"""Packed matrices as this CPU reads them, kept in a file that every process maps: loaded at once, in memory once.
+"""Packed matrices as this CPU reads them, kept in a file, so that a model is loaded at once.
 
 The packed folder itself holds nothing of a machine. The file lies in the folder "native" of the user's cache (see
-sources.cache_folder; nothing is kept where $SPARSEDRAFT_NATIVE_CACHE is "off"), one for each packed folder, is made
-anew when the folder or the layouts have changed, and is checked as a whole before it is used.
+sources.cache_folder), one for each packed folder, is made anew when the folder or the layouts have changed, and is
+checked as a whole before it is used. $SPARSEDRAFT_NATIVE_CACHE says how: "copy" (the default) reads it into pages of
+2 MB, where decoding is a fifth faster; "map" maps it, so that it lies in memory once for all processes; with "off"
+nothing is kept.
 """
 
+import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -16,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from sparsedraft.console import console
+from sparsedraft.errors import UserError
 from sparsedraft.runtime.native import extension
 from sparsedraft.shards import weight_files
 from sparsedraft.sources import cache_folder
@@ -25,9 +30,17 @@ SMALLEST = 16 << 20  # bytes of a model that is worth a file
 LINE = 64  # bytes of a cache line, on which every stream begins
 
 
+def how() -> str:
+    """$SPARSEDRAFT_NATIVE_CACHE: copy, map or off; UserError for anything else."""
+    named = os.environ.get("SPARSEDRAFT_NATIVE_CACHE", "copy")
+    if named not in ("copy", "map", "off"):
+        raise UserError(f"SPARSEDRAFT_NATIVE_CACHE={named} is not known: set it to copy, map or off.")
+    return named
+
+
 def place(folder: Path) -> Path | None:
     """Where the matrices of the packed `folder` are kept; None: nowhere."""
-    if os.environ.get("SPARSEDRAFT_NATIVE_CACHE") == "off":
+    if how() == "off":
         return None
     return cache_folder() / "native" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:24]
 
@@ -37,6 +50,24 @@ def state(folder: Path) -> list[Any]:
     files = [folder / "packed.json", folder / "config.json", *weight_files(folder)]
     found = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
     return json.loads(json.dumps([VERSION, found]))
+
+
+def _mapped(file: Path) -> np.ndarray:
+    return np.memmap(file, dtype=np.uint8, mode="r")
+
+
+def _copied(file: Path) -> np.ndarray:
+    """The bytes of `file`, in pages of 2 MB where the system has them: reading through small ones waits for the TLB."""
+    size = file.stat().st_size
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    with open(file, "rb", buffering=0) as source:
+        view, at = memoryview(pages), 0
+        while at < size and (count := source.readinto(view[at:])):
+            at += count
+    return np.frombuffer(pages, np.uint8)
 
 
 class Relaid:
@@ -57,13 +88,12 @@ class Relaid:
             index = json.loads((at / "index.json").read_text(encoding="utf-8"))
             if index["state"] != self.state:
                 return
-            with open(at / "streams", "rb") as file:
-                digest = hashlib.file_digest(file, "sha256")
+            streams = _mapped(at / "streams") if how() == "map" else _copied(at / "streams")
+            digest = hashlib.sha256(streams.data)
             digest.update(json.dumps(index["parts"]).encode())
             if digest.hexdigest() != index["sha256"]:
                 return
-            self._bytes = np.memmap(at / "streams", dtype=np.uint8, mode="r")
-            self.parts = index["parts"]
+            self._bytes, self.parts = streams, index["parts"]
         except (OSError, ValueError, KeyError, TypeError):  # made anew
             return
 
