@@ -98,7 +98,7 @@ def test_what_is_not_what_was_kept_is_made_anew(made, laid: list[str], harm: str
 def test_where_nothing_can_be_kept_loading_goes_on(made, laid: list[str], monkeypatch, tmp_path: Path, capsys) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SPARSEDRAFT_CACHE", str(tmp_path / "file"))
-    for switch, told in (("on", True), ("off", False)):
+    for switch, told in (("copy", True), ("map", True), ("off", False)):
         monkeypatch.setenv("SPARSEDRAFT_NATIVE_CACHE", switch)
         before = len(laid)
         assert torch.equal(logits(made(*KINDS[0])[1]), logits(made(*KINDS[0])[1]))
