@@ -29,7 +29,7 @@ def drafter(context: int | None) -> Table:
     [
         (1, Sampling(1.0), frozenset(), None),
         (2, Sampling(0.7, top_k=2), frozenset(), None),
-        (3, Sampling(1.2, repetition_penalty=1.4), frozenset(), None),
+        (3, Sampling(1.2, top_k=2, repetition_penalty=1.4), frozenset(), None),
         (2, Sampling(1.0), frozenset({0}), None),
         (3, Sampling(1.4, min_p=0.02), frozenset({0}), len(PROMPT) + 2),
     ],
