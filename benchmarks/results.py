@@ -1,4 +1,4 @@
-"""The table of docs/RESULTS.md for one finished run, from what lies in its folder.
+"""The table of results of one finished run, from what lies in its folder.
 
     python benchmarks/results.py RUN
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.artifact import hash_path
-from sparsedraft.report.tables import markdown
+from sparsedraft.report.tables import markdown, middle_k
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
 
@@ -55,9 +55,8 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
             found = measured[d["name"]]["k"]
             k = max(found, key=lambda k: found[k]["measured"].get("speedup", 0))
             m = found[k]["measured"]
-            size = json.loads((run / "packed" / Path(measured[d["name"]]["path"]).name / "result.json").read_text())[
-                "bytes"
-            ]
+            packed = read(run, f"packed/{Path(measured[d['name']]['path']).name}") or {}
+            size = packed["bytes"]
             row += [f"{m['c']:.2f}", f"{m['speedup']:.2f}x ({k})", f"{m['tokens_per_second']:.1f}", f"{size / 1e6:.0f}"]
         rows.append(row)
     return markdown(header, rows)
@@ -65,7 +64,7 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
 
 def claims(result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
     """The paper's comparisons, K = 5 or the middle one."""
-    k = str(5 if 5 in result["k"] else result["k"][len(result["k"]) // 2])
+    k = str(middle_k(result))
     mal = {d["name"]: d["k"][k]["mal"] for d in result["drafters"]}
     said = []
     for name in (name for name in mal if name.startswith("sd2")):

@@ -47,9 +47,7 @@ class Distill(Section):
     prompts: str | None = "demo:train"  # None: the target writes them, too (magpie)
     mode: Literal["respond", "rewrite", "magpie"] = "respond"
     engine: Literal["transformers", "native", "endpoint"] = "transformers"
-    weights: Literal["f16", "bf16", "int8"] | None = (
-        None  # native engine: the target is packed so first; None: it is not
-    )
+    weights: Literal["f16", "bf16", "int8"] | None = None  # native engine: the target is packed first; None: it is not
     url: str | None = None  # of the endpoint's server, ".../v1"
     served_name: str | None = None  # the target's name there; None: as the recipe calls it
     concurrency: Count = 16  # calls under way at once

@@ -3,8 +3,8 @@
 The packed folder itself holds nothing of a machine. The file lies in the folder "native" of the user's cache (see
 sources.cache_folder), one for each packed folder, is made anew when the folder or the layouts have changed, and is
 checked as a whole before it is used. $SPARSEDRAFT_NATIVE_CACHE says how: "copy" (the default) reads it into pages of
-2 MB, where decoding is a fifth faster; "map" maps it, so that it lies in memory once for all processes; with "off"
-nothing is kept.
+2 MB, where a model larger than the CPU's cache decodes up to a quarter faster (docs/LOG.md); "map" maps it, so that it
+lies in memory once for all processes; with "off" nothing is kept.
 """
 
 import contextlib
