@@ -26,7 +26,7 @@ from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
 
-GROUP = 2  # batches' worth of conversations that make a unit
+GROUP = 4  # batches' worth of conversations that make a unit
 FULL = "no room in the context"  # why an Answer was dropped
 
 Make = Callable[[Sequence[Prompt]], list[dict[str, Any]]]  # a unit's conversations to its rows

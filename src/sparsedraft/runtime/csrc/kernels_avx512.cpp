@@ -1,5 +1,5 @@
-// The 256-bit kernels, for CPUs with AVX-512 (VL, VNNI, VBMI2), and 512 bits where they pay: dense int8 and many tokens,
-// and masks of bits. And the same with AMX.
+// For CPUs with AVX-512 (VL, VNNI, VBMI2): two tiles at once in 512 bits, which makes sparse matrices as fast as memory and hides
+// its latency behind two streams; what is not a product, and windows, in 256. And the same with AMX.
 #define VECTORS simd_avx512
 #define SPARSEDRAFT_TOKENS 8
 #define SPARSEDRAFT_KERNELS kernels_avx512

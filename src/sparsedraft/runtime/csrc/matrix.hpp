@@ -4,6 +4,10 @@
 // A tile is one sequential stream of bytes, so that a kernel reads memory from front to back and nothing else.
 #pragma once
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -26,14 +30,23 @@ constexpr int kSlack = 64;        // bytes that kernels may read past a stream's
 inline size_t padded(size_t n, size_t step) { return (n + step - 1) / step * step; }
 inline size_t size_of(Values v) { return v == Values::f32 ? 4 : v == Values::i8 ? 1 : 2; }
 
-// Bytes aligned to a cache line, owned or borrowed from a mapped file.
+// Bytes aligned to a cache line, owned or borrowed from a mapped file. Owned ones lie in pages of 2 MB where Linux has them:
+// a walk through all weights in pages of 4 KB waits for the pages' table again and again.
 class Bytes {
  public:
   Bytes() = default;
   explicit Bytes(size_t size) : size_(size) {
     if (!size) return;
-    void* found = std::aligned_alloc(64, padded(size, 64));
+#ifdef MADV_HUGEPAGE
+    const size_t page = size_t{1} << 21, alignment = size >= page ? page : 64;
+#else
+    const size_t alignment = 64;
+#endif
+    void* found = std::aligned_alloc(alignment, padded(size, alignment));
     if (!found) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (alignment == page) madvise(found, padded(size, page), MADV_HUGEPAGE);  // a wish: where it is refused, all works as well
+#endif
     owned_.reset(static_cast<uint8_t*>(found));
     data_ = owned_.get();
   }
