@@ -87,6 +87,7 @@ class Meter:
 
     REFRESH = 100  # steps after which a plain one measures the target alone again
     GAINS = 5  # plain steps' time that speculation may lose again of what it has gained
+    CREDIT = 1  # plain steps' time that speculation may lose at first, so that short runs learn what it is worth
     TRIAL = 3  # drafts of a step that finds out whether speculation pays by now
 
     def __init__(self, k_max: int) -> None:
@@ -139,7 +140,7 @@ class Meter:
         return 1 if self.begins or self.plain is None else max(range(self.reach + 1), key=self.rate)
 
     def allowed(self, k: int) -> int:
-        """`k`, or 0 where speculation has lost, or with k drafts may expect to have lost, more than WORST of the time.
+        """`k`, or 0 where speculation has lost, or with k drafts may expect to have lost, CREDIT and WORST of the time.
 
         Plain steps make the share small again. k = 0 asks for a trial. The very first drafts come one at a time, and 0
         is also what a step that measures the target alone gets.
@@ -148,7 +149,8 @@ class Meter:
             return 0
         k = 1 if self.begins else k or min(self.TRIAL, self.k_max)
         loss = 0.0 if self.begins else self.seconds(k) - self.tokens(k) * (self.plain or 0.0)
-        return 0 if self.lost + max(0.0, loss) > WORST * self.spent else k
+        credit = WORST * self.spent + self.CREDIT * (self.plain or 0.0)
+        return 0 if self.lost + max(0.0, loss) > credit else k
 
     def seconds(self, k: int) -> float:
         """Of drafting k tokens and verifying them; along lines through the measured numbers of drafts."""
