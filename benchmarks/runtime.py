@@ -226,6 +226,10 @@ def main(arguments: list[str] | None = None) -> None:
         "--data", type=Path, help="distilled data of the target: calibration, and tokens of a trimmed head"
     )
     parser.add_argument(
+        "--finetune", type=int, default=100_000, help="tokens of sparse fine-tuning of one drafter; 0: one-shot only"
+    )
+    parser.add_argument("--finetune-pattern", default="2:4", help="which: 2:4, 4:8, 2:8 or '50 %%'")
+    parser.add_argument(
         "--more", nargs="*", default=[], help="more packed drafters, NAME=FOLDER; names of dense ones begin so"
     )
     parser.add_argument("--limit", type=int, default=6, help="prompts of the speculation part")

@@ -13,6 +13,8 @@ from runtime import against, ratio, roof, torch_seconds
 from runtime_others import llama_rate, llama_speculation, openvino_rate
 from sparsedraft import checkpoint, prompts
 from sparsedraft.distill.stage import distill
+from sparsedraft.finetune.loop import Settings
+from sparsedraft.finetune.stage import finetune
 from sparsedraft.prune.stage import prune
 from sparsedraft.runtime.engine import Engine
 from sparsedraft.runtime.model import NativeModel, native_model
@@ -26,28 +28,40 @@ from sparsedraft.speculate.side import Side
 
 CONTEXT, STEPS = 64, 16  # tokens before what is timed, and how many steps are
 HEAD = 32768  # tokens of a trimmed head
-PATTERNS = ("2:4", "4:8", "2:8")
+PATTERNS = {"2:4": "2:4", "4:8": "4:8", "2:8": "2:8", "50 %": "unstructured"}
+CONVERSATIONS = 384  # that the target writes where no data is given: about 35,000 tokens of answers
 
 
-def drafters(target: str, drafter: str, data: Path | None, out: Path) -> dict[str, Path]:
+def drafters(target: Path, drafter: str, chosen: argparse.Namespace) -> dict[str, Path]:
     """The drafter packed to int8, dense and sparse, its head whole and trimmed.
 
-    Pruned by SparseGPT on answers of the target (`data`, else some that it writes here), not fine-tuned.
+    Pruned by SparseGPT on answers of the target (`chosen.data`, else prompts and answers that it writes here); SD2: one
+    of them, fine-tuned on the same data.
     """
+    out, data = chosen.out, chosen.data
     if data is None:
         data = out / "data"
-        distill(target, "demo:train", data, limit=32, max_new_tokens=64)
+        distill(str(target), None, data, mode="magpie", engine="native", limit=CONVERSATIONS)
     found = {"dense": drafter}
-    for pattern in PATTERNS:
-        found[pattern] = str(out / pattern.replace(":", "of"))
-        prune(drafter, Path(found[pattern]), str(data), pattern=pattern, tokens=16384)
+    for name, pattern in PATTERNS.items():
+        found[name] = str(out / name.replace(":", "of").replace(" %", ""))
+        prune(drafter, Path(found[name]), str(data), pattern=pattern, tokens=16384, refine=True)
+    if chosen.finetune:
+        name = f"SD2 {chosen.finetune_pattern}"
+        start = found[chosen.finetune_pattern]
+        settings = Settings(
+            tokens=chosen.finetune, learning_rate=1e-5, sequence_length=512, rows_per_step=4, train_embeddings=False
+        )
+        finetune(start, str(data), Path(f"{start}-sd2"), settings=settings, validation_prompts=24, dtype="bfloat16")
+        found[name] = f"{start}-sd2"
     packed = {}
     for name, model in found.items():
+        folder = out / "dense" if name == "dense" else Path(model)
         for label, trim in (("", False), (f", head {HEAD}", True)):
-            folder = out / f"{name.replace(':', 'of')}-int8{'-trimmed' if trim else ''}"
+            small = folder.with_name(f"{folder.name}-int8{'-trimmed' if trim else ''}")
             head = (HEAD, str(data)) if trim else (None, None)
-            pack(model, folder, weights="int8", head_tokens=head[0], head_data=head[1])
-            packed[f"{name} int8{label}"] = folder
+            pack(model, small, weights="int8", head_tokens=head[0], head_data=head[1])
+            packed[f"{name} int8{label}"] = small
     return packed
 
 
@@ -236,16 +250,18 @@ def assisted_rate(plain: tuple[str, str], asked: Sequence[list[int]], new: int) 
 
 def main(chosen: argparse.Namespace, parts: Sequence[str]) -> list[dict[str, Any]]:
     """What was pruned and packed stays in chosen.out: the next run takes it from there."""
-    packed = drafters(chosen.target, chosen.drafter, chosen.data, chosen.out)
-    packed |= {name: Path(folder) for name, folder in (text.split("=", 1) for text in chosen.more)}
     pack(chosen.target, chosen.out / "target", weights="int8")
+    packed = drafters(chosen.out / "target", chosen.drafter, chosen)
+    packed |= {name: Path(folder) for name, folder in (text.split("=", 1) for text in chosen.more)}
     rows = []
     torch.set_num_threads(chosen.threads)
     if "models" in parts:
         rows += models(native_model(chosen.out / "target"), packed, chosen.drafter, chosen.threads)
     if "speculation" in parts:
-        whole = {f"{pattern} int8" for pattern in PATTERNS}  # sparse with a whole head: decoding shows what that costs
-        tried = {name: folder for name, folder in packed.items() if name not in whole}
+        # sparse with a whole head: decoding shows what that costs
+        tried = {
+            name: folder for name, folder in packed.items() if name.startswith("dense") or not name.endswith("int8")
+        }
         found, answers = speculation(chosen.out / "target", tried, (chosen.target, chosen.drafter), chosen.limit)
         rows += found
         best = max(

@@ -185,14 +185,17 @@ def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> N
     meter = Meter(8)
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     meter.observe(Outcome(1, 0, 1, 0.5, 1.5))  # nothing accepted: half a step lost
-    assert meter.lost == pytest.approx(0.5) and meter.best == 0 and meter.allowed(0) == meter.allowed(2) == 0
+    assert meter.lost == pytest.approx(0.5) and meter.best == 0
+    assert meter.allowed(1) == 1, "half a step lost, half to lose: the credit of one"
+    meter.observe(Outcome(1, 0, 1, 0.5, 1.5))
+    assert meter.allowed(0) == meter.allowed(1) == 0
     while meter.allowed(1) == 0:
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
-    assert meter.spent == pytest.approx((0.5 + 0.5) / 0.02, abs=1.5), "what was lost and what one draft will lose"
+    assert meter.spent == pytest.approx((1.0 + 0.5 - 1) / 0.02, abs=1.5), "what was lost, one draft's loss, the credit"
     assert meter.allowed(0) == 0, "three drafts cost more"
     while meter.allowed(0) == 0:
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
-    assert meter.allowed(0) == meter.TRIAL and meter.spent == pytest.approx((0.5 + 1.5) / 0.02, abs=1.5)
+    assert meter.allowed(0) == meter.TRIAL and meter.spent == pytest.approx((1.0 + 1.5 - 1) / 0.02, abs=1.5)
 
 
 # ---- confidence
