@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo test check bench bench-runtime sanitize fuzz clean
+.PHONY: demo test check bench bench-runtime sanitize fuzz aarch64 clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -53,6 +53,18 @@ sanitize: $(STAMP)
 # Packed folders damaged in every way, without sanitizers: CASES of them
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz_packed.py --cases $(CASES)
+
+# The portable kernels on an emulated aarch64 give the bits that they give here (Debian: qemu-user, g++-aarch64-linux-gnu)
+CSRC := src/sparsedraft/runtime/csrc
+PORTABLE := -std=c++20 -O2 -ffp-contract=off -static -pthread tests/cross_check.cpp \
+	$(CSRC)/relay.cpp $(CSRC)/kernels.cpp $(CSRC)/kernels_portable.cpp
+aarch64:
+	mkdir -p build/cross
+	$(CXX) $(PORTABLE) -o build/cross/here
+	aarch64-linux-gnu-g++ $(PORTABLE) -o build/cross/aarch64
+	build/cross/here > build/cross/here.txt
+	qemu-aarch64 build/cross/aarch64 > build/cross/aarch64.txt
+	cmp build/cross/here.txt build/cross/aarch64.txt && echo "$$(wc -l < build/cross/here.txt) checksums equal"
 
 clean:
 	rm -rf $(VENV) build dist

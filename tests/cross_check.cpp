@@ -1,0 +1,82 @@
+// Prints a checksum of what the portable kernels give for each layout, type of values and number of tokens. `make aarch64` runs
+// it on this machine and on an emulated aarch64: the lines must be the same. (tests/test_kernels.py compares a CPU's own kernels.)
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "../src/sparsedraft/runtime/csrc/linear.hpp"
+#include "../src/sparsedraft/runtime/csrc/relay.hpp"
+
+using namespace sparsedraft;
+
+namespace {
+
+uint64_t state = 1;
+uint32_t draw() {  // Knuth's MMIX
+  state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+  return static_cast<uint32_t>(state >> 33);
+}
+
+uint64_t checksum(const std::vector<float>& y) {  // FNV-1a
+  uint64_t hash = 14695981039346656037ULL;
+  for (const float f : y) {
+    uint8_t bytes[4];
+    std::memcpy(bytes, &f, 4);
+    for (const uint8_t b : bytes) hash = (hash ^ b) * 1099511628211ULL;
+  }
+  return hash;
+}
+
+// A matrix whose masks fit the layout: of every `m` neighbours `n` stay.
+std::vector<uint8_t> weights(Values type, size_t rows, size_t columns, size_t n, size_t m) {
+  std::vector<uint8_t> out(rows * columns * size_of(type));
+  for (size_t i = 0; i < rows * columns; ++i) {
+    const uint32_t r = draw();
+    if (i % columns % m >= n) continue;  // zero
+    uint8_t* at = out.data() + i * size_of(type);
+    const float f = (static_cast<float>(r % 2001) - 1000.0f) / 1024.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &f, 4);
+    const uint16_t bf16 = static_cast<uint16_t>(bits >> 16), f16 = static_cast<uint16_t>((r & 0x83FF) | (10 + r % 8) << 10);
+    if (type == Values::f32) std::memcpy(at, &f, 4);
+    else if (type == Values::i8) *at = static_cast<uint8_t>(r % 255 - 127);
+    else std::memcpy(at, type == Values::bf16 ? &bf16 : &f16, 2);
+  }
+  return out;
+}
+
+}  // namespace
+
+int main() {
+  struct Case {
+    const char* name;
+    Layout layout;
+    int n, kept, of;
+  };
+  const Case cases[] = {{"dense", Layout::dense, 0, 1, 1},     {"2:4", Layout::two_four, 0, 2, 4},
+                        {"1:8", Layout::n_eight, 1, 1, 8},     {"3:8", Layout::n_eight, 3, 3, 8},
+                        {"4:8", Layout::n_eight, 4, 4, 8},     {"7:8", Layout::n_eight, 7, 7, 8},
+                        {"bitmask", Layout::bitmask, 0, 5, 9}, {"window", Layout::window, 0, 2, 9}};
+  const std::pair<const char*, Values> types[] = {
+      {"f32", Values::f32}, {"f16", Values::f16}, {"bf16", Values::bf16}, {"i8", Values::i8}};
+  for (const Case& c : cases)
+    for (const auto& [name, type] : types) {
+      if (type == Values::f32 && c.layout != Layout::dense) continue;
+      const size_t rows = 37, columns = 648;
+      const std::vector<uint8_t> raw = weights(type, rows, columns, c.kept, c.of);
+      std::vector<float> scale(rows);
+      for (float& f : scale) f = static_cast<float>(draw() % 100 + 1) / 4096.0f;
+      const Matrix m = relay(raw.data(), type, rows, columns, c.layout, c.n, type == Values::i8 ? scale.data() : nullptr);
+      for (const int tokens : {1, 2, 5, 17}) {
+        std::vector<float> x(columns * tokens);
+        for (float& f : x) f = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
+        Pool pool(2);
+        Buffer buffer;
+        buffer.resize(columns, tokens);
+        for (int t = 0; t < tokens; ++t) std::copy_n(x.data() + t * columns, columns, buffer.row(t));
+        std::vector<float> y(padded(rows, kRows) * tokens);
+        multiply_all(kernels_portable, pool, buffer, {{&m, y.data(), padded(rows, kRows)}});
+        std::printf("%s %s %d %016llx\n", c.name, name, tokens, static_cast<unsigned long long>(checksum(y)));
+      }
+    }
+}
