@@ -1,5 +1,6 @@
 """The native engine against transformers, family by family; with itself bit for bit, however the tokens come."""
 
+import json
 import random
 import threading
 from pathlib import Path
@@ -238,6 +239,15 @@ def test_bad_calls(tmp_path: Path) -> None:
 def test_what_it_does_not_run(config: hf.PretrainedConfig, why: str, tmp_path: Path) -> None:
     saved(config, tmp_path)
     with pytest.raises(UserError, match=why):
+        Engine(tmp_path)
+
+
+def test_a_config_that_describes_no_model(tmp_path: Path) -> None:
+    saved(FAMILIES["llama"], tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = "ten"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="describes no model that can be built"):
         Engine(tmp_path)
 
 

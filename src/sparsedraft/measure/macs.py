@@ -1,10 +1,14 @@
 """Multiply-accumulates per token: the non-zero weights of every linear, lm_head included and dense."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sparsedraft.decoder import count_zeros, decoder_layers, decoder_linears
+from sparsedraft.errors import UserError
 
 
 def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int:
@@ -30,9 +34,21 @@ def dense_weights(model: PreTrainedModel) -> int:
     return sum(m.weight.numel() for m in {**linears, id(head): head}.values())
 
 
+@contextmanager
+def building(config: PretrainedConfig) -> Iterator[None]:
+    """UserError where transformers cannot make modules of `config`, whose fields it hardly checks."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"a config.json of type {config.model_type} describes no model that can be built ({why}): copy it again."
+        ) from None
+
+
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of `config` with no memory behind its weights (torch's meta device)."""
-    with torch.device("meta"):
+    """The model of `config` with no memory behind its weights (torch's meta device); UserError where there is none."""
+    with building(config), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 
 

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from sparsedraft import checkpoint
 from sparsedraft.errors import UserError
-from sparsedraft.measure.macs import skeleton
+from sparsedraft.measure.macs import building, skeleton
 from sparsedraft.runtime import kinds
 from sparsedraft.runtime.native import extension
 from sparsedraft.runtime.relaid import Relaid
@@ -246,7 +246,9 @@ def _rotary(config: PretrainedConfig) -> Any:
         small.layer_types = config.layer_types[:1]
     small.pad_token_id = None
     modules = skeleton(small).named_modules()
-    return type(next(module for name, module in modules if name.endswith("rotary_emb")))(config)
+    kind = type(next(module for name, module in modules if name.endswith("rotary_emb")))
+    with building(config):
+        return kind(config)
 
 
 def _embedding_scale(config: PretrainedConfig) -> float:
