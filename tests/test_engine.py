@@ -242,12 +242,20 @@ def test_what_it_does_not_run(config: hf.PretrainedConfig, why: str, tmp_path: P
         Engine(tmp_path)
 
 
-def test_a_config_that_describes_no_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("rope_parameters", {"rope_type": "default", "rope_theta": "ten"}, "describes no model that can be built"),
+        ("intermediate_size", -1, "intermediate_size -1 in config.json"),
+        ("num_key_value_heads", -62, "num_key_value_heads -62 in config.json"),
+        ("dtype", [], "cannot be read"),
+    ],
+)
+def test_a_config_that_describes_no_model(field: str, value: object, said: str, tmp_path: Path) -> None:
     saved(FAMILIES["llama"], tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] = "ten"
+    config = json.loads((tmp_path / "config.json").read_text()) | {field: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="describes no model that can be built"):
+    with pytest.raises(UserError, match=said):
         Engine(tmp_path)
 
 

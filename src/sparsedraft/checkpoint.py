@@ -22,6 +22,8 @@ from sparsedraft.pattern import Pattern
 from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
 
+# what transformers raises for fields of a config.json that it does not check
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, StrictDataclassError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -75,16 +77,19 @@ def is_decoder_lm(config: PretrainedConfig) -> bool:
     return not config.is_encoder_decoder and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def read_config(folder: Path) -> PretrainedConfig:
     """The config in `folder`; UserError where there is none that transformers knows."""
     if not (folder / "config.json").is_file():
         raise UserError(f"model {folder} holds no config.json: give the folder of a Hugging Face checkpoint.")
     try:
         return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise UserError(
-            f"model {folder} has a config.json that cannot be read ({str(error).splitlines()[0]})."
-        ) from None
+    except (*UNREADABLE, OSError) as error:
+        raise UserError(f"model {folder} has a config.json that cannot be read ({first_line(error)}).") from None
 
 
 def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> PreTrainedModel:

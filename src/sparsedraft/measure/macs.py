@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from sparsedraft.checkpoint import UNREADABLE, first_line
 from sparsedraft.decoder import count_zeros, decoder_layers, decoder_linears
 from sparsedraft.errors import UserError
 
@@ -39,10 +40,10 @@ def building(config: PretrainedConfig) -> Iterator[None]:
     """UserError where transformers cannot make modules of `config`, whose fields it hardly checks."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+    except UNREADABLE as error:
         raise UserError(
-            f"a config.json of type {config.model_type} describes no model that can be built ({why}): copy it again."
+            f"a config.json of type {config.model_type} describes no model that can be built ({first_line(error)}): "
+            "copy it again."
         ) from None
 
 

@@ -21,6 +21,11 @@ from sparsedraft.runtime.weights import Weights, is_packed, weights_of
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not change with the length
+SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
+    "max_position_embeddings", "vocab_size", "sliding_window",
+)  # fmt: skip
+NUMBERS = ("rms_norm_eps", "query_pre_attn_scalar", "final_logit_softcapping")
 LINEARS = {
     "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "o": "self_attn.o_proj",
     "gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj",
@@ -76,6 +81,7 @@ def native_model(folder: Path) -> NativeModel:
     would not fit in memory.
     """
     config = checkpoint.read_config(folder).get_text_config()
+    _check_numbers(folder, config)
     why = unsupported(config)
     if why:
         raise UserError(f"model {folder} cannot run natively, because {why}: give --runtime transformers.")
@@ -235,6 +241,21 @@ class _Builder:
 
 def _head_dim(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _check_numbers(folder: Path, config: PretrainedConfig) -> None:
+    """UserError for a size or another number of config.json that no model can have."""
+    for name in (*SIZES, *NUMBERS):
+        value = getattr(config, name, None)
+        right = type(value) is int and 0 <= value < 2**31 if name in SIZES else _finite(value)
+        if value is not None and not right:
+            raise UserError(
+                f"model {folder} has {name} {value!r} in config.json, which no model can have: copy it again."
+            )
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e30
 
 
 def _rotary(config: PretrainedConfig) -> Any:

@@ -39,14 +39,16 @@ class Entry:
         """The entry `raw` of a header, checked; UserError where it is not one that this version reads."""
 
         def wrong(field: str, value: object, mend: str) -> UserError:
-            return UserError(f"packed matrix {name} has {field} {value!r}, {mend}: pack the checkpoint again.")
+            return UserError(
+                f"packed matrix {name} has {field} {repr(value)[:200]}, {mend}: pack the checkpoint again."
+            )
 
         if not isinstance(raw, dict) or set(raw) != {"kind", "values", "rows", "columns"}:
             raise wrong("the entry", raw, "not kind, values, rows and columns")
         for field in ("rows", "columns"):
             if type(raw[field]) is not int or not 0 < raw[field] < LARGEST:
                 raise wrong(field, raw[field], f"not a number from 1 to {LARGEST - 1}")
-        if raw["values"] not in TYPES:
+        if not isinstance(raw["values"], str) or raw["values"] not in TYPES:
             raise wrong("values", raw["values"], f"not one of {', '.join(TYPES)}")
         entry = cls(**raw)
         if entry.kind not in ("dense", "bitmask"):

@@ -140,7 +140,7 @@ def read_header(folder: Path) -> dict[str, Entry]:
         raise UserError(f"packed header {file} is not a {FORMAT} one: pack the checkpoint again.")
     if raw.get("version") != VERSION:
         raise UserError(
-            f"packed header {file} is of version {raw.get('version')!r}, and this reads {VERSION}: pack the checkpoint "
-            "again."
+            f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads {VERSION}: pack the "
+            "checkpoint again."
         )
     return {name: Entry.of(name, entry) for name, entry in raw["linears"].items()}
