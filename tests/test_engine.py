@@ -248,6 +248,7 @@ def test_what_it_does_not_run(config: hf.PretrainedConfig, why: str, tmp_path: P
         ("rope_parameters", {"rope_type": "default", "rope_theta": "ten"}, "describes no model that can be built"),
         ("intermediate_size", -1, "intermediate_size -1 in config.json"),
         ("num_key_value_heads", -62, "num_key_value_heads -62 in config.json"),
+        ("rms_norm_eps", -1e-6, "rms_norm_eps -1e-06 in config.json"),
         ("dtype", [], "cannot be read"),
     ],
 )

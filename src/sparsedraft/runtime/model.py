@@ -247,15 +247,12 @@ def _check_numbers(folder: Path, config: PretrainedConfig) -> None:
     """UserError for a size or another number of config.json that no model can have."""
     for name in (*SIZES, *NUMBERS):
         value = getattr(config, name, None)
-        right = type(value) is int and 0 <= value < 2**31 if name in SIZES else _finite(value)
+        kind, most = (int, 2**31) if name in SIZES else (int | float, 1e30)
+        right = isinstance(value, kind) and not isinstance(value, bool) and 0 <= value < most
         if value is not None and not right:
             raise UserError(
                 f"model {folder} has {name} {value!r} in config.json, which no model can have: copy it again."
             )
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e30
 
 
 def _rotary(config: PretrainedConfig) -> Any:
