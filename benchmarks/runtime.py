@@ -226,13 +226,13 @@ def main(arguments: list[str] | None = None) -> None:
         "--data", type=Path, help="distilled data of the target: calibration, and tokens of a trimmed head"
     )
     parser.add_argument(
-        "--finetune", type=int, default=100_000, help="tokens of sparse fine-tuning of one drafter; 0: one-shot only"
+        "--finetune", type=int, default=120_000, help="tokens of sparse fine-tuning of one drafter; 0: one-shot only"
     )
-    parser.add_argument("--finetune-pattern", default="2:4", help="which: 2:4, 4:8, 2:8 or '50 %%'")
+    parser.add_argument("--finetune-pattern", default="50 %", help="which: 2:4, 4:8, 2:8 or '50 %%'")
     parser.add_argument(
         "--more", nargs="*", default=[], help="more packed drafters, NAME=FOLDER; names of dense ones begin so"
     )
-    parser.add_argument("--limit", type=int, default=6, help="prompts of the speculation part")
+    parser.add_argument("--limit", type=int, default=4, help="prompts of the speculation part")
     parser.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's binaries")
     parser.add_argument("--gguf", type=Path, nargs=3, help="target Q8_0, drafter Q8_0, drafter Q4_K_M")
     parser.add_argument(

@@ -155,6 +155,7 @@ def test_options_that_make_no_sense(tiny_checkpoint: Path, tmp_path: Path, optio
         ({"kind": "4:2"}, "has kind '4:2', not dense, bitmask or N:M"),
         ({"kind": 7}, "has kind 7"),
         ({"values": "f8"}, "has values 'f8', not one of"),
+        ({"values": []}, r"has values \[\], not one of"),
         ({"rows": -1}, "has rows -1, not a number from 1"),
         ({"rows": True}, "has rows True, not a number from 1"),
         ({"columns": 1 << 40}, "has columns 1099511627776, not a number"),

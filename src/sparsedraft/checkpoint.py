@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from sparsedraft.decoder import count_zeros, decoder_linears
-from sparsedraft.errors import UserError
+from sparsedraft.errors import UserError, first_line
 from sparsedraft.pattern import Pattern
 from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
@@ -39,8 +39,8 @@ def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name} cannot be used here ({str(error).splitlines()[0]}); try cpu.") from None
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used here ({first_line(error)}); try cpu.") from None
     if device.type == "meta":
         raise UserError("--device meta computes nothing: give cpu or an accelerator.")
     return device
@@ -77,11 +77,6 @@ def is_decoder_lm(config: PretrainedConfig) -> bool:
     return not config.is_encoder_decoder and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, in one line; its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def read_config(folder: Path) -> PretrainedConfig:
     """The config in `folder`; UserError where there is none that transformers knows."""
     if not (folder / "config.json").is_file():
@@ -105,7 +100,7 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model {ref} cannot be loaded ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"model {ref} cannot be loaded ({first_line(error)}).") from None
     model, info = loaded
     if info["missing_keys"]:
         raise UserError(

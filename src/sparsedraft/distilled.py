@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sparsedraft import prompts
 from sparsedraft.artifact import write_atomic
-from sparsedraft.errors import UserError
+from sparsedraft.errors import UserError, first_line
 from sparsedraft.packing import Sample
 
 NEEDED = ("id", "prompt_id", "messages", "prompt_ids", "answer_ids", "finish_reason", "topk_ids", "topk_logprobs")
@@ -159,7 +159,7 @@ def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.R
                     raise UserError(f"data {file} has a row without {empty}: distill it again.")
                 yield batch
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"data {file} cannot be read ({str(error).splitlines()[0]}): distill it again.") from None
+            raise UserError(f"data {file} cannot be read ({first_line(error)}): distill it again.") from None
 
 
 def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -168,7 +168,7 @@ def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
         own = AutoTokenizer.from_pretrained(folder / "tokenizer")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"data {folder} has no tokenizer that can be read ({str(error).splitlines()[0]}): distill it again."
+            f"data {folder} has no tokenizer that can be read ({first_line(error)}): distill it again."
         ) from None
     return own.get_vocab() == tokenizer.get_vocab()
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.errors import UserError
+from sparsedraft.errors import UserError, first_line
 
 HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for evaluation
 TEMPLATE_DATE = "26 Jul 2024"  # some templates tell the model today's date: the same work must give the same bytes
@@ -104,7 +104,7 @@ def _parquet_rows(path: Path) -> Iterable[tuple[str, Any]]:
     try:
         rows = parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise UserError(f"prompts {path} is not a readable parquet file ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"prompts {path} is not a readable parquet file ({first_line(error)}).") from None
     return ((f"row {n}", row) for n, row in enumerate(rows, 1))
 
 
@@ -117,7 +117,7 @@ def _dataset(source: str) -> Iterable[tuple[str, Any]]:
     try:
         rows = load_dataset(name, split=split or "train")
     except Exception as error:  # the library raises its own, the hub's and requests' errors alike
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"prompts {source}: no such file, and no data set of that id can be loaded ({reason})."
         ) from None

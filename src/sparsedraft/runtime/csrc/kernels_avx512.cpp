@@ -1,5 +1,5 @@
-// For CPUs with AVX-512 (VL, VNNI, VBMI2): two tiles at once in 512 bits, which makes sparse matrices as fast as memory and hides
-// its latency behind two streams; what is not a product, and windows, in 256. And the same with AMX.
+// For CPUs with AVX-512 (VL, VNNI, VBMI2): two tiles at once in 512 bits, which halves the instructions of a sparse matrix and
+// hides memory's latency behind two streams; what is not a product, and windows, in 256. And the same with AMX.
 #define VECTORS simd_avx512
 #define SPARSEDRAFT_TOKENS 8
 #define SPARSEDRAFT_KERNELS kernels_avx512
