@@ -26,6 +26,7 @@ from sparsedraft.decoder import decoder_linears
 from sparsedraft.measure.macs import skeleton
 from sparsedraft.pattern import Pattern
 from sparsedraft.quantization import codes
+from sparsedraft.runtime.kinds import layout_of
 from sparsedraft.runtime.native import extension
 
 Stopwatch = Callable[[], float]
@@ -161,11 +162,10 @@ LINES: list[tuple[str, str, str, int, float, float | None, float | None, float |
     ("4:8 int8", "i8", "N:8", 4, 0.5, None, None, None),
     ("3:8 int8", "i8", "N:8", 3, 0.375, None, None, None),
     ("2:8 int8", "i8", "N:8", 2, 0.25, None, None, 2.2),
-    ("75 % unstructured bf16, window", "bf16", "window", 0, 0.25, None, 1.8, None),
-    ("75 % unstructured int8, window", "i8", "window", 0, 0.25, None, None, None),
-    ("75 % unstructured bf16, bitmask", "bf16", "bitmask", 0, 0.25, None, None, None),
-    ("50 % unstructured bf16, bitmask", "bf16", "bitmask", 0, 0.5, None, 1, None),
-    ("50 % unstructured int8, bitmask", "i8", "bitmask", 0, 0.5, None, None, None),
+    ("75 % unstructured bf16", "bf16", layout_of("bitmask", 0.25, 1024)[0], 0, 0.25, None, 1.8, None),
+    ("75 % unstructured int8", "i8", layout_of("bitmask", 0.25, 1024)[0], 0, 0.25, None, None, None),
+    ("50 % unstructured bf16", "bf16", "bitmask", 0, 0.5, None, 1, None),
+    ("50 % unstructured int8", "i8", "bitmask", 0, 0.5, None, None, None),
 ]
 
 

@@ -71,12 +71,26 @@ def stepping(engine: Engine, tokens: int = 1) -> Any:
     engine.forward([7] * CONTEXT)
 
     def once() -> float:
-
         start = time.perf_counter()
         for _ in range(STEPS):
             engine.forward([7] * tokens, tokens)
             engine.rollback(CONTEXT)
         return (time.perf_counter() - start) / STEPS
+
+    return once
+
+
+def drafting(engine: Engine) -> Any:
+    """A stopwatch of one drafted token of STEPS after CONTEXT."""
+    engine.rollback(0)
+    engine.forward([7] * CONTEXT)
+
+    def once() -> float:
+        start = time.perf_counter()
+        engine.draft(STEPS, 7)
+        seconds = time.perf_counter() - start
+        engine.rollback(CONTEXT)
+        return seconds / STEPS
 
     return once
 
@@ -106,7 +120,7 @@ def models(target: NativeModel, packed: dict[str, Path], drafter: str, threads: 
     goals = {"2:4 int8": 8.0, f"2:8 int8, head {HEAD}": 14.0}
     for name, folder in packed.items():
         model = native_model(folder)
-        seconds, (value,) = against(stepping(Engine(model, threads=threads)), [float32], repeat=5)
+        seconds, (value,) = against(drafting(Engine(model, threads=threads)), [float32], repeat=5)
         share = model.handle.bytes / seconds / limit
         details = {"tokens_per_second": round(1 / seconds, 1), "bytes": model.handle.bytes, "of_roof": round(share, 2)}
         rows.append(ratio(f"decode, {name} drafter / transformers float32", value, goals.get(name), **details))
@@ -202,7 +216,7 @@ def others(
 
     def rate() -> float:
         time.sleep(0.3)  # torch's idle threads fall asleep
-        once = stepping(own)
+        once = drafting(own)
         return 1 / statistics.median(once() for _ in range(5))
 
     if chosen.llama_cpp:

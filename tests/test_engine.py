@@ -17,6 +17,7 @@ from sparsedraft.runtime import native
 from sparsedraft.runtime.engine import Engine, Rows
 from sparsedraft.runtime.model import native_model
 from sparsedraft.speculate.backend import TransformersBackend
+from sparsedraft.speculate.sampling import Dice, Sampling, probabilities
 
 pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extension was not built")
 
@@ -127,6 +128,34 @@ def test_drafts_are_greedy(tmp_path: Path) -> None:
         last = [expected[-1]]
     engine.rollback(8)
     assert engine.draft(6, text[8]) == expected and engine.length == 14
+    assert engine.draft(0, 1) == [] and engine.length == 14
+    engine.rollback(0)  # several unread tokens, as after a step whose drafts were all accepted
+    assert engine._rows.draft(6, text) == expected and engine.length == 14
+
+
+def test_drafts_are_sampled(tmp_path: Path) -> None:
+    """As by hand: each from its own distribution, which is handed back; all of it follows from the seed."""
+    saved(FAMILIES["llama"], tmp_path)
+    engine, text, sampling = Engine(tmp_path, threads=1), ids_of(9), Sampling(temperature=0.8, top_k=20, top_p=0.9)
+    engine.forward(text[:-1])
+    tokens, q = engine.draft_sampled(5, text[-1], sampling, seed=3)
+    assert engine.length == 13 and len(set(tokens)) > 1
+    engine.rollback(0)
+    logits = engine.forward([*text, *tokens[:-1]], 5)
+    assert torch.equal(q, probabilities(logits, sampling))
+    dice = Dice(3)
+    assert tokens == [dice.draw(each) for each in q]
+    with pytest.raises(UserError, match="no repetition penalty"):
+        engine.draft_sampled(5, 1, Sampling(temperature=1, repetition_penalty=1.1))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_draft_of_unsound_logits_is_refused(tmp_path: Path, poison: float) -> None:
+    model = saved(FAMILIES["llama"], tmp_path)
+    model.model.norm.weight.data[3] = poison
+    model.save_pretrained(tmp_path)
+    with pytest.raises(FloatingPointError, match="the drafter's logits after 1 tokens hold NaN or infinity"):
+        Engine(tmp_path, threads=1).draft(4, 7)
 
 
 def test_backends_agree(tmp_path: Path) -> None:

@@ -62,12 +62,16 @@ def test_places_that_span_no_byte() -> None:
         assert torch.equal(packed.unpack_bits(packed.pack_bits(numbers, bits), bits, 13), numbers)
 
 
-def test_kinds_are_chosen_by_what_the_weight_is() -> None:
+def test_kinds_are_chosen_by_what_the_weight_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("dense", "bitmask", "2:4", "4:8", "3:8", "1:8"):
         assert kinds.kind_of(weight_of(kind)[:3]) == kind
     assert kinds.kind_of(weight_of("8:16")[:3], "8:16") == "8:16" and kinds.kind_of(weight_of("8:16")[:3]) == "bitmask"
     quarter = Pattern().keep(torch.randn(64, 512).abs(), 0.75) * torch.randn(64, 512)
-    assert kinds.kind_of(quarter) == "bitmask" and kinds.layout_of("bitmask", 0.25, 512) == ("window", 0)
+    assert kinds.kind_of(quarter) == "bitmask"
+    for cpu, layout in (("portable", "window"), ("avx2", "window"), ("avx512", "bitmask"), ("amx", "bitmask")):
+        monkeypatch.setattr(kinds, "fastest", lambda cpu=cpu: cpu)
+        assert kinds.layout_of("bitmask", 0.25, 512) == (layout, 0)
+        assert kinds.layout_of("bitmask", 0.1, 512) == ("window", 0)
     assert kinds.layout_of("8:16", 0.5, 512) == ("bitmask", 0)
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsedraft.errors import UserError
 from sparsedraft.runtime.model import NativeModel, native_model
 from sparsedraft.runtime.native import extension
 from sparsedraft.sources import locate
+from sparsedraft.speculate.sampling import Dice, Sampling, probabilities, unsound
 
 
 class Rows:
@@ -34,6 +36,7 @@ class Rows:
         self.model, self.passes = model, 0
         self.pool = pool or native.Pool(threads or torch.get_num_threads())
         self._engine: Any = native.Engine(model.handle, self.pool, rows, kernels)
+        self._map = None if model.head_ids is None else model.head_ids.long().numpy()
         self.max_length: int | None = model.handle.max_length or None
 
     @property
@@ -56,9 +59,9 @@ class Rows:
     def _run(self, ids: list[list[int]], logits: list[int], parents: list[int] | None) -> Tensor:
         self.passes += 1
         found = self._engine.forward(ids, logits, parents)
-        if self.model.head_ids is not None:  # by numpy: torch would wake threads that spin on the engine's cores
+        if self._map is not None:  # by numpy: torch would wake threads that spin on the engine's cores
             whole = np.full((len(found), self.model.handle.vocabulary), -np.inf, np.float32)
-            whole[:, self.model.head_ids.numpy()] = found
+            whole[:, self._map] = found
             found = whole
         return torch.from_numpy(found)
 
@@ -74,10 +77,16 @@ class Rows:
         """Forget all other rows."""
         self._engine.select(list(rows))
 
-    def draft(self, k: int, last: int) -> list[int]:
-        """The `k` likeliest tokens of the first row, one after the other, after `last`."""
-        ids = self.model.head_ids
-        return self._engine.draft(last, k, [] if ids is None else ids.tolist())
+    def draft(self, k: int, ids: Sequence[int]) -> list[int]:
+        """Append `ids` to the one row and draft `k` tokens greedily; all but the last of those are then cached, too.
+
+        Raises FloatingPointError where logits hold NaN or infinity.
+        """
+        tokens = self._engine.draft(list(ids), k, self._map)
+        self.passes += len(tokens)
+        if tokens and tokens[-1] < 0:
+            raise FloatingPointError(unsound("drafter", self.lengths[0]))
+        return tokens
 
 
 @cache
@@ -127,5 +136,22 @@ class Engine:
         self._rows.keep(length, nodes)
 
     def draft(self, k: int, last: int) -> list[int]:
-        """The `k` likeliest tokens, one after the other, after the token `last`; all but the last are then cached."""
-        return self._rows.draft(k, last)
+        """The `k` likeliest tokens, one after the other, after the token `last`; all but the last are then cached.
+
+        Raises FloatingPointError where logits hold NaN or infinity.
+        """
+        return self._rows.draft(k, [last])
+
+    def draft_sampled(self, k: int, last: int, sampling: Sampling, seed: int = 0) -> tuple[list[int], Tensor]:
+        """`k` tokens drawn one after the other after `last`, and the distributions [k, V] that each was drawn from.
+
+        All but the last are then cached. The same as the speculative loop's own drafts but for the repetition penalty,
+        which would need the text; UserError where `sampling` has one.
+        """
+        if sampling.repetition_penalty != 1:
+            raise UserError("draft_sampled takes no repetition penalty: it does not know the text; leave it at 1.")
+        dice, tokens, q = Dice(seed), [last], []
+        for _ in range(k):
+            q.append(probabilities(self.forward([tokens[-1]])[0], sampling))
+            tokens.append(dice.draw(q[-1]))
+        return tokens[1:], torch.stack(q) if q else torch.empty(0, self.model.handle.vocabulary)

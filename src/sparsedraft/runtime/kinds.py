@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from sparsedraft.pattern import Pattern
-from sparsedraft.runtime.native import extension
+from sparsedraft.runtime.native import extension, fastest
 from sparsedraft.runtime.packed import TYPES
 
 DENSE = 0.9  # from this density on the places cost more than the zeros save
 NATIVE_NAMES = {dtype: "i8" if name == "int8" else name for name, dtype in TYPES.items()}  # of the kernels' values
-WINDOW = 0.4  # up to this density a sliding window beats a mask of bits
 
 
 def kind_of(weight: Tensor, claimed: str | None = None) -> str:
@@ -31,6 +30,11 @@ def kind_of(weight: Tensor, claimed: str | None = None) -> str:
     return "dense" if density > DENSE else "bitmask"
 
 
+def window_up_to() -> float:
+    """Up to this density a sliding window beats a mask of bits, which AVX-512 spreads 64 at once."""
+    return 0.2 if fastest() in ("avx512", "amx") else 0.4
+
+
 def layout_of(kind: str, density: float, columns: int) -> tuple[str, int]:
     """(the native layout of a matrix packed as `kind`, its N)."""
     if kind == "2:4":
@@ -39,7 +43,7 @@ def layout_of(kind: str, density: float, columns: int) -> tuple[str, int]:
         return "N:8", int(kind.removesuffix(":8"))
     if kind == "dense" or density > DENSE:
         return "dense", 0
-    return ("window" if density <= WINDOW and columns <= 65472 else "bitmask"), 0
+    return ("window" if density <= window_up_to() and columns <= 65472 else "bitmask"), 0
 
 
 def lay_out(values: Tensor, scale: Tensor | None, kind: str) -> tuple[Any, str]:

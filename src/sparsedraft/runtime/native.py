@@ -47,6 +47,12 @@ def extension() -> Any:
     return module
 
 
+def fastest() -> str:
+    """The kernels that this CPU takes: portable, avx2, avx512 or amx (portable, too, where none were built)."""
+    module, _ = _module()
+    return "portable" if module is None else module.kernels()
+
+
 @contextmanager
 def single_thread() -> Iterator[None]:
     """torch on one thread: its others spin for milliseconds after each call, on the cores that the engine needs."""

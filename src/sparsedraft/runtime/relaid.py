@@ -21,6 +21,7 @@ import numpy as np
 
 from sparsedraft.console import console
 from sparsedraft.errors import UserError
+from sparsedraft.runtime import kinds
 from sparsedraft.runtime.native import extension
 from sparsedraft.shards import weight_files
 from sparsedraft.sources import cache_folder
@@ -46,10 +47,10 @@ def place(folder: Path) -> Path | None:
 
 
 def state(folder: Path) -> list[Any]:
-    """What the kept file was made from: changes when a file of the packed folder does."""
+    """What the kept file was made from: changes when a file of the packed folder does, or the CPU's layouts."""
     files = [folder / "packed.json", folder / "config.json", *weight_files(folder)]
     found = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-    return json.loads(json.dumps([VERSION, found]))
+    return json.loads(json.dumps([VERSION, kinds.window_up_to(), found]))
 
 
 def _mapped(file: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.lookahead import always
-from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities
+from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities, unsound
 from sparsedraft.speculate.sequence import Draft, Row
 
 
@@ -68,6 +68,8 @@ class ModelDrafter:
     ) -> None:
         self.backend, self.sampling, self.read, self.vocabulary = backend, sampling, read, vocabulary
         self.confident, self.certain = confident, certain or sampling.greedy
+        plain = self.certain and vocabulary is None and confident is always and sampling.repetition_penalty == 1
+        self._at_once = getattr(backend, "draft", None) if plain else None  # the native engine's: no logits leave it
         self._own = vocabulary.inverse() if vocabulary else {}  # from the target's ids
         self._seen: list[list[int]] = [[] for _ in backend.lengths]  # what each row of the cache holds
 
@@ -83,6 +85,10 @@ class ModelDrafter:
             for n, context in zip(wanted, contexts, strict=True)
         ]
         unread = self._unread(contexts, [n > 0 for n in left])
+        if self._at_once and len(rows) == 1 and left[0] > 0:
+            tokens = self._at_once(left[0], unread[0])
+            self._seen[0] += [*unread[0], *tokens[:-1]]
+            return [Draft(tokens)]
         drafts: list[list[int]] = [[] for _ in rows]
         q: list[list[Tensor]] = [[] for _ in rows]
         reach = [1.0] * len(rows)
@@ -146,10 +152,7 @@ def sound(logits: Tensor, who: str, positions: Sequence[int]) -> Tensor:
     """`logits` [n, V] after positions[i] tokens, unless one is a NaN or an infinity that no softmax survives."""
     bad = ~(logits.amax(-1) < torch.inf)  # one pass: NaN is the greatest of all, and less than nothing
     if bool(bad.any()):
-        at = positions[int(bad.nonzero()[0])]
-        raise FloatingPointError(
-            f"the {who}'s logits after {at} tokens hold NaN or infinity: try float32, or check the weights"
-        )
+        raise FloatingPointError(unsound(who, positions[int(bad.nonzero()[0])]))
     return logits
 
 

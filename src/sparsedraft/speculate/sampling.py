@@ -109,3 +109,8 @@ def likeliest(logits: Tensor) -> Tensor:
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         return torch.from_numpy(np.asarray(logits.detach().numpy().argmax(-1)))
     return logits.argmax(-1).cpu()
+
+
+def unsound(who: str, tokens: int) -> str:
+    """What to say where the logits of `who` after so many tokens hold what no softmax survives."""
+    return f"the {who}'s logits after {tokens} tokens hold NaN or infinity: try float32, or check the weights"

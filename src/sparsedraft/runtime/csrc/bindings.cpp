@@ -19,6 +19,7 @@ namespace {
 
 using Raw = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Out = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 Values values_named(const std::string& name) {
@@ -255,10 +256,11 @@ class Guarded {
     }
     rows_ = std::move(left);
   }
-  std::vector<int64_t> draft(int64_t id, int count, const std::vector<int64_t>& map) {
+  std::vector<int64_t> draft(std::vector<int64_t> ids, int count, std::optional<Ids> map) {
     const Use use(busy_);
+    if (map && map->size() != engine_.model().head->rows) throw std::invalid_argument("there must be an id for each row of the head");
     nb::gil_scoped_release release;
-    return engine_.draft(*rows_[0], id, count, map);
+    return engine_.draft(*rows_[0], std::move(ids), count, map ? map->data() : nullptr);
   }
   std::vector<size_t> lengths() const {
     std::vector<size_t> out;
@@ -320,6 +322,6 @@ NB_MODULE(_native, m) {
       .def("rollback", &Guarded::rollback, "lengths"_a)
       .def("keep", &Guarded::keep, "length"_a, "nodes"_a)
       .def("select", &Guarded::select, "rows"_a)
-      .def("draft", &Guarded::draft, "id"_a, "count"_a, "map"_a)
+      .def("draft", &Guarded::draft, "ids"_a, "count"_a, "map"_a = nb::none())
       .def_prop_ro("lengths", &Guarded::lengths);
 }

@@ -246,14 +246,36 @@ const float* Engine::forward(std::vector<Chunk>& chunks) {
   return logits_.data();
 }
 
-std::vector<int64_t> Engine::draft(Sequence& sequence, int64_t id, int count, const std::vector<int64_t>& map) {
+namespace {
+
+// The first largest of x [n]; -1 where one is a NaN or an infinity that no softmax survives. In lanes, for vectors' sake.
+int64_t likeliest(const float* x, size_t n) {
+  constexpr size_t kLanes = 16;
+  float most[kLanes];
+  int32_t wrong[kLanes] = {};
+  std::fill(most, most + kLanes, -INFINITY);
+  const auto look = [&](size_t lane, float value) {
+    most[lane] = value > most[lane] ? value : most[lane];
+    wrong[lane] |= !(value < INFINITY);
+  };
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (size_t lane = 0; lane < kLanes; ++lane) look(lane, x[i + lane]);
+  for (; i < n; ++i) look(0, x[i]);
+  if (std::any_of(wrong, wrong + kLanes, [](int32_t bad) { return bad != 0; })) return -1;
+  return std::find(x, x + n, *std::max_element(most, most + kLanes)) - x;
+}
+
+}  // namespace
+
+std::vector<int64_t> Engine::draft(Sequence& sequence, std::vector<int64_t> ids, int count, const int64_t* map) {
   std::vector<int64_t> out;
   for (int i = 0; i < count; ++i) {
-    std::vector<Chunk> chunks{{&sequence, {id}, 1, false, {}}};
-    const float* logits = forward(chunks);
-    const int64_t best = std::max_element(logits, logits + model_->head->rows) - logits;
-    id = map.empty() ? best : map[best];
-    out.push_back(id);
+    std::vector<Chunk> chunks{{&sequence, std::move(ids), 1, false, {}}};
+    const int64_t best = likeliest(forward(chunks), model_->head->rows);
+    out.push_back(best < 0 || !map ? best : map[best]);
+    if (best < 0) break;
+    ids = {out.back()};
   }
   return out;
 }

@@ -83,8 +83,9 @@ class Engine {
   // The logits [sum of wanted, logits_stride()] in the order of the chunks; null where none are wanted. Throws
   // std::invalid_argument for ids outside of the vocabulary or more tokens than the context holds; nothing has changed then.
   const float* forward(std::vector<Chunk>& chunks);
-  // Greedily drafts `count` tokens after `id`; row r of the head stands for map[r] (an empty map: for r).
-  std::vector<int64_t> draft(Sequence& sequence, int64_t id, int count, const std::vector<int64_t>& map);
+  // Reads `ids` and drafts `count` tokens greedily; row r of the head stands for map[r] (no map: for r). A last token of
+  // -1: logits that hold NaN or infinity.
+  std::vector<int64_t> draft(Sequence& sequence, std::vector<int64_t> ids, int count, const int64_t* map);
 
   size_t logits_stride() const { return padded(model_->head->rows, kRows); }
   const Model& model() const { return *model_; }

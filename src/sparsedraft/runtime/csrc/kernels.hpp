@@ -13,8 +13,8 @@ struct Kernels {
   void (*multiply)(const Matrix& w, const Activations& x, float* y, size_t stride, size_t first, size_t last);
   // x [width] to 16-bit integers and a scale for every kBlock of them.
   void (*quantize)(const float* x, size_t width, int16_t* q, float* scale);
-  // Bytes that `split` writes of so many tokens, a part for every kGroup of them; 0 (or null): `multiply` wants none.
-  size_t (*split_size)(size_t width, int tokens);
+  // Whether `multiply` reads what `split` writes of so many tokens, a part of 2 * width * kGroup bytes for every kGroup; null: never.
+  bool (*wants_split)(const Matrix& m, int tokens);
   void (*split)(const int16_t* q, size_t width, int tokens, uint8_t* out);
   // out = x / rms(x) * weight; `one_more`: times (1 + weight), as Gemma has it.
   void (*rms_norm)(const float* x, const float* weight, float eps, bool one_more, float* out, size_t n);

@@ -22,7 +22,7 @@ namespace VECTORS {
 }  // namespace VECTORS
 
 namespace {
-const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::split_size,
+const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::wants_split,
                      VECTORS::split, VECTORS::rms_norm,     VECTORS::gated,    VECTORS::attend};
 }
 const Kernels* const kernels_amx = VECTORS::amx_here() ? &amx : nullptr;

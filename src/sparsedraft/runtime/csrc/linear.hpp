@@ -27,13 +27,13 @@ class Buffer {
   size_t stride() const { return width_; }
   int tokens() const { return tokens_; }
 
-  // What a matrix reads; `integers`: quantise first.
-  Activations ready(const Kernels& k, Pool& pool, bool integers) {
+  // What a matrix reads; `integers`: quantise first; `split`: these once more, in bytes.
+  Activations ready(const Kernels& k, Pool& pool, bool integers, bool split) {
     if (integers)
       pool.run(tokens_, 8, [&](size_t first, size_t last) {
         for (size_t t = first; t < last; ++t) k.quantize(row(t), width_, q_.data() + t * width_, scale_.data() + t * blocks_);
       });
-    const size_t size = integers && k.split_size ? k.split_size(width_, tokens_) : 0;
+    const size_t size = split ? padded(tokens_, kGroup) * width_ * 2 : 0;
     if (bytes_.size() < size) bytes_ = Bytes(size);
     if (size)
       pool.run((tokens_ + kGroup - 1) / kGroup, 1, [&](size_t first, size_t last) {
@@ -60,10 +60,13 @@ struct Product {
 
 // All of these products of the same activations, in one go of the pool.
 inline void multiply_all(const Kernels& k, Pool& pool, Buffer& x, std::initializer_list<Product> products) {
-  bool integers = false;
+  bool integers = false, split = false;
   size_t tiles = 0;
-  for (const Product& p : products) integers |= p.matrix->values == Values::i8, tiles += p.matrix->tile_count();
-  const Activations a = x.ready(k, pool, integers);
+  for (const Product& p : products) {
+    integers |= p.matrix->values == Values::i8, tiles += p.matrix->tile_count();
+    split |= k.wants_split && k.wants_split(*p.matrix, x.tokens());
+  }
+  const Activations a = x.ready(k, pool, integers, split);
   size_t step = std::max<size_t>(1, tiles / (static_cast<size_t>(pool.threads()) * 8));
   step += step % 2;  // some kernels take two tiles at once
   pool.run(tiles, step, [&](size_t first, size_t last) {
