@@ -13,7 +13,7 @@ from sparsedraft import checkpoint, conversation, distilled, engine, prompts
 from sparsedraft.distill.stage import distill
 from sparsedraft.errors import UserError
 
-OPTIONS = {"max_new_tokens": 12, "batch_size": 4, "limit": 20}
+OPTIONS = {"max_new_tokens": 12, "batch_size": 2, "limit": 20}
 
 
 @pytest.fixture(scope="module")
