@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from sparsedraft.errors import UserError
 from sparsedraft.report.plots import label_heights
@@ -85,12 +86,30 @@ def test_markdown_agrees_and_its_pictures_exist(run: Path) -> None:
         assert (run / "report" / picture).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_card_for_each_drafter(run: Path) -> None:
+    folder = Path(report(run)["report"]).parent / "cards"
+    assert sorted(file.name for file in folder.iterdir()) == ["layer-pruned+distilled.md", "sd2-50.md"]
+    front, text = (folder / "sd2-50.md").read_text().split("---\n")[1:3]
+    assert OmegaConf.create(front).base_model == "some/target" and "speculative-decoding" in front
+    assert "50% of the weights of its decoder linears are 0 (2:4)" in text and "4,321 tokens" in text
+    assert "| greedy | 0.710 | 2.70 | 2.90 | 3.20 |" in text and "| a<b | 0.710 | 2.40 |" in text
+    assert "fine-tuned on what that target wrote" not in text, "no provenance says that it was"
+    codes = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(codes) == 1 and compile(codes[0], "card", "exec")
+    config = json.loads(re.search(r"--speculative-config '(.*)'", text)[1])
+    assert config == {"model": "runs/x/drafters/sd2-50/finetuned", "method": "draft_model", "num_speculative_tokens": 5}
+    assert "target: some/target" in text
+
+
 def test_same_run_same_bytes(run: Path) -> None:
-    first = {
-        p.name: p.read_bytes() for p in Path(report(run)["report"]).parent.iterdir() if p.name != "provenance.json"
-    }
+    def files() -> dict[str, bytes]:
+        found = (p for p in (run / "report").rglob("*") if p.is_file() and p.name != "provenance.json")
+        return {str(p): p.read_bytes() for p in found}
+
+    report(run)
+    first = files()
     report(run, overwrite=True)
-    assert first == {p.name: p.read_bytes() for p in (run / "report").iterdir() if p.name != "provenance.json"}
+    assert first == files() and len(first) == 13
 
 
 def test_optional_parts_may_lack(run: Path) -> None:

@@ -1,6 +1,7 @@
 """The shipped recipes, whole, with tiny models in the place of their own."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ SMALL = [
 ]  # fmt: skip
 SAMPLED = ["sampled.prompts=demo:eval", "sampled.limit=3", "sampled.max_new_tokens=8"]
 TIMED = ["distill.mode=respond", "distill.prompts=demo:train", "speed.limit=2", "speed.max_new_tokens=8"]
+
+
+def use(result: dict, drafter: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the code on a drafter's model card prints."""
+    card = (Path(result["report"]).parent / "cards" / f"{drafter}.md").read_text()
+    capsys.readouterr()
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    return capsys.readouterr().out
 
 
 @pytest.fixture
@@ -56,6 +65,8 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     markdown = Path(result["report"]).with_suffix(".md").read_text()
     assert "## Under sampling, temperature 1.0" in markdown
 
+    assert use(result, "sd2-2of4", capsys).startswith("Why is the sky blue?")
+
     import results
 
     results.main([str(tmp_path / "out")])
@@ -65,10 +76,11 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.skipif(not native.available(), reason="the extension was not built")
-def test_uag(tiny_checkpoint: Path, stranger: Path, tmp_path: Path) -> None:
+def test_uag(tiny_checkpoint: Path, stranger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run("uag.yaml", tmp_path / "out", [f"target={tiny_checkpoint}", f"drafter={stranger}", *SAMPLED, *TIMED])
     assert {d["route"] for d in result["drafters"]} <= {"realign", "intersection"}
     assert result["sampled"]["temperature"] == 1 and not result["sampled"]["simulated"]
+    assert use(result, "sd2-50", capsys).startswith("Why is the sky blue?")
 
 
 def test_llama_70b(served: str, talker: Path, tmp_path: Path) -> None:

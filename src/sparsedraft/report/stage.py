@@ -1,4 +1,7 @@
-"""The `report` stage: a run or data folder in, report.html (self-contained) and report.md with its plots out."""
+"""The `report` stage: a run or data folder in, report.html (self-contained) and report.md with its plots out.
+
+Of a run, also cards/DRAFTER.md: a model card each.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ from matplotlib.figure import Figure
 
 from sparsedraft import artifact
 from sparsedraft.report import data, plots, tables
+from sparsedraft.report.cards import cards
 from sparsedraft.report.load import Run, load
 
 TERMS = {
@@ -67,6 +71,9 @@ def _make(
         html, markdown = (_template(f"{template}.{kind}.j2") for kind in ("html", "md"))
         (work / "report.html").write_text(html.render(context, plots=shown), encoding="utf-8")
         (work / "report.md").write_text(markdown.render(context, plots=titles), encoding="utf-8")
+        for name, card in context.get("cards", {}).items():
+            (work / "cards").mkdir(exist_ok=True)
+            (work / "cards" / f"{name}.md").write_text(_template("card.md.j2").render(card), encoding="utf-8")
         return {"report": str(out / "report.html"), "markdown": str(out / "report.md")}
 
     return artifact.make(out, "report", inputs, build, overwrite=overwrite, renew=True)
@@ -108,6 +115,7 @@ def _context(run: Run) -> dict[str, Any]:
         "provenance": run.provenance,
         "recipe": run.recipe,
         "terms": TERMS,
+        "cards": cards(run),
     }
 
 
