@@ -1,13 +1,17 @@
 """The table of results of one finished run, from what lies in its folder.
 
-    python benchmarks/results.py RUN
+    python benchmarks/results.py RUN [--keep docs/results/NAME] [--into docs/RESULTS.md]
+    python benchmarks/results.py docs/results/NAME [--into docs/RESULTS.md]
 
 Markdown on stdout: each drafter's acceptance and MAL with their 95 % intervals (bootstrap over prompts), its cost, its
 measured speed and its size; the claims of the paper as this run answers them; SHA-256 of what the figures follow from.
+--keep copies the results (no weights, no texts) to where the same table can be made again; --into puts it in a file,
+in the place of the same run's before.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ from sparsedraft.artifact import hash_path
 from sparsedraft.report.tables import markdown, middle_k
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
+KEPT = ("eval", "sampled", "speed", "distilled", "packed/*")  # parts of a run whose result.json the table needs
+HASHED = ("distilled", "drafters/*/*", "eval", "sampled", "speed")
 
 
 def read(run: Path, part: str) -> dict[str, Any] | None:
@@ -84,10 +90,41 @@ def claims(result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
     return said
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    run = parser.parse_args(arguments).run
+def origins(run: Path) -> dict[str, dict[str, Any]]:
+    """By artifact: SHA-256, and when, where and from which commit it was made."""
+    file = run / "origins.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    found = {}
+    for folder in (f for part in HASHED for f in sorted(run.glob(part)) if (f / "provenance.json").is_file()):
+        made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        found[str(folder.relative_to(run))] = {
+            "sha256": hash_path(folder),
+            **{key: made[key] for key in ("commit", "seed", "seconds", "finished", "host", "versions")},
+        }
+    return found
+
+
+def keep(run: Path, out: Path) -> None:
+    """Copy what `table` needs of `run` to `out`."""
+    for file in (f for part in KEPT for f in sorted(run.glob(f"{part}/result.json"))):
+        (out / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, out / file.relative_to(run))
+    shutil.copyfile(run / "recipe.yaml", out / "recipe.yaml")
+    (out / "origins.json").write_text(json.dumps(origins(run), indent=1) + "\n", encoding="utf-8")
+
+
+def put(text: str, name: str, file: Path) -> None:
+    """Write `text` between the two comments in `file` that name it, which come to its end where there are none."""
+    first, last = f"<!-- results of {name} -->\n", f"<!-- end of {name} -->\n"
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    head, found, rest = before.partition(first)
+    tail = rest.partition(last)[2] if found else ""
+    file.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
+
+
+def table(run: Path) -> str:
+    """Everything about the finished run in `run`, as Markdown."""
     greedy, sampled, timed, data = (read(run, part) for part in ("eval", "sampled", "speed", "distilled"))
     if greedy is None:
         sys.exit(f"{run} has no eval/result.json: give the folder of a finished run.")
@@ -103,12 +140,30 @@ def main(arguments: list[str] | None = None) -> None:
     if timed:
         rates = {found["measured"]["target_tokens_per_second"] for d in timed["drafters"] for found in d["k"].values()}
         out.append(f"The target alone: {max(rates):.1f} tokens/s ({timed['prompts']} prompts; the drafters packed).")
-    out.append("\n".join(claims(greedy, timed)))
+    if said := claims(greedy, timed):
+        out.append("\n".join(said))
     if data:
         out.append(f"Distilled data: {data['rows']} answers, {data['target_tokens']:,} target tokens.")
-    parts = [part for part in ("distilled", "eval", "sampled", "speed") if (run / part).is_dir()]
-    out.append("\n".join(f"- `{part}`: `{hash_path(run / part)}`" for part in parts))
-    sys.stdout.write("\n\n".join(out) + "\n")
+    rows = [
+        [where, f"`{o['sha256'][:16]}`", o["commit"], str(o["seed"]), f"{o['seconds'] / 60:.1f}", o["finished"][:16]]
+        for where, o in origins(run).items()
+    ]
+    out.append(markdown(["artifact", "SHA-256", "commit", "seed", "minutes of its last run", "finished"], rows))
+    return "\n\n".join(out) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--keep", type=Path, help="a folder for what the table follows from; its name is the run's")
+    parser.add_argument("--into", type=Path, help="a Markdown file that gets the table")
+    chosen = parser.parse_args(arguments)
+    text = table(chosen.run)
+    if chosen.keep:
+        keep(chosen.run, chosen.keep)
+    if chosen.into:
+        put(text, (chosen.keep or chosen.run).resolve().name, chosen.into)
+    sys.stdout.write(text)
 
 
 if __name__ == "__main__":

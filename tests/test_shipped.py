@@ -69,8 +69,15 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
 
     import results
 
-    results.main([str(tmp_path / "out")])
+    kept, page = tmp_path / "kept", tmp_path / "RESULTS.md"
+    page.write_text("# Results\n\n<!-- results of kept -->\nold\n<!-- end of kept -->\nthe rest\n")
+    results.main([str(tmp_path / "out"), "--keep", str(kept), "--into", str(page)])
     table = capsys.readouterr().out
+    results.main([str(kept)])
+    assert capsys.readouterr().out == table, "the same from what was kept"
+    text = page.read_text()
+    assert table in text and "old" not in text and text.startswith("# Results\n") and text.endswith("the rest\n")
+    assert "| drafters/sd2-2of4/finetuned | `" in table
     assert all(f"| {d['name']} | " in table for d in result["drafters"])
     assert "- sd2-2:8, K=5: " in table and "x the MAL of layer-pruned+distilled" in table and "| sd2-75 | " in table
 
