@@ -156,6 +156,20 @@ def test_a_draft_of_unsound_logits_is_refused(tmp_path: Path, poison: float) -> 
     model.save_pretrained(tmp_path)
     with pytest.raises(FloatingPointError, match="the drafter's logits after 1 tokens hold NaN or infinity"):
         Engine(tmp_path, threads=1).draft(4, 7)
+    engine = Engine(tmp_path, threads=1)
+    for temperature in (0, 1):
+        with pytest.raises(FloatingPointError, match="the drafter's logits after 1 tokens hold NaN or infinity"):
+            engine.draft_sampled(2, 7, Sampling(temperature=temperature))
+        engine.rollback(0)
+
+
+def test_a_draft_beyond_the_context_changes_nothing(tmp_path: Path) -> None:
+    saved(FAMILIES["llama"], tmp_path)
+    engine = Engine(tmp_path, threads=1)
+    engine.forward(ids_of(250))
+    with pytest.raises(ValueError, match="the context holds 256 tokens, not 257"):
+        engine.draft(7, 3)
+    assert engine.length == 250 and len(engine.draft(6, 3)) == 6
 
 
 def test_backends_agree(tmp_path: Path) -> None:

@@ -158,6 +158,11 @@ class Finetune(Section):
         return self
 
 
+def slug(name: str) -> str:
+    """`name` as a file name on any file system."""
+    return re.sub(r"[^\w.+-]|^\.", "_", name.replace(":", "of"))
+
+
 class Drafter(Section):
     """One drafter: made from another (`start`) or the recipe's dense drafter, pruned, cut or trained.
 
@@ -200,7 +205,7 @@ class Drafter(Section):
     @property
     def slug(self) -> str:
         """The name as a folder name on any file system."""
-        return re.sub(r"[^\w.+-]|^\.", "_", self.name.replace(":", "of"))
+        return slug(self.name)
 
 
 class Eval(Section):

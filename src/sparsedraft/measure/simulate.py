@@ -21,8 +21,8 @@ from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.packing import Sample, answer_logits, groups, pack, packable
 from sparsedraft.speculate.backend import Backend
-from sparsedraft.speculate.drafters import VocabularyMap, sound
-from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities
+from sparsedraft.speculate.drafters import VocabularyMap
+from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities, sound
 
 ROW = 1024  # tokens packed into one pass
 

@@ -3,70 +3,109 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
+from sparsedraft.recipe import slug
 from sparsedraft.report import tables
 from sparsedraft.report.load import Run
 
 
 def cards(run: Run) -> dict[str, dict[str, Any]]:
-    """What the template shows, by the name of the file (without its ending)."""
-    return {slug(d): _card(run, d) for d in run.result["drafters"]}
-
-
-def slug(drafter: dict[str, Any]) -> str:
-    """`drafters/NAME/STAGE` is where a run leaves a drafter; one from elsewhere goes by its own name."""
-    path = Path(drafter["path"])
-    return path.parent.name if path.parent.parent.name == "drafters" else drafter["name"].replace("/", "-")
+    """What the template shows, by the name of the file (without its ending); nothing where no model drafts."""
+    return {slug(d["name"]): _card(run, d) for d in run.result["drafters"] if "sparsity" in d}
 
 
 def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
-    recipe = OmegaConf.to_container(OmegaConf.create(run.recipe)) if run.recipe else {}
-    assert isinstance(recipe, dict)
-    target, at = run.result["target"], f"drafters/{slug(drafter)}"
-    made = {where: p for where, p in run.provenance.items() if where in ("distilled", "eval") or where.startswith(at)}
-    k = tables.middle_k(run.result)
-    found = [(how, result) for how, result in (("greedy", run.result), ("sampled", run.sampled)) if result]
+    made, k = _made(run, drafter["path"]), tables.middle_k(run.result)
+    commands = {p["command"] for p in made.values()}
+    found = [result for result in (run.result, run.sampled) if result]
+    ks = run.result["k"]
     return {
-        "drafter": drafter, "target": target, "base": recipe.get("drafter") or target, "k": k,
-        "what": _what(drafter), "trained": any(where.endswith("finetuned") for where in made),
+        "drafter": drafter,
+        "target": run.result["target"],
+        "base": _base(run) or run.result["target"],
+        "k": k,
+        "what": _what(drafter, commands),
+        "sparse": drafter["pattern"] != "dense",
+        "trained": "finetune" in commands,
         "same": drafter.get("route", "same") == "same",
-        "conditions": "; ".join(_conditions(result) for _, result in found),
-        "header": ["", "α", *(f"MAL, K={n}" for n in run.result["k"])],
-        "rows": [row for how, result in found if (row := _row(how, result, drafter["name"], run.result["k"]))],
+        "conditions": "; ".join(_conditions(result) for result in found),
+        "header": ["", "α", *(f"MAL, K={n}" for n in ks)],
+        "rows": [row for result in found if (row := _row(result, drafter["name"], ks))],
         "categories": [
             [name or "(none)", f"{c['alpha']:.3f}", f"{c['mal'][str(k)]:.2f}"]
             for name, c in sorted(drafter["by_category"].items())
         ],
-        "speed": _speed(run, drafter), "distilled": run.distilled, "provenance": made, "recipe": run.recipe.strip(),
-    }  # fmt: skip
+        "speed": _speed(run, drafter),
+        "distilled": run.distilled,
+        "provenance": made,
+        "recipe": run.recipe.strip(),
+    }
 
 
-def _what(drafter: dict[str, Any]) -> str:
-    if drafter["pattern"] == "dense":
-        kind = "Dense"
-    else:
+def _base(run: Run) -> str | None:
+    """The recipe's dense drafter."""
+    try:
+        recipe = yaml.safe_load(run.recipe)
+    except yaml.YAMLError:
+        return None
+    return recipe.get("drafter") if isinstance(recipe, dict) else None
+
+
+def _made(run: Run, path: str) -> dict[str, dict[str, Any]]:
+    """Provenance of the stages of the run that led to the drafter at `path`, each before those that took it up."""
+
+    def stage(text: str) -> str | None:
+        return next(
+            (where for where in run.provenance if where != "." and Path(text).as_posix().endswith(f"/{where}")), None
+        )
+
+    chain: list[str] = []
+    at = stage(path)
+    while at is not None and at not in chain:
+        chain.insert(0, at)
+        inputs = run.provenance[at].get("inputs", {})
+        before = (
+            stage(p)
+            for p in _paths({name: value for name, value in inputs.items() if name not in ("data", "match_macs")})
+        )
+        at = next((where for where in before if where and where.startswith("drafters/")), None)
+    return {where: run.provenance[where] for where in ("distilled", *chain, "eval") if where in run.provenance}
+
+
+def _paths(value: Any) -> list[str]:
+    """Every "path" in a provenance's inputs."""
+    if isinstance(value, dict):
+        own = [value["path"]] if isinstance(value.get("path"), str) else []
+        return own + [p for item in value.values() for p in _paths(item)]
+    return [p for item in value for p in _paths(item)] if isinstance(value, list) else []
+
+
+def _what(drafter: dict[str, Any], commands: set[str]) -> str:
+    if drafter["pattern"] != "dense":
         kind = f"{drafter['sparsity']:.0%} of the weights of its decoder linears are 0 ({drafter['pattern']})"
         kind += "; embedding and head are dense"
-    return (
-        f"{kind}. {drafter['macs_per_token'] / 1e6:,.0f} million MACs a token, "
-        f"{drafter['macs_vs_dense'] - 1:+.1%} against the dense drafter, {drafter['c']:.3f} of the target's."
-    )
+    else:
+        kind = "Dense; some of the decoder's layers are left out" if "drop-layers" in commands else "Dense"
+    return f"{kind}. {drafter['macs_per_token'] / 1e6:,.0f} million MACs a token, {drafter['c']:.3f} of the target's."
+
+
+def _how(result: dict[str, Any]) -> str:
+    return "greedy" if result["temperature"] == 0 else f"temperature {result['temperature']:g}"
 
 
 def _conditions(result: dict[str, Any]) -> str:
-    how = "greedy" if result["temperature"] == 0 else f"temperature {result['temperature']:g}"
     loop = "simulated" if result["simulated"] else "real loop"
-    return f"{result['prompts']} prompts, {result['target_tokens']} target tokens, {how} ({loop})"
+    return f"{result['prompts']} prompts, {result['target_tokens']} target tokens, {_how(result)} ({loop})"
 
 
-def _row(how: str, result: dict[str, Any], name: str, ks: list[int]) -> list[str] | None:
+def _row(result: dict[str, Any], name: str, ks: list[int]) -> list[str] | None:
     drafter = next((d for d in result["drafters"] if d["name"] == name), None)
     if drafter is None:
         return None
     mals = [drafter["k"].get(str(k)) for k in ks]
     return [
-        how, _with_interval(drafter["alpha"], drafter.get("alpha_interval"), 3),
+        _how(result), _with_interval(drafter["alpha"], drafter.get("alpha_interval"), 3),
         *("" if m is None else _with_interval(m["mal"], m.get("mal_interval"), 2) for m in mals),
     ]  # fmt: skip
 
@@ -88,5 +127,5 @@ def _speed(run: Run, drafter: dict[str, Any]) -> dict[str, Any] | None:
     return {
         "header": header[1:], "rows": [row[1:] for row in rows], "alone": tables.alone_rate({"drafters": timed}),
         "prompts": run.speed["prompts"], "megabytes": round(packed["bytes"] / 1e6), "weights": packed["weights"],
-        "head_tokens": packed.get("head_tokens"),
+        "head_tokens": packed.get("head_tokens"), "packed_target": run.speed["target"] != run.result["target"],
     }  # fmt: skip

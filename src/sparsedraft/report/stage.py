@@ -3,6 +3,8 @@
 Of a run, also cards/DRAFTER.md: a model card each.
 """
 
+import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,7 @@ def _template(name: str):
         undefined=StrictUndefined,
     )
     environment.globals["markdown"] = tables.markdown
+    environment.filters |= {"quote": shlex.quote, "json": json.dumps}  # `tojson` would write quotes as HTML has them
     return environment.get_template(name)
 
 

@@ -21,7 +21,7 @@ def middle_k(result: dict[str, Any]) -> int:
 def main_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the main table."""
     ks = shown_ks(result)
-    header = ["drafter", *(f"MAL, K={k}" for k in ks), "α", "MACs vs dense", "improvement factor"]
+    header = ["drafter", *(f"MAL, K={k}" for k in ks), "α", "MACs vs target", "improvement factor"]
     rows = []
     for d in result["drafters"]:
         best = d["best_k"]  # a policy, where no number was evaluated

@@ -13,7 +13,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.runtime.model import NativeModel, native_model
 from sparsedraft.runtime.native import extension
 from sparsedraft.sources import locate
-from sparsedraft.speculate.sampling import Dice, Sampling, probabilities, unsound
+from sparsedraft.speculate.sampling import Dice, Sampling, probabilities, sound, unsound
 
 
 class Rows:
@@ -80,12 +80,18 @@ class Rows:
     def draft(self, k: int, ids: Sequence[int]) -> list[int]:
         """Append `ids` to the one row and draft `k` tokens greedily; all but the last of those are then cached, too.
 
-        Raises FloatingPointError where logits hold NaN or infinity.
+        Raises FloatingPointError where logits hold NaN or infinity, ValueError for ids outside of the vocabulary or
+        more than the context holds; nothing has changed then.
         """
+        before = self.lengths[0]
+        if k > 0 and self.max_length and (wanted := before + len(ids) + k - 1) > self.max_length:
+            raise ValueError(f"the context holds {self.max_length} tokens, not {wanted}")
         tokens = self._engine.draft(list(ids), k, self._map)
         self.passes += len(tokens)
         if tokens and tokens[-1] < 0:
-            raise FloatingPointError(unsound("drafter", self.lengths[0]))
+            read = self.lengths[0]
+            self.rollback([before])
+            raise FloatingPointError(unsound("drafter", read))
         return tokens
 
 
@@ -138,7 +144,7 @@ class Engine:
     def draft(self, k: int, last: int) -> list[int]:
         """The `k` likeliest tokens, one after the other, after the token `last`; all but the last are then cached.
 
-        Raises FloatingPointError where logits hold NaN or infinity.
+        Raises FloatingPointError where logits hold NaN or infinity, ValueError where the context is too short.
         """
         return self._rows.draft(k, [last])
 
@@ -146,12 +152,13 @@ class Engine:
         """`k` tokens drawn one after the other after `last`, and the distributions [k, V] that each was drawn from.
 
         All but the last are then cached. The same as the speculative loop's own drafts but for the repetition penalty,
-        which would need the text; UserError where `sampling` has one.
+        which would need the text; UserError where `sampling` has one. FloatingPointError as in `draft`.
         """
         if sampling.repetition_penalty != 1:
             raise UserError("draft_sampled takes no repetition penalty: it does not know the text; leave it at 1.")
         dice, tokens, q = Dice(seed), [last], []
         for _ in range(k):
-            q.append(probabilities(self.forward([tokens[-1]])[0], sampling))
+            logits = sound(self.forward([tokens[-1]]), "drafter", [self.length])
+            q.append(probabilities(logits[0], sampling))
             tokens.append(dice.draw(q[-1]))
         return tokens[1:], torch.stack(q) if q else torch.empty(0, self.model.handle.vocabulary)

@@ -16,9 +16,9 @@ from sparsedraft.errors import UserError
 from sparsedraft.speculate import masks
 from sparsedraft.speculate.accept import accept_greedy, accept_sampled, accept_tree_greedy, accept_tree_sampled
 from sparsedraft.speculate.backend import Backend
-from sparsedraft.speculate.drafters import Drafter, sound
+from sparsedraft.speculate.drafters import Drafter
 from sparsedraft.speculate.lookahead import Outcome, Policy
-from sparsedraft.speculate.sampling import Dice, Sampling, likeliest, penalised, probabilities
+from sparsedraft.speculate.sampling import Dice, Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.sequence import Draft, Row, Step, Stops
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.lookahead import always
-from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities, unsound
+from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.sequence import Draft, Row
 
 
@@ -146,14 +146,6 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
     if a[:n] == b[:n]:
         return n
     return next(i for i in range(n) if a[i] != b[i])
-
-
-def sound(logits: Tensor, who: str, positions: Sequence[int]) -> Tensor:
-    """`logits` [n, V] after positions[i] tokens, unless one is a NaN or an infinity that no softmax survives."""
-    bad = ~(logits.amax(-1) < torch.inf)  # one pass: NaN is the greatest of all, and less than nothing
-    if bool(bad.any()):
-        raise FloatingPointError(unsound(who, positions[int(bad.nonzero()[0])]))
-    return logits
 
 
 class PromptLookup:

@@ -16,6 +16,7 @@ class PrefixCache:
         self.backend, self.max_length = backend, backend.max_length
         self._held: list[int] = []  # the tokens in the cache, of which the first `_length` count
         self._length = 0
+        self.draft = self._draft if hasattr(backend, "draft") else None  # of the native engine alone
 
     def begin(self) -> None:
         """Look empty."""
@@ -33,6 +34,15 @@ class PrefixCache:
         self._held += new[known:]
         self._length = len(self._held)
         return found
+
+    def _draft(self, k: int, ids: Sequence[int]) -> list[int]:
+        """See runtime.engine.Rows."""
+        known = min(shared(self._held[self._length :], ids), len(ids) - 1)
+        self._cut(self._length + known)
+        tokens = self.backend.draft(k, ids[known:])  # type: ignore[attr-defined]
+        self._held += [*ids[known:], *tokens[:-1]]
+        self._length = len(self._held)
+        return tokens
 
     def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
         self._cut(self._length)

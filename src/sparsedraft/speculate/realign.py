@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.speculate.backend import Backend
-from sparsedraft.speculate.drafters import ModelDrafter, sound
+from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.lookahead import Policy, always
 from sparsedraft.speculate.retokenize import Detokenizer, Retokenizer, clean, inner, pieces, special_ids, tail
-from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.sampling import Sampling, sound
 from sparsedraft.speculate.sequence import Draft, Row
 from sparsedraft.speculate.uag import Readers
 from sparsedraft.speculate.vocab import surfaces

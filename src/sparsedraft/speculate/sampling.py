@@ -114,3 +114,11 @@ def likeliest(logits: Tensor) -> Tensor:
 def unsound(who: str, tokens: int) -> str:
     """What to say where the logits of `who` after so many tokens hold what no softmax survives."""
     return f"the {who}'s logits after {tokens} tokens hold NaN or infinity: try float32, or check the weights"
+
+
+def sound(logits: Tensor, who: str, positions: Sequence[int]) -> Tensor:
+    """`logits` [n, V] after positions[i] tokens, unless one is a NaN or an infinity that no softmax survives."""
+    bad = ~(logits.amax(-1) < torch.inf)  # one pass: NaN is the greatest of all, and less than nothing
+    if bool(bad.any()):
+        raise FloatingPointError(unsound(who, positions[int(bad.nonzero()[0])]))
+    return logits

@@ -13,8 +13,7 @@ from torch import Tensor
 from sparsedraft.errors import UserError
 from sparsedraft.speculate.accept import without
 from sparsedraft.speculate.backend import Backend
-from sparsedraft.speculate.drafters import sound
-from sparsedraft.speculate.sampling import Sampling, penalised, probabilities
+from sparsedraft.speculate.sampling import Sampling, penalised, probabilities, sound
 from sparsedraft.speculate.sequence import Draft, Row
 
 
