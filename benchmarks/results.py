@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.artifact import hash_path
-from sparsedraft.report.tables import markdown, middle_k
+from sparsedraft.report.tables import alone_rate, markdown, middle_k
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
 KEPT = ("eval", "sampled", "speed", "distilled", "packed/*")  # parts of a run whose result.json the table needs
@@ -141,8 +141,8 @@ def table(run: Path) -> str:
         out += [f"Temperature {sampled['temperature']:g}, {sampled['target_tokens']} tokens.", acceptance(sampled)]
     out.append(cost(run, greedy, timed))
     if timed:
-        rates = {found["measured"]["target_tokens_per_second"] for d in timed["drafters"] for found in d["k"].values()}
-        out.append(f"The target alone: {max(rates):.1f} tokens/s ({timed['prompts']} prompts; the drafters packed).")
+        alone = f"The target alone, beside each drafter: {alone_rate(timed)} tokens/s"
+        out.append(f"{alone} ({timed['prompts']} prompts; the drafters packed).")
     if said := claims(greedy, timed):
         out.append("\n".join(said))
     if data:

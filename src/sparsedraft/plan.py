@@ -232,8 +232,10 @@ def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> di
     rows, prompt_tokens = _conversation(e.prompts, e.limit)
     answers = rows * e.max_new_tokens
     drafters = sum(entry.report for entry in recipe.drafters)
-    passes = 1 if e.simulate else 1 + sum(k + 1 if isinstance(k, int) else 6 for k in e.k)
-    flops = 2 * target.macs * (prompt_tokens + answers) + 2 * dense.macs * drafters * passes * (prompt_tokens + answers)
+    drafted = 0 if e.simulate else sum(k + 1 if isinstance(k, int) else 6 for k in e.k)
+    verified = 0 if e.simulate else drafters * (1 + drafted)  # each drafter's loops, and the target alone beside them
+    flops = 2 * target.macs * (prompt_tokens + answers * (1 + verified))
+    flops += 2 * dense.macs * drafters * (1 + drafted) * (prompt_tokens + answers)
     needed = (target.parameters + dense.parameters) * width + e.batch_size * target.config.vocab_size * 4 * 4
     return _stage(name, answers, needed, flops, 100 * answers)
 
@@ -244,8 +246,7 @@ def _speed(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str,
     answers = rows * how.max_new_tokens
     drafters = sum(entry.report for entry in recipe.drafters)
     drafted = sum(k + 1 if isinstance(k, int) else 6 for k in how.k)
-    passes = 1 + drafters * drafted
-    flops = 2 * target.macs * answers * passes + 2 * dense.macs * answers * drafters * drafted
+    flops = 2 * target.macs * answers * (1 + drafters * (1 + drafted)) + 2 * dense.macs * answers * drafters * drafted
     packed = 2 * (drafters * dense.parameters + (target.parameters if how.pack_target else 0))
     return _stage("speed", answers, 4 * (target.parameters + dense.parameters), flops, packed)
 

@@ -29,7 +29,6 @@ from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.side import Side
 
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
-ALONE = ""  # the name of the rows of the target without a drafter
 POLICIES = tuple(name for name in NAMES if name != "constant")
 
 
@@ -122,7 +121,7 @@ def _check(options: Options, drafters: Sequence[tuple[str, str]]) -> None:
     names = [name for name, _ in drafters]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two drafters are called '{twice}': name them, as in first={drafters[0][1]}.")
-    if ALONE in names:
+    if "" in names:
         raise UserError("a drafter has an empty name: name it, as in first=MODEL.")
     if options.simulate and any(ref == LOOKUP for _, ref in drafters):
         raise UserError("the drafter 'lookup' needs the real loop: leave out --simulate.")
@@ -212,14 +211,13 @@ class _Evaluation:
                 have = {row["id"] for row in done if row["drafter"] == name}
                 return [answer for answer in self.answers if answer.id not in have]
 
-            alone = [] if self.options.simulate else complete(ALONE, self._alone(todo(ALONE)))
-            kept = list(alone)
+            kept = []
             for name, folder in self.drafters.items():
                 pair = self._pair(name, folder)
                 claim = checkpoint.claimed_sparsity(folder) if folder else None
                 rows = complete(name, self._rows(name, pair, todo(name)))
                 kept += rows
-                shown.append(self._summary(name, folder, pair, claim, rows, alone, dense))
+                shown.append(self._summary(name, folder, pair, claim, rows, dense))
         with artifact.write_atomic(self.work / "rows.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         self._write_example(shown)
@@ -245,15 +243,6 @@ class _Evaluation:
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair
 
-    def _alone(self, todo: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-        """The target without a drafter, sequence by sequence: what the loop is timed against."""
-        pair = Pair.of(self.side, None, "auto", self.options.sampling)
-        with track("target alone", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
-            for answer in todo:
-                _, loops = self._loops(pair, answer, {0: Constant(0)})
-                tracker.advance(len(answer.answer_ids))
-                yield {"drafter": ALONE, **_named(answer), "loops": loops}
-
     def _rows(self, name: str, pair: Pair, todo: Sequence[Answer]) -> Iterator[dict[str, Any]]:
         """One row per sequence: α, the histogram of accepted tokens for each K, and what the loop took."""
         if not todo:
@@ -266,16 +255,20 @@ class _Evaluation:
             p = self.side.model if self.options.temperature > 0 else None  # greedy α needs no second look at the target
             read = acceptance(pair.drafter.model, pairs, p, self.options.sampling, pair.vocabulary)
         policies = _policies(self.ks)  # of this drafter alone: they learn
+        plain = Pair.of(self.side, None, "auto", self.options.sampling)
         self._warn_of_full_contexts(name, pair, todo)
         with track(f"eval {name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
             for index, found in read:
                 answer = todo[index]
-                loops: dict[str, Any] = {}
+                timed: dict[str, Any] = {}
                 if self.options.simulate and found is not None and pair.drafter is not None:
                     histograms = self._simulated(pair.drafter, answer, found)
                 else:
+                    # right beside, each time anew: a machine's speed moves within an evaluation
+                    _, alone = self._loops(plain, answer, {0: Constant(0)})
                     histograms, loops = self._loops(pair, answer, policies)
-                row = {"drafter": name, **_named(answer), "histograms": histograms, "loops": loops}
+                    timed = {"loops": loops, "alone": alone["0"]}
+                row = {"drafter": name, **_named(answer), "histograms": histograms, **timed}
                 tracker.advance(len(answer.answer_ids))
                 yield row | {"alpha": float(found.shares.double().mean()) if found is not None else _realised(row)}
 
@@ -338,12 +331,11 @@ class _Evaluation:
         pair: Pair,
         claim: dict[str, Any] | None,
         rows: Sequence[dict[str, Any]],
-        alone: Sequence[dict[str, Any]],
         dense: int,
     ) -> dict[str, Any]:
         figures = pair.drafter.weights() if pair.drafter else {"macs_per_token": 0}
         c = figures["macs_per_token"] / dense
-        by_k = {str(k): self._at(rows, alone, k, c) for k in self.ks}
+        by_k = {str(k): self._at(rows, k, c) for k in self.ks}
         factors = {k: by_k[str(k)]["improvement_factor"] for k in self.options.numbers}
         return {
             "name": name,
@@ -360,13 +352,11 @@ class _Evaluation:
             "v": VERIFY_COST,
             "break_even": {str(k): break_even(k, c, VERIFY_COST) for k in self.options.numbers},
             "best_k": max(factors, key=lambda k: factors[k]) if factors else self.ks[0],
-            "by_category": summary.by_category(rows, self.ks, alone),
-            **self._by_task(rows, alone),
+            "by_category": summary.by_category(rows, self.ks),
+            **self._by_task(rows),
         }
 
-    def _at(
-        self, rows: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]], k: int | str, c: float
-    ) -> dict[str, Any]:
+    def _at(self, rows: Sequence[dict[str, Any]], k: int | str, c: float) -> dict[str, Any]:
         """The figures of one K or policy."""
         h = summary.merge(rows, k)
         drafted = h.drafted / h.steps  # fewer than K at the ends, and whatever a policy chose
@@ -382,8 +372,8 @@ class _Evaluation:
             if isinstance(k, int)
             else h.mal / (VERIFY_COST + drafted * c),
         }
-        if alone:
-            measured = summary.timed(rows, alone, k)
+        if not self.options.simulate:
+            measured = summary.timed(rows, k)
             if measured and isinstance(k, int):
                 measured["break_even"] = break_even(k, measured["c"], measured["v"])
             if (sampled := summary.agreement(rows, k)) is not None:
@@ -393,11 +383,11 @@ class _Evaluation:
             found["measured"] = measured
         return found
 
-    def _by_task(self, rows: Sequence[dict[str, Any]], alone: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _by_task(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Spec-Bench's own table, where these are its categories."""
         if not summary.is_spec_bench(rows):
             return {}
-        return {"by_task": summary.by_category(rows, self.ks, alone, summary.spec_bench_task)}
+        return {"by_task": summary.by_category(rows, self.ks, summary.spec_bench_task)}
 
     def _write_example(self, shown: Sequence[dict[str, Any]]) -> None:
         """A generation, step by step, by the drafter with the greatest MAL on the first answer of some length."""

@@ -57,17 +57,15 @@ def alpha_interval(rows: Sequence[Row]) -> list[float]:
     return interval(rows, lambda row: row["alpha"] * row["tokens"], lambda row: row["tokens"])
 
 
-def by_category(
-    rows: Sequence[Row], ks: Sequence[int | str], alone: Sequence[Row] = (), name: Callable[[str], str] = str
-) -> dict[str, Any]:
+def by_category(rows: Sequence[Row], ks: Sequence[int | str], name: Callable[[str], str] = str) -> dict[str, Any]:
     """α, sequences and MAL of each category, and where the loop was timed the speed-up; `name` may join categories."""
     found: dict[str, Any] = {}
     for category in sorted({name(row["category"]) for row in rows}):
         mine = [row for row in rows if name(row["category"]) == category]
         mal = {str(k): merge(mine, k).mal for k in ks}
         found[category] = {"alpha": mean_alpha(mine), "sequences": len(mine), "mal": mal}
-        if alone:
-            found[category]["speedup"] = {str(k): timed(mine, alone, k).get("speedup") for k in ks}
+        if all("alone" in row for row in mine):
+            found[category]["speedup"] = {str(k): timed(mine, k).get("speedup") for k in ks}
     return found
 
 
@@ -81,15 +79,14 @@ def is_spec_bench(rows: Sequence[Row]) -> bool:
     return {row["category"] for row in rows} <= MT_BENCH | SPEC_BENCH
 
 
-def timed(rows: Sequence[Row], alone: Sequence[Row], k: int | str) -> dict[str, Any]:
-    """What the real loop took at K = k against the target alone on the same sequences; prompts' reading left out.
+def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
+    """What the real loop took at K = k against the target alone, which wrote each sequence just before.
 
-    `c` and `v` are the measured costs of a drafted token and of verifying a step, in plain target steps; `speedup` is
-    the ratio of the tokens per second.
+    Prompts' reading is left out. `c` and `v` are the measured costs of a drafted token and of verifying a step, in
+    plain target steps; `speedup` is the ratio of the tokens per second.
     """
     loops = [row["loops"][str(k)] for row in rows]
-    by_id = {row["id"]: row["loops"]["0"] for row in alone}
-    plain = [by_id[row["id"]] for row in rows]
+    plain = [row["alone"] for row in rows]
     seconds, tokens, steps, drafted = (_sum(loops, key) for key in ("seconds", "tokens", "steps", "drafted"))
     step = _sum(plain, "seconds") / max(1, _sum(plain, "steps"))
     if not seconds or not step:  # every answer ended with its first step

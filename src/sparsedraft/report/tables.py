@@ -85,14 +85,16 @@ def speed_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def alone_rate(result: dict[str, Any]) -> float:
-    """Tokens a second of the target without a drafter, where the loop was timed."""
-    return next(
+def alone_rate(result: dict[str, Any]) -> str:
+    """Tokens a second of the target without a drafter, where the loop was timed: from the least to the most."""
+    rates = [
         found["measured"]["target_tokens_per_second"]
         for d in result["drafters"]
         for found in d["k"].values()
         if found.get("measured", {}).get("seconds")
-    )
+    ]
+    least, most = f"{min(rates):.1f}", f"{max(rates):.1f}"
+    return least if least == most else f"{least} to {most}"
 
 
 def speed_table(result: dict[str, Any]) -> Table | None:
@@ -100,7 +102,7 @@ def speed_table(result: dict[str, Any]) -> Table | None:
     header, rows = speed_rows(result)
     if not rows:
         return None
-    table = Table(title=f"measured; the target alone: {alone_rate(result):.1f} tokens/s")
+    table = Table(title=f"measured; the target alone: {alone_rate(result)} tokens/s")
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
