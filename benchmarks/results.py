@@ -85,11 +85,12 @@ def claims(result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
         said.append(f"- {name}, K={k}: " + "; ".join(parts))
     if timed:
         best = {
-            d["name"]: max(found["measured"].get("tokens_per_second", 0) for found in d["k"].values())
-            for d in timed["drafters"]
+            d["name"]: max(found["measured"].get("speedup", 0) for found in d["k"].values()) for d in timed["drafters"]
         }
         order = sorted(best, key=lambda name: -best[name])
-        said.append("- tokens/s at each one's best K: " + ", ".join(f"{name} {best[name]:.1f}" for name in order))
+        said.append(
+            "- measured speed-up, each at its best K: " + ", ".join(f"{name} {best[name]:.2f}x" for name in order)
+        )
     return said
 
 

@@ -54,9 +54,10 @@ class Shards:
             raise UserError(f"model {folder} holds no tensors: copy or download it again.")
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor `name` as stored; its memory is the mapped file's."""
+        """The tensor `name` as stored; its memory is the mapped file's, unless its numbers lie askew there."""
         with safe_open(self.files[name], "pt") as opened:
-            return opened.get_tensor(name)
+            tensor = opened.get_tensor(name)
+        return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
 
     def pieces(self, name: str, rows: int = 4096) -> Iterator[Tensor]:
         """The tensor `name` as stored, at most `rows` rows in memory at a time."""
