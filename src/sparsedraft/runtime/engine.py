@@ -36,7 +36,7 @@ class Rows:
         self.model, self.passes = model, 0
         self.pool = pool or native.Pool(threads or torch.get_num_threads())
         self._engine: Any = native.Engine(model.handle, self.pool, rows, kernels)
-        self._map = None if model.head_ids is None else model.head_ids.long().numpy()
+        self._map = None if model.head_ids is None else model.head_ids.numpy()
         self.max_length: int | None = model.handle.max_length or None
 
     @property
