@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from sparsedraft.measure.acceptance import Histogram
+from sparsedraft.measure.known import Known, Told, chains, shorter
 from sparsedraft.measure.simulate import acceptance_of, expected, simulate
 from sparsedraft.speculate.decode import Decoder, generate
-from sparsedraft.speculate.drafters import ModelDrafter
+from sparsedraft.speculate.drafters import ModelDrafter, PromptLookup, VocabularyMap
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.sampling import Sampling, penalised, probabilities
+from sparsedraft.speculate.sequence import Row
 from toys import Table, outcomes
 
 V, LENGTH, PROMPT = 3, 4, [1, 2, 1]
@@ -62,6 +64,75 @@ def test_every_chance_of_the_real_loop(k: int, sampling: Sampling, eos: frozense
         assert found.drafted == pytest.approx(mean[text].drafted / probability, abs=1e-9)
         assert found.tokens == pytest.approx(len(text), abs=1e-9)
     assert partly > 10
+
+
+def limited(sampling: Sampling, context: int | None) -> ModelDrafter:
+    """A drafter that numbers the tokens otherwise, and has none for the target's 1: it reads its own 2 there."""
+    vocabulary = VocabularyMap(torch.tensor([0, 2]), torch.tensor([1, 0]), V)
+    own = {**vocabulary.inverse(), 1: 2}
+    return ModelDrafter(
+        drafter(context), sampling, read=lambda row: [own[token] for token in row.tokens], vocabulary=vocabulary
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "sampling", "eos", "context"),
+    [
+        (1, Sampling(1.0), frozenset(), None),
+        (3, Sampling(0.7), frozenset(), None),
+        (2, Sampling(1.2, repetition_penalty=1.4), frozenset({0}), None),
+        (3, Sampling(1.0), frozenset({1}), len(PROMPT) + 2),
+    ],
+    ids=str,
+)
+def test_every_chance_of_a_drafter_with_a_part_of_the_vocabulary(
+    k: int, sampling: Sampling, eos: frozenset[int], context: int | None
+) -> None:
+    def run(dice) -> tuple[tuple[int, ...], Histogram]:
+        decoder = Decoder(table(1), limited(sampling, context), Constant(k), sampling, eos, dice=lambda seed: dice)
+        made = generate(decoder, PROMPT, LENGTH)
+        return tuple(made.tokens), Histogram.of_steps(made.steps, k)
+
+    texts: dict[tuple[int, ...], list[tuple[Histogram, float]]] = defaultdict(list)
+    for (text, histogram), probability in outcomes(run):
+        texts[text].append((histogram, probability))
+    assert len(texts) > 10
+    partly = 0
+    for text, found in texts.items():
+        total = sum(probability for _, probability in found)
+        for most in (k, k + 2):  # longer chains hold the shorter ones
+            acceptance, steps = chains(limited(sampling, context), table(1), PROMPT, text, most, LENGTH, sampling)
+            expected_one = shorter(steps, k)
+            for accepted in range(k + 1):
+                mean = sum(histogram.counts[accepted] * probability for histogram, probability in found) / total
+                assert expected_one.counts[accepted] == pytest.approx(mean, abs=1e-6)
+            mean = sum(histogram.drafted * probability for histogram, probability in found) / total
+            assert expected_one.drafted == pytest.approx(mean, abs=1e-6)
+            assert expected_one.tokens == pytest.approx(len(text), abs=1e-6)
+        first = limited(sampling, context).propose([Row(0, PROMPT, len(PROMPT), 9, Told([0]))], [1])[0].q
+        p = probabilities(penalised(table(1).forward([PROMPT], [1])[0], sampling, PROMPT), sampling)[0]
+        assert float(acceptance.shares[0]) == pytest.approx(float(torch.minimum(p, first[0]).sum()), abs=1e-6)
+        partly += any(0 < rate < 1 for rate in acceptance.kept.tolist())
+    assert partly > 5
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(1.3, repetition_penalty=1.4)], ids=str)
+@pytest.mark.parametrize("eos", [frozenset(), frozenset({2})], ids=str)
+def test_where_nothing_is_drawn_a_known_text_tells_all(sampling: Sampling, eos: frozenset[int]) -> None:
+    """Look-up's drafts follow from the text, so does the histogram: that of a loop whose target only knows the text."""
+
+    def run(dice) -> tuple[tuple[int, ...], Histogram]:
+        decoder = Decoder(table(1), PromptLookup(), Constant(2), sampling, eos, dice=lambda seed: dice)
+        made = generate(decoder, PROMPT, LENGTH + 2)
+        return tuple(made.tokens), Histogram.of_steps(made.steps, 2)
+
+    accepted = 0
+    for (text, histogram), _ in outcomes(run):
+        known = Known(PROMPT, text, V, None)
+        made = generate(Decoder(known, PromptLookup(), Constant(2), sampling, eos), PROMPT, LENGTH + 2)
+        assert tuple(made.tokens) == text and Histogram.of_steps(made.steps, 2) == histogram
+        accepted += histogram.accepted
+    assert accepted > 0
 
 
 @pytest.mark.parametrize("context", [None, 5])

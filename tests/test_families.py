@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from sparsedraft import checkpoint, inspection, packing
 from sparsedraft.decoder import decoder_linears
-from sparsedraft.measure.evaluate import Options, evaluate_to
+from sparsedraft.measure.evaluate import evaluate_to
+from sparsedraft.measure.options import Options
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
 from timeless import timeless

@@ -7,7 +7,8 @@ import pytest
 
 from sparsedraft import checkpoint, prompts
 from sparsedraft.errors import UserError
-from sparsedraft.measure.evaluate import Options, evaluate_to
+from sparsedraft.measure.evaluate import evaluate_to
+from sparsedraft.measure.options import Options
 from sparsedraft.prune.stage import prune
 from sparsedraft.runtime import native
 from sparsedraft.runtime.engine import Rows

@@ -76,11 +76,10 @@ def test_impossible(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path
     with pytest.raises(UserError, match=r"speed\.head_tokens trims by the target's tokens"):
         run_recipe(recipe, tmp_path / "out")
     for overrides, message in (
-        ([], r"eval\.simulate needs one tokenizer"),
-        (["eval.simulate=false", "eval.uag=off"], r"eval\.uag is off"),
+        (["eval.uag=off"], r"eval\.uag is off"),
         (["eval.simulate=false", "eval.tree=2"], r"eval\.tree 2 needs one tokenizer"),
         (
-            ["eval.simulate=false", "eval.prompts=nope.jsonl", "allow_overlap=true"],
+            ["eval.prompts=nope.jsonl", "allow_overlap=true"],
             r"nope\.jsonl: there is no such file",
         ),
     ):

@@ -58,7 +58,11 @@ def evaluate(
     uag: Uag = "auto",
     tree: Tree = 1,
     simulate: Annotated[
-        bool, typer.Option("--simulate", help="Same greedy numbers from one teacher-forced pass per drafter.")
+        bool,
+        typer.Option(
+            "--simulate",
+            help="The loop's numbers without its target passes (sampled: expected ones).",
+        ),
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 128,
     batch_size: BatchSize = 32,
@@ -102,7 +106,8 @@ def evaluate(
             )
         )
         return
-    from sparsedraft.measure.evaluate import Options, evaluate_to
+    from sparsedraft.measure.evaluate import evaluate_to
+    from sparsedraft.measure.options import Options
     from sparsedraft.report.tables import demo_table, spec_bench_table, speed_table
 
     options = Options(
@@ -143,7 +148,7 @@ def named_drafter(text: str) -> tuple[str, str]:
 
 def parse_k(text: str) -> tuple[int | str, ...]:
     """ "1,3,5,auto" as numbers and names; UserError for what is neither a number of at least 1 nor a policy."""
-    from sparsedraft.measure.evaluate import POLICIES
+    from sparsedraft.measure.options import POLICIES
 
     found: list[int | str] = []
     for part in (part.strip() for part in text.split(",")):

@@ -227,7 +227,8 @@ def _density(recipe: Recipe, entry: Drafter) -> float | None:
 
 
 def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> dict[str, Any]:
-    """The target writes once; each drafter then reads it once (simulated) or drafts it for every K."""
+    """The target writes once; each drafter then reads it once (simulated; what a drafter of another tokenizer drafts is
+    not counted) or drafts it for every K."""
     width = BYTES[recipe.dtype]
     rows, prompt_tokens = _conversation(e.prompts, e.limit)
     answers = rows * e.max_new_tokens

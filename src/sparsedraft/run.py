@@ -10,7 +10,8 @@ from sparsedraft.distill.stage import distill
 from sparsedraft.errors import UserError
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.stage import finetune
-from sparsedraft.measure.evaluate import Options, evaluate_to
+from sparsedraft.measure.evaluate import evaluate_to
+from sparsedraft.measure.options import Options
 from sparsedraft.overlap import check_no_overlap
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
@@ -91,8 +92,6 @@ def _check_tokenizers(recipe: Recipe) -> None:
     if recipe.speed is not None and recipe.speed.head_tokens is not None:
         raise UserError(f"speed.head_tokens trims by the target's tokens, {other}: leave it out.")
     for part, section in _evaluations(recipe).items():
-        if section.simulate:
-            raise UserError(f"{part}.simulate needs one tokenizer, {other}: set it to false.")
         if section.uag == "off":
             raise UserError(f"{part}.uag is off, {other}: set it to auto, realign or intersection.")
         if section.tree > 1:

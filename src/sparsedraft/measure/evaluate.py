@@ -1,72 +1,33 @@
 """The `eval` stage: drafters against a target, the target's work shared by all of them.
 
-The target answers every prompt once. Each drafter is then read over those answers (α, and with `simulate` the greedy
+The target answers every prompt once. Each drafter is then read over those answers (α, and with `simulate` the
 histograms of every K), or drafts in the real loop, K by K and policy by policy, timed against the target alone.
 """
 
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import artifact, checkpoint, prompts
-from sparsedraft.console import console, track
+from sparsedraft.console import console
 from sparsedraft.conversation import Answer, answer_all
 from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
-from sparsedraft.measure import loop, summary
-from sparsedraft.measure.simulate import Acceptance, acceptance, acceptance_of, expected, simulate
+from sparsedraft.measure import summary
+from sparsedraft.measure.options import Options
+from sparsedraft.measure.rows import Reader, alpha_of, policies
 from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.runtime.weights import is_packed, pattern_of
-from sparsedraft.speculate.drafters import VocabularyMap
-from sparsedraft.speculate.lookahead import NAMES, Constant, Policy, policy_named
-from sparsedraft.speculate.pair import LOOKUP, Pair, check_route
-from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.lookahead import Constant
+from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.side import Side
 
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
-POLICIES = tuple(name for name in NAMES if name != "constant")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to evaluate; lengths in tokens. `k` holds numbers of drafts, and policies by name."""
-
-    k: tuple[int | str, ...] | list[int | str] = (1, 2, 3, 5, 8)
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    simulate: bool = False
-    uag: str = "auto"
-    tree: int = 1  # branching of draft trees; 1: chains
-    max_new_tokens: int = 128
-    batch_size: int = 32
-    limit: int | None = None  # prompts: the first so many,
-    spread: bool = False  # or so many at equal distances, as files are often sorted by category
-    seed: int = 0
-    device: str = "cpu"
-    dtype: str = "float32"
-    runtime: str = "auto"  # what runs the loop: native, transformers, or native where it can
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
-
-    @property
-    def numbers(self) -> list[int]:
-        """The K's that are numbers."""
-        return sorted({k for k in self.k if isinstance(k, int)})
-
-    @property
-    def policies(self) -> list[str]:
-        """The others."""
-        return sorted({k for k in self.k if isinstance(k, str)})
 
 
 def evaluate_to(
@@ -87,7 +48,7 @@ def evaluate_to(
     if out is None:
         with tempfile.TemporaryDirectory() as scratch:
             return evaluate_to(Path(scratch) / "eval", target, drafters, source, options)
-    _check(options, drafters)
+    options.check(drafters)
     chosen = prompts.read(source)
     if options.limit is not None:
         chosen = prompts.spread(chosen, options.limit) if options.spread else chosen[: options.limit]
@@ -105,28 +66,6 @@ def evaluate_to(
         "options": {**asdict(options), "k": [*options.numbers, *options.policies]},
     }
     return artifact.make(out, "eval", inputs, build, seed=options.seed, overwrite=overwrite)
-
-
-def _check(options: Options, drafters: Sequence[tuple[str, str]]) -> None:
-    """Refuse what cannot be before anything is loaded."""
-    _ = options.sampling
-    check_route(options.uag)
-    if options.simulate and (options.policies or options.tree > 1):
-        what = f"--k {options.policies[0]}" if options.policies else f"--tree {options.tree}"
-        raise UserError(f"{what} needs the real loop: leave out --simulate.")
-    if options.tree < 1:
-        raise UserError(f"--tree {options.tree} is not possible: give the branching of draft trees, or 1 for chains.")
-    if options.tree > 1 and all(ref == LOOKUP for _, ref in drafters):
-        raise UserError(f"--tree {options.tree} needs a model that drafts: name one, or leave it out.")
-    names = [name for name, _ in drafters]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"two drafters are called '{twice}': name them, as in first={drafters[0][1]}.")
-    if "" in names:
-        raise UserError("a drafter has an empty name: name it, as in first=MODEL.")
-    if options.simulate and any(ref == LOOKUP for _, ref in drafters):
-        raise UserError("the drafter 'lookup' needs the real loop: leave out --simulate.")
-    for name in options.policies:
-        policy_named(name)
 
 
 class _Evaluation:
@@ -162,11 +101,6 @@ class _Evaluation:
         tokenizer = checkpoint.load_tokenizer(folder)
         if tokenizer.get_vocab() == self.tokenizer.get_vocab():
             return
-        if self.options.simulate:
-            raise UserError(
-                f"drafter {folder} has another tokenizer than the target, and only the real loop drafts across "
-                "tokenizers: leave out --simulate."
-            )
         if self.options.uag == "off":
             raise UserError(
                 f"drafter {folder} has another tokenizer than target {self.target_name}: set --uag to auto, realign or "
@@ -175,7 +109,7 @@ class _Evaluation:
 
     def _check_trees(self, name: str, folder: Path) -> None:
         pair = self._pair(name, folder)
-        for policy in _policies(self.ks).values():
+        for policy in policies(self.ks).values():
             pair.check_tree(self.options.tree, policy)
 
     def _target_answers(self, chosen: Sequence[prompts.Prompt]) -> list[Answer]:
@@ -215,7 +149,7 @@ class _Evaluation:
             for name, folder in self.drafters.items():
                 pair = self._pair(name, folder)
                 claim = checkpoint.claimed_sparsity(folder) if folder else None
-                rows = complete(name, self._rows(name, pair, todo(name)))
+                rows = complete(name, Reader(name, pair, self.ks, self.options).rows(todo(name)))
                 kept += rows
                 shown.append(self._summary(name, folder, pair, claim, rows, dense))
         with artifact.write_atomic(self.work / "rows.jsonl") as temporary:
@@ -243,87 +177,6 @@ class _Evaluation:
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair
 
-    def _rows(self, name: str, pair: Pair, todo: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-        """One row per sequence: α, the histogram of accepted tokens for each K, and what the loop took."""
-        if not todo:
-            return
-        read: Iterator[tuple[int, Acceptance | None]] = enumerate([None] * len(todo))
-        if pair.route == "same" and pair.drafter is not None and pair.drafter.native and pair.target.native:
-            read = self._read(pair.drafter, pair.vocabulary, todo)
-        elif pair.route == "same" and pair.drafter is not None:
-            pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
-            p = self.side.model if self.options.temperature > 0 else None  # greedy α needs no second look at the target
-            read = acceptance(pair.drafter.model, pairs, p, self.options.sampling, pair.vocabulary)
-        policies = _policies(self.ks)  # of this drafter alone: they learn
-        plain = Pair.of(self.side, None, "auto", self.options.sampling)
-        self._warn_of_full_contexts(name, pair, todo)
-        with track(f"eval {name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
-            for index, found in read:
-                answer = todo[index]
-                timed: dict[str, Any] = {}
-                if self.options.simulate and found is not None and pair.drafter is not None:
-                    histograms = self._simulated(pair.drafter, answer, found)
-                else:
-                    # right beside, each time anew: a machine's speed moves within an evaluation
-                    _, alone = self._loops(plain, answer, {0: Constant(0)})
-                    histograms, loops = self._loops(pair, answer, policies)
-                    timed = {"loops": loops, "alone": alone["0"]}
-                row = {"drafter": name, **_named(answer), "histograms": histograms, **timed}
-                tracker.advance(len(answer.answer_ids))
-                yield row | {"alpha": float(found.shares.double().mean()) if found is not None else _realised(row)}
-
-    def _simulated(self, drafter: Side, answer: Answer, found: Acceptance) -> dict[str, Any]:
-        """Histograms by K: exact where decoding is greedy, expected where it samples."""
-        room = self._room(drafter, answer)
-        if self.options.sampling.greedy:
-            return {str(k): simulate(found.kept > 0.5, int(k), *room).to_dict() for k in self.ks}
-        return {str(k): expected(found.kept, int(k), *room).to_dict() for k in self.ks}
-
-    def _read(
-        self, drafter: Side, vocabulary: VocabularyMap | None, todo: Sequence[Answer]
-    ) -> Iterator[tuple[int, Acceptance]]:
-        """The acceptance of each answer, by engines that remember it when the loop then asks for the same."""
-        sampling = self.options.sampling
-        for index, answer in enumerate(todo):
-            p = None if sampling.greedy else self.side.remembering()
-            read = (drafter.remembering(), answer.prompt_ids, answer.answer_ids, p, sampling, vocabulary, drafter.known)
-            yield index, acceptance_of(*read)
-
-    def _warn_of_full_contexts(self, name: str, pair: Pair, todo: Sequence[Answer]) -> None:
-        context = None if pair.drafter is None else pair.drafter.context
-        if context is None:
-            return
-        asked = (pair.prompted(list(answer.prompt_ids), answer.messages[:-1]) for answer in todo)
-        if full := sum(len(prompt.drafter) >= context for prompt in asked):
-            console.print(
-                f"{name}: {full} of {len(todo)} prompts fill the drafter's context of {context} tokens: it drafts "
-                "nothing for them, and they count as such."
-            )
-
-    def _room(self, drafter: Side, answer: Answer) -> tuple[int, int | None]:
-        """(tokens that the loop may write, tokens that the drafter's context then still holds)."""
-        own, its = self.side.context, drafter.context
-        prompt, wanted = len(answer.prompt_ids), answer.max_new_tokens
-        return wanted if own is None else min(wanted, own - prompt), None if its is None else its - prompt
-
-    def _loops(self, pair: Pair, answer: Answer, policies: dict[Any, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Histograms and measures of the real loop on one sequence; under greedy its output must be the target's."""
-        asked = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
-        histograms, loops = {}, {}
-        for k, policy in policies.items():
-            tokens, histograms[str(k)], loops[str(k)] = loop.run(
-                pair, asked, policy, self.options.sampling, self.options.max_new_tokens, answer.seed,
-                self.options.tree if k else 1, k if isinstance(k, int) else 0,
-            )  # fmt: skip
-            same = tokens == list(answer.answer_ids)
-            exact = self.options.temperature == 0 and self.options.dtype == "float32"
-            if exact and not same and answer.min_gap > 1e-3:
-                raise RuntimeError(
-                    f"{answer.id}: speculative output differs from the target's, and no near-tie explains it"
-                )
-            loops[str(k)]["same"] = same
-        return histograms, loops
-
     def _summary(
         self,
         name: str,
@@ -344,7 +197,7 @@ class _Evaluation:
             "k": by_k,
             "alpha": summary.mean_alpha(rows),
             "alpha_interval": summary.alpha_interval(rows),
-            "alpha_of": "the target's text" if pair.route == "same" else "drafts in the loop",
+            "alpha_of": alpha_of(pair, self.options),
             **figures,
             "macs_vs_dense": c,
             "pattern": _pattern(folder, claim),
@@ -416,25 +269,6 @@ class _Evaluation:
             ],
         }
         artifact.write_json(self.work / "example.json", example)
-
-
-def _policies(ks: Sequence[int | str]) -> dict[Any, Policy]:
-    return {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in ks}
-
-
-def _named(answer: Answer) -> dict[str, Any]:
-    return {
-        "id": answer.id,
-        "prompt": answer.prompt_id,
-        "category": answer.category,
-        "tokens": len(answer.answer_ids),
-    }
-
-
-def _realised(row: dict[str, Any]) -> float:
-    """Accepted of the drafts that were compared, over all K's: what stands for α where tokenizers differ."""
-    accepted, compared = (sum(found[key] for found in row["loops"].values()) for key in ("accepted", "compared"))
-    return accepted / compared if compared else 0.0
 
 
 def _pattern(folder: Path | None, claim: dict[str, Any] | None) -> str:

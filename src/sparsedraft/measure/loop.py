@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sparsedraft.measure.acceptance import Histogram
+from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.decode import Times
 from sparsedraft.speculate.lookahead import Policy
 from sparsedraft.speculate.pair import Pair, Prompted
@@ -20,13 +21,16 @@ def run(
     seed: int,
     branching: int = 1,
     most: int = 0,
+    target: Backend | None = None,
 ) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
     """(tokens, histogram, measures) of one answer; the histogram has a place for `most` accepted drafts at least.
+
+    `target`, an empty Backend, verifies in the place of the pair's own.
 
     Seconds, steps, drafts and tokens leave the first step out, which reads the prompt (unless it was read for another
     policy before); the histogram does not.
     """
-    decoder = pair.decoder([asked], policy, sampling, branching=branching, again=True)
+    decoder = pair.decoder([asked], policy, sampling, branching=branching, again=True, target=target)
     steps: list[Step] = []
     first = Times()
     for step in decoder.decode([asked.target], new_tokens, [seed]):

@@ -63,14 +63,24 @@ def expected(kept: Tensor, k: int, room: int, context: int | None = None) -> His
     kept [n]: the chance that a token, if one was drafted in its place, was that draft. `room` and `context` are those
     of `simulate`, whose histogram it is for chances of 0 and 1.
     """
-    chances, n, found = kept.tolist(), len(kept), Histogram(k)
-    starts = [1.0, *[0.0] * n]  # the chance that a step starts at each place
-    for at in range(n):
+    chances, chains = kept.tolist(), []
+    for at in range(len(chances)):
         drafted = min(k, room - at - 1)
         if context is not None:
             drafted = max(0, min(drafted, context - at))
+        chains.append((drafted, chances[at : at + drafted]))
+    return over_chains(chains, k)
+
+
+def over_chains(chains: Sequence[tuple[int, Sequence[float]]], k: int) -> Histogram:
+    """The expected histogram of the sampled loop, from what a step would do that starts at each place of the text: how
+    many drafts (at most k) it would make, and the chance of each of them that stands in the text, the others accepted.
+    """
+    n, found = len(chains), Histogram(k)
+    starts = [1.0, *[0.0] * n]  # the chance that a step starts at each place
+    for at, (drafted, chances) in enumerate(chains):
         alive = starts[at]
-        for accepted, chance in enumerate(chances[at : at + drafted]):
+        for accepted, chance in enumerate(chances):
             lost = alive * (1 - chance)  # the text's token is the target's own, in the draft's place
             found.add(accepted, drafted, accepted + 1, lost)
             starts[at + accepted + 1] += lost

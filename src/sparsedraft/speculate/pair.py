@@ -11,6 +11,7 @@ from sparsedraft import prompts
 from sparsedraft.errors import UserError
 from sparsedraft.runtime.native import single_thread
 from sparsedraft.speculate import uag
+from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.decode import Decoder
 from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
 from sparsedraft.speculate.lookahead import Confidence, Policy
@@ -115,17 +116,19 @@ class Pair:
         stops: Stops | None = None,
         branching: int = 1,
         again: bool = False,
+        target: Backend | None = None,
     ) -> Decoder:
         """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, one prompt only.
 
         `again`: for one prompt after another, the same ones several times: the models remember what they have read, and
-        the decoder made before is of no more use.
+        the decoder made before is of no more use. `target` verifies in the place of the pair's own.
         """
         if len(asked) > 1 and not self.batches:
             raise UserError("one of the models takes no attention masks: decode one prompt at a time.")
         models = [self.target, *([] if self.drafter is None else [self.drafter])]
+        own = self.target.remembering if again else lambda: self.target.backend(len(asked))
         return Decoder(
-            self.target.remembering() if again else self.target.backend(len(asked)),
+            target or own(),
             self._drafter(asked, policy, sampling, branching, again),
             policy,
             sampling,

@@ -1,0 +1,164 @@
+"""One drafter over the target's answers: a row per sequence with α, a histogram for each K, and what the loop took."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparsedraft.console import console, track
+from sparsedraft.conversation import Answer
+from sparsedraft.measure import loop
+from sparsedraft.measure.known import Known, chains, shorter
+from sparsedraft.measure.options import Options
+from sparsedraft.measure.simulate import Acceptance, acceptance, acceptance_of, expected, simulate
+from sparsedraft.speculate.backend import Backend
+from sparsedraft.speculate.drafters import ModelDrafter
+from sparsedraft.speculate.lookahead import Constant, Policy, policy_named
+from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.side import Side
+
+IN_TEXT, IN_LOOP = "the target's text", "drafts in the loop"  # what a row's α is the acceptance of
+
+
+def policies(ks: Sequence[int | str]) -> dict[Any, Policy]:
+    """New policies, by K or by their names: they learn."""
+    return {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in ks}
+
+
+def alpha_of(pair: Pair, options: Options) -> str:
+    """What α is taken over; across tokenizers mostly the drafts that a loop compared, over all K's."""
+    chained = options.simulate and pair.route == "intersection" and not options.sampling.greedy
+    return IN_TEXT if pair.route == "same" or chained else IN_LOOP
+
+
+def realised(drafts: dict[str, dict[str, Any]]) -> float:
+    """Accepted of the drafts that were compared, over all K's: what stands for α where tokenizers differ."""
+    accepted, compared = (sum(found[key] for found in drafts.values()) for key in ("accepted", "compared"))
+    return accepted / compared if compared else 0.0
+
+
+@dataclass(frozen=True)
+class Reader:
+    """`pair`'s drafter over answers, by K's and policies `ks`."""
+
+    name: str
+    pair: Pair
+    ks: Sequence[int | str]
+    options: Options
+
+    def rows(self, todo: Sequence[Answer]) -> Iterator[dict[str, Any]]:
+        """A row per sequence; `loops` and `alone` where the real loop ran. RuntimeError where its text is wrong."""
+        if not todo:
+            return
+        self._warn_of_full_contexts(todo)
+        learning = policies(self.ks)  # of this drafter alone
+        plain = Pair.of(self.pair.target, None, "auto", self.options.sampling)
+        with track(f"eval {self.name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
+            for answer, found in self._read(todo):
+                row: dict[str, Any] = {"drafter": self.name, **_named(answer)}
+                alpha = None if found is None else float(found.shares.double().mean())
+                if not self.options.simulate:
+                    # right beside, each time anew: a machine's speed moves within an evaluation
+                    _, alone = self._loops(plain, answer, {0: Constant(0)})
+                    row["histograms"], row["loops"] = self._loops(self.pair, answer, learning)
+                    row["alone"] = alone["0"]
+                    alpha = realised(row["loops"]) if alpha is None else alpha
+                elif found is not None:
+                    row["histograms"] = self._simulated(answer, found)
+                elif alpha_of(self.pair, self.options) == IN_TEXT:
+                    row["histograms"], alpha = self._chained(answer)
+                else:
+                    row["histograms"], drafts = self._loops(self.pair, answer, learning, self._known(answer))
+                    alpha = realised(drafts)
+                tracker.advance(len(answer.answer_ids))
+                yield {**row, "alpha": alpha}
+
+    def _read(self, todo: Sequence[Answer]) -> Iterator[tuple[Answer, Acceptance | None]]:
+        """Each answer with its acceptance, in no fixed order; None where the drafter does not read these tokens."""
+        target, drafter, sampling = self.pair.target, self.pair.drafter, self.options.sampling
+        if self.pair.route != "same" or drafter is None:
+            yield from ((answer, None) for answer in todo)
+        elif drafter.native and target.native:
+            for answer in todo:  # by engines that remember what they read when the loop then asks for the same
+                p = None if sampling.greedy else target.remembering()
+                read = (drafter.remembering(), answer.prompt_ids, answer.answer_ids)
+                yield answer, acceptance_of(*read, p, sampling, self.pair.vocabulary, drafter.known)
+        else:
+            pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
+            model = None if sampling.greedy else target.model  # greedy α needs no second look at the target
+            for index, found in acceptance(drafter.model, pairs, model, sampling, self.pair.vocabulary):
+                yield todo[index], found
+
+    def _simulated(self, answer: Answer, found: Acceptance) -> dict[str, Any]:
+        """Histograms by K: exact where decoding is greedy, expected where it samples."""
+        its = self.pair.drafter.context if self.pair.drafter else None
+        room = (self._room(answer), None if its is None else its - len(answer.prompt_ids))
+        if self.options.sampling.greedy:
+            return {str(k): simulate(found.kept > 0.5, int(k), *room).to_dict() for k in self.ks}
+        return {str(k): expected(found.kept, int(k), *room).to_dict() for k in self.ks}
+
+    def _chained(self, answer: Answer) -> tuple[dict[str, Any], float]:
+        """(expected histograms by K, α) of a drafter that samples from a part of the target's vocabulary."""
+        asked = self.pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
+        sampling, most = self.options.sampling, max(self.options.numbers)
+        drafter = self.pair.decoder([asked], Constant(most), sampling, again=True).drafter
+        assert isinstance(drafter, ModelDrafter)
+        found, steps = chains(
+            drafter, self.pair.target.remembering(), answer.prompt_ids, answer.answer_ids, most, self._room(answer),
+            sampling,
+        )  # fmt: skip
+        histograms = {str(k): shorter(steps, k).to_dict() for k in self.options.numbers}
+        return histograms, float(found.shares.double().mean())
+
+    def _known(self, answer: Answer) -> Known:
+        target: Side = self.pair.target
+        return Known(answer.prompt_ids, answer.answer_ids, target.width, target.context)
+
+    def _room(self, answer: Answer) -> int:
+        """Tokens that the loop may write."""
+        own, wanted = self.pair.target.context, answer.max_new_tokens
+        return wanted if own is None else min(wanted, own - len(answer.prompt_ids))
+
+    def _loops(
+        self, pair: Pair, answer: Answer, learning: dict[Any, Policy], target: Backend | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Histograms and measures of the real loop on one sequence, with `target` in its target's place.
+
+        Under greedy decoding its output must be the target's.
+        """
+        asked = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
+        histograms, loops = {}, {}
+        for k, policy in learning.items():
+            if target is not None:
+                target.rollback([0])
+            tokens, histograms[str(k)], loops[str(k)] = loop.run(
+                pair, asked, policy, self.options.sampling, self.options.max_new_tokens, answer.seed,
+                self.options.tree if k else 1, k if isinstance(k, int) else 0, target,
+            )  # fmt: skip
+            same = tokens == list(answer.answer_ids)
+            exact = self.options.temperature == 0 and self.options.dtype == "float32"
+            if not same and (target is not None or (exact and answer.min_gap > 1e-3)):
+                raise RuntimeError(
+                    f"{answer.id}: speculative output differs from the target's, and no near-tie explains it"
+                )
+            loops[str(k)]["same"] = same
+        return histograms, loops
+
+    def _warn_of_full_contexts(self, todo: Sequence[Answer]) -> None:
+        context = None if self.pair.drafter is None else self.pair.drafter.context
+        if context is None:
+            return
+        asked = (self.pair.prompted(list(answer.prompt_ids), answer.messages[:-1]) for answer in todo)
+        if full := sum(len(prompt.drafter) >= context for prompt in asked):
+            console.print(
+                f"{self.name}: {full} of {len(todo)} prompts fill the drafter's context of {context} tokens: it drafts "
+                "nothing for them, and they count as such."
+            )
+
+
+def _named(answer: Answer) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "prompt": answer.prompt_id,
+        "category": answer.category,
+        "tokens": len(answer.answer_ids),
+    }
