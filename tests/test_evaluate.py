@@ -109,6 +109,25 @@ def test_across_tokenizers_and_for_lookup_too(models, tmp_path: Path) -> None:
         assert 0.05 < simulated["drafters"][1]["alpha"] < 0.99
 
 
+def test_a_target_behind_a_server(served: str, talker: Path, models, tmp_path: Path) -> None:
+    """Greedily its text tells all; where that encodes to the tokens it wrote, the rows are those of the target here."""
+    named = [("self", str(talker)), models[1][1], ("lookup", "lookup")]
+    options = dataclasses.replace(GREEDY, simulate=True, limit=None)
+    here = evaluate_to(tmp_path / "here", str(talker), named, "demo:eval", options)
+    bare = tmp_path / "bare"
+    shutil.copytree(talker, bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    there = dataclasses.replace(options, url=served, served_name="tiny/talker", concurrency=3)
+    found = evaluate_to(tmp_path / "there", str(bare), named, "demo:eval", there)
+    ours = {(row["drafter"], row["id"]): row for row in raw(tmp_path / "here")}
+    theirs = {(row["drafter"], row["id"]): row for row in raw(tmp_path / "there")}
+    assert theirs.keys() == ours.keys()
+    alike = [key for key, row in theirs.items() if row["tokens"] == ours[key]["tokens"]]
+    assert len(alike) >= 30 and all(theirs[key] == ours[key] for key in alike)
+    assert found["near_ties"] == 0 and found["dense_macs_per_token"] == here["dense_macs_per_token"]
+    gone = dataclasses.replace(there, url="http://127.0.0.1:9/v1", concurrency=1)
+    assert evaluate_to(tmp_path / "there", str(bare), named, "demo:eval", gone) == found, "nothing is asked again"
+
+
 def test_worked_example_is_a_real_generation(models, tmp_path: Path) -> None:
     target, drafters = models
     evaluate_to(tmp_path / "out", target, drafters, "demo:eval", dataclasses.replace(GREEDY, simulate=True))
@@ -172,6 +191,11 @@ def test_refusals(models, tmp_path: Path) -> None:
     tokenizer.save_pretrained(other)
     refused("another tokenizer than target", [("other", str(other))], dataclasses.replace(GREEDY, uag="off"))
     refused("--k auto needs the real loop", drafters, dataclasses.replace(GREEDY, k=[1, "auto"], simulate=True))
+    url = "http://localhost:8000/v1"
+    refused("tells of greedy drafting alone", drafters, dataclasses.replace(GREEDY, url=url))
+    warm = dataclasses.replace(GREEDY, url=url, simulate=True, temperature=1.0)
+    refused("tells of greedy drafting alone", drafters, warm)
+    refused("is no http address", drafters, dataclasses.replace(GREEDY, url="localhost:8000", simulate=True))
     refused("--tree 2 needs the real loop", drafters, dataclasses.replace(GREEDY, tree=2, simulate=True))
     refused("--uag best is not known", [("l", "lookup")], dataclasses.replace(GREEDY, uag="best"))
     refused("--tree 2 needs .* one tokenizer", [("other", str(other))], dataclasses.replace(GREEDY, tree=2))

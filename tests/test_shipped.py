@@ -94,6 +94,8 @@ def test_llama_70b(served: str, talker: Path, tmp_path: Path) -> None:
     """Its target behind a real server; the plan of the recipe as it is needs the models' configs from the hub."""
     overrides = [f"target={talker}", f"drafter={talker}", "device=cpu", "dtype=float32", "distill.prompts=demo:train"]
     overrides += [f"distill.url={served}", "distill.served_name=tiny/talker", "distill.concurrency=2"]
+    overrides += [f"eval.url={served}", "eval.served_name=tiny/talker"]
     result = run("llama-3.1-70b.yaml", tmp_path / "out", overrides)
     rows = json.loads((tmp_path / "out" / "distilled" / "result.json").read_text())["rows"]
-    assert rows > 5 and result["drafters"][0]["alpha"] == 1, "its dense drafter is the target here"
+    # its dense drafter is the target here, but a server's text may encode to other tokens than it wrote
+    assert rows > 5 and result["simulated"] and result["drafters"][0]["alpha"] > 0.6

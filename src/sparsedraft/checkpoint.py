@@ -112,7 +112,7 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
 
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside the checkpoint `ref`; UserError where it has none."""
-    folder = locate(str(ref))
+    folder = locate(str(ref), weights=False)
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (ValueError, OSError, KeyError, TypeError) as error:

@@ -29,7 +29,7 @@ from sparsedraft.options import (
 
 DRAFTING = (
     "k", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "uag", "tree", "simulate", "max_new_tokens",
-    "spread", "runtime",
+    "spread", "runtime", "url", "served_name", "concurrency",
 )  # fmt: skip
 
 
@@ -73,6 +73,12 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result and its raw rows; default: kept nowhere.")
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="An OpenAI-compatible server that runs the target, .../v1; with --simulate, greedily."),
+    ] = None,
+    served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Calls to the server under way at once.")] = 16,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -124,6 +130,9 @@ def evaluate(
         batch_size=batch_size,
         limit=limit,
         spread=spread,
+        url=url,
+        served_name=served_name,
+        concurrency=concurrency,
         seed=seed,
         device=device,
         dtype=dtype,

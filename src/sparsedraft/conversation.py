@@ -221,22 +221,27 @@ def answer_all(
     max_new_tokens: int,
     batch_size: int,
     seed: int,
+    concurrency: int = 0,
 ) -> list[Answer]:
-    """Answers to every turn of every prompt, in the prompts' order, by an engine in this process whose model has this
-    `context`.
+    """Answers to every turn of every prompt, in the prompts' order, by an engine whose model has this `context`.
 
-    `journal` is the file of finished units that an interrupted call with the same arguments left.
+    `journal` is the file of finished units that an interrupted call with the same arguments left. `concurrency`: of a
+    server's engine, how many conversations are under way at once.
     """
     writer = Writer(engine, tokenizer, sampling, max_new_tokens, seed)
     measured = fits(tokenizer, chosen, max_new_tokens, context)
     if why := next((why for _, why in measured if why), ""):
         raise UserError(f"{why}.")
-    units = units_of(chosen, [length for length, _ in measured], GROUP * batch_size)
+    units = units_of(chosen, [length for length, _ in measured], 1 if concurrency else GROUP * batch_size)
     kept = Journal(journal)
     with track(description, sum(len(p.turns) for p in chosen), "answers") as tracker:
         tracker.advance(sum(kept.counts.values()))
         writer.heard = Rate(tracker)
-        for _ in run_units(units, lambda unit: [asdict(answer) for answer in respond(writer, unit)], kept):
+
+        def write(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
+            return [asdict(answer) for answer in respond(writer, unit)]
+
+        for _ in run_units(units, write, kept, concurrency or 1):
             pass
     done = {row["id"]: Answer(**row) for row in kept.rows()}
     return [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]

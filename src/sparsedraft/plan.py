@@ -235,9 +235,11 @@ def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> di
     drafters = sum(entry.report for entry in recipe.drafters)
     drafted = 0 if e.simulate else sum(k + 1 if isinstance(k, int) else 6 for k in e.k)
     verified = 0 if e.simulate else drafters * (1 + drafted)  # each drafter's loops, and the target alone beside them
-    flops = 2 * target.macs * (prompt_tokens + answers * (1 + verified))
+    flops = 0 if e.url else 2 * target.macs * (prompt_tokens + answers * (1 + verified))  # a server's are its own
     flops += 2 * dense.macs * drafters * (1 + drafted) * (prompt_tokens + answers)
-    needed = (target.parameters + dense.parameters) * width + e.batch_size * target.config.vocab_size * 4 * 4
+    needed = (
+        dense.parameters + (0 if e.url else target.parameters)
+    ) * width + e.batch_size * target.config.vocab_size * 4 * 4
     return _stage(name, answers, needed, flops, 100 * answers)
 
 

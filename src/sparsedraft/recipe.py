@@ -225,6 +225,9 @@ class Eval(Section):
     batch_size: Count = 32
     limit: Count | None = None  # prompts
     spread: bool = False  # at equal distances through the file, not its first
+    url: str | None = None  # of a server that runs the target, ".../v1": greedily and simulated only
+    served_name: str | None = None  # the target's name there; None: as the recipe calls it
+    concurrency: Count = 16
 
     @field_validator("uag", mode="before")
     @classmethod
@@ -237,6 +240,8 @@ class Eval(Section):
             raise ValueError("k needs at least one number of drafted tokens")
         if self.simulate and (self.tree > 1 or any(isinstance(k, str) for k in self.k)):
             raise ValueError("trees and policies need the real loop: set simulate to false")
+        if self.url is not None and not (self.simulate and self.temperature == 0 and self.repetition_penalty == 1):
+            raise ValueError("url: what a server says tells of greedy drafting alone: set simulate, and no temperature")
         return self
 
 

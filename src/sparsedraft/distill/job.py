@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint
 from sparsedraft.conversation import Make, Writer, respond
@@ -38,9 +41,24 @@ class Endpoint:
     retry_wait: float = 0.5
 
     def __post_init__(self) -> None:
+        if not _is_http(self.url):
+            raise UserError(f"--url {self.url} is no http address: give one such as http://localhost:8000/v1.")
         for option, seconds in (("timeout", self.timeout), ("retry-wait", self.retry_wait)):
             if not seconds <= LONGEST:
                 raise UserError(f"--{option} {seconds:g} is not possible: give at most {LONGEST:g} seconds, a day.")
+
+    def engine(self, tokenizer: PreTrainedTokenizerBase) -> EndpointEngine:
+        """The server as an engine; it is asked whether it is there."""
+        server = Server(self.url, timeout=self.timeout, retries=self.retries, wait=self.retry_wait)
+        return EndpointEngine(server, self.served, tokenizer)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half a bracket, or no port
+        return False
 
 
 @dataclass(frozen=True)
@@ -81,9 +99,7 @@ class Job:
             dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
             model = checkpoint.load(self.folder, dtype=dtype, device=device)
             return TransformersEngine(model, tokenizer, self.batch_size)
-        e = self.endpoint
-        server = Server(e.url, timeout=e.timeout, retries=e.retries, wait=e.retry_wait)
-        return EndpointEngine(server, e.served, tokenizer)
+        return self.endpoint.engine(tokenizer)
 
     def maker(self, engine: Engine, heard: Callable[[Output], None] = lambda output: None) -> Make:
         """What turns a unit of conversations into rows; `heard` is told of every answer."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from sparsedraft import artifact, checkpoint, distilled, prompts
 from sparsedraft.console import console, track
@@ -61,6 +60,8 @@ def distill(
     """
     rules = rules or Rules()
     _check_options(mode, engine, url, source, limit, samples, temperature, prompt_temperature, top_k_logprobs)
+    served = (served_name or target, concurrency, timeout, retries, retry_wait)
+    endpoint = None if url is None else Endpoint(url, *served)
     if engine == "native" and (device, dtype) != ("cpu", "float32"):
         raise UserError(f"--engine native computes in float32 on the CPU, not in {dtype} on {device}: leave these out.")
     if mode == "magpie" and not rules.near_duplicates:
@@ -78,7 +79,6 @@ def distill(
         prompts.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
     if mode == "rewrite":
         chosen = rewrite.referenced(chosen, bad if skip_bad else None)
-    endpoint = Endpoint(url, served_name or target, concurrency, timeout, retries, retry_wait) if url else None
     job = Job(
         folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
         batch_size, seed, device, dtype, engine == "native",
@@ -147,14 +147,6 @@ def _write(
     return chosen, skipped
 
 
-def _is_http(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # half a bracket, or no port
-        return False
-
-
 def _check_options(
     mode: str,
     engine: str,
@@ -173,8 +165,6 @@ def _check_options(
         raise UserError(f"--engine {engine} is not known: choose one of {', '.join(ENGINES)}.")
     if (engine == "endpoint") != (url is not None):
         raise UserError("--engine endpoint needs --url" if url is None else f"--url {url} needs --engine endpoint.")
-    if url is not None and not _is_http(url):
-        raise UserError(f"--url {url} is no http address: give one such as http://localhost:8000/v1.")
     if (mode == "magpie") != (source is None):
         given = "writes the prompts itself: leave out PROMPTS" if source else "needs PROMPTS to answer"
         raise UserError(f"--mode {mode} {given}.")

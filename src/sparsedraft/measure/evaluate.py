@@ -16,13 +16,17 @@ from transformers import PreTrainedTokenizerBase
 from sparsedraft import artifact, checkpoint, prompts
 from sparsedraft.console import console
 from sparsedraft.conversation import Answer, answer_all
+from sparsedraft.distill.job import Endpoint
 from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
 from sparsedraft.measure import summary
+from sparsedraft.measure.known import Known
 from sparsedraft.measure.options import Options
-from sparsedraft.measure.rows import Reader, alpha_of, policies
+from sparsedraft.measure.rows import Reader, allowed, alpha_of, policies
+from sparsedraft.measure.served import Served
 from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.runtime.weights import is_packed, pattern_of
+from sparsedraft.sources import locate
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.side import Side
@@ -52,18 +56,26 @@ def evaluate_to(
     chosen = prompts.read(source)
     if options.limit is not None:
         chosen = prompts.spread(chosen, options.limit) if options.spread else chosen[: options.limit]
-    target_folder = checkpoint.find(target)
+    endpoint = Endpoint(options.url, options.served_name or target, options.concurrency) if options.url else None
+    target_folder = locate(target, weights=False) if endpoint else checkpoint.find(target)
     folders = {name: None if ref == LOOKUP else checkpoint.find(ref) for name, ref in drafters}
     tokenizer = checkpoint.load_tokenizer(target)
 
     def build(work: Path) -> dict[str, Any]:
-        return _Evaluation(work, target, target_folder, folders, tokenizer, chosen, options).result()
+        return _Evaluation(work, target, target_folder, folders, tokenizer, chosen, options, endpoint).result()
 
     inputs: dict[str, object] = {
         "target": target_folder,
         "drafters": {name: folder or LOOKUP for name, folder in folders.items()},
         "prompts": [[p.id, p.category, p.system, *p.turns] for p in chosen],
-        "options": {**asdict(options), "k": [*options.numbers, *options.policies]},
+        # where and how fast a server answers is no part of what it says
+        "options": {
+            **{
+                key: value for key, value in asdict(options).items() if key not in ("url", "served_name", "concurrency")
+            },
+            "k": [*options.numbers, *options.policies],
+            **({"served": endpoint.served} if endpoint else {}),
+        },
     }
     return artifact.make(out, "eval", inputs, build, seed=options.seed, overwrite=overwrite)
 
@@ -80,10 +92,12 @@ class _Evaluation:
         tokenizer: PreTrainedTokenizerBase,
         chosen: Sequence[prompts.Prompt],
         options: Options,
+        endpoint: Endpoint | None = None,
     ) -> None:
         self.work, self.target_name, self.options, self.tokenizer = work, target, options, tokenizer
         self.ks: list[int | str] = [*options.numbers, *options.policies]
-        self.side, self.drafters = self._load(target_folder), drafters
+        self.side = Served(target_folder, endpoint) if endpoint else self._load(target_folder)
+        self.drafters = drafters
         for folder in drafters.values():  # before the target's long work
             if folder is not None:
                 self._check_tokenizer(folder)
@@ -124,6 +138,7 @@ class _Evaluation:
             max_new_tokens=self.options.max_new_tokens,
             batch_size=self.options.batch_size,
             seed=self.options.seed,
+            concurrency=self.options.concurrency if isinstance(self.side, Served) else 0,
         )
 
     def result(self) -> dict[str, Any]:
@@ -252,7 +267,9 @@ class _Evaluation:
         console.print(f"worked example: {answer.id} by {best['name']}")
         pair = self._pair(best["name"], self.drafters[best["name"]])
         asked = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
-        decoder = pair.decoder([asked], Constant(k), self.options.sampling)
+        simulated = self.options.simulate and self.options.sampling.greedy
+        known = Known.of(self.side, answer) if simulated else None
+        decoder = pair.decoder([asked], Constant(k), self.options.sampling, target=known)
         text = self.tokenizer.decode
         example = {
             "drafter": best["name"],
@@ -265,7 +282,7 @@ class _Evaluation:
                     "accepted": step.accepted,
                     "target": text([step.emitted[-1]]) if len(step.emitted) > step.accepted else None,
                 }
-                for step in decoder.decode([asked.target], self.options.max_new_tokens, [answer.seed])
+                for step in decoder.decode([asked.target], allowed(answer), [answer.seed])
             ],
         }
         artifact.write_json(self.work / "example.json", example)

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sparsedraft.conversation import Answer
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.measure.simulate import Acceptance, over_chains
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.sampling import Dice, Sampling, penalised, probabilities
 from sparsedraft.speculate.sequence import Row
+from sparsedraft.speculate.side import Side
 
 
 class Known:
@@ -32,6 +34,11 @@ class Known:
 
     def __init__(self, prompt: Sequence[int], answer: Sequence[int], width: int, max_length: int | None) -> None:
         self._text, self._width, self._length, self.max_length = [*prompt, *answer], width, 0, max_length
+
+    @classmethod
+    def of(cls, target: Side, answer: Answer) -> "Known":
+        """In the place of `target`, which wrote `answer`."""
+        return cls(answer.prompt_ids, answer.answer_ids, target.width, target.context)
 
     @property
     def lengths(self) -> list[int]:

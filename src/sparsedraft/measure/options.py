@@ -32,6 +32,9 @@ class Options:
     device: str = "cpu"
     dtype: str = "float32"
     runtime: str = "auto"  # what runs the loop: native, transformers, or native where it can
+    url: str | None = None  # of a server that runs the target (".../v1"), greedily and simulated only
+    served_name: str | None = None  # the target's name there; None: as it is called here
+    concurrency: int = 16  # calls to it under way at once
 
     @property
     def sampling(self) -> Sampling:
@@ -54,6 +57,11 @@ class Options:
         if self.simulate and (self.policies or self.tree > 1):
             what = f"--k {self.policies[0]}" if self.policies else f"--tree {self.tree}"
             raise UserError(f"{what} needs the real loop: leave out --simulate.")
+        if self.url is not None and not (self.simulate and self.sampling.greedy and self.repetition_penalty == 1):
+            raise UserError(
+                f"--url {self.url}: what a server says tells of greedy drafting alone: give --simulate, and leave out "
+                "what samples."
+            )
         if self.tree < 1:
             raise UserError(f"--tree {self.tree} is not possible: give the branching of draft trees, or 1 for chains.")
         if self.tree > 1 and all(ref == LOOKUP for _, ref in drafters):

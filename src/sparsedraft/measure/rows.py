@@ -14,7 +14,6 @@ from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.lookahead import Constant, Policy, policy_named
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.side import Side
 
 IN_TEXT, IN_LOOP = "the target's text", "drafts in the loop"  # what a row's α is the acceptance of
 
@@ -28,6 +27,12 @@ def alpha_of(pair: Pair, options: Options) -> str:
     """What α is taken over; across tokenizers mostly the drafts that a loop compared, over all K's."""
     chained = options.simulate and pair.route == "intersection" and not options.sampling.greedy
     return IN_TEXT if pair.route == "same" or chained else IN_LOOP
+
+
+def allowed(answer: Answer) -> int:
+    """How many tokens could have been written; encoded again, a server's text has a few more or fewer than it wrote."""
+    n = len(answer.answer_ids)
+    return n if answer.finish_reason == "length" else max(n, answer.max_new_tokens)
 
 
 def realised(drafts: dict[str, dict[str, Any]]) -> float:
@@ -67,7 +72,9 @@ class Reader:
                 elif alpha_of(self.pair, self.options) == IN_TEXT:
                     row["histograms"], alpha = self._chained(answer)
                 else:
-                    row["histograms"], drafts = self._loops(self.pair, answer, learning, self._known(answer))
+                    row["histograms"], drafts = self._loops(
+                        self.pair, answer, learning, Known.of(self.pair.target, answer)
+                    )
                     alpha = realised(drafts)
                 tracker.advance(len(answer.answer_ids))
                 yield {**row, "alpha": alpha}
@@ -77,7 +84,7 @@ class Reader:
         target, drafter, sampling = self.pair.target, self.pair.drafter, self.options.sampling
         if self.pair.route != "same" or drafter is None:
             yield from ((answer, None) for answer in todo)
-        elif drafter.native and target.native:
+        elif drafter.native and (target.native or sampling.greedy):
             for answer in todo:  # by engines that remember what they read when the loop then asks for the same
                 p = None if sampling.greedy else target.remembering()
                 read = (drafter.remembering(), answer.prompt_ids, answer.answer_ids)
@@ -109,14 +116,10 @@ class Reader:
         histograms = {str(k): shorter(steps, k).to_dict() for k in self.options.numbers}
         return histograms, float(found.shares.double().mean())
 
-    def _known(self, answer: Answer) -> Known:
-        target: Side = self.pair.target
-        return Known(answer.prompt_ids, answer.answer_ids, target.width, target.context)
-
     def _room(self, answer: Answer) -> int:
         """Tokens that the loop may write."""
-        own, wanted = self.pair.target.context, answer.max_new_tokens
-        return wanted if own is None else min(wanted, own - len(answer.prompt_ids))
+        own, wanted = self.pair.target.context, allowed(answer)
+        return wanted if own is None else max(len(answer.answer_ids), min(wanted, own - len(answer.prompt_ids)))
 
     def _loops(
         self, pair: Pair, answer: Answer, learning: dict[Any, Policy], target: Backend | None = None
@@ -131,7 +134,7 @@ class Reader:
             if target is not None:
                 target.rollback([0])
             tokens, histograms[str(k)], loops[str(k)] = loop.run(
-                pair, asked, policy, self.options.sampling, self.options.max_new_tokens, answer.seed,
+                pair, asked, policy, self.options.sampling, allowed(answer), answer.seed,
                 self.options.tree if k else 1, k if isinstance(k, int) else 0, target,
             )  # fmt: skip
             same = tokens == list(answer.answer_ids)

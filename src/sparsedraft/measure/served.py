@@ -1,0 +1,57 @@
+"""A target that a server runs, to evaluate drafters against what it says: its weights are not needed here.
+
+Greedily, all that the loop sees of a target is its text (see measure.simulate and measure.known), and a server gives
+that. What it gives is text, encoded again: a token that it had spelt otherwise counts as it is encoded.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import PretrainedConfig
+
+from sparsedraft import checkpoint
+from sparsedraft.distill.job import Endpoint
+from sparsedraft.engine import Engine
+from sparsedraft.measure.macs import macs_of_config
+from sparsedraft.speculate.side import Side, eos_of
+
+
+class Served(Side):
+    """The target behind `endpoint`, as the config and the tokenizer in `folder` describe it.
+
+    Its MACs are those of the config, no weight pruned. Raises UserError where these cannot be read.
+    """
+
+    def __init__(self, folder: Path, endpoint: Endpoint) -> None:
+        tokenizer = checkpoint.load_tokenizer(folder)
+        super().__init__(_absent, tokenizer, eos_of(folder, tokenizer))
+        self.folder, self.endpoint = folder, endpoint
+
+    def writer(self, batch_size: int) -> Engine:
+        """The server; what it decodes at once, it decides itself."""
+        return self.endpoint.engine(self.tokenizer)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """Of the language model."""
+        return checkpoint.read_config(self.folder).get_text_config()
+
+    @property
+    def width(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def known(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def context(self) -> int | None:
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def weights(self) -> dict[str, Any]:
+        return {"macs_per_token": macs_of_config(checkpoint.read_config(self.folder))}
+
+
+def _absent() -> NoReturn:
+    raise AssertionError("nothing asks a served target for its weights")
