@@ -9,7 +9,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.speculate.backend import TransformersBackend
 from sparsedraft.speculate.decode import Decoder, generate
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.sampling import Dice, Sampling, penalised, probabilities
+from sparsedraft.speculate.sampling import Dice, Sampling, draw, penalised, probabilities
 from toys import reference
 
 WARPERS = [
@@ -123,3 +123,13 @@ def test_dice_follow_from_their_seed() -> None:
 def test_impossible_sampling(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match="is not possible"):
         Sampling(**options)  # type: ignore[arg-type]
+
+
+def test_a_draw_is_by_the_sums_and_never_of_probability_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0])
+    generator = torch.Generator().manual_seed(0)
+    drawn = [draw(p, generator) for _ in range(4000)]
+    assert set(drawn) == {1, 3} and abs(drawn.count(1) - 1000) < 4 * (4000 * 0.25 * 0.75) ** 0.5  # four deviations
+    for place, token in ((0.0, 1), (0.2499, 1), (0.25, 3), (0.9999, 3), (1.0, 3)):  # 1.0: as rounding may make of it
+        monkeypatch.setattr(torch, "rand", lambda *_, place=place, **__: torch.tensor(place, dtype=torch.float64))
+        assert draw(p, generator) == token
