@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from transformers import LlamaConfig
 
@@ -28,7 +29,7 @@ ROPE = {
     "original_max_position_embeddings": 8192,
 }
 # as in the config.json of Llama-3.1-70B-Instruct, Llama-3.2-1B-Instruct and Llama-3.2-3B-Instruct
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "70B": {
         "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
         "head_dim": 128, "tie_word_embeddings": False, "rope_parameters": {**ROPE, "factor": 8.0},
