@@ -91,7 +91,7 @@ def test_uag(tiny_checkpoint: Path, stranger: Path, tmp_path: Path, capsys: pyte
 
 
 def test_llama_70b(served: str, talker: Path, tmp_path: Path) -> None:
-    """Its target behind a real server; the plan of the recipe as it is needs the models' configs from the hub."""
+    """Its target behind a real server."""
     overrides = [f"target={talker}", f"drafter={talker}", "device=cpu", "dtype=float32", "distill.prompts=demo:train"]
     overrides += [f"distill.url={served}", "distill.served_name=tiny/talker", "distill.concurrency=2"]
     overrides += [f"eval.url={served}", "eval.served_name=tiny/talker"]
@@ -99,3 +99,13 @@ def test_llama_70b(served: str, talker: Path, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "out" / "distilled" / "result.json").read_text())["rows"]
     # its dense drafter is the target here, but a server's text may encode to other tokens than it wrote
     assert rows > 5 and result["simulated"] and result["drafters"][0]["alpha"] > 0.6
+
+
+def test_plan_of_llama_70b(capsys: pytest.CaptureFixture[str]) -> None:
+    """From the models' published shapes; the target's weights are counted nowhere, as a server holds them."""
+    import plan_70b
+
+    plan_70b.main(["--gflops", "1000"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    memory = {row[0].removeprefix("| "): float(row[2]) for row in rows[2:11]}
+    assert memory["distill"] == 0 and 1 < memory["eval"] < 10 < memory["sd2-50: finetune"] < 40

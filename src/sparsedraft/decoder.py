@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from sparsedraft.errors import UserError
 
@@ -61,7 +62,12 @@ def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 def context_length(model: nn.Module) -> int | None:
     """Tokens that fit in the model's context; None where its config names no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)  # type: ignore[union-attr, operator]
+    return context_of(model.config)  # type: ignore[arg-type]
+
+
+def context_of(config: PretrainedConfig) -> int | None:
+    """The same, of a model that is not here."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def embedding_rows(model: nn.Module) -> int:

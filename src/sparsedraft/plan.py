@@ -237,9 +237,8 @@ def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> di
     verified = 0 if e.simulate else drafters * (1 + drafted)  # each drafter's loops, and the target alone beside them
     flops = 0 if e.url else 2 * target.macs * (prompt_tokens + answers * (1 + verified))  # a server's are its own
     flops += 2 * dense.macs * drafters * (1 + drafted) * (prompt_tokens + answers)
-    needed = (
-        dense.parameters + (0 if e.url else target.parameters)
-    ) * width + e.batch_size * target.config.vocab_size * 4 * 4
+    parameters = dense.parameters + (0 if e.url else target.parameters)
+    needed = parameters * width + e.batch_size * target.config.vocab_size * 4 * 4
     return _stage(name, answers, needed, flops, 100 * answers)
 
 

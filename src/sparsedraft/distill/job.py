@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint
 from sparsedraft.conversation import Make, Writer, respond
+from sparsedraft.decoder import context_of
 from sparsedraft.distill.endpoint import EndpointEngine
 from sparsedraft.distill.magpie import magpie
 from sparsedraft.distill.rewrite import rewrite
@@ -87,7 +88,7 @@ class Job:
     @property
     def context(self) -> int | None:
         """The longest prompt and answer together, in tokens, as the target's config says."""
-        return getattr(checkpoint.read_config(self.folder).get_text_config(), "max_position_embeddings", None)
+        return context_of(checkpoint.read_config(self.folder))
 
     def engine(self) -> Engine:
         """The engine: its model loaded, or its server asked whether it is there."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparsedraft.conversation import Answer
 from sparsedraft.measure.acceptance import Histogram
-from sparsedraft.measure.simulate import Acceptance, over_chains
+from sparsedraft.measure.simulate import over_chains
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.sampling import Dice, Sampling, penalised, probabilities
@@ -52,12 +52,6 @@ class Known:
         found = torch.full((logits[0], self._width), -torch.inf)
         return [found.scatter_(1, torch.tensor(following)[:, None], 0.0)]
 
-    def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
-        raise NotImplementedError("trees are drafted for models")
-
-    def keep(self, length: int, nodes: Sequence[int]) -> None:
-        raise NotImplementedError("trees are drafted for models")
-
     def rollback(self, lengths: Sequence[int]) -> None:
         self._length = min(self._length, lengths[0])
 
@@ -81,15 +75,17 @@ Chain = tuple[int, list[float]]  # how many drafts a step would make, and the ch
 def chains(
     drafter: ModelDrafter, p: Backend, prompt: Sequence[int], answer: Sequence[int], k: int, room: int,
     sampling: Sampling,
-) -> tuple[Acceptance, list[Chain]]:  # fmt: skip
-    """(acceptance at each place of the text if a step starts there, the `Chain` of such a step with K = k).
+) -> tuple[Tensor, list[Chain]]:  # fmt: skip
+    """(Σ_v min(p, q) [n] at each place of the text, whose mean is α; the `Chain` of a step with K = k from there on).
 
-    `drafter` samples and limits itself to a vocabulary; `p` is the target's empty Backend; `room` as in `simulate`.
+    `drafter` samples, from a part of the target's vocabulary; `p` is the target's empty Backend; `room` as in
+    `simulate`.
     """
-    n, tokens = len(answer), [*prompt, *answer]
+    n, tokens, vocabulary = len(answer), [*prompt, *answer], drafter.vocabulary
+    assert vocabulary is not None, "a drafter with all of the target's tokens reads its text: see measure.simulate"
+    writable = vocabulary.inverse().keys()
     theirs = probabilities(penalised(p.forward([tokens[:-1]], [n])[0], sampling, prompt, answer), sampling).cpu()
-    shared = drafter.vocabulary.inverse() if drafter.vocabulary is not None else None
-    shares, kept, found = torch.zeros(n), torch.zeros(n), []
+    shares, found = torch.zeros(n), []
     for at in range(n):
         rest = answer[at:]
         row = Row(0, tokens[: len(prompt) + at], len(prompt), len(tokens), Told(rest))
@@ -97,7 +93,7 @@ def chains(
         if drafter.backend.max_length is not None:
             drafted = max(0, min(drafted, drafter.backend.max_length - len(drafter.read(row))))
         # a token that the drafter cannot write ends the chain: the chance of that draft, and of those behind it, is 0
-        dead = next((i for i, token in enumerate(rest) if shared is not None and token not in shared), len(rest))
+        dead = next((i for i, token in enumerate(rest) if token not in writable), len(rest))
         wanted = min(max(1, drafted), dead + 1, len(rest))  # one at least, for α
         q = drafter.propose([row], [wanted])[0].q or []
         least = [torch.minimum(theirs[at + i], distribution.cpu()) for i, distribution in enumerate(q)]
@@ -106,10 +102,10 @@ def chains(
             for i, (each, x) in enumerate(zip(least, rest, strict=False))
         ]
         if least:
-            shares[at], kept[at] = least[0].sum(), chances[0]
+            shares[at] = least[0].sum()
         possible = min(drafted, len(rest))
         found.append((drafted, [*chances, *[0.0] * possible][:possible]))
-    return Acceptance(shares, kept), found
+    return shares, found
 
 
 def shorter(found: Sequence[Chain], k: int) -> Histogram:

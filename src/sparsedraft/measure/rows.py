@@ -109,12 +109,12 @@ class Reader:
         sampling, most = self.options.sampling, max(self.options.numbers)
         drafter = self.pair.decoder([asked], Constant(most), sampling, again=True).drafter
         assert isinstance(drafter, ModelDrafter)
-        found, steps = chains(
+        shares, steps = chains(
             drafter, self.pair.target.remembering(), answer.prompt_ids, answer.answer_ids, most, self._room(answer),
             sampling,
         )  # fmt: skip
         histograms = {str(k): shorter(steps, k).to_dict() for k in self.options.numbers}
-        return histograms, float(found.shares.double().mean())
+        return histograms, float(shares.double().mean())
 
     def _room(self, answer: Answer) -> int:
         """Tokens that the loop may write."""

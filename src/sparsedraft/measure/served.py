@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from transformers import PretrainedConfig
 
 from sparsedraft import checkpoint
+from sparsedraft.decoder import context_of
 from sparsedraft.distill.job import Endpoint
 from sparsedraft.engine import Engine
 from sparsedraft.measure.macs import macs_of_config
@@ -34,23 +35,23 @@ class Served(Side):
 
     @cached_property
     def config(self) -> PretrainedConfig:
-        """Of the language model."""
-        return checkpoint.read_config(self.folder).get_text_config()
+        """Of the target."""
+        return checkpoint.read_config(self.folder)
 
     @property
     def width(self) -> int:
-        return int(self.config.vocab_size)
+        return int(self.config.get_text_config().vocab_size)
 
     @property
     def known(self) -> int:
-        return int(self.config.vocab_size)
+        return self.width
 
     @property
     def context(self) -> int | None:
-        return getattr(self.config, "max_position_embeddings", None)
+        return context_of(self.config)
 
     def weights(self) -> dict[str, Any]:
-        return {"macs_per_token": macs_of_config(checkpoint.read_config(self.folder))}
+        return {"macs_per_token": macs_of_config(self.config)}
 
 
 def _absent() -> NoReturn:

@@ -17,7 +17,7 @@ from sparsedraft.speculate.sampling import Dice, Sampling, probabilities, sound,
 
 
 class Rows:
-    """Several sequences of one model, read in one pass: what speculate.backend.Backend asks for.
+    """Several sequences of one model, read in one pass: what speculate.backend.TreeBackend asks for.
 
     `threads` defaults to torch's; `pool` are the threads of another engine, with which this one takes turns. The logits
     of a token have the same bits whether it was read alone or with others, of its own sequence or of other ones.
@@ -53,7 +53,7 @@ class Rows:
         return list(found.split(list(logits)))
 
     def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
-        """Logits [n, V] after n more nodes of a tree behind the one row (see Backend)."""
+        """Logits [n, V] after n more nodes of a tree behind the one row (see TreeBackend)."""
         return self._run([list(ids)], [len(ids)], list(parents))
 
     def _run(self, ids: list[list[int]], logits: list[int], parents: list[int] | None) -> Tensor:

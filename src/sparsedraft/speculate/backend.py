@@ -31,6 +31,18 @@ class Backend(Protocol):
         """
         ...
 
+    def rollback(self, lengths: Sequence[int]) -> None:
+        """Keep only the first lengths[b] tokens of each row."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Forget all other rows."""
+        ...
+
+
+class TreeBackend(Backend, Protocol):
+    """A Backend that reads draft trees, too."""
+
     def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
         """Logits [n, V] after n more nodes of a tree behind the one row's tokens; `ids` are those of these nodes.
 
@@ -43,17 +55,9 @@ class Backend(Protocol):
         """After `forward_tree` on `length` cached tokens: keep those and these nodes, a path from the tree's root."""
         ...
 
-    def rollback(self, lengths: Sequence[int]) -> None:
-        """Keep only the first lengths[b] tokens of each row."""
-        ...
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Forget all other rows."""
-        ...
-
 
 class TransformersBackend:
-    """A transformers model as a Backend; counts its forward passes."""
+    """A transformers model as a TreeBackend; counts its forward passes."""
 
     def __init__(self, model: PreTrainedModel, rows: int = 1) -> None:
         self.model = model

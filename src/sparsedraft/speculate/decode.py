@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from sparsedraft.errors import UserError
 from sparsedraft.speculate import masks
 from sparsedraft.speculate.accept import accept_greedy, accept_sampled, accept_tree_greedy, accept_tree_sampled
-from sparsedraft.speculate.backend import Backend
+from sparsedraft.speculate.backend import Backend, TreeBackend
 from sparsedraft.speculate.drafters import Drafter
 from sparsedraft.speculate.lookahead import Outcome, Policy
 from sparsedraft.speculate.sampling import Dice, Sampling, likeliest, penalised, probabilities, sound
@@ -152,6 +153,11 @@ class Decoder:
         self.times.rest += self.clock() - end
         return steps
 
+    @property
+    def _tree_target(self) -> TreeBackend:
+        """The target where trees are drafted: one that reads them was asked for (see Pair.check_tree)."""
+        return cast(TreeBackend, self.target)
+
     def _verify(self, rows: list[Row], drafts: list[Draft]) -> list[Tensor]:
         """The target's logits after each row's tokens and after each of its drafts; what it has not read, it reads."""
         lengths = self.target.lengths
@@ -160,8 +166,8 @@ class Decoder:
             head = self.target.forward([unread], [1])[0] if lengths[0] < len(rows[0].tokens) - 1 else None
             if head is None:  # the last token is the root of the tree
                 parents = [-1, *(parent + 1 for parent in drafts[0].parents)]
-                return [self.target.forward_tree([*unread, *drafts[0].tokens], parents)]
-            return [torch.cat([head, self.target.forward_tree(drafts[0].tokens, drafts[0].parents)])]
+                return [self._tree_target.forward_tree([*unread, *drafts[0].tokens], parents)]
+            return [torch.cat([head, self._tree_target.forward_tree(drafts[0].tokens, drafts[0].parents)])]
         ids = [row.tokens[n:] + draft.tokens for row, n, draft in zip(rows, lengths, drafts, strict=True)]
         return self.target.forward(ids, [len(draft.tokens) + 1 for draft in drafts])
 
@@ -225,7 +231,7 @@ class Decoder:
         """Roll the target's cache back to what was emitted, its last token not read yet; drafters do it themselves."""
         if drafts[0].parents:
             before = self.target.lengths[0] - len(drafts[0].tokens)
-            self.target.keep(before, kept[0])
+            self._tree_target.keep(before, kept[0])
         self.target.rollback([len(row.tokens) - 1 for row in rows])
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparsedraft.speculate.backend import Backend
+from sparsedraft.speculate.backend import TreeBackend
 from sparsedraft.speculate.drafters import shared
 
 
@@ -12,7 +12,7 @@ class PrefixCache:
     """`backend`, of one row, for one decoding after another: after `begin` it looks empty, and of what is then appended
     only what differs from what its cache still holds is read."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: TreeBackend) -> None:
         self.backend, self.max_length = backend, backend.max_length
         self._held: list[int] = []  # the tokens in the cache, of which the first `_length` count
         self._length = 0

@@ -19,7 +19,7 @@ from sparsedraft.runtime.engine import Rows, shared_pool
 from sparsedraft.runtime.model import NativeModel, native_model, unsupported
 from sparsedraft.runtime.weights import is_packed
 from sparsedraft.runtime.writer import NativeWriter
-from sparsedraft.speculate.backend import Backend, TransformersBackend, takes_masks
+from sparsedraft.speculate.backend import TransformersBackend, TreeBackend, takes_masks
 from sparsedraft.speculate.prefix import PrefixCache
 
 RUNTIMES = ("auto", "native", "transformers")
@@ -68,7 +68,7 @@ class Side:
         """The transformers model."""
         return self._model if isinstance(self._model, PreTrainedModel) else self._model()
 
-    def backend(self, rows: int) -> Backend:
+    def backend(self, rows: int) -> TreeBackend:
         """A Backend of so many rows."""
         if self.native:
             return Rows(self.native, rows, pool=shared_pool(torch.get_num_threads()))
@@ -80,7 +80,7 @@ class Side:
             return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
         return TransformersEngine(self.model, self.tokenizer, batch_size)
 
-    def remembering(self) -> Backend:
+    def remembering(self) -> TreeBackend:
         """The same Backend of one row each time, empty: it takes up what it has read before. One use at a time."""
         self._remembered = self._remembered or PrefixCache(self.backend(1))
         self._remembered.begin()

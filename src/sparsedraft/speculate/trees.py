@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsedraft.errors import UserError
 from sparsedraft.speculate.accept import without
-from sparsedraft.speculate.backend import Backend
+from sparsedraft.speculate.backend import TreeBackend
 from sparsedraft.speculate.sampling import Sampling, penalised, probabilities, sound
 from sparsedraft.speculate.sequence import Draft, Row
 
@@ -39,7 +39,7 @@ class _Tree:
 class TreeDrafter:
     """A model that drafts trees for one row. `wanted` is the budget of nodes."""
 
-    def __init__(self, backend: Backend, sampling: Sampling, branching: int = 2, width: int = 2) -> None:
+    def __init__(self, backend: TreeBackend, sampling: Sampling, branching: int = 2, width: int = 2) -> None:
         if branching < 1 or width < 1:
             raise UserError(f"a tree of branching {branching} and width {width} is not possible: give 1 or more.")
         self.backend, self.sampling, self.branching, self.width = backend, sampling, branching, width
