@@ -134,6 +134,21 @@ def test_magpie_prompts_are_sampled_behind_the_user_header(tiny_checkpoint: Path
         assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
 
 
+def test_magpie_prompts_begin_with_the_openings_in_turns(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(magpie, "malformed", lambda said, reason, special: "")
+    openings = ["Translate to German:", "", "Why is"]
+    options = {"mode": "magpie", "max_new_tokens": 12, "limit": 9, "batch_size": 4}
+    distill(str(tiny_checkpoint), None, tmp_path / "steered", openings=openings, **options)
+    rows = {row["prompt_id"]: row["messages"][0]["content"] for row in distilled.read(tmp_path / "steered")}
+    assert all(asked.startswith(openings[int(name[-7:]) % 3]) for name, asked in rows.items())
+    assert {int(name[-7:]) % 3 for name in rows} == {0, 1, 2}
+    distill(str(tiny_checkpoint), None, tmp_path / "left alone", **options)
+    alone = {row["prompt_id"]: row["messages"][0]["content"] for row in distilled.read(tmp_path / "left alone")}
+    assert {n: text for n, text in rows.items() if int(n[-7:]) % 3 == 1}.items() <= alone.items()
+    # the rest of a prompt is what the target says after header and opening, one sequence
+    assert any(len(text) > len(openings[0]) for name, text in rows.items() if int(name[-7:]) % 3 == 0)
+
+
 @pytest.mark.parametrize(
     ("text", "reason", "why"),
     [
@@ -225,6 +240,7 @@ def test_impossible_options_are_refused(tiny_checkpoint: Path, alpaca: Path, tmp
     refused("--mode magpie writes the prompts itself", mode="magpie")
     refused("--mode respond needs PROMPTS", source=None)
     refused("needs --limit", source=None, mode="magpie", limit=None)
+    refused("--opening 'Why' begins prompts", openings=["Why"])
     refused("--prompt-temperature 0", source=None, mode="magpie", prompt_temperature=0.0)
     refused("has 0 reference answers to 1 turns", mode="rewrite")
     refused("--engine telepathy", engine="telepathy")

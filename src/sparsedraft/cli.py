@@ -114,6 +114,10 @@ def distill(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     prompt_temperature: Annotated[float, typer.Option(min=0, help="Temperature of prompts that magpie writes.")] = 1.0,
+    opening: Annotated[
+        list[str] | None,
+        typer.Option(help="How prompts that magpie writes begin (as often as you like: they take turns)."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers per prompt (more than one needs a temperature).")] = 1,
     top_k_logprobs: Annotated[
         int, typer.Option(min=0, help="Also store the target's so many likeliest tokens, with log-probabilities.")
@@ -179,6 +183,7 @@ def distill(
             top_k=top_k,
             top_p=top_p,
             prompt_temperature=prompt_temperature,
+            openings=opening or [],
             samples=samples,
             top_k_logprobs=top_k_logprobs,
             batch_size=batch_size,

@@ -60,6 +60,7 @@ class Distill(Section):
     top_k: int = Field(0, ge=0)  # 0: off
     top_p: float = Field(1.0, gt=0, le=1)
     prompt_temperature: float = Field(1.0, gt=0)  # at which magpie writes prompts
+    openings: list[str] = []  # what these begin with, in turns
     samples: Count = 1  # answers per prompt
     top_k_logprobs: int = Field(0, ge=0)  # the target's so many likeliest tokens, kept for the kl loss
     batch_size: Count = 32  # rows decoded at once
@@ -74,6 +75,8 @@ class Distill(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if self.openings and self.mode != "magpie":
+            raise ValueError(f"openings are of prompts that the target writes, not of mode {self.mode}: leave them out")
         if self.weights and self.engine != "native":
             raise ValueError(
                 f"weights {self.weights} are of a packed target, which only the engine native runs: set it"

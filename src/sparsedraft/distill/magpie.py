@@ -1,5 +1,7 @@
 """Mode `magpie`: no prompts at all. The target, fed its template's user header, writes the prompt, then answers.
 
+Openings, words that a prompt begins with, steer what it is about: left alone, a model asks for what it saw most of.
+
 Xu et al. 2024, "Magpie: Alignment Data Synthesis from Scratch by Prompting Aligned LLMs with Nothing".
 """
 
@@ -22,9 +24,10 @@ WORDS = 3  # fewer are no prompt
 REPEATED = 6.0  # a text that zlib makes so many times shorter says one thing again and again
 
 
-def wanted(count: int) -> list[Prompt]:
-    """`count` conversations whose prompts are still to be written."""
-    return [Prompt(f"magpie-{number:07}", ("",)) for number in range(count)]
+def wanted(count: int, openings: Sequence[str] = ()) -> list[Prompt]:
+    """`count` conversations whose prompts are still to be written, each after the next of `openings`, in turns."""
+    begun = openings or ("",)
+    return [Prompt(f"magpie-{number:07}", (begun[number % len(begun)],)) for number in range(count)]
 
 
 def header(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
@@ -61,16 +64,23 @@ def magpie(writer: Writer, chosen: Sequence[Prompt], prompt_sampling: Sampling) 
     A conversation whose prompt is malformed has one row that holds nothing but why it was dropped.
     """
     text, ids = header(writer.tokenizer)
-    requests = [
-        Request(p.id, ids, writer.max_new_tokens, row_seed(writer.seed, f"{p.id}/prompt"), raw=text) for p in chosen
-    ]
+    requests = [_request(writer, p, text, ids) for p in chosen]
     special = writer.tokenizer.all_special_tokens
     written: dict[str, tuple[str, str]] = {}
+    openings = {p.id: p.turns[0] for p in chosen}
     for output in writer.engine.generate(requests, prompt_sampling):
         own = [token for token in output.token_ids if token not in writer.engine.eos_ids]
-        said = str(writer.tokenizer.decode(own)).strip()
+        said = (openings[output.id] + str(writer.tokenizer.decode(own))).strip()
         written[output.id] = said, malformed(said, output.finish_reason, special)
     good = [replace(p, turns=(written[p.id][0],)) for p in chosen if not written[p.id][1]]
     answers: list[Answer] = respond(writer, good) if good else []
     dropped = [{"prompt_id": p.id, "dropped": f"prompt {written[p.id][1]}"} for p in chosen if written[p.id][1]]
     return [*(asdict(answer) for answer in answers), *dropped]
+
+
+def _request(writer: Writer, prompt: Prompt, text: str, ids: list[int]) -> Request:
+    """What makes the target write the prompt: the user header (`text`, `ids`), and the words that it opens with."""
+    (opening,) = prompt.turns
+    begun = [int(i) for i in writer.tokenizer(opening, add_special_tokens=False)["input_ids"]] if opening else []
+    seed = row_seed(writer.seed, f"{prompt.id}/prompt")
+    return Request(prompt.id, [*ids, *begun], writer.max_new_tokens, seed, raw=text + opening)

@@ -40,6 +40,7 @@ def distill(
     top_k: int = 0,
     top_p: float = 1.0,
     prompt_temperature: float = 1.0,
+    openings: Sequence[str] = (),
     samples: int = 1,
     top_k_logprobs: int = 0,
     batch_size: int = 32,
@@ -54,12 +55,17 @@ def distill(
 ) -> dict[str, Any]:
     """Let `target` write the data folder `out`: answers to every turn of the prompts in `source`, or (magpie) both.
 
-    Lengths in tokens. `limit` takes the first prompts; for magpie it says how many conversations to try. With
+    Lengths in tokens. `limit` takes the first prompts; for magpie it says how many conversations to try, whose prompts
+    begin with `openings` in turns. With
     `evaluation_prompts`, it is an error if one of them is among the prompts, and rows that hold one are left out.
     Raises UserError for bad options, prompts, models or servers.
     """
     rules = rules or Rules()
     _check_options(mode, engine, url, source, limit, samples, temperature, prompt_temperature, top_k_logprobs)
+    if openings and mode != "magpie":
+        raise UserError(
+            f"--opening {openings[0]!r} begins prompts that the target writes: leave it out, or --mode magpie."
+        )
     served = (served_name or target, concurrency, timeout, retries, retry_wait)
     endpoint = None if url is None else Endpoint(url, *served)
     if engine == "native" and (device, dtype) != ("cpu", "float32"):
@@ -71,7 +77,10 @@ def distill(
     tokenizer = checkpoint.load_tokenizer(folder)
     evaluation = [prompt for name in evaluation_prompts for prompt in prompts.read(name)]
     bad: list[str] = []
-    chosen = magpie.wanted(limit or 0) if source is None else prompts.read(source, bad if skip_bad else None)[:limit]
+    if source is None:
+        chosen = magpie.wanted(limit or 0, openings)
+    else:
+        chosen = prompts.read(source, bad if skip_bad else None)[:limit]
     if source is None:
         magpie.header(tokenizer)
     else:
