@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from sparsedraft import checkpoint, distilled, packing, prompts
 from sparsedraft.conversation import Writer
@@ -132,6 +133,14 @@ def test_magpie_prompts_are_sampled_behind_the_user_header(tiny_checkpoint: Path
     assert len(set(asked)) == len(asked) and all(len(text) > 8 for text in asked)
     for row in a:  # the answer is the target's own to that prompt
         assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
+
+
+def test_every_special_token_counts(tiny_checkpoint: Path) -> None:
+    tokenizer = checkpoint.load_tokenizer(tiny_checkpoint)
+    tokenizer.add_tokens([AddedToken("<|role|>", special=True), AddedToken("roleless", special=False)])
+    found = magpie.special_tokens(tokenizer)
+    assert "<|role|>" not in tokenizer.all_special_tokens  # what transformers calls so: those with a role
+    assert "<|role|>" in found and "roleless" not in found and found >= set(tokenizer.all_special_tokens)
 
 
 def test_magpie_prompts_begin_with_the_openings_in_turns(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:

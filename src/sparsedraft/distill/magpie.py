@@ -7,7 +7,7 @@ Xu et al. 2024, "Magpie: Alignment Data Synthesis from Scratch by Prompting Alig
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -44,7 +44,13 @@ def header(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
     return before, [int(i) for i in tokenizer(before, add_special_tokens=False)["input_ids"]]
 
 
-def malformed(text: str, finish_reason: str, special: Sequence[str]) -> str:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Every token that is no text: also those that have no role of their own, such as Qwen's <|im_start|>."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
+def malformed(text: str, finish_reason: str, special: Collection[str]) -> str:
     """What is wrong with a prompt that the target wrote, or ""."""
     if finish_reason != "eos":
         return "cut off"
@@ -65,7 +71,7 @@ def magpie(writer: Writer, chosen: Sequence[Prompt], prompt_sampling: Sampling) 
     """
     text, ids = header(writer.tokenizer)
     requests = [_request(writer, p, text, ids) for p in chosen]
-    special = writer.tokenizer.all_special_tokens
+    special = special_tokens(writer.tokenizer)
     written: dict[str, tuple[str, str]] = {}
     openings = {p.id: p.turns[0] for p in chosen}
     for output in writer.engine.generate(requests, prompt_sampling):
