@@ -20,8 +20,15 @@ from sparsedraft.artifact import hash_path
 from sparsedraft.report.tables import alone_rate, markdown, middle_k
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
-KEPT = ("eval", "sampled", "speed", "distilled", "packed/*")  # parts of a run whose result.json the table needs
-HASHED = ("distilled", "drafters/*/*", "eval", "sampled", "speed")
+KEPT = (
+    "eval",
+    "sampled",
+    "packed-eval",
+    "speed",
+    "distilled",
+    "packed/*",
+)  # parts whose result.json is used
+HASHED = ("distilled", "drafters/*/*", "eval", "sampled", "packed-eval", "speed")
 
 
 def read(run: Path, part: str) -> dict[str, Any] | None:
@@ -129,7 +136,9 @@ def put(text: str, name: str, file: Path) -> None:
 
 def table(run: Path) -> str:
     """Everything about the finished run in `run`, as Markdown."""
-    greedy, sampled, timed, data = (read(run, part) for part in ("eval", "sampled", "speed", "distilled"))
+    greedy, sampled, packed, timed, data = (
+        read(run, part) for part in ("eval", "sampled", "packed-eval", "speed", "distilled")
+    )
     if greedy is None:
         sys.exit(f"{run} has no eval/result.json: give the folder of a finished run.")
     if timed and any(not found["measured"] for d in timed["drafters"] for found in d["k"].values()):
@@ -140,6 +149,9 @@ def table(run: Path) -> str:
     ]
     if sampled:
         out += [f"Temperature {sampled['temperature']:g}, {sampled['target_tokens']} tokens.", acceptance(sampled)]
+    if packed:
+        out += [f"Packed as they are timed below, {packed['target_tokens']} tokens of the timed target:"]
+        out.append(acceptance(packed))
     out.append(cost(run, greedy, timed))
     if timed:
         alone = f"The target alone, beside each drafter: {alone_rate(timed)} tokens/s"

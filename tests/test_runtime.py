@@ -1,11 +1,13 @@
 """The native runtime under `generate` and `eval`: the loop's own guarantees, and the numbers of transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sparsedraft import checkpoint, prompts
+from sparsedraft.distill.stage import distill
 from sparsedraft.errors import UserError
 from sparsedraft.measure.evaluate import evaluate_to
 from sparsedraft.measure.options import Options
@@ -34,7 +36,9 @@ def packed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
             str(tiny_checkpoint), root / f"{name}-pruned", "demo:train", pattern=pattern, tokens=512, sequence_length=64
         )
         pack(str(root / f"{name}-pruned"), root / name, weights="int8")
-    return {name: root / name for name in ("target", "2of4", "half", "2of4-pruned")}
+    distill(str(tiny_checkpoint), "demo:train", root / "data", limit=4, max_new_tokens=8)
+    pack(str(root / "half-pruned"), root / "trimmed", weights="bf16", head_tokens=200, head_data=str(root / "data"))
+    return {name: root / name for name in ("target", "2of4", "half", "2of4-pruned", "trimmed")}
 
 
 @pytest.mark.parametrize("drafter", ["2of4", "half", "target"])
@@ -81,6 +85,20 @@ def test_packed_drafters_are_evaluated(packed: dict[str, Path], tmp_path: Path) 
     assert drafter["macs_vs_dense"] < 0.75
 
 
+def test_packed_drafters_are_evaluated_by_transformers(packed: dict[str, Path], tmp_path: Path) -> None:
+    """As on another device or in another dtype than the native engine's; acceptance by its own arithmetic."""
+    drafters = [(name, str(packed[name])) for name in ("half", "trimmed")]
+    options = Options(k=[3], max_new_tokens=16, limit=3, batch_size=4, simulate=True)
+    native_ = evaluate_to(tmp_path / "native", str(packed["target"]), drafters, "demo:eval", options)
+    found = evaluate_to(
+        tmp_path / "other", str(packed["target"]), drafters, "demo:eval", replace(options, dtype="bfloat16")
+    )
+    for mine, theirs in zip(found["drafters"], native_["drafters"], strict=True):
+        for cost in ("macs_per_token", "nonzero_params", "sparsity", "sparsity_whole_model"):
+            assert mine[cost] == theirs[cost], cost
+        assert mine["alpha"] == pytest.approx(theirs["alpha"], abs=0.15)
+
+
 def test_which_runtime(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def runs(**options: str) -> type:
         return type(Side.load(tiny_checkpoint, **options).backend(1))
@@ -97,9 +115,10 @@ def test_which_runtime(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -
         runs(runtime="native")
 
 
-def test_sides_say_the_same(packed: dict[str, Path]) -> None:
+@pytest.mark.parametrize("name", ["2of4-pruned", "2of4", "half", "target", "trimmed"])
+def test_sides_say_the_same(packed: dict[str, Path], name: str) -> None:
     """Sizes, ends and costs, whichever runtime."""
-    one, other = (Side.load(packed["2of4-pruned"], runtime=runtime) for runtime in ("native", "transformers"))
+    one, other = (Side.load(packed[name], runtime=runtime) for runtime in ("native", "transformers"))
     for name in ("width", "known", "context", "takes_masks", "eos_ids"):
         assert getattr(one, name) == getattr(other, name), name
     assert one.weights() == other.weights() and one.end_of_turn() == other.end_of_turn()

@@ -79,6 +79,7 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert table in text and "old" not in text and text.startswith("# Results\n") and text.endswith("the rest\n")
     assert "| drafters/sd2-2of4/finetuned | `" in table
     assert all(f"| {d['name']} | " in table for d in result["drafters"])
+    assert "## Drafters packed" in markdown and "Packed as they are timed below" in table
     assert "- sd2-2:8, K=5: " in table and "x the MAL of layer-pruned+distilled" in table and "| sd2-75 | " in table
 
 

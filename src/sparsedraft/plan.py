@@ -111,6 +111,8 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
     if recipe.sampled is not None:
         stages.append(_eval(recipe, recipe.sampled, "sampled", target, dense))
     if recipe.speed is not None:
+        if recipe.speed.acceptance:
+            stages.append(_eval(recipe, recipe.eval, "packed eval", target, dense))
         stages.append(_speed(recipe, recipe.speed, target, dense))
     for stage in stages:
         share = EFFICIENCY[stage["stage"].rpartition(" ")[2]]
@@ -229,7 +231,7 @@ def _density(recipe: Recipe, entry: Drafter) -> float | None:
 def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> dict[str, Any]:
     """The target writes once; each drafter then reads it once (simulated; what a drafter of another tokenizer drafts is
     not counted) or drafts it for every K."""
-    width = BYTES[recipe.dtype]
+    width = BYTES[e.dtype or recipe.dtype]
     rows, prompt_tokens = _conversation(e.prompts, e.limit)
     answers = rows * e.max_new_tokens
     drafters = sum(entry.report for entry in recipe.drafters)

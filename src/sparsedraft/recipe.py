@@ -228,6 +228,7 @@ class Eval(Section):
     batch_size: Count = 32
     limit: Count | None = None  # prompts
     spread: bool = False  # at equal distances through the file, not its first
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: the recipe's
     url: str | None = None  # of a server that runs the target, ".../v1": greedily and simulated only
     served_name: str | None = None  # the target's name there; None: as the recipe calls it
     concurrency: Count = 16
@@ -257,6 +258,7 @@ class Speed(Section):
     k: list[K] = Field([1, 2, 3, "auto"], min_length=1)
     limit: Count = 8
     max_new_tokens: Count = 64
+    acceptance: bool = False  # evaluate them as `eval` does, too: what rounding and the trimmed head cost
 
 
 class Recipe(Section):

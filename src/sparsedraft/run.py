@@ -15,7 +15,7 @@ from sparsedraft.measure.options import Options
 from sparsedraft.overlap import check_no_overlap
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
-from sparsedraft.recipe import Drafter, Eval, Recipe, dump
+from sparsedraft.recipe import Drafter, Eval, Recipe, Speed, dump
 from sparsedraft.report.stage import report
 from sparsedraft.report.tables import demo_table, speed_table
 from sparsedraft.runtime.pack import pack
@@ -65,9 +65,16 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     results = {}
     for part, section in _evaluations(recipe).items():
         console.rule(part)
-        options = Options(**section.model_dump(exclude={"prompts"}), seed=recipe.seed, **_arithmetic(common))
+        options = _options(recipe, section)
         results[part] = evaluate_to(out / part, recipe.target, named, section.prompts, options, overwrite=overwrite)
-    timed = _time(recipe, named, data, out, overwrite) if recipe.speed else None
+    timed = None
+    if recipe.speed:
+        target, packed = _packed(recipe, recipe.speed, named, data, out, overwrite)
+        if recipe.speed.acceptance:
+            console.rule("eval, packed")
+            options = _options(recipe, recipe.eval)
+            evaluate_to(out / "packed-eval", target, packed, recipe.eval.prompts, options, overwrite=overwrite)
+        timed = _time(recipe, recipe.speed, target, packed, out, overwrite)
     _write(recipe, out)
     console.rule("report")
     shown = report(out, overwrite=overwrite)
@@ -110,10 +117,10 @@ def _packed_target(recipe: Recipe, weights: str, out: Path, overwrite: bool) -> 
     return str(folder)
 
 
-def _time(recipe: Recipe, named: list[tuple[str, str]], data: Path, out: Path, overwrite: bool) -> dict[str, Any]:
-    """Pack every drafter, and let it draft for the target in the real loop."""
-    how = recipe.speed
-    assert how is not None
+def _packed(
+    recipe: Recipe, how: Speed, named: list[tuple[str, str]], data: Path, out: Path, overwrite: bool
+) -> tuple[str, list[tuple[str, str]]]:
+    """(the target, the drafters by name), packed as `how` says."""
     packed, folder = {}, out / "packed"
     slugs = {entry.name: entry.slug for entry in recipe.drafters}
     trim = (how.head_tokens, str(data)) if how.head_tokens else (None, None)
@@ -125,6 +132,13 @@ def _time(recipe: Recipe, named: list[tuple[str, str]], data: Path, out: Path, o
         )  # fmt: skip
         packed[name] = str(folder / slugs[name])
     target = _packed_target(recipe, how.weights, out, overwrite) if how.pack_target else recipe.target
+    return target, [*packed.items()]
+
+
+def _time(
+    recipe: Recipe, how: Speed, target: str, packed: list[tuple[str, str]], out: Path, overwrite: bool
+) -> dict[str, Any]:
+    """Let every packed drafter draft for the target in the real loop."""
     console.rule("speed")
     options = Options(
         k=how.k,
@@ -135,7 +149,7 @@ def _time(recipe: Recipe, named: list[tuple[str, str]], data: Path, out: Path, o
         uag=recipe.eval.uag,
         seed=recipe.seed,
     )
-    return evaluate_to(out / "speed", target, [*packed.items()], recipe.eval.prompts, options, overwrite=overwrite)
+    return evaluate_to(out / "speed", target, packed, recipe.eval.prompts, options, overwrite=overwrite)
 
 
 def _write(recipe: Recipe, out: Path) -> None:
@@ -205,5 +219,6 @@ def _finetune(
     return str(out)
 
 
-def _arithmetic(common: dict[str, Any]) -> dict[str, Any]:
-    return {"device": common["device"], "dtype": common["dtype"]}
+def _options(recipe: Recipe, section: Eval) -> Options:
+    wanted = section.model_dump(exclude={"prompts", "dtype"})
+    return Options(**wanted, seed=recipe.seed, device=recipe.device, dtype=section.dtype or recipe.dtype)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from sparsedraft.checkpoint import UNREADABLE
 from sparsedraft.decoder import count_zeros, decoder_layers, decoder_linears
 from sparsedraft.errors import UserError, first_line
+from sparsedraft.runtime.modules import Packed, PackedHead
 
 
 def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int:
@@ -62,3 +64,33 @@ def nonzero_parameters(model: nn.Module) -> tuple[int, int]:
     """(non-zero parameters, all parameters), tied tensors counted once."""
     sizes = [(p.numel() - count_zeros(p), p.numel()) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for _, n in sizes)
+
+
+def holds_packed(model: nn.Module) -> bool:
+    """Whether the model's matrices are packed ones, not nn.Linear."""
+    return any(isinstance(module, Packed) for module in model.modules())
+
+
+def packed_weights(model: PreTrainedModel) -> dict[str, Any]:
+    """What Side.weights says, of a packed model; a trimmed head costs the rows that it has."""
+    inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
+    found = [module for module in model.modules() if isinstance(module, Packed) and not _tied(module)]
+    counted = {id(m): (int(torch.count_nonzero(values)), values.numel()) for m in found for values, _ in [m.unpacked()]}
+    nonzero = sum(counted[id(m)][0] for m in found if id(m) in inside)
+    weights = sum(counted[id(m)][1] for m in found if id(m) in inside)
+    others_nonzero, others = nonzero_parameters(model)
+    others_nonzero += sum(counted[id(m)][0] for m in found if id(m) not in inside)
+    others += sum(counted[id(m)][1] for m in found if id(m) not in inside)
+    head = model.get_output_embeddings()
+    rows = len(head.ids) if isinstance(head, PackedHead) and head.ids is not None else head.out_features
+    return {
+        "macs_per_token": nonzero + rows * model.config.get_text_config().hidden_size,
+        "nonzero_params": others_nonzero + nonzero,
+        "sparsity": 1 - nonzero / weights,
+        "sparsity_whole_model": 1 - (others_nonzero + nonzero) / (others + weights),
+    }
+
+
+def _tied(module: Packed) -> bool:
+    """Whether its rows are another's, which are counted there."""
+    return isinstance(module, PackedHead) and not module._buffers

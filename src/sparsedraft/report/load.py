@@ -18,6 +18,7 @@ class Run:
     distilled: dict[str, Any] | None = None
     sampled: dict[str, Any] | None = None
     speed: dict[str, Any] | None = None
+    packed_eval: dict[str, Any] | None = None
     packed: dict[str, dict[str, Any]] = field(default_factory=dict)  # results of `pack` by folder
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # log.jsonl by drafter
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)  # by artifact, relative to the run
@@ -37,6 +38,7 @@ def load(folder: Path) -> Run:
     run.distilled = _json(run, folder / "distilled" / "result.json")
     run.sampled = _json(run, folder / "sampled" / "result.json")
     run.speed = _json(run, folder / "speed" / "result.json")
+    run.packed_eval = _json(run, folder / "packed-eval" / "result.json")
     for file in sorted(folder.glob("packed/*/result.json")):
         run.packed[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))
         run.sources.append(file)

@@ -113,7 +113,8 @@ def _context(run: Run) -> dict[str, Any]:
         "shade": lambda value: 0 if high == low else (value - low) / (high - low),
         "example": run.example,
         "distilled": run.distilled,
-        "sampled": _sampled(run.sampled) if run.sampled else None,
+        "sampled": _second(run.sampled) if run.sampled else None,
+        "packed_eval": _second(run.packed_eval) if run.packed_eval else None,
         "speed": _speed(run.speed) if run.speed else None,
         "provenance": run.provenance,
         "recipe": run.recipe,
@@ -122,8 +123,8 @@ def _context(run: Run) -> dict[str, Any]:
     }
 
 
-def _sampled(result: dict[str, Any]) -> dict[str, Any]:
-    """What the templates show of the evaluation under sampling."""
+def _second(result: dict[str, Any]) -> dict[str, Any]:
+    """What the templates show of an evaluation beside the first: under sampling, or of the packed drafters."""
     header, rows = tables.main_rows(result)
     return {"header": header, "rows": rows, **{key: result[key] for key in ("temperature", "prompts", "simulated")}}
 

@@ -13,7 +13,7 @@ from sparsedraft.console import console
 from sparsedraft.decoder import context_length, count_zeros, decoder_linears, embedding_rows
 from sparsedraft.engine import Engine, TransformersEngine
 from sparsedraft.errors import UserError
-from sparsedraft.measure.macs import macs_of_model, nonzero_parameters
+from sparsedraft.measure.macs import holds_packed, macs_of_model, nonzero_parameters, packed_weights
 from sparsedraft.runtime import native
 from sparsedraft.runtime.engine import Rows, shared_pool
 from sparsedraft.runtime.model import NativeModel, native_model, unsupported
@@ -127,6 +127,8 @@ class Side:
                 "sparsity": 1 - n.nonzero / n.weights,
                 "sparsity_whole_model": 1 - nonzero / (n.others + n.weights),
             }
+        if holds_packed(self.model):
+            return packed_weights(self.model)
         nonzero, parameters = nonzero_parameters(self.model)
         linears = [linear.weight for linear in decoder_linears(self.model).values()]
         return {
