@@ -1,5 +1,6 @@
 """`sparsedraft run`: nothing but the stages, one after the other, over one recipe."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         target, packed = _packed(recipe, recipe.speed, named, data, out, overwrite)
         if recipe.speed.acceptance:
             console.rule("eval, packed")
-            options = _options(recipe, recipe.eval)
+            # as they are timed below: on the CPU, in the native engine's arithmetic
+            options = replace(_options(recipe, recipe.eval), device="cpu", dtype="float32")
             evaluate_to(out / "packed-eval", target, packed, recipe.eval.prompts, options, overwrite=overwrite)
         timed = _time(recipe, recipe.speed, target, packed, out, overwrite)
     _write(recipe, out)
