@@ -20,7 +20,13 @@ SMALL = [
     "eval.prompts=demo:eval", "eval.limit=3", "eval.max_new_tokens=8",
 ]  # fmt: skip
 SAMPLED = ["sampled.prompts=demo:eval", "sampled.limit=3", "sampled.max_new_tokens=8"]
-TIMED = ["distill.mode=respond", "distill.prompts=demo:train", "speed.limit=2", "speed.max_new_tokens=8"]
+TIMED = [
+    "distill.mode=respond",
+    "distill.prompts=demo:train",
+    "distill.openings=[]",
+    "speed.limit=2",
+    "speed.max_new_tokens=8",
+]
 
 
 def use(result: dict, drafter: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -80,6 +86,19 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert "| drafters/sd2-2of4/finetuned | `" in table
     assert all(f"| {d['name']} | " in table for d in result["drafters"])
     assert "## Drafters packed" in markdown and "Packed as they are timed below" in table
+    import curve
+
+    wanted = ["--drafter", "sd2-50", "--tokens", "256", "--data-tokens", "20", "--threads", "1"]
+    for _ in range(2):  # the second finds everything done
+        rows = curve.main([str(tmp_path / "out"), *wanted, "--out", str(tmp_path / "curve")])
+    drawn = capsys.readouterr().out
+    assert [row["label"] for row in rows] == [
+        "dense", "sparse-50", "sd2-50", "sd2-50 256 tokens", "sd2-50 20 of the data"
+    ]  # fmt: skip
+    assert (
+        rows[3]["tokens"] < rows[2]["tokens"] and rows[4]["data"] < rows[3]["data"] and "| sd2-50 256 tokens |" in drawn
+    )
+    assert len({row["val_loss"][0] for row in rows[2:]}) == 1, "the same prompts validate"
     assert "- sd2-2:8, K=5: " in table and "x the MAL of layer-pruned+distilled" in table and "| sd2-75 | " in table
 
 

@@ -1,0 +1,125 @@
+"""MAL against what it took: one drafter of a finished run fine-tuned on fewer and more tokens, and on less data.
+
+    python benchmarks/curve.py RUN --drafter sd2-50 --tokens 37500,75000,300000 --data-tokens 20000 --out FOLDER
+
+--tokens: budgets of fine-tuning on the run's whole data; --data-tokens: target tokens of a part of the data, for the
+recipe's own budget. Each row is scored by simulation on the recipe's evaluation prompts and stays in FOLDER/rows.jsonl,
+so that an interrupted command goes on. Validation is on the same held-out prompts in all rows.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from common import close, setup
+from patterns import score
+from sparsedraft import checkpoint, distilled, prompts
+from sparsedraft import recipe as recipes
+from sparsedraft.artifact import write_json
+from sparsedraft.console import console
+from sparsedraft.conversation import Answer, answer_all
+from sparsedraft.recipe import Recipe
+from sparsedraft.report.tables import markdown
+from sparsedraft.run import make_drafter
+from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import Side
+
+
+def answers_of(recipe: Recipe, run: Path, folder: Path) -> list[Answer]:
+    """The target's greedy answers to the recipe's evaluation prompts; the packed target's where the run has one."""
+    packed = next((p for p in sorted((run / "packed").glob(".target-*")) if (p / "result.json").is_file()), None)
+    side, how = Side.load(packed or recipe.target), recipe.eval
+    asked = prompts.read(how.prompts)
+    asked = prompts.spread(asked, how.limit) if how.limit and how.spread else asked[: how.limit]
+    return answer_all(
+        side.writer(16), side.context, side.tokenizer, asked, journal=folder / "target.jsonl",
+        description="target answers", sampling=Sampling(), max_new_tokens=how.max_new_tokens, batch_size=16, seed=0,
+    )  # fmt: skip
+
+
+def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:
+    """The first rows of `data` that hold so many target tokens, and those of the `held` prompts that validate."""
+    if (out / "result.json").exists():
+        return out
+    rows = distilled.read(data)
+    ids = sorted({r["prompt_id"] for r in rows}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    validating, chosen, sum_ = set(ids[:held]), [], 0
+    for row in rows:
+        if row["prompt_id"] in validating:
+            chosen.append(row)
+        elif sum_ < tokens:
+            chosen.append(row)
+            sum_ += len(row["answer_ids"])
+    checkpoint.load_tokenizer(data / "tokenizer").save_pretrained(out / "tokenizer")
+    write_json(out / "result.json", distilled.write(out, chosen, lambda row: "", len(chosen), 0))
+    return out
+
+
+def main(given: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--drafter", default="sd2-50")
+    parser.add_argument("--tokens", default="", help="comma-separated")
+    parser.add_argument("--data-tokens", default="", help="comma-separated")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(given)
+    setup(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    run, out = arguments.run, arguments.out
+    recipe = recipes.read(run / "recipe.yaml")
+    entry = next(e for e in recipe.drafters if e.name == arguments.drafter)
+    start = next(e for e in recipe.drafters if e.name == entry.start)
+    at = run / "drafters" / start.slug / ("finetuned" if start.trained else "pruned")
+    how = recipe.finetune_of(entry)
+    journal = out / "rows.jsonl"
+    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    answers = answers_of(recipe, run, out)
+
+    def note(label: str, folder: Path, **more: Any) -> None:
+        if any(row["label"] == label for row in rows):
+            return
+        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
+        found = {k: result[k] for k in ("tokens", "val_loss", "val_alpha") if k in result}
+        rows.append({"label": label, **more, **found, **score(folder, answers)})
+        with open(journal, "a") as file:
+            file.write(json.dumps(rows[-1]) + "\n")
+        console.print({k: v for k, v in rows[-1].items() if k != "answers"})
+
+    def arm(label: str, data: Path, budget: int) -> None:
+        if any(row["label"] == label for row in rows):
+            return
+        changed = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"tokens": budget})})
+        began, common = time.perf_counter(), {"device": recipe.device, "dtype": recipe.dtype, "overwrite": False}
+        made = make_drafter(changed, entry, {start.name: str(at)}, data, budget, out / label.replace(" ", "-"), common)
+        note(label, Path(made), data=distilled.read_result(data)["target_tokens"],
+             seconds=round(time.perf_counter() - began))  # fmt: skip
+
+    note("dense", checkpoint.find(recipe.dense))
+    note(start.name, at)
+    note(entry.name, run / "drafters" / entry.slug / "finetuned",
+         data=distilled.read_result(run / "distilled")["target_tokens"])  # fmt: skip
+    for budget in map(int, filter(None, arguments.tokens.split(","))):
+        arm(f"{entry.name} {budget} tokens", run / "distilled", budget)
+    for tokens in map(int, filter(None, arguments.data_tokens.split(","))):
+        data = part_of(run / "distilled", tokens, how.validation_prompts, out / f"data-{tokens}")
+        arm(f"{entry.name} {tokens} of the data", data, how.tokens or tokens)
+    header = ["drafter", "training tokens", "data's target tokens", "loss, validation", "α, validation", "α"]
+    header += [f"MAL, K={k}" for k in (3, 5, 8)]
+    shown = [
+        [
+            r["label"], f"{r.get('tokens', 0):,}", f"{r.get('data', 0):,}",
+            *(f"{r[k][-1]:.3f}" if k in r else "" for k in ("val_loss", "val_alpha")), f"{r['alpha']:.3f}",
+            *(f"{r[f'mal_{k}']:.2f}" for k in (3, 5, 8)),
+        ]
+        for r in rows
+    ]  # fmt: skip
+    print(markdown(header, shown))
+    return rows
+
+
+if __name__ == "__main__":
+    close(main())
