@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import packed_folders
 from sparsedraft import checkpoint, prompts
 from sparsedraft.distill.stage import distill
 from sparsedraft.errors import UserError
@@ -23,6 +24,7 @@ from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.side import Side
 from timeless import timeless
 
+made = packed_folders.made  # fixture
 pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extension was not built")
 
 
@@ -122,6 +124,27 @@ def test_sides_say_the_same(packed: dict[str, Path], name: str) -> None:
     for name in ("width", "known", "context", "takes_masks", "eos_ids"):
         assert getattr(one, name) == getattr(other, name), name
     assert one.weights() == other.weights() and one.end_of_turn() == other.end_of_turn()
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "pattern", "weights"),
+    [
+        ("llama", False, "4:8", "bf16"), ("qwen2", True, "unstructured", "f16"), ("qwen2", False, "2:4", "int8"),
+        ("gemma3", True, "unstructured", "int8"), ("gemma3", False, None, "f16"),
+    ],
+)  # fmt: skip
+def test_packed_costs_are_those_of_the_checkpoint(family, tied, pattern, weights, made) -> None:
+    """Over architectures, with biases and without, whatever counts them; int8 rounds some weights to zero."""
+    source, folder = made(family, tied, pattern, weights)
+    plain, native_, other = (
+        Side.load(at, runtime=runtime).weights()
+        for at, runtime in ((source, "transformers"), (folder, "native"), (folder, "transformers"))
+    )
+    assert native_ == other
+    if weights == "int8":
+        assert 0.98 * plain["macs_per_token"] < native_["macs_per_token"] <= plain["macs_per_token"]
+    else:
+        assert native_ == plain
 
 
 def test_a_mask_that_lies_is_refused(packed: dict[str, Path], tmp_path: Path) -> None:
