@@ -10,6 +10,7 @@ so that an interrupted command goes on. Validation is on the same held-out promp
 import argparse
 import hashlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ from sparsedraft import recipe as recipes
 from sparsedraft.artifact import write_json
 from sparsedraft.console import console
 from sparsedraft.conversation import Answer, answer_all
-from sparsedraft.recipe import Recipe
+from sparsedraft.journal import read_lines
+from sparsedraft.recipe import Drafter, Recipe
 from sparsedraft.report.tables import markdown
 from sparsedraft.run import make_drafter
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.side import Side
+from sparsedraft.speculate.vocab import same_tokens
 
 
 def answers_of(recipe: Recipe, run: Path, folder: Path) -> list[Answer]:
@@ -58,6 +61,27 @@ def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:
     return out
 
 
+def chosen(recipe: Recipe, name: str) -> tuple[Drafter, Drafter]:
+    """The drafter of that name, and the one that it starts from."""
+    by_name = {entry.name: entry for entry in recipe.drafters}
+    entry = by_name.get(name)
+    if entry is None or not entry.start or not entry.trained or entry.prune or entry.drop_layers:
+        fit = [e.name for e in recipe.drafters if e.start and e.trained and not (e.prune or e.drop_layers)]
+        sys.exit(f"--drafter {name}: choose one that only fine-tunes another: {', '.join(fit) or 'none here'}.")
+    if not same_tokens(*(checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))):
+        sys.exit("This run's drafters have another tokenizer than its target: evaluate them with sparsedraft eval.")
+    return entry, by_name[entry.start]
+
+
+def same_run(run: Path, recipe: Recipe, drafter: str, out: Path) -> None:
+    """End here if `out` holds rows of another run, recipe or drafter."""
+    data = json.loads((run / "distilled/provenance.json").read_text(encoding="utf-8"))["fingerprint"]
+    wanted = {"data": data, "drafter": drafter, "recipe": recipe.model_dump(mode="json")}
+    if (out / "of.json").exists() and json.loads((out / "of.json").read_text(encoding="utf-8")) != wanted:
+        sys.exit(f"--out {out} holds the curve of another run, recipe or drafter: name a new folder.")
+    write_json(out / "of.json", wanted)
+
+
 def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -67,16 +91,19 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(given)
+    if not arguments.tokens and not arguments.data_tokens:
+        parser.error("give --tokens or --data-tokens: the budgets of the curve")
     setup(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     run, out = arguments.run, arguments.out
     recipe = recipes.read(run / "recipe.yaml")
-    entry = next(e for e in recipe.drafters if e.name == arguments.drafter)
-    start = next(e for e in recipe.drafters if e.name == entry.start)
-    at = run / "drafters" / start.slug / ("finetuned" if start.trained else "pruned")
+    entry, start = chosen(recipe, arguments.drafter)
+    last = "finetuned" if start.trained else "layer-dropped" if start.drop_layers else "pruned"
+    at = run / "drafters" / start.slug / last
     how = recipe.finetune_of(entry)
+    same_run(run, recipe, entry.name, out)
     journal = out / "rows.jsonl"
-    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    rows = read_lines(journal)
     answers = answers_of(recipe, run, out)
 
     def note(label: str, folder: Path, **more: Any) -> None:
@@ -92,9 +119,10 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     def arm(label: str, data: Path, budget: int) -> None:
         if any(row["label"] == label for row in rows):
             return
-        changed = recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"tokens": budget})})
+        own = entry.finetune if isinstance(entry.finetune, dict) else {}
+        changed = entry.model_copy(update={"finetune": {**own, "tokens": budget}})
         began, common = time.perf_counter(), {"device": recipe.device, "dtype": recipe.dtype, "overwrite": False}
-        made = make_drafter(changed, entry, {start.name: str(at)}, data, budget, out / label.replace(" ", "-"), common)
+        made = make_drafter(recipe, changed, {start.name: str(at)}, data, budget, out / label.replace(" ", "-"), common)
         note(label, Path(made), data=distilled.read_result(data)["target_tokens"],
              seconds=round(time.perf_counter() - began))  # fmt: skip
 

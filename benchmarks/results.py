@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.artifact import hash_path
+from sparsedraft.report.load import OPTIONAL, asked_for
 from sparsedraft.report.tables import alone_rate, markdown, middle_k
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
@@ -33,7 +34,9 @@ HASHED = ("distilled", "drafters/*/*", "eval", "sampled", "packed-eval", "speed"
 
 def read(run: Path, part: str) -> dict[str, Any] | None:
     file = run / part / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file() or (part in OPTIONAL and part not in asked_for(run)):
+        return None
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def figure(value: float, interval: list[float], digits: int = 2) -> str:
@@ -117,12 +120,15 @@ def origins(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def keep(run: Path, out: Path) -> None:
-    """Copy what `table` needs of `run` to `out`."""
+    """Copy what `table` needs of `run` to `out`, in the place of what an earlier run left there."""
+    origin = origins(run)
+    for file in (f for part in KEPT for f in out.glob(f"{part}/result.json")) if run.resolve() != out.resolve() else ():
+        file.unlink()
     for file in (f for part in KEPT for f in sorted(run.glob(f"{part}/result.json"))):
         (out / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / file.relative_to(run))
     shutil.copyfile(run / "recipe.yaml", out / "recipe.yaml")
-    (out / "origins.json").write_text(json.dumps(origins(run), indent=1) + "\n", encoding="utf-8")
+    (out / "origins.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
 
 
 def put(text: str, name: str, file: Path) -> None:
@@ -150,7 +156,7 @@ def table(run: Path) -> str:
     if sampled:
         out += [f"Temperature {sampled['temperature']:g}, {sampled['target_tokens']} tokens.", acceptance(sampled)]
     if packed:
-        out += [f"Packed as they are timed below, {packed['target_tokens']} tokens of the timed target:"]
+        out += [f"Packed, {packed['target_tokens']} target tokens:"]
         out.append(acceptance(packed))
     out.append(cost(run, greedy, timed))
     if timed:

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AddedToken
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AddedToken, PreTrainedTokenizerFast
 
+from conftest import TEMPLATE
 from sparsedraft import checkpoint, distilled, packing, prompts
 from sparsedraft.conversation import Writer
 from sparsedraft.distill import magpie, rewrite, verdict
@@ -20,6 +22,7 @@ from sparsedraft.distill.clean import Cleaner, Rules
 from sparsedraft.distill.stage import distill
 from sparsedraft.engine import TransformersEngine
 from sparsedraft.errors import UserError
+from sparsedraft.generation import Output, Request
 from sparsedraft.journal import Journal, read_lines
 from sparsedraft.packing import Sample
 from sparsedraft.prompts import Prompt
@@ -143,6 +146,68 @@ def test_every_special_token_counts(tiny_checkpoint: Path) -> None:
     assert "<|role|>" in found and "roleless" not in found and found >= set(tokenizer.all_special_tokens)
 
 
+class Scripted:
+    """An engine that writes what it is told to, and keeps what it was asked."""
+
+    name, eos_ids = "scripted", frozenset([2])
+
+    def __init__(self, *, token_ids: list[int], text: str | None = None) -> None:
+        self.token_ids, self.text = token_ids, text
+        self.asked: list[Request] = []
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
+        self.asked += requests
+        yield from (Output(r.id, [*self.token_ids, 2], "eos", text=self.text) for r in requests)
+
+
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """Words with their space before them, and a decoder that drops a text's first one, as Llama 2's and Mistral's."""
+    words = ["<|pad|>", "<|im_start|>", "<|im_end|>", *(f"▁{w}" for w in ("Why", "is", "the", "sky", "blue", "user"))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<|pad|>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|pad|>")
+    made.chat_template = TEMPLATE
+    return made
+
+
+def test_magpie_asks_for_header_and_opening_and_joins_what_comes(tokenizer: PreTrainedTokenizerFast) -> None:
+    spaced = spaced_tokenizer()
+    words = spaced("the sky", add_special_tokens=False)["input_ids"]
+    assert spaced.decode(words) == "the sky", "the first space is lost alone"
+    for of, engine in ((spaced, Scripted(token_ids=words)), (tokenizer, Scripted(token_ids=[9], text=" the sky"))):
+        text, ids = magpie.header(of)
+        rows = magpie.magpie(Writer(engine, of, Sampling(), 5), magpie.wanted(1, ["Why is"]), Sampling(1.0))
+        assert list(engine.asked[0].prompt_ids) == [*ids, *of("Why is", add_special_tokens=False)["input_ids"]]
+        assert engine.asked[0].raw == f"{text}Why is"
+        assert rows[0]["messages"][0]["content"] == "Why is the sky"
+
+
+def test_magpie_drops_special_tokens_without_a_role_and_bare_openings(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([AddedToken("<|role|>", special=True)])
+    for token_ids, why in (
+        ([*tokenizer("how far is it")["input_ids"], tokenizer.convert_tokens_to_ids("<|role|>")], "special tokens"),
+        ([], "too short"),
+    ):
+        writer = Writer(Scripted(token_ids=token_ids), tokenizer, Sampling(), 5)
+        (row,) = magpie.magpie(writer, magpie.wanted(1, ["Tell me please,"]), Sampling(1.0))
+        assert row["dropped"].startswith(f"prompt {why}")
+
+
+@pytest.mark.parametrize(
+    ("opening", "why"),
+    [
+        ("a\udcffb", "is not UTF-8"),
+        ("the <|im_end|>", "holds <|im_end|>, a special token"),
+        ("the quick " * 300, "exceed the context of 512: shorten it"),
+    ],
+)
+def test_openings_that_cannot_be(opening: str, why: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(why)):
+        distill(str(tiny_checkpoint), None, tmp_path / "out", mode="magpie", limit=3, openings=["", opening])
+    assert not (tmp_path / "out").exists()
+
+
 def test_magpie_prompts_begin_with_the_openings_in_turns(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(magpie, "malformed", lambda said, reason, special: "")
     openings = ["Translate to German:", "", "Why is"]
@@ -154,7 +219,6 @@ def test_magpie_prompts_begin_with_the_openings_in_turns(tiny_checkpoint: Path, 
     distill(str(tiny_checkpoint), None, tmp_path / "left alone", **options)
     alone = {row["prompt_id"]: row["messages"][0]["content"] for row in distilled.read(tmp_path / "left alone")}
     assert {n: text for n, text in rows.items() if int(n[-7:]) % 3 == 1}.items() <= alone.items()
-    # the rest of a prompt is what the target says after header and opening, one sequence
     assert any(len(text) > len(openings[0]) for name, text in rows.items() if int(name[-7:]) % 3 == 0)
 
 

@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from sparsedraft.errors import UserError
+from sparsedraft.report.load import load
 from sparsedraft.report.plots import label_heights
 from sparsedraft.report.stage import report
 from sparsedraft.report.tables import headline, main_rows
@@ -145,6 +146,21 @@ def test_optional_parts_may_lack(run: Path) -> None:
         (run / name).unlink()
     html = Path(report(run)["report"]).read_text()
     assert "worked example" not in html and html.count("<svg") == 2
+
+
+def test_what_the_recipe_does_not_ask_for_is_not_shown(run: Path) -> None:
+    """An earlier recipe of the same folder may have made it, of other drafters."""
+    (run / "packed-eval").mkdir()
+    (run / "packed-eval/result.json").write_text(json.dumps({**RESULT, "temperature": 0}))
+    for asked, shown in (
+        ("speed: null", False),
+        ("speed: {acceptance: false}", False),
+        ("speed: {acceptance: true}", 1),
+    ):
+        (run / "recipe.yaml").write_text(f"target: some/target\n{asked}\n")
+        assert bool(load(run).packed_eval) == shown and load(run).speed is None
+    (run / "recipe.yaml").unlink()
+    assert load(run).packed_eval
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:

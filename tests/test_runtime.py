@@ -89,7 +89,7 @@ def test_packed_drafters_are_evaluated(packed: dict[str, Path], tmp_path: Path) 
 
 def test_packed_drafters_are_evaluated_by_transformers(packed: dict[str, Path], tmp_path: Path) -> None:
     """As on another device or in another dtype than the native engine's; acceptance by its own arithmetic."""
-    drafters = [(name, str(packed[name])) for name in ("half", "trimmed")]
+    drafters = [(name, str(packed[name])) for name in ("half", "trimmed", "target")]
     options = Options(k=[3], max_new_tokens=16, limit=3, batch_size=4, simulate=True)
     native_ = evaluate_to(tmp_path / "native", str(packed["target"]), drafters, "demo:eval", options)
     found = evaluate_to(
@@ -99,6 +99,7 @@ def test_packed_drafters_are_evaluated_by_transformers(packed: dict[str, Path], 
         for cost in ("macs_per_token", "nonzero_params", "sparsity", "sparsity_whole_model"):
             assert mine[cost] == theirs[cost], cost
         assert mine["alpha"] == pytest.approx(theirs["alpha"], abs=0.15)
+    assert found["drafters"][-1]["alpha"] > 0.85, "the target for itself"
 
 
 def test_which_runtime(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

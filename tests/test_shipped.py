@@ -85,13 +85,17 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert table in text and "old" not in text and text.startswith("# Results\n") and text.endswith("the rest\n")
     assert "| drafters/sd2-2of4/finetuned | `" in table
     assert all(f"| {d['name']} | " in table for d in result["drafters"])
-    assert "## Drafters packed" in markdown and "Packed as they are timed below" in table
+    assert "## Drafters packed" in markdown and "Packed, " in table
     import curve
 
     wanted = ["--drafter", "sd2-50", "--tokens", "256", "--data-tokens", "20", "--threads", "1"]
     for _ in range(2):  # the second finds everything done
         rows = curve.main([str(tmp_path / "out"), *wanted, "--out", str(tmp_path / "curve")])
     drawn = capsys.readouterr().out
+    with pytest.raises(SystemExit, match="sd2-75: choose one that only fine-tunes another: sd2-50"):
+        curve.main([str(tmp_path / "out"), "--drafter", "sd2-75", *wanted[2:], "--out", str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="holds the curve of another run, recipe or drafter"):
+        curve.main([str(tmp_path / "out"), "--drafter", "sd2-4:8", *wanted[2:], "--out", str(tmp_path / "curve")])
     assert [row["label"] for row in rows] == [
         "dense", "sparse-50", "sd2-50", "sd2-50 256 tokens", "sd2-50 20 of the data"
     ]  # fmt: skip

@@ -39,7 +39,10 @@ class Request:
 
 @dataclass
 class Output:
-    """What was written. `min_gap` is the smallest lead of the best logit over the next on the way."""
+    """What was written. `min_gap` is the smallest lead of the best logit over the next on the way.
+
+    `text`: a server's own words, of which `token_ids` are only the usual spelling.
+    """
 
     id: str
     token_ids: list[int] = field(default_factory=list)
@@ -47,6 +50,7 @@ class Output:
     min_gap: float = float("inf")
     topk_ids: list[list[int]] = field(default_factory=list)
     topk_logprobs: list[list[float]] = field(default_factory=list)
+    text: str | None = None
 
 
 @dataclass

@@ -74,8 +74,11 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         if recipe.speed.acceptance:
             console.rule("eval, packed")
             # as they are timed below: on the CPU, in the native engine's arithmetic
-            options = replace(_options(recipe, recipe.eval), device="cpu", dtype="float32")
-            evaluate_to(out / "packed-eval", target, packed, recipe.eval.prompts, options, overwrite=overwrite)
+            options = _options(recipe, recipe.eval)
+            options = replace(options, device="cpu", dtype="float32", url=None, served_name=None)
+            results["packed-eval"] = evaluate_to(
+                out / "packed-eval", target, packed, recipe.eval.prompts, options, overwrite=overwrite
+            )
         timed = _time(recipe, recipe.speed, target, packed, out, overwrite)
     _write(recipe, out)
     console.rule("report")
@@ -85,8 +88,8 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     if timed is not None and (table := speed_table(timed)) is not None:
         console.print(table)
     console.print(f"report: {shown['report']}")
-    more = {"sampled": results.get("sampled"), "speed": timed}
-    return {**results["eval"], "report": shown["report"], **{part: found for part, found in more.items() if found}}
+    more = {part: found for part, found in {**results, "speed": timed}.items() if part != "eval" and found}
+    return {**results["eval"], "report": shown["report"], **more}
 
 
 def _evaluations(recipe: Recipe) -> dict[str, Eval]:

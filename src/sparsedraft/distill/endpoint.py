@@ -100,7 +100,8 @@ class EndpointEngine:
         """The answer in the target's tokens."""
         ids = [int(i) for i in self.tokenizer(choice["text"], add_special_tokens=False)["input_ids"]]
         ended = choice["finish_reason"] == "stop"
-        return Output(request.id, [*ids, *self.end] if ended else ids, "eos" if ended else "length")
+        written = [*ids, *self.end] if ended else ids
+        return Output(request.id, written, "eos" if ended else "length", text=choice["text"])
 
     def _add_logprobs(self, output: Output, logprobs: Any, k: int) -> None:
         """The server's own tokens and log-probabilities in place of the re-encoded ones.

@@ -75,18 +75,48 @@ def magpie(writer: Writer, chosen: Sequence[Prompt], prompt_sampling: Sampling) 
     written: dict[str, tuple[str, str]] = {}
     openings = {p.id: p.turns[0] for p in chosen}
     for output in writer.engine.generate(requests, prompt_sampling):
-        own = [token for token in output.token_ids if token not in writer.engine.eos_ids]
-        said = (openings[output.id] + str(writer.tokenizer.decode(own))).strip()
-        written[output.id] = said, malformed(said, output.finish_reason, special)
+        opening = openings[output.id]
+        own = output.text if output.text is not None else _words(writer, opening, output.token_ids)
+        why = malformed((opening + own).strip(), output.finish_reason, special) if own.strip() else "too short"
+        written[output.id] = (opening + own).strip(), why
     good = [replace(p, turns=(written[p.id][0],)) for p in chosen if not written[p.id][1]]
     answers: list[Answer] = respond(writer, good) if good else []
     dropped = [{"prompt_id": p.id, "dropped": f"prompt {written[p.id][1]}"} for p in chosen if written[p.id][1]]
     return [*(asdict(answer) for answer in answers), *dropped]
 
 
+def _words(writer: Writer, opening: str, token_ids: Sequence[int]) -> str:
+    """What the target wrote behind `opening`: some decoders drop the space that a text begins with."""
+    begun = _begun(writer.tokenizer, opening)
+    own = [token for token in token_ids if token not in writer.engine.eos_ids]
+    return str(writer.tokenizer.decode([*begun, *own]))[len(str(writer.tokenizer.decode(begun))) :]
+
+
+def _begun(tokenizer: PreTrainedTokenizerBase, opening: str) -> list[int]:
+    return [int(i) for i in tokenizer(opening, add_special_tokens=False)["input_ids"]] if opening else []
+
+
+def check_openings(
+    openings: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, context: int | None
+) -> None:
+    """UserError for an opening that no prompt can begin with."""
+    before, special = len(header(tokenizer)[1]), special_tokens(tokenizer)
+    for opening in openings:
+        if prompts.half_surrogate(opening):
+            raise UserError(f"--opening {opening!r} is not UTF-8: write it again.")
+        if found := [token for token in special if token in opening]:
+            raise UserError(f"--opening {opening!r} holds {found[0]}, a special token: a prompt is text, leave it out.")
+        count = before + len(_begun(tokenizer, opening))
+        if context is not None and count + max_new_tokens > context:
+            raise UserError(
+                f"--opening {opening[:40]!r}... has {count} tokens with its header, which with {max_new_tokens} new "
+                f"ones exceed the context of {context}: shorten it, or lower --max-new-tokens."
+            )
+
+
 def _request(writer: Writer, prompt: Prompt, text: str, ids: list[int]) -> Request:
     """What makes the target write the prompt: the user header (`text`, `ids`), and the words that it opens with."""
     (opening,) = prompt.turns
-    begun = [int(i) for i in writer.tokenizer(opening, add_special_tokens=False)["input_ids"]] if opening else []
+    begun = _begun(writer.tokenizer, opening)
     seed = row_seed(writer.seed, f"{prompt.id}/prompt")
     return Request(prompt.id, [*ids, *begun], writer.max_new_tokens, seed, raw=text + opening)

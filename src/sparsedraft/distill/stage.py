@@ -81,9 +81,7 @@ def distill(
         chosen = magpie.wanted(limit or 0, openings)
     else:
         chosen = prompts.read(source, bad if skip_bad else None)[:limit]
-    if source is None:
-        magpie.header(tokenizer)
-    else:
+    if source is not None:
         check_no_overlap(chosen, evaluation)
         prompts.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
     if mode == "rewrite":
@@ -92,6 +90,8 @@ def distill(
         folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
         batch_size, seed, device, dtype, engine == "native",
     )  # fmt: skip
+    if source is None:
+        magpie.check_openings(openings, tokenizer, max_new_tokens, job.context)
 
     def build(work: Path) -> dict[str, Any]:
         journal = Journal(work / ".rows.jsonl")

@@ -5,7 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
 from sparsedraft.errors import UserError
+
+OPTIONAL = ("sampled", "speed", "packed-eval")  # parts that a recipe may leave out
 
 
 @dataclass
@@ -26,6 +31,20 @@ class Run:
     sources: list[Path] = field(default_factory=list)  # files that the report follows from
 
 
+def asked_for(folder: Path) -> set[str]:
+    """Those of the OPTIONAL parts that the run's recipe asks for; what an earlier recipe made is not shown."""
+    file = folder / "recipe.yaml"
+    try:  # as it is, no Recipe: an older version's may have other fields
+        recipe = OmegaConf.load(file) if file.is_file() else None
+    except YAMLError:
+        recipe = None
+    if not isinstance(recipe, DictConfig):
+        return set(OPTIONAL)
+    speed = recipe.get("speed") or {}
+    wanted = {"sampled": recipe.get("sampled"), "speed": speed, "packed-eval": speed.get("acceptance")}
+    return {part for part in OPTIONAL if wanted[part]}
+
+
 def load(folder: Path) -> Run:
     """The run in `folder`; UserError if it has no finished evaluation."""
     file = folder / "eval" / "result.json"
@@ -36,9 +55,9 @@ def load(folder: Path) -> Run:
     run = Run(folder, json.loads(file.read_text(encoding="utf-8")), sources=[file])
     run.example = _json(run, folder / "eval" / "example.json")
     run.distilled = _json(run, folder / "distilled" / "result.json")
-    run.sampled = _json(run, folder / "sampled" / "result.json")
-    run.speed = _json(run, folder / "speed" / "result.json")
-    run.packed_eval = _json(run, folder / "packed-eval" / "result.json")
+    asked = asked_for(folder)
+    for part in (part for part in OPTIONAL if part in asked):
+        setattr(run, part.replace("-", "_"), _json(run, folder / part / "result.json"))
     for file in sorted(folder.glob("packed/*/result.json")):
         run.packed[file.parent.name] = json.loads(file.read_text(encoding="utf-8"))
         run.sources.append(file)
