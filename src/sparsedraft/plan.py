@@ -112,7 +112,8 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
         stages.append(_eval(recipe, recipe.sampled, "sampled", target, dense))
     if recipe.speed is not None:
         if recipe.speed.acceptance:
-            stages.append(_eval(recipe, recipe.eval, "packed eval", target, dense))
+            here = recipe.eval.model_copy(update={"url": None, "dtype": "float32"})  # as run does it
+            stages.append(_eval(recipe, here, "packed eval", target, dense))
         stages.append(_speed(recipe, recipe.speed, target, dense))
     for stage in stages:
         share = EFFICIENCY[stage["stage"].rpartition(" ")[2]]
