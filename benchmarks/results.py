@@ -121,14 +121,15 @@ def origins(run: Path) -> dict[str, dict[str, Any]]:
 
 def keep(run: Path, out: Path) -> None:
     """Copy what `table` needs of `run` to `out`, in the place of what an earlier run left there."""
-    origin = origins(run)
-    for file in (f for part in KEPT for f in out.glob(f"{part}/result.json")) if run.resolve() != out.resolve() else ():
+    if run.resolve() == out.resolve():
+        sys.exit(f"--keep {out} is the run itself: name another folder.")
+    for file in (f for part in KEPT for f in out.glob(f"{part}/result.json")):
         file.unlink()
     for file in (f for part in KEPT for f in sorted(run.glob(f"{part}/result.json"))):
         (out / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / file.relative_to(run))
     shutil.copyfile(run / "recipe.yaml", out / "recipe.yaml")
-    (out / "origins.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+    (out / "origins.json").write_text(json.dumps(origins(run), indent=1) + "\n", encoding="utf-8")
 
 
 def put(text: str, name: str, file: Path) -> None:

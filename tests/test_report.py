@@ -155,7 +155,7 @@ def test_what_the_recipe_does_not_ask_for_is_not_shown(run: Path) -> None:
     for asked, shown in (
         ("speed: null", False),
         ("speed: {acceptance: false}", False),
-        ("speed: {acceptance: true}", 1),
+        ("speed: {acceptance: true}", True),
     ):
         (run / "recipe.yaml").write_text(f"target: some/target\n{asked}\n")
         assert bool(load(run).packed_eval) == shown and load(run).speed is None
