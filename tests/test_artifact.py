@@ -59,6 +59,27 @@ def test_other_inputs_are_refused_by_name_and_overwritten_on_demand(tmp_path: Pa
     assert not (out / "data.txt").exists()
 
 
+def test_what_grows_is_made_anew_beside_the_old_one(tmp_path: Path) -> None:
+    out, parts = tmp_path / "out", {"a": 1, "b": {"x": 2}}
+    artifact.make(out, "test", {"parts": parts, "m": 1}, build, grows="parts")
+
+    def from_old(work: Path) -> dict[str, str]:
+        return {"old": (out / "data.txt").read_text()}
+
+    for inputs, seed in (
+        ({"parts": {**parts, "a": 2}, "m": 1}, 0),
+        ({"parts": {"a": 1, "c": 3}, "m": 1}, 0),
+        ({"parts": {**parts, "c": 3}, "m": 2}, 0),
+        ({"parts": {**parts, "c": 3}, "m": 1}, 1),
+    ):
+        with pytest.raises(UserError, match="made with other inputs"):
+            artifact.make(out, "test", inputs, from_old, seed=seed, grows="parts")
+    with pytest.raises(UserError, match=r"changed: parts\.c"):
+        artifact.make(out, "test", {"parts": {**parts, "c": 3}, "m": 1}, from_old)
+    grown = artifact.make(out, "test", {"parts": {**parts, "c": 3}, "m": 1}, from_old, grows="parts")
+    assert grown == {"old": "x"} and not (out / "data.txt").exists()
+
+
 def test_a_refusal_before_any_work_leaves_nothing_to_trip_over(tmp_path: Path) -> None:
     def refuses(work: Path, done: str = "") -> dict[str, int]:
         (work / ".journal").write_text(done)

@@ -170,6 +170,48 @@ def test_interrupted_evaluation_goes_on(models, tmp_path: Path, monkeypatch) -> 
     assert raw(tmp_path / "cut") == raw(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("changed", [{"simulate": True}, {}, {"simulate": True, "temperature": 1.0}], ids=str)
+def test_a_finished_evaluation_takes_more_drafters(models, tmp_path: Path, monkeypatch, changed: dict) -> None:
+    from sparsedraft.measure import rows
+
+    target, drafters = models
+    options = dataclasses.replace(GREEDY, limit=4, **changed)
+    whole = evaluate_to(tmp_path / "whole", target, drafters, "demo:eval", options)
+    evaluate_to(tmp_path / "grown", target, drafters[1:], "demo:eval", options)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "grown").iterdir()}
+    broken = tmp_path / "broken"
+    shutil.copytree(drafters[0][1], broken)
+    name = next(iter(decoder_linears(checkpoint.load(broken))))
+    (broken / "sparsity.json").write_text(json.dumps({"pattern": "2:4", "sparsity": 0.5, "linears": {name: 1}}))
+    for named, message in (
+        ([*drafters[1:], ("broken", str(broken))], "lies"),
+        ([("noisy", target)], r"changed: drafters\.noisy"),
+        ([("self", target)], "changed: drafters"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_to(tmp_path / "grown", target, named, "demo:eval", options)
+        assert {file.name: file.read_bytes() for file in (tmp_path / "grown").iterdir()} == before
+        assert [*tmp_path.glob(".grown*")] == [], "a refused one leaves nothing in the way"
+
+    asked, original = [], rows.Reader.rows
+
+    def noted(self, todo):
+        asked.append((self.name, len(todo)))
+        return original(self, todo)
+
+    monkeypatch.setattr(rows.Reader, "rows", noted)
+    monkeypatch.setattr("sparsedraft.conversation.Writer.write", None)  # the target is not asked again
+    grown = evaluate_to(tmp_path / "grown", target, drafters, "demo:eval", options)
+    assert asked == [("self", whole["sequences"]), ("noisy", 0)]
+    assert timeless(grown["drafters"]) == timeless(whole["drafters"])
+    assert raw(tmp_path / "grown") == raw(tmp_path / "whole")
+    monkeypatch.undo()
+    asked.clear()
+    monkeypatch.setattr(rows.Reader, "rows", noted)
+    evaluate_to(tmp_path / "grown", target, drafters, "demo:eval", options, overwrite=True)
+    assert asked == [("self", whole["sequences"]), ("noisy", whole["sequences"])], "--overwrite takes nothing up"
+
+
 def test_refusals(models, tmp_path: Path) -> None:
     target, drafters = models
 
@@ -312,7 +354,7 @@ def test_drafters_that_cannot_read_all_that_the_target_writes(
         with pytest.raises(UserError, match="--tree 2 needs"):
             trees = dataclasses.replace(options, tree=2)
             evaluate_to(tmp_path / "trees", str(tmp_path / "target"), named, str(tmp_path / "p.jsonl"), trees)
-        assert not list(tmp_path.glob(".trees.partial/.target.jsonl"))
+        assert not list(tmp_path.glob(".trees.partial/.answers.jsonl"))
 
 
 def test_broken_weights_of_a_drafter_are_found_by_the_simulation(models, tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from sparsedraft.measure.acceptance import Histogram
-from sparsedraft.measure.known import Known, Told, chains, shorter
+from sparsedraft.measure.known import Known, chains, shorter
 from sparsedraft.measure.simulate import acceptance_of, expected, simulate
 from sparsedraft.speculate.decode import Decoder, generate
 from sparsedraft.speculate.drafters import ModelDrafter, PromptLookup, VocabularyMap
 from sparsedraft.speculate.lookahead import Constant
-from sparsedraft.speculate.sampling import Sampling, penalised, probabilities
+from sparsedraft.speculate.sampling import Dice, Sampling, penalised, probabilities
 from sparsedraft.speculate.sequence import Row
 from toys import Table, outcomes
 
@@ -20,6 +20,10 @@ V, LENGTH, PROMPT = 3, 4, [1, 2, 1]
 
 def table(seed: int, context: int | None = None) -> Table:
     return Table(seed, V, max_length=context, dtype=torch.float64)
+
+
+def target_logits(ids: list[int], n: int) -> torch.Tensor:
+    return table(1).forward([ids], [n])[0]
 
 
 def drafter(context: int | None) -> Table:
@@ -56,7 +60,7 @@ def test_every_chance_of_the_real_loop(k: int, sampling: Sampling, eos: frozense
     assert sum(chance.values()) == pytest.approx(1, abs=1e-12) and len(chance) > 10
     partly = 0
     for text, probability in chance.items():
-        kept = acceptance_of(drafter(context), PROMPT, text, table(1), sampling, None, V).kept
+        kept = acceptance_of(drafter(context), PROMPT, text, target_logits, sampling, None, V).kept
         partly += any(0 < rate < 1 for rate in kept.tolist())
         room = None if context is None else context - len(PROMPT)
         found = expected(kept, k, LENGTH, room)
@@ -101,7 +105,7 @@ def test_every_chance_of_a_drafter_with_a_part_of_the_vocabulary(
     for text, found in texts.items():
         total = sum(probability for _, probability in found)
         for most in (k, k + 2):  # longer chains hold the shorter ones
-            shares, steps = chains(limited(sampling, context), table(1), PROMPT, text, most, LENGTH, sampling)
+            shares, steps = chains(limited(sampling, context), target_logits, PROMPT, text, most, LENGTH, sampling)
             expected_one = shorter(steps, k)
             for accepted in range(k + 1):
                 mean = sum(histogram.counts[accepted] * probability for histogram, probability in found) / total
@@ -109,7 +113,7 @@ def test_every_chance_of_a_drafter_with_a_part_of_the_vocabulary(
             mean = sum(histogram.drafted * probability for histogram, probability in found) / total
             assert expected_one.drafted == pytest.approx(mean, abs=1e-6)
             assert expected_one.tokens == pytest.approx(len(text), abs=1e-6)
-        first = limited(sampling, context).propose([Row(0, PROMPT, len(PROMPT), 9, Told([0]))], [1])[0].q
+        first = limited(sampling, context).propose([Row(0, PROMPT, len(PROMPT), 9, Dice(0))], [1])[0].q
         p = probabilities(penalised(table(1).forward([PROMPT], [1])[0], sampling, PROMPT), sampling)[0]
         assert float(shares[0]) == pytest.approx(float(torch.minimum(p, first[0]).sum()), abs=1e-6)
         partly += any(0 < chance < 1 for _, chances in steps for chance in chances)
@@ -128,7 +132,7 @@ def test_where_nothing_is_drawn_a_known_text_tells_all(sampling: Sampling, eos: 
 
     accepted = 0
     for (text, histogram), _ in outcomes(run):
-        known = Known(PROMPT, text, V, None)
+        known = Known([[*PROMPT, *text]], V, None)
         made = generate(Decoder(known, PromptLookup(), Constant(2), sampling, eos), PROMPT, LENGTH + 2)
         assert tuple(made.tokens) == text and Histogram.of_steps(made.steps, 2) == histogram
         accepted += histogram.accepted

@@ -63,6 +63,36 @@ def test_anything_in_any_order_equals_a_fresh_backend() -> None:
     assert PrefixCache(Toy(after)).draft is None
 
 
+def test_several_rows_of_which_some_are_forgotten_meanwhile() -> None:
+    rng, reused = random.Random(1), 0
+    for _ in range(80):
+        n = rng.randrange(1, 5)
+        inside = Toy(after, n)
+        remembering, fed = PrefixCache(inside), 0
+        for _ in range(5):
+            remembering.begin()
+            fresh = Toy(after, n)
+            for _ in range(rng.randrange(1, 8)):
+                lengths = fresh.lengths
+                assert remembering.lengths == lengths
+                what = rng.randrange(4)
+                if what == 0 and any(lengths):
+                    to = [rng.randrange(length + 1) for length in lengths]
+                    remembering.rollback(to), fresh.rollback(to)
+                elif what == 1 and len(lengths) > 1:
+                    stay = sorted(rng.sample(range(len(lengths)), rng.randrange(1, len(lengths))))
+                    remembering.select(stay), fresh.select(stay)
+                else:
+                    new = [[rng.randrange(2) for _ in range(rng.randrange(5))] for _ in lengths]
+                    new[0] = new[0] or [1]
+                    wanted = [rng.randrange(1, len(ids) + 1) if ids else 0 for ids in new]
+                    pairs = zip(*(b.forward(new, wanted) for b in (remembering, fresh)), strict=True)
+                    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
+            fed += fresh.fed
+        reused += fed - inside.fed
+    assert reused > 100, "some of it was taken up again"
+
+
 def test_a_prompt_is_read_once_whatever_decodes_it() -> None:
     prompt = [i % 7 for i in range(50)]
     target, drafter = Toy(after), Toy(after)

@@ -127,6 +127,14 @@ def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if _without_paths(old) == _without_paths(new) else [prefix.rstrip(".") or "command"]
 
 
+def _has_grown(old: Any, new: Any, name: str) -> bool:
+    """Whether the inputs differ in nothing but parts that were added to the mapping `name`."""
+    if not isinstance(old, dict) or not isinstance(old.get(name), dict):
+        return False
+    kept = {part: value for part, value in new[name].items() if part in old[name]}
+    return bool(_without_paths({**new, name: kept}) == _without_paths(old))
+
+
 def _refuse(folder: Path, stored: dict[str, Any], command: str, inputs: Any) -> UserError:
     if stored.get("command") != command:
         return UserError(f"--out {folder} holds the result of '{stored.get('command')}': name another folder.")
@@ -161,12 +169,15 @@ def make(
     seed: int = 0,
     overwrite: bool = False,
     renew: bool = False,
+    grows: str | None = None,
 ) -> dict[str, Any]:
     """Make the artifact `out` by `build(work_folder)` unless it is already there; return build's result.
 
     Inputs that are `Path`s count by content. `build` must pick up what an interrupted call left in its work folder.
     Files whose names start with "." are scratch: there to resume from, deleted before the rename.
     `renew`: what was made from other inputs is made anew (for what takes seconds and follows from what lies there).
+    `grows`: an input that maps names to parts. Where it has but got more of them the artifact is made anew, too, while
+    the old one still lies at `out`: there for `build` to take from.
     Raises UserError if `out` holds something else, or another process is making it.
     """
     _check_place(out)
@@ -182,9 +193,10 @@ def make(
         if stored.get("fingerprint") == mark:
             console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
             return _result(out)
-        if not renew or stored.get("command") != command:
+        grown = grows is not None and stored.get("seed") == seed and _has_grown(stored.get("inputs"), described, grows)
+        if stored.get("command") != command or not (renew or grown):
             raise _refuse(out, stored, command, described)
-        overwrite = True
+        overwrite = renew
     if overwrite and out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_provenance(out) is None)):
         raise UserError(f"--out {out} holds something that is not ours, so --overwrite does not delete it.")
     work = out.parent / f".{out.name}.partial"

@@ -5,6 +5,7 @@ histograms of every K), or drafts in the real loop, K by K and policy by policy,
 """
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
 from sparsedraft.measure import summary
 from sparsedraft.measure.known import Known
+from sparsedraft.measure.memo import TargetLogits
 from sparsedraft.measure.options import Options
 from sparsedraft.measure.rows import Reader, allowed, alpha_of, policies
 from sparsedraft.measure.served import Served
@@ -31,6 +33,7 @@ from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.side import Side
 
+ANSWERS, ROWS = "answers.jsonl", "rows.jsonl"  # with a dot in front: those of an evaluation under way
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
 
 
@@ -45,8 +48,9 @@ def evaluate_to(
 ) -> dict[str, Any]:
     """Evaluate `drafters` (name, checkpoint) against `target` on the prompts of `source`; the result of DESIGN §3.
 
-    A drafter called "lookup" drafts from the text so far (prompt look-up). Writes result.json, rows.jsonl and
-    example.json to `out` (None: nowhere). An interrupted evaluation goes on with the first sequence that is not done.
+    A drafter called "lookup" drafts from the text so far (prompt look-up). Writes result.json, rows.jsonl,
+    answers.jsonl (the target's, by unit of work) and example.json to `out` (None: nowhere). An interrupted evaluation
+    goes on with the first sequence that is not done, and a finished one takes more drafters beside those it has.
     Raises UserError for bad options, checkpoints that lie, tokenizers that differ where that cannot be.
     """
     if out is None:
@@ -62,7 +66,14 @@ def evaluate_to(
     tokenizer = checkpoint.load_tokenizer(target)
 
     def build(work: Path) -> dict[str, Any]:
-        return _Evaluation(work, target, target_folder, folders, tokenizer, chosen, options, endpoint).result()
+        taken = [] if overwrite else _take_up(out, work)
+        try:
+            return _Evaluation(work, target, target_folder, folders, tokenizer, chosen, options, endpoint).result()
+        except UserError:
+            for file, size in taken:  # nothing was added: what was refused leaves no work that the mended call trips on
+                if file.stat().st_size == size:
+                    file.unlink()
+            raise
 
     inputs: dict[str, object] = {
         "target": target_folder,
@@ -77,7 +88,17 @@ def evaluate_to(
             **({"served": endpoint.served} if endpoint else {}),
         },
     }
-    return artifact.make(out, "eval", inputs, build, seed=options.seed, overwrite=overwrite)
+    return artifact.make(out, "eval", inputs, build, seed=options.seed, overwrite=overwrite, grows="drafters")
+
+
+def _take_up(finished: Path, work: Path) -> list[tuple[Path, int]]:
+    """Go on from a finished evaluation of fewer drafters, if one lies there: its answers and rows stand.
+
+    Returns what was copied into `work`, with its bytes.
+    """
+    names = (ANSWERS, ROWS) if (finished / ANSWERS).exists() else ()
+    copies = {work / f".{name}": finished / name for name in names}
+    return [(copy, Path(shutil.copy(old, copy)).stat().st_size) for copy, old in copies.items() if not copy.exists()]
 
 
 class _Evaluation:
@@ -132,7 +153,7 @@ class _Evaluation:
             self.side.context,
             self.tokenizer,
             chosen,
-            journal=self.work / ".target.jsonl",
+            journal=self.work / f".{ANSWERS}",
             description="target answers",
             sampling=self.options.sampling,
             max_new_tokens=self.options.max_new_tokens,
@@ -143,7 +164,8 @@ class _Evaluation:
 
     def result(self) -> dict[str, Any]:
         dense = self.side.weights()["macs_per_token"]
-        rows_file = self.work / ".rows.jsonl"
+        theirs = TargetLogits(self.side, self.work / ".target-logits")
+        rows_file = self.work / f".{ROWS}"
         done = read_lines(rows_file)
         shown: list[dict[str, Any]] = []
         with open(rows_file, "a", encoding="utf-8") as journal:
@@ -164,11 +186,13 @@ class _Evaluation:
             for name, folder in self.drafters.items():
                 pair = self._pair(name, folder)
                 claim = checkpoint.claimed_sparsity(folder) if folder else None
-                rows = complete(name, Reader(name, pair, self.ks, self.options).rows(todo(name)))
+                rows = complete(name, Reader(name, pair, self.ks, self.options, theirs).rows(todo(name)))
                 kept += rows
                 shown.append(self._summary(name, folder, pair, claim, rows, dense))
-        with artifact.write_atomic(self.work / "rows.jsonl") as temporary:
+        with artifact.write_atomic(self.work / ROWS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        with artifact.write_atomic(self.work / ANSWERS) as temporary:
+            shutil.copy(self.work / f".{ANSWERS}", temporary)
         self._write_example(shown)
         return {
             "target": self.target_name,
@@ -268,7 +292,7 @@ class _Evaluation:
         pair = self._pair(best["name"], self.drafters[best["name"]])
         asked = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
         simulated = self.options.simulate and self.options.sampling.greedy
-        known = Known.of(self.side, answer) if simulated else None
+        known = Known.of(self.side, [answer]) if simulated else None
         decoder = pair.decoder([asked], Constant(k), self.options.sampling, target=known)
         text = self.tokenizer.decode
         example = {

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from sparsedraft.conversation import Answer
 from sparsedraft.measure.acceptance import Histogram
-from sparsedraft.measure.simulate import over_chains
-from sparsedraft.speculate.backend import Backend
+from sparsedraft.measure.simulate import Read, over_chains
 from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.sampling import Dice, Sampling, penalised, probabilities
 from sparsedraft.speculate.sequence import Row
@@ -26,83 +25,75 @@ from sparsedraft.speculate.side import Side
 
 
 class Known:
-    """A target of one row whose text is known, as a Backend: its logits leave no choice but the text's next token.
+    """A target whose texts are known, one a row, as a Backend: its logits leave no choice but a text's next token.
 
-    `width` is V, `max_length` the context of the model whose text it is. Behind tokens that the text does not have the
-    logits mean nothing, and the loop asks them nothing: it has rejected the drafts that lead there.
+    `texts` are whole sequences, `width` is V, `max_length` the context of the model whose texts they are. Behind tokens
+    that a text does not have the logits mean nothing, and the loop asks them nothing: it has rejected the drafts that
+    lead there.
     """
 
-    def __init__(self, prompt: Sequence[int], answer: Sequence[int], width: int, max_length: int | None) -> None:
-        self._text, self._width, self._length, self.max_length = [*prompt, *answer], width, 0, max_length
+    def __init__(self, texts: Sequence[Sequence[int]], width: int, max_length: int | None) -> None:
+        self._texts, self._width, self.max_length = [list(text) for text in texts], width, max_length
+        self._lengths = [0 for _ in texts]
 
     @classmethod
-    def of(cls, target: Side, answer: Answer) -> "Known":
-        """In the place of `target`, which wrote `answer`."""
-        return cls(answer.prompt_ids, answer.answer_ids, target.width, target.context)
+    def of(cls, target: Side, answers: Sequence[Answer]) -> "Known":
+        """In the place of `target`, which wrote `answers`."""
+        return cls([[*a.prompt_ids, *a.answer_ids] for a in answers], target.width, target.context)
 
     @property
     def lengths(self) -> list[int]:
-        return [self._length]
+        return list(self._lengths)
 
     def forward(self, ids: Sequence[Sequence[int]], logits: Sequence[int]) -> list[Tensor]:
         """See Backend."""
-        self._length += len(ids[0])
-        following = self._text[self._length - logits[0] + 1 : self._length + 1]
-        following += [0] * (logits[0] - len(following))  # behind the end of the text nothing is emitted
-        found = torch.full((logits[0], self._width), -torch.inf)
-        return [found.scatter_(1, torch.tensor(following)[:, None], 0.0)]
+        self._lengths = [length + len(new) for length, new in zip(self._lengths, ids, strict=True)]
+        return [self._after(*row) for row in zip(self._texts, self._lengths, logits, strict=True)]
+
+    def _after(self, text: list[int], length: int, n: int) -> Tensor:
+        following = text[length - n + 1 : length + 1]
+        following += [0] * (n - len(following))  # behind the end of the text nothing is emitted
+        return torch.full((n, self._width), -torch.inf).scatter_(1, torch.tensor(following)[:, None], 0.0)
 
     def rollback(self, lengths: Sequence[int]) -> None:
-        self._length = min(self._length, lengths[0])
+        self._lengths = [min(own, wanted) for own, wanted in zip(self._lengths, lengths, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
-        """One row: nothing to choose."""
-
-
-class Told(Dice):
-    """Chances that always fall on the tokens of a text, one after the other."""
-
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.tokens = iter(tokens)
-
-    def draw(self, distribution: Tensor) -> int:
-        return next(self.tokens)
+        self._texts, self._lengths = [self._texts[b] for b in rows], [self._lengths[b] for b in rows]
 
 
 Chain = tuple[int, list[float]]  # how many drafts a step would make, and the chance of each that stands in the text
 
 
 def chains(
-    drafter: ModelDrafter, p: Backend, prompt: Sequence[int], answer: Sequence[int], k: int, room: int,
-    sampling: Sampling,
-) -> tuple[Tensor, list[Chain]]:  # fmt: skip
+    drafter: ModelDrafter, p: Read, prompt: Sequence[int], answer: Sequence[int], k: int, room: int, sampling: Sampling
+) -> tuple[Tensor, list[Chain]]:
     """(Σ_v min(p, q) [n] at each place of the text, whose mean is α; the `Chain` of a step with K = k from there on).
 
-    `drafter` samples, from a part of the target's vocabulary; `p` is the target's empty Backend; `room` as in
-    `simulate`.
+    `drafter` samples, from a part of the target's vocabulary; `p` reads the target; `room` as in `simulate`.
     """
-    n, tokens, vocabulary = len(answer), [*prompt, *answer], drafter.vocabulary
+    n, tokens, vocabulary, full = len(answer), [*prompt, *answer], drafter.vocabulary, drafter.backend.max_length
     assert vocabulary is not None, "a drafter with all of the target's tokens reads its text: see measure.simulate"
     writable = vocabulary.inverse().keys()
-    theirs = probabilities(penalised(p.forward([tokens[:-1]], [n])[0], sampling, prompt, answer), sampling).cpu()
+    theirs = probabilities(penalised(p(tokens[:-1], n), sampling, prompt, answer), sampling).cpu()
     shares, found = torch.zeros(n), []
     for at in range(n):
         rest = answer[at:]
-        row = Row(0, tokens[: len(prompt) + at], len(prompt), len(tokens), Told(rest))
-        drafted = min(k, room - at - 1)
-        if drafter.backend.max_length is not None:
-            drafted = max(0, min(drafted, drafter.backend.max_length - len(drafter.read(row))))
+        row = Row(0, tokens[: len(prompt) + at], len(prompt), len(tokens), Dice(0))
+        left = len(tokens) if full is None else max(0, full - len(drafter.read(row)))
+        drafted = min(k, room - at - 1, left)
         # a token that the drafter cannot write ends the chain: the chance of that draft, and of those behind it, is 0
         dead = next((i for i, token in enumerate(rest) if token not in writable), len(rest))
-        wanted = min(max(1, drafted), dead + 1, len(rest))  # one at least, for α
-        q = drafter.propose([row], [wanted])[0].q or []
-        least = [torch.minimum(theirs[at + i], distribution.cpu()) for i, distribution in enumerate(q)]
-        chances = [
-            float((each[x] / theirs[at + i, x]).nan_to_num(0.0))
-            for i, (each, x) in enumerate(zip(least, rest, strict=False))
-        ]
-        if least:
+        wanted = min(max(1, drafted), dead + 1, len(rest), left)  # one at least, for α
+        chances: list[float] = []
+        if wanted:
+            mine = drafter.distributions(row, rest[: wanted - 1]).cpu()  # the chain's drafts are the text's tokens
+            least = torch.minimum(theirs[at : at + wanted], mine)
             shares[at] = least[0].sum()
+            these = torch.tensor(rest[:wanted])[:, None]
+            chances = (
+                (least.gather(1, these) / theirs[at : at + wanted].gather(1, these)).nan_to_num(0.0)[:, 0].tolist()
+            )
         possible = min(drafted, len(rest))
         found.append((drafted, [*chances, *[0.0] * possible][:possible]))
     return shares, found

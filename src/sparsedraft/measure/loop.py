@@ -1,12 +1,13 @@
-"""The real loop on one sequence, measured: histogram, seconds of each part, and how many sampled drafts were kept."""
+"""The real loop, measured: histograms, seconds of each part, and how many sampled drafts were kept."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.decode import Times
-from sparsedraft.speculate.lookahead import Policy
+from sparsedraft.speculate.lookahead import Constant, Policy
 from sparsedraft.speculate.pair import Pair, Prompted
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Step
@@ -21,16 +22,13 @@ def run(
     seed: int,
     branching: int = 1,
     most: int = 0,
-    target: Backend | None = None,
 ) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
     """(tokens, histogram, measures) of one answer; the histogram has a place for `most` accepted drafts at least.
-
-    `target`, an empty Backend, verifies in the place of the pair's own.
 
     Seconds, steps, drafts and tokens leave the first step out, which reads the prompt (unless it was read for another
     policy before); the histogram does not.
     """
-    decoder = pair.decoder([asked], policy, sampling, branching=branching, again=True, target=target)
+    decoder = pair.decoder([asked], policy, sampling, branching=branching, again=True)
     steps: list[Step] = []
     first = Times()
     for step in decoder.decode([asked.target], new_tokens, [seed]):
@@ -47,12 +45,38 @@ def run(
         "steps": len(later),
         "drafted": sum(len(step.drafted) for step in later),
         "tokens": sum(len(step.emitted) for step in later),
-        "accepted": sum(step.accepted for step in steps),
-        "compared": sum(
-            min(step.accepted + 1, len(step.drafted)) for step in steps
-        ),  # those after a rejected one are not
+        **compared(steps),
         "tested": sum(step.tested for step in steps),
         "kept": sum(step.kept for step in steps),
         "expected": round(sum(step.expected for step in steps), 6),
     }
     return tokens, histogram.to_dict(), measures
+
+
+def told(
+    pair: Pair, asked: Sequence[Prompted], k: int, sampling: Sampling, new_tokens: int, seeds: Sequence[int],
+    target: Backend,
+) -> list[tuple[list[int], dict[str, Any], dict[str, int]]]:  # fmt: skip
+    """(tokens, histogram, `compared`) of several answers, decoded at once with `target` in the pair's target's place,
+    an empty Backend of a row each."""
+    decoder = pair.decoder(asked, Constant(k), sampling, again=True, target=target)
+    steps: list[list[Step]] = [[] for _ in asked]
+    for step in decoder.decode([prompt.target for prompt in asked], new_tokens, seeds):
+        steps[step.row].append(step)
+    return [
+        (
+            [token for step in own for token in step.emitted],
+            Histogram.of_steps(own, max([k, *(len(step.drafted) for step in own)])).to_dict(),
+            compared(own),
+        )
+        for own in steps
+    ]
+
+
+def compared(steps: Sequence[Step]) -> dict[str, int]:
+    """Of the drafts: those that the target's own choice was held against (none behind a rejected one), and those that
+    were accepted."""
+    return {
+        "accepted": sum(step.accepted for step in steps),
+        "compared": sum(min(step.accepted + 1, len(step.drafted)) for step in steps),
+    }

@@ -8,9 +8,9 @@ from sparsedraft.console import console, track
 from sparsedraft.conversation import Answer
 from sparsedraft.measure import loop
 from sparsedraft.measure.known import Known, chains, shorter
+from sparsedraft.measure.memo import TargetLogits
 from sparsedraft.measure.options import Options
 from sparsedraft.measure.simulate import Acceptance, acceptance, acceptance_of, expected, simulate
-from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.lookahead import Constant, Policy, policy_named
 from sparsedraft.speculate.pair import Pair
@@ -43,41 +43,66 @@ def realised(drafts: dict[str, dict[str, Any]]) -> float:
 
 @dataclass(frozen=True)
 class Reader:
-    """`pair`'s drafter over answers, by K's and policies `ks`."""
+    """`pair`'s drafter over answers, by K's and policies `ks`; `theirs` is what the target thinks of these."""
 
     name: str
     pair: Pair
     ks: Sequence[int | str]
     options: Options
+    theirs: TargetLogits
 
     def rows(self, todo: Sequence[Answer]) -> Iterator[dict[str, Any]]:
         """A row per sequence; `loops` and `alone` where the real loop ran. RuntimeError where its text is wrong."""
         if not todo:
             return
         self._warn_of_full_contexts(todo)
+        told = self.options.simulate and alpha_of(self.pair, self.options) == IN_LOOP
+        with track(f"eval {self.name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
+            for answer, figures in self._told(todo) if told else self._each(todo):
+                tracker.advance(len(answer.answer_ids))
+                yield {"drafter": self.name, **_named(answer), **figures}
+
+    def _each(self, todo: Sequence[Answer]) -> Iterator[tuple[Answer, dict[str, Any]]]:
+        """The figures of one answer after the other: `histograms`, `alpha`; from the real loop `loops` and `alone`."""
         learning = policies(self.ks)  # of this drafter alone
         plain = Pair.of(self.pair.target, None, "auto", self.options.sampling)
-        with track(f"eval {self.name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
-            for answer, found in self._read(todo):
-                row: dict[str, Any] = {"drafter": self.name, **_named(answer)}
-                alpha = None if found is None else float(found.shares.double().mean())
-                if not self.options.simulate:
-                    # right beside, each time anew: a machine's speed moves within an evaluation
-                    _, alone = self._loops(plain, answer, {0: Constant(0)})
-                    row["histograms"], row["loops"] = self._loops(self.pair, answer, learning)
-                    row["alone"] = alone["0"]
-                    alpha = realised(row["loops"]) if alpha is None else alpha
-                elif found is not None:
-                    row["histograms"] = self._simulated(answer, found)
-                elif alpha_of(self.pair, self.options) == IN_TEXT:
-                    row["histograms"], alpha = self._chained(answer)
-                else:
-                    row["histograms"], drafts = self._loops(
-                        self.pair, answer, learning, Known.of(self.pair.target, answer)
-                    )
-                    alpha = realised(drafts)
-                tracker.advance(len(answer.answer_ids))
-                yield {**row, "alpha": alpha}
+        for answer, found in self._read(todo):
+            alpha = None if found is None else float(found.shares.double().mean())
+            if not self.options.simulate:
+                # right beside, each time anew: a machine's speed moves within an evaluation
+                _, alone = self._loops(plain, answer, {0: Constant(0)})
+                histograms, loops = self._loops(self.pair, answer, learning)
+                alpha = realised(loops) if alpha is None else alpha
+                yield answer, {"histograms": histograms, "loops": loops, "alone": alone["0"], "alpha": alpha}
+            elif found is not None:
+                yield answer, {"histograms": self._simulated(answer, found), "alpha": alpha}
+            else:
+                histograms, alpha = self._chained(answer)
+                yield answer, {"histograms": histograms, "alpha": alpha}
+
+    def _told(self, todo: Sequence[Answer]) -> Iterator[tuple[Answer, dict[str, Any]]]:
+        """The same of a drafter whose drafts depend on where a step starts: the real loop, its target's part known.
+
+        Several answers are decoded at once where that cannot change a drafter's logits.
+        """
+        drafter = self.pair.drafter
+        size = self.options.batch_size if drafter is not None and drafter.native else 1
+        for room in sorted({allowed(answer) for answer in todo}):
+            alike = [answer for answer in todo if allowed(answer) == room]
+            for batch in (alike[start : start + size] for start in range(0, len(alike), size)):
+                asked = [self.pair.prompted(list(a.prompt_ids), a.messages[:-1]) for a in batch]
+                seeds, by_k = [answer.seed for answer in batch], {}
+                for k in self.options.numbers:
+                    known = Known.of(self.pair.target, batch)
+                    by_k[str(k)] = loop.told(self.pair, asked, k, self.options.sampling, room, seeds, known)
+                for i, answer in enumerate(batch):
+                    found = {k: of_k[i] for k, of_k in by_k.items()}
+                    if any(tokens != list(answer.answer_ids) for tokens, _, _ in found.values()):
+                        raise RuntimeError(f"{answer.id}: a known text was not decoded as it stands")
+                    histograms = {k: histogram for k, (_, histogram, _) in found.items()}
+                    yield answer, {
+                        "histograms": histograms, "alpha": realised({k: counts for k, (*_, counts) in found.items()})
+                    }  # fmt: skip
 
     def _read(self, todo: Sequence[Answer]) -> Iterator[tuple[Answer, Acceptance | None]]:
         """Each answer with its acceptance, in no fixed order; None where the drafter does not read these tokens."""
@@ -86,14 +111,14 @@ class Reader:
             yield from ((answer, None) for answer in todo)
         elif drafter.native and (target.native or sampling.greedy):
             for answer in todo:  # by engines that remember what they read when the loop then asks for the same
-                p = None if sampling.greedy else target.remembering()
+                p = None if sampling.greedy else self.theirs.after
                 read = (drafter.remembering(), answer.prompt_ids, answer.answer_ids)
                 yield answer, acceptance_of(*read, p, sampling, self.pair.vocabulary, drafter.known)
         else:
             pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
             model = None if sampling.greedy else target.model  # greedy α needs no second look at the target
-            for index, found in acceptance(drafter.model, pairs, model, sampling, self.pair.vocabulary):
-                yield todo[index], found
+            compared = acceptance(drafter.model, pairs, model, sampling, self.pair.vocabulary, self.theirs.packed)
+            yield from ((todo[index], found) for index, found in compared)
 
     def _simulated(self, answer: Answer, found: Acceptance) -> dict[str, Any]:
         """Histograms by K: exact where decoding is greedy, expected where it samples."""
@@ -110,8 +135,7 @@ class Reader:
         drafter = self.pair.decoder([asked], Constant(most), sampling, again=True).drafter
         assert isinstance(drafter, ModelDrafter)
         shares, steps = chains(
-            drafter, self.pair.target.remembering(), answer.prompt_ids, answer.answer_ids, most, self._room(answer),
-            sampling,
+            drafter, self.theirs.after, answer.prompt_ids, answer.answer_ids, most, self._room(answer), sampling
         )  # fmt: skip
         histograms = {str(k): shorter(steps, k).to_dict() for k in self.options.numbers}
         return histograms, float(shares.double().mean())
@@ -121,25 +145,18 @@ class Reader:
         own, wanted = self.pair.target.context, allowed(answer)
         return wanted if own is None else max(len(answer.answer_ids), min(wanted, own - len(answer.prompt_ids)))
 
-    def _loops(
-        self, pair: Pair, answer: Answer, learning: dict[Any, Policy], target: Backend | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Histograms and measures of the real loop on one sequence, with `target` in its target's place.
-
-        Under greedy decoding its output must be the target's.
-        """
+    def _loops(self, pair: Pair, answer: Answer, learning: dict[Any, Policy]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Histograms and measures of the real loop on one sequence; greedy, its output must be the target's."""
         asked = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
         histograms, loops = {}, {}
         for k, policy in learning.items():
-            if target is not None:
-                target.rollback([0])
             tokens, histograms[str(k)], loops[str(k)] = loop.run(
                 pair, asked, policy, self.options.sampling, allowed(answer), answer.seed,
-                self.options.tree if k else 1, k if isinstance(k, int) else 0, target,
+                self.options.tree if k else 1, k if isinstance(k, int) else 0,
             )  # fmt: skip
             same = tokens == list(answer.answer_ids)
             exact = self.options.temperature == 0 and self.options.dtype == "float32"
-            if not same and (target is not None or (exact and answer.min_gap > 1e-3)):
+            if not same and exact and answer.min_gap > 1e-3:
                 raise RuntimeError(
                     f"{answer.id}: speculative output differs from the target's, and no near-tie explains it"
                 )

@@ -8,7 +8,7 @@ independently: of the chance p(x) of a token x, min(p(x), q(x)) is that of an ac
 target sampled alone the expected numbers follow exactly, over all the chances of accepting.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,12 +19,14 @@ from transformers import PreTrainedModel
 
 from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.measure.acceptance import Histogram
-from sparsedraft.packing import Sample, answer_logits, groups, pack, packable
+from sparsedraft.packing import PackedRow, Sample, answer_logits, groups, pack, packable
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import VocabularyMap
 from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities, sound
 
 ROW = 1024  # tokens packed into one pass
+
+Read = Callable[[Sequence[int], int], Tensor]  # a model's logits [n, V] after each of the last n of some tokens
 
 
 class Acceptance(NamedTuple):
@@ -96,12 +98,13 @@ def acceptance_of(
     q: Backend,
     prompt: Sequence[int],
     output: Sequence[int],
-    p: Backend | None,
+    p: Read | None,
     sampling: Sampling,
     vocabulary: VocabularyMap | None,
     known: int,
 ) -> Acceptance:
-    """`acceptance` of one answer by empty Backends; `known`: tokens that the drafter has a row for."""
+    """`acceptance` of one answer by the drafter's empty Backend and the target's logits; `known`: tokens that the
+    drafter has a row for."""
     n = len(output) if q.max_length is None else max(0, min(len(output), q.max_length - len(prompt)))
     if not n:
         return Acceptance(torch.zeros(len(output)), torch.zeros(len(output)))
@@ -110,7 +113,7 @@ def acceptance_of(
     sound(logits, "drafter", range(len(prompt), len(ids)))
     logits = logits if vocabulary is None else vocabulary.logits(logits)
     logits = penalised(logits, sampling, prompt, output[:n])
-    theirs = None if p is None else penalised(p.forward([ids[:-1]], [n])[0], sampling, prompt, output[:n])
+    theirs = None if p is None else penalised(p(ids[:-1], n), sampling, prompt, output[:n])
     return Acceptance(
         *(pad(x, (0, len(output) - n)) for x in _compared(logits, theirs, torch.tensor(ids[-n:]), sampling))
     )
@@ -135,13 +138,15 @@ def acceptance(
     p: PreTrainedModel | None,
     sampling: Sampling,
     vocabulary: VocabularyMap | None = None,
+    reading: Callable[[PreTrainedModel, PackedRow], Tensor] = answer_logits,
 ) -> Iterator[tuple[int, Acceptance]]:
     """For each (prompt ids, target-written ids), its index and the acceptance at each place, in no fixed order.
 
     Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is None). Sampled: by the warped
     distributions of both (DESIGN §1). `vocabulary` maps the drafter's logits to the target's
     tokens where the heads differ in width. As in the loop, the drafter reads tokens that it has no row for as 0, and
-    places beyond its context count 0. FloatingPointError for NaN logits of the drafter.
+    places beyond its context count 0. `reading` gives the target's logits. FloatingPointError for NaN logits of the
+    drafter.
     """
     room, known = context_length(q), embedding_rows(q)
     readable = [
@@ -167,7 +172,7 @@ def acceptance(
         logits = answer_logits(q, replace(row, ids=row.ids.where(row.ids < known, 0)))
         sound(logits, "drafter", (row.positions[0, row.predict] + 1).tolist())
         logits = warped(logits if vocabulary is None else vocabulary.logits(logits))
-        theirs = None if p is None else warped(answer_logits(p, row))
+        theirs = None if p is None else warped(reading(p, row))
         compared = _compared(logits, theirs, row.tokens, sampling)
         for i, shares, kept in zip(group, *(x.cpu().split(lengths) for x in compared), strict=True):
             beyond = (0, len(pairs[i][1]) - readable[i])

@@ -107,6 +107,19 @@ class ModelDrafter:
                     unread[b] = [self._own[token] if self._own else token]
         return [Draft(drafted, None if self.certain else q[b]) for b, drafted in enumerate(drafts)]
 
+    def distributions(self, row: Row, drafted: Sequence[int]) -> Tensor:
+        """q [n + 1, V] after `row` and after each of its n drafts: what `propose` draws from where it draws these.
+
+        The drafter has one row, and its context has room for them.
+        """
+        (unread,) = self._unread([self.read(row)], [True])
+        unread += [self._own[token] if self._own else token for token in drafted]
+        logits = self.backend.forward([unread], [len(drafted) + 1])[0]
+        self._seen[0] += unread
+        logits = sound(logits, "drafter", range(len(row.tokens), len(row.tokens) + len(logits)))
+        logits = logits if self.vocabulary is None else self.vocabulary.logits(logits)
+        return probabilities(penalised(logits, self.sampling, row.tokens, drafted), self.sampling)
+
     def _unread(self, contexts: list[list[int]], active: list[bool]) -> list[list[int]]:
         """The ids that each row has yet to read, after its cache is back at what it has in common with them."""
         common = [

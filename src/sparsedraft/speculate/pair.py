@@ -120,15 +120,16 @@ class Pair:
     ) -> Decoder:
         """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, one prompt only.
 
-        `again`: for one prompt after another, the same ones several times: the models remember what they have read, and
-        the decoder made before is of no more use. `target` verifies in the place of the pair's own.
+        `again`: the same prompts several times, then others: the models remember what they have read, and the decoder
+        made before is of no more use. `target` verifies in the place of the pair's own.
         """
-        if len(asked) > 1 and not self.batches:
+        able = self.batches if target is None else self.drafter is None or self.drafter.takes_masks
+        if len(asked) > 1 and not able:
             raise UserError("one of the models takes no attention masks: decode one prompt at a time.")
         models = [self.target, *([] if self.drafter is None else [self.drafter])]
-        own = self.target.remembering if again else lambda: self.target.backend(len(asked))
+        remembering, fresh = self.target.remembering, self.target.backend
         return Decoder(
-            target or own(),
+            target or (remembering if again else fresh)(len(asked)),
             self._drafter(asked, policy, sampling, branching, again),
             policy,
             sampling,
@@ -143,7 +144,7 @@ class Pair:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
         q, p = self.drafter, self.target
-        backend = q.remembering() if again else q.backend(len(asked))
+        backend = q.remembering(len(asked)) if again else q.backend(len(asked))
         if branching > 1:
             self.check_tree(branching, policy, len(asked))
             return TreeDrafter(backend, sampling, branching)

@@ -80,9 +80,10 @@ class Side:
             return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
         return TransformersEngine(self.model, self.tokenizer, batch_size)
 
-    def remembering(self) -> TreeBackend:
-        """The same Backend of one row each time, empty: it takes up what it has read before. One use at a time."""
-        self._remembered = self._remembered or PrefixCache(self.backend(1))
+    def remembering(self, rows: int = 1) -> TreeBackend:
+        """The same Backend each time, empty: it takes up what it has read before. One use at a time."""
+        if self._remembered is None or self._remembered.rows != rows:
+            self._remembered = PrefixCache(self.backend(rows))
         self._remembered.begin()
         return self._remembered
 
