@@ -78,6 +78,51 @@ def test_what_grows_is_made_anew_beside_the_old_one(tmp_path: Path) -> None:
         artifact.make(out, "test", {"parts": {**parts, "c": 3}, "m": 1}, from_old)
     grown = artifact.make(out, "test", {"parts": {**parts, "c": 3}, "m": 1}, from_old, grows="parts")
     assert grown == {"old": "x"} and not (out / "data.txt").exists()
+    provenance = artifact.read_provenance(out)
+    assert provenance is not None and provenance["grown_from"]["finished"] <= provenance["finished"]
+
+
+def test_an_interrupted_growth_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def make(parts: str, build, **options) -> dict:
+        return artifact.make(out, "test", {"parts": dict.fromkeys(parts, 1)}, build, grows="parts", **options)
+
+    def dies(work: Path) -> dict[str, int]:
+        (work / ".scratch").write_text("half")
+        raise KeyboardInterrupt
+
+    def found(work: Path) -> dict[str, bool]:
+        return {"half": (work / ".scratch").exists()}
+
+    first = make("a", build)
+    for parts, options, half in (("ab", {}, True), ("abc", {}, True), ("abcd", {"overwrite": True}, False)):
+        with pytest.raises(KeyboardInterrupt):
+            make("ab" if parts == "abc" else parts, dies)
+        assert artifact._result(out) == first, "the finished one stands until the new one is whole"
+        with pytest.raises(UserError, match=r"unfinished run .* delete .*\.out\.partial"):
+            make("ax", found)
+        assert make(parts, found, **options) == {"half": half}
+        first = make("a", build, overwrite=True)
+        provenance = artifact.read_provenance(out)
+        assert provenance is not None and "grown_from" not in provenance
+
+
+def test_a_kill_between_the_two_renames_costs_nothing(tmp_path: Path, monkeypatch) -> None:
+    out, replace = tmp_path / "out", artifact.os.replace
+    artifact.make(out, "test", {"n": 1}, build)
+
+    def killed(old: Path, new: Path) -> None:
+        if new == out:
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            artifact.make(out, "test", {"n": 2}, lambda work: {"rows": 2}, overwrite=True)
+    again = artifact.make(out, "test", {"n": 2}, lambda work: pytest.fail("all was built already"), overwrite=True)
+    assert again == {"rows": 2} and [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_refusal_before_any_work_leaves_nothing_to_trip_over(tmp_path: Path) -> None:
@@ -127,7 +172,7 @@ def test_interrupted_overwrite_goes_on_and_other_inputs_drop_it_on_demand(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         artifact.make(out, "test", {"n": 2}, dies, overwrite=True)
     with pytest.raises(UserError, match=r"--out .*/out has an unfinished run .* \(changed: n\): pass --overwrite"):
-        artifact._open_work(tmp_path / ".out.partial", out, "test", {"n": 3}, "other", overwrite=False)
+        artifact._open_work(tmp_path / ".out.partial", out, "test", {"n": 3}, "other", False, None, False)
     seen = artifact.make(out, "test", {"n": 2}, lambda w: {"read": (w / ".journal").read_text()}, overwrite=True)
     assert seen == {"read": "half"}
 

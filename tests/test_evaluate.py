@@ -48,6 +48,17 @@ def renumbered(tokenizer: hf.PreTrainedTokenizerFast, order: list[int]) -> hf.Pr
     return made
 
 
+def renumbered_copy(checkpoint_folder: str | Path, out: Path) -> Path:
+    """One that says what that checkpoint says, in words of its own: its ids in another order."""
+    model, ours = checkpoint.load(checkpoint_folder), checkpoint.load_tokenizer(checkpoint_folder)
+    order = [0, 1, 2, *(3 + torch.randperm(len(ours) - 3, generator=torch.Generator().manual_seed(0))).tolist()]
+    weight = model.get_input_embeddings().weight  # the head's, too
+    with torch.no_grad():
+        weight[order] = weight[: len(order)].clone()
+    checkpoint.save(model, renumbered(ours, order), out)
+    return out
+
+
 def whole(folder: Path) -> list[dict]:
     """The rows of the drafters."""
     return [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
@@ -83,18 +94,10 @@ def test_simulation_equals_the_real_loop_in_every_figure(models, tmp_path: Path)
 def test_across_tokenizers_and_for_lookup_too(models, tmp_path: Path) -> None:
     """Both ways between tokenizers; under sampling, too, where drafts are not drawn: they follow from the text then."""
     target, drafters = models
-    ours = checkpoint.load_tokenizer(target)
     folder = tmp_path / "stranger"
     theirs = byte_level()
     checkpoint.save(build_llama(seed=3, vocab_size=len(theirs)), theirs, folder)
-    # one that often says what the target says, in words of its own: the noisy one, its ids in another order
-    model = checkpoint.load(drafters[1][1])
-    order = [0, 1, 2, *(3 + torch.randperm(len(ours) - 3, generator=torch.Generator().manual_seed(0))).tolist()]
-    weight = model.get_input_embeddings().weight  # the head's, too
-    with torch.no_grad():
-        weight[order] = weight[: len(order)].clone()
-    shuffled = tmp_path / "shuffled"
-    checkpoint.save(model, renumbered(ours, order), shuffled)
+    shuffled = renumbered_copy(drafters[1][1], tmp_path / "shuffled")
     named = [("stranger", str(folder)), ("shuffled", str(shuffled)), ("lookup", "lookup")]
     for uag, temperature in (("realign", 0.0), ("intersection", 0.0), ("realign", 0.7)):
         options = dataclasses.replace(GREEDY, uag=uag, temperature=temperature, limit=6)
@@ -106,6 +109,30 @@ def test_across_tokenizers_and_for_lookup_too(models, tmp_path: Path) -> None:
         assert all("loops" not in row for row in whole(known))
         assert [d["route"] for d in simulated["drafters"]] == [uag, uag, "lookup"]
         assert 0.05 < simulated["drafters"][1]["alpha"] < 0.99
+
+
+def test_answers_decoded_at_once_count_as_one_after_the_other(talker: Path, tmp_path: Path, monkeypatch) -> None:
+    """The answers end at different places, so that any one of a batch may be the last that goes on."""
+    from sparsedraft.measure import rows
+
+    noisy = checkpoint.load(talker)
+    with torch.no_grad():
+        for linear in decoder_linears(noisy).values():
+            linear.weight += (
+                0.3 * linear.weight.std() * torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(2))
+            )
+    checkpoint.save(noisy, checkpoint.load_tokenizer(talker), tmp_path / "noisy")
+    named = [("shuffled", str(renumbered_copy(tmp_path / "noisy", tmp_path / "shuffled")))]
+    options = dataclasses.replace(GREEDY, uag="realign", simulate=True, limit=None, runtime="native", max_new_tokens=24)
+    found = []
+    for size, read in ((1, rows.READ), (16, rows.READ), (16, 200)):
+        monkeypatch.setattr(rows, "READ", read)
+        out = tmp_path / f"{size}-{read}"
+        evaluate_to(out, str(talker), named, "demo:eval", dataclasses.replace(options, batch_size=size))
+        found.append(raw(out))
+    assert found[0] == found[1] == found[2]
+    alphas = [row["alpha"] for row in found[0]]
+    assert len({row["tokens"] for row in found[0]}) > 4 and 0.1 < sum(alphas) / len(alphas) < 0.95
 
 
 def test_a_target_behind_a_server(served: str, talker: Path, models, tmp_path: Path) -> None:

@@ -67,8 +67,9 @@ def test_several_rows_of_which_some_are_forgotten_meanwhile() -> None:
     rng, reused = random.Random(1), 0
     for _ in range(80):
         n = rng.randrange(1, 5)
-        inside = Toy(after, n)
+        inside = Drafting(after, n)
         remembering, fed = PrefixCache(inside), 0
+        assert (remembering.draft is None) == (n > 1), "the engine drafts at once for its first row alone"
         for _ in range(5):
             remembering.begin()
             fresh = Toy(after, n)

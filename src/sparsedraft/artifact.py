@@ -186,6 +186,7 @@ def make(
             raise UserError(f"--out {out} lies in the input {name} {value}: name a folder outside it.")
     described = _describe(dict(inputs))
     mark = fingerprint(command, described, seed)
+    old: dict[str, Any] | None = None  # what the artifact grows from
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
         stored = read_provenance(out) if out.is_dir() else None
         if stored is None:
@@ -196,19 +197,24 @@ def make(
         grown = grows is not None and stored.get("seed") == seed and _has_grown(stored.get("inputs"), described, grows)
         if stored.get("command") != command or not (renew or grown):
             raise _refuse(out, stored, command, described)
-        overwrite = renew
+        overwrite, old = renew, stored if grown else None
     if overwrite and out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_provenance(out) is None)):
         raise UserError(f"--out {out} holds something that is not ours, so --overwrite does not delete it.")
     work = out.parent / f".{out.name}.partial"
     with _locked(out.parent / f".{out.name}.lock", out):
         # provenance is written last: a run that was killed after it has but to be put in its place
         if (read_provenance(work) or {}).get("fingerprint") != mark:
-            _build(work, out, command, described, mark, build, seed, overwrite)
+            _build(work, out, command, described, mark, build, seed, overwrite, grows, old)
         for scratch in work.glob(".*"):
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
-        if out.exists():
-            shutil.rmtree(out)
+        aside = out.parent / f".{out.name}.old"
+        if aside.exists():
+            shutil.rmtree(aside)
+        if out.exists():  # in one step: half of a folder would be nobody's
+            os.replace(out, aside)
         os.replace(work, out)
+        if aside.exists():
+            shutil.rmtree(aside)
     return _result(out)
 
 
@@ -221,9 +227,11 @@ def _build(
     build: Callable[[Path], dict[str, Any]],
     seed: int,
     overwrite: bool,
+    grows: str | None,
+    old: dict[str, Any] | None,
 ) -> None:
     """Fill `work`, its provenance last."""
-    started = _open_work(work, out, command, described, mark, overwrite)
+    started = _open_work(work, out, command, described, mark, overwrite, grows, old is not None)
     try:
         result = build(work)
     except UserError:
@@ -241,6 +249,7 @@ def _build(
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
+        **({"grown_from": {key: old[key] for key in ("fingerprint", "commit", "finished", "seconds")}} if old else {}),
     }
     write_json(work / "result.json", result)
     write_json(work / "provenance.json", provenance)
@@ -258,27 +267,40 @@ def _check_place(out: Path) -> None:
         raise UserError(f"--out {out} lies under {blocked}, which is a file: name another folder.")
 
 
-def _open_work(work: Path, out: Path, command: str, inputs: Any, mark: str, overwrite: bool) -> float:
-    """Make the work folder, or take up the one that an interrupted call with the same inputs left; return its birth."""
+def _open_work(
+    work: Path, out: Path, command: str, inputs: Any, mark: str, overwrite: bool, grows: str | None, growing: bool
+) -> float:
+    """Make the work folder, or take up the one that an interrupted call left; return its birth.
+
+    Taken up is that of the same inputs, or of fewer parts of what `grows`; but where all is to be made anew
+    (`overwrite`) none that began with parts of the finished artifact (`growing`).
+    """
     note = work / ".inputs.json"
     if work.exists():
         try:
             stored = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             stored = None  # killed before its first file was whole: nothing is lost by starting afresh
-        if stored is not None and stored["fingerprint"] == mark:
-            console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]", soft_wrap=True)
-            return float(stored["started"])
+        if stored is not None and not (overwrite and stored.get("growing")):
+            same = stored["fingerprint"] == mark
+            if not same and grows is not None and not overwrite and _has_grown(stored.get("inputs"), inputs, grows):
+                same = True
+                write_json(note, {**stored, "inputs": inputs, "fingerprint": mark})
+            if same:
+                console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]", soft_wrap=True)
+                return float(stored["started"])
         if stored is not None and not overwrite:
             changed = ", ".join(_changed(stored.get("inputs"), inputs)) or "seed"
+            drop = f"delete {work}" if growing else "pass --overwrite to drop it"  # which would drop the finished one
             raise UserError(
-                f"--out {out} has an unfinished run with other inputs (changed: {changed}): pass --overwrite to drop "
-                "it, or name another folder."
+                f"--out {out} has an unfinished run with other inputs (changed: {changed}): {drop}, or name another "
+                "folder."
             )
         shutil.rmtree(work)
     work.mkdir(parents=True)
     started = time.time()
-    write_json(note, {"command": command, "inputs": inputs, "fingerprint": mark, "started": started})
+    begun = {"command": command, "inputs": inputs, "fingerprint": mark, "started": started, "growing": growing}
+    write_json(note, begun)
     return started
 
 

@@ -92,13 +92,19 @@ def evaluate_to(
 
 
 def _take_up(finished: Path, work: Path) -> list[tuple[Path, int]]:
-    """Go on from a finished evaluation of fewer drafters, if one lies there: its answers and rows stand.
+    """Go on from a finished evaluation of fewer drafters, if one lies there and `work` has no answers of its own: its
+    answers and rows stand.
 
     Returns what was copied into `work`, with its bytes.
     """
-    names = (ANSWERS, ROWS) if (finished / ANSWERS).exists() else ()
-    copies = {work / f".{name}": finished / name for name in names}
-    return [(copy, Path(shutil.copy(old, copy)).stat().st_size) for copy, old in copies.items() if not copy.exists()]
+    if (work / f".{ANSWERS}").exists() or not (finished / ANSWERS).exists():
+        return []
+    taken = []
+    for name in (ROWS, ANSWERS):  # in this order: rows without their answers are copied again
+        with artifact.write_atomic(work / f".{name}") as temporary:
+            shutil.copy(finished / name, temporary)
+        taken.append((work / f".{name}", (finished / name).stat().st_size))
+    return taken
 
 
 class _Evaluation:
@@ -164,7 +170,8 @@ class _Evaluation:
 
     def result(self) -> dict[str, Any]:
         dense = self.side.weights()["macs_per_token"]
-        theirs = TargetLogits(self.side, self.work / ".target-logits")
+        again = len(self.drafters) > 1  # what a single drafter asks for, nobody asks for again
+        theirs = TargetLogits(self.side, self.work / ".target-logits", **({} if again else {"most": 0}))
         rows_file = self.work / f".{ROWS}"
         done = read_lines(rows_file)
         shown: list[dict[str, Any]] = []

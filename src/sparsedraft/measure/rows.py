@@ -15,6 +15,7 @@ from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.lookahead import Constant, Policy, policy_named
 from sparsedraft.speculate.pair import Pair
 
+READ = 4096  # prompt tokens in one pass: activations take memory
 IN_TEXT, IN_LOOP = "the target's text", "drafts in the loop"  # what a row's α is the acceptance of
 
 
@@ -33,6 +34,19 @@ def allowed(answer: Answer) -> int:
     """How many tokens could have been written; encoded again, a server's text has a few more or fewer than it wrote."""
     n = len(answer.answer_ids)
     return n if answer.finish_reason == "length" else max(n, answer.max_new_tokens)
+
+
+def batches(answers: Sequence[Answer], size: int) -> Iterator[list[Answer]]:
+    """At most `size` answers at once, whose prompts are read in one pass, and hold at most READ tokens."""
+    batch: list[Answer] = []
+    for answer in answers:
+        tokens = sum(len(other.prompt_ids) for other in batch) + len(answer.prompt_ids)
+        if batch and (len(batch) == size or tokens > READ):
+            yield batch
+            batch = []
+        batch.append(answer)
+    if batch:
+        yield batch
 
 
 def realised(drafts: dict[str, dict[str, Any]]) -> float:
@@ -88,8 +102,7 @@ class Reader:
         drafter = self.pair.drafter
         size = self.options.batch_size if drafter is not None and drafter.native else 1
         for room in sorted({allowed(answer) for answer in todo}):
-            alike = [answer for answer in todo if allowed(answer) == room]
-            for batch in (alike[start : start + size] for start in range(0, len(alike), size)):
+            for batch in batches([answer for answer in todo if allowed(answer) == room], size):
                 asked = [self.pair.prompted(list(a.prompt_ids), a.messages[:-1]) for a in batch]
                 seeds, by_k = [answer.seed for answer in batch], {}
                 for k in self.options.numbers:

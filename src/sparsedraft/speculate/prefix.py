@@ -17,7 +17,8 @@ class PrefixCache:
         self._held: list[list[int]] = [[] for _ in range(self.rows)]  # the tokens in each row's cache,
         self._lengths = [0] * self.rows  # of which so many count
         self._going = list(range(self.rows))  # the rows that were not forgotten
-        self.draft = self._draft if hasattr(backend, "draft") else None  # of the native engine alone
+        # the native engine's, which drafts for its first row alone
+        self.draft = self._draft if self.rows == 1 and hasattr(backend, "draft") else None
 
     def begin(self) -> None:
         """Look empty."""
@@ -54,11 +55,10 @@ class PrefixCache:
 
     def _draft(self, k: int, ids: Sequence[int]) -> list[int]:
         """See runtime.engine.Rows."""
-        (row,) = self._going
-        unread = self._new(row, ids, 1)
+        unread = self._new(0, ids, 1)
         self._cut()
         tokens = self.backend.draft(k, unread)  # type: ignore[attr-defined]
-        self._append(row, [*unread, *tokens[:-1]])
+        self._append(0, [*unread, *tokens[:-1]])
         return tokens
 
     def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
