@@ -17,30 +17,29 @@ from typing import Any
 
 from common import close, setup
 from patterns import score
-from sparsedraft import checkpoint, distilled, prompts
+from sparsedraft import checkpoint, distilled
 from sparsedraft import recipe as recipes
 from sparsedraft.artifact import write_json
 from sparsedraft.console import console
-from sparsedraft.conversation import Answer, answer_all
+from sparsedraft.conversation import Answer
 from sparsedraft.journal import read_lines
+from sparsedraft.measure.evaluate import ANSWERS
 from sparsedraft.recipe import Drafter, Recipe
 from sparsedraft.report.tables import markdown
 from sparsedraft.run import make_drafter
-from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.side import Side
 from sparsedraft.speculate.vocab import same_tokens
 
 
-def answers_of(recipe: Recipe, run: Path, folder: Path) -> list[Answer]:
-    """The target's greedy answers to the recipe's evaluation prompts; the packed target's where the run has one."""
-    packed = next((p for p in sorted((run / "packed").glob(".target-*")) if (p / "result.json").is_file()), None)
-    side, how = Side.load(packed or recipe.target), recipe.eval
-    asked = prompts.read(how.prompts)
-    asked = prompts.spread(asked, how.limit) if how.limit and how.spread else asked[: how.limit]
-    return answer_all(
-        side.writer(16), side.context, side.tokenizer, asked, journal=folder / "target.jsonl",
-        description="target answers", sampling=Sampling(), max_new_tokens=how.max_new_tokens, batch_size=16, seed=0,
-    )  # fmt: skip
+def answers_of(recipe: Recipe, run: Path) -> list[Answer]:
+    """The target's answers to the recipe's evaluation prompts, as its evaluation has them."""
+    kept = run / "eval" / ANSWERS
+    if not kept.is_file():
+        sys.exit(f"{kept} is missing: the run's evaluation must be finished, by a version that keeps the answers.")
+    how = recipe.eval
+    if (how.temperature, how.repetition_penalty) != (0, 1):
+        sys.exit("The recipe's evaluation samples, and the curve is of greedy decoding: set eval.temperature to 0.")
+    answers = {row["id"]: Answer(**row) for unit in read_lines(kept) for row in unit["rows"]}
+    return [answers[name] for name in sorted(answers)]
 
 
 def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:
@@ -104,14 +103,16 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     same_run(run, recipe, entry.name, out)
     journal = out / "rows.jsonl"
     rows = read_lines(journal)
-    answers = answers_of(recipe, run, out)
+    answers = answers_of(recipe, run)
 
     def note(label: str, folder: Path, **more: Any) -> None:
         if any(row["label"] == label for row in rows):
             return
         result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
         found = {k: result[k] for k in ("tokens", "val_loss", "val_alpha") if k in result}
-        rows.append({"label": label, **more, **found, **score(folder, answers)})
+        rows.append(
+            {"label": label, **more, **found, **score(folder, answers, dtype=recipe.eval.dtype or recipe.dtype)}
+        )
         with open(journal, "a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         console.print({k: v for k, v in rows[-1].items() if k != "answers"})

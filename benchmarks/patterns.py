@@ -63,12 +63,12 @@ def answers_of(target: str, asked: list[prompts.Prompt], new_tokens: int, folder
     )  # fmt: skip
 
 
-def score(drafter: Path, answers: list[Answer], quantized: str = "none") -> dict[str, Any]:
+def score(drafter: Path, answers: list[Answer], quantized: str = "none", dtype: str = "float32") -> dict[str, Any]:
     """α and MAL of the drafter in `drafter` on the target's answers, and α answer by answer.
 
     With `quantized` int8 or int4, of the drafter with its linears rounded so.
     """
-    model = checkpoint.load(drafter)
+    model = checkpoint.load(drafter, dtype=checkpoint.dtype_named(dtype))
     quantize.install(model, quantized)
     pairs = [(a.prompt_ids, a.answer_ids) for a in answers]
     rows: dict[int, dict[str, Any]] = {}

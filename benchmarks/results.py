@@ -18,7 +18,7 @@ from typing import Any
 
 from sparsedraft.artifact import hash_path
 from sparsedraft.report.load import OPTIONAL, asked_for
-from sparsedraft.report.tables import alone_rate, markdown, middle_k
+from sparsedraft.report.tables import alone_rate, markdown, measured_factor, middle_k
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
 KEPT = (
@@ -59,7 +59,7 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
     """MACs, c, factor, best K, and where the packed drafters were timed: speed and bytes."""
     measured = {d["name"]: d for d in timed["drafters"]} if timed else {}
     header = ["drafter", "MACs per token", "vs the dense drafter", "c by MACs", "improvement factor (K)"]
-    header += ["c", "speed-up (K)", "tokens/s", "MB on disk"] if timed else []
+    header += ["c", "K", "speed-up", "tokens/s", "MB on disk"] if timed else []
     rows = []
     # where no dense drafter was evaluated, the target is its own
     dense = next(
@@ -76,7 +76,7 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
             m = found[k]["measured"]
             packed = read(run, f"packed/{Path(measured[d['name']]['path']).name}") or {}
             size = packed["bytes"]
-            row += [f"{m['c']:.2f}", f"{m['speedup']:.2f}x ({k})", f"{m['tokens_per_second']:.1f}", f"{size / 1e6:.0f}"]
+            row += [f"{m['c']:.2f}", str(k), measured_factor(m), f"{m['tokens_per_second']:.1f}", f"{size / 1e6:.0f}"]
         rows.append(row)
     return markdown(header, rows)
 

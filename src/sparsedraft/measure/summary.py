@@ -33,15 +33,23 @@ def mean_alpha(rows: Sequence[Row]) -> float:
 
 def interval(rows: Sequence[Row], over: Callable[[Row], float], under: Callable[[Row], float]) -> list[float]:
     """95 % bootstrap interval of Σ over / Σ under, prompts drawn with replacement (all turns of one together)."""
+    over_sums, under_sums = _resampled(rows, over, under)
+    return _middle(over_sums[under_sums > 0] / under_sums[under_sums > 0])
+
+
+def _resampled(rows: Sequence[Row], *of: Callable[[Row], float]) -> np.ndarray:
+    """Σ of each of `of`, [len(of), DRAWS], over prompts drawn with replacement; the same draws for all."""
     names = sorted({row["prompt"] for row in rows})
     place = {name: i for i, name in enumerate(names)}
-    sums = np.zeros((2, len(names)))
+    sums = np.zeros((len(of), len(names)))
     for row in rows:
-        sums[:, place[row["prompt"]]] += over(row), under(row)
+        sums[:, place[row["prompt"]]] += [value(row) for value in of]
     drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
-    over_sums, under_sums = drawn @ sums[0], drawn @ sums[1]
-    ratios = over_sums[under_sums > 0] / under_sums[under_sums > 0]
-    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return np.stack([drawn @ each for each in sums])
+
+
+def _middle(values: np.ndarray) -> list[float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return [float(low), float(high)]
 
 
@@ -83,7 +91,8 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     """What the real loop took at K = k against the target alone, which wrote each sequence just before.
 
     Prompts' reading is left out. `c` and `v` are the measured costs of a drafted token and of verifying a step, in
-    plain target steps; `speedup` is the ratio of the tokens per second.
+    plain target steps; `speedup` is the ratio of the tokens per second, with its 95 % bootstrap interval over prompts
+    (which knows how prompts differ and the noise of each, not a host that drifts from one drafter to the next).
     """
     loops = [row["loops"][str(k)] for row in rows]
     plain = [row["alone"] for row in rows]
@@ -97,11 +106,26 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
         "tokens_per_second": rate,
         "target_tokens_per_second": plain_rate,
         "speedup": rate / plain_rate,
+        "speedup_interval": speedup_interval(rows, k),
         "c": parts["draft"] / drafted / step if drafted else 0.0,
         "v": parts["verify"] / max(1, steps) / step,
         "seconds": {key: round(value, 4) for key, value in parts.items()},
         "overhead": (parts["rollback"] + parts["sampling"] + parts["rest"]) / sum(parts.values()),
     }
+
+
+def speedup_interval(rows: Sequence[Row], k: int | str) -> list[float]:
+    """95 % bootstrap interval of `timed`'s speed-up."""
+    at = str(k)
+    tokens, seconds, plain_tokens, plain_seconds = _resampled(
+        rows,
+        lambda row: row["loops"][at]["tokens"],
+        lambda row: row["loops"][at]["seconds"],
+        lambda row: row["alone"]["tokens"],
+        lambda row: row["alone"]["seconds"],
+    )
+    sound = (seconds > 0) & (plain_tokens > 0)
+    return _middle((tokens * plain_seconds)[sound] / (seconds * plain_tokens)[sound])
 
 
 def agreement(rows: Sequence[Row], k: int | str) -> dict[str, Any] | None:

@@ -78,11 +78,20 @@ def speed_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             seconds, total = m["seconds"], sum(m["seconds"].values())
             shares = [seconds["draft"] / total, seconds["verify"] / total, m["overhead"]]
             rows.append([
-                d["name"], str(k), f"{m['tokens_per_second']:.1f}", f"{m['speedup']:.2f}x",
+                d["name"], str(k), f"{m['tokens_per_second']:.1f}", measured_factor(m),
                 f"{found['improvement_factor']:.2f}x",
                 f"{m['c']:.2f}", f"{m['v']:.2f}", *(f"{share:.0%}" for share in shares),
             ])  # fmt: skip
     return header, rows
+
+
+def measured_factor(measured: dict[str, Any]) -> str:
+    """The speed-up with its interval; results of before there was one have none."""
+    found = f"{measured['speedup']:.2f}x"
+    if "speedup_interval" not in measured:
+        return found
+    low, high = measured["speedup_interval"]
+    return f"{found} ({low:.2f}-{high:.2f})"
 
 
 def alone_rate(result: dict[str, Any]) -> str:
