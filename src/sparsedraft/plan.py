@@ -16,6 +16,7 @@ from sparsedraft import checkpoint, prompts
 from sparsedraft.decoder import decoder_layers, decoder_linears, linears_of
 from sparsedraft.finetune import memory as finetuning
 from sparsedraft.finetune.loop import Settings
+from sparsedraft.measure import memo
 from sparsedraft.measure.macs import macs_of_model, skeleton
 from sparsedraft.pattern import Pattern
 from sparsedraft.prune import memory
@@ -242,7 +243,11 @@ def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> di
     flops += 2 * dense.macs * drafters * (1 + drafted) * (prompt_tokens + answers)
     parameters = dense.parameters + (0 if e.url else target.parameters)
     needed = parameters * width + e.batch_size * target.config.vocab_size * 4 * 4
-    return _stage(name, answers, needed, flops, 100 * answers)
+    kept = 0
+    if e.temperature and not e.url:  # it is read once more, and what it thinks of its answers is kept for the others
+        flops += 2 * target.macs * (prompt_tokens + answers)
+        kept = min(memo.MOST, answers * target.config.vocab_size * width) if drafters > 1 else 0
+    return _stage(name, answers, needed, flops, 100 * answers + kept)
 
 
 def _speed(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str, Any]:
