@@ -28,8 +28,8 @@ def test_a_speed_up_that_all_prompts_share_has_no_width() -> None:
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    """Over 300 samples of 24 prompts the 95 % interval misses in 3 to 13 % (a bootstrap of few is a little narrow); by
-    chance alone, were it exact, outside of 3 to 13 % less than once in a hundred."""
+    """Over 300 samples of 24 prompts the 95 % interval misses in 1 to 13 % (a bootstrap of few is a little narrow);
+    were it exact, chance alone would leave that range less than once in ten thousand."""
     rng = np.random.default_rng(0)
     everyone = rows(list(np.exp(rng.normal(0.3, 0.4, 4000))))
     truth = timed(everyone, 2)["speedup"]
@@ -39,7 +39,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         low, high = speedup_interval(chosen, 2)
         assert low <= timed(chosen, 2)["speedup"] <= high
         missed += not low <= truth <= high
-    assert 9 <= missed <= 39
+    assert 3 <= missed <= 39
 
 
 def test_turns_of_one_prompt_are_drawn_together() -> None:

@@ -22,7 +22,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
 from sparsedraft.measure import summary
 from sparsedraft.measure.known import Known
-from sparsedraft.measure.memo import TargetLogits
+from sparsedraft.measure.memo import MOST, TargetLogits
 from sparsedraft.measure.options import Options
 from sparsedraft.measure.rows import Reader, allowed, alpha_of, policies
 from sparsedraft.measure.served import Served
@@ -171,7 +171,7 @@ class _Evaluation:
     def result(self) -> dict[str, Any]:
         dense = self.side.weights()["macs_per_token"]
         again = len(self.drafters) > 1  # what a single drafter asks for, nobody asks for again
-        theirs = TargetLogits(self.side, self.work / ".target-logits", **({} if again else {"most": 0}))
+        theirs = TargetLogits(self.side, self.work / ".target-logits", MOST if again else 0)
         rows_file = self.work / f".{ROWS}"
         done = read_lines(rows_file)
         shown: list[dict[str, Any]] = []
