@@ -138,6 +138,32 @@ def test_magpie_prompts_are_sampled_behind_the_user_header(tiny_checkpoint: Path
         assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
 
 
+def test_magpie_writes_no_prompt_beyond_what_may_stay(tiny_checkpoint: Path, monkeypatch) -> None:
+    monkeypatch.setattr(magpie, "malformed", lambda said, reason, special: "" if reason == "eos" else "cut off")
+    tokenizer, model = checkpoint.load_tokenizer(tiny_checkpoint), checkpoint.load(tiny_checkpoint)
+
+    class Kept(TransformersEngine):
+        def generate(self, requests: Sequence[Request], *more) -> Iterator[Output]:
+            asked.append(requests)
+            return super().generate(requests, *more)
+
+    engine, asked = Kept(model, tokenizer, 4), list[Sequence[Request]]()
+
+    def rows(longest: int, at_most: int) -> dict[str, list[int]]:
+        """The prompts that stay of conversations written with `longest`."""
+        writer = Writer(engine, tokenizer, Sampling(), 150)
+        made = magpie.magpie(writer, magpie.wanted(24, ["the quick", ""]), Sampling(1.0), longest)
+        stay = (row for row in made if not row["dropped"] and len(row["prompt_ids"]) <= at_most)
+        return {row["id"]: row["prompt_ids"] for row in stay}
+
+    lengths = sorted(len(ids) for ids in rows(0, 512).values())
+    few = lengths[len(lengths) // 4]
+    assert lengths[0] < few < 150, "else nothing is cut short"
+    assert rows(0, few) == rows(few, few) != {}
+    assert all(r.max_new_tokens == 150 for r in asked[0])
+    assert all(len(r.prompt_ids) + r.max_new_tokens == few for r in asked[-2]), "the last call but its answers"
+
+
 def test_every_special_token_counts(tiny_checkpoint: Path) -> None:
     tokenizer = checkpoint.load_tokenizer(tiny_checkpoint)
     tokenizer.add_tokens([AddedToken("<|role|>", special=True), AddedToken("roleless", special=False)])
@@ -314,6 +340,7 @@ def test_impossible_options_are_refused(tiny_checkpoint: Path, alpaca: Path, tmp
     refused("--mode respond needs PROMPTS", source=None)
     refused("needs --limit", source=None, mode="magpie", limit=None)
     refused("--opening 'Why' begins prompts", openings=["Why"])
+    refused("--max-prompt-tokens 3 leaves nothing", source=None, mode="magpie", rules=Rules(max_prompt_tokens=3))
     refused("--prompt-temperature 0", source=None, mode="magpie", prompt_temperature=0.0)
     refused("has 0 reference answers to 1 turns", mode="rewrite")
     refused("--engine telepathy", engine="telepathy")

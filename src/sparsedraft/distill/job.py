@@ -79,6 +79,7 @@ class Job:
     device: str
     dtype: str
     native: bool = False  # the native engine, where there is no endpoint
+    max_prompt_tokens: int = 0  # of the prompts that magpie writes; 0: no limit
 
     @property
     def concurrency(self) -> int:
@@ -115,7 +116,7 @@ class Job:
             if self.mode == "rewrite":
                 rows = rewrite(writer, unit)
             elif self.mode == "magpie":
-                rows = magpie(writer, unit, self.prompt_sampling)
+                rows = magpie(writer, unit, self.prompt_sampling, self.max_prompt_tokens)
             else:
                 rows = [asdict(answer) for answer in respond(writer, unit)]
             return [made | {k: v for k, v in row.items() if k not in UNSTORED} for row in rows]

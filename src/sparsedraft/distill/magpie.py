@@ -64,13 +64,16 @@ def malformed(text: str, finish_reason: str, special: Collection[str]) -> str:
     return ""
 
 
-def magpie(writer: Writer, chosen: Sequence[Prompt], prompt_sampling: Sampling) -> list[dict[str, Any]]:
+def magpie(
+    writer: Writer, chosen: Sequence[Prompt], prompt_sampling: Sampling, longest: int = 0
+) -> list[dict[str, Any]]:
     """Rows of the conversations in `chosen`: prompts sampled as `prompt_sampling` says, then answered.
 
-    A conversation whose prompt is malformed has one row that holds nothing but why it was dropped.
+    A conversation whose prompt is malformed has one row that holds nothing but why it was dropped. Prompts of more than
+    `longest` tokens, their template's included, are not written to their end: they would be left out (0: no limit).
     """
     text, ids = header(writer.tokenizer)
-    requests = [_request(writer, p, text, ids) for p in chosen]
+    requests = [_request(writer, p, text, ids, longest) for p in chosen]
     special = special_tokens(writer.tokenizer)
     written: dict[str, tuple[str, str]] = {}
     openings = {p.id: p.turns[0] for p in chosen}
@@ -97,9 +100,13 @@ def _begun(tokenizer: PreTrainedTokenizerBase, opening: str) -> list[int]:
 
 
 def check_openings(
-    openings: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int, context: int | None
+    openings: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    context: int | None,
+    longest: int = 0,
 ) -> None:
-    """UserError for an opening that no prompt can begin with."""
+    """UserError for an opening that no prompt can begin with, whose prompts have at most `longest` tokens (0: any)."""
     before, special = len(header(tokenizer)[1]), special_tokens(tokenizer)
     for opening in openings:
         if prompts.half_surrogate(opening):
@@ -107,16 +114,23 @@ def check_openings(
         if found := [token for token in special if token in opening]:
             raise UserError(f"--opening {opening!r} holds {found[0]}, a special token: a prompt is text, leave it out.")
         count = before + len(_begun(tokenizer, opening))
+        if 0 < longest <= count:
+            raise UserError(
+                f"--max-prompt-tokens {longest} leaves nothing for a prompt to say: its header and its opening "
+                f"{opening[:40]!r} alone have {count}; raise it."
+            )
         if context is not None and count + max_new_tokens > context:
             raise UserError(
-                f"--opening {opening[:40]!r}... has {count} tokens with its header, which with {max_new_tokens} new "
+                f"--opening {opening[:40]!r} has {count} tokens with its header, which with {max_new_tokens} new "
                 f"ones exceed the context of {context}: shorten it, or lower --max-new-tokens."
             )
 
 
-def _request(writer: Writer, prompt: Prompt, text: str, ids: list[int]) -> Request:
+def _request(writer: Writer, prompt: Prompt, text: str, ids: list[int], longest: int) -> Request:
     """What makes the target write the prompt: the user header (`text`, `ids`), and the words that it opens with."""
     (opening,) = prompt.turns
     begun = _begun(writer.tokenizer, opening)
     seed = row_seed(writer.seed, f"{prompt.id}/prompt")
-    return Request(prompt.id, [*ids, *begun], writer.max_new_tokens, seed, raw=text + opening)
+    asked = [*ids, *begun]
+    most = min(writer.max_new_tokens, longest - len(asked)) if longest else writer.max_new_tokens
+    return Request(prompt.id, asked, most, seed, raw=text + opening)

@@ -88,10 +88,10 @@ def distill(
         chosen = rewrite.referenced(chosen, bad if skip_bad else None)
     job = Job(
         folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
-        batch_size, seed, device, dtype, engine == "native",
+        batch_size, seed, device, dtype, engine == "native", rules.max_prompt_tokens,
     )  # fmt: skip
     if source is None:
-        magpie.check_openings(openings, tokenizer, max_new_tokens, job.context)
+        magpie.check_openings(openings or [""], tokenizer, max_new_tokens, job.context, rules.max_prompt_tokens)
 
     def build(work: Path) -> dict[str, Any]:
         journal = Journal(work / ".rows.jsonl")
