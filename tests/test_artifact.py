@@ -172,7 +172,7 @@ def test_interrupted_overwrite_goes_on_and_other_inputs_drop_it_on_demand(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         artifact.make(out, "test", {"n": 2}, dies, overwrite=True)
     with pytest.raises(UserError, match=r"--out .*/out has an unfinished run .* \(changed: n\): pass --overwrite"):
-        artifact._open_work(tmp_path / ".out.partial", out, "test", {"n": 3}, "other", False, None, False)
+        artifact._open_work(artifact._Wanted(out, "test", {"n": 3}, "other", 0, False, None, None))
     seen = artifact.make(out, "test", {"n": 2}, lambda w: {"read": (w / ".journal").read_text()}, overwrite=True)
     assert seen == {"read": "half"}
 

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib import metadata
@@ -127,9 +128,9 @@ def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if _without_paths(old) == _without_paths(new) else [prefix.rstrip(".") or "command"]
 
 
-def _has_grown(old: Any, new: Any, name: str) -> bool:
+def _has_grown(old: Any, new: Any, name: str | None) -> bool:
     """Whether the inputs differ in nothing but parts that were added to the mapping `name`."""
-    if not isinstance(old, dict) or not isinstance(old.get(name), dict):
+    if name is None or not isinstance(old, dict) or not isinstance(old.get(name), dict):
         return False
     kept = {part: value for part, value in new[name].items() if part in old[name]}
     return bool(_without_paths({**new, name: kept}) == _without_paths(old))
@@ -194,17 +195,18 @@ def make(
         if stored.get("fingerprint") == mark:
             console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
             return _result(out)
-        grown = grows is not None and stored.get("seed") == seed and _has_grown(stored.get("inputs"), described, grows)
+        grown = stored.get("seed") == seed and _has_grown(stored.get("inputs"), described, grows)
         if stored.get("command") != command or not (renew or grown):
             raise _refuse(out, stored, command, described)
         overwrite, old = renew, stored if grown else None
     if overwrite and out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_provenance(out) is None)):
         raise UserError(f"--out {out} holds something that is not ours, so --overwrite does not delete it.")
-    work = out.parent / f".{out.name}.partial"
+    wanted = _Wanted(out, command, described, mark, seed, overwrite, grows, old)
+    work = wanted.work
     with _locked(out.parent / f".{out.name}.lock", out):
         # provenance is written last: a run that was killed after it has but to be put in its place
         if (read_provenance(work) or {}).get("fingerprint") != mark:
-            _build(work, out, command, described, mark, build, seed, overwrite, grows, old)
+            _build(wanted, build)
         for scratch in work.glob(".*"):
             shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
         aside = out.parent / f".{out.name}.old"
@@ -218,20 +220,28 @@ def make(
     return _result(out)
 
 
-def _build(
-    work: Path,
-    out: Path,
-    command: str,
-    described: Any,
-    mark: str,
-    build: Callable[[Path], dict[str, Any]],
-    seed: int,
-    overwrite: bool,
-    grows: str | None,
-    old: dict[str, Any] | None,
-) -> None:
-    """Fill `work`, its provenance last."""
-    started = _open_work(work, out, command, described, mark, overwrite, grows, old is not None)
+@dataclass(frozen=True)
+class _Wanted:
+    """An artifact still to be made; `old` is the provenance of the finished one that it grows from."""
+
+    out: Path
+    command: str
+    inputs: Any  # as _describe gives them
+    mark: str  # their fingerprint
+    seed: int
+    overwrite: bool
+    grows: str | None
+    old: dict[str, Any] | None
+
+    @property
+    def work(self) -> Path:
+        """Where it is built."""
+        return self.out.parent / f".{self.out.name}.partial"
+
+
+def _build(wanted: _Wanted, build: Callable[[Path], dict[str, Any]]) -> None:
+    """Fill the work folder, its provenance last."""
+    started, work, old = _open_work(wanted), wanted.work, wanted.old
     try:
         result = build(work)
     except UserError:
@@ -239,10 +249,10 @@ def _build(
             shutil.rmtree(work)  # refused before any work was done: the mended command must not trip over it
         raise
     provenance = {
-        "command": command,
-        "inputs": described,
-        "fingerprint": mark,
-        "seed": seed,
+        "command": wanted.command,
+        "inputs": wanted.inputs,
+        "fingerprint": wanted.mark,
+        "seed": wanted.seed,
         "versions": _versions(),
         "commit": _commit(),
         "host": _host(),
@@ -267,40 +277,39 @@ def _check_place(out: Path) -> None:
         raise UserError(f"--out {out} lies under {blocked}, which is a file: name another folder.")
 
 
-def _open_work(
-    work: Path, out: Path, command: str, inputs: Any, mark: str, overwrite: bool, grows: str | None, growing: bool
-) -> float:
+def _open_work(wanted: _Wanted) -> float:
     """Make the work folder, or take up the one that an interrupted call left; return its birth.
 
-    Taken up is that of the same inputs, or of fewer parts of what `grows`; but where all is to be made anew
-    (`overwrite`) none that began with parts of the finished artifact (`growing`).
+    Taken up is that of the same inputs, or of fewer parts of what grows; but where all is to be made anew
+    (`overwrite`) none that began with parts of the finished artifact.
     """
+    work, growing = wanted.work, wanted.old is not None
     note = work / ".inputs.json"
     if work.exists():
         try:
             stored = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             stored = None  # killed before its first file was whole: nothing is lost by starting afresh
-        if stored is not None and not (overwrite and stored.get("growing")):
-            same = stored["fingerprint"] == mark
-            if not same and grows is not None and not overwrite and _has_grown(stored.get("inputs"), inputs, grows):
+        if stored is not None and not (wanted.overwrite and stored.get("growing")):
+            same = stored["fingerprint"] == wanted.mark
+            if not same and not wanted.overwrite and _has_grown(stored.get("inputs"), wanted.inputs, wanted.grows):
                 same = True
-                write_json(note, {**stored, "inputs": inputs, "fingerprint": mark})
+                write_json(note, {**stored, "inputs": wanted.inputs, "fingerprint": wanted.mark})
             if same:
                 console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]", soft_wrap=True)
                 return float(stored["started"])
-        if stored is not None and not overwrite:
-            changed = ", ".join(_changed(stored.get("inputs"), inputs)) or "seed"
+        if stored is not None and not wanted.overwrite:
+            changed = ", ".join(_changed(stored.get("inputs"), wanted.inputs)) or "seed"
             drop = f"delete {work}" if growing else "pass --overwrite to drop it"  # which would drop the finished one
             raise UserError(
-                f"--out {out} has an unfinished run with other inputs (changed: {changed}): {drop}, or name another "
-                "folder."
+                f"--out {wanted.out} has an unfinished run with other inputs (changed: {changed}): {drop}, or name "
+                "another folder."
             )
         shutil.rmtree(work)
     work.mkdir(parents=True)
+    begun = {"command": wanted.command, "inputs": wanted.inputs, "fingerprint": wanted.mark}
     started = time.time()
-    begun = {"command": command, "inputs": inputs, "fingerprint": mark, "started": started, "growing": growing}
-    write_json(note, begun)
+    write_json(note, {**begun, "started": started, "growing": growing})
     return started
 
 
