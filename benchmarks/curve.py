@@ -131,11 +131,13 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     note(start.name, at)
     note(entry.name, run / "drafters" / entry.slug / "finetuned",
          data=distilled.read_result(run / "distilled")["target_tokens"])  # fmt: skip
+    whole = distilled.read_result(run / "distilled")
+    epoch = whole["prompt_tokens"] + whole["target_tokens"]
     for budget in map(int, filter(None, arguments.tokens.split(","))):
         arm(f"{entry.name} {budget} tokens", run / "distilled", budget)
     for tokens in map(int, filter(None, arguments.data_tokens.split(","))):
         data = part_of(run / "distilled", tokens, how.validation_prompts, out / f"data-{tokens}")
-        arm(f"{entry.name} {tokens} of the data", data, how.tokens or tokens)
+        arm(f"{entry.name} {tokens} of the data", data, how.tokens or epoch)
     header = ["drafter", "training tokens", "data's target tokens", "loss, validation", "α, validation", "α"]
     header += [f"MAL, K={k}" for k in (3, 5, 8)]
     shown = [

@@ -22,6 +22,7 @@ from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
 from sparsedraft.conversation import Answer, answer_all
 from sparsedraft.finetune import quantize
+from sparsedraft.measure.rows import allowed
 from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.measure.summary import mean_alpha, merge
 from sparsedraft.prune.drop_stage import drop_layers
@@ -74,7 +75,7 @@ def score(drafter: Path, answers: list[Answer], quantized: str = "none", dtype: 
     rows: dict[int, dict[str, Any]] = {}
     for index, (shares, _) in acceptance(model, pairs, None, Sampling()):
         answer = answers[index]
-        histograms = {str(k): simulate(shares > 0.5, k, answer.max_new_tokens).to_dict() for k in KS}
+        histograms = {str(k): simulate(shares > 0.5, k, allowed(answer)).to_dict() for k in KS}
         alpha = float(shares.double().mean())
         rows[index] = {"alpha": alpha, "tokens": len(answer.answer_ids), "histograms": histograms}
     found = list(rows.values())

@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.artifact import hash_path
+from sparsedraft.journal import read_lines
+from sparsedraft.measure.evaluate import ROWS
+from sparsedraft.measure.summary import mal_against, speedup_against
 from sparsedraft.report.load import OPTIONAL, asked_for
-from sparsedraft.report.tables import alone_rate, markdown, measured_factor, middle_k
+from sparsedraft.report.tables import alone_rate, markdown, measured_factor, middle_k, whole_factor
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
+CLAIMS = "claims.json"  # of a run whose rows are elsewhere
 KEPT = (
     "eval",
     "sampled",
@@ -37,6 +41,14 @@ def read(run: Path, part: str) -> dict[str, Any] | None:
     if not file.is_file() or (part in OPTIONAL and part not in asked_for(run)):
         return None
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def timings(run: Path) -> dict[str, Any] | None:
+    """The evaluation that was timed; None also where every answer ended with its first step."""
+    timed = read(run, "speed")
+    if timed and any(not found["measured"] for d in timed["drafters"] for found in d["k"].values()):
+        return None
+    return timed
 
 
 def figure(value: float, interval: list[float], digits: int = 2) -> str:
@@ -59,7 +71,7 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
     """MACs, c, factor, best K, and where the packed drafters were timed: speed and bytes."""
     measured = {d["name"]: d for d in timed["drafters"]} if timed else {}
     header = ["drafter", "MACs per token", "vs the dense drafter", "c by MACs", "improvement factor (K)"]
-    header += ["c", "K", "speed-up", "tokens/s", "MB on disk"] if timed else []
+    header += ["c", "K", "speed-up", "with the prompt", "tokens/s", "MB on disk"] if timed else []
     rows = []
     # where no dense drafter was evaluated, the target is its own
     dense = next(
@@ -70,38 +82,61 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
         row = [d["name"], f"{d['macs_per_token'] / 1e6:.0f} M"]
         row += [f"{d['macs_per_token'] / dense - 1:+.1%}", f"{d['c']:.3f}"]
         row += [f"{best['improvement_factor']:.2f} ({d['best_k']})"]
-        if timed:
-            found = measured[d["name"]]["k"]
-            k = max(found, key=lambda k: found[k]["measured"].get("speedup", 0))
-            m = found[k]["measured"]
+        if timed and d["name"] not in measured:  # evaluated since, not timed yet
+            row += ["-"] * 6
+        elif timed:
+            k, m = best_measured(measured[d["name"]])
             packed = read(run, f"packed/{Path(measured[d['name']]['path']).name}") or {}
             size = packed["bytes"]
-            row += [f"{m['c']:.2f}", str(k), measured_factor(m), f"{m['tokens_per_second']:.1f}", f"{size / 1e6:.0f}"]
+            row += [f"{m['c']:.2f}", k, measured_factor(m), whole_factor(m), f"{m['tokens_per_second']:.1f}"]
+            row += [f"{size / 1e6:.0f}"]
         rows.append(row)
     return markdown(header, rows)
 
 
-def claims(result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
-    """The paper's comparisons, K = 5 or the middle one."""
-    k = str(middle_k(result))
-    mal = {d["name"]: d["k"][k]["mal"] for d in result["drafters"]}
+def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
+    """The paper's comparisons, prompt by prompt where the rows are still there: MAL at K = 5 or the middle one, and the
+    speed-ups at each drafter's best K. Intervals of a best K know nothing of its having been chosen."""
+    if (run / CLAIMS).is_file():
+        return list(json.loads((run / CLAIMS).read_text(encoding="utf-8")))
+    k = middle_k(result)
+    rows = _by_drafter(run / "eval")
     said = []
-    for name in (name for name in mal if name.startswith("sd2")):
+    for name in (name for name in rows if name.startswith("sd2")):
         parts = []
-        if CUT in mal:
-            parts.append(f"{mal[name] / mal[CUT]:.2f}x the MAL of {CUT}")
-        if REFERENCE in mal:
-            parts.append(f"{mal[name] / mal[REFERENCE] - 1:+.1%} against {REFERENCE}")
+        if CUT in rows:
+            parts.append(f"{figure(*mal_against(rows[name], rows[CUT], k))} times the MAL of {CUT}")
+        if REFERENCE in rows:
+            ratio, (low, high) = mal_against(rows[name], rows[REFERENCE], k)
+            parts.append(f"{ratio - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%}) against {REFERENCE}")
         said.append(f"- {name}, K={k}: " + "; ".join(parts))
     if timed:
-        best = {
-            d["name"]: max(found["measured"].get("speedup", 0) for found in d["k"].values()) for d in timed["drafters"]
-        }
-        order = sorted(best, key=lambda name: -best[name])
+        best = {d["name"]: best_measured(d) for d in timed["drafters"]}
+        order = sorted(best, key=lambda name: -best[name][1]["speedup"])
         said.append(
-            "- measured speed-up, each at its best K: " + ", ".join(f"{name} {best[name]:.2f}x" for name in order)
+            "- measured speed-up, each at its best K: "
+            + ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
         )
+        loops = _by_drafter(run / "speed")
+        for name in (
+            name for name in order if name.startswith(("sd2", "sparse")) and {name, REFERENCE} <= loops.keys()
+        ):
+            against = speedup_against(loops[name], best[name][0], loops[REFERENCE], best[REFERENCE][0])
+            said.append(f"- {name} against {REFERENCE}, as fast: {figure(*against)} times")
     return said
+
+
+def best_measured(drafter: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(K or policy, what was measured at it) where a timed drafter was the fastest."""
+    k = max(drafter["k"], key=lambda k: drafter["k"][k]["measured"].get("speedup", 0))
+    return k, drafter["k"][k]["measured"]
+
+
+def _by_drafter(evaluation: Path) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_lines(evaluation / ROWS):
+        found.setdefault(row["drafter"], []).append(row)
+    return found
 
 
 def origins(run: Path) -> dict[str, dict[str, Any]]:
@@ -129,6 +164,10 @@ def keep(run: Path, out: Path) -> None:
         (out / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / file.relative_to(run))
     shutil.copyfile(run / "recipe.yaml", out / "recipe.yaml")
+    greedy, timed = read(run, "eval"), timings(run)
+    (out / CLAIMS).write_text(
+        json.dumps(claims(run, greedy, timed) if greedy else [], indent=1) + "\n", encoding="utf-8"
+    )
     (out / "origins.json").write_text(json.dumps(origins(run), indent=1) + "\n", encoding="utf-8")
 
 
@@ -137,19 +176,18 @@ def put(text: str, name: str, file: Path) -> None:
     first, last = f"<!-- results of {name} -->\n", f"<!-- end of {name} -->\n"
     before = file.read_text(encoding="utf-8") if file.is_file() else ""
     head, found, rest = before.partition(first)
+    if found and last not in rest:
+        sys.exit(f"{file} has no line {last.strip()!r} after {first.strip()!r}: put it back where the table ends.")
     tail = rest.partition(last)[2] if found else ""
     file.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
 
 
 def table(run: Path) -> str:
     """Everything about the finished run in `run`, as Markdown."""
-    greedy, sampled, packed, timed, data = (
-        read(run, part) for part in ("eval", "sampled", "packed-eval", "speed", "distilled")
-    )
+    greedy, sampled, packed, data = (read(run, part) for part in ("eval", "sampled", "packed-eval", "distilled"))
+    timed = timings(run)
     if greedy is None:
         sys.exit(f"{run} has no eval/result.json: give the folder of a finished run.")
-    if timed and any(not found["measured"] for d in timed["drafters"] for found in d["k"].values()):
-        timed = None  # every answer ended with its first step: nothing was timed
     out = [
         f"{greedy['prompts']} prompts, {greedy['sequences']} answers, {greedy['target_tokens']} target tokens, greedy.",
         acceptance(greedy),
@@ -163,7 +201,7 @@ def table(run: Path) -> str:
     if timed:
         alone = f"The target alone, beside each drafter: {alone_rate(timed)} tokens/s"
         out.append(f"{alone} ({timed['prompts']} prompts; the drafters packed).")
-    if said := claims(greedy, timed):
+    if said := claims(run, greedy, timed):
         out.append("\n".join(said))
     if data:
         out.append(f"Distilled data: {data['rows']} answers, {data['target_tokens']:,} target tokens.")

@@ -217,6 +217,25 @@ def test_foreign_folder_and_concurrent_writer_are_refused(tmp_path: Path) -> Non
     artifact.make(tmp_path / "out", "test", {}, nested)
 
 
+def test_a_lock_that_its_holder_has_just_removed_is_not_held(tmp_path: Path, monkeypatch) -> None:
+    """Between opening the file and locking it: the name may be another's lock by now."""
+    import fcntl
+
+    lock, locked = fcntl.flock, []
+
+    def late(file, how: int) -> None:
+        (tmp_path / ".out.lock").unlink()
+        lock(file, how)
+        locked.append(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact.fcntl, "flock", late)
+        with pytest.raises(UserError, match="another process"):
+            artifact.make(tmp_path / "out", "test", {}, build)
+    assert locked and not (tmp_path / "out").exists()
+    artifact.make(tmp_path / "out", "test", {}, build)
+
+
 def test_paths_count_by_content_and_not_by_place(tmp_path: Path) -> None:
     for name, text in (("a", "same"), ("b", "same"), ("c", "different")):
         (tmp_path / name).mkdir()

@@ -90,13 +90,13 @@ def test_samples_are_several_and_seeded(tiny_checkpoint: Path, tmp_path: Path) -
 
 
 def test_samples_in_the_ids_of_another_tokenizer(data: Path, tokenizer) -> None:
-    own = distilled.samples(data, tokenizer)
+    own = [*distilled.samples(data, tokenizer)]
     assert own[0].topk_ids is not None and own[0].topk_ids.shape == (len(own[0].answer_ids), 4)
     import copy
 
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["question"])
-    again = distilled.samples(data, other)
+    again = [*distilled.samples(data, other)]
     row = distilled.read(data)[0]
     assert again[0].topk_ids is None and again[0].prompt_ids == prompts.chat_ids(other, row["messages"][:-1])
     assert other.decode(again[0].answer_ids, skip_special_tokens=True).strip() == row["messages"][-1]["content"]
@@ -155,6 +155,24 @@ def test_turns_that_no_longer_fit_are_dropped_and_counted(tiny_checkpoint: Path,
         assert len(row["prompt_ids"]) + 180 <= 512 and row["answer_ids"]
 
 
+def test_a_shard_is_closed_before_it_is_too_large_for_memory(
+    data: Path, tokenizer, tmp_path: Path, monkeypatch
+) -> None:
+    rows = distilled.read(data)
+    most = max(len(r["prompt_ids"]) + len(r["answer_ids"]) + 2 * len(r["topk_ids"]) for r in rows)
+    monkeypatch.setattr(distilled, "NUMBERS", 3 * most)
+    distilled.write(tmp_path, rows, lambda row: "", len(rows), 4)
+    shutil.copytree(data / "tokenizer", tmp_path / "tokenizer")
+    shutil.copy(data / "result.json", tmp_path)
+    sizes = [parquet.read_metadata(file).num_rows for file in sorted(tmp_path.glob("data-*.parquet"))]
+    assert len(sizes) > 2 and min(sizes[:-1]) >= 3 and sum(sizes) == len(rows)
+    for one, other in zip(distilled.samples(tmp_path, tokenizer), distilled.samples(data, tokenizer), strict=True):
+        assert (one.id, one.prompt_ids, one.answer_ids) == (other.id, other.prompt_ids, other.answer_ids)
+        assert one.topk_ids.shape == (len(one.answer_ids), 4) and (one.topk_ids == other.topk_ids).all()
+        assert (one.topk_logprobs == other.topk_logprobs).all()
+    assert all(s.topk_ids is None for s in distilled.samples(data, tokenizer, soft=False))
+
+
 def test_shards_that_are_not_what_was_written_are_refused(data: Path, tokenizer, tmp_path: Path) -> None:
     table = parquet.read_table(data / "data-00000.parquet")
     without = table.to_pylist()
@@ -169,7 +187,7 @@ def test_shards_that_are_not_what_was_written_are_refused(data: Path, tokenizer,
         shutil.copytree(data, folder)
         parquet.write_table(changed, folder / "data-00000.parquet")
         with pytest.raises(UserError, match=message):
-            distilled.samples(folder, tokenizer)
+            list(distilled.samples(folder, tokenizer))
 
 
 def test_an_answer_of_no_tokens_is_read(data: Path, tokenizer, tmp_path: Path) -> None:
@@ -177,4 +195,4 @@ def test_an_answer_of_no_tokens_is_read(data: Path, tokenizer, tmp_path: Path) -
     rows[3] |= {"answer_ids": [], "topk_ids": [], "topk_logprobs": []}
     shutil.copytree(data, tmp_path / "data")
     parquet.write_table(pa.Table.from_pylist(rows, schema=distilled.SCHEMA), tmp_path / "data" / "data-00000.parquet")
-    assert len(distilled.samples(tmp_path / "data", tokenizer)[3].answer_ids) == 0
+    assert len([*distilled.samples(tmp_path / "data", tokenizer)][3].answer_ids) == 0

@@ -330,7 +330,8 @@ def test_soft_labels_by_text_where_the_text_is_one_tokens_alone(
             continue
         soft += 1
         assert row["topk_ids"][:-K] == ids and row["answer_ids"][-1] == 2
-        assert row["topk_logprobs"][-K:] == [UNKNOWN] * K, "the server said nothing of the end of turn"
+        assert row["topk_ids"][-K] == 2 and len(set(row["topk_ids"][-K:])) == K
+        assert row["topk_logprobs"][-K:] == [0.0, *[UNKNOWN] * (K - 1)], "of the end of turn the server said nothing"
     assert soft and json.loads((tmp_path / "out" / "result.json").read_text())["rows_with_topk"] == soft
 
 

@@ -18,6 +18,10 @@ from sparsedraft.measure.evaluate import evaluate_to
 from sparsedraft.measure.macs import macs_of_model
 from sparsedraft.measure.options import Options
 from sparsedraft.measure.rows import realised
+from sparsedraft.speculate.lookahead import Constant
+from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.side import Side
 from timeless import timeless
 from tokens import byte_level
 
@@ -66,7 +70,7 @@ def whole(folder: Path) -> list[dict]:
 
 def raw(folder: Path) -> list[dict]:
     """The same, without times."""
-    return [{k: v for k, v in row.items() if k not in ("loops", "alone")} for row in whole(folder)]
+    return [{k: v for k, v in row.items() if k not in ("loops", "alone", "reading")} for row in whole(folder)]
 
 
 def test_simulation_equals_the_real_loop_in_every_figure(models, tmp_path: Path) -> None:
@@ -151,7 +155,20 @@ def test_a_target_behind_a_server(served: str, talker: Path, models, tmp_path: P
     assert len(alike) >= 30 and all(theirs[key] == ours[key] for key in alike)
     assert found["near_ties"] == 0 and found["dense_macs_per_token"] == here["dense_macs_per_token"]
     gone = dataclasses.replace(there, url="http://127.0.0.1:9/v1", concurrency=1)
+    for file in talker.glob("*.safetensors"):
+        shutil.copy(file, bare)  # weights that come later change nothing of what the server said
     assert evaluate_to(tmp_path / "there", str(bare), named, "demo:eval", gone) == found, "nothing is asked again"
+
+
+def test_turns_without_room_in_the_context_are_left_out(models, tmp_path: Path, capsys) -> None:
+    """They were refused before, after all of the target's work; so would the same command have been again."""
+    target, drafters = models
+    turns = [["the fox", "the dog", "why", "and?"], ["the apples"]]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"turns": asked}) for asked in turns))
+    options = Options(k=[2], max_new_tokens=180, temperature=1.0, simulate=True, seed=1)
+    found = evaluate_to(None, target, drafters[:1], str(tmp_path / "p.jsonl"), options)
+    assert found["prompts"] == 2 and 2 <= found["sequences"] < 5
+    assert f"{5 - found['sequences']} later turns have no room in the context of 512" in capsys.readouterr().err
 
 
 def test_worked_example_is_a_real_generation(models, tmp_path: Path) -> None:
@@ -290,6 +307,23 @@ def test_the_loop_is_timed_and_its_sampled_acceptance_is_as_expected(models, tmp
     assert 1 <= low < mal < high <= 3
     assert noisy["k"]["2"]["measured"]["c"] > 0.2, "a drafter of the target's size costs about as much"
     assert lookup["macs_per_token"] == 0 and lookup["route"] == "lookup" and lookup["k"]["2"]["mal"] >= 1
+
+
+def test_what_reading_takes_is_timed_and_the_loop_goes_on_from_there(models, tmp_path: Path) -> None:
+    from sparsedraft.measure import loop
+
+    target, drafters = models
+    pair = Pair.of(Side.load(target), Side.load(drafters[1][1]), "auto", Sampling())
+    asked = pair.prompted(pair.target.tokenizer("the quick brown fox jumps over")["input_ids"])
+    fresh = loop.run(pair, asked, Constant(2), Sampling(), 12, 0)[0]
+    for _ in range(2):  # the second time from caches that hold an answer
+        found = loop.reading(pair, asked)
+        assert found.keys() == {"target", "drafter"} and min(found.values()) > 0
+        for side in (pair.target, pair.drafter):
+            assert side.remembering().backend.lengths == [len(asked.target) - 1], "the first step reads the last token"
+        assert loop.run(pair, asked, Constant(2), Sampling(), 12, 0)[0] == fresh
+    assert loop.reading(Pair.of(pair.target, "lookup", "auto", Sampling()), asked).keys() == {"target"}
+    assert loop.reading(pair, pair.prompted([5])).keys() == {"target", "drafter"}, "nothing to read"
 
 
 def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) -> None:

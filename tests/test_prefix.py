@@ -94,6 +94,21 @@ def test_several_rows_of_which_some_are_forgotten_meanwhile() -> None:
     assert reused > 100, "some of it was taken up again"
 
 
+def test_cleared_it_reads_everything_anew() -> None:
+    model = Toy(after)
+    cache = PrefixCache(model)
+    cache.forward([[1, 2, 3, 4]], [1])
+    cache.begin()
+    before = model.fed
+    cache.forward([[1, 2, 3, 5]], [1])
+    assert model.fed - before == 1
+    cache.clear()
+    assert cache.lengths == model.lengths == [0]
+    before = model.fed
+    assert torch.equal(cache.forward([[1, 2, 3, 5]], [1])[0], Toy(after).forward([[1, 2, 3, 5]], [1])[0])
+    assert model.fed - before == 4
+
+
 def test_a_prompt_is_read_once_whatever_decodes_it() -> None:
     prompt = [i % 7 for i in range(50)]
     target, drafter = Toy(after), Toy(after)

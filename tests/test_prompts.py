@@ -134,6 +134,18 @@ def test_overlap_is_found_across_case_and_punctuation() -> None:
     check_no_overlap(train, [Prompt("e", ("How is the time in Rome?",)), Prompt("f", ("other", "What is the time?"))])
 
 
+def test_overlap_sees_signs_in_short_prompts_and_scripts_without_spaces() -> None:
+    check_no_overlap([Prompt("t", ("What is 7 + 8?",))], [Prompt("e", ("What is 7 * 8?",))])
+    with pytest.raises(UserError, match="1 evaluation"):
+        check_no_overlap([Prompt("t", ("what is 7*8",))], [Prompt("e", ("What is 7 * 8?",))])
+    common = "请根据以下文章回答下面的问题"  # 14 characters, that many prompts begin with
+    asked = "春天来了村子旁边的小河又开始流动孩子们都跑到桥上去看水里的鱼"
+    check_no_overlap([Prompt("t", (common + "今天天气怎么样",))], [Prompt("e", (common + asked,))])
+    for text in (asked, f"{asked}。谢谢", f"Translate: {asked}"):
+        with pytest.raises(UserError, match="1 evaluation"):
+            check_no_overlap([Prompt("t", (text,))], [Prompt("e", (common + "，" + asked,))])
+
+
 def test_chat_ids_need_a_template(tokenizer) -> None:
     ids = prompts.chat_ids(tokenizer, Prompt("a", ("hi", "more"), system="s").messages(["yo"]))
     assert tokenizer.decode(ids) == (

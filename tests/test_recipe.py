@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sparsedraft import plan
 from sparsedraft import recipe as recipes
 from sparsedraft.errors import UserError
 
@@ -51,6 +52,9 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
         (["eval.k=[3, auto]"], "trees and policies need the real loop"),
         (["eval.k=[auto]", "eval.simulate=false"], "k needs at least one number"),
         (["sampled={}"], "sampled: is the evaluation under sampling: set its temperature"),
+        (["distill.mode=magpie"], "prompts demo:train and mode magpie do not go together"),
+        (["distill.prompts=null"], "prompts null and mode respond do not go together"),
+        (["distill.prompts=null", "distill.mode=magpie", "distill.limit=null"], "limit must say how many"),
         (["distill.weights=int8"], "which only the engine native runs"),
         (
             [
@@ -147,3 +151,23 @@ def test_demo_recipe_names_the_five_drafters_in_the_tables_order() -> None:
     found = recipes.read(Path(__file__).parent.parent / "recipes" / "demo.yaml")
     names = [entry.name for entry in found.drafters if entry.report]
     assert names == ["layer-pruned", "layer-pruned+distilled", "sparse-50", "sd2-50", "sd2-2:4"]
+
+
+def test_plan_asks_for_no_weights_and_skips_the_prompts_that_distill_skips(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch
+) -> None:
+    asked = []
+
+    def locate(ref: str, weights: bool = True) -> Path:
+        asked.append(weights)
+        return Path(ref)
+
+    monkeypatch.setattr(plan, "locate", locate)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "why?"}\n{"prompt": 3}\n{"prompt": "how?"}\n')
+    (tmp_path / "recipe.yaml").write_text(
+        f"target: {tiny_checkpoint}\ndistill: {{prompts: {tmp_path}/prompts.jsonl}}\ndrafters: [{{name: a}}]\n"
+    )
+    with pytest.raises(UserError, match="line 2"):
+        plan.plan_recipe(recipes.read(tmp_path / "recipe.yaml"), gflops=100)
+    found = plan.plan_recipe(recipes.read(tmp_path / "recipe.yaml", ["distill.skip_bad=true"]), gflops=100)
+    assert found["stages"][0]["tokens"] == 2 * 256 and asked and not any(asked)

@@ -170,8 +170,14 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 
 def test_headline_is_computed() -> None:
     assert headline(RESULT) == (
-        "sd2-50 brings 2.90 tokens a step at K = 5, 1.71 times as many as layer-pruned+distilled of equal MACs (1.70)."
+        "sd2-50 brings 2.90 tokens a step at K = 5, 1.71 times as many as layer-pruned+distilled of no fewer MACs "
+        "(1.70)."
     )
+    larger = copy.deepcopy(RESULT)
+    larger["drafters"].append({**copy.deepcopy(larger["drafters"][1]), "name": "dense", "macs_per_token": 10**9})
+    for found in larger["drafters"][-1]["k"].values():
+        found["mal"] = 4.0
+    assert headline(larger) == headline(RESULT), "a drafter of more MACs is not compared as if it had as many"
     one = copy.deepcopy(RESULT)
     del one["drafters"][0]
     assert headline(one) == "sd2-50 brings 2.90 tokens a step at K = 5."

@@ -43,7 +43,16 @@ def test_packed_drafters_are_timed_and_shown(tiny_checkpoint: Path, tmp_path: Pa
             low, high = measured["speedup_interval"]
             assert 0 < low <= measured["speedup"] <= high
             factor = f"{measured['speedup']:.2f}x ({low:.2f}-{high:.2f})"
-            row = [d["name"], k, f"{measured['tokens_per_second']:.1f}", factor]
+            whole = measured["end_to_end"]
+            low, high = whole["speedup_interval"]
+            assert 0 < low <= whole["speedup"] <= high
+            row = [
+                d["name"],
+                k,
+                f"{measured['tokens_per_second']:.1f}",
+                factor,
+                f"{whole['speedup']:.2f}x ({low:.2f}-{high:.2f})",
+            ]
             assert "| " + " | ".join(row) in markdown and all(f"<td>{cell}</td>" in html for cell in row)
     assert "Measured speed, drafters packed" in html and "The target alone:" in markdown
     assert plan_recipe(recipe, gflops=100)["stages"][-1]["stage"] == "speed"

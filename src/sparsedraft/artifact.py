@@ -316,6 +316,7 @@ def _open_work(wanted: _Wanted) -> float:
 @contextmanager
 def _locked(path: Path, out: Path) -> Iterator[None]:
     """Hold the lock file `path` while the block runs, so that two commands never build the same artifact."""
+    made = UserError(f"--out {out} is being made by another process: wait for it or name another folder.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "w")  # noqa: SIM115  (closed below)
@@ -324,10 +325,10 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise made  # its holder has just removed it, and a third may lock another
         except BlockingIOError:
-            raise UserError(
-                f"--out {out} is being made by another process: wait for it or name another folder."
-            ) from None
+            raise made from None
         try:
             yield
         finally:

@@ -77,6 +77,13 @@ def is_decoder_lm(config: PretrainedConfig) -> bool:
     return not config.is_encoder_decoder and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
+def described(folder: Path) -> dict[str, Path]:
+    """The files that say what model and what tokenizer lie in `folder`, without the weights: those need not be there,
+    or may come later, where a server runs the model."""
+    names = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+    return {name: folder / name for name in names if (folder / name).is_file()}
+
+
 def read_config(folder: Path) -> PretrainedConfig:
     """The config in `folder`; UserError where there is none that transformers knows."""
     if not (folder / "config.json").is_file():

@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import prompts
-from sparsedraft.console import Tracker, track
+from sparsedraft.console import Tracker, console, track
 from sparsedraft.engine import Engine
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output, Request
@@ -225,10 +225,11 @@ def answer_all(
 ) -> list[Answer]:
     """Answers to every turn of every prompt, in the prompts' order, by an engine whose model has this `context`.
 
-    `journal` is the file of finished units that an interrupted call with the same arguments left. `concurrency`: of a
-    server's engine, how many conversations are under way at once.
+    Turns for which earlier answers have left no room in it are left out, and said. `journal` is the file of finished
+    units that an interrupted call with the same arguments left. `concurrency`: of a server's engine, how many
+    conversations are under way at once.
     """
-    writer = Writer(engine, tokenizer, sampling, max_new_tokens, seed)
+    writer = Writer(engine, tokenizer, sampling, max_new_tokens, seed, context=context)
     measured = fits(tokenizer, chosen, max_new_tokens, context)
     if why := next((why for _, why in measured if why), ""):
         raise UserError(f"{why}.")
@@ -244,7 +245,10 @@ def answer_all(
         for _ in run_units(units, write, kept, concurrency or 1):
             pass
     done = {row["id"]: Answer(**row) for row in kept.rows()}
-    return [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]
+    answers = [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]
+    if dropped := sum(bool(answer.dropped) for answer in answers):
+        console.print(f"{description}: {dropped} later turns have no room in the context of {context} and are left out")
+    return [answer for answer in answers if not answer.dropped]
 
 
 def row_seed(seed: int, name: str) -> int:

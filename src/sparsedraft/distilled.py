@@ -4,8 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,10 @@ from sparsedraft.artifact import write_atomic
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.packing import Sample
 
-NEEDED = ("id", "prompt_id", "messages", "prompt_ids", "answer_ids", "finish_reason", "topk_ids", "topk_logprobs")
-SHARD = 10_000  # rows in a file
+SOFT = ("topk_ids", "topk_logprobs")
+NEEDED = ("id", "prompt_id", "messages", "prompt_ids", "answer_ids", "finish_reason", *SOFT)
+SHARD = 10_000  # rows in a file, at most,
+NUMBERS = 4_000_000  # and of token ids and log-probabilities: as Python's objects these take some 60 bytes each
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 SCHEMA = pa.schema(
     [
@@ -91,7 +92,15 @@ def write(
 
 
 def _shards(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while shard := list(islice(rows, SHARD)):
+    shard: list[dict[str, Any]] = []
+    numbers = 0
+    for row in rows:
+        shard.append(row)
+        numbers += sum(len(row[name]) for name in ("prompt_ids", "answer_ids", "topk_ids", "topk_logprobs"))
+        if len(shard) == SHARD or numbers >= NUMBERS:
+            yield shard
+            shard, numbers = [], 0
+    if shard:
         yield shard
 
 
@@ -140,15 +149,16 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All rows, in order; UserError where a shard is damaged, of another kind, or lacking."""
-    rows = [row for batch in batches(folder) for row in batch.to_pylist()]
-    if len(rows) != (wanted := read_result(folder)["rows"]):
-        raise UserError(f"data {folder} holds {len(rows)} rows of the {wanted} that were written: distill it again.")
-    return rows
+    """All rows, in order, as Python's objects: for small data. UserError as `batches`."""
+    return [row for batch in batches(folder) for row in batch.to_pylist()]
 
 
 def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows a thousand at a time, in order, `columns` of them (default: all); UserError as `read`."""
+    """The rows a thousand at a time, in order, `columns` of them (default: all).
+
+    UserError where a shard is damaged, of another kind, or lacking (which is known at the end).
+    """
+    wanted, count = read_result(folder)["rows"], 0
     for file in sorted(check(folder).glob("data-*.parquet")):
         try:
             shard = parquet.ParquetFile(file)
@@ -157,9 +167,12 @@ def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.R
             for batch in shard.iter_batches(1024, columns=columns):
                 if empty := next((name for name in columns or NEEDED if batch[name].null_count), None):
                     raise UserError(f"data {file} has a row without {empty}: distill it again.")
+                count += len(batch)
                 yield batch
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"data {file} cannot be read ({first_line(error)}): distill it again.") from None
+    if count != wanted:
+        raise UserError(f"data {folder} holds {count} rows of the {wanted} that were written: distill it again.")
 
 
 def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -180,24 +193,32 @@ class Sourced(Sample):
     prompt_id: str = ""
 
 
-def samples(folder: Path, tokenizer: PreTrainedTokenizerBase) -> list[Sourced]:
-    """The rows as samples in the ids of `tokenizer`.
+def samples(folder: Path, tokenizer: PreTrainedTokenizerBase, soft: bool = True) -> Iterator[Sourced]:
+    """The rows as samples in the ids of `tokenizer`, one after the other; with `soft` the labels that are stored.
 
     The target's own ids where the tokenizer is the same; else the text of the conversation, tokenized again under the
-    drafter's template, without soft labels.
+    drafter's template, without soft labels. UserError as `batches`.
     """
-    rows = read(folder)
+    named = ["id", "prompt_id"]
     if same_tokenizer(folder, tokenizer):
-        return [_own_ids(row) for row in rows]
-    return [_again(row, tokenizer) for row in rows]
+        for batch in batches(folder, [*named, "prompt_ids", "answer_ids", *(SOFT if soft else ())]):
+            yield from _own_ids(batch, soft)
+    else:
+        for batch in batches(folder, [*named, "messages", "finish_reason"]):
+            yield from (_again(row, tokenizer) for row in batch.to_pylist())
 
 
-def _own_ids(row: dict[str, Any]) -> Sourced:
-    n = len(row["answer_ids"])
-    k = len(row["topk_ids"]) // max(1, n)
-    ids = np.asarray(row["topk_ids"], np.int32).reshape(n, k)
-    logprobs = np.asarray(row["topk_logprobs"], np.float32).reshape(n, k)
-    return Sourced(row["id"], row["prompt_ids"], row["answer_ids"], ids, logprobs, row["prompt_id"])
+def _own_ids(batch: pa.RecordBatch, soft: bool) -> Iterator[Sourced]:
+    """The soft labels stay what the file has, 6 bytes a label: as Python's objects they would be ten times that."""
+    rows = batch.drop_columns([*SOFT] if soft else []).to_pylist()
+    for i, row in enumerate(rows):
+        found = Sourced(row["id"], row["prompt_ids"], row["answer_ids"], prompt_id=row["prompt_id"])
+        if soft:
+            n = len(row["answer_ids"])
+            ids, logprobs = (batch[name][i].values.to_numpy(zero_copy_only=False) for name in SOFT)
+            k = len(ids) // max(1, n)
+            found = replace(found, topk_ids=ids.reshape(n, k), topk_logprobs=logprobs.reshape(n, k))
+        yield found
 
 
 def _again(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sourced:

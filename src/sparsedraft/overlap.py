@@ -1,44 +1,65 @@
 """The leak check: does text that is trained or calibrated on hold an evaluation prompt?"""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sparsedraft.errors import UserError
 from sparsedraft.prompts import Prompt
 
 N = 13  # words in a row
+# Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Han. Of these each character counts as a
+# word, and 2 N of them in a row as N words.
+UNSPACED = (
+    r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+ALONE = re.compile(rf"[{UNSPACED}]")
+SAID = re.compile(r"[\w+*/%^=<>×÷−-]")  # what tells short texts apart: 7 * 8 is not 7 + 8
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The normalised words of `text`: lower case, punctuation dropped."""
-    return tuple(re.findall(r"\w+", text.lower()))
+    """The normalised words of `text`: lower case, punctuation dropped; where a script has no spaces, its characters."""
+    return tuple(WORD.findall(text.lower()))
+
+
+def _spans(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Every N words in a row; where all of them are characters of a script without spaces, 2 N."""
+    for i in range(len(words) - N + 1):
+        span = words[i : i + N]
+        if not all(ALONE.fullmatch(word) for word in span):
+            yield span
+        elif len(words) >= i + 2 * N:
+            yield words[i : i + 2 * N]
+
+
+def _exactly(text: str) -> str:
+    """A text of fewer words, as it counts."""
+    return "".join(SAID.findall(text.lower()))
 
 
 class Overlap:
     """Finds evaluation prompts in text.
 
     A text holds one if it shares N consecutive normalised words with a turn of it, or, where the turn has fewer than
-    N words, if it is the same words. A short follow-up such as "Now make it shorter." is no leak.
+    N words, if it is the same but for case, spaces and punctuation. A short follow-up such as "Now make it shorter."
+    is no leak.
     """
 
     def __init__(self, evaluation: Sequence[Prompt]) -> None:
         self.grams: dict[tuple[str, ...], str] = {}
-        self.short: dict[tuple[str, ...], str] = {}
+        self.short: dict[str, str] = {}
         for prompt in evaluation:
             for number, turn in enumerate(prompt.turns):
-                words = words_of(turn)
-                if len(words) >= N:
-                    self.grams |= {words[i : i + N]: prompt.id for i in range(len(words) - N + 1)}
-                elif not number:
-                    self.short[words] = prompt.id
+                spans = dict.fromkeys(_spans(words_of(turn)), prompt.id)
+                self.grams |= spans
+                if not spans and not number and (exact := _exactly(turn)):
+                    self.short[exact] = prompt.id
 
     def find(self, text: str) -> str | None:
         """The id of an evaluation prompt that `text` holds."""
-        words = words_of(text)
-        if (whole := self.short.get(words)) is not None:
+        if (whole := self.short.get(_exactly(text))) is not None:
             return whole
-        spans = (words[i : i + N] for i in range(len(words) - N + 1))
-        return next((self.grams[span] for span in spans if span in self.grams), None)
+        return next((self.grams[span] for span in _spans(words_of(text)) if span in self.grams), None)
 
 
 def check_no_overlap(training: Sequence[Prompt], evaluation: Sequence[Prompt]) -> None:

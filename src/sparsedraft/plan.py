@@ -61,7 +61,7 @@ class Model:
 
 def size_up(ref: str) -> Model:
     """The sizes of the model `ref`, from its config."""
-    config = checkpoint.read_config(locate(ref))
+    config = checkpoint.read_config(locate(ref, weights=False))
     model = skeleton(config)
     layers = decoder_layers(model)
     first: list[nn.Linear] = list(linears_of(layers[0]).values())
@@ -103,7 +103,7 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
         rows = (d.limit or 0) * d.samples
         prompt_tokens = rows * (TEMPLATE_TOKENS + d.max_new_tokens)
     else:
-        rows, prompt_tokens = _conversation(d.prompts, d.limit, d.samples)
+        rows, prompt_tokens = _conversation(d.prompts, d.limit, d.samples, d.skip_bad)
     stages = [_distill(recipe, target, rows, prompt_tokens)]
     answer_tokens = rows * recipe.distill.max_new_tokens
     for entry in recipe.drafters:
@@ -128,9 +128,9 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
     }
 
 
-def _conversation(source: str, limit: int | None, samples: int = 1) -> tuple[int, int]:
+def _conversation(source: str, limit: int | None, samples: int = 1, skip_bad: bool = False) -> tuple[int, int]:
     """(answers to write, prompt tokens), from the prompts' lengths in characters."""
-    found = prompts.read(source)[:limit]
+    found = prompts.read(source, [] if skip_bad else None)[:limit]
     rows = sum(len(p.turns) for p in found) * samples
     characters = sum(len(turn) for p in found for turn in p.turns) * samples
     return rows, rows * TEMPLATE_TOKENS + characters // CHARACTERS_PER_TOKEN

@@ -77,6 +77,14 @@ class Distill(Section):
     def _possible(self) -> Self:
         if self.openings and self.mode != "magpie":
             raise ValueError(f"openings are of prompts that the target writes, not of mode {self.mode}: leave them out")
+        if (self.mode == "magpie") != (self.prompts is None):
+            given = "null" if self.prompts is None else self.prompts
+            raise ValueError(
+                f"prompts {given} and mode {self.mode} do not go together: magpie writes the prompts itself (null), "
+                "the other modes answer a file's"
+            )
+        if self.mode == "magpie" and self.limit is None:
+            raise ValueError("limit must say how many conversations mode magpie is to write: set it")
         if self.weights and self.engine != "native":
             raise ValueError(
                 f"weights {self.weights} are of a packed target, which only the engine native runs: set it"

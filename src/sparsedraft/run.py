@@ -32,9 +32,11 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
     # before any work: what is found after an hour helps nobody
     evaluation = {section.prompts: prompts.read(section.prompts) for section in _evaluations(recipe).values()}
-    if not recipe.allow_overlap and recipe.distill.prompts is not None:
+    d = recipe.distill
+    if not recipe.allow_overlap and d.prompts is not None:
+        training = prompts.read(d.prompts, [] if d.skip_bad else None)[: d.limit]
         for found in evaluation.values():
-            check_no_overlap(prompts.read(recipe.distill.prompts), found)
+            check_no_overlap(training, found)
     _check_tokenizers(recipe)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one

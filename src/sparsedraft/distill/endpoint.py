@@ -107,7 +107,8 @@ class EndpointEngine:
         """The server's own tokens and log-probabilities in place of the re-encoded ones.
 
         Nothing is added where one of its tokens has no id of its own in the vocabulary (part of a character, say). The
-        end-of-turn token, if the server does not report on it, gets k times UNKNOWN: it is learnt by NLL only.
+        end-of-turn token, if the server does not report on it, counts as certain: it was written, and a divergence
+        towards "any other token" would unlearn it.
         """
         reported = _reported(logprobs)
         if not reported:
@@ -124,8 +125,9 @@ class EndpointEngine:
         output.token_ids = [int(i) for i in ids if i is not None]
         if output.finish_reason == "eos" and output.token_ids[-1] not in self.eos_ids and self.end:
             output.token_ids.append(self.end[0])
-            output.topk_ids.append(list(range(k)))
-            output.topk_logprobs.append([UNKNOWN] * k)
+            others = [i for i in range(k + 1) if i != self.end[0]]
+            output.topk_ids.append([self.end[0], *others][:k])
+            output.topk_logprobs.append([0.0, *[UNKNOWN] * k][:k])
 
     def _id(self, token: str) -> int | None:
         """The id of a token as the server writes it: "token_id:17", or the text that it stands for."""

@@ -104,7 +104,7 @@ def distill(
         return result | ({"skipped": len(bad) + len(skipped)} if skip_bad else {})
 
     inputs: dict[str, object] = {
-        "target": folder,
+        "target": folder if endpoint is None else checkpoint.described(folder),
         "prompts": [[p.id, p.category, p.system, *p.turns, *p.references] for p in chosen],
         "evaluation": [[p.id, *p.turns] for p in evaluation],
         "rules": asdict(rules),

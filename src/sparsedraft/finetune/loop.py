@@ -134,7 +134,7 @@ def train(
     accelerator = accelerator or _alone(model)
     objective = Objective(settings.loss, teacher, settings.nll_weight, feature_teacher, settings.feature_weight)
     quantize.install(model, settings.quantize)
-    packable = packing.packable(model)
+    packable = all(packing.packable(reader) for reader in (model, teacher, feature_teacher) if reader is not None)
     wrapped, optimizer = _prepare(model, masks, settings, accelerator)
     steps = count_steps(training, settings, packable)
     schedule = Schedule(settings.reselect_every, settings.reselect_share, steps)

@@ -143,7 +143,8 @@ def _load(
 ) -> _Loaded:
     """Read data and models; UserError for what cannot be used."""
     tokenizer = checkpoint.load_tokenizer(sources.drafter)
-    training, validation = split(distilled.samples(sources.data, tokenizer), validation_prompts)
+    soft = settings.loss != "nll" and sources.teacher is None
+    training, validation = split([*distilled.samples(sources.data, tokenizer, soft)], validation_prompts)
     model = checkpoint.load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
     longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
     training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")

@@ -76,7 +76,7 @@ def evaluate_to(
             raise
 
     inputs: dict[str, object] = {
-        "target": target_folder,
+        "target": checkpoint.described(target_folder) if endpoint else target_folder,
         "drafters": {name: folder or LOOKUP for name, folder in folders.items()},
         "prompts": [[p.id, p.category, p.system, *p.turns] for p in chosen],
         # where and how fast a server answers is no part of what it says
@@ -196,6 +196,7 @@ class _Evaluation:
                 rows = complete(name, Reader(name, pair, self.ks, self.options, theirs).rows(todo(name)))
                 kept += rows
                 shown.append(self._summary(name, folder, pair, claim, rows, dense))
+                del pair  # before the next drafter is loaded
         with artifact.write_atomic(self.work / ROWS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
         with artifact.write_atomic(self.work / ANSWERS) as temporary:

@@ -1,5 +1,6 @@
 """The real loop, measured: histograms, seconds of each part, and how many sampled drafts were kept."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -25,8 +26,8 @@ def run(
 ) -> tuple[list[int], dict[str, Any], dict[str, Any]]:
     """(tokens, histogram, measures) of one answer; the histogram has a place for `most` accepted drafts at least.
 
-    Seconds, steps, drafts and tokens leave the first step out, which reads the prompt (unless it was read for another
-    policy before); the histogram does not.
+    Seconds, steps, drafts and tokens leave the first step out, which is `first` (and reads the prompt, unless `reading`
+    or another policy has); the histogram does not.
     """
     decoder = pair.decoder([asked], policy, sampling, branching=branching, again=True)
     steps: list[Step] = []
@@ -51,6 +52,25 @@ def run(
         "expected": round(sum(step.expected for step in steps), 6),
     }
     return tokens, histogram.to_dict(), measures
+
+
+def reading(pair: Pair, asked: Prompted) -> dict[str, float]:
+    """Seconds in which each model reads its prompt but for the last token, from nothing; `run` then goes on from there.
+
+    A prompt that fills the drafter's context is not read: it would not draft.
+    """
+    found = {}
+    for name, side, ids in (("target", pair.target, asked.target), ("drafter", pair.drafter, asked.drafter)):
+        if side is None or (side.context is not None and len(ids) > side.context):
+            continue
+        backend = side.remembering()
+        backend.clear()
+        start = time.perf_counter()
+        if ids[:-1]:
+            with pair.around():
+                backend.forward([ids[:-1]], [1])
+        found[name] = round(time.perf_counter() - start, 6)
+    return found
 
 
 def told(

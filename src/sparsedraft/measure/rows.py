@@ -13,7 +13,7 @@ from sparsedraft.measure.options import Options
 from sparsedraft.measure.simulate import Acceptance, acceptance, acceptance_of, expected, simulate
 from sparsedraft.speculate.drafters import ModelDrafter
 from sparsedraft.speculate.lookahead import Constant, Policy, policy_named
-from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.pair import Pair, Prompted
 
 READ = 4096  # prompt tokens in one pass: activations take memory
 IN_TEXT, IN_LOOP = "the target's text", "drafts in the loop"  # what a row's α is the acceptance of
@@ -77,17 +77,20 @@ class Reader:
                 yield {"drafter": self.name, **_named(answer), **figures}
 
     def _each(self, todo: Sequence[Answer]) -> Iterator[tuple[Answer, dict[str, Any]]]:
-        """The figures of one answer after the other: `histograms`, `alpha`; from the real loop `loops` and `alone`."""
+        """The figures of one answer after the other: `histograms`, `alpha`; from the real loop `loops`, `alone` and
+        `reading`."""
         learning = policies(self.ks)  # of this drafter alone
         plain = Pair.of(self.pair.target, None, "auto", self.options.sampling)
         for answer, found in self._read(todo):
             alpha = None if found is None else float(found.shares.double().mean())
             if not self.options.simulate:
+                reading = loop.reading(self.pair, self._asked(answer))
                 # right beside, each time anew: a machine's speed moves within an evaluation
                 _, alone = self._loops(plain, answer, {0: Constant(0)})
                 histograms, loops = self._loops(self.pair, answer, learning)
                 alpha = realised(loops) if alpha is None else alpha
-                yield answer, {"histograms": histograms, "loops": loops, "alone": alone["0"], "alpha": alpha}
+                seconds = {"loops": loops, "alone": alone["0"], "reading": reading}
+                yield answer, {"histograms": histograms, **seconds, "alpha": alpha}
             elif found is not None:
                 yield answer, {"histograms": self._simulated(answer, found), "alpha": alpha}
             else:
@@ -103,7 +106,7 @@ class Reader:
         size = self.options.batch_size if drafter is not None and drafter.native else 1
         for room in sorted({allowed(answer) for answer in todo}):
             for batch in batches([answer for answer in todo if allowed(answer) == room], size):
-                asked = [self.pair.prompted(list(a.prompt_ids), a.messages[:-1]) for a in batch]
+                asked = [self._asked(answer) for answer in batch]
                 seeds, by_k = [answer.seed for answer in batch], {}
                 for k in self.options.numbers:
                     known = Known.of(self.pair.target, batch)
@@ -143,7 +146,7 @@ class Reader:
 
     def _chained(self, answer: Answer) -> tuple[dict[str, Any], float]:
         """(expected histograms by K, α) of a drafter that samples from a part of the target's vocabulary."""
-        asked = self.pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
+        asked = self._asked(answer)
         sampling, most = self.options.sampling, max(self.options.numbers)
         drafter = self.pair.decoder([asked], Constant(most), sampling, again=True).drafter
         assert isinstance(drafter, ModelDrafter)
@@ -152,6 +155,9 @@ class Reader:
         )  # fmt: skip
         histograms = {str(k): shorter(steps, k).to_dict() for k in self.options.numbers}
         return histograms, float(shares.double().mean())
+
+    def _asked(self, answer: Answer) -> Prompted:
+        return self.pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
 
     def _room(self, answer: Answer) -> int:
         """Tokens that the loop may write."""
@@ -180,8 +186,7 @@ class Reader:
         context = None if self.pair.drafter is None else self.pair.drafter.context
         if context is None:
             return
-        asked = (self.pair.prompted(list(answer.prompt_ids), answer.messages[:-1]) for answer in todo)
-        if full := sum(len(prompt.drafter) >= context for prompt in asked):
+        if full := sum(len(self._asked(answer).drafter) >= context for answer in todo):
             console.print(
                 f"{self.name}: {full} of {len(todo)} prompts fill the drafter's context of {context} tokens: it drafts "
                 "nothing for them, and they count as such."

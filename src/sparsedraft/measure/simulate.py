@@ -49,9 +49,7 @@ def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> 
     for i, match in reversed(list(enumerate(matches.tolist()))):
         run[i] = run[i + 1] + 1 if match else 0
     while at < n:
-        drafted = min(k, room - at - 1)
-        if context is not None:
-            drafted = max(0, min(drafted, context - at))
+        drafted = max(0, min(k, room - at - 1, k if context is None else context - at))
         accepted = min(run[at], drafted)
         emitted = min(accepted + 1, n - at)  # the last accepted draft may be the end of the sequence
         found.add(accepted, drafted, emitted)
@@ -67,9 +65,7 @@ def expected(kept: Tensor, k: int, room: int, context: int | None = None) -> His
     """
     chances, chains = kept.tolist(), []
     for at in range(len(chances)):
-        drafted = min(k, room - at - 1)
-        if context is not None:
-            drafted = max(0, min(drafted, context - at))
+        drafted = max(0, min(k, room - at - 1, k if context is None else context - at))
         chains.append((drafted, chances[at : at + drafted]))
     return over_chains(chains, k)
 

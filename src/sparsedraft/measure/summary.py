@@ -53,6 +53,22 @@ def _middle(values: np.ndarray) -> list[float]:
     return [float(low), float(high)]
 
 
+def _wider(ratio: float, values: np.ndarray, prompts: int) -> list[float]:
+    """The interval of a ratio from its draws over few prompts: a bootstrap of n is too narrow by √((n-1)/n), and by
+    what Student's t is wider than the normal distribution; both on the logarithm's scale. [] of one prompt."""
+    from scipy.stats import norm, t  # a second to import
+
+    if prompts < 2:
+        return []
+    student, normal = t.ppf((1 + LEVEL) / 2, prompts - 1), norm.ppf((1 + LEVEL) / 2)
+    factor = student / normal * np.sqrt(prompts / (prompts - 1))
+    return [float(ratio * (end / ratio) ** factor) for end in _middle(values)]
+
+
+def _count(rows: Sequence[Row]) -> int:
+    return len({row["prompt"] for row in rows})
+
+
 def mal_interval(rows: Sequence[Row], k: int | str) -> list[float]:
     """95 % bootstrap interval of the MAL at K = k."""
     return interval(
@@ -90,9 +106,10 @@ def is_spec_bench(rows: Sequence[Row]) -> bool:
 def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     """What the real loop took at K = k against the target alone, which wrote each sequence just before.
 
-    Prompts' reading is left out. `c` and `v` are the measured costs of a drafted token and of verifying a step, in
-    plain target steps; `speedup` is the ratio of the tokens per second, with its 95 % bootstrap interval over prompts
-    (which knows how prompts differ and the noise of each, not a host that drifts from one drafter to the next).
+    Prompts' reading is left out but from `end_to_end`, which counts all seconds of both models and all tokens (older
+    rows know nothing of it). `c` and `v` are the measured costs of a drafted token and of verifying a step, in
+    plain target steps; `speedup` is the ratio of the tokens per second, with its 95 % bootstrap interval over prompts,
+    if these are several (it knows how they differ and the noise of each, not a host that drifts meanwhile).
     """
     loops = [row["loops"][str(k)] for row in rows]
     plain = [row["alone"] for row in rows]
@@ -102,11 +119,13 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
         return {}
     rate, plain_rate = tokens / seconds, _sum(plain, "tokens") / _sum(plain, "seconds")
     parts = {key: _sum(loops, key) for key in ("draft", "verify", "rollback", "sampling", "rest")}
+    whole = {"end_to_end": _end_to_end(rows, k)} if all("reading" in row for row in rows) else {}
     return {
         "tokens_per_second": rate,
         "target_tokens_per_second": plain_rate,
         "speedup": rate / plain_rate,
-        "speedup_interval": speedup_interval(rows, k),
+        **({"speedup_interval": found} if (found := speedup_interval(rows, k)) else {}),
+        **whole,
         "c": parts["draft"] / drafted / step if drafted else 0.0,
         "v": parts["verify"] / max(1, steps) / step,
         "seconds": {key: round(value, 4) for key, value in parts.items()},
@@ -114,8 +133,63 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     }
 
 
+def _end_to_end(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
+    """Tokens per second and speed-up of whole answers, from the prompt's first token on."""
+
+    def alone(row: Row) -> float:
+        return row["reading"]["target"] + row["alone"]["first"] + row["alone"]["seconds"]
+
+    def ours(row: Row) -> float:
+        loop = row["loops"][str(k)]
+        return sum(row["reading"].values()) + loop["first"] + loop["seconds"]
+
+    tokens, seconds = _sum(rows, "tokens"), sum(map(ours, rows))
+    plain = sum(map(alone, rows))
+    above, below = _resampled(rows, alone, ours)
+    found = _wider(plain / seconds, above / below, _count(rows))
+    return {
+        "tokens_per_second": tokens / seconds,
+        "target_tokens_per_second": tokens / plain,
+        "speedup": plain / seconds,
+        **({"speedup_interval": found} if found else {}),
+    }
+
+
 def speedup_interval(rows: Sequence[Row], k: int | str) -> list[float]:
-    """95 % bootstrap interval of `timed`'s speed-up."""
+    """The 95 % interval of `timed`'s speed-up; [] of a single prompt."""
+    return _wider(_speedup(rows, k), _speedups(rows, k), _count(rows))
+
+
+def speedup_against(
+    rows: Sequence[Row], k: int | str, others: Sequence[Row], other_k: int | str
+) -> tuple[float, list[float]]:
+    """How many times the speed-up of another drafter, on the same prompts, with the 95 % interval over these."""
+    draws = _speedups(rows, k), _speedups(others, other_k)
+    ratio = _speedup(rows, k) / _speedup(others, other_k)
+    return ratio, _wider(ratio, draws[0] / draws[1], _count(rows))
+
+
+def mal_against(rows: Sequence[Row], others: Sequence[Row], k: int | str) -> tuple[float, list[float]]:
+    """How many times the MAL of another drafter, on the same prompts, with the 95 % interval over these."""
+
+    def tokens(row: Row) -> float:
+        return float(row["histograms"][str(k)]["tokens"])
+
+    def steps(row: Row) -> float:
+        return float(sum(row["histograms"][str(k)]["counts"]))
+
+    (a, a_steps), (b, b_steps) = (_resampled(of, tokens, steps) for of in (rows, others))  # the same prompts drawn
+    ratio = merge(rows, k).mal / merge(others, k).mal
+    return ratio, _wider(ratio, (a / a_steps) / (b / b_steps), _count(rows))
+
+
+def _speedup(rows: Sequence[Row], k: int | str) -> float:
+    loops, plain = [row["loops"][str(k)] for row in rows], [row["alone"] for row in rows]
+    return (_sum(loops, "tokens") / _sum(loops, "seconds")) / (_sum(plain, "tokens") / _sum(plain, "seconds"))
+
+
+def _speedups(rows: Sequence[Row], k: int | str) -> np.ndarray:
+    """Speed-ups over prompts drawn with replacement."""
     at = str(k)
     tokens, seconds, plain_tokens, plain_seconds = _resampled(
         rows,
@@ -124,8 +198,7 @@ def speedup_interval(rows: Sequence[Row], k: int | str) -> list[float]:
         lambda row: row["alone"]["tokens"],
         lambda row: row["alone"]["seconds"],
     )
-    sound = (seconds > 0) & (plain_tokens > 0)
-    return _middle((tokens * plain_seconds)[sound] / (seconds * plain_tokens)[sound])
+    return (tokens * plain_seconds) / np.maximum(seconds * plain_tokens, 1e-12)  # drawn but answers of one step: 0
 
 
 def agreement(rows: Sequence[Row], k: int | str) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def sequences(
         raise UserError(f"--sequence-length {length} is more than the model's context of {context}: lower it.")
     path = Path(source)
     if path.is_dir():
-        texts = [[*s.prompt_ids, *s.answer_ids] for s in distilled.samples(path, tokenizer)]
+        texts = [[*s.prompt_ids, *s.answer_ids] for s in distilled.samples(path, tokenizer, soft=False)]
     else:
         texts = [prompts.chat_ids(tokenizer, p.messages()) for p in prompts.read(source)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()

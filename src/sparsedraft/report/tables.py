@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 SHOWN_K = (3, 5, 8)
+EQUAL = 1.01  # MACs may be so many times another's and count as equal: whole layers match others only about
 
 
 def shown_ks(result: dict[str, Any]) -> list[int | str]:
@@ -68,7 +69,8 @@ def _with_speedup(mal: float, speedup: float | None) -> str:
 
 def speed_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of what the loop took, theory beside measurement; no rows where nothing was timed."""
-    header = ["drafter", "K", "tokens/s", "speed-up", "in theory", "c", "v", "draft", "verify", "loop"]
+    header = ["drafter", "K", "tokens/s", "speed-up", "with the prompt", "in theory"]
+    header += ["c", "v", "draft", "verify", "loop"]
     rows = []
     for d in result["drafters"]:
         for k, found in d["k"].items():
@@ -78,11 +80,16 @@ def speed_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             seconds, total = m["seconds"], sum(m["seconds"].values())
             shares = [seconds["draft"] / total, seconds["verify"] / total, m["overhead"]]
             rows.append([
-                d["name"], str(k), f"{m['tokens_per_second']:.1f}", measured_factor(m),
+                d["name"], str(k), f"{m['tokens_per_second']:.1f}", measured_factor(m), whole_factor(m),
                 f"{found['improvement_factor']:.2f}x",
                 f"{m['c']:.2f}", f"{m['v']:.2f}", *(f"{share:.0%}" for share in shares),
             ])  # fmt: skip
     return header, rows
+
+
+def whole_factor(measured: dict[str, Any]) -> str:
+    """The speed-up of whole answers, their prompts' reading included; "-" in results of before it was measured."""
+    return measured_factor(measured["end_to_end"]) if "end_to_end" in measured else "-"
 
 
 def measured_factor(measured: dict[str, Any]) -> str:
@@ -137,11 +144,13 @@ def headline(result: dict[str, Any]) -> str:
     """What the numbers say, in one sentence."""
     k = middle_k(result)
     mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
-    best = max(mal, key=lambda name: mal[name])
-    text = f"{best} brings {mal[best]:.2f} tokens a step at K = {k}"
+    macs = {d["name"]: d["macs_per_token"] for d in result["drafters"]}
     other = "layer-pruned+distilled"
-    if other in mal and best != other:
-        text += f", {mal[best] / mal[other]:.2f} times as many as {other} of equal MACs ({mal[other]:.2f})"
+    equal = [name for name in mal if name != other and macs[name] <= EQUAL * macs.get(other, 0)]
+    best = max(equal or mal, key=lambda name: mal[name])
+    text = f"{best} brings {mal[best]:.2f} tokens a step at K = {k}"
+    if equal:
+        text += f", {mal[best] / mal[other]:.2f} times as many as {other} of no fewer MACs ({mal[other]:.2f})"
     elif len(mal) > 1:
         worst = min(mal, key=lambda name: mal[name])
         text += f", {mal[best] / mal[worst]:.2f} times as many as {worst} ({mal[worst]:.2f})"

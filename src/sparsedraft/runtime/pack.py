@@ -68,8 +68,8 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
             f"--head-data {data} is of another tokenizer than {folder}: distill data of a model that has it."
         )
     counts = np.zeros(vocabulary, dtype=np.int64)
-    for row in distilled.read(Path(data)):
-        ids = np.asarray(row["answer_ids"])
+    for batch in distilled.batches(Path(data), ["answer_ids"]):
+        ids = batch["answer_ids"].flatten().to_numpy()
         if len(ids) and int(ids.max()) >= vocabulary:
             raise UserError(
                 f"--head-data {data} has token {int(ids.max())}, which the head's {vocabulary} lack: "

@@ -1,7 +1,7 @@
 """A target and what drafts for it, put together: the way between their tokenizers, and decoders for given prompts."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,6 +97,12 @@ class Pair:
         """Whether several prompts can be decoded at once."""
         return self.target.takes_masks and (self.drafter is None or self.drafter.takes_masks)
 
+    @property
+    def around(self) -> Callable[[], AbstractContextManager[None]]:
+        """Makes the context of each step: torch's threads would spin on the native engine's cores."""
+        models = [self.target, *([] if self.drafter is None else [self.drafter])]
+        return single_thread if all(side.native for side in models) else nullcontext
+
     def check_tree(self, branching: int, policy: Policy, rows: int = 1) -> None:
         """UserError where draft trees cannot be: they need one prompt at a time, one vocabulary, and masks."""
         if isinstance(policy, Confidence):
@@ -126,7 +132,6 @@ class Pair:
         able = self.batches if target is None else self.drafter is None or self.drafter.takes_masks
         if len(asked) > 1 and not able:
             raise UserError("one of the models takes no attention masks: decode one prompt at a time.")
-        models = [self.target, *([] if self.drafter is None else [self.drafter])]
         remembering, fresh = self.target.remembering, self.target.backend
         return Decoder(
             target or (remembering if again else fresh)(len(asked)),
@@ -135,7 +140,7 @@ class Pair:
             sampling,
             self.target.eos_ids,
             stops,
-            around=single_thread if all(side.native for side in models) else nullcontext,
+            around=self.around,
         )
 
     def _drafter(

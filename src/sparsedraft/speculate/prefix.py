@@ -24,6 +24,12 @@ class PrefixCache:
         """Look empty."""
         self._lengths, self._going = [0] * self.rows, list(range(self.rows))
 
+    def clear(self) -> None:
+        """Be empty."""
+        self._held = [[] for _ in range(self.rows)]
+        self._cut()
+        self.begin()
+
     @property
     def lengths(self) -> list[int]:
         return [self._lengths[row] for row in self._going]

@@ -80,7 +80,7 @@ class Side:
             return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
         return TransformersEngine(self.model, self.tokenizer, batch_size)
 
-    def remembering(self, rows: int = 1) -> TreeBackend:
+    def remembering(self, rows: int = 1) -> PrefixCache:
         """The same Backend each time, empty: it takes up what it has read before. One use at a time."""
         if self._remembered is None or self._remembered.rows != rows:
             self._remembered = PrefixCache(self.backend(rows))
