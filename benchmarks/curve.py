@@ -39,7 +39,7 @@ def answers_of(recipe: Recipe, run: Path) -> list[Answer]:
     if (how.temperature, how.repetition_penalty) != (0, 1):
         sys.exit("The recipe's evaluation samples, and the curve is of greedy decoding: set eval.temperature to 0.")
     answers = {row["id"]: Answer(**row) for unit in read_lines(kept) for row in unit["rows"]}
-    return [answers[name] for name in sorted(answers)]
+    return [answers[name] for name in sorted(answers) if not answers[name].dropped]
 
 
 def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:

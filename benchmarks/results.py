@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.artifact import hash_path
-from sparsedraft.journal import read_lines
 from sparsedraft.measure.evaluate import ROWS
 from sparsedraft.measure.summary import mal_against, speedup_against
 from sparsedraft.report.load import OPTIONAL, asked_for
@@ -52,8 +51,8 @@ def timings(run: Path) -> dict[str, Any] | None:
 
 
 def figure(value: float, interval: list[float], digits: int = 2) -> str:
-    low, high = interval
-    return f"{value:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    """The value, and its interval if there is one: a single prompt has none."""
+    return f"{value:.{digits}f}" + (f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})" if interval else "")
 
 
 def acceptance(result: dict[str, Any]) -> str:
@@ -107,8 +106,9 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
         if CUT in rows:
             parts.append(f"{figure(*mal_against(rows[name], rows[CUT], k))} times the MAL of {CUT}")
         if REFERENCE in rows:
-            ratio, (low, high) = mal_against(rows[name], rows[REFERENCE], k)
-            parts.append(f"{ratio - 1:+.1%} ({low - 1:+.1%} to {high - 1:+.1%}) against {REFERENCE}")
+            ratio, interval = mal_against(rows[name], rows[REFERENCE], k)
+            within = " to ".join(f"{end - 1:+.1%}" for end in interval)
+            parts.append(f"{ratio - 1:+.1%}{f' ({within})' if within else ''} against {REFERENCE}")
         said.append(f"- {name}, K={k}: " + "; ".join(parts))
     if timed:
         best = {d["name"]: best_measured(d) for d in timed["drafters"]}
@@ -118,9 +118,7 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
             + ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
         )
         loops = _by_drafter(run / "speed")
-        for name in (
-            name for name in order if name.startswith(("sd2", "sparse")) and {name, REFERENCE} <= loops.keys()
-        ):
+        for name in (name for name in order if name.startswith(("sd2", "sparse")) and REFERENCE in loops):
             against = speedup_against(loops[name], best[name][0], loops[REFERENCE], best[REFERENCE][0])
             said.append(f"- {name} against {REFERENCE}, as fast: {figure(*against)} times")
     return said
@@ -133,8 +131,12 @@ def best_measured(drafter: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _by_drafter(evaluation: Path) -> dict[str, list[dict[str, Any]]]:
+    file = evaluation / ROWS
+    if not file.is_file():
+        sys.exit(f"{file} is missing, and {evaluation.parent} has no {CLAIMS}: give the run itself, or keep it again.")
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in read_lines(evaluation / ROWS):
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
         found.setdefault(row["drafter"], []).append(row)
     return found
 

@@ -138,9 +138,18 @@ def test_overlap_sees_signs_in_short_prompts_and_scripts_without_spaces() -> Non
     check_no_overlap([Prompt("t", ("What is 7 + 8?",))], [Prompt("e", ("What is 7 * 8?",))])
     with pytest.raises(UserError, match="1 evaluation"):
         check_no_overlap([Prompt("t", ("what is 7*8",))], [Prompt("e", ("What is 7 * 8?",))])
+    for alike in (
+        "- What is the capital of France?",
+        "**what is the capital of France?**",
+        "What is the capital - of France",
+    ):
+        with pytest.raises(UserError, match="1 evaluation"):
+            check_no_overlap([Prompt("t", (alike,))], [Prompt("e", ("What is the capital of France?",))])
     common = "请根据以下文章回答下面的问题"  # 14 characters, that many prompts begin with
     asked = "春天来了村子旁边的小河又开始流动孩子们都跑到桥上去看水里的鱼"
     check_no_overlap([Prompt("t", (common + "今天天气怎么样",))], [Prompt("e", (common + asked,))])
+    task = "用Python写一个函数计算两个数的最"
+    check_no_overlap([Prompt("t", (task + "小公倍数",))], [Prompt("e", (task + "大公约数并返回结果",))])
     for text in (asked, f"{asked}。谢谢", f"Translate: {asked}"):
         with pytest.raises(UserError, match="1 evaluation"):
             check_no_overlap([Prompt("t", (text,))], [Prompt("e", (common + "，" + asked,))])

@@ -178,6 +178,8 @@ def test_headline_is_computed() -> None:
     for found in larger["drafters"][-1]["k"].values():
         found["mal"] = 4.0
     assert headline(larger) == headline(RESULT), "a drafter of more MACs is not compared as if it had as many"
+    alone = {**RESULT, "drafters": [{**RESULT["drafters"][1], "name": "lookup", "macs_per_token": 0}]}
+    assert headline(alone) == "lookup brings 2.90 tokens a step at K = 5."
     one = copy.deepcopy(RESULT)
     del one["drafters"][0]
     assert headline(one) == "sd2-50 brings 2.90 tokens a step at K = 5."

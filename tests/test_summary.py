@@ -34,7 +34,7 @@ def test_whole_answers_count_what_was_read_and_the_first_step() -> None:
     found = [
         {"prompt": name, "tokens": tokens, "reading": {"target": target, "drafter": drafter},
          "alone": {"tokens": tokens - 1, "seconds": plain, "steps": tokens - 1, "first": 0.5},
-         "loops": {"2": parts | {"seconds": ours}}}
+         "loops": {"2": parts | {"seconds": ours}}, "histograms": {"2": {"tokens": tokens}}}
         for name, tokens, target, drafter, plain, ours in (("a", 81, 1.0, 0.5, 8.0, 4.0), ("b", 61, 3.0, 1.5, 6.0, 3.0))
     ]  # fmt: skip
     whole = timed(found, 2)["end_to_end"]

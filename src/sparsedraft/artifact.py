@@ -325,9 +325,9 @@ def _locked(path: Path, out: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise made  # its holder has just removed it, and a third may lock another
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise made  # its holder has just removed it, and a third locks another
+        except (BlockingIOError, FileNotFoundError):
             raise made from None
         try:
             yield

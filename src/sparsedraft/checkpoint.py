@@ -80,7 +80,8 @@ def is_decoder_lm(config: PretrainedConfig) -> bool:
 def described(folder: Path) -> dict[str, Path]:
     """The files that say what model and what tokenizer lie in `folder`, without the weights: those need not be there,
     or may come later, where a server runs the model."""
-    names = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "chat_template.jinja")
+    names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
+    names += ["chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"]
     return {name: folder / name for name in names if (folder / name).is_file()}
 
 

@@ -7,14 +7,15 @@ from sparsedraft.errors import UserError
 from sparsedraft.prompts import Prompt
 
 N = 13  # words in a row
-# Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Han. Of these each character counts as a
-# word, and 2 N of them in a row as N words.
+# Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Han. Of these each character is one, and
+# counts as half a word.
 UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 ALONE = re.compile(rf"[{UNSPACED}]")
-SAID = re.compile(r"[\w+*/%^=<>×÷−-]")  # what tells short texts apart: 7 * 8 is not 7 + 8
+# Words, and signs between numbers: 7 * 8 is not 7 + 8
+SAID = re.compile(r"\w+|(?<=\d)[+*/%^=<>×÷−-](?=\d)")
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -23,26 +24,31 @@ def words_of(text: str) -> tuple[str, ...]:
 
 
 def _spans(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Every N words in a row; where all of them are characters of a script without spaces, 2 N."""
-    for i in range(len(words) - N + 1):
-        span = words[i : i + N]
-        if not all(ALONE.fullmatch(word) for word in span):
-            yield span
-        elif len(words) >= i + 2 * N:
-            yield words[i : i + 2 * N]
+    """From each word on as many as make N: the shortest run that weighs so much."""
+    weights = [1 if ALONE.fullmatch(word) else 2 for word in words]
+    end = weight = 0
+    for start in range(len(words)):
+        while end < len(words) and weight < 2 * N:
+            weight += weights[end]
+            end += 1
+        if weight < 2 * N:
+            return
+        yield words[start:end]
+        weight -= weights[start]
 
 
 def _exactly(text: str) -> str:
     """A text of fewer words, as it counts."""
-    return "".join(SAID.findall(text.lower()))
+    joined = re.sub(r"(?<=\d)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\d)", "", text.lower())  # 7 * 8 is 7*8
+    return " ".join(SAID.findall(joined))
 
 
 class Overlap:
     """Finds evaluation prompts in text.
 
     A text holds one if it shares N consecutive normalised words with a turn of it, or, where the turn has fewer than
-    N words, if it is the same but for case, spaces and punctuation. A short follow-up such as "Now make it shorter."
-    is no leak.
+    N words, if it is the same words, and the same signs between numbers. A short follow-up such as "Now make it
+    shorter." is no leak.
     """
 
     def __init__(self, evaluation: Sequence[Prompt]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.speculate.backend import Backend
-from sparsedraft.speculate.decode import Times
+from sparsedraft.speculate.decode import Times, finished
 from sparsedraft.speculate.lookahead import Constant, Policy
 from sparsedraft.speculate.pair import Pair, Prompted
 from sparsedraft.speculate.sampling import Sampling
@@ -61,14 +61,15 @@ def reading(pair: Pair, asked: Prompted) -> dict[str, float]:
     """
     found = {}
     for name, side, ids in (("target", pair.target, asked.target), ("drafter", pair.drafter, asked.drafter)):
-        if side is None or (side.context is not None and len(ids) > side.context):
+        if side is None or (side.context is not None and len(ids) >= side.context):
             continue
         backend = side.remembering()
         backend.clear()
+        read = [token if token < side.known else 0 for token in ids[:-1]]  # as the drafter reads them in the loop
         start = time.perf_counter()
-        if ids[:-1]:
+        if read:
             with pair.around():
-                backend.forward([ids[:-1]], [1])
+                finished(backend.forward([read], [1]))
         found[name] = round(time.perf_counter() - start, 6)
     return found
 

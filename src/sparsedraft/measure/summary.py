@@ -134,39 +134,47 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
 
 
 def _end_to_end(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
-    """Tokens per second and speed-up of whole answers, from the prompt's first token on."""
+    """Tokens per second and speed-up of whole answers, from the prompt's first token on; sampled, each its own."""
 
-    def alone(row: Row) -> float:
-        return row["reading"]["target"] + row["alone"]["first"] + row["alone"]["seconds"]
-
-    def ours(row: Row) -> float:
+    def seconds(row: Row) -> float:
         loop = row["loops"][str(k)]
-        return sum(row["reading"].values()) + loop["first"] + loop["seconds"]
+        return float(sum(row["reading"].values()) + loop["first"] + loop["seconds"])
 
-    tokens, seconds = _sum(rows, "tokens"), sum(map(ours, rows))
-    plain = sum(map(alone, rows))
-    above, below = _resampled(rows, alone, ours)
-    found = _wider(plain / seconds, above / below, _count(rows))
+    def tokens(row: Row) -> float:
+        return float(row["histograms"][str(k)]["tokens"])
+
+    def plain_seconds(row: Row) -> float:
+        return float(row["reading"]["target"] + row["alone"]["first"] + row["alone"]["seconds"])
+
+    def plain_tokens(row: Row) -> float:
+        return float(row["alone"]["tokens"] + 1)
+
+    parts = (tokens, seconds, plain_tokens, plain_seconds)
+    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in parts)
+    drawn_n, drawn_s, drawn_plain_n, drawn_plain_s = _resampled(rows, *parts)
+    speedup = (n / s) / (plain_n / plain_s)
+    found = _wider(speedup, (drawn_n * drawn_plain_s) / (drawn_s * drawn_plain_n), _count(rows))
     return {
-        "tokens_per_second": tokens / seconds,
-        "target_tokens_per_second": tokens / plain,
-        "speedup": plain / seconds,
+        "tokens_per_second": n / s,
+        "target_tokens_per_second": plain_n / plain_s,
+        "speedup": speedup,
         **({"speedup_interval": found} if found else {}),
     }
 
 
 def speedup_interval(rows: Sequence[Row], k: int | str) -> list[float]:
     """The 95 % interval of `timed`'s speed-up; [] of a single prompt."""
-    return _wider(_speedup(rows, k), _speedups(rows, k), _count(rows))
+    draws = _speedups(rows, k)
+    return _wider(_speedup(rows, k), draws[draws > 0], _count(rows))
 
 
 def speedup_against(
     rows: Sequence[Row], k: int | str, others: Sequence[Row], other_k: int | str
 ) -> tuple[float, list[float]]:
     """How many times the speed-up of another drafter, on the same prompts, with the 95 % interval over these."""
-    draws = _speedups(rows, k), _speedups(others, other_k)
-    ratio = _speedup(rows, k) / _speedup(others, other_k)
-    return ratio, _wider(ratio, draws[0] / draws[1], _count(rows))
+    draws, other_draws = _speedups(rows, k), _speedups(others, other_k)  # of the same prompts
+    ratio, sound = _speedup(rows, k) / _speedup(others, other_k), (draws > 0) & (other_draws > 0)
+    return ratio, _wider(ratio, draws[sound] / other_draws[sound], _count(rows))
 
 
 def mal_against(rows: Sequence[Row], others: Sequence[Row], k: int | str) -> tuple[float, list[float]]:
@@ -189,7 +197,7 @@ def _speedup(rows: Sequence[Row], k: int | str) -> float:
 
 
 def _speedups(rows: Sequence[Row], k: int | str) -> np.ndarray:
-    """Speed-ups over prompts drawn with replacement."""
+    """Speed-ups over prompts drawn with replacement; 0 where all that were drawn ended with their first step."""
     at = str(k)
     tokens, seconds, plain_tokens, plain_seconds = _resampled(
         rows,
@@ -198,7 +206,8 @@ def _speedups(rows: Sequence[Row], k: int | str) -> np.ndarray:
         lambda row: row["alone"]["tokens"],
         lambda row: row["alone"]["seconds"],
     )
-    return (tokens * plain_seconds) / np.maximum(seconds * plain_tokens, 1e-12)  # drawn but answers of one step: 0
+    below = seconds * plain_tokens
+    return np.divide(tokens * plain_seconds, below, out=np.zeros_like(below), where=below > 0)
 
 
 def agreement(rows: Sequence[Row], k: int | str) -> dict[str, Any] | None:

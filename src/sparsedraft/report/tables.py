@@ -146,7 +146,7 @@ def headline(result: dict[str, Any]) -> str:
     mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
     macs = {d["name"]: d["macs_per_token"] for d in result["drafters"]}
     other = "layer-pruned+distilled"
-    equal = [name for name in mal if name != other and macs[name] <= EQUAL * macs.get(other, 0)]
+    equal = [n for n in mal if other in mal and mal[n] > mal[other] and 0 < macs[n] <= EQUAL * macs[other]]
     best = max(equal or mal, key=lambda name: mal[name])
     text = f"{best} brings {mal[best]:.2f} tokens a step at K = {k}"
     if equal:

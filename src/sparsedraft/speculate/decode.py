@@ -125,9 +125,7 @@ class Decoder:
         else:
             drafts = [Draft() for _ in rows]
         drafted = self.clock()
-        logits = self._verify(rows, drafts)
-        if logits[0].device.type != "cpu":  # it has but been asked: else its work would count as sampling
-            torch.accelerator.synchronize(logits[0].device)
+        logits = finished(self._verify(rows, drafts))
         verified = self.clock()
         steps, kept = [], []
         for row, draft, found in zip(rows, drafts, logits, strict=True):
@@ -235,6 +233,13 @@ class Decoder:
             before = self.target.lengths[0] - len(drafts[0].tokens)
             self._tree_target.keep(before, kept[0])
         self.target.rollback([len(row.tokens) - 1 for row in rows])
+
+
+def finished(logits: list[Tensor]) -> list[Tensor]:
+    """`logits` when they are there: an accelerator has but been asked, and its work would count as whatever is next."""
+    if logits[0].device.type != "cpu":
+        torch.accelerator.synchronize(logits[0].device)
+    return logits
 
 
 def branch(draft: Draft, node: int) -> list[int]:
