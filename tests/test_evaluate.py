@@ -14,6 +14,7 @@ from conftest import build_llama, build_tokenizer
 from sparsedraft import checkpoint
 from sparsedraft.decoder import decoder_linears
 from sparsedraft.errors import UserError
+from sparsedraft.measure import loop
 from sparsedraft.measure.evaluate import evaluate_to
 from sparsedraft.measure.macs import macs_of_model
 from sparsedraft.measure.options import Options
@@ -310,8 +311,6 @@ def test_the_loop_is_timed_and_its_sampled_acceptance_is_as_expected(models, tmp
 
 
 def test_what_reading_takes_is_timed_and_the_loop_goes_on_from_there(models, tmp_path: Path) -> None:
-    from sparsedraft.measure import loop
-
     target, drafters = models
     pair = Pair.of(Side.load(target), Side.load(drafters[1][1]), "auto", Sampling())
     asked = pair.prompted(pair.target.tokenizer("the quick brown fox jumps over")["input_ids"])
@@ -411,6 +410,11 @@ def test_drafters_that_cannot_read_all_that_the_target_writes(
         assert "drafter: 1 of 3 prompts fill the drafter's context of 48 tokens" in said
     if kind == "short context":
         assert 0 < rows[0]["alpha"] < 1, "the rest of its answers lies beyond"
+    if kind == "fewer rows":
+        pair = Pair.of(Side.load(tmp_path / "target"), Side.load(tmp_path / "drafter"), "auto", Sampling())
+        strange = [5, pair.target.known - 1, 6]
+        assert strange[1] >= pair.drafter.known
+        assert loop.reading(pair, pair.prompted(strange)).keys() == {"target", "drafter"}
     if kind == "fewer rows":  # which no tree can do: said before the target works
         with pytest.raises(UserError, match="--tree 2 needs"):
             trees = dataclasses.replace(options, tree=2)
@@ -441,8 +445,6 @@ def test_answers_of_one_step_have_no_times_and_still_a_result(models, tmp_path: 
 
 def test_each_sequence_is_sampled_by_its_own_seed(models, monkeypatch) -> None:
     """The intervals are a bootstrap over prompts, which may not share their chances."""
-    from sparsedraft.measure import loop
-
     target, drafters = models
     seeds, run = [], loop.run
 
