@@ -13,6 +13,8 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from sparsedraft.artifact import hash_path
 from sparsedraft.measure.evaluate import ROWS
 from sparsedraft.measure.summary import mal_against, speedup_against
 from sparsedraft.report.load import OPTIONAL, asked_for
-from sparsedraft.report.tables import alone_rate, markdown, measured_factor, middle_k, whole_factor
+from sparsedraft.report.tables import alone_rate, markdown, measured_factor, middle_k, speed_rows, whole_factor
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
 CLAIMS = "claims.json"  # of a run whose rows are elsewhere
@@ -29,10 +31,12 @@ KEPT = (
     "sampled",
     "packed-eval",
     "speed",
+    "speed-*",  # further timings of the packed drafters, by sparsedraft eval
     "distilled",
     "packed/*",
 )  # parts whose result.json is used
-HASHED = ("distilled", "drafters/*/*", "eval", "sampled", "packed-eval", "speed")
+Rows = dict[str, list[dict[str, Any]]]  # of an evaluation, by drafter
+HASHED = ("distilled", "drafters/*/*", "eval", "sampled", "packed-eval", "speed", "speed-*")
 
 
 def read(run: Path, part: str) -> dict[str, Any] | None:
@@ -93,35 +97,54 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
     return markdown(header, rows)
 
 
+def further(timed: dict[str, Any]) -> list[str]:
+    """What a further timing of the same drafters gave: a sentence and a table."""
+    header, rows = speed_rows(timed)
+    mal = {d["name"]: d["k"] for d in timed["drafters"]}
+    mean = timed["target_tokens"] / timed["sequences"]
+    said = f"Answers of {mean:.0f} tokens on average ({timed['prompts']} prompts, {timed['sequences']} answers); "
+    said += f"the target alone {alone_rate(timed)} tokens/s:"
+    shown = [[*row[:2], f"{mal[row[0]][row[1]]['mal']:.2f}", *row[2:]] for row in rows]
+    return [said, markdown([*header[:2], "MAL", *header[2:]], shown)]
+
+
 def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
-    """The paper's comparisons, prompt by prompt where the rows are still there: MAL at K = 5 or the middle one, and the
-    speed-ups at each drafter's best K. Intervals of a best K know nothing of its having been chosen."""
+    """The paper's comparisons, prompt by prompt: MAL at K = 5 or the middle one, and speed-ups at each drafter's best K
+    (their intervals know nothing of its having been chosen). From the run's rows, or as `keep` has stored them."""
     if (run / CLAIMS).is_file():
         return list(json.loads((run / CLAIMS).read_text(encoding="utf-8")))
     k = middle_k(result)
-    rows = _by_drafter(run / "eval")
-    said = []
-    for name in (name for name in rows if name.startswith("sd2")):
-        parts = []
-        if CUT in rows:
-            parts.append(f"{figure(*mal_against(rows[name], rows[CUT], k))} times the MAL of {CUT}")
-        if REFERENCE in rows:
-            ratio, interval = mal_against(rows[name], rows[REFERENCE], k)
-            within = " to ".join(f"{end - 1:+.1%}" for end in interval)
-            parts.append(f"{ratio - 1:+.1%}{f' ({within})' if within else ''} against {REFERENCE}")
-        said.append(f"- {name}, K={k}: " + "; ".join(parts))
-    if timed:
-        best = {d["name"]: best_measured(d) for d in timed["drafters"]}
-        order = sorted(best, key=lambda name: -best[name][1]["speedup"])
-        said.append(
-            "- measured speed-up, each at its best K: "
-            + ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
-        )
-        loops = _by_drafter(run / "speed")
-        for name in (name for name in order if name.startswith(("sd2", "sparse")) and REFERENCE in loops):
-            against = speedup_against(loops[name], best[name][0], loops[REFERENCE], best[REFERENCE][0])
-            said.append(f"- {name} against {REFERENCE}, as fast: {figure(*against)} times")
-    return said
+    evaluated = {part: _by_drafter(run / part) for part in ("eval", "sampled", "packed-eval") if read(run, part)}
+    loops = _by_drafter(run / "speed") if timed else {}
+    best = {d["name"]: best_measured(d) for d in timed["drafters"]} if timed else {}
+    columns: dict[str, Callable[[str], str]] = {}
+    if CUT in evaluated["eval"]:
+        columns[f"MAL / {CUT}'s"] = lambda name: figure(*_mal(evaluated["eval"], CUT, k, name))
+    for part, label in (("eval", "MAL"), ("sampled", "MAL, sampled"), ("packed-eval", "MAL, packed")):
+        if REFERENCE in evaluated.get(part, {}):
+            columns[f"{label} / {REFERENCE}'s"] = partial(_loss, evaluated[part], REFERENCE, k)
+    if REFERENCE in loops:
+        dense = loops[REFERENCE], best[REFERENCE][0]
+        columns[f"speed-up / {REFERENCE}'s"] = lambda name: figure(*speedup_against(loops[name], best[name][0], *dense))
+    names = [name for name in evaluated["eval"] if name.startswith(("sd2", "sparse"))]
+    rows = [[name, *(cell(name) for cell in columns.values())] for name in names]
+    said = [
+        f"Prompt by prompt, MAL at K={k}, speed-up at each drafter's best K:",
+        markdown(["drafter", *columns], rows),
+    ]
+    order = sorted(best, key=lambda name: -best[name][1]["speedup"])
+    fastest = ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
+    return [*said, f"Measured speed-ups in their order: {fastest}."] if order else said
+
+
+def _mal(rows: Rows, other: str, k: int, name: str) -> tuple[float, list[float]]:
+    return mal_against(rows[name], rows[other], k)
+
+
+def _loss(rows: Rows, other: str, k: int, name: str) -> str:
+    ratio, interval = _mal(rows, other, k, name)
+    within = " to ".join(f"{end - 1:+.1%}" for end in interval)
+    return f"{ratio - 1:+.1%}" + (f" ({within})" if within else "")
 
 
 def best_measured(drafter: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -130,11 +153,11 @@ def best_measured(drafter: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return k, drafter["k"][k]["measured"]
 
 
-def _by_drafter(evaluation: Path) -> dict[str, list[dict[str, Any]]]:
+def _by_drafter(evaluation: Path) -> Rows:
     file = evaluation / ROWS
     if not file.is_file():
         sys.exit(f"{file} is missing, and {evaluation.parent} has no {CLAIMS}: give the run itself, or keep it again.")
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: Rows = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         found.setdefault(row["drafter"], []).append(row)
@@ -203,8 +226,9 @@ def table(run: Path) -> str:
     if timed:
         alone = f"The target alone, beside each drafter: {alone_rate(timed)} tokens/s"
         out.append(f"{alone} ({timed['prompts']} prompts; the drafters packed).")
-    if said := claims(run, greedy, timed):
-        out.append("\n".join(said))
+    for part in sorted(run.glob("speed-*/result.json")):
+        out += further(json.loads(part.read_text(encoding="utf-8")))
+    out += claims(run, greedy, timed)
     if data:
         out.append(f"Distilled data: {data['rows']} answers, {data['target_tokens']:,} target tokens.")
     rows = [
