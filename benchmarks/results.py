@@ -20,7 +20,7 @@ from typing import Any
 
 from sparsedraft.artifact import hash_path
 from sparsedraft.measure.evaluate import ROWS
-from sparsedraft.measure.summary import mal_against, speedup_against
+from sparsedraft.measure.summary import end_to_end_against, mal_against, speedup_against
 from sparsedraft.report.load import OPTIONAL, asked_for
 from sparsedraft.report.tables import alone_rate, markdown, measured_factor, middle_k, speed_rows, whole_factor
 
@@ -101,9 +101,8 @@ def further(timed: dict[str, Any]) -> list[str]:
     """What a further timing of the same drafters gave: a sentence and a table."""
     header, rows = speed_rows(timed)
     mal = {d["name"]: d["k"] for d in timed["drafters"]}
-    mean = timed["target_tokens"] / timed["sequences"]
-    said = f"Answers of {mean:.0f} tokens on average ({timed['prompts']} prompts, {timed['sequences']} answers); "
-    said += f"the target alone {alone_rate(timed)} tokens/s:"
+    said = f"Answers of {_mean(timed):.0f} tokens on average ({timed['prompts']} prompts, {timed['sequences']} answers)"
+    said += f"; the target alone {alone_rate(timed)} tokens/s:"
     shown = [[*row[:2], f"{mal[row[0]][row[1]]['mal']:.2f}", *row[2:]] for row in rows]
     return [said, markdown([*header[:2], "MAL", *header[2:]], shown)]
 
@@ -115,7 +114,6 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
         return list(json.loads((run / CLAIMS).read_text(encoding="utf-8")))
     k = middle_k(result)
     evaluated = {part: _by_drafter(run / part) for part in ("eval", "sampled", "packed-eval") if read(run, part)}
-    loops = _by_drafter(run / "speed") if timed else {}
     best = {d["name"]: best_measured(d) for d in timed["drafters"]} if timed else {}
     columns: dict[str, Callable[[str], str]] = {}
     if CUT in evaluated["eval"]:
@@ -123,18 +121,42 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
     for part, label in (("eval", "MAL"), ("sampled", "MAL, sampled"), ("packed-eval", "MAL, packed")):
         if REFERENCE in evaluated.get(part, {}):
             columns[f"{label} / {REFERENCE}'s"] = partial(_loss, evaluated[part], REFERENCE, k)
-    if REFERENCE in loops:
-        dense = loops[REFERENCE], best[REFERENCE][0]
-        columns[f"speed-up / {REFERENCE}'s"] = lambda name: figure(*speedup_against(loops[name], best[name][0], *dense))
+    if timed:
+        columns |= _speeds(run / "speed", timed)
     names = [name for name in evaluated["eval"] if name.startswith(("sd2", "sparse"))]
     rows = [[name, *(cell(name) for cell in columns.values())] for name in names]
     said = [
         f"Prompt by prompt, MAL at K={k}, speed-up at each drafter's best K:",
         markdown(["drafter", *columns], rows),
     ]
+    for file in sorted(run.glob("speed-*/result.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        speeds = _speeds(file.parent, found)
+        shown = [[d["name"], *(cell(d["name"]) for cell in speeds.values())] for d in found["drafters"]]
+        if speeds:
+            said += [f"The same of the answers of {_mean(found):.0f} tokens:", markdown(["drafter", *speeds], shown)]
     order = sorted(best, key=lambda name: -best[name][1]["speedup"])
     fastest = ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
     return [*said, f"Measured speed-ups in their order: {fastest}."] if order else said
+
+
+def _speeds(evaluation: Path, timed: dict[str, Any]) -> dict[str, Callable[[str], str]]:
+    """Columns of a table: what becomes of the speed-up in the place of the dense drafter."""
+    best = {d["name"]: best_measured(d)[0] for d in timed["drafters"]}
+    if REFERENCE not in best:
+        return {}
+    loops = _by_drafter(evaluation)
+    dense = loops[REFERENCE], best[REFERENCE]
+    columns = {f"speed-up / {REFERENCE}'s": lambda name: figure(*speedup_against(loops[name], best[name], *dense))}
+    if all("reading" in row for rows in loops.values() for row in rows):
+        columns[f"with the prompt / {REFERENCE}'s"] = lambda name: figure(
+            *end_to_end_against(loops[name], best[name], *dense)
+        )
+    return columns
+
+
+def _mean(timed: dict[str, Any]) -> float:
+    return float(timed["target_tokens"] / timed["sequences"])
 
 
 def _mal(rows: Rows, other: str, k: int, name: str) -> tuple[float, list[float]]:

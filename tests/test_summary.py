@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from sparsedraft.measure.summary import interval, mal_against, mal_interval, speedup_against, speedup_interval, timed
+from sparsedraft.measure.summary import (
+    end_to_end_against,
+    interval,
+    mal_against,
+    mal_interval,
+    speedup_against,
+    speedup_interval,
+    timed,
+)
 
 PARTS = ("draft", "verify", "rollback", "sampling", "rest")
 
@@ -41,6 +49,8 @@ def test_whole_answers_count_what_was_read_and_the_first_step() -> None:
     assert whole["speedup"] == pytest.approx((9.5 + 9.5) / (6.5 + 8.5))
     assert whole["tokens_per_second"] == pytest.approx(142 / 15)
     assert whole["target_tokens_per_second"] == pytest.approx(142 / 19)
+    ratio, within = end_to_end_against(found, 2, found, 2)
+    assert ratio == 1 and within == [1, 1], "the same prompts drawn for both"
     low, high = whole["speedup_interval"]
     assert low < 9.5 / 8.5 < 9.5 / 6.5 < high, "of two prompts: wider than all draws of the one or of the other"
     assert "speedup_interval" not in timed(found[:1], 2), "one prompt tells nothing of others"

@@ -135,31 +135,40 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
 
 def _end_to_end(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     """Tokens per second and speed-up of whole answers, from the prompt's first token on; sampled, each its own."""
-
-    def seconds(row: Row) -> float:
-        loop = row["loops"][str(k)]
-        return float(sum(row["reading"].values()) + loop["first"] + loop["seconds"])
-
-    def tokens(row: Row) -> float:
-        return float(row["histograms"][str(k)]["tokens"])
-
-    def plain_seconds(row: Row) -> float:
-        return float(row["reading"]["target"] + row["alone"]["first"] + row["alone"]["seconds"])
-
-    def plain_tokens(row: Row) -> float:
-        return float(row["alone"]["tokens"] + 1)
-
-    parts = (tokens, seconds, plain_tokens, plain_seconds)
-    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in parts)
-    drawn_n, drawn_s, drawn_plain_n, drawn_plain_s = _resampled(rows, *parts)
-    speedup = (n / s) / (plain_n / plain_s)
-    found = _wider(speedup, (drawn_n * drawn_plain_s) / (drawn_s * drawn_plain_n), _count(rows))
+    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in _whole(k))
+    speedup, draws = _whole_speedups(rows, k)
+    found = _wider(speedup, draws, _count(rows))
     return {
         "tokens_per_second": n / s,
         "target_tokens_per_second": plain_n / plain_s,
         "speedup": speedup,
         **({"speedup_interval": found} if found else {}),
     }
+
+
+def _whole(k: int | str) -> list[Callable[[Row], float]]:
+    """Tokens and seconds of a whole answer at K = k, then those of the target alone."""
+
+    def seconds(row: Row) -> float:
+        loop = row["loops"][str(k)]
+        return float(sum(row["reading"].values()) + loop["first"] + loop["seconds"])
+
+    def plain_seconds(row: Row) -> float:
+        return float(row["reading"]["target"] + row["alone"]["first"] + row["alone"]["seconds"])
+
+    return [
+        lambda row: float(row["histograms"][str(k)]["tokens"]),
+        seconds,
+        lambda row: float(row["alone"]["tokens"] + 1),
+        plain_seconds,
+    ]
+
+
+def _whole_speedups(rows: Sequence[Row], k: int | str) -> tuple[float, np.ndarray]:
+    """The speed-up of whole answers, and its draws."""
+    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in _whole(k))
+    drawn_n, drawn_s, drawn_plain_n, drawn_plain_s = _resampled(rows, *_whole(k))
+    return (n / s) / (plain_n / plain_s), (drawn_n * drawn_plain_s) / (drawn_s * drawn_plain_n)
 
 
 def speedup_interval(rows: Sequence[Row], k: int | str) -> list[float]:
@@ -175,6 +184,14 @@ def speedup_against(
     draws, other_draws = _speedups(rows, k), _speedups(others, other_k)  # of the same prompts
     ratio, sound = _speedup(rows, k) / _speedup(others, other_k), (draws > 0) & (other_draws > 0)
     return ratio, _wider(ratio, draws[sound] / other_draws[sound], _count(rows))
+
+
+def end_to_end_against(
+    rows: Sequence[Row], k: int | str, others: Sequence[Row], other_k: int | str
+) -> tuple[float, list[float]]:
+    """The same of whole answers, their prompts' reading included."""
+    (ratio, draws), (other, other_draws) = _whole_speedups(rows, k), _whole_speedups(others, other_k)
+    return ratio / other, _wider(ratio / other, draws / other_draws, _count(rows))
 
 
 def mal_against(rows: Sequence[Row], others: Sequence[Row], k: int | str) -> tuple[float, list[float]]:
