@@ -113,6 +113,8 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
     if (run / CLAIMS).is_file():
         return list(json.loads((run / CLAIMS).read_text(encoding="utf-8")))
     k = middle_k(result)
+    if not (run / "eval" / ROWS).is_file():
+        return _ratios(result, k)
     evaluated = {part: _by_drafter(run / part) for part in ("eval", "sampled", "packed-eval") if read(run, part)}
     best = {d["name"]: best_measured(d) for d in timed["drafters"]} if timed else {}
     columns: dict[str, Callable[[str], str]] = {}
@@ -138,6 +140,18 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
     order = sorted(best, key=lambda name: -best[name][1]["speedup"])
     fastest = ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
     return [*said, f"Measured speed-ups in their order: {fastest}."] if order else said
+
+
+def _ratios(result: dict[str, Any], k: int) -> list[str]:
+    """The comparisons of MAL of results that were kept without rows and without claims: no intervals."""
+    mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
+    others = [other for other in (CUT, REFERENCE) if other in mal]
+    names = [name for name in mal if name.startswith(("sd2", "sparse"))]
+    rows = [[name, *(f"{mal[name] / mal[other]:.2f}" for other in others)] for name in names]
+    return [
+        f"MAL at K={k} in multiples of others', without intervals:",
+        markdown(["drafter", *(f"MAL / {o}'s" for o in others)], rows),
+    ]
 
 
 def _speeds(evaluation: Path, timed: dict[str, Any]) -> dict[str, Callable[[str], str]]:
