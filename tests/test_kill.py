@@ -19,7 +19,7 @@ STAGES = {  # stage: (its folder, about how many seconds it takes on the tiny mo
     "report": ("report", 1.0),
 }
 KILLS = 3
-CLOCKED = {"first", "measured", "speedup", "seconds", "draft", "verify", "rollback", "sampling", "rest"}
+CLOCKED = {"first", "reading", "measured", "speedup", "seconds", "draft", "verify", "rollback", "sampling", "rest"}
 RECIPE = """
 target: {target}
 distill: {{limit: 120, max_new_tokens: 16, batch_size: 8, top_k_logprobs: 2}}
