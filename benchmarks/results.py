@@ -155,17 +155,20 @@ def _ratios(result: dict[str, Any], k: int) -> list[str]:
 
 
 def _speeds(evaluation: Path, timed: dict[str, Any]) -> dict[str, Callable[[str], str]]:
-    """Columns of a table: what becomes of the speed-up in the place of the dense drafter."""
+    """Columns of a table: how many times the dense drafter's speed-up, each at its best K."""
     best = {d["name"]: best_measured(d)[0] for d in timed["drafters"]}
     if REFERENCE not in best:
         return {}
     loops = _by_drafter(evaluation)
     dense = loops[REFERENCE], best[REFERENCE]
-    columns = {f"speed-up / {REFERENCE}'s": lambda name: figure(*speedup_against(loops[name], best[name], *dense))}
+
+    def cell(against: Callable[..., tuple[float, list[float]]], name: str) -> str:
+        """One that was evaluated since, and not timed yet, has none."""
+        return figure(*against(loops[name], best[name], *dense)) if name in best else "-"
+
+    columns: dict[str, Callable[[str], str]] = {f"speed-up / {REFERENCE}'s": partial(cell, speedup_against)}
     if all("reading" in row for rows in loops.values() for row in rows):
-        columns[f"with the prompt / {REFERENCE}'s"] = lambda name: figure(
-            *end_to_end_against(loops[name], best[name], *dense)
-        )
+        columns[f"with the prompt / {REFERENCE}'s"] = partial(cell, end_to_end_against)
     return columns
 
 
