@@ -13,50 +13,17 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from comparisons import claims
 from sparsedraft.artifact import hash_path
-from sparsedraft.measure.evaluate import ROWS
-from sparsedraft.measure.summary import end_to_end_against, mal_against, speedup_against
-from sparsedraft.report.load import OPTIONAL, asked_for
-from sparsedraft.report.tables import alone_rate, markdown, measured_factor, middle_k, speed_rows, whole_factor
+from sparsedraft.report.tables import alone_rate, markdown, measured_factor, speed_rows, whole_factor
+from stored import CLAIMS, REFERENCE, best_measured, figure, mean_tokens, read, timings
 
-REFERENCE, CUT = "dense", "layer-pruned+distilled"
-CLAIMS = "claims.json"  # of a run whose rows are elsewhere
-KEPT = (
-    "eval",
-    "sampled",
-    "packed-eval",
-    "speed",
-    "speed-*",  # further timings of the packed drafters, by sparsedraft eval
-    "distilled",
-    "packed/*",
-)  # parts whose result.json is used
-Rows = dict[str, list[dict[str, Any]]]  # of an evaluation, by drafter
-HASHED = ("distilled", "drafters/*/*", "eval", "sampled", "packed-eval", "speed", "speed-*")
-
-
-def read(run: Path, part: str) -> dict[str, Any] | None:
-    file = run / part / "result.json"
-    if not file.is_file() or (part in OPTIONAL and part not in asked_for(run)):
-        return None
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def timings(run: Path) -> dict[str, Any] | None:
-    """The evaluation that was timed; None also where every answer ended with its first step."""
-    timed = read(run, "speed")
-    if timed and any(not found["measured"] for d in timed["drafters"] for found in d["k"].values()):
-        return None
-    return timed
-
-
-def figure(value: float, interval: list[float], digits: int = 2) -> str:
-    """The value, and its interval if there is one: a single prompt has none."""
-    return f"{value:.{digits}f}" + (f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})" if interval else "")
+EVALUATED = ("eval", "sampled", "packed-eval", "speed", "speed-*")  # the last: sparsedraft eval of packed drafters
+KEPT = (*EVALUATED, "distilled", "packed/*")  # parts whose result.json is used
+HASHED = ("distilled", "drafters/*/*", *EVALUATED)
 
 
 def acceptance(result: dict[str, Any]) -> str:
@@ -101,106 +68,10 @@ def further(timed: dict[str, Any]) -> list[str]:
     """What a further timing of the same drafters gave: a sentence and a table."""
     header, rows = speed_rows(timed)
     mal = {d["name"]: d["k"] for d in timed["drafters"]}
-    said = f"Answers of {_mean(timed):.0f} tokens on average ({timed['prompts']} prompts, {timed['sequences']} answers)"
-    said += f"; the target alone {alone_rate(timed)} tokens/s:"
+    said = f"Answers of {mean_tokens(timed):.0f} tokens on average ({timed['prompts']} prompts, "
+    said += f"{timed['sequences']} answers); the target alone {alone_rate(timed)} tokens/s:"
     shown = [[*row[:2], f"{mal[row[0]][row[1]]['mal']:.2f}", *row[2:]] for row in rows]
     return [said, markdown([*header[:2], "MAL", *header[2:]], shown)]
-
-
-def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
-    """The paper's comparisons, prompt by prompt: MAL at K = 5 or the middle one, and speed-ups at each drafter's best K
-    (their intervals know nothing of its having been chosen). From the run's rows, or as `keep` has stored them."""
-    if (run / CLAIMS).is_file():
-        return list(json.loads((run / CLAIMS).read_text(encoding="utf-8")))
-    k = middle_k(result)
-    if not (run / "eval" / ROWS).is_file():
-        return _ratios(result, k)
-    evaluated = {part: _by_drafter(run / part) for part in ("eval", "sampled", "packed-eval") if read(run, part)}
-    best = {d["name"]: best_measured(d) for d in timed["drafters"]} if timed else {}
-    columns: dict[str, Callable[[str], str]] = {}
-    if CUT in evaluated["eval"]:
-        columns[f"MAL / {CUT}'s"] = lambda name: figure(*_mal(evaluated["eval"], CUT, k, name))
-    for part, label in (("eval", "MAL"), ("sampled", "MAL, sampled"), ("packed-eval", "MAL, packed")):
-        if REFERENCE in evaluated.get(part, {}):
-            columns[f"{label} / {REFERENCE}'s"] = partial(_loss, evaluated[part], REFERENCE, k)
-    if timed:
-        columns |= _speeds(run / "speed", timed)
-    names = [name for name in evaluated["eval"] if name.startswith(("sd2", "sparse"))]
-    rows = [[name, *(cell(name) for cell in columns.values())] for name in names]
-    said = [
-        f"Prompt by prompt, MAL at K={k}, speed-up at each drafter's best K:",
-        markdown(["drafter", *columns], rows),
-    ]
-    for file in sorted(run.glob("speed-*/result.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        speeds = _speeds(file.parent, found)
-        shown = [[d["name"], *(cell(d["name"]) for cell in speeds.values())] for d in found["drafters"]]
-        if speeds:
-            said += [f"The same of the answers of {_mean(found):.0f} tokens:", markdown(["drafter", *speeds], shown)]
-    order = sorted(best, key=lambda name: -best[name][1]["speedup"])
-    fastest = ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
-    return [*said, f"Measured speed-ups in their order: {fastest}."] if order else said
-
-
-def _ratios(result: dict[str, Any], k: int) -> list[str]:
-    """The comparisons of MAL of results that were kept without rows and without claims: no intervals."""
-    mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
-    others = [other for other in (CUT, REFERENCE) if other in mal]
-    names = [name for name in mal if name.startswith(("sd2", "sparse"))]
-    rows = [[name, *(f"{mal[name] / mal[other]:.2f}" for other in others)] for name in names]
-    return [
-        f"MAL at K={k} in multiples of others', without intervals:",
-        markdown(["drafter", *(f"MAL / {o}'s" for o in others)], rows),
-    ]
-
-
-def _speeds(evaluation: Path, timed: dict[str, Any]) -> dict[str, Callable[[str], str]]:
-    """Columns of a table: how many times the dense drafter's speed-up, each at its best K."""
-    best = {d["name"]: best_measured(d)[0] for d in timed["drafters"]}
-    if REFERENCE not in best:
-        return {}
-    loops = _by_drafter(evaluation)
-    dense = loops[REFERENCE], best[REFERENCE]
-
-    def cell(against: Callable[..., tuple[float, list[float]]], name: str) -> str:
-        """One that was evaluated since, and not timed yet, has none."""
-        return figure(*against(loops[name], best[name], *dense)) if name in best else "-"
-
-    columns: dict[str, Callable[[str], str]] = {f"speed-up / {REFERENCE}'s": partial(cell, speedup_against)}
-    if all("reading" in row for rows in loops.values() for row in rows):
-        columns[f"with the prompt / {REFERENCE}'s"] = partial(cell, end_to_end_against)
-    return columns
-
-
-def _mean(timed: dict[str, Any]) -> float:
-    return float(timed["target_tokens"] / timed["sequences"])
-
-
-def _mal(rows: Rows, other: str, k: int, name: str) -> tuple[float, list[float]]:
-    return mal_against(rows[name], rows[other], k)
-
-
-def _loss(rows: Rows, other: str, k: int, name: str) -> str:
-    ratio, interval = _mal(rows, other, k, name)
-    within = " to ".join(f"{end - 1:+.1%}" for end in interval)
-    return f"{ratio - 1:+.1%}" + (f" ({within})" if within else "")
-
-
-def best_measured(drafter: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(K or policy, what was measured at it) where a timed drafter was the fastest."""
-    k = max(drafter["k"], key=lambda k: drafter["k"][k]["measured"].get("speedup", 0))
-    return k, drafter["k"][k]["measured"]
-
-
-def _by_drafter(evaluation: Path) -> Rows:
-    file = evaluation / ROWS
-    if not file.is_file():
-        sys.exit(f"{file} is missing, and {evaluation.parent} has no {CLAIMS}: give the run itself, or keep it again.")
-    found: Rows = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        found.setdefault(row["drafter"], []).append(row)
-    return found
 
 
 def origins(run: Path) -> dict[str, dict[str, Any]]:

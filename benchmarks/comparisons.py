@@ -1,0 +1,90 @@
+"""How the drafters of a run compare, prompt by prompt: with the layer-pruned one, and with the dense one."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.measure.evaluate import ROWS
+from sparsedraft.measure.summary import end_to_end_against, mal_against, speedup_against
+from sparsedraft.report.tables import markdown, middle_k
+from stored import CLAIMS, CUT, REFERENCE, Rows, best_measured, by_drafter, figure, mean_tokens, read
+
+
+def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
+    """The paper's comparisons, prompt by prompt: MAL at K = 5 or the middle one, and speed-ups at each drafter's best K
+    (their intervals know nothing of its having been chosen). From the run's rows, or as `keep` has stored them."""
+    if (run / CLAIMS).is_file():
+        return list(json.loads((run / CLAIMS).read_text(encoding="utf-8")))
+    k = middle_k(result)
+    if not (run / "eval" / ROWS).is_file():
+        return _ratios(result, k)
+    evaluated = {part: by_drafter(run / part) for part in ("eval", "sampled", "packed-eval") if read(run, part)}
+    best = {d["name"]: best_measured(d) for d in timed["drafters"]} if timed else {}
+    columns: dict[str, Callable[[str], str]] = {}
+    if CUT in evaluated["eval"]:
+        columns[f"MAL / {CUT}'s"] = lambda name: figure(*_mal(evaluated["eval"], CUT, k, name))
+    for part, label in (("eval", "MAL"), ("sampled", "MAL, sampled"), ("packed-eval", "MAL, packed")):
+        if REFERENCE in evaluated.get(part, {}):
+            columns[f"{label} / {REFERENCE}'s"] = partial(_loss, evaluated[part], REFERENCE, k)
+    if timed:
+        columns |= _speeds(run / "speed", timed)
+    names = [name for name in evaluated["eval"] if name.startswith(("sd2", "sparse"))]
+    rows = [[name, *(cell(name) for cell in columns.values())] for name in names]
+    said = [
+        f"Prompt by prompt, MAL at K={k}, speed-up at each drafter's best K:",
+        markdown(["drafter", *columns], rows),
+    ]
+    for file in sorted(run.glob("speed-*/result.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        speeds = _speeds(file.parent, found)
+        shown = [[d["name"], *(cell(d["name"]) for cell in speeds.values())] for d in found["drafters"]]
+        if speeds:
+            said += [
+                f"The same of the answers of {mean_tokens(found):.0f} tokens:",
+                markdown(["drafter", *speeds], shown),
+            ]
+    order = sorted(best, key=lambda name: -best[name][1]["speedup"])
+    fastest = ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
+    return [*said, f"Measured speed-ups in their order: {fastest}."] if order else said
+
+
+def _ratios(result: dict[str, Any], k: int) -> list[str]:
+    """The comparisons of MAL of results that were kept without rows and without claims: no intervals."""
+    mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
+    others = [other for other in (CUT, REFERENCE) if other in mal]
+    names = [name for name in mal if name.startswith(("sd2", "sparse"))]
+    rows = [[name, *(f"{mal[name] / mal[other]:.2f}" for other in others)] for name in names]
+    return [
+        f"MAL at K={k} in multiples of others', without intervals:",
+        markdown(["drafter", *(f"MAL / {o}'s" for o in others)], rows),
+    ]
+
+
+def _speeds(evaluation: Path, timed: dict[str, Any]) -> dict[str, Callable[[str], str]]:
+    """Columns of a table: how many times the dense drafter's speed-up, each at its best K."""
+    best = {d["name"]: best_measured(d)[0] for d in timed["drafters"]}
+    if REFERENCE not in best:
+        return {}
+    loops = by_drafter(evaluation)
+    dense = loops[REFERENCE], best[REFERENCE]
+
+    def cell(against: Callable[..., tuple[float, list[float]]], name: str) -> str:
+        """One that was evaluated since, and not timed yet, has none."""
+        return figure(*against(loops[name], best[name], *dense)) if name in best else "-"
+
+    columns: dict[str, Callable[[str], str]] = {f"speed-up / {REFERENCE}'s": partial(cell, speedup_against)}
+    if all("reading" in row for rows in loops.values() for row in rows):
+        columns[f"with the prompt / {REFERENCE}'s"] = partial(cell, end_to_end_against)
+    return columns
+
+
+def _mal(rows: Rows, other: str, k: int, name: str) -> tuple[float, list[float]]:
+    return mal_against(rows[name], rows[other], k)
+
+
+def _loss(rows: Rows, other: str, k: int, name: str) -> str:
+    ratio, interval = _mal(rows, other, k, name)
+    within = " to ".join(f"{end - 1:+.1%}" for end in interval)
+    return f"{ratio - 1:+.1%}" + (f" ({within})" if within else "")

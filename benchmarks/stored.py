@@ -1,0 +1,57 @@
+"""What lies in the folder of a run, or of its kept results, and how a figure is written."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.measure.evaluate import ROWS
+from sparsedraft.report.load import OPTIONAL, asked_for
+
+REFERENCE, CUT = "dense", "layer-pruned+distilled"
+CLAIMS = "claims.json"  # of a run whose rows are elsewhere
+Rows = dict[str, list[dict[str, Any]]]  # of an evaluation, by drafter
+
+
+def read(run: Path, part: str) -> dict[str, Any] | None:
+    """A stage's result; None if it has none, or lies there from before the recipe stopped asking for it."""
+    file = run / part / "result.json"
+    if not file.is_file() or (part in OPTIONAL and part not in asked_for(run)):
+        return None
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def timings(run: Path) -> dict[str, Any] | None:
+    """The evaluation that was timed; None also where every answer ended with its first step."""
+    timed = read(run, "speed")
+    if timed and any(not found["measured"] for d in timed["drafters"] for found in d["k"].values()):
+        return None
+    return timed
+
+
+def by_drafter(evaluation: Path) -> Rows:
+    """The rows of an evaluation. Ends the command where they were not kept."""
+    file = evaluation / ROWS
+    if not file.is_file():
+        sys.exit(f"{file} is missing, and {evaluation.parent} has no {CLAIMS}: give the run itself, or keep it again.")
+    found: Rows = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["drafter"], []).append(row)
+    return found
+
+
+def best_measured(drafter: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(K or policy, what was measured at it) where a timed drafter was the fastest."""
+    k = max(drafter["k"], key=lambda k: drafter["k"][k]["measured"].get("speedup", 0))
+    return k, drafter["k"][k]["measured"]
+
+
+def mean_tokens(timed: dict[str, Any]) -> float:
+    """The length of an answer."""
+    return float(timed["target_tokens"] / timed["sequences"])
+
+
+def figure(value: float, interval: list[float], digits: int = 2) -> str:
+    """The value, and its interval if there is one: a single prompt has none."""
+    return f"{value:.{digits}f}" + (f" ({interval[0]:.{digits}f}-{interval[1]:.{digits}f})" if interval else "")
