@@ -77,6 +77,10 @@ class Mean:
     def add(self, value: float, weight: float = 1.0) -> None:
         self.sum, self.weight = self.sum * self.fade + value * weight, self.weight * self.fade + weight
 
+    def forget(self, share: float) -> None:
+        """Count this share of what was added no more."""
+        self.sum, self.weight = self.sum * (1 - share), self.weight * (1 - share)
+
     @property
     def value(self) -> float | None:
         return self.sum / self.weight if self.weight else None
@@ -87,7 +91,9 @@ class Meter:
 
     REFRESH = 100  # steps after which a plain one measures the target alone again
     GAINS = 5  # plain steps' time that speculation may lose again of what it has gained
-    CREDIT = 1  # plain steps' time that speculation may lose at first, so that short runs learn what it is worth
+    CREDIT = 2  # plain steps' time that speculation may lose at first, so that short runs learn what it is worth
+    EXPECTED = 0.7, 5  # acceptance, as if so many drafts had shown it: three unlucky ones are no verdict
+    FORGOTTEN = 0.7  # share of the acceptance so far that does not count in the next answer, whose kind is its own
     TRIAL = 3  # drafts of a step that finds out whether speculation pays by now
 
     def __init__(self, k_max: int) -> None:
@@ -99,6 +105,8 @@ class Meter:
 
     def observe(self, outcome: Outcome) -> None:
         """One more step."""
+        if outcome.first:
+            self.acceptance.forget(self.FORGOTTEN)
         tried = min(outcome.accepted + 1, outcome.drafted)
         if tried > 0:
             self.acceptance.add(outcome.accepted / tried, tried)
@@ -163,7 +171,8 @@ class Meter:
 
     def tokens(self, k: int) -> float:
         """Expected of a step with k drafts: (1 - a^(k+1)) / (1 - a)."""
-        a = min(self.acceptance.value if self.acceptance.value is not None else 0.8, 0.9999)
+        expected, weight = self.EXPECTED
+        a = (self.acceptance.sum + expected * weight) / (self.acceptance.weight + weight)
         return (1 - a ** (k + 1)) / (1 - a)
 
     def rate(self, k: int) -> float:
