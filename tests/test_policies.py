@@ -123,6 +123,15 @@ def test_where_speculation_loses_the_time_is_that_of_plain_decoding(name: str, a
 
 
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
+def test_a_slow_first_step_of_the_target_does_not_make_speculation_look_good(name: str) -> None:
+    """The first plain step, right after the prompt, takes 1.6 times what the others do."""
+    passes = iter([1.0, 1.6])
+    world = World(0.0, 0.1, lambda n: next(passes, 1.0))
+    world.write(policy_named(name), 300)
+    assert world.clock.now <= (1 + WORST) * 300 + Meter.CREDIT + 4
+
+
+@pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
 def test_where_speculation_pays_it_is_used(name: str) -> None:
     for a, c, v in ((0.9, 0.05, flat), (0.8, 0.1, flat), (0.8, 0.05, lambda n: 1 + 0.03 * n)):
         world = World(a, c, v)

@@ -6,8 +6,10 @@ seed then gives the same distribution, not the same text.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Protocol
 
 from sparsedraft.errors import UserError
@@ -89,7 +91,8 @@ class Mean:
 class Meter:
     """What steps cost: of a plain one, of verifying n drafts, of a draft; the acceptance; and what speculation lost."""
 
-    REFRESH = 100  # steps after which a plain one measures the target alone again
+    FIRST = 1, 10  # steps after which a plain one measures the target alone again, as the first one is often slow
+    REFRESH = 100  # and every how many from there on
     GAINS = 5  # plain steps' time that speculation may lose again of what it has gained
     CREDIT = 2  # plain steps' time that speculation may lose at first, so that short runs learn what it is worth
     EXPECTED = 0.7, 5  # acceptance, as if so many drafts had shown it: three unlucky ones are no verdict
@@ -98,7 +101,8 @@ class Meter:
 
     def __init__(self, k_max: int) -> None:
         self.k_max = k_max
-        self.verify: dict[int, Mean] = {}  # by drafts; 0 is a plain step
+        self.alone: deque[float] = deque(maxlen=7)  # of plain steps
+        self.verify: dict[int, Mean] = {}  # by drafts
         self.draft, self.acceptance = Mean(), Mean()
         self.spent = self.lost = 0.0
         self.steps = 0
@@ -113,8 +117,11 @@ class Meter:
         if outcome.first:  # its time is the prompt's
             return
         self.steps += 1
-        verify = self.verify.setdefault(round(outcome.drafted), Mean())
-        verify.add(outcome.step_seconds - outcome.draft_seconds)
+        seconds = outcome.step_seconds - outcome.draft_seconds
+        if n := round(outcome.drafted):
+            self.verify.setdefault(n, Mean()).add(seconds)
+        else:
+            self.alone.append(seconds)
         if outcome.drafted > 0:
             self.draft.add(outcome.draft_seconds / outcome.drafted, outcome.drafted)
         self.spent += outcome.step_seconds
@@ -124,13 +131,13 @@ class Meter:
 
     @property
     def plain(self) -> float | None:
-        """Seconds of a step without drafts."""
-        return self.verify[0].value if 0 in self.verify else None
+        """Seconds of a step without drafts: a median, since it is seldom measured where speculation pays."""
+        return median(self.alone) if self.alone else None
 
     @property
     def measures(self) -> bool:
         """Whether the next step should be a plain one, to know what the target takes alone."""
-        return self.plain is None or self.steps % self.REFRESH == self.REFRESH - 1
+        return not self.alone or self.steps in self.FIRST or self.steps % self.REFRESH == self.REFRESH - 1
 
     @property
     def begins(self) -> bool:
@@ -163,6 +170,7 @@ class Meter:
     def seconds(self, k: int) -> float:
         """Of drafting k tokens and verifying them; along lines through the measured numbers of drafts."""
         known = sorted((n, mean.value) for n, mean in self.verify.items() if mean.value is not None)
+        known = [(0, self.plain), *known] if self.plain is not None else known
         at = next((i for i, (n, _) in enumerate(known) if n >= k), len(known) - 1)
         (n0, t0), (n1, t1) = known[max(0, at - 1)], known[at]
         slope = (t1 - t0) / (n1 - n0) if n0 < n1 else 0.0
