@@ -131,6 +131,14 @@ def test_a_slow_first_step_of_the_target_does_not_make_speculation_look_good(nam
     assert world.clock.now <= (1 + WORST) * 300 + Meter.CREDIT + 4
 
 
+def test_plain_steps_of_uneven_length_are_not_speculations_loss() -> None:
+    """Every fourth takes twice as long: a drafter that paid nothing so far may still be tried."""
+    meter = Meter(8)
+    for i in range(200):
+        meter.observe(Outcome(0, 0, 1, 0.0, 2.0 if i % 4 == 0 else 1.0))
+    assert meter.lost == 0 and meter.allowed(3) == 1
+
+
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
 def test_where_speculation_pays_it_is_used(name: str) -> None:
     for a, c, v in ((0.9, 0.05, flat), (0.8, 0.1, flat), (0.8, 0.05, lambda n: 1 + 0.03 * n)):

@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Protocol
 
 from sparsedraft.errors import UserError
@@ -126,13 +125,15 @@ class Meter:
             self.draft.add(outcome.draft_seconds / outcome.drafted, outcome.drafted)
         self.spent += outcome.step_seconds
         if (plain := self.plain) is not None:
-            lost = self.lost + outcome.step_seconds - outcome.emitted * plain
-            self.lost = max(lost, -self.GAINS * plain)
+            lost = outcome.step_seconds - outcome.emitted * plain if n else outcome.draft_seconds
+            self.lost = max(self.lost + lost, -self.GAINS * plain)
 
     @property
     def plain(self) -> float | None:
-        """Seconds of a step without drafts: a median, since it is seldom measured where speculation pays."""
-        return median(self.alone) if self.alone else None
+        """Seconds of a step without drafts: the mean of the last, but for the slowest, as they may be few."""
+        if len(self.alone) < 2:
+            return self.alone[0] if self.alone else None
+        return (sum(self.alone) - max(self.alone)) / (len(self.alone) - 1)
 
     @property
     def measures(self) -> bool:
