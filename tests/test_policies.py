@@ -221,7 +221,7 @@ def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> N
 
 
 def test_bad_luck_at_first_is_no_verdict_on_a_drafter() -> None:
-    """Its first five drafts are wrong, later ones right as often as a good drafter's: it is used in the same answer."""
+    """Wrong up to the eighth token, then right as often as a good one: it is used in the same answer."""
     world = World(0.7, 0.17, lambda n: 1 + 0.06 * (n - 1))
     world.hits[:8] = [False] * 8
     made = world.write(Auto(8), 64)

@@ -193,7 +193,8 @@ class Auto:
     """The K from 0 to `k_max` whose expected tokens per second are most, from measured costs and acceptance.
 
     That is the improvement factor MAL / (v(K) + K·c) with c and v measured, and the break-even formula where it comes
-    out at K = 0: then the target decodes alone, but for short trials that cost at most WORST of the time.
+    out at K = 0: then the target decodes alone, but for short trials that cost at most WORST of the time and
+    Meter.CREDIT steps.
     """
 
     def __init__(self, k_max: int = 8) -> None:
