@@ -19,21 +19,23 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
         return list(json.loads((run / CLAIMS).read_text(encoding="utf-8")))
     k = middle_k(result)
     if not (run / "eval" / ROWS).is_file():
-        return _ratios(result, k)
-    evaluated = {part: by_drafter(run / part) for part in ("eval", "sampled", "packed-eval") if read(run, part)}
+        return []
+    parts = {part: found for part in ("eval", "sampled", "packed-eval") if (found := read(run, part))}
+    evaluated = {part: by_drafter(run / part) for part in parts}
     best = {d["name"]: best_measured(d) for d in timed["drafters"]} if timed else {}
     columns: dict[str, Callable[[str], str]] = {}
     if CUT in evaluated["eval"]:
         columns[f"MAL / {CUT}'s"] = lambda name: figure(*_mal(evaluated["eval"], CUT, k, name))
     for part, label in (("eval", "MAL"), ("sampled", "MAL, sampled"), ("packed-eval", "MAL, packed")):
         if REFERENCE in evaluated.get(part, {}):
-            columns[f"{label} / {REFERENCE}'s"] = partial(_loss, evaluated[part], REFERENCE, k)
+            columns[f"{label} / {REFERENCE}'s"] = partial(_loss, evaluated[part], REFERENCE, middle_k(parts[part]))
     if timed:
         columns |= _speeds(run / "speed", timed)
     names = [name for name in evaluated["eval"] if name.startswith(("sd2", "sparse"))]
     rows = [[name, *(cell(name) for cell in columns.values())] for name in names]
+    of_speed = ", speed-up at each drafter's best K" if timed else ""
     said = [
-        f"Prompt by prompt, MAL at K={k}, speed-up at each drafter's best K:",
+        f"Prompt by prompt, MAL at K={k}{of_speed}:",
         markdown(["drafter", *columns], rows),
     ]
     for file in sorted(run.glob("speed-*/result.json")):
@@ -48,18 +50,6 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
     order = sorted(best, key=lambda name: -best[name][1]["speedup"])
     fastest = ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
     return [*said, f"Measured speed-ups in their order: {fastest}."] if order else said
-
-
-def _ratios(result: dict[str, Any], k: int) -> list[str]:
-    """The comparisons of MAL of results that were kept without rows and without claims: no intervals."""
-    mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
-    others = [other for other in (CUT, REFERENCE) if other in mal]
-    names = [name for name in mal if name.startswith(("sd2", "sparse"))]
-    rows = [[name, *(f"{mal[name] / mal[other]:.2f}" for other in others)] for name in names]
-    return [
-        f"MAL at K={k} in multiples of others', without intervals:",
-        markdown(["drafter", *(f"MAL / {o}'s" for o in others)], rows),
-    ]
 
 
 def _speeds(evaluation: Path, timed: dict[str, Any]) -> dict[str, Callable[[str], str]]:
@@ -85,6 +75,9 @@ def _mal(rows: Rows, other: str, k: int, name: str) -> tuple[float, list[float]]
 
 
 def _loss(rows: Rows, other: str, k: int, name: str) -> str:
+    """A dash for a drafter that this part has not evaluated yet."""
+    if name not in rows:
+        return "-"
     ratio, interval = _mal(rows, other, k, name)
     within = " to ".join(f"{end - 1:+.1%}" for end in interval)
     return f"{ratio - 1:+.1%}" + (f" ({within})" if within else "")

@@ -56,10 +56,9 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
             row += ["-"] * 6
         elif timed:
             k, m = best_measured(measured[d["name"]])
-            packed = read(run, f"packed/{Path(measured[d['name']]['path']).name}") or {}
-            size = packed["bytes"]
+            packed = read(run, f"packed/{Path(measured[d['name']]['path']).name}")
             row += [f"{m['c']:.2f}", k, measured_factor(m), whole_factor(m), f"{m['tokens_per_second']:.1f}"]
-            row += [f"{size / 1e6:.0f}"]
+            row += [f"{packed['bytes'] / 1e6:.0f}" if packed else "-"]
         rows.append(row)
     return markdown(header, rows)
 
@@ -93,6 +92,8 @@ def keep(run: Path, out: Path) -> None:
     """Copy what `table` needs of `run` to `out`, in the place of what an earlier run left there."""
     if run.resolve() == out.resolve():
         sys.exit(f"--keep {out} is the run itself: name another folder.")
+    if next(out.glob("*/provenance.json"), None):
+        sys.exit(f"--keep {out} is the folder of a run, whose results it would replace: name another folder.")
     for file in (f for part in KEPT for f in out.glob(f"{part}/result.json")):
         file.unlink()
     for file in (f for part in KEPT for f in sorted(run.glob(f"{part}/result.json"))):
