@@ -194,7 +194,7 @@ class Auto:
 
     That is the improvement factor MAL / (v(K) + K·c) with c and v measured, and the break-even formula where it comes
     out at K = 0: then the target decodes alone, but for short trials that cost at most WORST of the time and
-    Meter.CREDIT steps.
+    Meter.CREDIT steps, the drafter's reading of the prompt not counted.
     """
 
     def __init__(self, k_max: int = 8) -> None:
