@@ -9,7 +9,7 @@ from typing import Any
 from sparsedraft.measure.evaluate import ROWS
 from sparsedraft.measure.summary import end_to_end_against, mal_against, speedup_against
 from sparsedraft.report.tables import markdown, middle_k
-from stored import CLAIMS, CUT, REFERENCE, Rows, best_measured, by_drafter, figure, mean_tokens, read
+from stored import CLAIMS, CUT, REFERENCE, Rows, best_measured, by_drafter, figure, further_timings, mean_tokens, read
 
 
 def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
@@ -31,16 +31,15 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
             columns[f"{label} / {REFERENCE}'s"] = partial(_loss, evaluated[part], REFERENCE, middle_k(parts[part]))
     if timed:
         columns |= _speeds(run / "speed", timed)
-    names = [name for name in evaluated["eval"] if name.startswith(("sd2", "sparse"))]
+    names = [name for name in evaluated["eval"] if name != REFERENCE]
     rows = [[name, *(cell(name) for cell in columns.values())] for name in names]
     of_speed = ", speed-up at each drafter's best K" if timed else ""
     said = [
         f"Prompt by prompt, MAL at K={k}{of_speed}:",
         markdown(["drafter", *columns], rows),
     ]
-    for file in sorted(run.glob("speed-*/result.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        speeds = _speeds(file.parent, found)
+    for folder, found in further_timings(run).items():
+        speeds = _speeds(folder, found)
         shown = [[d["name"], *(cell(d["name"]) for cell in speeds.values())] for d in found["drafters"]]
         if speeds:
             said += [

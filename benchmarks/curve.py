@@ -1,14 +1,16 @@
 """MAL against what it took: one drafter of a finished run fine-tuned on fewer and more tokens, and on less data.
 
-    python benchmarks/curve.py RUN --drafter sd2-50 --tokens 37500,75000,300000 --data-tokens 20000 --out FOLDER
+    python benchmarks/curve.py RUN --drafter sd2-50 --tokens 37500,75000 --data-tokens 20000,40000:80000 --out FOLDER
 
---tokens: budgets of fine-tuning on the run's whole data; --data-tokens: target tokens of a part of the data, for the
-recipe's own budget. Each row is scored by simulation on the recipe's evaluation prompts and stays in FOLDER/rows.jsonl,
-so that an interrupted command goes on. Validation is on the same held-out prompts in all rows.
+--tokens: budgets of fine-tuning on the run's whole data; --data-tokens: target tokens of a part of the data, without
+the prompts that validate, for the recipe's own budget or for one given behind a colon. Each row is scored by simulation
+on the recipe's evaluation prompts and stays in FOLDER/rows.jsonl, so that an interrupted command goes on. Validation is
+on the same held-out prompts in all rows.
 """
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -42,22 +44,35 @@ def answers_of(recipe: Recipe, run: Path) -> list[Answer]:
     return [answers[name] for name in sorted(answers) if not answers[name].dropped]
 
 
+def sides(data: Path, held: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training, validation): the rows of `data`, whose `held` prompts of the smallest SHA-256 validate."""
+    rows = distilled.read(data)
+    ids = sorted({row["prompt_id"] for row in rows}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    validating = set(ids[:held])
+    return [r for r in rows if r["prompt_id"] not in validating], [r for r in rows if r["prompt_id"] in validating]
+
+
 def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:
-    """The first rows of `data` that hold so many target tokens, and those of the `held` prompts that validate."""
+    """The first rows of `data` that hold so many target tokens, and those that validate."""
     if (out / "result.json").exists():
         return out
-    rows = distilled.read(data)
-    ids = sorted({r["prompt_id"] for r in rows}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    validating, chosen, sum_ = set(ids[:held]), [], 0
-    for row in rows:
-        if row["prompt_id"] in validating:
-            chosen.append(row)
-        elif sum_ < tokens:
-            chosen.append(row)
-            sum_ += len(row["answer_ids"])
+    training, validation = sides(data, held)
+    sums = itertools.accumulate((len(row["answer_ids"]) for row in training), initial=0)
+    rows = [*(row for row, before in zip(training, sums, strict=False) if before < tokens), *validation]
     checkpoint.load_tokenizer(data / "tokenizer").save_pretrained(out / "tokenizer")
-    write_json(out / "result.json", distilled.write(out, chosen, lambda row: "", len(chosen), 0))
+    write_json(out / "result.json", distilled.write(out, rows, lambda row: "", len(rows), 0))
     return out
+
+
+def target_tokens(data: Path, held: int) -> int:
+    """What there is to train on: without the prompts that validate."""
+    return sum(len(row["answer_ids"]) for row in sides(data, held)[0])
+
+
+def parts_and_budgets(given: str) -> list[tuple[int, int | None]]:
+    """--data-tokens as (target tokens of the data, training tokens if given)."""
+    split = [part.partition(":") for part in filter(None, given.split(","))]
+    return [(int(tokens), int(budget) if colon else None) for tokens, colon, budget in split]
 
 
 def chosen(recipe: Recipe, name: str) -> tuple[Drafter, Drafter]:
@@ -123,21 +138,24 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
         own = entry.finetune if isinstance(entry.finetune, dict) else {}
         changed = entry.model_copy(update={"finetune": {**own, "tokens": budget}})
         began, common = time.perf_counter(), {"device": recipe.device, "dtype": recipe.dtype, "overwrite": False}
-        made = make_drafter(recipe, changed, {start.name: str(at)}, data, budget, out / label.replace(" ", "-"), common)
-        note(label, Path(made), data=distilled.read_result(data)["target_tokens"],
-             seconds=round(time.perf_counter() - began))  # fmt: skip
+        made = make_drafter(
+            recipe, changed, {start.name: str(at)}, data, budget, out / label.replace(",", "").replace(" ", "-"), common
+        )
+        seconds = round(time.perf_counter() - began)
+        note(label, Path(made), data=target_tokens(data, how.validation_prompts), seconds=seconds)
 
     note("dense", checkpoint.find(recipe.dense))
     note(start.name, at)
-    note(entry.name, run / "drafters" / entry.slug / "finetuned",
-         data=distilled.read_result(run / "distilled")["target_tokens"])  # fmt: skip
+    own = target_tokens(run / "distilled", how.validation_prompts)
+    note(entry.name, run / "drafters" / entry.slug / "finetuned", data=own)
     whole = distilled.read_result(run / "distilled")
     epoch = whole["prompt_tokens"] + whole["target_tokens"]
     for budget in map(int, filter(None, arguments.tokens.split(","))):
         arm(f"{entry.name} {budget} tokens", run / "distilled", budget)
-    for tokens in map(int, filter(None, arguments.data_tokens.split(","))):
+    for tokens, given_budget in parts_and_budgets(arguments.data_tokens):
         data = part_of(run / "distilled", tokens, how.validation_prompts, out / f"data-{tokens}")
-        arm(f"{entry.name} {tokens} of the data", data, how.tokens or epoch)
+        label = f"{entry.name} {tokens} of the data" + (f", {given_budget} tokens" if given_budget else "")
+        arm(label, data, given_budget or how.tokens or epoch)
     header = ["drafter", "training tokens", "data's target tokens", "loss, validation", "α, validation", "α"]
     header += [f"MAL, K={k}" for k in (3, 5, 8)]
     shown = [

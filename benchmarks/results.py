@@ -19,7 +19,7 @@ from typing import Any
 from comparisons import claims
 from sparsedraft.artifact import hash_path
 from sparsedraft.report.tables import alone_rate, markdown, measured_factor, speed_rows, whole_factor
-from stored import CLAIMS, REFERENCE, best_measured, figure, mean_tokens, read, timings
+from stored import CLAIMS, REFERENCE, best_measured, figure, further_timings, mean_tokens, read, timings
 
 EVALUATED = ("eval", "sampled", "packed-eval", "speed", "speed-*")  # the last: sparsedraft eval of packed drafters
 KEPT = (*EVALUATED, "distilled", "packed/*")  # parts whose result.json is used
@@ -40,13 +40,13 @@ def acceptance(result: dict[str, Any]) -> str:
 def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str:
     """MACs, c, factor, best K, and where the packed drafters were timed: speed and bytes."""
     measured = {d["name"]: d for d in timed["drafters"]} if timed else {}
-    header = ["drafter", "MACs per token", "vs the dense drafter", "c by MACs", "improvement factor (K)"]
-    header += ["c", "K", "speed-up", "with the prompt", "tokens/s", "MB on disk"] if timed else []
     rows = []
     # where no dense drafter was evaluated, the target is its own
-    dense = next(
-        (d["macs_per_token"] for d in result["drafters"] if d["name"] == REFERENCE), result["dense_macs_per_token"]
-    )
+    dense = next((d["macs_per_token"] for d in result["drafters"] if d["name"] == REFERENCE), None)
+    against = "vs the target" if dense is None else "vs the dense drafter"
+    dense = dense or result["dense_macs_per_token"]
+    header = ["drafter", "MACs per token", against, "c by MACs", "improvement factor (K)"]
+    header += ["c", "K", "speed-up", "with the prompt", "tokens/s", "MB on disk"] if timed else []
     for d in result["drafters"]:
         best = d["k"][str(d["best_k"])]
         row = [d["name"], f"{d['macs_per_token'] / 1e6:.0f} M"]
@@ -137,8 +137,8 @@ def table(run: Path) -> str:
     if timed:
         alone = f"The target alone, beside each drafter: {alone_rate(timed)} tokens/s"
         out.append(f"{alone} ({timed['prompts']} prompts; the drafters packed).")
-    for part in sorted(run.glob("speed-*/result.json")):
-        out += further(json.loads(part.read_text(encoding="utf-8")))
+    for found in further_timings(run).values():
+        out += further(found)
     out += claims(run, greedy, timed)
     if data:
         out.append(f"Distilled data: {data['rows']} answers, {data['target_tokens']:,} target tokens.")

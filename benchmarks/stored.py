@@ -22,11 +22,20 @@ def read(run: Path, part: str) -> dict[str, Any] | None:
 
 
 def timings(run: Path) -> dict[str, Any] | None:
-    """The evaluation that was timed; None also where every answer ended with its first step."""
+    """The evaluation that was timed."""
     timed = read(run, "speed")
-    if timed and any(not found["measured"] for d in timed["drafters"] for found in d["k"].values()):
-        return None
-    return timed
+    return timed if timed and measured(timed) else None
+
+
+def further_timings(run: Path) -> dict[Path, dict[str, Any]]:
+    """Further timings of the run's drafters, by their folders: those of `sparsedraft eval` that are called speed-*."""
+    found = {f.parent: json.loads(f.read_text(encoding="utf-8")) for f in sorted(run.glob("speed-*/result.json"))}
+    return {folder: result for folder, result in found.items() if measured(result)}
+
+
+def measured(evaluation: dict[str, Any]) -> bool:
+    """Whether its loops were timed: not by simulation, nor where every answer ended with its first step."""
+    return all(found.get("measured") for d in evaluation["drafters"] for found in d["k"].values())
 
 
 def by_drafter(evaluation: Path) -> Rows:

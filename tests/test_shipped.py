@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -105,10 +107,57 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert len({row["val_loss"][0] for row in rows[2:]}) == 1, "the same prompts validate"
     compared = [f"MAL{how} / {other}'s" for how, other in (
         ("", "layer-pruned+distilled"), ("", "dense"), (", sampled", "dense"), (", packed", "dense"))]  # fmt: skip
-    assert (
-        f"| drafter | {' | '.join(compared)} | speed-up / dense's | with the prompt / dense's |" in table
-        and "| sd2-75 | " in table
+    assert f"| drafter | {' | '.join(compared)} | speed-up / dense's | with the prompt / dense's |" in table
+    row = next(line for line in table.splitlines() if line.startswith("| sd2-75 | ") and "% (" in line)
+    found = [cell.partition(" (")[0] for cell in row.strip("| ").split(" | ")[1:]]
+    assert found == compared_by_hand(tmp_path / "out", "sd2-75")
+    partial(tmp_path / "out", results, capsys)
+
+
+def compared_by_hand(run: Path, name: str) -> list[str]:
+    """What a row of the comparisons must say, from the results that stand above it."""
+    parts = [json.loads((run / part / "result.json").read_text()) for part in ("eval", "sampled", "packed-eval")]
+    mal = [{d["name"]: d["k"]["5"]["mal"] for d in part["drafters"]} for part in parts]
+    speeds = json.loads((run / "speed" / "result.json").read_text())["drafters"]
+    best = {d["name"]: max((k["measured"] for k in d["k"].values()), key=lambda m: m["speedup"]) for d in speeds}
+    ours, dense = best[name], best["dense"]
+    return [
+        f"{mal[0][name] / mal[0]['layer-pruned+distilled']:.2f}",
+        *(f"{of[name] / of['dense'] - 1:+.1%}" for of in mal),
+        f"{ours['speedup'] / dense['speedup']:.2f}",
+        f"{ours['end_to_end']['speedup'] / dense['end_to_end']['speedup']:.2f}",
+    ]
+
+
+def partial(run: Path, results: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run whose later parts lack a drafter, or were not timed, has dashes; a run's own folder is not kept into."""
+    with pytest.raises(SystemExit, match="is the folder of a run, whose results it would replace"):
+        results.main([str(run), "--keep", str(copy(run))])
+    for part in ("sampled", "packed-eval", "speed"):
+        file = run / part / "result.json"
+        whole = json.loads(file.read_text())
+        file.write_text(json.dumps(whole | {"drafters": [d for d in whole["drafters"] if d["name"] != "sd2-75"]}))
+        rows = (file.parent / "rows.jsonl").read_text().splitlines()
+        kept = [row for row in rows if json.loads(row)["drafter"] != "sd2-75"]
+        (file.parent / "rows.jsonl").write_text("".join(f"{row}\n" for row in kept))
+    (run / "speed-simulated").mkdir()
+    (run / "speed-simulated" / "result.json").write_text((run / "eval" / "result.json").read_text())
+    results.main([str(run)])
+    table = capsys.readouterr().out
+    assert "% (" in table and "| - | - | - | - |" in next(
+        line for line in table.splitlines() if line.startswith("| sd2-75 | ") and "% (" in line
     )
+    evaluated = run / "eval" / "result.json"
+    evaluated.write_text(evaluated.read_text().replace('"name": "dense"', '"name": "other"'))
+    assert "| vs the target |" in results.cost(run, json.loads(evaluated.read_text()), None)
+
+
+def copy(run: Path) -> Path:
+    """Of a run's folder as little as tells that it is one."""
+    to = run.parent / "another"
+    (to / "eval").mkdir(parents=True)
+    shutil.copyfile(run / "eval" / "provenance.json", to / "eval" / "provenance.json")
+    return to
 
 
 @pytest.mark.skipif(not native.available(), reason="the extension was not built")

@@ -49,8 +49,19 @@ def test_whole_answers_count_what_was_read_and_the_first_step() -> None:
     assert whole["speedup"] == pytest.approx((9.5 + 9.5) / (6.5 + 8.5))
     assert whole["tokens_per_second"] == pytest.approx(142 / 15)
     assert whole["target_tokens_per_second"] == pytest.approx(142 / 19)
-    ratio, within = end_to_end_against(found, 2, found, 2)
-    assert ratio == 1 and within == [1, 1], "the same prompts drawn for both"
+    slower = [  # reads twice as long, and its loop takes 5.5 and 3.5 seconds: 1 + 1 + 1 + 5.5, 3 + 3 + 1 + 3.5
+        {**row, "reading": {"target": row["reading"]["target"], "drafter": 2 * row["reading"]["drafter"]},
+         "loops": {"2": row["loops"]["2"] | {"seconds": row["loops"]["2"]["seconds"] + extra}}}
+        for row, extra in zip(found, (1.5, 0.5), strict=True)
+    ]  # fmt: skip
+    ratio, within = end_to_end_against(found, 2, slower, 2)
+    assert (
+        ratio
+        == pytest.approx((8.5 + 10.5) / (6.5 + 8.5))
+        == timed(found, 2)["end_to_end"]["speedup"] / (timed(slower, 2)["end_to_end"]["speedup"])
+    )
+    assert within[0] < 10.5 / 8.5 < 8.5 / 6.5 < within[1], "of two prompts: wider than all draws of one or the other"
+    assert end_to_end_against(found, 2, found, 2) == (1, [1, 1]), "the same prompts drawn for both"
     low, high = whole["speedup_interval"]
     assert low < 9.5 / 8.5 < 9.5 / 6.5 < high, "of two prompts: wider than all draws of the one or of the other"
     assert "speedup_interval" not in timed(found[:1], 2), "one prompt tells nothing of others"

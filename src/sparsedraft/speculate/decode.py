@@ -18,7 +18,8 @@ from sparsedraft.speculate import masks
 from sparsedraft.speculate.accept import accept_greedy, accept_sampled, accept_tree_greedy, accept_tree_sampled
 from sparsedraft.speculate.backend import Backend, TreeBackend
 from sparsedraft.speculate.drafters import Drafter
-from sparsedraft.speculate.lookahead import Outcome, Policy
+from sparsedraft.speculate.lookahead import Policy
+from sparsedraft.speculate.meter import Outcome
 from sparsedraft.speculate.sampling import Dice, Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.sequence import Draft, Row, Step, Stops
 
@@ -68,6 +69,7 @@ class Decoder:
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     times: Times = field(default_factory=Times)
     _begun: bool = field(default=False, init=False)
+    _behind: int = field(default=0, init=False)  # tokens that the drafter has not read, for it was not asked
     _drafter_has_read: bool = field(default=False, init=False)
 
     def decode(self, prompts: Sequence[list[int]], max_new_tokens: int, seeds: Sequence[int]) -> Iterator[Step]:
@@ -86,6 +88,7 @@ class Decoder:
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         self._begun = True
+        self._behind = max((row.prompt for row in rows), default=0)
         self._drop([row for row in rows if row.room > 0], rows)
         rows, first = [row for row in rows if row.room > 0], True
         while rows:
@@ -118,9 +121,10 @@ class Decoder:
         start = self.clock()
         most = self.policy.wanted() if self.drafter is not None else 0
         wanted = [min(most, row.room - 1) for row in rows]
-        if self.drafter is not None and any(n > 0 for n in wanted):
+        prompt, asked = first, self.drafter is not None and any(n > 0 for n in wanted)
+        if self.drafter is not None and asked:
             drafts = self.drafter.propose(rows, wanted)
-            first |= not self._drafter_has_read  # its prompt may come later than the target's
+            prompt |= not self._drafter_has_read  # its own may come later than the target's
             self._drafter_has_read = True
         else:
             drafts = [Draft() for _ in rows]
@@ -140,6 +144,9 @@ class Decoder:
         self.times.sampling += accepted - verified
         self.times.rollback += end - accepted
         n = len(rows)
+        late = self._behind if asked else 0
+        self._behind = 0 if asked else self._behind + max(len(step.emitted) for step in steps)
+        goes_on = any(not row.finish_reason for row in rows)
         self.policy.observe(
             Outcome(
                 max(len(d.tokens) for d in drafts),
@@ -147,7 +154,11 @@ class Decoder:
                 sum(len(step.emitted) for step in steps) / n,
                 drafted - start,
                 end - start,
-                first,
+                begins=first,
+                prompt=prompt,
+                late=late,
+                behind=self._behind if self._drafter_has_read and goes_on else 0,
+                rows=n,
             )
         )
         self.times.rest += self.clock() - end
