@@ -239,6 +239,8 @@ def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
     for _ in range(100):
         meter.observe(Outcome(4, 4, 5, 0.4, 1.4))
     assert meter.saved == 50, "plain steps, and no more"
+    meter.observe(Outcome(4, 4, 5, 100.0, 101.0, late=100))
+    assert meter.costs.reading.value < 0.025, "what the machine held up is not how fast the drafter reads"
 
 
 class Told(Constant):
