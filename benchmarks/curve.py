@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ from sparsedraft.report.tables import markdown
 from sparsedraft.run import make_drafter
 from sparsedraft.speculate.vocab import same_tokens
 
+VERSION = 2  # of the rows: their data's tokens are those of training
+
 
 def answers_of(recipe: Recipe, run: Path) -> list[Answer]:
     """The target's answers to the recipe's evaluation prompts, as its evaluation has them."""
@@ -48,8 +51,11 @@ def sides(data: Path, held: int) -> tuple[list[dict[str, Any]], list[dict[str, A
     """(training, validation): the rows of `data`, whose `held` prompts of the smallest SHA-256 validate."""
     rows = distilled.read(data)
     ids = sorted({row["prompt_id"] for row in rows}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    validating = set(ids[:held])
-    return [r for r in rows if r["prompt_id"] not in validating], [r for r in rows if r["prompt_id"] in validating]
+    validation = [row for row in rows if row["prompt_id"] in set(ids[:held])]
+    asked = {tuple(row["prompt_ids"]) for row in validation}  # under another id they neither train nor validate
+    named = {row["prompt_id"] for row in validation}
+    training = [row for row in rows if row["prompt_id"] not in named and tuple(row["prompt_ids"]) not in asked]
+    return training, validation
 
 
 def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:
@@ -71,8 +77,10 @@ def target_tokens(data: Path, held: int) -> int:
 
 def parts_and_budgets(given: str) -> list[tuple[int, int | None]]:
     """--data-tokens as (target tokens of the data, training tokens if given)."""
+    if not re.fullmatch(r"(0*[1-9]\d*(:0*[1-9]\d*)?(,|$))*", given):
+        sys.exit(f"--data-tokens {given} is not possible: give numbers, each with a colon and a budget if you like.")
     split = [part.partition(":") for part in filter(None, given.split(","))]
-    return [(int(tokens), int(budget) if colon else None) for tokens, colon, budget in split]
+    return [(int(tokens), int(budget) if budget else None) for tokens, _, budget in split]
 
 
 def chosen(recipe: Recipe, name: str) -> tuple[Drafter, Drafter]:
@@ -90,7 +98,7 @@ def chosen(recipe: Recipe, name: str) -> tuple[Drafter, Drafter]:
 def same_run(run: Path, recipe: Recipe, drafter: str, out: Path) -> None:
     """End here if `out` holds rows of another run, recipe or drafter."""
     data = json.loads((run / "distilled/provenance.json").read_text(encoding="utf-8"))["fingerprint"]
-    wanted = {"data": data, "drafter": drafter, "recipe": recipe.model_dump(mode="json")}
+    wanted = {"data": data, "drafter": drafter, "recipe": recipe.model_dump(mode="json"), "version": VERSION}
     if (out / "of.json").exists() and json.loads((out / "of.json").read_text(encoding="utf-8")) != wanted:
         sys.exit(f"--out {out} holds the curve of another run, recipe or drafter: name a new folder.")
     write_json(out / "of.json", wanted)

@@ -35,7 +35,8 @@ def further_timings(run: Path) -> dict[Path, dict[str, Any]]:
 
 def measured(evaluation: dict[str, Any]) -> bool:
     """Whether its loops were timed: not by simulation, nor where every answer ended with its first step."""
-    return all(found.get("measured") for d in evaluation["drafters"] for found in d["k"].values())
+    found = [k.get("measured") for d in evaluation["drafters"] for k in d["k"].values()]
+    return bool(found) and all(found)
 
 
 def by_drafter(evaluation: Path) -> Rows:

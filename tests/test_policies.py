@@ -182,7 +182,7 @@ def test_the_target_alone_is_measured_again_and_again() -> None:
     in all others."""
     made = World(1.0, 0.1).write(Auto(1), 700)
     plain = [i for i, step in enumerate(made.steps[:320]) if not step.drafted]
-    assert plain == [0, 1, 2, 12, 101, 201, 301]
+    assert plain == [0, 1, 2, 7, 12, 22, 42, 101, 201, 301]
 
 
 def test_what_speculation_may_lose_before_it_has_shown_anything() -> None:
@@ -202,6 +202,48 @@ def test_recent_values_by_hand() -> None:
     for _ in range(7):
         recent.add(1.0)
     assert recent.value == 1, "of seven"
+
+
+@pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
+@pytest.mark.parametrize("at", [5, 6, 7, 9])
+def test_a_pass_of_the_target_that_the_machine_held_up_is_no_verdict(name: str, at: int) -> None:
+    """Also where it is the first of its number of drafts."""
+    passes = iter(range(10**6))
+    world = World(0.9, 0.1, lambda n: 1.0 + (100.0 if next(passes) == at else 0.0))
+    world.write(policy_named(name), 1200)
+    assert world.clock.now > 100 and world.clock.now - 100 < 1200 / 2.2
+
+
+@pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
+@pytest.mark.parametrize(("steps", "times"), [(3, 1.6), (6, 2.0), (12, 3.0)])
+def test_a_target_that_warms_up_does_not_make_speculation_look_good(name: str, steps: int, times: float) -> None:
+    """Its first steps take `times` as long as all others: beyond them a useless drafter costs little."""
+    passes = iter(range(10**6))
+    world = World(0.0, 0.1, lambda n: times if next(passes) < steps else 1.0)
+    world.write(policy_named(name), 800)
+    assert world.clock.now - steps * (times - 1) <= (1 + WORST) * 800 + 14
+
+
+@pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
+@pytest.mark.parametrize(("length", "a", "c"), [(5, 0.0, 0.3), (20, 0.2, 0.5), (50, 0.2, 0.5)])
+def test_many_short_answers_lose_no_more_than_a_long_one(name: str, length: int, a: float, c: float) -> None:
+    """With one policy for all: their first steps count, too."""
+    rule, seconds = policy_named(name), 0.0
+    for seed in range(3000 // length):
+        world = World(a, c, seed=seed)
+        world.write(rule, length)
+        seconds += world.clock.now
+    assert seconds <= 1.03 * 3000
+
+
+@pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
+def test_a_long_good_time_does_not_pay_for_a_long_bad_one(name: str) -> None:
+    rule = policy_named(name)
+    for seed in range(10):
+        World(0.95, 0.3, seed=seed).write(rule, 2500)
+    world = World(0.0, 0.3)
+    world.write(rule, 1000)
+    assert world.clock.now < 1.06 * 1000
 
 
 def test_what_many_rows_take_does_not_judge_one() -> None:
@@ -240,7 +282,7 @@ def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
         meter.observe(Outcome(4, 4, 5, 0.4, 1.4))
     assert meter.saved == 50, "plain steps, and no more"
     meter.observe(Outcome(4, 4, 5, 100.0, 101.0, late=100))
-    assert meter.costs.reading.value < 0.025, "what the machine held up is not how fast the drafter reads"
+    assert meter.costs.reading.value < 0.04, "what the machine held up is not how fast the drafter reads"
 
 
 class Told(Constant):
@@ -294,16 +336,17 @@ def test_meter_by_hand() -> None:
     meter.observe(Outcome(0, 0, 1, 0.0, 2.0))
     meter.observe(Outcome(4, 4, 5, 0.4, 3.4))
     assert meter.plain == 2 and meter.costs.draft.value == pytest.approx(0.1)
+    assert meter.lost == pytest.approx(3.4 - 5 * 2)
+    assert [meter.seconds(k) for k in (0, 2, 4)] == pytest.approx([2, 2.2, 2.4]), "once: it may have been held up"
+    meter.observe(Outcome(4, 4, 5, 0.4, 3.4))
     assert [meter.seconds(k) for k in (0, 2, 4, 6)] == pytest.approx([2, 2.5 + 0.2, 3 + 0.4, 3.5 + 0.6])
     expected, weight = meter.EXPECTED
-    a = (expected * weight + 1 * 0.95 + 4) / (weight + 2 * 0.95 + 4)
+    a = (expected * weight + 1 * 0.95**2 + 4 * 0.95 + 4) / (weight + 2 * 0.95**2 + 4 * 0.95 + 4)
     assert meter.tokens(2) == pytest.approx(1 + a + a * a)
     assert meter.rate(2) == pytest.approx(meter.tokens(2) / 2.7)
     assert meter.reach == 8, "twice four, and no more than k_max"
-    assert meter.lost == pytest.approx(3.4 - 5 * 2)
-    for _ in range(2):
-        meter.observe(Outcome(4, 4, 5, 0.4, 3.4))
     assert meter.lost == -meter.GAINS * 2, "more than that it may not lose again"
+    assert meter.saved == pytest.approx(2 * (5 * 2 - 3.4) - meter.GAINS * 2) and meter.spent == 0
 
 
 def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> None:
@@ -311,19 +354,19 @@ def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> N
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     meter.observe(Outcome(1, 0, 1, 0.5, 1.5))  # nothing accepted: half a step lost
     assert meter.lost == pytest.approx(0.5) and meter.best == 1, "one rejected draft is no verdict"
-    while meter.allowed(1):
-        meter.observe(Outcome(1, 0, 1, 0.5, 1.5))
+    while meter.allowed(1) or meter.measures:
+        meter.observe(Outcome(0, 0, 1, 0.0, 1.0) if meter.measures else Outcome(1, 0, 1, 0.5, 1.5))
     assert meter.lost <= meter.CREDIT + 0.5, "the credit is used up, and the last lost more than was expected"
     lost, one, three = meter.lost, *(meter.seconds(k) - meter.tokens(k) for k in (1, meter.TRIAL))
     assert 0 < one < three
     while meter.allowed(1) == 0:
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
-    assert meter.spent == pytest.approx((lost + one - meter.CREDIT) / WORST, abs=1.5), "lost, one draft's loss, credit"
+    assert meter.spent == pytest.approx((lost + one - meter.CREDIT) / WORST, abs=2), "lost, one draft's loss, credit"
     assert meter.allowed(0) == 0, "three drafts cost more"
     while meter.allowed(0) == 0:
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     assert meter.allowed(0) == meter.TRIAL
-    assert meter.spent == pytest.approx((lost + three - meter.CREDIT) / WORST, abs=1.5)
+    assert meter.spent == pytest.approx((lost + three - meter.CREDIT) / WORST, abs=2)
 
 
 def test_bad_luck_at_first_is_no_verdict_on_a_drafter() -> None:
@@ -405,9 +448,11 @@ def test_confidence_stops_early_where_the_drafter_is_unsure() -> None:
 
 
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
-def test_an_unsure_drafter_that_is_wrong_costs_little(name: str) -> None:
-    """Also where confidence asks it again and again and gets no draft at all."""
+@pytest.mark.parametrize("read", [0.0, 0.01, 0.07])
+def test_an_unsure_drafter_that_is_wrong_costs_little(name: str, read: float) -> None:
+    """Also where confidence asks it again and again and gets no draft at all, and where it has much to read first."""
     world = Moody([0.2] * 1000, [False] * 1000, 0.3)
+    world.model.cost = lambda n: 0.3 + read * (n - 1)
     rule = policy_named(name)
     drafter = ModelDrafter(world.model, GREEDY, confident=rule.confident)
     generate(Decoder(world.target, drafter, rule, GREEDY, clock=world.clock), [0], 400)
@@ -460,6 +505,7 @@ def test_bandit_over_policies_has_the_confidence_rule_among_its_arms() -> None:
     drafter = ModelDrafter(world.model, GREEDY, confident=rule.confident)
     made = generate(Decoder(world.target, drafter, rule, GREEDY, clock=world.clock), [0], 2000)
     assert made.tokens == [RIGHT] * 2000
+    assert rule._tokens[-1].weight > 10, "pulled"
 
 
 # ---- all of them

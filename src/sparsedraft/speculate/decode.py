@@ -154,6 +154,7 @@ class Decoder:
                 sum(len(step.emitted) for step in steps) / n,
                 drafted - start,
                 end - start,
+                asked,
                 begins=first,
                 prompt=prompt,
                 late=late,

@@ -25,6 +25,7 @@ class Outcome:
     emitted: float
     draft_seconds: float
     step_seconds: float  # drafting included
+    asked: bool = False  # whether the drafter was, though it may have drafted nothing
     begins: bool = False
     prompt: bool = False
     late: int = 0
@@ -54,8 +55,8 @@ class Mean:
 class Recent:
     """The mean of the last values, but for the highest, as they may be few and one of them held up."""
 
-    def __init__(self) -> None:
-        self.last: deque[float] = deque(maxlen=7)
+    def __init__(self, most: int = 7) -> None:
+        self.last: deque[float] = deque(maxlen=most)
 
     def add(self, value: float) -> None:
         self.last.append(value)
@@ -71,7 +72,7 @@ class Costs:
     """Seconds at about one number of rows: of a plain step, of verifying n drafts, of a draft, of a token read late."""
 
     def __init__(self) -> None:
-        self.plain, self.draft, self.reading = Recent(), Recent(), Mean()
+        self.plain, self.draft, self.reading = Recent(3), Recent(), Mean()  # plain steps are rare where drafts pay
         self.verify: dict[int, Recent] = {}  # by drafts
         self.unpriced: Outcome | None = None  # of a prompt, when it was not known what a draft takes
 
@@ -80,10 +81,11 @@ class Meter:
     """What steps cost: of a plain one, of verifying n drafts, of a draft; the acceptance; and what speculation lost.
 
     A drafter that was not asked for a while first reads what was written meanwhile. That is no part of a draft's price.
-    It is paid from what speculation has `saved`, and is lost where that is not enough.
+    It is paid from what speculation has `saved`, and is lost where that is not enough: a drafter that takes more than
+    WORST of a plain step to read a token is then not asked again before the next answer.
     """
 
-    FIRST = 1, 10  # steps after which a plain one measures the target alone again, as the first one is often slow
+    FIRST = 1, 5, 10, 20, 40  # steps after which a plain one measures the target alone again: a machine warms up
     REFRESH = 100  # and every how many from there on
     GAINS = 5  # plain steps' time that speculation may lose again of what it has gained
     SAVED = 50  # and that the drafter may take for reading what plain steps wrote
@@ -91,7 +93,7 @@ class Meter:
     EXPECTED = 0.7, 5  # acceptance, as if so many drafts had shown it: three unlucky ones are no verdict
     FORGOTTEN = 0.7  # share of the acceptance so far that does not count in the next answer, whose kind is its own
     TRIAL = 3  # drafts of a step that finds out whether speculation pays by now
-    READING = 0.25  # of a draft's price: the most that a token read among others takes, as more was something else
+    READING = 0.5  # of a draft's price: the most that a token read among others takes, as more was something else
     STALL = 4  # times what was expected of a step: the most it counts, as more is the machine's doing
 
     def __init__(self, k_max: int) -> None:
@@ -99,7 +101,7 @@ class Meter:
         self.by_rows: dict[int, Costs] = {}  # by the digits of their number in base 2
         self.costs = Costs()
         self.acceptance = Mean()
-        self.spent = self.lost = self.saved = 0.0
+        self.spent = self.lost = self.saved = 0.0  # `spent`: since speculation last had GAINS
         self.steps = self.behind = 0
 
     def observe(self, outcome: Outcome) -> float | None:
@@ -111,16 +113,19 @@ class Meter:
             self.acceptance.add(outcome.accepted / tried, tried)
         self.costs = costs = self.by_rows.setdefault(outcome.rows.bit_length(), Costs())
         self.behind = outcome.behind
-        late = self._late(outcome)
+        late, n = self._late(outcome), round(outcome.drafted)
         if outcome.prompt:
+            if n and not self.begins and self.plain is not None:  # of its time, what is not the prompts'
+                self.spent += self.seconds(n)
+                self._book(self.seconds(n) - outcome.emitted * self.plain, 0.0)
             return None
         self.steps += 1
-        n, seconds = round(outcome.drafted), outcome.step_seconds - outcome.draft_seconds
+        seconds = outcome.step_seconds - outcome.draft_seconds
         most = math.inf if self.plain is None else self.STALL * self.seconds(n)  # as known before this step
         took = min(outcome.step_seconds - late, most)
         (costs.verify.setdefault(n, Recent()) if n else costs.plain).add(seconds)
-        if n and (not late or costs.draft.value is not None):  # with what was read late, it was no dearer than known
-            each = outcome.draft_seconds / n
+        if n or outcome.asked:  # with what was read late, it was no dearer than known
+            each = outcome.draft_seconds / max(1, n)
             costs.draft.add(min(each, costs.draft.value or each) if late else each)
             if costs.unpriced is not None:
                 prompt, costs.unpriced = costs.unpriced, None
@@ -142,7 +147,7 @@ class Meter:
         if price is None:
             costs.unpriced = outcome if outcome.prompt else None
             return 0.0
-        late = max(0.0, outcome.draft_seconds - max(1.0, outcome.drafted) * price)
+        late = max(0.0, outcome.draft_seconds - max(1, round(outcome.drafted)) * price)
         costs.reading.add(min(late / outcome.late, self.READING * price), outcome.late)
         return late
 
@@ -153,6 +158,7 @@ class Meter:
         self.lost += own + late - paid
         over = max(0.0, -self.GAINS * plain - self.lost)
         self.lost += over
+        self.spent = 0.0 if over else self.spent  # or a long good time would pay for a long bad one
         self.saved = min(self.saved - paid + over, self.SAVED * plain)
 
     @property
@@ -195,14 +201,16 @@ class Meter:
         return 0 if self.lost + max(0.0, loss) + late > credit else k
 
     def seconds(self, k: int) -> float:
-        """Of drafting k tokens and verifying them; along lines through the measured numbers of drafts."""
-        known = sorted((n, mean.value) for n, mean in self.costs.verify.items() if mean.value is not None)
-        known = [(0, self.plain), *known] if self.plain is not None else known
-        at = next((i for i, (n, _) in enumerate(known) if n >= k), len(known) - 1)
-        (n0, t0), (n1, t1) = known[max(0, at - 1)], known[at]
-        slope = (t1 - t0) / (n1 - n0) if n0 < n1 else 0.0
-        verify = t1 + (k - n1) * (slope if k < n1 else max(0.0, slope))
-        return verify + k * (self.costs.draft.value or 0.0)
+        """Of drafting k tokens and verifying them; along lines through the measured numbers of drafts.
+
+        One that was tried once only counts where it was no slower than the others say: it may have been held up.
+        """
+        found = {n: (verify.value or 0.0, len(verify.last)) for n, verify in self.costs.verify.items()}
+        if self.plain is not None:
+            found[0] = self.plain, 2
+        sure = {n: seconds for n, (seconds, times) in found.items() if times > 1}
+        once = {n: min(seconds, along(sure, n)) if sure else seconds for n, (seconds, _) in found.items()}
+        return along(once | sure, k) + k * (self.costs.draft.value or 0.0)
 
     def tokens(self, k: int) -> float:
         """Expected of a step with k drafts: (1 - a^(k+1)) / (1 - a)."""
@@ -213,3 +221,12 @@ class Meter:
     def rate(self, k: int) -> float:
         """Expected tokens per second at k drafts."""
         return self.tokens(k) / self.seconds(k)
+
+
+def along(measured: dict[int, float], k: int) -> float:
+    """The value at k on the lines through what was measured at other numbers; beyond the last it never falls."""
+    known = sorted(measured.items())
+    at = next((i for i, (n, _) in enumerate(known) if n >= k), len(known) - 1)
+    (n0, t0), (n1, t1) = known[max(0, at - 1)], known[at]
+    slope = (t1 - t0) / (n1 - n0) if n0 < n1 else 0.0
+    return t1 + (k - n1) * (slope if k < n1 else max(0.0, slope))
