@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import re
 import sys
 import time
 from pathlib import Path
@@ -51,10 +50,10 @@ def sides(data: Path, held: int) -> tuple[list[dict[str, Any]], list[dict[str, A
     """(training, validation): the rows of `data`, whose `held` prompts of the smallest SHA-256 validate."""
     rows = distilled.read(data)
     ids = sorted({row["prompt_id"] for row in rows}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    validation = [row for row in rows if row["prompt_id"] in set(ids[:held])]
+    validating = set(ids[:held])
+    validation = [row for row in rows if row["prompt_id"] in validating]
     asked = {tuple(row["prompt_ids"]) for row in validation}  # under another id they neither train nor validate
-    named = {row["prompt_id"] for row in validation}
-    training = [row for row in rows if row["prompt_id"] not in named and tuple(row["prompt_ids"]) not in asked]
+    training = [row for row in rows if row["prompt_id"] not in validating and tuple(row["prompt_ids"]) not in asked]
     return training, validation
 
 
@@ -76,11 +75,17 @@ def target_tokens(data: Path, held: int) -> int:
 
 
 def parts_and_budgets(given: str) -> list[tuple[int, int | None]]:
-    """--data-tokens as (target tokens of the data, training tokens if given)."""
-    if not re.fullmatch(r"(0*[1-9]\d*(:0*[1-9]\d*)?(,|$))*", given):
-        sys.exit(f"--data-tokens {given} is not possible: give numbers, each with a colon and a budget if you like.")
-    split = [part.partition(":") for part in filter(None, given.split(","))]
-    return [(int(tokens), int(budget) if budget else None) for tokens, _, budget in split]
+    """(target tokens of the data, training tokens if given) of each "tokens" or "tokens:budget". ValueError."""
+    found = [tuple(map(positive, part.split(":"))) for part in filter(None, given.split(","))]
+    if any(len(part) > 2 for part in found):
+        raise ValueError
+    return [(part[0], part[1] if len(part) > 1 else None) for part in found]
+
+
+def positive(number: str) -> int:
+    if (value := int(number)) < 1:
+        raise ValueError
+    return value
 
 
 def chosen(recipe: Recipe, name: str) -> tuple[Drafter, Drafter]:
@@ -108,8 +113,8 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--drafter", default="sd2-50")
-    parser.add_argument("--tokens", default="", help="comma-separated")
-    parser.add_argument("--data-tokens", default="", help="comma-separated")
+    parser.add_argument("--tokens", type=parts_and_budgets, default=[], help="comma-separated")
+    parser.add_argument("--data-tokens", type=parts_and_budgets, default=[], help="comma-separated, or tokens:budget")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(given)
@@ -146,9 +151,8 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
         own = entry.finetune if isinstance(entry.finetune, dict) else {}
         changed = entry.model_copy(update={"finetune": {**own, "tokens": budget}})
         began, common = time.perf_counter(), {"device": recipe.device, "dtype": recipe.dtype, "overwrite": False}
-        made = make_drafter(
-            recipe, changed, {start.name: str(at)}, data, budget, out / label.replace(",", "").replace(" ", "-"), common
-        )
+        folder = out / label.replace(",", "").replace(" ", "-")
+        made = make_drafter(recipe, changed, {start.name: str(at)}, data, budget, folder, common)
         seconds = round(time.perf_counter() - began)
         note(label, Path(made), data=target_tokens(data, how.validation_prompts), seconds=seconds)
 
@@ -158,9 +162,9 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     note(entry.name, run / "drafters" / entry.slug / "finetuned", data=own)
     whole = distilled.read_result(run / "distilled")
     epoch = whole["prompt_tokens"] + whole["target_tokens"]
-    for budget in map(int, filter(None, arguments.tokens.split(","))):
+    for budget, _ in arguments.tokens:
         arm(f"{entry.name} {budget} tokens", run / "distilled", budget)
-    for tokens, given_budget in parts_and_budgets(arguments.data_tokens):
+    for tokens, given_budget in arguments.data_tokens:
         data = part_of(run / "distilled", tokens, how.validation_prompts, out / f"data-{tokens}")
         label = f"{entry.name} {tokens} of the data" + (f", {given_budget} tokens" if given_budget else "")
         arm(label, data, given_budget or how.tokens or epoch)

@@ -90,16 +90,21 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert "## Drafters packed" in markdown and "Packed, " in table
     import curve
 
-    wanted = ["--drafter", "sd2-50", "--tokens", "256", "--data-tokens", "20", "--threads", "1"]
+    wanted = ["--drafter", "sd2-50", "--tokens", "256", "--data-tokens", "20,20:300", "--threads", "1"]
     for _ in range(2):  # the second finds everything done
         rows = curve.main([str(tmp_path / "out"), *wanted, "--out", str(tmp_path / "curve")])
     drawn = capsys.readouterr().out
+    assert rows[5]["data"] == rows[4]["data"] < 30 and rows[5]["tokens"] < rows[4]["tokens"]
+    for bad in ("20:", "20:0", "1:2:3", "many"):
+        with pytest.raises(SystemExit, match="2"):
+            curve.main([str(tmp_path / "out"), "--data-tokens", bad, "--out", str(tmp_path / "curve")])
     with pytest.raises(SystemExit, match="sd2-75: choose one that only fine-tunes another: sd2-50"):
         curve.main([str(tmp_path / "out"), "--drafter", "sd2-75", *wanted[2:], "--out", str(tmp_path / "other")])
     with pytest.raises(SystemExit, match="holds the curve of another run, recipe or drafter"):
         curve.main([str(tmp_path / "out"), "--drafter", "sd2-4:8", *wanted[2:], "--out", str(tmp_path / "curve")])
     assert [row["label"] for row in rows] == [
-        "dense", "sparse-50", "sd2-50", "sd2-50 256 tokens", "sd2-50 20 of the data"
+        "dense", "sparse-50", "sd2-50", "sd2-50 256 tokens", "sd2-50 20 of the data",
+        "sd2-50 20 of the data, 300 tokens",
     ]  # fmt: skip
     assert (
         rows[3]["tokens"] < rows[2]["tokens"] and rows[4]["data"] < rows[3]["data"] and "| sd2-50 256 tokens |" in drawn
