@@ -285,6 +285,36 @@ def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
     assert meter.costs.reading.value < 0.04, "what the machine held up is not how fast the drafter reads"
 
 
+def test_a_drafter_that_was_asked_and_drafted_nothing_has_a_price() -> None:
+    meter = Meter(8)
+    meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
+    for _ in range(2):
+        assert meter.begins
+        meter.observe(Outcome(0, 0, 1, 0.1, 1.1, asked=True))
+    assert not meter.begins and meter.costs.draft.value == pytest.approx(0.1) and meter.lost == pytest.approx(0.2)
+    meter.observe(Outcome(0, 0, 1, 0.6, 1.6, asked=True, late=50))
+    assert meter.costs.reading.value == pytest.approx(0.01) and meter.lost == pytest.approx(0.8)
+
+
+def test_a_price_that_is_too_high_is_put_right_by_what_is_read_late() -> None:
+    """Drafts took four times as long for a while; trials alone, each with much to read, find out that they do not."""
+    meter = Meter(8)
+    meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
+    for _ in range(3):
+        meter.observe(Outcome(1, 0, 1, 0.4, 1.4))
+    for _ in range(7):
+        meter.observe(Outcome(3, 0, 1, 0.3 + 0.3, 1.6, late=30))
+    assert meter.costs.draft.value == pytest.approx(0.2), "at most: reading included"
+
+
+def test_a_machine_that_slept_gives_no_credit() -> None:
+    """A step of an hour is not an hour of which speculation may lose its share."""
+    meter = Meter(8)
+    for seconds in (1.0, 1.0, 3600.0, 1.0):
+        meter.observe(Outcome(0, 0, 1, 0.0, seconds))
+    assert meter.spent < 10
+
+
 class Told(Constant):
     """K drafts from the step `start` on, and what it is told of each."""
 
