@@ -273,9 +273,12 @@ def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
     meter.observe(Outcome(4, 0, 1, 1.4, 2.4, late=100))
     assert meter.costs.draft.value == pytest.approx(0.1) and meter.costs.reading.value == pytest.approx(0.015, rel=0.03)
     assert meter.lost == pytest.approx(-meter.GAINS + 0.4) and meter.saved == pytest.approx(5 * 3.6 - meter.GAINS - 1)
+    for _ in range(9):
+        meter.observe(Outcome(4, 0, 1, 1.4, 2.4, late=100))
+    assert meter.costs.draft.value == pytest.approx(0.1), "however often"
     meter.saved, meter.lost = 0.0, 0.0
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0, behind=1000))
-    assert meter.allowed(2) == 0, "fifteen steps' time"
+    assert meter.allowed(2) == 0, "ten steps' time"
     meter.saved = 20.0
     assert meter.allowed(2) == 2
     for _ in range(100):

@@ -124,9 +124,9 @@ class Meter:
         most = math.inf if self.plain is None else self.STALL * self.seconds(n)  # as known before this step
         took = min(outcome.step_seconds - late, most)
         (costs.verify.setdefault(n, Recent()) if n else costs.plain).add(seconds)
-        if n or outcome.asked:  # with what was read late, it was no dearer than known
-            each = outcome.draft_seconds / max(1, n)
-            costs.draft.add(min(each, costs.draft.value or each) if late else each)
+        if n or outcome.asked:  # where something was read late, its price is what it was thought to be
+            price = costs.draft.value if late else None
+            costs.draft.add(outcome.draft_seconds / max(1, n) if price is None else price)
             if costs.unpriced is not None:
                 prompt, costs.unpriced = costs.unpriced, None
                 self._late(prompt)
