@@ -2,6 +2,7 @@
 
 from common import MODEL, close, row, seconds, setup
 from sparsedraft import checkpoint, prompts
+from sparsedraft.ends import ends
 from sparsedraft.generation import Request, generate_batch
 from sparsedraft.speculate.sampling import Sampling
 
@@ -12,7 +13,7 @@ def main() -> list[dict]:
     model, tokenizer = checkpoint.load(MODEL), checkpoint.load_tokenizer(MODEL)
     chosen = prompts.read("demo:train")[:PROMPTS]
     asked = [Request(p.id, prompts.chat_ids(tokenizer, p.messages()), NEW_TOKENS) for p in chosen]
-    eos_ids = checkpoint.eos_ids(model, tokenizer)
+    eos_ids = ends(checkpoint.find(MODEL), tokenizer)
 
     def rate(requests: list[Request], batch_size: int) -> float:
         written = 0

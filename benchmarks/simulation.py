@@ -9,6 +9,7 @@ from common import MODEL, close, row, seconds, setup
 from sparsedraft import checkpoint
 from sparsedraft.conversation import answer_all
 from sparsedraft.decoder import decoder_linears
+from sparsedraft.ends import ends
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.prompts import read
@@ -27,7 +28,7 @@ def main() -> list[dict]:
     with torch.no_grad():  # noise, so that it is accepted in part
         for linear in decoder_linears(drafter).values():
             linear.weight += 0.15 * linear.weight.std() * torch.randn(linear.weight.shape)
-    eos_ids = checkpoint.eos_ids(target, tokenizer)
+    eos_ids = ends(checkpoint.find(MODEL), tokenizer)
     side = Side(target, tokenizer, eos_ids)
     with tempfile.TemporaryDirectory() as folder:
         answers = answer_all(

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from common import MODEL, close, row, setup
 from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
+from sparsedraft.ends import ends
 from sparsedraft.speculate.decode import Generation, generate
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import Pair
@@ -74,12 +75,12 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     chosen = parser.parse_args(arguments)
     tokenizer = checkpoint.load_tokenizer(chosen.target)
     target, drafter = checkpoint.load(chosen.target), checkpoint.load(chosen.drafter)
-    eos_ids = checkpoint.eos_ids(target, tokenizer)
+    eos_ids = ends(checkpoint.find(chosen.target), tokenizer)
     other = checkpoint.load_tokenizer(chosen.drafter)
     across = (
         {} if other.get_vocab() == tokenizer.get_vocab() else {"tokenizer": tokenizer, "assistant_tokenizer": other}
     )
-    drafting = Side(drafter, other, checkpoint.eos_ids(drafter, other))
+    drafting = Side(drafter, other, ends(checkpoint.find(chosen.drafter), other))
     pair = Pair.of(Side(target, tokenizer, eos_ids), drafting, chosen.uag, Sampling())
     both = [Side.load(ref) for ref in (chosen.target, chosen.drafter)]
     native = Pair.of(both[0], both[1], chosen.uag, Sampling()) if all(side.native for side in both) else None

@@ -14,6 +14,7 @@ import torch
 from common import close, row, setup
 from sparsedraft import checkpoint, prompts
 from sparsedraft.console import console
+from sparsedraft.ends import ends
 from sparsedraft.speculate.decode import Generation, generate
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import Pair, Prompted
@@ -25,7 +26,7 @@ TIE = 1e-3  # logits this close come out in either order
 
 def side(ref: str) -> Side:
     model, tokenizer = checkpoint.load(ref), checkpoint.load_tokenizer(ref)
-    return Side(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
+    return Side(model, tokenizer, ends(checkpoint.find(ref), tokenizer))
 
 
 def asked(pair: Pair, prompt: prompts.Prompt) -> Prompted:

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM
 from conftest import build_llama, build_tokenizer
 from sparsedraft import checkpoint
 from sparsedraft.decoder import decoder_linears
+from sparsedraft.ends import ends
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.measure.simulate import acceptance, simulate
 from sparsedraft.prompts import chat_ids
@@ -155,7 +156,7 @@ def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
     target, drafter = checkpoint.load(smollm2), noisy(checkpoint.load(smollm2), 0.15)
     tokenizer = checkpoint.load_tokenizer(smollm2)
     plain = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    eos_ids = checkpoint.eos_ids(target, tokenizer)
+    eos_ids = ends(checkpoint.find(smollm2), tokenizer)
     pair = Pair.of(Side(target, tokenizer, eos_ids), Side(drafter, tokenizer, eos_ids), "auto", GREEDY)
     prompts, texts = [], []
     for text, n, ks in (

@@ -20,6 +20,7 @@ from sparsedraft.conversation import Writer
 from sparsedraft.distill import magpie, rewrite, verdict
 from sparsedraft.distill.clean import Cleaner, Rules
 from sparsedraft.distill.stage import distill
+from sparsedraft.ends import ends
 from sparsedraft.engine import TransformersEngine
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output, Request
@@ -101,7 +102,7 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
 def test_a_rewritten_turn_that_no_longer_fits_is_dropped(tiny_llama, tokenizer, alpaca: Path) -> None:
     prompt = prompts.read(str(alpaca))[-1]
     longest = len(prompts.chat_ids(tokenizer, rewrite.with_reference(prompt).messages()[:1])) + 6
-    engine = TransformersEngine(tiny_llama(), tokenizer)
+    engine = TransformersEngine(tiny_llama(), tokenizer, frozenset())
     writer = Writer(engine, tokenizer, Sampling(), 6, top_k_logprobs=2, context=longest)
     first, second = rewrite.rewrite(writer, [prompt])
     assert first["dropped"] == "" and first["answer_ids"] and first["source"] in ("rewritten", "reference")
@@ -147,7 +148,7 @@ def test_magpie_writes_no_prompt_beyond_what_may_stay(tiny_checkpoint: Path, mon
             asked.append(requests)
             return super().generate(requests, *more)
 
-    engine, asked = Kept(model, tokenizer, 4), list[Sequence[Request]]()
+    engine, asked = Kept(model, tokenizer, ends(tiny_checkpoint, tokenizer), 4), list[Sequence[Request]]()
 
     def rows(longest: int, at_most: int) -> dict[str, list[int]]:
         """The prompts that stay of conversations written with `longest`."""

@@ -128,13 +128,6 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         raise UserError(f"model {ref} has no tokenizer that can be read ({reason}).") from None
 
 
-def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a generation: the generation config's and the tokenizer's."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
-    found = set(ids) if isinstance(ids, list | tuple) else {ids}
-    return frozenset(int(i) for i in (found | {tokenizer.eos_token_id}) if i is not None)
-
-
 def stored_dtype(model: PreTrainedModel) -> torch.dtype:
     """The dtype of the checkpoint that `model` was loaded from; of one that was not, its own."""
     return getattr(model, "stored_dtype", model.dtype)

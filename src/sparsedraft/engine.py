@@ -6,7 +6,7 @@ from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import checkpoint, packing
+from sparsedraft import packing
 from sparsedraft.decoder import context_length
 from sparsedraft.generation import Output, Request, check_top_k, generate_batch
 from sparsedraft.packing import Sample
@@ -28,16 +28,16 @@ class Engine(Protocol):
 
 @dataclass
 class TransformersEngine:
-    """A model in this process; `batch_size` rows are decoded at once."""
+    """A model in this process; `eos_ids` end a text (see `ends`), `batch_size` rows are decoded at once."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]
     batch_size: int = 32
     name: str = "transformers"
 
     def __post_init__(self) -> None:
         self.context = context_length(self.model)
-        self.eos_ids = checkpoint.eos_ids(self.model, self.tokenizer)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
         """See `generate_batch`."""

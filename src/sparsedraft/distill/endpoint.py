@@ -5,12 +5,14 @@ A request is one HTTP call; how many are under way at once is the caller's choic
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import prompts
 from sparsedraft.distill.server import Refused, Server
+from sparsedraft.ends import ends
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output, Request
 from sparsedraft.packing import Sample
@@ -31,7 +33,7 @@ class EndpointEngine:
     def __init__(self, server: Server, served: str, tokenizer: PreTrainedTokenizerBase) -> None:
         self.server, self.served, self.tokenizer = server, served, tokenizer
         self.end = prompts.end_of_turn(tokenizer)
-        self.eos_ids = frozenset([*self.end, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])])
+        self.eos_ids = frozenset(self.end) | ends(Path(tokenizer.name_or_path), tokenizer)
         self._names_ids = True  # until the server refuses to
         # the day must not change the rows: the server's template gets the date that ours has
         dated = "date_string" in str(tokenizer.chat_template)

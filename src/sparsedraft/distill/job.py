@@ -15,6 +15,7 @@ from sparsedraft.distill.endpoint import EndpointEngine
 from sparsedraft.distill.magpie import magpie
 from sparsedraft.distill.rewrite import rewrite
 from sparsedraft.distill.server import Server
+from sparsedraft.ends import ends
 from sparsedraft.engine import Engine, TransformersEngine
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output
@@ -22,7 +23,6 @@ from sparsedraft.prompts import Prompt
 from sparsedraft.runtime.model import native_model
 from sparsedraft.runtime.writer import NativeWriter
 from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.side import eos_of
 
 MODES = ("respond", "rewrite", "magpie")
 ENGINES = ("transformers", "native", "endpoint")
@@ -95,12 +95,11 @@ class Job:
         """The engine: its model loaded, or its server asked whether it is there."""
         tokenizer = checkpoint.load_tokenizer(self.folder)
         if self.native:
-            eos_ids = eos_of(self.folder, tokenizer)
-            return NativeWriter(native_model(self.folder), tokenizer, eos_ids, self.batch_size)
+            return NativeWriter(native_model(self.folder), tokenizer, ends(self.folder, tokenizer), self.batch_size)
         if self.endpoint is None:
             dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
             model = checkpoint.load(self.folder, dtype=dtype, device=device)
-            return TransformersEngine(model, tokenizer, self.batch_size)
+            return TransformersEngine(model, tokenizer, ends(self.folder, tokenizer), self.batch_size)
         return self.endpoint.engine(tokenizer)
 
     def maker(self, engine: Engine, heard: Callable[[Output], None] = lambda output: None) -> Make:

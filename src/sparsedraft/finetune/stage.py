@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsedraft import artifact, checkpoint, distilled, packing, processes
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length, count_zeros, embedding_rows
+from sparsedraft.ends import ends
 from sparsedraft.errors import UserError
 from sparsedraft.finetune import checks, features, loop, state
 from sparsedraft.finetune.loop import Settings
@@ -98,7 +99,7 @@ def finetune(
                     teacher=loaded.teachers[sources.teacher] if sources.teacher else None,
                     feature_teacher=loaded.teachers[sources.feature_teacher] if sources.feature_teacher else None,
                     patterns={name: checkpoint.claimed_pattern(claim, name) for name in masks} if claim else {},
-                    eos_ids=checkpoint.eos_ids(model, loaded.tokenizer),
+                    eos_ids=ends(sources.drafter, loaded.tokenizer),
                     accelerator=accelerator,
                 )
             except loop.Diverged as error:

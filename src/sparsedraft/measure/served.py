@@ -13,9 +13,10 @@ from transformers import PretrainedConfig
 from sparsedraft import checkpoint
 from sparsedraft.decoder import context_of
 from sparsedraft.distill.job import Endpoint
+from sparsedraft.ends import ends
 from sparsedraft.engine import Engine
 from sparsedraft.measure.macs import macs_of_config
-from sparsedraft.speculate.side import Side, eos_of
+from sparsedraft.speculate.side import Side
 
 
 class Served(Side):
@@ -26,7 +27,7 @@ class Served(Side):
 
     def __init__(self, folder: Path, endpoint: Endpoint) -> None:
         tokenizer = checkpoint.load_tokenizer(folder)
-        super().__init__(_absent, tokenizer, eos_of(folder, tokenizer))
+        super().__init__(_absent, tokenizer, ends(folder, tokenizer))
         self.folder, self.endpoint = folder, endpoint
 
     def writer(self, batch_size: int) -> Engine:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsedraft import artifact, checkpoint, distilled, shards
 from sparsedraft.console import track
 from sparsedraft.decoder import decoder_linears
+from sparsedraft.ends import ends
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import skeleton
 from sparsedraft.runtime import kinds, packed
@@ -63,7 +64,8 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
     """
     if not 0 < count < vocabulary:
         raise UserError(f"--head-tokens {count} is not a part of the head's {vocabulary}: give a number below it.")
-    if not distilled.same_tokenizer(Path(data), checkpoint.load_tokenizer(folder)):
+    tokenizer = checkpoint.load_tokenizer(folder)
+    if not distilled.same_tokenizer(Path(data), tokenizer):
         raise UserError(
             f"--head-data {data} is of another tokenizer than {folder}: distill data of a model that has it."
         )
@@ -76,13 +78,9 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
                 "it is of another tokenizer."
             )
         counts += np.bincount(ids, minlength=vocabulary)
-    config = (
-        json.loads((folder / "generation_config.json").read_text())
-        if (folder / "generation_config.json").is_file()
-        else {}
-    )
-    ends = config.get("eos_token_id", checkpoint.load_tokenizer(folder).eos_token_id)
-    first = {int(i) for i in (ends if isinstance(ends, list) else [ends]) if i is not None and 0 <= int(i) < vocabulary}
+    first = {i for i in ends(folder, tokenizer) if i < vocabulary}
+    if count < len(first):
+        raise UserError(f"--head-tokens {count} cannot hold the {len(first)} tokens that end a text: give more.")
     order = sorted(range(vocabulary), key=lambda i: (i not in first, -int(counts[i]), i))[:count]
     missed = 1 - counts[order].sum() / max(1, counts.sum())
     return torch.tensor(sorted(order), dtype=torch.int32), float(missed)

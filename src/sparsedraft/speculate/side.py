@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, prompts
-from sparsedraft.console import console
 from sparsedraft.decoder import context_length, count_zeros, decoder_linears, embedding_rows
+from sparsedraft.ends import ends
 from sparsedraft.engine import Engine, TransformersEngine
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import holds_packed, macs_of_model, nonzero_parameters, packed_weights
@@ -59,9 +59,9 @@ class Side:
         config = checkpoint.read_config(folder).get_text_config()
         if runtime == "native" or (runtime == "auto" and its_own and not unsupported(config) and native.available()):
             built = native_model(folder)
-            return cls(lambda: _checked(folder, kind, where), tokenizer, eos_of(folder, tokenizer), built)
+            return cls(lambda: _checked(folder, kind, where), tokenizer, ends(folder, tokenizer), built)
         model = _checked(folder, kind, where)
-        return cls(model, tokenizer, checkpoint.eos_ids(model, tokenizer))
+        return cls(model, tokenizer, ends(folder, tokenizer))
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -78,7 +78,7 @@ class Side:
         """What writes whole answers with this model, by the same arithmetic as `backend`."""
         if self.native:
             return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
-        return TransformersEngine(self.model, self.tokenizer, batch_size)
+        return TransformersEngine(self.model, self.tokenizer, self.eos_ids, batch_size)
 
     def remembering(self, rows: int = 1) -> PrefixCache:
         """The same Backend each time, empty: it takes up what it has read before. One use at a time."""
@@ -145,16 +145,3 @@ def _checked(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrain
     if not is_packed(folder):  # whose zeros are proved as they are unpacked
         checkpoint.check_sparsity(model, folder)
     return model
-
-
-def eos_of(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a generation, without loading the model."""
-    try:
-        ids = GenerationConfig.from_pretrained(folder).eos_token_id
-    except OSError:  # no such file: the model's config says it
-        ids = checkpoint.read_config(folder).get_text_config().eos_token_id
-    except ValueError as error:
-        console.print(f"[dim]{folder}/generation_config.json cannot be read ({error}); its ends are left out[/dim]")
-        ids = None
-    found = set(ids) if isinstance(ids, list | tuple) else {ids}
-    return frozenset(int(i) for i in (found | {tokenizer.eos_token_id}) if i is not None)
