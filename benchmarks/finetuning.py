@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from common import GIB, MODEL, close, measured, row, seconds, setup
-from sparsedraft import checkpoint, distilled, prompts
+from sparsedraft import checkpoint, distilled, prompts, templates
 from sparsedraft.artifact import write_json
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.finetune import loop, memory
@@ -26,7 +26,7 @@ LENGTH, STEPS = 512, 8
 def samples(tokenizer) -> list[Sample]:
     """Demo prompts with a text of 80 tokens as the answer: the demo's shape."""
     answer = tokenizer("The quick brown fox jumps over the lazy dog and runs far away. " * 20)["input_ids"][:80]
-    return [Sample(p.id, prompts.chat_ids(tokenizer, p.messages()), answer) for p in prompts.read("demo:train")]
+    return [Sample(p.id, templates.chat_ids(tokenizer, p.messages()), answer) for p in prompts.read("demo:train")]
 
 
 def bare(model) -> float:

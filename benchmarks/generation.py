@@ -1,7 +1,7 @@
 """Data generation: batched and refilled, against one prompt at a time; same prompts, same engine, same run."""
 
 from common import MODEL, close, row, seconds, setup
-from sparsedraft import checkpoint, prompts
+from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.ends import ends
 from sparsedraft.generation import Request, generate_batch
 from sparsedraft.speculate.sampling import Sampling
@@ -12,7 +12,7 @@ PROMPTS, NEW_TOKENS, BATCH = 96, 128, 48
 def main() -> list[dict]:
     model, tokenizer = checkpoint.load(MODEL), checkpoint.load_tokenizer(MODEL)
     chosen = prompts.read("demo:train")[:PROMPTS]
-    asked = [Request(p.id, prompts.chat_ids(tokenizer, p.messages()), NEW_TOKENS) for p in chosen]
+    asked = [Request(p.id, templates.chat_ids(tokenizer, p.messages()), NEW_TOKENS) for p in chosen]
     eos_ids = ends(checkpoint.find(MODEL), tokenizer)
 
     def rate(requests: list[Request], batch_size: int) -> float:

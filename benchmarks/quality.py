@@ -20,7 +20,7 @@ from typing import Any
 
 from common import close, setup
 from patterns import answers_of, chosen, score
-from sparsedraft import checkpoint, distilled, prompts
+from sparsedraft import checkpoint, distilled, prompts, templates
 from sparsedraft.artifact import write_json
 from sparsedraft.console import console
 from sparsedraft.recipe import Recipe
@@ -78,7 +78,7 @@ def references(data: Path, tasks: str, out: Path) -> Path:
     longest = max(len(row["answer_ids"]) for row in rows)
     for row in rows:
         text = written[row["prompt_id"]]
-        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *prompts.end_of_turn(tokenizer)]
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *templates.end_of_turn(tokenizer)]
         row.update(
             answer_ids=ids[:longest], finish_reason="eos" if len(ids) <= longest else "length", source="reference",
             topk_ids=[], topk_logprobs=[], messages=[*row["messages"][:-1], {"role": "assistant", "content": text}],

@@ -11,7 +11,7 @@ import torch
 
 from runtime import against, ratio, roof, torch_seconds
 from runtime_others import llama_rate, llama_speculation, openvino_rate
-from sparsedraft import checkpoint, prompts
+from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.distill.stage import distill
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.stage import finetune
@@ -153,7 +153,7 @@ class Answers:
     def __init__(self, target: Path, limit: int, new: int) -> None:
         self.side = Side.load(target, runtime="native")
         chats = [p.messages() for p in prompts.read("demo:eval")[:limit]]
-        self.asked = [prompts.chat_ids(self.side.tokenizer, messages) for messages in chats]
+        self.asked = [templates.chat_ids(self.side.tokenizer, messages) for messages in chats]
         self.texts = [str(self.side.tokenizer.decode(ids)) for ids in self.asked]
         self.alone, self.new = Pair.of(self.side, None, "auto", Sampling()), new
         self.expected = [self.one(self.alone, Constant(0), ids)[0] for ids in self.asked]

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from common import MODEL, close, row, setup
-from sparsedraft import checkpoint, prompts
+from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.console import console
 from sparsedraft.ends import ends
 from sparsedraft.speculate.decode import Generation, generate
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     both = [Side.load(ref) for ref in (chosen.target, chosen.drafter)]
     native = Pair.of(both[0], both[1], chosen.uag, Sampling()) if all(side.native for side in both) else None
     clocks = [Clocked(target), Clocked(drafter)]
-    messages = {tuple(prompts.chat_ids(tokenizer, p.messages())): p.messages() for p in prompts.read(chosen.prompts)}
+    messages = {tuple(templates.chat_ids(tokenizer, p.messages())): p.messages() for p in prompts.read(chosen.prompts)}
     asked = [list(ids) for ids in messages][: chosen.limit]
 
     def ours(ids: list[int], k: int, pair: Pair = pair) -> Generation:

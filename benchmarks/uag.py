@@ -12,7 +12,7 @@ from itertools import takewhile
 import torch
 
 from common import close, row, setup
-from sparsedraft import checkpoint, prompts
+from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.console import console
 from sparsedraft.ends import ends
 from sparsedraft.speculate.decode import Generation, generate
@@ -34,7 +34,7 @@ def asked(pair: Pair, prompt: prompts.Prompt) -> Prompted:
     if tokenizer.chat_template is None:
         return pair.prompted(tokenizer(prompt.turns[0])["input_ids"])
     messages = [{"role": "user", "content": prompt.turns[0]}]
-    return pair.prompted(prompts.chat_ids(tokenizer, messages), messages)
+    return pair.prompted(templates.chat_ids(tokenizer, messages), messages)
 
 
 @torch.inference_mode()

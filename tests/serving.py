@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig
 
 from conftest import build_llama, build_tokenizer
-from sparsedraft import prompts
+from sparsedraft import templates
 
 COMMIT = "0" * 40
 ASKED = [
@@ -46,7 +46,7 @@ def build_talker(folder: Path) -> Path:
         for turn in (first, first + 3):
             chat.append({"role": "user", "content": ASKED[turn % len(ASKED)]})
             chat.append({"role": "assistant", "content": ANSWERS[turn % len(ANSWERS)]})
-        rows.append(torch.tensor([prompts.chat_ids(tokenizer, chat, generation_prompt=False)]))
+        rows.append(torch.tensor([templates.chat_ids(tokenizer, chat, generation_prompt=False)]))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(160):
         ids = rows[step % len(rows)]

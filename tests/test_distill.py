@@ -9,7 +9,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from sparsedraft import checkpoint, conversation, distilled, engine, prompts
+from sparsedraft import checkpoint, conversation, distilled, engine, prompts, templates
 from sparsedraft.distill.stage import distill
 from sparsedraft.errors import UserError
 
@@ -28,7 +28,7 @@ def test_rows_are_the_targets_own_greedy_answers(data: Path, tiny_checkpoint: Pa
     rows, chosen = distilled.read(data), prompts.read("demo:train")[:20]
     assert sorted(row["id"] for row in rows) == sorted(f"{p.id}/{t}" for p in chosen for t in range(len(p.turns)))
     for row in rows[:6]:
-        assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
+        assert row["prompt_ids"] == templates.chat_ids(tokenizer, row["messages"][:-1])
         alone = model.generate(torch.tensor([row["prompt_ids"]]), max_new_tokens=12, do_sample=False)
         assert alone[0, len(row["prompt_ids"]) :].tolist() == row["answer_ids"]
         assert row["finish_reason"] == ("eos" if row["answer_ids"][-1] == 2 else "length")
@@ -98,7 +98,7 @@ def test_samples_in_the_ids_of_another_tokenizer(data: Path, tokenizer) -> None:
     other.add_tokens(["question"])
     again = [*distilled.samples(data, other)]
     row = distilled.read(data)[0]
-    assert again[0].topk_ids is None and again[0].prompt_ids == prompts.chat_ids(other, row["messages"][:-1])
+    assert again[0].topk_ids is None and again[0].prompt_ids == templates.chat_ids(other, row["messages"][:-1])
     assert other.decode(again[0].answer_ids, skip_special_tokens=True).strip() == row["messages"][-1]["content"]
 
 

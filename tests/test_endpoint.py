@@ -11,7 +11,7 @@ import torch
 
 from faults import Call, Proxy, edited, hung_up, proxied, refused, slow, torn, truncated
 from serving import ASKED, free_port
-from sparsedraft import checkpoint, cli, distilled, prompts
+from sparsedraft import checkpoint, cli, distilled, templates
 from sparsedraft.distill.endpoint import UNKNOWN
 from sparsedraft.distill.server import Server
 from sparsedraft.distill.stage import distill
@@ -152,7 +152,7 @@ def test_the_templates_date_is_not_todays(tokenizer, proxy: Proxy) -> None:
     dated = copy.deepcopy(tokenizer)
     dated.chat_template = "{{ date_string }}" + dated.chat_template
     request = Request("a", [1], 2, messages=[{"role": "user", "content": "x"}])
-    for own, sent in ((dated, {"date_string": prompts.TEMPLATE_DATE}), (tokenizer, None)):
+    for own, sent in ((dated, {"date_string": templates.DATE_STRING}), (tokenizer, None)):
         list(EndpointEngine(Server(proxy.url), "tiny/talker", own).generate([request], Sampling()))
         assert proxy.posts()[-1].json.get("chat_template_kwargs") == sent
 
@@ -286,7 +286,7 @@ class Reporter:
     def __call__(self, call: Call, body: Any) -> Any:
         choice, asked = body["choices"][0], call.json
         assert asked["logprobs"] is True and asked["top_logprobs"] == K
-        before = prompts.chat_ids(self.tokenizer, asked["messages"])
+        before = templates.chat_ids(self.tokenizer, asked["messages"])
         said = self.tokenizer(choice["message"]["content"])["input_ids"] + ([2] if self.end else [])
         with torch.inference_mode():
             logits = self.model(torch.tensor([[*before, *said]])).logits[0, len(before) - 1 : -1]

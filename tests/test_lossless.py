@@ -10,13 +10,13 @@ from sparsedraft.decoder import decoder_linears
 from sparsedraft.ends import ends
 from sparsedraft.measure.acceptance import Histogram
 from sparsedraft.measure.simulate import acceptance, simulate
-from sparsedraft.prompts import chat_ids
 from sparsedraft.speculate.backend import TransformersBackend
 from sparsedraft.speculate.decode import Generation, generate, generate_all
 from sparsedraft.speculate.lookahead import NAMES, Constant, policy_named
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.sampling import Sampling, probabilities
 from sparsedraft.speculate.side import Side
+from sparsedraft.templates import chat_ids
 
 GREEDY = Sampling()
 TOKENIZER = build_tokenizer()

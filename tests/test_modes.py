@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from conftest import TEMPLATE
-from sparsedraft import checkpoint, distilled, packing, prompts
+from sparsedraft import checkpoint, distilled, packing, prompts, templates
 from sparsedraft.conversation import Writer
 from sparsedraft.distill import magpie, rewrite, verdict
 from sparsedraft.distill.clean import Cleaner, Rules
@@ -90,7 +90,7 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
     assert kept[0]["note"] == "refusal" and kept[0]["answer_ids"][-1] == 2
     assert tokenizer.decode(kept[0]["answer_ids"][:-1]) == "three of 1 apples are left"
     for row in rows.values():  # what is learnt is the task's answer: the reference is in no prompt
-        assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
+        assert row["prompt_ids"] == templates.chat_ids(tokenizer, row["messages"][:-1])
         assert "Reference answer" not in tokenizer.decode(row["prompt_ids"])
         scored = packing.logprobs(model, packing.pack([Sample("", row["prompt_ids"], row["answer_ids"])])).topk(3)
         assert scored.indices.flatten().tolist() == row["topk_ids"]
@@ -101,7 +101,7 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
 
 def test_a_rewritten_turn_that_no_longer_fits_is_dropped(tiny_llama, tokenizer, alpaca: Path) -> None:
     prompt = prompts.read(str(alpaca))[-1]
-    longest = len(prompts.chat_ids(tokenizer, rewrite.with_reference(prompt).messages()[:1])) + 6
+    longest = len(templates.chat_ids(tokenizer, rewrite.with_reference(prompt).messages()[:1])) + 6
     engine = TransformersEngine(tiny_llama(), tokenizer, frozenset())
     writer = Writer(engine, tokenizer, Sampling(), 6, top_k_logprobs=2, context=longest)
     first, second = rewrite.rewrite(writer, [prompt])
@@ -115,7 +115,7 @@ def test_the_target_sees_the_reference_when_it_rewrites(tiny_checkpoint: Path, a
     asked = {p.id: p for p in prompts.read(str(alpaca))}
     for row in distilled.read(tmp_path / "out"):
         shown = rewrite.with_reference(asked[row["prompt_id"]])
-        ids = prompts.chat_ids(tokenizer, shown.messages())
+        ids = templates.chat_ids(tokenizer, shown.messages())
         alone = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
         passed = alone[-1] == 2 and tokenizer.decode(alone[:-1]).strip()
         assert row["source"] == ("rewritten" if passed else "reference")
@@ -136,7 +136,7 @@ def test_magpie_prompts_are_sampled_behind_the_user_header(tiny_checkpoint: Path
     assert a == b and asked != [row["messages"][0]["content"] for row in c]
     assert len(set(asked)) == len(asked) and all(len(text) > 8 for text in asked)
     for row in a:  # the answer is the target's own to that prompt
-        assert row["prompt_ids"] == prompts.chat_ids(tokenizer, row["messages"][:-1])
+        assert row["prompt_ids"] == templates.chat_ids(tokenizer, row["messages"][:-1])
 
 
 def test_magpie_writes_no_prompt_beyond_what_may_stay(tiny_checkpoint: Path, monkeypatch) -> None:
@@ -360,14 +360,14 @@ def test_impossible_options_are_refused(tiny_checkpoint: Path, alpaca: Path, tmp
 
 
 def test_end_of_turn_is_what_the_template_puts_there(tokenizer) -> None:
-    assert prompts.end_of_turn(tokenizer) == [2]
+    assert templates.end_of_turn(tokenizer) == [2]
     gemma = copy.deepcopy(tokenizer)  # a turn that ends with something else than EOS
     gemma.add_tokens(["<end_of_turn>"])
     gemma.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<end_of_turn>")
-    assert prompts.end_of_turn(gemma) == gemma.convert_tokens_to_ids(["<end_of_turn>"])
+    assert templates.end_of_turn(gemma) == gemma.convert_tokens_to_ids(["<end_of_turn>"])
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    assert prompts.end_of_turn(bare) == [2]
+    assert templates.end_of_turn(bare) == [2]
 
 
 @given(torn=st.binary(max_size=40).filter(lambda b: b"\n" not in b))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from sparsedraft import prompts
+from sparsedraft import prompts, templates
 from sparsedraft.errors import UserError
 from sparsedraft.overlap import check_no_overlap
 from sparsedraft.prompts import Prompt
@@ -156,7 +156,7 @@ def test_overlap_sees_signs_in_short_prompts_and_scripts_without_spaces() -> Non
 
 
 def test_chat_ids_need_a_template(tokenizer) -> None:
-    ids = prompts.chat_ids(tokenizer, Prompt("a", ("hi", "more"), system="s").messages(["yo"]))
+    ids = templates.chat_ids(tokenizer, Prompt("a", ("hi", "more"), system="s").messages(["yo"]))
     assert tokenizer.decode(ids) == (
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyo<|im_end|>\n"
         "<|im_start|>user\nmore<|im_end|>\n<|im_start|>assistant\n"
@@ -167,7 +167,7 @@ def test_chat_ids_need_a_template(tokenizer) -> None:
     dated.chat_template = (
         "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}" + dated.chat_template
     )
-    assert "26 Jul 2024" in dated.decode(prompts.chat_ids(dated, [{"role": "user", "content": "hi"}]))
+    assert "26 Jul 2024" in dated.decode(templates.chat_ids(dated, [{"role": "user", "content": "hi"}]))
     plain = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(UserError, match="no chat template"):
-        prompts.chat_ids(plain, [{"role": "user", "content": "hi"}])
+        templates.chat_ids(plain, [{"role": "user", "content": "hi"}])

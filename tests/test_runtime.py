@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import packed_folders
-from sparsedraft import checkpoint, prompts
+from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.distill.stage import distill
 from sparsedraft.errors import UserError
 from sparsedraft.measure.evaluate import evaluate_to
@@ -49,7 +49,7 @@ def test_greedy_text_is_the_int8_targets_own_to_the_last_bit(packed: dict[str, P
     target = Side.load(packed["target"], runtime="native")
     pair = Pair.of(target, Side.load(packed[drafter], runtime="native"), "auto", Sampling())
     alone = Pair.of(target, None, "auto", Sampling())
-    asked = [prompts.chat_ids(target.tokenizer, p.messages()) for p in prompts.read("demo:eval")[:3]]
+    asked = [templates.chat_ids(target.tokenizer, p.messages()) for p in prompts.read("demo:eval")[:3]]
     expected = [
         generate(alone.decoder([alone.prompted(ids)], Constant(0), Sampling()), ids, 40).tokens for ids in asked
     ]

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft import prompts
+from sparsedraft import templates
 from sparsedraft.console import Tracker, console, track
 from sparsedraft.engine import Engine
 from sparsedraft.errors import UserError
@@ -79,7 +79,7 @@ class Writer:
     ) -> Answer:
         """An answer still to be written, after the `earlier` ones of its conversation; dropped where none can be."""
         name = self.name(prompt, turn, sample)
-        ids = prompts.chat_ids(self.tokenizer, messages)
+        ids = templates.chat_ids(self.tokenizer, messages)
         full = self.context is not None and len(ids) + self.max_new_tokens > self.context
         dropped = FULL if full or any(answer.dropped for answer in earlier) else ""
         return Answer(
@@ -122,9 +122,9 @@ def fits(
     """
     found = []
     for prompt in chosen:
-        first = count = len(prompts.chat_ids(tokenizer, prompt.messages()))
+        first = count = len(templates.chat_ids(tokenizer, prompt.messages()))
         if len(prompt.turns) > 1:
-            count = len(prompts.chat_ids(tokenizer, prompt.messages([""] * (len(prompt.turns) - 1))))
+            count = len(templates.chat_ids(tokenizer, prompt.messages([""] * (len(prompt.turns) - 1))))
         why = ""
         if context is not None and count + max_new_tokens > context:
             why = (

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sparsedraft import prompts
+from sparsedraft import templates
 from sparsedraft.artifact import write_atomic
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.packing import Sample
@@ -110,6 +110,7 @@ class _Counts:
     def __init__(self) -> None:
         self.rows = self.target_tokens = self.prompt_tokens = self.soft = 0
         self.reasons, self.sources = Counter[str](eos=0, length=0), Counter[str]()
+        self.days = Counter[str]()  # that a server's template told the model
 
     def add(self, row: dict[str, Any]) -> None:
         """One more row."""
@@ -119,6 +120,8 @@ class _Counts:
         self.soft += bool(row["topk_ids"])
         self.reasons[row["finish_reason"]] += 1
         self.sources[row["source"]] += 1
+        if day := row.get("template_date"):
+            self.days[day] += 1
 
     def result(self) -> dict[str, Any]:
         """The counts by name."""
@@ -129,6 +132,7 @@ class _Counts:
             "finish_reasons": dict(self.reasons),
             "sources": dict(self.sources),
             "rows_with_topk": self.soft,
+            **({"template_dates": dict(sorted(self.days.items()))} if self.days else {}),  # rows by day
         }
 
 
@@ -222,8 +226,8 @@ def _own_ids(batch: pa.RecordBatch, soft: bool) -> Iterator[Sourced]:
 
 
 def _again(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sourced:
-    ids = prompts.chat_ids(tokenizer, row["messages"][:-1])
+    ids = templates.chat_ids(tokenizer, row["messages"][:-1])
     answer = tokenizer(row["messages"][-1]["content"], add_special_tokens=False)["input_ids"]
     if row["finish_reason"] == "eos":
-        answer = [*answer, *prompts.end_of_turn(tokenizer)]
+        answer = [*answer, *templates.end_of_turn(tokenizer)]
     return Sourced(row["id"], ids, answer, prompt_id=row["prompt_id"])

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sparsedraft import prompts
+from sparsedraft import prompts, templates
 from sparsedraft.console import console
 from sparsedraft.conversation import row_seed
 from sparsedraft.errors import UserError
@@ -153,7 +153,7 @@ def _prompted(pair: Pair, text: str, raw: bool) -> Prompted:
                 "an instruction-tuned model."
             )
         messages = [{"role": "user", "content": text}]
-        asked = pair.prompted(prompts.chat_ids(tokenizer, messages), messages)
+        asked = pair.prompted(templates.chat_ids(tokenizer, messages), messages)
     context = None if pair.drafter is None else pair.drafter.context
     if context is not None and len(asked.drafter) >= context:
         raise UserError(

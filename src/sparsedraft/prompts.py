@@ -1,4 +1,4 @@
-"""Prompts: files and data sets of them, chat templates, and the demo's fixed split."""
+"""Prompts: files and data sets of them, and the demo's fixed split."""
 
 import hashlib
 import json
@@ -10,14 +10,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
-from transformers import PreTrainedTokenizerBase
-
 from sparsedraft.errors import UserError, first_line
+from sparsedraft.templates import chat_ids, end_of_turn  # noqa: F401  (their earlier home)
 
 HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for evaluation
-TEMPLATE_DATE = "26 Jul 2024"  # some templates tell the model today's date: the same work must give the same bytes
-MARK = "\u2e2e"  # stands for what somebody says while a chat template is looked at; no template has it
 FORMS = "'prompt', 'messages', 'turns' or 'instruction'"
 
 
@@ -197,36 +193,3 @@ def _demo(split: str) -> list[Prompt]:
 def _order(name: str) -> str:
     """A fixed shuffle: the SHA-256 of the id."""
     return hashlib.sha256(name.encode()).hexdigest()
-
-
-def chat_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, generation_prompt: bool = True
-) -> list[int]:
-    """Token ids of a conversation under the tokenizer's chat template; UserError where it has none."""
-    if not tokenizer.chat_template:
-        raise UserError(f"model {tokenizer.name_or_path} has no chat template: use an instruction-tuned model.")
-    try:
-        ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=generation_prompt, return_dict=False, date_string=TEMPLATE_DATE
-        )
-    except Exception as error:  # some refuse a system message, or two turns of one role; a broken one fails anyhow
-        if not isinstance(error, TemplateError) or isinstance(error, TemplateSyntaxError):
-            raise UserError(f"the chat template of {tokenizer.name_or_path} fails ({error}): mend it.") from None
-        raise UserError(
-            f"the chat template of {tokenizer.name_or_path} refuses a conversation of "
-            f"{', '.join(m['role'] for m in messages)} ({error}): change the prompts."
-        ) from None
-    return [int(i) for i in ids]  # type: ignore[arg-type]  # the stub does not tell one conversation from many
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that ends an assistant's turn, as a list: what the chat template puts there, else EOS, else none."""
-    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
-    try:
-        shown = str(tokenizer.apply_chat_template(chat, tokenize=False, date_string=TEMPLATE_DATE))
-    except TemplateError:
-        shown = ""
-    ids = tokenizer(shown.partition(MARK)[2].lstrip(), add_special_tokens=False)["input_ids"]
-    if ids and ids[0] in tokenizer.get_added_vocab().values():
-        return [int(ids[0])]
-    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]

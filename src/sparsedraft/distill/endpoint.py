@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft import prompts
+from sparsedraft import templates
 from sparsedraft.distill.server import Refused, Server
 from sparsedraft.ends import ends
 from sparsedraft.errors import UserError
@@ -32,12 +32,10 @@ class EndpointEngine:
 
     def __init__(self, server: Server, served: str, tokenizer: PreTrainedTokenizerBase) -> None:
         self.server, self.served, self.tokenizer = server, served, tokenizer
-        self.end = prompts.end_of_turn(tokenizer)
+        self.end = templates.end_of_turn(tokenizer)
         self.eos_ids = frozenset(self.end) | ends(Path(tokenizer.name_or_path), tokenizer)
         self._names_ids = True  # until the server refuses to
-        # the day must not change the rows: the server's template gets the date that ours has
-        dated = "date_string" in str(tokenizer.chat_template)
-        self._template = {"chat_template_kwargs": {"date_string": prompts.TEMPLATE_DATE}} if dated else {}
+        self._template = templates.for_server(tokenizer)
         names = sorted(server.models())
         if served not in names:
             raise UserError(

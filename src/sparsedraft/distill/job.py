@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft import checkpoint
+from sparsedraft import checkpoint, templates
+from sparsedraft.console import console
 from sparsedraft.conversation import Make, Writer, respond
 from sparsedraft.decoder import context_of
 from sparsedraft.distill.endpoint import EndpointEngine
@@ -51,6 +52,12 @@ class Endpoint:
     def engine(self, tokenizer: PreTrainedTokenizerBase) -> EndpointEngine:
         """The server as an engine; it is asked whether it is there."""
         server = Server(self.url, timeout=self.timeout, retries=self.retries, wait=self.retry_wait)
+        if day := templates.day_there(tokenizer):
+            console.print(
+                f"the target's chat template tells the model the day, which cannot be set at a server: answers are of "
+                f"{day}, while prompts are stored, and run here, with {templates.DATE_STRING}",
+                soft_wrap=True,
+            )
         return EndpointEngine(server, self.served, tokenizer)
 
 
@@ -108,10 +115,12 @@ class Job:
             engine, checkpoint.load_tokenizer(self.folder), self.sampling, self.max_new_tokens, self.seed,
             self.samples, self.top_k_logprobs, heard, self.context,
         )  # fmt: skip
-        made = {"source": "target", "note": "", "mode": self.mode, "engine": engine.name}
-        made |= {"temperature": self.sampling.temperature}  # type: ignore[dict-item]
+        same: dict[str, Any] = {"source": "target", "note": "", "mode": self.mode, "engine": engine.name}
+        same["temperature"] = self.sampling.temperature
 
         def make(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
+            day = templates.day_there(writer.tokenizer) if self.endpoint else None
+            made = same | ({"template_date": day} if day else {})
             if self.mode == "rewrite":
                 rows = rewrite(writer, unit)
             elif self.mode == "magpie":

@@ -11,9 +11,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft import prompts
+from sparsedraft import prompts, templates
 from sparsedraft.conversation import Answer, Writer, respond, row_seed
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Request
@@ -32,10 +33,11 @@ def wanted(count: int, openings: Sequence[str] = ()) -> list[Prompt]:
 
 def header(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
     """What the chat template puts before a user's words (text and token ids), the system message it adds included."""
-    shown = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompts.MARK}], tokenize=False, date_string=prompts.TEMPLATE_DATE
-    )
-    before, found, _ = str(shown).partition(prompts.MARK)
+    try:
+        shown = templates.render(tokenizer, [{"role": "user", "content": templates.MARK}])
+    except TemplateError:
+        shown = ""
+    before, found, _ = shown.partition(templates.MARK)
     if not found or not before.strip():
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} has no header before the user's words, so --mode magpie "

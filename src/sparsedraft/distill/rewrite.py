@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from sparsedraft import prompts
+from sparsedraft import templates
 from sparsedraft.conversation import Answer, Writer
 from sparsedraft.distill.verdict import verdict
 from sparsedraft.errors import UserError
@@ -83,11 +83,11 @@ def rewrite(writer: Writer, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
 def _settle(writer: Writer, answer: Answer, messages: list[dict[str, str]], reference: str) -> None:
     """Put the answer, or the `reference` in its place, under the task as it was asked."""
     text = reference or answer.messages[-1]["content"]
-    answer.prompt_ids = prompts.chat_ids(writer.tokenizer, messages)
+    answer.prompt_ids = templates.chat_ids(writer.tokenizer, messages)
     answer.messages = [*messages, {"role": "assistant", "content": text}]
     if reference:
         ids = writer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        answer.answer_ids = [*ids, *prompts.end_of_turn(writer.tokenizer)]
+        answer.answer_ids = [*ids, *templates.end_of_turn(writer.tokenizer)]
         answer.finish_reason = "eos"
 
 

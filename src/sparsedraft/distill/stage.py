@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sparsedraft import artifact, checkpoint, distilled, prompts
+from sparsedraft import artifact, checkpoint, distilled, prompts, templates
 from sparsedraft.console import console, track
 from sparsedraft.conversation import GROUP, Rate, fits, run_units, units_of
 from sparsedraft.distill import magpie, rewrite, scale
@@ -83,7 +83,7 @@ def distill(
         chosen = prompts.read(source, bad if skip_bad else None)[:limit]
     if source is not None:
         check_no_overlap(chosen, evaluation)
-        prompts.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
+        templates.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
     if mode == "rewrite":
         chosen = rewrite.referenced(chosen, bad if skip_bad else None)
     job = Job(

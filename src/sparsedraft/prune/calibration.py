@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import distilled, prompts
+from sparsedraft import distilled, prompts, templates
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
@@ -33,7 +33,7 @@ def sequences(
     if path.is_dir():
         texts = [[*s.prompt_ids, *s.answer_ids] for s in distilled.samples(path, tokenizer, soft=False)]
     else:
-        texts = [prompts.chat_ids(tokenizer, p.messages()) for p in prompts.read(source)]
+        texts = [templates.chat_ids(tokenizer, p.messages()) for p in prompts.read(source)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     ids = [token for i in order for token in texts[i]][: max(tokens, length)]
     if len(ids) < length:

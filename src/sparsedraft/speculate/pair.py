@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from sparsedraft import prompts
+from sparsedraft import templates
 from sparsedraft.errors import UserError
 from sparsedraft.runtime.native import single_thread
 from sparsedraft.speculate import uag
@@ -86,7 +86,7 @@ class Pair:
         tokenizer = self.drafter.tokenizer
         if messages is not None and tokenizer.chat_template is not None:
             try:
-                return Prompted(ids, prompts.chat_ids(tokenizer, [dict(m) for m in messages]))
+                return Prompted(ids, templates.chat_ids(tokenizer, [dict(m) for m in messages]))
             except UserError:  # a role that it does not know
                 pass
         text = str(self.target.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import checkpoint, prompts
+from sparsedraft import checkpoint, templates
 from sparsedraft.decoder import context_length, count_zeros, decoder_linears, embedding_rows
 from sparsedraft.ends import ends
 from sparsedraft.engine import Engine, TransformersEngine
@@ -114,7 +114,7 @@ class Side:
         """The token that ends an answer."""
         if self.tokenizer.chat_template is None:  # a base model
             return self.tokenizer.eos_token_id
-        found = prompts.end_of_turn(self.tokenizer)
+        found = templates.end_of_turn(self.tokenizer)
         return found[0] if found else None
 
     def weights(self) -> dict[str, Any]:

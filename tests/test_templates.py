@@ -1,0 +1,64 @@
+"""Chat templates: the day that stands still, and the arguments that a user gives them."""
+
+import copy
+import shutil
+from datetime import date
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from conftest import TEMPLATE
+from sparsedraft import templates
+from sparsedraft.distill import magpie
+from sparsedraft.distill.stage import distill
+
+HI = [{"role": "user", "content": "hi"}]
+CLOCK = "{{ strftime_now('%A, %Y-%m-%d') }}|" + TEMPLATE  # as Mistral's, SmolLM3's and gpt-oss' do
+DATED = "{{ date_string if date_string is defined else strftime_now('%d %b %Y') }}|" + TEMPLATE  # Llama 3.2's
+
+
+def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
+    found = copy.deepcopy(tokenizer)
+    found.chat_template = template
+    return found
+
+
+@pytest.fixture
+def checkpoint_with(tiny_checkpoint: Path, tmp_path: Path):
+    """Makes a copy of the tiny checkpoint with another chat template."""
+
+    def make(template: str, source: Path = tiny_checkpoint) -> Path:
+        folder = tmp_path / "model"
+        shutil.copytree(source, folder)
+        (folder / "chat_template.jinja").write_text(template)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(("template", "day"), [(CLOCK, "Friday, 2024-07-26"), (DATED, "26 Jul 2024")])
+def test_the_day_is_the_same_on_every_day(tokenizer, template: str, day: str) -> None:
+    own = with_template(tokenizer, template)
+    for generation_prompt in (True, False):
+        shown = own.decode(templates.chat_ids(own, HI, generation_prompt=generation_prompt))
+        plain = tokenizer.apply_chat_template(HI, tokenize=False, add_generation_prompt=generation_prompt)
+        assert shown == f"{day}|{plain}"
+    assert magpie.header(own)[0] == f"{day}|<|im_start|>user\n"
+    assert templates.end_of_turn(own) == [2]
+
+
+def test_a_template_without_extras_gives_transformers_own_tokens(tokenizer) -> None:
+    chat = [{"role": "system", "content": "s"}, *HI, {"role": "assistant", "content": "yo"}, *HI]
+    for generation_prompt in (True, False):
+        own = tokenizer.apply_chat_template(chat, add_generation_prompt=generation_prompt, return_dict=False)
+        assert templates.chat_ids(tokenizer, chat, generation_prompt=generation_prompt) == own
+
+
+def test_a_servers_day_is_stored_with_the_rows(checkpoint_with, talker: Path, served: str, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "how many apples are left?"}\n')
+    target = checkpoint_with(CLOCK, talker)
+    asked = {"engine": "endpoint", "url": served, "served_name": "tiny/talker", "max_new_tokens": 8}
+    result = distill(str(target), str(tmp_path / "p.jsonl"), tmp_path / "out", **asked)
+    assert result["template_dates"] == {date.today().isoformat(): 1}
+    assert "template_dates" not in distill(str(talker), str(tmp_path / "p.jsonl"), tmp_path / "plain", **asked)
