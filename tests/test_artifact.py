@@ -229,7 +229,7 @@ def test_a_lock_that_its_holder_has_just_removed_is_not_held(tmp_path: Path, mon
         locked.append(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(artifact.fcntl, "flock", late)
+        patch.setattr(fcntl, "flock", late)
         with pytest.raises(UserError, match="another process"):
             artifact.make(tmp_path / "out", "test", {}, build)
     assert locked and not (tmp_path / "out").exists()

@@ -5,7 +5,6 @@ without the dot is always whole. The hidden folder survives a kill; the same com
 and goes on from whatever it finds there.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,9 +12,9 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from importlib import metadata
@@ -24,15 +23,36 @@ from typing import Any
 
 from sparsedraft.console import console
 from sparsedraft.errors import UserError
+from sparsedraft.places import (
+    NOTE,
+    PROVENANCE,
+    aside_of,
+    check_apart,
+    check_neighbours,
+    check_place,
+    check_replaceable,
+    locked,
+    partial_of,
+    read_note,
+    read_provenance,
+    remove,
+)
 
 PACKAGES = ("sparsedraft", "torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "numpy")
-VOLATILE = {"provenance.json", "report", "recipe.yaml"}  # not part of what an artifact *is*
+GROWN_FROM = ("fingerprint", "commit", "finished", "seconds")  # what is kept of an older provenance
+VOLATILE = {PROVENANCE, "report", "recipe.yaml"}  # not part of what an artifact *is*
 
 
 @contextmanager
 def write_atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; renamed to it when the block succeeds, removed when it does not."""
+    """Yield a temporary path beside `path`; renamed to it when the block succeeds, removed when it does not.
+
+    What a kill or somebody else left under that name goes first: writing must not follow a link.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
+    if temporary.is_dir() and not temporary.is_symlink():
+        raise UserError(f"{temporary} is in the way of writing {path.name} and not ours: move it.")
+    temporary.unlink(missing_ok=True)
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -145,15 +165,6 @@ def _refuse(folder: Path, stored: dict[str, Any], command: str, inputs: Any) -> 
     )
 
 
-def read_provenance(folder: Path) -> dict[str, Any] | None:
-    """The provenance of a finished artifact, or None where `folder` is none."""
-    try:
-        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def _result(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -171,53 +182,62 @@ def make(
     overwrite: bool = False,
     renew: bool = False,
     grows: str | None = None,
+    reads: Sequence[str | Path | None] = (),
 ) -> dict[str, Any]:
     """Make the artifact `out` by `build(work_folder)` unless it is already there; return build's result.
 
     Inputs that are `Path`s count by content. `build` must pick up what an interrupted call left in its work folder.
     Files whose names start with "." are scratch: there to resume from, deleted before the rename.
+    `overwrite`: an artifact that `command` made from other inputs is replaced; nothing else ever is.
     `renew`: what was made from other inputs is made anew (for what takes seconds and follows from what lies there).
     `grows`: an input that maps names to parts. Where it has but got more of them the artifact is made anew, too, while
     the old one still lies at `out`: there for `build` to take from.
+    `reads`: what else the command reads; those of them that are paths must not lie in `out`, nor it in them.
     Raises UserError if `out` holds something else, or another process is making it.
     """
-    _check_place(out)
-    for name, value in inputs.items():
-        if isinstance(value, Path) and value.resolve() in (out.resolve(), *out.resolve().parents):
-            raise UserError(f"--out {out} lies in the input {name} {value}: name a folder outside it.")
+    check_place(out)
+    check_apart(out, inputs, reads)
     described = _describe(dict(inputs))
-    mark = fingerprint(command, described, seed)
-    old: dict[str, Any] | None = None  # what the artifact grows from
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        stored = read_provenance(out) if out.is_dir() else None
-        if stored is None:
-            raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
-        if stored.get("fingerprint") == mark:
-            console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
+    wanted = _Wanted(out, command, described, fingerprint(command, described, seed), seed, overwrite, grows, None)
+    if _stands(wanted, renew)[0]:
+        console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
+        return _result(out)
+    with locked(out):
+        done, wanted = _stands(wanted, renew)  # once more: another process may just have finished one
+        if done:
             return _result(out)
-        grown = stored.get("seed") == seed and _has_grown(stored.get("inputs"), described, grows)
-        if stored.get("command") != command or not (renew or grown):
-            raise _refuse(out, stored, command, described)
-        overwrite, old = renew, stored if grown else None
-    if overwrite and out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_provenance(out) is None)):
-        raise UserError(f"--out {out} holds something that is not ours, so --overwrite does not delete it.")
-    wanted = _Wanted(out, command, described, mark, seed, overwrite, grows, old)
-    work = wanted.work
-    with _locked(out.parent / f".{out.name}.lock", out):
+        check_neighbours(out, command)
+        work, aside = wanted.work, aside_of(out)
         # provenance is written last: a run that was killed after it has but to be put in its place
-        if (read_provenance(work) or {}).get("fingerprint") != mark:
+        if (read_provenance(work) or {}).get("fingerprint") != wanted.mark:
             _build(wanted, build)
         for scratch in work.glob(".*"):
-            shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
-        aside = out.parent / f".{out.name}.old"
+            shutil.rmtree(scratch) if scratch.is_dir() and not scratch.is_symlink() else scratch.unlink()
         if aside.exists():
-            shutil.rmtree(aside)
+            remove(aside)
         if out.exists():  # in one step: half of a folder would be nobody's
             os.replace(out, aside)
         os.replace(work, out)
         if aside.exists():
-            shutil.rmtree(aside)
+            remove(aside)
     return _result(out)
+
+
+def _stands(wanted: "_Wanted", renew: bool) -> tuple[bool, "_Wanted"]:
+    """(whether it is there already, what is to be made and how); UserError where what is there must stay."""
+    out = wanted.out
+    if not wanted.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        stored = read_provenance(out) if out.is_dir() else None
+        if stored is None:
+            raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
+        if stored.get("fingerprint") == wanted.mark:
+            return True, wanted
+        grown = stored.get("seed") == wanted.seed and _has_grown(stored.get("inputs"), wanted.inputs, wanted.grows)
+        if stored.get("command") != wanted.command or not (renew or grown):
+            raise _refuse(out, stored, wanted.command, wanted.inputs)
+        wanted = replace(wanted, overwrite=renew, old=stored if grown else None)
+    check_replaceable(out, wanted.command)
+    return False, wanted
 
 
 @dataclass(frozen=True)
@@ -236,7 +256,7 @@ class _Wanted:
     @property
     def work(self) -> Path:
         """Where it is built."""
-        return self.out.parent / f".{self.out.name}.partial"
+        return partial_of(self.out)
 
 
 def _build(wanted: _Wanted, build: Callable[[Path], dict[str, Any]]) -> None:
@@ -245,8 +265,8 @@ def _build(wanted: _Wanted, build: Callable[[Path], dict[str, Any]]) -> None:
     try:
         result = build(work)
     except UserError:
-        if not any(file.is_file() and file.stat().st_size for file in work.rglob("*") if file.name != ".inputs.json"):
-            shutil.rmtree(work)  # refused before any work was done: the mended command must not trip over it
+        if not any(file.is_file() and file.stat().st_size for file in work.rglob("*") if file.name != NOTE):
+            remove(work)  # refused before any work was done: the mended command must not trip over it
         raise
     provenance = {
         "command": wanted.command,
@@ -259,22 +279,16 @@ def _build(wanted: _Wanted, build: Callable[[Path], dict[str, Any]]) -> None:
         "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.time() - started, 1),
-        **({"grown_from": {key: old[key] for key in ("fingerprint", "commit", "finished", "seconds")}} if old else {}),
+        **({"grown_from": {key: old.get(key) for key in GROWN_FROM}} if old else {}),
     }
     write_json(work / "result.json", result)
-    write_json(work / "provenance.json", provenance)
+    write_json(work / PROVENANCE, provenance)
 
 
-def _check_place(out: Path) -> None:
-    """Raise UserError for an `out` that cannot become a folder by renaming one beside it."""
-    if any(len(part.encode(errors="replace")) > 240 for part in out.parts):  # room for what stands around a name
-        raise UserError(f"--out {str(out)[:40]}… is too long a name: shorten it.")
-    if out.is_symlink():
-        raise UserError(f"--out {out} is a symbolic link: name the folder itself.")
-    if out.name in ("", "..") or out.resolve() == Path.cwd():
-        raise UserError(f"--out {out} is no name for a new folder: name one, such as ./result.")
-    if blocked := next((parent for parent in out.parents if parent.exists() and not parent.is_dir()), None):
-        raise UserError(f"--out {out} lies under {blocked}, which is a file: name another folder.")
+def _began(note: dict[str, Any]) -> float:
+    """When the work that `note` is about began."""
+    started = note.get("started")
+    return started if isinstance(started, int | float) and 0 <= started <= time.time() else time.time()
 
 
 def _open_work(wanted: _Wanted) -> float:
@@ -284,20 +298,17 @@ def _open_work(wanted: _Wanted) -> float:
     (`overwrite`) none that began with parts of the finished artifact.
     """
     work, growing = wanted.work, wanted.old is not None
-    note = work / ".inputs.json"
+    note = work / NOTE
     if work.exists():
-        try:
-            stored = json.loads(note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            stored = None  # killed before its first file was whole: nothing is lost by starting afresh
+        stored = read_note(work)  # None: killed before its first file was whole, and nothing is lost by starting afresh
         if stored is not None and not (wanted.overwrite and stored.get("growing")):
-            same = stored["fingerprint"] == wanted.mark
+            same = stored.get("fingerprint") == wanted.mark
             if not same and not wanted.overwrite and _has_grown(stored.get("inputs"), wanted.inputs, wanted.grows):
                 same = True
                 write_json(note, {**stored, "inputs": wanted.inputs, "fingerprint": wanted.mark})
             if same:
                 console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]", soft_wrap=True)
-                return float(stored["started"])
+                return _began(stored)
         if stored is not None and not wanted.overwrite:
             changed = ", ".join(_changed(stored.get("inputs"), wanted.inputs)) or "seed"
             drop = f"delete {work}" if growing else "pass --overwrite to drop it"  # which would drop the finished one
@@ -305,31 +316,9 @@ def _open_work(wanted: _Wanted) -> float:
                 f"--out {wanted.out} has an unfinished run with other inputs (changed: {changed}): {drop}, or name "
                 "another folder."
             )
-        shutil.rmtree(work)
+        remove(work)
     work.mkdir(parents=True)
     begun = {"command": wanted.command, "inputs": wanted.inputs, "fingerprint": wanted.mark}
     started = time.time()
     write_json(note, {**begun, "started": started, "growing": growing})
     return started
-
-
-@contextmanager
-def _locked(path: Path, out: Path) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs, so that two commands never build the same artifact."""
-    made = UserError(f"--out {out} is being made by another process: wait for it or name another folder.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "w")  # noqa: SIM115  (closed below)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}): name a folder that can.") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                raise made  # its holder has just removed it, and a third locks another
-        except (BlockingIOError, FileNotFoundError):
-            raise made from None
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)

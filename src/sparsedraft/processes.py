@@ -137,6 +137,7 @@ def make(
     *,
     seed: int = 0,
     overwrite: bool = False,
+    reads: Sequence[str | Path | None] = (),
 ) -> dict[str, Any]:
     """`artifact.make` in the main process, while the others run `build` beside it; returns its result.
 
@@ -155,7 +156,7 @@ def make(
         return build(work)
 
     try:
-        return artifact.make(out, command, inputs, leading, seed=seed, overwrite=overwrite)
+        return artifact.make(out, command, inputs, leading, seed=seed, overwrite=overwrite, reads=reads)
     finally:
         if not started:
             broadcast_object_list([None])

@@ -14,6 +14,7 @@ from sparsedraft.finetune.stage import finetune
 from sparsedraft.measure.evaluate import evaluate_to
 from sparsedraft.measure.options import Options
 from sparsedraft.overlap import check_no_overlap
+from sparsedraft.places import check_apart
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed, dump
@@ -31,6 +32,8 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "recipe.yaml").exists())):
         raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
     # before any work: what is found after an hour helps nobody
+    for place in _places(recipe, out):
+        check_apart(place, {}, _read(recipe))
     evaluation = {section.prompts: prompts.read(section.prompts) for section in _evaluations(recipe).values()}
     d = recipe.distill
     if not recipe.allow_overlap and d.prompts is not None:
@@ -92,6 +95,20 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     console.print(f"report: {shown['report']}")
     more = {part: found for part, found in {**results, "speed": timed}.items() if part != "eval" and found}
     return {**results["eval"], "report": shown["report"], **more}
+
+
+def _read(recipe: Recipe) -> list[str | None]:
+    """What the recipe reads that is not made by it."""
+    prompts_of = [section.prompts for section in _evaluations(recipe).values()]
+    return [recipe.target, recipe.drafter, recipe.distill.prompts, *prompts_of]
+
+
+def _places(recipe: Recipe, out: Path) -> list[Path]:
+    """The folders in `out` that a run may make, those of one drafter together."""
+    slugs = [entry.slug for entry in recipe.drafters]
+    parts = ["distilled", "eval", "sampled", "speed", "packed-eval", "report", "packed/.target-f16"]
+    parts += ["packed/.target-bf16", "packed/.target-int8"]
+    return [out / part for part in (*parts, *(f"{kind}/{slug}" for kind in ("drafters", "packed") for slug in slugs))]
 
 
 def _evaluations(recipe: Recipe) -> dict[str, Eval]:

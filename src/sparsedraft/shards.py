@@ -5,6 +5,7 @@ that are mapped, so that memory is one shard's at most.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -149,9 +150,31 @@ def write(folder: Path, tensors: Mapping[str, tuple[Shards, str]], limit: int = 
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n")
 
 
+def side_files(source: Path) -> list[Path]:
+    """Config, tokenizer and what else lies beside the weights in the checkpoint `source`.
+
+    UserError for a symbolic link that leads out of it: a copy would publish what is none of the checkpoint's. A hub
+    cache's links to its own blobs are part of it.
+    """
+    root = source.resolve()
+    inside = [root]
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        inside.append((root.parent.parent / "blobs").resolve())
+    found = []
+    for file in sorted({file for pattern in SIDE_FILES for file in source.glob(pattern)}):
+        if file.name in OWN_FILES or file.name.startswith("."):
+            continue
+        real = Path(os.path.realpath(file))  # of a link to itself, too
+        if not any(folder in real.parents for folder in inside):
+            raise UserError(f"model file {file} is a link to {real}, outside the checkpoint: copy the file.")
+        if file.is_symlink() and not file.exists():
+            raise UserError(f"model file {file} is a link to {real}, which is not there: copy or download it again.")
+        if file.is_file():
+            found.append(file)
+    return found
+
+
 def copy_side_files(source: Path, folder: Path) -> None:
-    """Copy config, tokenizer and what else lies beside the weights, byte for byte."""
-    for pattern in SIDE_FILES:
-        for file in source.glob(pattern):
-            if file.name not in OWN_FILES and file.is_file() and not file.name.startswith("."):
-                (folder / file.name).write_bytes(file.read_bytes())
+    """Copy the `side_files`, byte for byte."""
+    for file in side_files(source):
+        (folder / file.name).write_bytes(file.read_bytes())

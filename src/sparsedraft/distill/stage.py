@@ -122,7 +122,8 @@ def distill(
             "dtype": dtype,
         },
     }
-    return artifact.make(out, "distill", inputs, build, seed=seed, overwrite=overwrite)
+    reads = (target, source, *evaluation_prompts)
+    return artifact.make(out, "distill", inputs, build, seed=seed, overwrite=overwrite, reads=reads)
 
 
 def _write(

@@ -1,6 +1,7 @@
 """The `finetune` stage: a drafter and distilled data in, a trained drafter with the same mask out."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import artifact, checkpoint, distilled, packing, processes
+from sparsedraft import artifact, checkpoint, distilled, packing, places, processes
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length, count_zeros, embedding_rows
 from sparsedraft.ends import ends
@@ -114,7 +115,10 @@ def finetune(
                     checkpoint.check_sparsity(checkpoint.load(work), work)
             return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
-        return processes.make(accelerator, out, "finetune", inputs, build, seed=settings.seed, overwrite=overwrite)
+        return processes.make(
+            accelerator, out, "finetune", inputs, build, seed=settings.seed, overwrite=overwrite,
+            reads=(drafter, data, teacher, feature_teacher),
+        )  # fmt: skip
 
 
 def _find(drafter: str, data: str, settings: Settings, teacher: str | None, feature_teacher: str | None) -> _Sources:
@@ -169,7 +173,7 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
     if not step:
         state.remove(work)  # the weights of a validation before training, with early stopping
         return "no earlier state was saved"
-    place = out.with_name(f"{out.name}.last-good")
+    place = _free(out, inputs)
 
     def build(folder: Path) -> dict[str, Any]:
         model = checkpoint.load(sources.drafter)
@@ -180,6 +184,23 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
     artifact.make(place, "finetune", {**inputs, "step": step}, build, overwrite=True)
     state.remove(work)
     return f"the weights after step {step}, the last good ones saved, are the checkpoint {place}"
+
+
+def _free(out: Path, inputs: Mapping[str, object]) -> Path:
+    """OUT.last-good, or OUT.last-good-2 and so on, where that is none of what this training may replace: the last good
+    weights of an earlier one, unless it reads them."""
+    names = itertools.chain(["last-good"], (f"last-good-{number}" for number in itertools.count(2)))
+    for place in (out.with_name(f"{out.name}.{name}") for name in names):
+        if not place.exists():
+            return place
+        try:
+            places.check_apart(place, inputs)
+            places.check_replaceable(place, "finetune")
+        except UserError:
+            continue
+        if "step" in ((places.read_provenance(place) or {}).get("inputs") or {}):
+            return place
+    raise AssertionError("there is always another number")
 
 
 def recounted(claim: dict[str, Any], weights: Mapping[str, Tensor], stored: torch.dtype) -> dict[str, Any]:

@@ -88,7 +88,10 @@ def evaluate_to(
             **({"served": endpoint.served} if endpoint else {}),
         },
     }
-    return artifact.make(out, "eval", inputs, build, seed=options.seed, overwrite=overwrite, grows="drafters")
+    reads = (target, source, *(ref for _, ref in drafters if ref != LOOKUP))
+    return artifact.make(
+        out, "eval", inputs, build, seed=options.seed, overwrite=overwrite, grows="drafters", reads=reads
+    )
 
 
 def _take_up(finished: Path, work: Path) -> list[tuple[Path, int]]:

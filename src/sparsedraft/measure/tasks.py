@@ -56,7 +56,8 @@ def run_tasks(
         "data": [Path(file) for task in given if isinstance(task, dict) for file in _files(task)],
         "options": {"limit": limit, "device": device, "dtype": dtype},
     }
-    return artifact.make(out, "tasks", inputs, build, seed=seed, overwrite=overwrite)
+    reads = (*(ref for _, ref in models), *tasks)
+    return artifact.make(out, "tasks", inputs, build, seed=seed, overwrite=overwrite, reads=reads)
 
 
 def _files(task: dict[str, Any]) -> list[str]:

@@ -36,6 +36,7 @@ def drop_layers(
     if layers is not None and layers < 1:
         raise UserError(f"--layers {layers} drops nothing: give at least 1.")
     folder = checkpoint.find(model)
+    shards.side_files(folder)  # refused now, not at the end
     matched = checkpoint.find(match_macs) if match_macs else None
 
     def build(work: Path) -> dict[str, Any]:
@@ -90,7 +91,8 @@ def drop_layers(
             "dtype": dtype,
         },
     }
-    return artifact.make(out, "drop-layers", inputs, build, seed=seed, overwrite=overwrite)
+    reads = (model, calibration, match_macs)
+    return artifact.make(out, "drop-layers", inputs, build, seed=seed, overwrite=overwrite, reads=reads)
 
 
 def _made(folder: Path) -> Path:

@@ -56,6 +56,7 @@ def prune(
     if allocation not in ALLOCATIONS:
         raise UserError(f"--allocation {allocation} is not known: choose one of {', '.join(ALLOCATIONS)}.")
     folder = checkpoint.find(model)
+    shards.side_files(folder)  # refused now, not at the end
 
     def build(work: Path) -> dict[str, Any]:
         streamed = Streamed(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
@@ -108,7 +109,8 @@ def prune(
             "dtype": dtype,
         },
     }
-    return artifact.make(out, "prune", inputs, build, seed=seed, overwrite=overwrite)
+    reads = (model, calibration)
+    return artifact.make(out, "prune", inputs, build, seed=seed, overwrite=overwrite, reads=reads)
 
 
 def calibration_source(calibration: str) -> Path | str:

@@ -43,6 +43,7 @@ def pack(
     if (head_tokens is None) != (head_data is None):
         raise UserError("--head-tokens and --head-data belong together: the data says which tokens are frequent.")
     folder = checkpoint.find(model)
+    shards.side_files(folder)  # refused now, not at the end
     if is_packed(folder):
         raise UserError(f"model {model} is packed already: pack the checkpoint it came from.")
 
@@ -53,7 +54,7 @@ def pack(
         "model": folder, "weights": weights, "head_tokens": head_tokens,
         "head_data": Path(head_data) if head_data else None,
     }  # fmt: skip
-    return artifact.make(out, "pack", inputs, build, overwrite=overwrite)
+    return artifact.make(out, "pack", inputs, build, overwrite=overwrite, reads=(model, head_data))
 
 
 def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tensor, float]:

@@ -1,0 +1,17 @@
+"""The command line in this process, for tests that call it often."""
+
+import sys
+
+import pytest
+
+from sparsedraft import cli
+
+
+def call(patch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit code of `sparsedraft WORDS`; whatever would be a traceback is raised."""
+    patch.setattr(sys, "argv", ["sparsedraft", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    code = ended.value.code
+    assert isinstance(code, int | None)
+    return code or 0
