@@ -18,6 +18,7 @@ from transformers import (
 
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError, first_line
+from sparsedraft.own_code import refuse_model_code, refuse_tokenizer_code
 from sparsedraft.pattern import Pattern
 from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
@@ -64,7 +65,7 @@ def find(ref: str | Path) -> Path:
         raise UserError(f"model {ref} has num_hidden_layers {layers} in its config.json and {stored} tensors: mend it.")
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
+            AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # whatever a wrong value in a config can break inside a library
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise UserError(f"model {ref} has a config.json that describes no model ({reason}): mend it.") from None
@@ -89,8 +90,9 @@ def read_config(folder: Path) -> PretrainedConfig:
     """The config in `folder`; UserError where there is none that transformers knows."""
     if not (folder / "config.json").is_file():
         raise UserError(f"model {folder} holds no config.json: give the folder of a Hugging Face checkpoint.")
+    refuse_model_code(folder)
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (*UNREADABLE, OSError) as error:
         raise UserError(f"model {folder} has a config.json that cannot be read ({first_line(error)}).") from None
 
@@ -105,7 +107,7 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
     stored = getattr(read_config(folder), "dtype", None)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {ref} cannot be loaded ({first_line(error)}).") from None
@@ -121,8 +123,9 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside the checkpoint `ref`; UserError where it has none."""
     folder = locate(str(ref), weights=False)
+    refuse_tokenizer_code(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = (str(error).strip().splitlines() or ["no tokenizer files"])[0]
         raise UserError(f"model {ref} has no tokenizer that can be read ({reason}).") from None

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from sparsedraft import templates
 from sparsedraft.artifact import write_atomic
 from sparsedraft.errors import UserError, first_line
+from sparsedraft.own_code import refuse_tokenizer_code
 from sparsedraft.packing import Sample
 
 SOFT = ("topk_ids", "topk_logprobs")
@@ -181,8 +182,9 @@ def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.R
 
 def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the data's token ids mean the same under `tokenizer` (the data folder holds the target's own)."""
+    refuse_tokenizer_code(folder / "tokenizer")
     try:
-        own = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        own = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"data {folder} has no tokenizer that can be read ({first_line(error)}): distill it again."

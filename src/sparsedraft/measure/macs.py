@@ -52,7 +52,7 @@ def building(config: PretrainedConfig) -> Iterator[None]:
 def skeleton(config: PretrainedConfig) -> PreTrainedModel:
     """The model of `config` with no memory behind its weights (torch's meta device); UserError where there is none."""
     with building(config), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def macs_of_config(config: PretrainedConfig, sparsity: float = 0.0) -> int:

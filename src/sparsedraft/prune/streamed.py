@@ -28,7 +28,7 @@ class Streamed:
         self.shards = Shards(folder)
         config = checkpoint.read_config(folder)
         with init_empty_weights(include_buffers=False):  # buffers such as rotary frequencies are computed, not stored
-            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+            self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         for name, buffer in self.model.named_buffers():
             set_module_tensor_to_device(self.model, name, self.device, value=buffer)
         self.prefix, layers = named_layers(self.model)

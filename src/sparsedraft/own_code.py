@@ -1,0 +1,52 @@
+"""Checkpoints that bring code of their own: it is never run, and what cannot be loaded without it is refused."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+
+from sparsedraft.errors import UserError
+from sparsedraft.sidefiles import read_object
+
+
+def refuse_model_code(folder: Path) -> None:
+    """UserError where config.json names classes of the folder's own code that transformers does not have.
+
+    One whose classes transformers has under the same names (the code came before the library's) is loaded as that.
+    """
+    fields = read_object(folder / "config.json")
+    family = str(fields.get("model_type"))
+    known = [CONFIG_MAPPING[family].__name__] if family in CONFIG_MAPPING else []
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, ())
+    known += [causal] if isinstance(causal, str) else causal
+    for name in _named(fields.get("auto_map"), ("AutoConfig", "AutoModelForCausalLM")):
+        if name.lower() not in map(str.lower, known):
+            raise _refused(folder, "model", name)
+
+
+def refuse_tokenizer_code(folder: Path) -> None:
+    """The same of the tokenizer's class, which tokenizer_config.json or config.json may name."""
+    for file in ("tokenizer_config.json", "config.json"):
+        if (folder / file).is_file():
+            for name in _named(read_object(folder / file).get("auto_map"), ("AutoTokenizer",)):
+                short = name.removesuffix("Fast")
+                if not any(map(tokenizer_class_from_name, (name, short, f"{short}Fast"))):
+                    raise _refused(folder, "tokenizer", name)
+
+
+def _named(auto_map: object, kinds: Iterable[str]) -> list[str]:
+    """The classes that an auto_map such as {"AutoConfig": "owner/name--module.Class"} names for `kinds`; those of a
+    tokenizer are a list, which once was the whole of the map."""
+    entries = auto_map if isinstance(auto_map, dict) else {"AutoTokenizer": auto_map}
+    found = [entries.get(kind) for kind in kinds]
+    values = [value for entry in found for value in (entry if isinstance(entry, list) else [entry])]
+    return [value.rpartition(".")[2] for value in values if isinstance(value, str)]
+
+
+def _refused(folder: Path, what: str, name: str) -> UserError:
+    return UserError(
+        f"model {folder} needs code of its own for its {what} ({name} in auto_map), and such code is never run: give a "
+        "checkpoint that transformers loads by itself."
+    )
