@@ -19,7 +19,12 @@ Runtime = Annotated[
         help="What runs the models: native (this CPU's own kernels), transformers, or auto: native where it can."
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what this command made there from other inputs; nothing else is ever deleted."
+    ),
+]
 Calibration = Annotated[str, typer.Option(help="Distilled data folder, or PROMPTS, to calibrate on.")]
 CalibrationTokens = Annotated[int, typer.Option("--tokens", min=1, help="Calibration tokens.")]
 SequenceLength = Annotated[int, typer.Option(min=2, help="Length of a packed sequence, tokens.")]

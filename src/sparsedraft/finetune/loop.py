@@ -138,7 +138,8 @@ def train(
     wrapped, optimizer = _prepare(model, masks, settings, accelerator)
     steps = count_steps(training, settings, packable)
     schedule = Schedule(settings.reselect_every, settings.reselect_share, steps)
-    state = State(folder, model, optimizer, writes=accelerator.is_main_process)
+    keeps_best = bool(settings.patience)
+    state = State(folder, model, optimizer, writes=accelerator.is_main_process, keeps_best=keeps_best)
     rows_held_out = packing.groups(validation, settings.sequence_length, packable)
     held_out = [packing.pack([validation[i] for i in group]) for group in rows_held_out]
 

@@ -169,21 +169,21 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
 
     The state goes away, so that the same command with a lower rate finds nothing in `work` that it must refuse.
     """
-    step = state.saved_step(work)
-    if not step:
+    saved = state.last_saved(work, loaded.model)
+    if saved is None:
         state.remove(work)  # the weights of a validation before training, with early stopping
         return "no earlier state was saved"
     place = _free(out, inputs)
 
     def build(folder: Path) -> dict[str, Any]:
         model = checkpoint.load(sources.drafter)
-        state.load_weights(work, model)
+        state.load_weights(saved, model)
         checkpoint.save(model, loaded.tokenizer, folder, sparsity=loaded.claim)
-        return {"drafter": str(sources.drafter), "step": step}
+        return {"drafter": str(sources.drafter), "step": saved.step}
 
-    artifact.make(place, "finetune", {**inputs, "step": step}, build, overwrite=True)
+    artifact.make(place, "finetune", {**inputs, "step": saved.step}, build, overwrite=True)
     state.remove(work)
-    return f"the weights after step {step}, the last good ones saved, are the checkpoint {place}"
+    return f"the weights after step {saved.step}, the last good ones saved, are the checkpoint {place}"
 
 
 def _free(out: Path, inputs: Mapping[str, object]) -> Path:
