@@ -113,7 +113,7 @@ def other_shape(folder: Path) -> None:
         (damage_header, "damaged or cut short"),
         (only_a_pickle, r"no \.safetensors file"),
         (no_config, r"no config\.json"),
-        (bad_config, r"config\.json that cannot be read"),
+        (bad_config, r"config\.json cannot be read"),
         (other_shape, "lacks weights"),
     ],
 )
