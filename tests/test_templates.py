@@ -1,4 +1,4 @@
-"""Chat templates: the day that stands still, and the arguments that a user gives them."""
+"""Chat templates: transformers' own tokens, on a day that stands still."""
 
 import copy
 import shutil
@@ -24,19 +24,6 @@ def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrain
     return found
 
 
-@pytest.fixture
-def checkpoint_with(tiny_checkpoint: Path, tmp_path: Path):
-    """Makes a copy of the tiny checkpoint with another chat template."""
-
-    def make(template: str, source: Path = tiny_checkpoint) -> Path:
-        folder = tmp_path / "model"
-        shutil.copytree(source, folder)
-        (folder / "chat_template.jinja").write_text(template)
-        return folder
-
-    return make
-
-
 @pytest.mark.parametrize(("template", "day"), [(CLOCK, "Friday, 2024-07-26"), (DATED, "26 Jul 2024")])
 def test_the_day_is_the_same_on_every_day(tokenizer, template: str, day: str) -> None:
     own = with_template(tokenizer, template)
@@ -55,9 +42,10 @@ def test_a_template_without_extras_gives_transformers_own_tokens(tokenizer) -> N
         assert templates.chat_ids(tokenizer, chat, generation_prompt=generation_prompt) == own
 
 
-def test_a_servers_day_is_stored_with_the_rows(checkpoint_with, talker: Path, served: str, tmp_path: Path) -> None:
+def test_a_servers_day_is_stored_with_the_rows(talker: Path, served: str, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "how many apples are left?"}\n')
-    target = checkpoint_with(CLOCK, talker)
+    target = shutil.copytree(talker, tmp_path / "model")
+    (target / "chat_template.jinja").write_text(CLOCK)
     asked = {"engine": "endpoint", "url": served, "served_name": "tiny/talker", "max_new_tokens": 8}
     result = distill(str(target), str(tmp_path / "p.jsonl"), tmp_path / "out", **asked)
     assert result["template_dates"] == {date.today().isoformat(): 1}

@@ -25,9 +25,11 @@ from sparsedraft.options import (
     Seed,
     SequenceLength,
     Temperature,
+    TemplateArg,
     TopK,
     TopP,
     emit,
+    template_args,
     words,
 )
 
@@ -145,6 +147,7 @@ def distill(
         typer.Option(help="PROMPTS kept for evaluation (as often as you like): an error if one is among these."),
     ] = None,
     allow_overlap: AllowOverlap = False,
+    template_arg: TemplateArg = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -191,6 +194,7 @@ def distill(
             skip_bad=skip_bad,
             rules=rules,
             evaluation_prompts=[] if allow_overlap else evaluation or [],
+            template_args=template_args(template_arg),
             seed=seed,
             device=device,
             dtype=dtype,
@@ -218,6 +222,7 @@ def prune(
     ] = False,
     tokens: CalibrationTokens = 65536,
     sequence_length: SequenceLength = 512,
+    template_arg: TemplateArg = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -241,6 +246,7 @@ def prune(
             seed=seed,
             device=device,
             dtype=dtype,
+            template_args=template_args(template_arg),
             overwrite=overwrite,
         )
     )
@@ -257,6 +263,7 @@ def drop_layers(
     ] = None,
     tokens: CalibrationTokens = 65536,
     sequence_length: SequenceLength = 512,
+    template_arg: TemplateArg = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -277,6 +284,7 @@ def drop_layers(
             seed=seed,
             device=device,
             dtype=dtype,
+            template_args=template_args(template_arg),
             overwrite=overwrite,
         )
     )
@@ -349,6 +357,7 @@ def finetune(
     validation_prompts: Annotated[int, typer.Option(min=1, help="Prompts held out for validation.")] = 16,
     validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 25,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states to resume from.")] = 25,
+    template_arg: TemplateArg = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Annotated[
@@ -401,6 +410,7 @@ def finetune(
             validation_prompts=validation_prompts,
             device=device,
             dtype=dtype,
+            template_args=template_args(template_arg),
             overwrite=overwrite,
         )
     )

@@ -19,17 +19,19 @@ from sparsedraft.options import (
     Runtime,
     Seed,
     Temperature,
+    TemplateArg,
     TopK,
     TopP,
     Tree,
     Uag,
     emit,
+    template_args,
     words,
 )
 
 DRAFTING = (
     "k", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "uag", "tree", "simulate", "max_new_tokens",
-    "spread", "runtime", "url", "served_name", "concurrency",
+    "spread", "runtime", "url", "served_name", "concurrency", "template_arg",
 )  # fmt: skip
 
 
@@ -79,6 +81,7 @@ def evaluate(
     ] = None,
     served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Calls to the server under way at once.")] = 16,
+    template_arg: TemplateArg = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -137,6 +140,7 @@ def evaluate(
         device=device,
         dtype=dtype,
         runtime=runtime,
+        template_args=template_args(template_arg),
     )
     result = evaluate_to(out, target, named, str(prompts), options, overwrite=overwrite)
     for table in (demo_table(result), speed_table(result), spec_bench_table(result)):
@@ -209,6 +213,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer; as often as you like.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Say how many tokens each step accepted.")] = False,
+    template_arg: TemplateArg = None,
     seed: Seed = 0,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -236,6 +241,7 @@ def generate(
             device=device,
             dtype=dtype,
             runtime=runtime,
+            template_args=template_args(template_arg),
         )
     )
 

@@ -18,6 +18,7 @@ from sparsedraft.artifact import write_atomic
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.own_code import refuse_tokenizer_code
 from sparsedraft.packing import Sample
+from sparsedraft.templates import Arguments
 
 SOFT = ("topk_ids", "topk_logprobs")
 NEEDED = ("id", "prompt_id", "messages", "prompt_ids", "answer_ids", "finish_reason", *SOFT)
@@ -190,6 +191,15 @@ def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
             f"data {folder} has no tokenizer that can be read ({first_line(error)}): distill it again."
         ) from None
     return own.get_vocab() == tokenizer.get_vocab()
+
+
+def check_rendered(folder: Path, tokenizer: PreTrainedTokenizerBase, template_args: Arguments) -> None:
+    """UserError for arguments of a template that is not applied: the data's token ids are this tokenizer's own."""
+    if template_args and same_tokenizer(folder, tokenizer):
+        raise UserError(
+            f"--template-arg {next(iter(template_args))}: data {folder} holds the token ids of this tokenizer, no "
+            "template is applied to it again; leave it out."
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sparsedraft import prompts, templates
+from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.console import console
 from sparsedraft.conversation import row_seed
 from sparsedraft.errors import UserError
@@ -15,6 +15,7 @@ from sparsedraft.speculate.retokenize import Detokenizer
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.speculate.sequence import Step, Stops
 from sparsedraft.speculate.side import Side
+from sparsedraft.templates import Arguments
 
 
 def stream(
@@ -35,6 +36,7 @@ def stream(
     device: str,
     dtype: str,
     runtime: str = "auto",
+    template_args: Arguments | None = None,
 ) -> dict[str, Any]:
     """Write the target's answers to stdout, one as it comes, several as they end; return texts, counts and steps.
 
@@ -42,14 +44,12 @@ def stream(
     With several prompts, the figures are those of all of them and "answers" has each.
     """
     rule = policy_named(policy, k)
-    p = Side.load(target, dtype=dtype, device=device, runtime=runtime)
-    q = (
-        LOOKUP
-        if drafter == LOOKUP
-        else None
-        if drafter is None
-        else Side.load(drafter, dtype=dtype, device=device, runtime=runtime)
-    )
+    loading: dict[str, Any] = {"dtype": dtype, "device": device, "runtime": runtime, "template_args": template_args}
+    if raw and template_args:
+        raise UserError(f"--template-arg {next(iter(template_args))} does nothing under --raw: leave one of them out.")
+    templates.check(checkpoint.load_tokenizer(target), template_args or {})
+    p = Side.load(target, **loading)
+    q = LOOKUP if drafter == LOOKUP else None if drafter is None else Side.load(drafter, **loading)
     pair = Pair.of(p, q, uag, sampling)
     if tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {tree} needs a model that drafts: give one as --drafter, or leave it out.")

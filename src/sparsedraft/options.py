@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sparsedraft.console import leads
+from sparsedraft.errors import UserError
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new, empty, or this command's own earlier result.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
@@ -44,6 +46,13 @@ Tree = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded at once.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")]
+TemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-arg",
+        help="name=value for the chat template, such as enable_thinking=false (as often as you like).",
+    ),
+]
 AllowOverlap = Annotated[
     bool, typer.Option("--allow-overlap", help="Go on although evaluation prompts are among them.")
 ]
@@ -52,6 +61,25 @@ AllowOverlap = Annotated[
 def words(text: str) -> tuple[str, ...]:
     """The words of a comma-separated list."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def template_args(texts: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of a chat template from `name=value` texts; a value that is JSON (true, 3, "3") is that, else text.
+
+    UserError for a text of another form, and for a name that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise UserError(f"--template-arg {text} is not of the form name=value, such as enable_thinking=false.")
+        if name in found:
+            raise UserError(f"--template-arg {name} is given twice: leave one of them out.")
+        try:
+            found[name] = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
 
 
 def emit(result: dict[str, Any]) -> None:

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal, Self
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
@@ -278,6 +287,7 @@ class Recipe(Section):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     allow_overlap: bool = False
+    template_args: dict[str, JsonValue] = {}  # of the chat templates, such as enable_thinking: false
     distill: Distill = Distill()
     prune: Prune = Prune()
     finetune: Finetune = Finetune()

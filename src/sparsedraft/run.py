@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparsedraft import checkpoint, prompts
+from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.artifact import write_atomic
 from sparsedraft.console import console
 from sparsedraft.distill.stage import distill
@@ -41,11 +41,13 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         for found in evaluation.values():
             check_no_overlap(training, found)
     _check_tokenizers(recipe)
+    templates.check(checkpoint.load_tokenizer(recipe.target), recipe.template_args)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
         _write(recipe, out)
 
     common: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
+    rendering = {"template_args": _rendering(recipe)}
     data = out / "distilled"
     writer = recipe.target
     if recipe.distill.weights:
@@ -57,6 +59,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
         data,
         **recipe.distill.options,
         evaluation_prompts=[] if recipe.allow_overlap else [*evaluation],
+        template_args=recipe.template_args,
         seed=recipe.seed,
         **common,
     )
@@ -65,7 +68,9 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     waiting = list(recipe.drafters)
     while waiting:  # a drafter after those that it is made from or matched to; the recipe has no circles
         entry = next(e for e in waiting if made.keys() >= set(e.needs.values()))
-        made[entry.name] = make_drafter(recipe, entry, made, data, epoch, out / "drafters" / entry.slug, common)
+        made[entry.name] = make_drafter(
+            recipe, entry, made, data, epoch, out / "drafters" / entry.slug, common | rendering
+        )
         waiting.remove(entry)
     named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
     results = {}
@@ -113,6 +118,14 @@ def _places(recipe: Recipe, out: Path) -> list[Path]:
 
 def _evaluations(recipe: Recipe) -> dict[str, Eval]:
     return {"eval": recipe.eval, **({"sampled": recipe.sampled} if recipe.sampled else {})}
+
+
+def _rendering(recipe: Recipe) -> dict[str, Any]:
+    """The template's arguments for the drafters' stages: they apply one where they have another tokenizer alone."""
+    if not recipe.template_args:
+        return {}
+    target, dense = (checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))
+    return {} if target.get_vocab() == dense.get_vocab() else templates.used(dense, recipe.template_args)
 
 
 def _check_tokenizers(recipe: Recipe) -> None:
@@ -172,6 +185,7 @@ def _time(
         batch_size=how.limit,
         uag=recipe.eval.uag,
         seed=recipe.seed,
+        template_args=recipe.template_args,
     )
     return evaluate_to(out / "speed", target, packed, recipe.eval.prompts, options, overwrite=overwrite)
 
@@ -245,4 +259,5 @@ def _finetune(
 
 def _options(recipe: Recipe, section: Eval) -> Options:
     wanted = section.model_dump(exclude={"prompts", "dtype"})
-    return Options(**wanted, seed=recipe.seed, device=recipe.device, dtype=section.dtype or recipe.dtype)
+    wanted |= {"seed": recipe.seed, "device": recipe.device, "dtype": section.dtype or recipe.dtype}
+    return Options(**wanted, template_args=recipe.template_args)

@@ -6,7 +6,6 @@ work gives the same bytes on any day.
 """
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import Any, Protocol, cast
@@ -29,25 +28,6 @@ Arguments = Mapping[str, Any]  # of a template, by name; the values are JSON
 
 class _Given(Protocol):
     template_arguments: Arguments
-
-
-def parse(texts: Sequence[str]) -> dict[str, Any]:
-    """Arguments from `name=value` texts; a value that is JSON (true, 3, "3") is that, any other is text.
-
-    UserError for a text of another form, and for a name that is given twice.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name.isidentifier():
-            raise UserError(f"--template-arg {text} is not of the form name=value, such as enable_thinking=false.")
-        if name in found:
-            raise UserError(f"--template-arg {name} is given twice: leave one of them out.")
-        try:
-            found[name] = json.loads(value, parse_constant=str)
-        except (ValueError, RecursionError):
-            found[name] = value
-    return found
 
 
 def give(tokenizer: PreTrainedTokenizerBase, arguments: Arguments) -> PreTrainedTokenizerBase:
@@ -79,9 +59,7 @@ def check(tokenizer: PreTrainedTokenizerBase, arguments: Arguments) -> None:
     known = sorted(asked - reserved)
     for name in arguments:
         if name in reserved:
-            raise UserError(
-                f"--template-arg {name} is not the user's to give: the template gets it anyhow, leave it out."
-            )
+            raise UserError(f"--template-arg {name} is what the template gets from sparsedraft itself: leave it out.")
         if name not in asked:
             raise UserError(
                 f"--template-arg {name}: the chat template of {tokenizer.name_or_path} does not use it; "

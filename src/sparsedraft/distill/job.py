@@ -1,7 +1,7 @@
 """One distillation as a value: what a worker, in whatever process, needs to know to write its share of the rows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from sparsedraft.prompts import Prompt
 from sparsedraft.runtime.model import native_model
 from sparsedraft.runtime.writer import NativeWriter
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.templates import Arguments
 
 MODES = ("respond", "rewrite", "magpie")
 ENGINES = ("transformers", "native", "endpoint")
@@ -87,6 +88,12 @@ class Job:
     dtype: str
     native: bool = False  # the native engine, where there is no endpoint
     max_prompt_tokens: int = 0  # of the prompts that magpie writes; 0: no limit
+    template_args: Arguments = field(default_factory=dict)  # of the chat template
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The target's, with the arguments of its template."""
+        return templates.give(checkpoint.load_tokenizer(self.folder), self.template_args)
 
     @property
     def concurrency(self) -> int:
@@ -100,7 +107,7 @@ class Job:
 
     def engine(self) -> Engine:
         """The engine: its model loaded, or its server asked whether it is there."""
-        tokenizer = checkpoint.load_tokenizer(self.folder)
+        tokenizer = self.tokenizer
         if self.native:
             return NativeWriter(native_model(self.folder), tokenizer, ends(self.folder, tokenizer), self.batch_size)
         if self.endpoint is None:
@@ -112,7 +119,7 @@ class Job:
     def maker(self, engine: Engine, heard: Callable[[Output], None] = lambda output: None) -> Make:
         """What turns a unit of conversations into rows; `heard` is told of every answer."""
         writer = Writer(
-            engine, checkpoint.load_tokenizer(self.folder), self.sampling, self.max_new_tokens, self.seed,
+            engine, self.tokenizer, self.sampling, self.max_new_tokens, self.seed,
             self.samples, self.top_k_logprobs, heard, self.context,
         )  # fmt: skip
         same: dict[str, Any] = {"source": "target", "note": "", "mode": self.mode, "engine": engine.name}

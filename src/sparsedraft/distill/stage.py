@@ -17,6 +17,7 @@ from sparsedraft.overlap import check_no_overlap
 from sparsedraft.prompts import Prompt
 from sparsedraft.sources import locate
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.templates import Arguments
 
 NEAR = 0.8  # similarity of prompts that magpie drops where no other is asked for
 
@@ -48,6 +49,7 @@ def distill(
     skip_bad: bool = False,
     rules: Rules | None = None,
     evaluation_prompts: Sequence[str] = (),
+    template_args: Arguments | None = None,
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
@@ -56,7 +58,7 @@ def distill(
     """Let `target` write the data folder `out`: answers to every turn of the prompts in `source`, or (magpie) both.
 
     Lengths in tokens. `limit` takes the first prompts; for magpie it says how many conversations to try, whose prompts
-    begin with `openings` in turns. With
+    begin with `openings` in turns. `template_args` are arguments of the chat template, by name. With
     `evaluation_prompts`, it is an error if one of them is among the prompts, and rows that hold one are left out.
     Raises UserError for bad options, prompts, models or servers.
     """
@@ -74,7 +76,9 @@ def distill(
         rules = replace(rules, near_duplicates=NEAR)
     sampling = Sampling(temperature, top_k, top_p)
     folder = locate(target, weights=False) if engine == "endpoint" else checkpoint.find(target)
-    tokenizer = checkpoint.load_tokenizer(folder)
+    arguments = template_args or {}
+    tokenizer = templates.give(checkpoint.load_tokenizer(folder), arguments)
+    templates.check(tokenizer, arguments)
     evaluation = [prompt for name in evaluation_prompts for prompt in prompts.read(name)]
     bad: list[str] = []
     if source is None:
@@ -89,6 +93,7 @@ def distill(
     job = Job(
         folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
         batch_size, seed, device, dtype, engine == "native", rules.max_prompt_tokens,
+        arguments,
     )  # fmt: skip
     if source is None:
         magpie.check_openings(openings or [""], tokenizer, max_new_tokens, job.context, rules.max_prompt_tokens)
@@ -101,6 +106,7 @@ def distill(
         result = distilled.write(work, journal.rows(), cleaner.reason, len(kept), top_k_logprobs)
         for reason in [*bad, *skipped][:10]:
             console.print(f"[dim]skipped: {reason}[/dim]", soft_wrap=True)
+        result |= templates.inputs(arguments)
         return result | ({"skipped": len(bad) + len(skipped)} if skip_bad else {})
 
     inputs: dict[str, object] = {
@@ -108,6 +114,7 @@ def distill(
         "prompts": [[p.id, p.category, p.system, *p.turns, *p.references] for p in chosen],
         "evaluation": [[p.id, *p.turns] for p in evaluation],
         "rules": asdict(rules),
+        **templates.inputs(arguments),
         "options": {
             "mode": mode,
             "engine": engine,
@@ -130,7 +137,7 @@ def _write(
     job: Job, chosen: list[Prompt], journal: Journal, workers: int, skip_bad: bool
 ) -> tuple[list[Prompt], list[str]]:
     """Let the job write what `journal` lacks; (the prompts that were asked, why the others were skipped)."""
-    tokenizer = checkpoint.load_tokenizer(job.folder)
+    tokenizer = job.tokenizer
     lengths, skipped = [0] * len(chosen), []
     if job.mode != "magpie":
         asked = [rewrite.with_reference(p) for p in chosen] if job.mode == "rewrite" else chosen

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import artifact, checkpoint, distilled, packing, places, processes
+from sparsedraft import artifact, checkpoint, distilled, packing, places, processes, templates
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length, count_zeros, embedding_rows
 from sparsedraft.ends import ends
@@ -21,6 +21,7 @@ from sparsedraft.finetune import checks, features, loop, state
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.masks import masks_of
 from sparsedraft.packing import Sample
+from sparsedraft.templates import Arguments
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def finetune(
     validation_prompts: int = 16,
     device: str = "cpu",
     dtype: str = "float32",
+    template_args: Arguments | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune `drafter` on the distilled `data` folder and write the checkpoint `out`.
@@ -74,18 +76,22 @@ def finetune(
     checks.check_settings(settings, teacher, feature_teacher)
     checkpoint.device_named(device)
     with processes.accelerated(device, dtype) as accelerator:
-        sources = processes.agreed(accelerator, lambda: _find(drafter, data, settings, teacher, feature_teacher))
+        arguments = template_args or {}
+        sources = processes.agreed(
+            accelerator, lambda: _find(drafter, data, settings, teacher, feature_teacher, arguments)
+        )
         inputs: dict[str, object] = {
             **vars(sources),
             "settings": asdict(settings),
             "validation_prompts": validation_prompts,
             "device": device,
             "dtype": dtype,
+            **templates.inputs(arguments),
         }
 
         def build(work: Path) -> dict[str, Any]:
             loaded = processes.agreed(
-                accelerator, lambda: _load(sources, accelerator, settings, validation_prompts, dtype)
+                accelerator, lambda: _load(sources, accelerator, settings, validation_prompts, dtype, arguments)
             )
             model, claim = loaded.model, loaded.claim
             masks = masks_of(model, list(claim["linears"])) if claim else {}
@@ -121,10 +127,19 @@ def finetune(
         )  # fmt: skip
 
 
-def _find(drafter: str, data: str, settings: Settings, teacher: str | None, feature_teacher: str | None) -> _Sources:
+def _find(
+    drafter: str,
+    data: str,
+    settings: Settings,
+    teacher: str | None,
+    feature_teacher: str | None,
+    template_args: Arguments,
+) -> _Sources:
     """Where everything lies; UserError for models and data that do not belong together."""
     source, folder = distilled.check(Path(data)), checkpoint.find(drafter)
     tokenizer = checkpoint.load_tokenizer(folder)
+    templates.check(tokenizer, template_args)
+    distilled.check_rendered(source, tokenizer, template_args)
     checks.check_vocabulary(settings.loss, source, tokenizer, drafter)
     teacher_folder = feature_folder = None
     if teacher:
@@ -144,10 +159,15 @@ def _find(drafter: str, data: str, settings: Settings, teacher: str | None, feat
 
 
 def _load(
-    sources: _Sources, accelerator: Accelerator, settings: Settings, validation_prompts: int, dtype: str
+    sources: _Sources,
+    accelerator: Accelerator,
+    settings: Settings,
+    validation_prompts: int,
+    dtype: str,
+    template_args: Arguments,
 ) -> _Loaded:
     """Read data and models; UserError for what cannot be used."""
-    tokenizer = checkpoint.load_tokenizer(sources.drafter)
+    tokenizer = templates.give(checkpoint.load_tokenizer(sources.drafter), template_args)
     soft = settings.loss != "nll" and sources.teacher is None
     training, validation = split([*distilled.samples(sources.data, tokenizer, soft)], validation_prompts)
     model = checkpoint.load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft import artifact, checkpoint, prompts
+from sparsedraft import artifact, checkpoint, prompts, templates
 from sparsedraft.console import console
 from sparsedraft.conversation import Answer, answer_all
 from sparsedraft.distill.job import Endpoint
@@ -34,6 +34,8 @@ from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.side import Side
 
 ANSWERS, ROWS = "answers.jsonl", "rows.jsonl"  # with a dot in front: those of an evaluation under way
+# options that are no part of the result's: where and how fast a server answers, and what is an input of its own
+ELSEWHERE = ("url", "served_name", "concurrency", "template_args")
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
 
 
@@ -63,7 +65,8 @@ def evaluate_to(
     endpoint = Endpoint(options.url, options.served_name or target, options.concurrency) if options.url else None
     target_folder = locate(target, weights=False) if endpoint else checkpoint.find(target)
     folders = {name: None if ref == LOOKUP else checkpoint.find(ref) for name, ref in drafters}
-    tokenizer = checkpoint.load_tokenizer(target)
+    tokenizer = templates.give(checkpoint.load_tokenizer(target), options.template_args)
+    templates.check(tokenizer, options.template_args)
 
     def build(work: Path) -> dict[str, Any]:
         taken = [] if overwrite else _take_up(out, work)
@@ -79,11 +82,9 @@ def evaluate_to(
         "target": checkpoint.described(target_folder) if endpoint else target_folder,
         "drafters": {name: folder or LOOKUP for name, folder in folders.items()},
         "prompts": [[p.id, p.category, p.system, *p.turns] for p in chosen],
-        # where and how fast a server answers is no part of what it says
+        **templates.inputs(options.template_args),
         "options": {
-            **{
-                key: value for key, value in asdict(options).items() if key not in ("url", "served_name", "concurrency")
-            },
+            **{key: value for key, value in asdict(options).items() if key not in ELSEWHERE},
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },
@@ -126,7 +127,7 @@ class _Evaluation:
     ) -> None:
         self.work, self.target_name, self.options, self.tokenizer = work, target, options, tokenizer
         self.ks: list[int | str] = [*options.numbers, *options.policies]
-        self.side = Served(target_folder, endpoint) if endpoint else self._load(target_folder)
+        self.side = Served(target_folder, endpoint, options.template_args) if endpoint else self._load(target_folder)
         self.drafters = drafters
         for folder in drafters.values():  # before the target's long work
             if folder is not None:
@@ -139,7 +140,8 @@ class _Evaluation:
         self.place = {answer.id: index for index, answer in enumerate(self.answers)}
 
     def _load(self, folder: Path) -> Side:
-        return Side.load(folder, dtype=self.options.dtype, device=self.options.device, runtime=self.options.runtime)
+        o = self.options
+        return Side.load(folder, dtype=o.dtype, device=o.device, runtime=o.runtime, template_args=o.template_args)
 
     def _check_tokenizer(self, folder: Path) -> None:
         tokenizer = checkpoint.load_tokenizer(folder)

@@ -1,12 +1,13 @@
 """How to evaluate."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sparsedraft.errors import UserError
 from sparsedraft.speculate.lookahead import NAMES, policy_named
 from sparsedraft.speculate.pair import LOOKUP, check_route
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.templates import Arguments
 
 POLICIES = tuple(name for name in NAMES if name != "constant")
 
@@ -35,6 +36,7 @@ class Options:
     url: str | None = None  # of a server that runs the target (".../v1"), greedily and simulated only
     served_name: str | None = None  # the target's name there; None: as it is called here
     concurrency: int = 16  # calls to it under way at once
+    template_args: Arguments = field(default_factory=dict)  # of the chat template, by name
 
     @property
     def sampling(self) -> Sampling:

@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 
 from transformers import PretrainedConfig
 
-from sparsedraft import checkpoint
+from sparsedraft import checkpoint, templates
 from sparsedraft.decoder import context_of
 from sparsedraft.distill.job import Endpoint
 from sparsedraft.ends import ends
 from sparsedraft.engine import Engine
 from sparsedraft.measure.macs import macs_of_config
 from sparsedraft.speculate.side import Side
+from sparsedraft.templates import Arguments
 
 
 class Served(Side):
@@ -25,8 +26,8 @@ class Served(Side):
     Its MACs are those of the config, no weight pruned. Raises UserError where these cannot be read.
     """
 
-    def __init__(self, folder: Path, endpoint: Endpoint) -> None:
-        tokenizer = checkpoint.load_tokenizer(folder)
+    def __init__(self, folder: Path, endpoint: Endpoint, template_args: Arguments) -> None:
+        tokenizer = templates.give(checkpoint.load_tokenizer(folder), template_args)
         super().__init__(_absent, tokenizer, ends(folder, tokenizer))
         self.folder, self.endpoint = folder, endpoint
 

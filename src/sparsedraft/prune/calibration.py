@@ -6,10 +6,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import distilled, prompts, templates
+from sparsedraft import checkpoint, distilled, prompts, templates
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length
 from sparsedraft.errors import UserError
+from sparsedraft.templates import Arguments
+
+
+def tokenizer_for(folder: Path, source: str, template_args: Arguments) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model in `folder`, whose template gets `template_args`.
+
+    UserError for arguments that it does not use, and where `source` is data of its own token ids, which no template is
+    applied to.
+    """
+    tokenizer = checkpoint.load_tokenizer(folder)
+    templates.check(tokenizer, template_args)
+    if template_args and Path(source).is_dir():
+        distilled.check_rendered(Path(source), tokenizer, template_args)
+    return templates.give(tokenizer, template_args)
 
 
 def sequences(

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from sparsedraft import artifact, checkpoint, inspection, shards
+from sparsedraft import artifact, checkpoint, inspection, shards, templates
 from sparsedraft.errors import UserError
 from sparsedraft.prune import calibration as text
 from sparsedraft.prune import layer_drop
 from sparsedraft.prune.stage import calibration_source
 from sparsedraft.prune.streamed import Streamed
+from sparsedraft.templates import Arguments
 
 
 def drop_layers(
@@ -23,6 +24,7 @@ def drop_layers(
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
+    template_args: Arguments | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Drop the block of consecutive layers with the smallest angular distance; write the checkpoint `out`.
@@ -38,6 +40,7 @@ def drop_layers(
     folder = checkpoint.find(model)
     shards.side_files(folder)  # refused now, not at the end
     matched = checkpoint.find(match_macs) if match_macs else None
+    tokenizer = text.tokenizer_for(folder, calibration, template_args or {})
 
     def build(work: Path) -> dict[str, Any]:
         streamed = Streamed(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
@@ -45,7 +48,6 @@ def drop_layers(
         if layers is not None and layers >= count:
             mend = f"give at most {count - 1}" if count > 1 else "the model has but one"
             raise UserError(f"--layers {layers} of {count} would leave none: {mend}.")
-        tokenizer = checkpoint.load_tokenizer(folder)
         ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, streamed.model)
         rows = list(inspection.rows(folder, streamed.shards))
         before = inspection.macs(folder, rows)
@@ -82,6 +84,7 @@ def drop_layers(
     inputs: dict[str, object] = {
         "model": folder,
         "calibration": calibration_source(calibration),
+        **templates.inputs(template_args or {}),
         "match_macs": matched,
         "options": {
             "layers": layers,

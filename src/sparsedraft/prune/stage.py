@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsedraft import artifact, checkpoint, inspection, shards
+from sparsedraft import artifact, checkpoint, inspection, shards, templates
 from sparsedraft.console import track
 from sparsedraft.decoder import count_zeros, linears_of
 from sparsedraft.errors import UserError
@@ -21,6 +21,7 @@ from sparsedraft.prune.methods import METHODS
 from sparsedraft.prune.refine import refine as refined
 from sparsedraft.prune.sparsegpt import Hessian, relative_error
 from sparsedraft.prune.streamed import Streamed
+from sparsedraft.templates import Arguments
 
 ALLOCATIONS = ("uniform", "owl", "auto")
 
@@ -40,6 +41,7 @@ def prune(
     seed: int = 0,
     device: str = "cpu",
     dtype: str = "float32",
+    template_args: Arguments | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Prune every decoder linear of `model`, layer by layer, calibrated on `calibration`; write the checkpoint `out`.
@@ -57,10 +59,10 @@ def prune(
         raise UserError(f"--allocation {allocation} is not known: choose one of {', '.join(ALLOCATIONS)}.")
     folder = checkpoint.find(model)
     shards.side_files(folder)  # refused now, not at the end
+    tokenizer = text.tokenizer_for(folder, calibration, template_args or {})
 
     def build(work: Path) -> dict[str, Any]:
         streamed = Streamed(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
-        tokenizer = checkpoint.load_tokenizer(folder)
         ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, streamed.model)
         for index, name, linear in streamed.linears():
             full, size = streamed.linear_name(index, name), linear.weight.numel()
@@ -97,6 +99,7 @@ def prune(
     inputs: dict[str, object] = {
         "model": folder,
         "calibration": calibration_source(calibration),
+        **templates.inputs(template_args or {}),
         "options": {
             "pattern": str(wanted),
             "sparsity": share,

@@ -21,6 +21,7 @@ from sparsedraft.runtime.weights import is_packed
 from sparsedraft.runtime.writer import NativeWriter
 from sparsedraft.speculate.backend import TransformersBackend, TreeBackend, takes_masks
 from sparsedraft.speculate.prefix import PrefixCache
+from sparsedraft.templates import Arguments
 
 RUNTIMES = ("auto", "native", "transformers")
 
@@ -40,7 +41,15 @@ class Side:
         self._remembered: PrefixCache | None = None
 
     @classmethod
-    def load(cls, ref: str | Path, *, dtype: str = "float32", device: str = "cpu", runtime: str = "auto") -> "Side":
+    def load(
+        cls,
+        ref: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        runtime: str = "auto",
+        template_args: Arguments | None = None,
+    ) -> "Side":
         """The model `ref` (an id, a folder, packed or not, a .gguf file).
 
         `runtime`: native (weights as they are stored, float32 arithmetic), transformers, or auto: native where the
@@ -50,7 +59,7 @@ class Side:
         if runtime not in RUNTIMES:
             raise UserError(f"--runtime {runtime} is not known: choose one of {', '.join(RUNTIMES)}.")
         kind, where = checkpoint.dtype_named(dtype), checkpoint.device_named(device)
-        tokenizer, folder = checkpoint.load_tokenizer(ref), checkpoint.find(ref)
+        tokenizer, folder = templates.give(checkpoint.load_tokenizer(ref), template_args or {}), checkpoint.find(ref)
         its_own = where.type == "cpu" and kind == torch.float32
         if runtime == "native" and not its_own:
             raise UserError(
