@@ -21,6 +21,7 @@ from sparsedraft.finetune import checks, features, loop, state
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.masks import masks_of
 from sparsedraft.packing import Sample
+from sparsedraft.reload import check_loads
 from sparsedraft.templates import Arguments
 
 
@@ -117,6 +118,7 @@ def finetune(
                 if claim and settings.reselect_every:
                     claim = recounted(claim, weights, checkpoint.stored_dtype(model))
                 checkpoint.save(model, loaded.tokenizer, work, sparsity=claim, weights=weights)
+                check_loads(work)
                 if claim:  # what is on disk counts, not what was in memory
                     checkpoint.check_sparsity(checkpoint.load(work), work)
             return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
@@ -199,6 +201,7 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
         model = checkpoint.load(sources.drafter)
         state.load_weights(saved, model)
         checkpoint.save(model, loaded.tokenizer, folder, sparsity=loaded.claim)
+        check_loads(folder)
         return {"drafter": str(sources.drafter), "step": saved.step}
 
     artifact.make(place, "finetune", {**inputs, "step": saved.step}, build, overwrite=True)

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft import artifact, checkpoint, inspection, shards, templates
+from sparsedraft.decoder import decoder_layers
 from sparsedraft.errors import UserError
+from sparsedraft.measure.macs import skeleton
 from sparsedraft.prune import calibration as text
 from sparsedraft.prune import layer_drop
 from sparsedraft.prune.stage import calibration_source
 from sparsedraft.prune.streamed import Streamed
+from sparsedraft.reload import check_loads
 from sparsedraft.templates import Arguments
 
 
@@ -68,6 +71,7 @@ def drop_layers(
         distances = layer_drop.angular_distances(states, n)
         first = layer_drop.block(states, n)
         _write(streamed, work, first, n)
+        check_loads(work)
         return {
             "model": model,
             "layers_before": count,
@@ -106,6 +110,9 @@ def _made(folder: Path) -> Path:
 def _write(model: Streamed, work: Path, first: int, n: int) -> None:
     """The checkpoint without the layers first … first+n-1; those behind move up, in names, config and claimed zeros."""
     stay = [i for i in range(len(model)) if not first <= i < first + n]
+    config = checkpoint.read_config(model.folder)
+    layer_drop.cut_config(config, stay)
+    layer_drop.check_layers(model.layers, decoder_layers(skeleton(config)), stay)
     _, name, _ = next(model.linears())
     known = f"{model.linear_name(0, name)}.weight"
     added = model.stored_name(known).removesuffix(known.removeprefix(f"{model.prefix}.0."))  # "model.layers.0."
@@ -120,8 +127,6 @@ def _write(model: Streamed, work: Path, first: int, n: int) -> None:
     names = {new: old for old in model.shards.files if (new := renamed(old, stored_prefix))}
     shards.write(work, {new: (model.shards, old) for new, old in names.items()})
     shards.copy_side_files(model.folder, work)
-    config = checkpoint.read_config(model.folder)
-    layer_drop.cut_config(config, stay)
     config.save_pretrained(work)
     claim = checkpoint.claimed_sparsity(model.folder)
     if claim:  # a sparse drafter that loses layers keeps the mask of those that stay

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from sparsedraft.artifact import write_atomic
@@ -15,6 +15,8 @@ from sparsedraft.errors import UserError
 from sparsedraft.prune import sequential
 from sparsedraft.prune.sequential import Activations
 from sparsedraft.prune.streamed import Streamed
+
+NUMBERS = ("layer_idx", "layer_id", "layer_number", "training")  # what a module calls its place; and its mode
 
 
 @torch.no_grad()
@@ -66,6 +68,33 @@ def layers_to_match(states: Tensor, macs: Sequence[int], rest: int, wanted: int)
         return rest + sum(macs) - sum(macs[first : first + n])
 
     return min(range(len(macs)), key=lambda n: abs(left(n) - wanted))
+
+
+def check_layers(before: Sequence[nn.Module], after: Sequence[nn.Module], stay: Sequence[int]) -> None:
+    """Raise UserError where a layer of the cut model does something else than the one it was (a part or setting of it
+    follows from its number), of layers without weights."""
+    for index, old in enumerate(stay):
+        was, now = _settings(before[old]), _settings(after[index])
+        for name in {**was, **now}:
+            if was.get(name) != now.get(name):
+                raise UserError(
+                    f"layer {old} would become another as number {index} of {len(stay)} ({name} is {was.get(name)!r} "
+                    f"there and {now.get(name)!r} here): this model's layers cannot be dropped."
+                )
+
+
+def _settings(layer: nn.Module) -> dict[str, object]:
+    """What a layer is made of: kinds and shapes of its parts, and plain settings, but for its number."""
+    found: dict[str, object] = {}
+    for name, module in layer.named_modules():
+        found[f"{name} itself"] = type(module).__name__
+        found |= {f"{name}.{key}": tuple(p.shape) for key, p in module.named_parameters(recurse=False)}
+        found |= {
+            f"{name}.{key}": value
+            for key, value in vars(module).items()
+            if isinstance(value, str | int | float | None) and not key.startswith("_") and key not in NUMBERS
+        }
+    return found
 
 
 def cut_config(config: PretrainedConfig, stay: Sequence[int]) -> None:

@@ -1,10 +1,10 @@
 """Walk a model layer by layer with the activations of the already pruned prefix.
 
-Works for any decoder: a first pass of the model's own forward over one sequence records what it hands to each layer
-beside the hidden states (position embeddings, masks, which differ by layer in some families), so nothing is assumed
-about them. Hidden states lie in files, one for the layer at work and one for the next, so that calibration may be
-larger than memory and an interrupted walk goes on at the layer where it stopped. (Plain files, not mappings: what
-memory allows stays in the page cache, a full disk is an error and not a signal, and resident memory is one batch.)
+Works for any decoder whose layers read nothing but the layer before and what is the same for every text (position
+embeddings, masks, which differ by layer in some families): `arguments` records and proves that. Hidden states lie in
+files, one for the layer at work and one for the next, so that calibration may be larger than memory and an interrupted
+walk goes on at the layer where it stopped. (Plain files, not mappings: what memory allows stays in the page cache, a
+full disk is an error and not a signal, and resident memory is one batch.)
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from sparsedraft.artifact import write_atomic
 from sparsedraft.console import track
 from sparsedraft.decoder import linears_of
 from sparsedraft.errors import UserError
+from sparsedraft.prune import arguments
 from sparsedraft.prune.sparsegpt import Hessian
 from sparsedraft.prune.streamed import Streamed
 
@@ -28,7 +29,7 @@ BATCH = 2048  # tokens that go through a layer at once
 
 
 class _Reached(Exception):
-    """Raised to leave the model's forward at a layer."""
+    """Raised to leave the model's forward at its first layer."""
 
 
 class Activations:
@@ -43,9 +44,8 @@ class Activations:
         self.count, self.length = ids.shape
         self.rows = max(1, BATCH // self.length)  # sequences in a batch
         folder.mkdir(exist_ok=True)
-        self.arguments: list[tuple[tuple, dict[str, Any]]] = []  # by layer; of a batch of one, which fits any
         with model.front():
-            self._record(ids[:1])
+            self.arguments, self.hidden_size = arguments.record(model, ids)  # of a batch of one, which fits any
             found = sorted(int(file.suffix[1:]) for file in folder.glob("hidden.[0-9]*"))
             if not found:
                 self._write(0, self._first(ids))
@@ -56,31 +56,6 @@ class Activations:
 
     def _file(self, index: int) -> Path:
         return self.folder / f"hidden.{index:05}"
-
-    @torch.no_grad()
-    def _record(self, ids: Tensor) -> None:
-        """Run one sequence through the model, a layer in memory at a time, and note what each layer is called with."""
-        last = self.model.layers[-1]
-
-        def before(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            rest = {k: v for k, v in kwargs.items() if k != "hidden_states"}
-            self.arguments.append((args[1:], rest))
-            self.hidden_size = (args[0] if args else kwargs["hidden_states"]).shape[-1]
-            if layer is last:
-                raise _Reached
-            self.model.load(len(self.arguments) - 1)
-
-        def after(layer: nn.Module, args: tuple, output: Any) -> None:
-            self.model.unload(len(self.arguments) - 1)
-
-        hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in self.model.layers]
-        hooks += [layer.register_forward_hook(after) for layer in self.model.layers]
-        try:
-            with contextlib.suppress(_Reached):
-                self.model.model(input_ids=ids.to(self.model.device), use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     @torch.no_grad()
     def _try_batches(self) -> None:
@@ -99,7 +74,7 @@ class Activations:
         seen: list[Tensor] = []
 
         def before(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
+            seen.append(arguments.hidden_of(args, kwargs)[0])
             raise _Reached
 
         hook = self.model.layers[0].register_forward_pre_hook(before, with_kwargs=True)
@@ -130,10 +105,9 @@ class Activations:
 
     def outputs(self, layer: nn.Module, index: int) -> Iterator[Tensor]:
         """The layer's outputs, batch by batch."""
-        args, kwargs = self.arguments[index]
         for hidden in self.batches(index):
-            out = layer(hidden, *args, **kwargs)
-            yield out[0] if isinstance(out, tuple) else out
+            args, kwargs = arguments.fresh(self.arguments[index])
+            yield arguments.output_of(layer(hidden, *args, **kwargs))
 
     @torch.no_grad()
     def advance(self, layer: nn.Module, index: int) -> None:

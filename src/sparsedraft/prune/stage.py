@@ -21,6 +21,7 @@ from sparsedraft.prune.methods import METHODS
 from sparsedraft.prune.refine import refine as refined
 from sparsedraft.prune.sparsegpt import Hessian, relative_error
 from sparsedraft.prune.streamed import Streamed
+from sparsedraft.reload import check_loads
 from sparsedraft.templates import Arguments
 
 ALLOCATIONS = ("uniform", "owl", "auto")
@@ -235,6 +236,7 @@ def _finish(model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares:
     for name in claim["linears"]:
         stored_name = model.stored_name(f"{name}.weight")
         checkpoint.check_claim(claim | {"patterns": patterns}, name, written.tensor(stored_name), work)
+    check_loads(work)
     nonzero, parameters = inspection.nonzero_parameters(written)
     varied = len(set(shares.values())) > 1
     return {

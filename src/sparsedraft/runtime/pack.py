@@ -15,6 +15,7 @@ from sparsedraft.decoder import decoder_linears
 from sparsedraft.ends import ends
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import skeleton
+from sparsedraft.reload import check_loads
 from sparsedraft.runtime import kinds, packed
 from sparsedraft.runtime.weights import FORMAT, HEAD_IDS, HEADER, VERSION, is_packed
 from sparsedraft.shards import SHARD, Shards
@@ -48,7 +49,9 @@ def pack(
         raise UserError(f"model {model} is packed already: pack the checkpoint it came from.")
 
     def build(work: Path) -> dict[str, Any]:
-        return _Packing(folder, work, weights).run(head_tokens, head_data)
+        result = _Packing(folder, work, weights).run(head_tokens, head_data)
+        check_loads(work)
+        return result
 
     inputs = {
         "model": folder, "weights": weights, "head_tokens": head_tokens,

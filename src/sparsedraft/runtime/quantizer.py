@@ -147,8 +147,9 @@ class SparsedraftQuantizer(HfQuantizer):
             model._tied_weights_keys = {k: v for k, v in (model._tied_weights_keys or {}).items() if k != target}
 
     def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
-        for module in model.modules():
-            if isinstance(module, Packed):
+        packed = [module for module in model.modules() if isinstance(module, Packed)]
+        if not any(buffer.is_meta for module in packed for buffer in module.buffers()):  # else only names were asked
+            for module in packed:
                 module.prepare()
         model.requires_grad_(False)  # else norms would ask for gradients, and gradients for dequantised weights
         self._stored, self._head_ids = set(), None
