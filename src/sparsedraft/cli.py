@@ -39,8 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Turn a draft LLM into a sparse, self-distilled drafter for a target LLM, and measure how much it helps. "
-    "MODEL, TARGET and DRAFTER are a Hugging Face id, a checkpoint folder or a .gguf file. PROMPTS are JSON lines or "
-    "parquet with prompt, messages, turns or instruction, a datasets id, or demo:train / demo:eval. "
+    "MODEL, TARGET and DRAFTER are a Hugging Face id, a checkpoint folder or a .gguf file. PROMPTS are JSON lines, an "
+    "array or parquet with prompt, messages, conversations, turns, chosen or instruction, a datasets id, or "
+    "demo:train / demo:eval. "
     "Each command ends with one JSON object on stdout.",
 )
 

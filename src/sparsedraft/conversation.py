@@ -116,15 +116,20 @@ def respond(writer: Writer, chosen: Sequence[Prompt]) -> list[Answer]:
 def fits(
     tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Prompt], max_new_tokens: int, context: int | None
 ) -> list[tuple[int, str]]:
-    """(prompt tokens of the first turn, "" or why it cannot fit `context`) of every prompt.
+    """(prompt tokens of the first turn, "" or why it cannot be asked) of every prompt: it cannot fit `context`, or the
+    chat template refuses its messages.
 
     A later turn is counted with empty answers before it: what the answers add is known only when they are written.
     """
     found = []
     for prompt in chosen:
-        first = count = len(templates.chat_ids(tokenizer, prompt.messages()))
-        if len(prompt.turns) > 1:
-            count = len(templates.chat_ids(tokenizer, prompt.messages([""] * (len(prompt.turns) - 1))))
+        try:
+            first = count = len(templates.chat_ids(tokenizer, prompt.messages()))
+            if len(prompt.turns) > 1:
+                count = len(templates.chat_ids(tokenizer, prompt.messages([""] * (len(prompt.turns) - 1))))
+        except templates.Refused as error:
+            found.append((0, f"prompt {prompt.id}: {str(error).removesuffix('.')}"))
+            continue
         why = ""
         if context is not None and count + max_new_tokens > context:
             why = (

@@ -26,6 +26,10 @@ FUNCTIONS = ("strftime_now", "raise_exception", "namespace", "dict", "range", "c
 Arguments = Mapping[str, Any]  # of a template, by name; the values are JSON
 
 
+class Refused(UserError):
+    """The template takes no such conversation, whatever its words."""
+
+
 class _Given(Protocol):
     template_arguments: Arguments
 
@@ -138,11 +142,12 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, A
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True
 ) -> list[int]:
-    """Token ids of a conversation under the chat template; UserError where it has none, and for what it refuses."""
+    """Token ids of a conversation under the chat template; UserError where it has none or a broken one, Refused where
+    it takes other conversations."""
     try:
         ids = _apply(tokenizer, messages, return_dict=False, add_generation_prompt=generation_prompt)
     except TemplateError as error:  # some refuse a system message, or two turns of one role
-        raise UserError(
+        raise Refused(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of "
             f"{', '.join(str(m['role']) for m in messages)} ({error}): change the prompts."
         ) from None

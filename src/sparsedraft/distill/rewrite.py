@@ -61,9 +61,11 @@ def rewrite(writer: Writer, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
         for p in chosen:
             for s in range(writer.samples if len(p.turns) > turn else 0):
                 earlier = [kept[writer.name(p, t, s)] for t in range(turn)]
-                own = p.messages([answer.messages[-1]["content"] for answer in earlier])
-                shown = INSTRUCTION.format(task=p.turns[turn], reference=p.references[turn])
-                asked.append(writer.ask(p, turn, s, [*own[:-1], {"role": "user", "content": shown}], earlier))
+                said = [answer.messages[-1]["content"] for answer in earlier]
+                own = p.messages(said)
+                task = INSTRUCTION.format(task=p.turns[turn], reference=p.references[turn])
+                shown = replace(p, turns=(*p.turns[:turn], task, *p.turns[turn + 1 :])).messages(said)
+                asked.append(writer.ask(p, turn, s, shown, earlier))
                 plain[asked[-1].id] = (own, p.references[turn])
         writer.write(asked, top_k_logprobs=0)  # what it would say without the reference is scored below
         for answer in asked:

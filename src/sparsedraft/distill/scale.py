@@ -46,18 +46,13 @@ class _Worker:
             self.failed = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        number, unit = int(batch["unit"][0]), [_prompt(row) for row in json.loads(str(batch["prompts"][0]))]
+        number, unit = int(batch["unit"][0]), [Prompt.of(row) for row in json.loads(str(batch["prompts"][0]))]
         if self.make is None:
             return {"unit": [number], "rows": [""], "failed": [self.failed]}
         try:
             return {"unit": [number], "rows": [json.dumps(self.make(unit))], "failed": [""]}
         except (UserError, FloatingPointError) as error:
             return {"unit": [number], "rows": [""], "failed": [str(error)]}
-
-
-def _prompt(row: dict[str, Any]) -> Prompt:
-    """A prompt back from JSON, which has no tuples."""
-    return Prompt(**{**row, "turns": tuple(row["turns"]), "references": tuple(row["references"])})
 
 
 def run_with_ray(

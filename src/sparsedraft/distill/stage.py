@@ -87,7 +87,7 @@ def distill(
         chosen = prompts.read(source, bad if skip_bad else None)[:limit]
     if source is not None:
         check_no_overlap(chosen, evaluation)
-        templates.chat_ids(tokenizer, chosen[0].messages())  # a model without a template is refused before it is loaded
+        templates.require(tokenizer)  # a model without a template is refused before it is loaded
     if mode == "rewrite":
         chosen = rewrite.referenced(chosen, bad if skip_bad else None)
     job = Job(
@@ -111,7 +111,7 @@ def distill(
 
     inputs: dict[str, object] = {
         "target": folder if endpoint is None else checkpoint.described(folder),
-        "prompts": [[p.id, p.category, p.system, *p.turns, *p.references] for p in chosen],
+        "prompts": [[*p.described, *p.references] for p in chosen],
         "evaluation": [[p.id, *p.turns] for p in evaluation],
         "rules": asdict(rules),
         **templates.inputs(arguments),
@@ -148,7 +148,7 @@ def _write(
         chosen = [p for p, (_, why) in zip(chosen, measured, strict=True) if not why]
         lengths = [length for length, why in measured if not why]
         if not chosen:
-            raise UserError(f"no prompt fits the context of {job.context} tokens: {skipped[0]}.")
+            raise UserError(f"not one prompt can be asked: {skipped[0]}.")
     # a server's rows do not depend on their neighbours: the smaller the unit, the less a kill costs
     units = units_of(chosen, lengths, 1 if job.endpoint else GROUP * job.batch_size)
     total = sum(len(p.turns) for p in chosen) * job.samples

@@ -81,7 +81,7 @@ def evaluate_to(
     inputs: dict[str, object] = {
         "target": checkpoint.described(target_folder) if endpoint else target_folder,
         "drafters": {name: folder or LOOKUP for name, folder in folders.items()},
-        "prompts": [[p.id, p.category, p.system, *p.turns] for p in chosen],
+        "prompts": [p.described for p in chosen],
         **templates.inputs(options.template_args),
         "options": {
             **{key: value for key, value in asdict(options).items() if key not in ELSEWHERE},
