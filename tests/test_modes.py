@@ -374,15 +374,18 @@ def test_end_of_turn_is_what_the_template_puts_there(tokenizer) -> None:
 def test_a_torn_line_costs_itself_only(torn: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("journal") / "j.jsonl"
     journal = Journal(path)
-    for number in (4, 1, 7):
-        journal.append(number, [{"n": number}, {"n": number, "text": "ä\n\u2028"}])
+    for name in "daf":
+        row = {"prompt_id": name, "n": 1}
+        journal.append({name: f"key of {name}"}, [row, {**row, "n": 2, "text": "ä\n\u2028"}])
+    journal.append({"b": "key of b", "c": "key of c"}, [{"prompt_id": "c", "n": 3}, {"prompt_id": "b", "n": 4}])
     path.write_bytes(path.read_bytes() + torn)
     again = Journal(path)
-    assert set(again.places) == {1, 4, 7} and 4 in again and 5 not in again
-    again.append(4, [{"n": "twice"}])
-    again.append(5, [{"n": 5}])
-    assert [r["n"] for r in Journal(path).rows()] == [1, 1, 4, 4, 5, 7, 7]
-    assert len(read_lines(path)) == 4
+    assert len(again) == 5 and "key of d" in again and "key of e" not in again and again.count("key of d") == 2
+    again.append({"d": "key of d"}, [{"prompt_id": "d", "n": "twice"}])
+    again.append({"e": "key of e"}, [{"prompt_id": "e", "n": 5}])
+    found = Journal(path).rows(f"key of {name}" for name in "abcdx")
+    assert [(r["prompt_id"], r["n"]) for r in found] == [("a", 1), ("a", 2), ("b", 4), ("c", 3), ("d", 1), ("d", 2)]
+    assert len(read_lines(path)) == 5
 
 
 def test_the_page_on_a_data_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -148,12 +148,22 @@ def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if _without_paths(old) == _without_paths(new) else [prefix.rstrip(".") or "command"]
 
 
-def _has_grown(old: Any, new: Any, name: str | None) -> bool:
-    """Whether the inputs differ in nothing but parts that were added to the mapping `name`."""
-    if name is None or not isinstance(old, dict) or not isinstance(old.get(name), dict):
+def _has_grown(wanted: "_Wanted", old: Any, *, begun: bool = False) -> bool:
+    """Whether the inputs differ from `old` in nothing but what may: see `make`. `begun`: the old ones' artifact is
+    unfinished."""
+    name, free, new = wanted.grows, wanted.free, wanted.inputs
+    if name is None or not isinstance(old, dict):
         return False
-    kept = {part: value for part, value in new[name].items() if part in old[name]}
-    return bool(_without_paths({**new, name: kept}) == _without_paths(old))
+    if any(changed not in free and changed.split(".")[0] != name for changed in _changed(old, new)):
+        return False
+    before, now = _parts(old.get(name)), _parts(new[name])
+    return before <= now or (begun and isinstance(new[name], list) and 2 * len(before & now) >= len(before))
+
+
+def _parts(value: Any) -> set[str]:
+    """The parts of a list, or of a mapping with their names, as JSON."""
+    parts = value.items() if isinstance(value, dict) else value or ()
+    return {json.dumps(_without_paths(part if isinstance(part, list) else [*part])) for part in parts}
 
 
 def _refuse(folder: Path, stored: dict[str, Any], command: str, inputs: Any) -> UserError:
@@ -182,6 +192,7 @@ def make(
     overwrite: bool = False,
     renew: bool = False,
     grows: str | None = None,
+    free: Sequence[str] = (),
     reads: Sequence[str | Path | None] = (),
 ) -> dict[str, Any]:
     """Make the artifact `out` by `build(work_folder)` unless it is already there; return build's result.
@@ -190,15 +201,17 @@ def make(
     Files whose names start with "." are scratch: there to resume from, deleted before the rename.
     `overwrite`: an artifact that `command` made from other inputs is replaced; nothing else ever is.
     `renew`: what was made from other inputs is made anew (for what takes seconds and follows from what lies there).
-    `grows`: an input that maps names to parts. Where it has but got more of them the artifact is made anew, too, while
-    the old one still lies at `out`: there for `build` to take from.
+    `grows`: an input that maps names to parts, or lists them. Where it has but got more of them the artifact is made
+    anew, too, while the old one still lies at `out`: there for `build` to take from. An unfinished one is taken up even
+    if parts of a list are gone, half of them at most. `free`: dotted names of other inputs, whose change leaves what is
+    made already as it is, and so hinders none of this.
     `reads`: what else the command reads; those of them that are paths must not lie in `out`, nor it in them.
     Raises UserError if `out` holds something else, or another process is making it.
     """
     check_place(out)
     check_apart(out, inputs, reads)
     described = _describe(dict(inputs))
-    wanted = _Wanted(out, command, described, fingerprint(command, described, seed), seed, overwrite, grows, None)
+    wanted = _Wanted(out, command, described, fingerprint(command, described, seed), seed, overwrite, grows, None, free)
     if _stands(wanted, renew)[0]:
         console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
         return _result(out)
@@ -232,7 +245,7 @@ def _stands(wanted: "_Wanted", renew: bool) -> tuple[bool, "_Wanted"]:
             raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
         if stored.get("fingerprint") == wanted.mark:
             return True, wanted
-        grown = stored.get("seed") == wanted.seed and _has_grown(stored.get("inputs"), wanted.inputs, wanted.grows)
+        grown = stored.get("seed") == wanted.seed and _has_grown(wanted, stored.get("inputs"))
         if stored.get("command") != wanted.command or not (renew or grown):
             raise _refuse(out, stored, wanted.command, wanted.inputs)
         wanted = replace(wanted, overwrite=renew, old=stored if grown else None)
@@ -252,6 +265,7 @@ class _Wanted:
     overwrite: bool
     grows: str | None
     old: dict[str, Any] | None
+    free: Sequence[str] = ()
 
     @property
     def work(self) -> Path:
@@ -303,7 +317,9 @@ def _open_work(wanted: _Wanted) -> float:
         stored = read_note(work)  # None: killed before its first file was whole, and nothing is lost by starting afresh
         if stored is not None and not (wanted.overwrite and stored.get("growing")):
             same = stored.get("fingerprint") == wanted.mark
-            if not same and not wanted.overwrite and _has_grown(stored.get("inputs"), wanted.inputs, wanted.grows):
+            seeded = stored.get("fingerprint") == fingerprint(wanted.command, stored.get("inputs"), wanted.seed)
+            grown = seeded and _has_grown(wanted, stored.get("inputs"), begun=True)
+            if not same and not wanted.overwrite and grown:
                 same = True
                 write_json(note, {**stored, "inputs": wanted.inputs, "fingerprint": wanted.mark})
             if same:

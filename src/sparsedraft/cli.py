@@ -104,7 +104,10 @@ def distill(
     concurrency: Annotated[
         int, typer.Option(min=1, help="Calls to the server under way at once, of each worker.")
     ] = 16,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Longest silence in a call, seconds.")] = 300.0,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0.001, help="Longest silence in a call, seconds; a whole call may take 4 times as long."),
+    ] = 300.0,
     retries: Annotated[int, typer.Option(min=0, help="More tries of a call that failed.")] = 6,
     retry_wait: Annotated[
         float, typer.Option(min=0, help="Wait before the first more try, seconds; it doubles each time, up to 16-fold.")
@@ -130,7 +133,11 @@ def distill(
         int | None, typer.Option(min=1, help="Use only the first so many prompts; for magpie: write so many.")
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out, and count, prompts that cannot be read or do not fit.")
+        bool,
+        typer.Option(
+            "--skip-bad",
+            help="Leave out, and count, prompts that cannot be read, do not fit, or that a server refuses.",
+        ),
     ] = False,
     near_duplicates: Annotated[
         float,

@@ -6,7 +6,9 @@ neighbours, and so ends with the same rows as an uninterrupted one.
 """
 
 import hashlib
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -27,7 +29,7 @@ from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
 
 GROUP = 4  # batches' worth of conversations that make a unit
-FULL = "no room in the context"  # why an Answer was dropped
+FULL, REFUSED = "no room in the context", "refused by the server"  # why an Answer was dropped
 
 Make = Callable[[Sequence[Prompt]], list[dict[str, Any]]]  # a unit's conversations to its rows
 
@@ -146,53 +148,73 @@ def units_of(chosen: Sequence[Prompt], lengths: Sequence[int], size: int) -> lis
     return [[chosen[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
+def key_of(prompt: Prompt) -> str:
+    """What tells a conversation from every other: a hash of all that is asked in it, and its id."""
+    return hashlib.sha256(json.dumps(asdict(prompt), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def keys_of(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """The same of each, by id."""
+    return {prompt.id: key_of(prompt) for prompt in prompts}
+
+
+def lacking(units: Sequence[Sequence[Prompt]], journal: Journal) -> list[list[Prompt]]:
+    """What is still to be made of the units: those of which `journal` has nothing as they are.
+
+    Of one that it has in part, because prompts have come or gone since, the rest: what was made stays, with the
+    neighbours that it had, which in this process may show in the last bits of a logit.
+    """
+    left = [[prompt for prompt in unit if key_of(prompt) not in journal] for unit in units]
+    return [unit for unit in left if unit]
+
+
 def run_units(
     units: Sequence[Sequence[Prompt]], make: Make, journal: Journal, concurrency: int = 1
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Make the units that `journal` lacks, commit each as it finishes, and yield its number and rows.
+) -> Iterator[list[dict[str, Any]]]:
+    """Make the units of which `journal` lacks a conversation, commit each as it finishes, and yield its rows.
 
     With `concurrency` above 1 so many are under way at once, in threads, which finish in any order. After an error what
     else is under way is finished and kept before it is raised; Ctrl-C waits for nothing.
     """
-    todo = iter([number for number in range(len(units)) if number not in journal])
+    todo = iter(lacking(units, journal))
     if concurrency == 1:
-        for number in todo:
-            rows = make(units[number])
-            journal.append(number, rows)
-            yield number, rows
+        for alone in todo:
+            rows = make(alone)
+            journal.append(keys_of(alone), rows)
+            yield rows
         return
-    results = SimpleQueue[tuple[int, list[dict[str, Any]], BaseException | None]]()
+    results = SimpleQueue[tuple[Sequence[Prompt], list[dict[str, Any]], BaseException | None]]()
 
-    def work(number: int) -> None:
+    def work(unit: Sequence[Prompt]) -> None:
         try:
-            results.put((number, make(units[number]), None))
+            results.put((unit, make(unit), None))
         except BaseException as error:
-            results.put((number, [], error))
+            results.put((unit, [], error))
 
     def start(count: int) -> int:
         """Start so many more, if there are; they are daemons, for a call to a server may outlast all patience."""
-        numbers = list(islice(todo, count))
-        for number in numbers:
-            Thread(target=work, args=(number,), daemon=True).start()
-        return len(numbers)
+        begun = list(islice(todo, count))
+        for one in begun:
+            Thread(target=work, args=(one,), daemon=True).start()
+        return len(begun)
 
     running, failed = start(concurrency), None
     try:
         while running:
-            number, rows, error = results.get()
+            unit, rows, error = results.get()
             running -= 1
             if error is not None:
                 failed = failed or error
                 continue
-            journal.append(number, rows)
+            journal.append(keys_of(unit), rows)
             if failed is None:
                 running += start(1)
-            yield number, rows
+            yield rows
     finally:  # stopped half-way: what has come in by now is kept
         while not results.empty():
-            number, rows, error = results.get()
+            unit, rows, error = results.get()
             if error is None:
-                journal.append(number, rows)
+                journal.append(keys_of(unit), rows)
     if failed is not None:
         raise failed
 
@@ -230,9 +252,9 @@ def answer_all(
 ) -> list[Answer]:
     """Answers to every turn of every prompt, in the prompts' order, by an engine whose model has this `context`.
 
-    Turns for which earlier answers have left no room in it are left out, and said. `journal` is the file of finished
-    units that an interrupted call with the same arguments left. `concurrency`: of a server's engine, how many
-    conversations are under way at once.
+    Turns for which earlier answers have left no room in it are left out, and said; so is what a server does not answer.
+    `journal` is the file of finished units that an interrupted call with the same arguments left. `concurrency`: of a
+    server's engine, how many conversations are under way at once.
     """
     writer = Writer(engine, tokenizer, sampling, max_new_tokens, seed, context=context)
     measured = fits(tokenizer, chosen, max_new_tokens, context)
@@ -241,7 +263,7 @@ def answer_all(
     units = units_of(chosen, [length for length, _ in measured], 1 if concurrency else GROUP * batch_size)
     kept = Journal(journal)
     with track(description, sum(len(p.turns) for p in chosen), "answers") as tracker:
-        tracker.advance(sum(kept.counts.values()))
+        tracker.advance(sum(kept.count(key_of(prompt)) for prompt in chosen))
         writer.heard = Rate(tracker)
 
         def write(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
@@ -249,10 +271,13 @@ def answer_all(
 
         for _ in run_units(units, write, kept, concurrency or 1):
             pass
-    done = {row["id"]: Answer(**row) for row in kept.rows()}
+    done = {row["id"]: Answer(**row) for row in kept.rows([key_of(prompt) for unit in units for prompt in unit])}
     answers = [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]
-    if dropped := sum(bool(answer.dropped) for answer in answers):
-        console.print(f"{description}: {dropped} later turns have no room in the context of {context} and are left out")
+    for why, count in Counter(answer.dropped for answer in answers if answer.dropped).items():
+        said = (
+            f"{count} later turns have no room in the context of {context} and" if why == FULL else f"{count} ({why})"
+        )
+        console.print(f"{description}: {said} are left out", markup=False, soft_wrap=True)
     return [answer for answer in answers if not answer.dropped]
 
 
@@ -263,6 +288,9 @@ def row_seed(seed: int, name: str) -> int:
 
 def _complete(answer: Answer, output: Output, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:
     """Fill in what the model wrote."""
+    if output.dropped:
+        answer.dropped = output.dropped
+        return
     text_ids = [token for token in output.token_ids if token not in eos_ids]
     answer.answer_ids, answer.finish_reason, answer.min_gap = output.token_ids, output.finish_reason, output.min_gap
     answer.messages = [*answer.messages, {"role": "assistant", "content": str(tokenizer.decode(text_ids)).strip()}]

@@ -41,7 +41,7 @@ class Request:
 class Output:
     """What was written. `min_gap` is the smallest lead of the best logit over the next on the way.
 
-    `text`: a server's own words, of which `token_ids` are only the usual spelling.
+    `text`: a server's own words, of which `token_ids` are only the usual spelling. `dropped`: why there is no answer.
     """
 
     id: str
@@ -51,6 +51,7 @@ class Output:
     topk_ids: list[list[int]] = field(default_factory=list)
     topk_logprobs: list[list[float]] = field(default_factory=list)
     text: str | None = None
+    dropped: str = ""
 
 
 @dataclass

@@ -1,13 +1,18 @@
 """A journal of finished units of work: one JSON line each, appended as they finish, read back in any order.
 
-Only the place of each line is kept in memory, so that a journal may be larger than it.
+A unit is a few conversations, and each of these is known by a key that says all of what was asked: so what is finished
+stands whatever else is asked beside it later. Only the place of each is kept in memory, which a journal may exceed.
 """
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+OPEN = 8  # lines that are kept read: conversations of one line are mostly asked for one after the other
 
 
 def whole_lines(path: Path) -> None:
@@ -35,42 +40,63 @@ def read_lines(path: Path) -> list[Any]:
 
 
 class Journal:
-    """Rows by number of their unit, in the file `path`; what an interrupted run left there is taken up."""
+    """Rows by the key of their conversation, in the file `path`; what an interrupted run left there is taken up.
 
-    def __init__(self, path: Path) -> None:
+    A line holds a unit's rows and, under "keys", the key of each of its conversations by id: that is a row's
+    "prompt_id". Conversations of which a row was dropped for the reason `again` count as not finished.
+    """
+
+    def __init__(self, path: Path, again: str = "") -> None:
         whole_lines(path)
         self.path = path
-        self.places: dict[int, int] = {}  # byte at which each unit's line begins
-        self.counts: dict[int, int] = {}  # its rows
+        self._places: dict[str, tuple[int, str, int]] = {}  # line's first byte, id, rows
+        self._read = lru_cache(OPEN)(self._line)
         if path.exists():
             with open(path, "rb") as file:
                 place = 0
                 for line in file:
                     unit = json.loads(line)
-                    self._note(unit["unit"], place, len(unit["rows"]))
+                    self._note(unit.get("keys", {}), unit["rows"], place, again)
                     place += len(line)
 
-    def _note(self, number: int, place: int, rows: int) -> None:
-        self.places[number], self.counts[number] = place, rows
+    def _note(self, keys: Mapping[str, str], rows: Sequence[Mapping[str, Any]], place: int, again: str = "") -> None:
+        left = {row["prompt_id"] for row in rows if again and row.get("dropped") == again}
+        counts = Counter(row["prompt_id"] for row in rows)
+        for name, key in keys.items():
+            if name not in left:
+                self._places[key] = (place, name, counts[name])
 
-    def __contains__(self, number: int) -> bool:
-        return number in self.places
+    def _line(self, place: int) -> list[dict[str, Any]]:
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            rows: list[dict[str, Any]] = json.loads(file.readline())["rows"]
+            return rows
 
-    def append(self, number: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Commit the rows of unit `number`; a unit that is there already stays as it is."""
-        if number in self:
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __len__(self) -> int:
+        """How many conversations are finished."""
+        return len(self._places)
+
+    def count(self, key: str) -> int:
+        """How many rows there are of a conversation."""
+        return self._places[key][2] if key in self else 0
+
+    def append(self, keys: Mapping[str, str], rows: Sequence[dict[str, Any]]) -> None:
+        """Commit the rows of a unit, whose conversations have these `keys` by id; what is there already stays."""
+        keys = {name: key for name, key in keys.items() if key not in self}
+        if not keys:
             return
-        line = json.dumps({"unit": number, "rows": rows}, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps({"keys": keys, "rows": rows}, ensure_ascii=False).encode() + b"\n"
         with open(self.path, "ab") as file:
             place = file.seek(0, os.SEEK_END)
             file.write(line)
-        self._note(number, place, len(rows))
+        self._note(keys, rows, place)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row, by number of its unit; one unit in memory at a time."""
-        if not self.places:
-            return
-        with open(self.path, "rb") as file:
-            for number in sorted(self.places):
-                file.seek(self.places[number])
-                yield from json.loads(file.readline())["rows"]
+    def rows(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Every row of these conversations, in this order; those that are not there are left out."""
+        for key in keys:
+            if key in self:
+                place, name, _ = self._places[key]
+                yield from (row for row in self._read(place) if row["prompt_id"] == name)

@@ -60,7 +60,7 @@ class Distill(Section):
     url: str | None = None  # of the endpoint's server, ".../v1"
     served_name: str | None = None  # the target's name there; None: as the recipe calls it
     concurrency: Count = 16  # calls under way at once
-    timeout: float = Field(300.0, gt=0)  # longest silence in a call, seconds
+    timeout: float = Field(300.0, gt=0)  # longest silence in a call, seconds; a whole call: 4 times that
     retries: int = Field(6, ge=0)
     retry_wait: float = Field(0.5, ge=0)  # seconds before the first more try; doubles each time
     workers: Count = 1  # above 1: Ray actors, each with its own engine
@@ -74,7 +74,7 @@ class Distill(Section):
     top_k_logprobs: int = Field(0, ge=0)  # the target's so many likeliest tokens, kept for the kl loss
     batch_size: Count = 32  # rows decoded at once
     limit: Count | None = None  # prompts, from the first; for magpie: how many to write
-    skip_bad: bool = False  # leave out, and count, prompts that cannot be read or do not fit
+    skip_bad: bool = False  # leave out, and count, prompts that cannot be read or do not fit, or are refused
     rules: Rules = Rules()
 
     @property

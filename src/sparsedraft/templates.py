@@ -133,10 +133,12 @@ def for_server(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {"chat_template_kwargs": sent} if sent else {}
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]) -> str:
-    """A whole conversation as text. Raises jinja2's TemplateError where the template refuses it, UserError where there
-    is none or a broken one."""
-    return str(_apply(tokenizer, messages, tokenize=False, add_generation_prompt=False))
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = False
+) -> str:
+    """A conversation as text. Raises jinja2's TemplateError where the template refuses it, UserError where there is
+    none or a broken one."""
+    return str(_apply(tokenizer, messages, tokenize=False, add_generation_prompt=generation_prompt))
 
 
 def chat_ids(

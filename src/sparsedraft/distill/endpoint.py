@@ -4,21 +4,27 @@ A request is one HTTP call; how many are under way at once is the caller's choic
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import templates
-from sparsedraft.distill.server import Refused, Server
+from sparsedraft.conversation import REFUSED
+from sparsedraft.distill import reported, thoughts, trial
+from sparsedraft.distill.finish import CUT, ENDED
+from sparsedraft.distill.reported import Ids, Place
+from sparsedraft.distill.server import Choice, Refused, Server
 from sparsedraft.ends import ends
 from sparsedraft.errors import UserError
 from sparsedraft.generation import Output, Request
 from sparsedraft.packing import Sample
 from sparsedraft.speculate.sampling import Sampling
 
-UNKNOWN = -1e4  # log-probability of a token at a place of which the server said nothing; exp of it is 0
+SKIPPED = (400, 413, 422)  # statuses that speak of the one request
+FIRST = 8  # answers after which it is judged whether a server refuses all, or none is of use
 
 
 class EndpointEngine:
@@ -26,27 +32,42 @@ class EndpointEngine:
 
     Servers send text, so the token ids of an answer are the text's own, encoded again; where the model had spelt it
     otherwise they differ from what it wrote. Raises UserError, as Server does and for a server of another model.
+    `skip`: what the server refuses is left out (an Output says so); None where the command has no such option.
     """
 
     name = "endpoint"
 
-    def __init__(self, server: Server, served: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.server, self.served, self.tokenizer = server, served, tokenizer
+    def __init__(
+        self, server: Server, served: str, tokenizer: PreTrainedTokenizerBase, skip: bool | None = None
+    ) -> None:
+        self.server, self.served, self.tokenizer, self.skip = server, served, tokenizer, skip
         self.end = templates.end_of_turn(tokenizer)
         self.eos_ids = frozenset(self.end) | ends(Path(tokenizer.name_or_path), tokenizer)
         self._names_ids = True  # until the server refuses to
+        self._by_tokens = False  # whether it must be asked for tokens to get the thoughts
+        self._tried: set[tuple[Sampling, int]] = set()
+        self._failed: UserError | None = None  # what the trial found
+        self._trying, self._counting = Lock(), Lock()
+        self._answered = self._refused = self._soft = self._hard = 0
+        self._id = Ids(tokenizer)
         self._template = templates.for_server(tokenizer)
         names = sorted(server.models())
         if served not in names:
+            listed = ", ".join(server.secrets.line(name, 80) for name in names[:5]) or "nothing"
             raise UserError(
-                f"the server at --url {server.url} serves {', '.join(names[:5]) or 'nothing'}, not {served}: give one "
-                "of its names as --served-name, or start it with the target."
+                f"the server at --url {server.url} serves {listed}, not {served}: give one of its names as "
+                "--served-name, or start it with the target."
             )
 
     def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
         """One call for each request, in their order."""
+        self._try(sampling, top_k_logprobs)
         for request in requests:
-            yield self._raw(request, sampling) if request.raw else self._chat(request, sampling, top_k_logprobs)
+            try:
+                yield self._raw(request, sampling) if request.raw else self._chat(request, sampling, top_k_logprobs)
+                self._answered += 1
+            except Refused as error:
+                yield self._left_out(request, error)
 
     def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
         """No server is asked to score text that it did not write."""
@@ -54,6 +75,19 @@ class EndpointEngine:
             "--engine endpoint gives log-probabilities of what the server writes only, not of rewritten answers: leave "
             "out --top-k-logprobs, or use --engine transformers."
         )
+
+    def _left_out(self, request: Request, error: Refused) -> Output:
+        """In the place of an answer that the server refuses; the error where it does not speak of this request alone.
+
+        A server that has refused the first FIRST and answered none does not mind the prompts, but an option.
+        """
+        if self.skip is None or error.status not in SKIPPED:
+            raise error
+        self._refused += 1
+        if not self.skip or (self._refused >= FIRST and not self._answered):
+            hint = "" if self.skip else ", or pass --skip-bad to leave out what it refuses"
+            raise Refused(f"{str(error).removesuffix('.')}{hint}.", error.status) from None
+        return Output(request.id, dropped=REFUSED)
 
     def _options(self, request: Request, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
         """(what every server knows, what some know more)."""
@@ -68,92 +102,153 @@ class EndpointEngine:
 
     def _chat(self, request: Request, sampling: Sampling, k: int) -> Output:
         options, extra = self._options(request, sampling)
-        options, extra = options | {"messages": request.messages}, extra | self._template
+        options |= {"messages": request.messages, **extra, **self._template}
         what = f"prompt {request.id}"
-        if not k:
-            return self._output(request, self.server.chat(what, options, extra))
-        choice = self._chat_with_logprobs(what, options | {"logprobs": True, "top_logprobs": k}, extra)
-        output = self._output(request, choice)
-        self._add_logprobs(output, choice["logprobs"], k)
+        asked = k or int(self._by_tokens)
+        choice = self._with_logprobs(what, options, asked) if asked else self.server.chat(what, options)
+        if not choice.whole:
+            return self._unwhole(request, choice)
+        places = reported.read(choice.logprobs)
+        said = bool(choice.text or choice.thoughts)
+        if k and said and not places:
+            raise self._unfit("returns no log-probabilities: leave out --top-k-logprobs, or use another server")
+        whole = choice
+        if choice.thoughts or choice.hidden:
+            whole, places = self._thought(request, choice, places, what, options)
+        if whole.finish_reason == CUT and self._ended(choice, whole.text, places, what, options):
+            whole = replace(whole, finish_reason=ENDED)
+        output = self._output(request, whole)
+        if k and said:
+            self._count_soft(reported.add(output, places, k, self._id, self.eos_ids, self.end))
         return output
 
-    def _chat_with_logprobs(self, what: str, options: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    def _with_logprobs(self, what: str, options: dict[str, Any], k: int) -> Choice:
         """vLLM names tokens by id if it is asked to; others ignore that, or refuse it and are asked without."""
+        options = options | {"logprobs": True, "top_logprobs": k}
         if self._names_ids:
             try:
-                return self.server.chat(what, options, extra | {"return_tokens_as_token_ids": True})
+                return self.server.chat(what, options | {"return_tokens_as_token_ids": True})
             except Refused:
-                choice = self.server.chat(what, options, extra)
+                choice = self.server.chat(what, options)
                 self._names_ids = False  # it was that, and not the prompt
                 return choice
-        return self.server.chat(what, options, extra)
+        return self.server.chat(what, options)
+
+    def _thought(
+        self, request: Request, choice: Choice, places: list[Place], what: str, options: dict[str, Any]
+    ) -> tuple[Choice, list[Place]]:
+        """The choice with the thoughts in its text, where they stood: the model answered after them.
+
+        The tokens that the server reports log-probabilities of tell exactly, where they are all of them; so it is asked
+        for these where the chat template does not tell.
+        """
+        if text := self._all_reported(choice, places):
+            return replace(choice, text=text), places
+        shown = thoughts.put_back(self.tokenizer, request.messages or (), choice.thoughts, choice.text)
+        if shown is not None and not self._lacks(choice, shown):
+            return replace(choice, text=shown), []  # what is reported is of the answer alone
+        if not places:
+            try:
+                again = self._with_logprobs(what, options, 1)
+            except Refused:
+                again = choice
+            places = reported.read(again.logprobs)
+            if again.whole and (text := self._all_reported(again, places)):
+                self._by_tokens = True
+                return replace(again, text=text), places
+        raise UserError(
+            f"the server at --url {self.server.url} sends what the model thinks apart from what it answers, and "
+            "neither its log-probabilities nor the chat template tell how the model writes the two: start it so that "
+            "thoughts stay in the text (vLLM and SGLang: without --reasoning-parser; llama-server: --reasoning-format "
+            "none)."
+        )
+
+    def _all_reported(self, choice: Choice, places: list[Place]) -> str:
+        """The text of the reported tokens, if thoughts and answer are in it; else ""."""
+        found = [self._id(token) for token, _ in places]
+        ids = [i for i in found if i is not None]
+        if not ids or len(ids) < len(found) or not choice.thoughts.strip():
+            return ""
+        text = str(self.tokenizer.decode([i for i in ids if i not in self.eos_ids]))
+        behind = text.partition(choice.thoughts.strip())[2]
+        return text if (behind.strip() and choice.text.strip() in behind) or text.endswith(choice.thoughts) else ""
+
+    def _lacks(self, choice: Choice, text: str) -> bool:
+        """Whether the model wrote clearly more than `text`: some servers send a summary of its thoughts, or none."""
+        if choice.tokens is None:
+            return not choice.thoughts
+        return choice.tokens > 8 + 1.1 * len(self._ids(text))
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def _ended(self, choice: Choice, text: str, places: list[Place], what: str, options: dict[str, Any]) -> bool:
+        """Whether an answer ended with the last token that it was allowed, which some servers call cut off.
+
+        Where its tokens do not tell, and one seems to be missing in its `text`, it is asked for again with room for one
+        more: what had ended stays as it was.
+        """
+        if places:
+            return self._id(places[-1][0]) in self.eos_ids
+        allowed = options["max_tokens"]
+        if choice.tokens not in (None, allowed) or len(self._ids(text)) >= allowed:
+            return False
+        try:
+            again = self.server.chat(what, options | {"max_tokens": allowed + 1})
+        except Refused:
+            return False  # no room for one more
+        return again.finish_reason == ENDED and (again.text, again.thoughts) == (choice.text, choice.thoughts)
 
     def _raw(self, request: Request, sampling: Sampling) -> Output:
         options, extra = self._options(request, sampling)
         text, bos = str(request.raw), self.tokenizer.bos_token
         if bos and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
             text = text.removeprefix(bos)  # the server's tokenizer puts it there, too
-        choice = self.server.complete(f"prompt {request.id}", options | {"prompt": text}, extra)
-        return self._output(request, choice)
+        choice = self.server.complete(f"prompt {request.id}", options | {"prompt": text, **extra})
+        return self._output(request, choice) if choice.whole else self._unwhole(request, choice)
 
-    def _output(self, request: Request, choice: dict[str, Any]) -> Output:
+    def _unwhole(self, request: Request, choice: Choice) -> Output:
+        """In the place of an answer that is not the model's own."""
+        return Output(request.id, dropped=f"finish reason {choice.finish_reason}")
+
+    def _output(self, request: Request, choice: Choice) -> Output:
         """The answer in the target's tokens."""
-        ids = [int(i) for i in self.tokenizer(choice["text"], add_special_tokens=False)["input_ids"]]
-        ended = choice["finish_reason"] == "stop"
-        written = [*ids, *self.end] if ended else ids
-        return Output(request.id, written, "eos" if ended else "length", text=choice["text"])
+        ids = self._ids(choice.text)
+        written = [*ids, *self.end] if choice.finish_reason == ENDED else ids
+        return Output(request.id, written, choice.finish_reason, text=choice.text)
 
-    def _add_logprobs(self, output: Output, logprobs: Any, k: int) -> None:
-        """The server's own tokens and log-probabilities in place of the re-encoded ones.
+    def _count_soft(self, why: str) -> None:
+        """Stop where the first FIRST answers bring no log-probabilities that can be learnt from; `why` is this one's.
 
-        Nothing is added where one of its tokens has no id of its own in the vocabulary (part of a character, say). The
-        end-of-turn token, if the server does not report on it, counts as certain: it was written, and a divergence
-        towards "any other token" would unlearn it.
+        Single answers may have none (part of a character has no id of its own): they are counted in the result.
         """
-        reported = _reported(logprobs)
-        if not reported:
-            raise UserError(
-                f"the server at --url {self.server.url} returns no log-probabilities: leave out --top-k-logprobs, or "
-                "use another server."
-            )
-        ids = [self._id(token) for token, _ in reported]
-        best = [[(self._id(token), p) for token, p in found[:k]] for _, found in reported]
-        if None in ids or any(len(found) < k or None in (i for i, _ in found) for found in best):
-            return
-        output.topk_ids = [[int(i) for i, _ in found] for found in best]  # type: ignore[arg-type]
-        output.topk_logprobs = [[max(p, UNKNOWN) for _, p in found] for found in best]
-        output.token_ids = [int(i) for i in ids if i is not None]
-        if output.finish_reason == "eos" and output.token_ids[-1] not in self.eos_ids and self.end:
-            output.token_ids.append(self.end[0])
-            others = [i for i in range(k + 1) if i != self.end[0]]
-            output.topk_ids.append([self.end[0], *others][:k])
-            output.topk_logprobs.append([0.0, *[UNKNOWN] * k][:k])
+        with self._counting:
+            self._soft, self._hard = self._soft + (not why), self._hard + bool(why)
+            if self._hard >= FIRST and not self._soft:
+                raise self._unfit(f"{why}; or leave out --top-k-logprobs")
 
-    def _id(self, token: str) -> int | None:
-        """The id of a token as the server writes it: "token_id:17", or the text that it stands for."""
-        if (number := token.removeprefix("token_id:")) != token and number.isdecimal():
-            return int(number)
-        return self._ids_by_text.get(token)
+    def _try(self, sampling: Sampling, k: int) -> None:
+        """Stop before the first row where the server gives other things than it is asked for: see distill.trial."""
+        with self._trying:  # the others wait for what the first finds
+            if self._failed is None and (sampling, k) not in self._tried:
+                self._tried.add((sampling, k))
+                try:
+                    if why := trial.unfit(self._trial, sampling, k):
+                        self._failed = self._unfit(why)
+                except UserError as error:
+                    self._failed = error
+            if self._failed is not None:
+                raise self._failed
 
-    @cached_property
-    def _ids_by_text(self) -> dict[str, int | None]:
-        found: dict[str, int | None] = {}
-        for i in range(len(self.tokenizer)):
-            text = str(self.tokenizer.decode([i]))
-            found[text] = None if text in found else i  # two of one text cannot be told apart
-        return found
+    def _trial(self, question: str, more: dict[str, Any], k: int) -> Choice | None:
+        """The answer to a question of our own, greedily unless `more` says so; None where it is refused."""
+        options = {"model": self.served, "temperature": 0.0, "messages": [{"role": "user", "content": question}]}
+        options |= {**more, **self._template}
+        try:
+            what = "a question that it is tried with"
+            return self._with_logprobs(what, options, k) if k else self.server.chat(what, options)
+        except Refused:
+            return None
 
-
-def _reported(logprobs: Any) -> list[tuple[str, list[tuple[str, float]]]]:
-    """(token, the likeliest and their log-probabilities) at each place; [] where the server reports none.
-
-    The likeliest come first: some servers put the token that was drawn there, however likely.
-    """
-    try:
-        places = [
-            (str(place["token"]), [(str(t["token"]), float(t["logprob"])) for t in place["top_logprobs"]])
-            for place in logprobs["content"]
-        ]
-    except (LookupError, TypeError, ValueError):
-        return []
-    return [(token, sorted(found, key=lambda pair: -pair[1])) for token, found in places]
+    def _unfit(self, why: str) -> UserError:
+        return UserError(f"the server at --url {self.server.url} {why}.")

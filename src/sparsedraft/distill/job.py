@@ -15,6 +15,7 @@ from sparsedraft.decoder import context_of
 from sparsedraft.distill.endpoint import EndpointEngine
 from sparsedraft.distill.magpie import magpie
 from sparsedraft.distill.rewrite import rewrite
+from sparsedraft.distill.secret import shown
 from sparsedraft.distill.server import Server
 from sparsedraft.ends import ends
 from sparsedraft.engine import Engine, TransformersEngine
@@ -36,7 +37,7 @@ UNSTORED = ("min_gap", "max_new_tokens")  # of an Answer: matter to evaluation o
 class Endpoint:
     """A server: its address (".../v1"), the target's name there, calls under way at once, and patience (see Server)."""
 
-    url: str
+    url: str = field(repr=False)  # it may hold a password
     served: str
     concurrency: int = 16
     timeout: float = 300.0
@@ -45,13 +46,13 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if not _is_http(self.url):
-            raise UserError(f"--url {self.url} is no http address: give one such as http://localhost:8000/v1.")
+            raise UserError(f"--url {shown(self.url)} is no http address: give one such as http://localhost:8000/v1.")
         for option, seconds in (("timeout", self.timeout), ("retry-wait", self.retry_wait)):
             if not seconds <= LONGEST:
                 raise UserError(f"--{option} {seconds:g} is not possible: give at most {LONGEST:g} seconds, a day.")
 
-    def engine(self, tokenizer: PreTrainedTokenizerBase) -> EndpointEngine:
-        """The server as an engine; it is asked whether it is there."""
+    def engine(self, tokenizer: PreTrainedTokenizerBase, skip: bool | None = None) -> EndpointEngine:
+        """The server as an engine; it is asked whether it is there. `skip`: see EndpointEngine."""
         server = Server(self.url, timeout=self.timeout, retries=self.retries, wait=self.retry_wait)
         if day := templates.day_there(tokenizer):
             console.print(
@@ -59,7 +60,7 @@ class Endpoint:
                 f"{day}, while prompts are stored, and run here, with {templates.DATE_STRING}",
                 soft_wrap=True,
             )
-        return EndpointEngine(server, self.served, tokenizer)
+        return EndpointEngine(server, self.served, tokenizer, skip)
 
 
 def _is_http(url: str) -> bool:
@@ -89,6 +90,7 @@ class Job:
     native: bool = False  # the native engine, where there is no endpoint
     max_prompt_tokens: int = 0  # of the prompts that magpie writes; 0: no limit
     template_args: Arguments = field(default_factory=dict)  # of the chat template
+    skip_bad: bool = False  # leave out what a server refuses
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -114,7 +116,7 @@ class Job:
             dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
             model = checkpoint.load(self.folder, dtype=dtype, device=device)
             return TransformersEngine(model, tokenizer, ends(self.folder, tokenizer), self.batch_size)
-        return self.endpoint.engine(tokenizer)
+        return self.endpoint.engine(tokenizer, self.skip_bad)
 
     def maker(self, engine: Engine, heard: Callable[[Output], None] = lambda output: None) -> Make:
         """What turns a unit of conversations into rows; `heard` is told of every answer."""

@@ -81,6 +81,9 @@ def magpie(
     openings = {p.id: p.turns[0] for p in chosen}
     for output in writer.engine.generate(requests, prompt_sampling):
         opening = openings[output.id]
+        if output.dropped:
+            written[output.id] = "", output.dropped
+            continue
         own = output.text if output.text is not None else _words(writer, opening, output.token_ids)
         why = malformed((opening + own).strip(), output.finish_reason, special) if own.strip() else "too short"
         written[output.id] = (opening + own).strip(), why

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from typing import Any
 
-from sparsedraft.conversation import Make
+from sparsedraft.conversation import Make, keys_of, lacking
 from sparsedraft.distill.job import Job
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.journal import Journal
@@ -57,13 +57,13 @@ class _Worker:
 
 def run_with_ray(
     units: Sequence[Sequence[Prompt]], job: Job, journal: Journal, workers: int
-) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Make the units that `journal` lacks with `workers` actors, commit each as it arrives, yield number and rows.
+) -> Iterator[list[dict[str, Any]]]:
+    """Make what `journal` lacks of the units with `workers` actors, commit each as it arrives, yield its rows.
 
     An actor asks for a GPU if the job's device is one. Raises UserError where Ray is not installed or does not come up,
     and for what an actor found to be the user's mistake.
     """
-    todo = [number for number in range(len(units)) if number not in journal]
+    todo = lacking(units, journal)
     if not todo:
         return
     on_gpu = job.endpoint is None and job.device.startswith("cuda")
@@ -71,7 +71,7 @@ def run_with_ray(
         cores = int(ray.cluster_resources().get("CPU", 1))
         threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores // workers)
         data = ray.data.from_items(
-            [{"unit": number, "prompts": json.dumps([asdict(prompt) for prompt in units[number]])} for number in todo],
+            [{"unit": n, "prompts": json.dumps([asdict(prompt) for prompt in unit])} for n, unit in enumerate(todo)],
             override_num_blocks=len(todo),  # a task each: what is done comes back at once
         ).map_batches(
             _Worker,
@@ -88,9 +88,9 @@ def run_with_ray(
         for batch in done:
             if failed := str(batch["failed"][0]):
                 raise UserError(failed)
-            number, rows = int(batch["unit"][0]), json.loads(str(batch["rows"][0]))
-            journal.append(number, rows)
-            yield number, rows
+            unit, rows = todo[int(batch["unit"][0])], json.loads(str(batch["rows"][0]))
+            journal.append(keys_of(unit), rows)
+            yield rows
 
 
 @contextmanager

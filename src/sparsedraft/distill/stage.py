@@ -5,12 +5,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from sparsedraft import artifact, checkpoint, distilled, prompts, templates
 from sparsedraft.console import console, track
-from sparsedraft.conversation import GROUP, Rate, fits, run_units, units_of
-from sparsedraft.distill import magpie, rewrite, scale
+from sparsedraft.conversation import GROUP, REFUSED, Rate, fits, key_of, run_units, units_of
+from sparsedraft.distill import again, magpie, rewrite, scale
 from sparsedraft.distill.clean import Cleaner, Rules
 from sparsedraft.distill.job import ENGINES, MODES, Endpoint, Job
+from sparsedraft.distill.secret import shown
 from sparsedraft.errors import UserError
 from sparsedraft.journal import Journal
 from sparsedraft.overlap import check_no_overlap
@@ -92,22 +95,24 @@ def distill(
         chosen = rewrite.referenced(chosen, bad if skip_bad else None)
     job = Job(
         folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
-        batch_size, seed, device, dtype, engine == "native", rules.max_prompt_tokens,
-        arguments,
+        batch_size, seed, device, dtype, engine == "native", rules.max_prompt_tokens, arguments, skip_bad,
     )  # fmt: skip
     if source is None:
         magpie.check_openings(openings or [""], tokenizer, max_new_tokens, job.context, rules.max_prompt_tokens)
 
     def build(work: Path) -> dict[str, Any]:
-        journal = Journal(work / ".rows.jsonl")
-        kept, skipped = _write(job, chosen, journal, workers, skip_bad)
+        journal = Journal(work / ".rows.jsonl", again=REFUSED)  # perhaps it takes them now
+        if not overwrite:
+            again.take_up(out, journal, chosen, samples)
+        units, skipped = _units(job, chosen, skip_bad)
+        _write(job, units, journal, workers)
         cleaner = Cleaner(rules, evaluation)
         tokenizer.save_pretrained(work / "tokenizer")
-        result = distilled.write(work, journal.rows(), cleaner.reason, len(kept), top_k_logprobs)
-        for reason in [*bad, *skipped][:10]:
-            console.print(f"[dim]skipped: {reason}[/dim]", soft_wrap=True)
+        rows = journal.rows([key_of(prompt) for unit in units for prompt in unit])
+        result = distilled.write(work, rows, cleaner.reason, sum(len(unit) for unit in units), top_k_logprobs)
+        _check_soft(result, top_k_logprobs)
         result |= templates.inputs(arguments)
-        return result | ({"skipped": len(bad) + len(skipped)} if skip_bad else {})
+        return result | _left_out(result, [*bad, *skipped], skip_bad)
 
     inputs: dict[str, object] = {
         "target": folder if endpoint is None else checkpoint.described(folder),
@@ -130,18 +135,17 @@ def distill(
         },
     }
     reads = (target, source, *evaluation_prompts)
-    return artifact.make(out, "distill", inputs, build, seed=seed, overwrite=overwrite, reads=reads)
+    may: dict[str, Any] = {"grows": "prompts", "free": ["options.skip_bad"]}
+    return artifact.make(out, "distill", inputs, build, seed=seed, overwrite=overwrite, reads=reads, **may)
 
 
-def _write(
-    job: Job, chosen: list[Prompt], journal: Journal, workers: int, skip_bad: bool
-) -> tuple[list[Prompt], list[str]]:
-    """Let the job write what `journal` lacks; (the prompts that were asked, why the others were skipped)."""
-    tokenizer = job.tokenizer
+def _units(job: Job, chosen: list[Prompt], skip_bad: bool) -> tuple[list[list[Prompt]], list[str]]:
+    """(the prompts that fit the context, in units of work; why the others are left out). UserError without `skip_bad`
+    for one that does not fit."""
     lengths, skipped = [0] * len(chosen), []
     if job.mode != "magpie":
         asked = [rewrite.with_reference(p) for p in chosen] if job.mode == "rewrite" else chosen
-        measured = fits(tokenizer, asked, job.max_new_tokens, job.context)
+        measured = fits(job.tokenizer, asked, job.max_new_tokens, job.context)
         skipped = [why for _, why in measured if why]
         if skipped and not skip_bad:
             raise UserError(f"{skipped[0]}, or pass --skip-bad.")
@@ -150,18 +154,42 @@ def _write(
         if not chosen:
             raise UserError(f"not one prompt can be asked: {skipped[0]}.")
     # a server's rows do not depend on their neighbours: the smaller the unit, the less a kill costs
-    units = units_of(chosen, lengths, 1 if job.endpoint else GROUP * job.batch_size)
-    total = sum(len(p.turns) for p in chosen) * job.samples
-    with track("distilling", total, "answers") as tracker:
-        tracker.advance(sum(journal.counts.values()))
+    return units_of(chosen, lengths, 1 if job.endpoint else GROUP * job.batch_size), skipped
+
+
+def _write(job: Job, units: list[list[Prompt]], journal: Journal, workers: int) -> None:
+    """Let the job write what `journal` lacks."""
+    asked = [prompt for unit in units for prompt in unit]
+    with track("distilling", sum(len(p.turns) for p in asked) * job.samples, "answers") as tracker:
+        tracker.advance(sum(journal.count(key_of(prompt)) for prompt in asked))
         rate = Rate(tracker)
         if workers > 1:
-            for _, rows in scale.run_with_ray(units, job, journal, workers):
+            for rows in scale.run_with_ray(units, job, journal, workers):
                 rate.add(len(rows), sum(len(row.get("answer_ids", ())) for row in rows))
         else:
             for _ in run_units(units, job.maker(job.engine(), rate), journal, job.concurrency):
                 pass
-    return chosen, skipped
+
+
+def _check_soft(result: dict[str, Any], k: int) -> None:
+    """Say how many rows have no log-probabilities, where these were asked for; UserError where none has."""
+    if k and not result["rows_with_topk"]:
+        raise UserError(
+            f"not one of {result['rows']} rows has log-probabilities that can be learnt from: use a server that names "
+            "tokens by id, such as vLLM, or leave out --top-k-logprobs."
+        )
+    if k and (without := result["rows"] - result["rows_with_topk"]):
+        console.print(f"{without} of {result['rows']} rows have no log-probabilities: the server named tokens by text")
+
+
+def _left_out(result: dict[str, Any], reasons: list[str], skip_bad: bool) -> dict[str, int]:
+    """What the result says of prompts that were left out (`reasons`), and of turns that a server refused."""
+    for reason in reasons[:10]:
+        console.print(f"[dim]skipped: {escape(reason)}[/dim]", soft_wrap=True)
+    refused = result["dropped"].get(REFUSED, 0)
+    if refused:
+        console.print(f"[dim]skipped: {refused} answers that the server refused[/dim]", soft_wrap=True)
+    return {"skipped": len(reasons) + refused} if skip_bad else {}
 
 
 def _check_options(
@@ -181,7 +209,9 @@ def _check_options(
     if engine not in ENGINES:
         raise UserError(f"--engine {engine} is not known: choose one of {', '.join(ENGINES)}.")
     if (engine == "endpoint") != (url is not None):
-        raise UserError("--engine endpoint needs --url" if url is None else f"--url {url} needs --engine endpoint.")
+        raise UserError(
+            "--engine endpoint needs --url" if url is None else f"--url {shown(url)} needs --engine endpoint."
+        )
     if (mode == "magpie") != (source is None):
         given = "writes the prompts itself: leave out PROMPTS" if source else "needs PROMPTS to answer"
         raise UserError(f"--mode {mode} {given}.")

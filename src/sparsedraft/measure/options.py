@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sparsedraft.distill.secret import shown
 from sparsedraft.errors import UserError
 from sparsedraft.speculate.lookahead import NAMES, policy_named
 from sparsedraft.speculate.pair import LOOKUP, check_route
@@ -61,8 +62,8 @@ class Options:
             raise UserError(f"{what} needs the real loop: leave out --simulate.")
         if self.url is not None and not (self.simulate and self.sampling.greedy and self.repetition_penalty == 1):
             raise UserError(
-                f"--url {self.url}: what a server says tells of greedy drafting alone: give --simulate, and leave out "
-                "what samples."
+                f"--url {shown(self.url)}: what a server says tells of greedy drafting alone: give --simulate, and "
+                "leave out what samples."
             )
         if self.tree < 1:
             raise UserError(f"--tree {self.tree} is not possible: give the branching of draft trees, or 1 for chains.")

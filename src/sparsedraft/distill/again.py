@@ -1,0 +1,37 @@
+"""A finished data folder whose prompts have become more: what it holds is not asked for again."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sparsedraft import distilled
+from sparsedraft.conversation import key_of
+from sparsedraft.journal import Journal
+from sparsedraft.prompts import Prompt
+
+MADE = ("prompt_tokens", "answer_tokens")  # columns that follow from the others
+
+
+def take_up(finished: Path, journal: Journal, chosen: Sequence[Prompt], samples: int) -> None:
+    """Put into `journal` what the data folder `finished`, if there is one, holds of the `chosen` prompts.
+
+    Taken are conversations of which every answer is there; a rule may have left out others of it. The caller sees to it
+    that a prompt of the same id is the same prompt, as `artifact.make` does.
+    """
+    if not (finished / "result.json").is_file():
+        return
+    by_id = {prompt.id: prompt for prompt in chosen}
+    for name, rows in groupby(_rows(finished), key=lambda row: str(row["prompt_id"])):
+        prompt, held = by_id.get(name), list(rows)
+        if prompt is not None and len(held) == len(prompt.turns) * samples:
+            journal.append({name: key_of(prompt)}, held)
+
+
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """As they were in the journal: without what an optional column lacks, and with the day, if it was one for all."""
+    days = list(distilled.read_result(folder).get("template_dates", ()))
+    day = {"template_date": days[0]} if len(days) == 1 else {}
+    for batch in distilled.batches(folder):
+        for row in batch.to_pylist():
+            yield day | {name: value for name, value in row.items() if name not in MADE and value is not None}
