@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo test check bench bench-runtime sanitize fuzz aarch64 clean
+.PHONY: demo test check bench bench-runtime other-readers sanitize fuzz aarch64 clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -36,6 +36,10 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparsedra
 # TARGET and DRAFTER: hub ids or folders, by default Qwen2.5-Coder 1.5B and 0.5B
 bench-runtime: $(STAMP)
 	$(BIN)/python benchmarks/runtime.py $(if $(TARGET),--target $(TARGET)) $(if $(DRAFTER),--drafter $(DRAFTER))
+
+# What we write, read by transformers 4.57.1 and mlx-lm 0.32.2 in environments of their own; CHECKPOINTS: folders more
+other-readers: $(STAMP)
+	$(BIN)/python tests/other_readers.py $(CHECKPOINTS)
 
 # The extension with AddressSanitizer and UndefinedBehaviorSanitizer: its tests, and CASES damaged packed folders.
 CASES ?= 2000

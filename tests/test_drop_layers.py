@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Mixtr
 from sparsedraft import checkpoint, inspection
 from sparsedraft.decoder import decoder_layers
 from sparsedraft.errors import UserError
+from sparsedraft.older_names import with_older_names
 from sparsedraft.prune import layer_drop, sequential
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
@@ -162,4 +163,5 @@ def test_config_of_the_cut_model_says_its_layers(tiny_checkpoint: Path, tmp_path
     drop_layers(str(tiny_checkpoint), tmp_path / "cut", "demo:train", layers=1, **SMALL)
     before, after = (json.loads((f / "config.json").read_text()) for f in (tiny_checkpoint, tmp_path / "cut"))
     assert after["num_hidden_layers"] == before["num_hidden_layers"] - 1
+    before, after = with_older_names(before), with_older_names(after)
     assert {k: v for k, v in after.items() if "layer" not in k} == {k: v for k, v in before.items() if "layer" not in k}

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sparsedraft import older_names
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.own_code import refuse_model_code, refuse_tokenizer_code
@@ -164,6 +165,7 @@ def save(
         json.dumps({**config, "dtype": str(target).removeprefix("torch.")}, indent=2) + "\n"
     )
     tokenizer.save_pretrained(folder)
+    older_names.complete(folder)
     if sparsity is not None:
         (folder / "sparsity.json").write_text(json.dumps(sparsity, indent=1) + "\n")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sparsedraft import artifact, checkpoint, inspection, shards, templates
+from sparsedraft import artifact, checkpoint, inspection, older_names, shards, templates
 from sparsedraft.decoder import decoder_layers
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import skeleton
@@ -128,6 +128,7 @@ def _write(model: Streamed, work: Path, first: int, n: int) -> None:
     shards.write(work, {new: (model.shards, old) for new, old in names.items()})
     shards.copy_side_files(model.folder, work)
     config.save_pretrained(work)
+    older_names.complete(work)
     claim = checkpoint.claimed_sparsity(model.folder)
     if claim:  # a sparse drafter that loses layers keeps the mask of those that stay
         prefix = f"{model.prefix}."
