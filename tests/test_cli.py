@@ -280,7 +280,6 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("eval", t, t, "--prompts", "demo:eval", "--k", "three"), "not a list of whole numbers"),
     (lambda f, t: ("eval", t, t, "--prompts", "demo:eval", "--tasks", "arc_easy"), "one of the two"),
     (lambda f, t: ("eval", t, t), "one of the two"),
-    (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--k", "-1"), "--k -1 is not possible"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--policy", "best"), "--policy best is not known"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--uag", "no"), "--uag no is not known"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--min-p", "2"), "min-p 2.0 is not possible"),
@@ -360,6 +359,7 @@ def test_mistakes(arguments, message: str, monkeypatch, capsys, tiny_checkpoint:
 def test_wrong_options_exit_with_2_as_well(monkeypatch, capsys) -> None:
     assert call(monkeypatch, "prune", "--no-such-option") == 2
     assert call(monkeypatch, "distill") == 2
+    assert call(monkeypatch, "generate", "t", "--prompt", "x", "--k", "-1") == 2
     assert "Traceback" not in capsys.readouterr().err
     assert call(monkeypatch, "prune", "--help") == 0
 

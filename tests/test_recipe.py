@@ -47,7 +47,7 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
     [
         (["finetune.lerning_rate=1"], r"finetune\.lerning_rate is not a known key; did you mean learning_rate\?"),
         (["finetune.learning_rate=fast"], r"finetune\.learning_rate = 'fast' is not possible"),
-        (["eval.k=[0]"], r"eval\.k\.0 = 0 is not possible: k is a whole number of at least 1, or auto"),
+        (["eval.k=[0]"], r"eval\.k\.0 = 0 is not possible: k is a whole number from 1 to 1024, or auto"),
         (["eval.k=[best]"], r"eval\.k\.0 = .best. is not possible"),
         (["eval.k=[3, auto]"], "trees and policies need the real loop"),
         (["eval.k=[auto]", "eval.simulate=false"], "k needs at least one number"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from safetensors import SafetensorError
 
+from sparsedraft import bounds
 from sparsedraft.cli_use import evaluate, generate, pack
 from sparsedraft.console import console, leads, quiet_libraries
 from sparsedraft.errors import UserError
@@ -20,6 +21,7 @@ from sparsedraft.options import (
     CalibrationTokens,
     Device,
     Dtype,
+    MaxNewTokens,
     Out,
     Overwrite,
     Seed,
@@ -102,20 +104,23 @@ def distill(
     url: Annotated[str | None, typer.Option(help="The server's address, such as http://localhost:8000/v1.")] = None,
     served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,
     concurrency: Annotated[
-        int, typer.Option(min=1, help="Calls to the server under way at once, of each worker.")
+        int, typer.Option(min=1, max=bounds.CALLS, help="Calls to the server under way at once, of each worker.")
     ] = 16,
     timeout: Annotated[
         float,
         typer.Option(min=0.001, help="Longest silence in a call, seconds; a whole call may take 4 times as long."),
     ] = 300.0,
-    retries: Annotated[int, typer.Option(min=0, help="More tries of a call that failed.")] = 6,
+    retries: Annotated[int, typer.Option(min=0, max=bounds.RETRIES, help="More tries of a call that failed.")] = 6,
     retry_wait: Annotated[
         float, typer.Option(min=0, help="Wait before the first more try, seconds; it doubles each time, up to 16-fold.")
     ] = 0.5,
     workers: Annotated[
-        int, typer.Option(min=1, help="Ray actors, each with its own model or server connection; 1: no Ray.")
+        int,
+        typer.Option(
+            min=1, max=bounds.WORKERS, help="Ray actors, each with its own model or server connection; 1: no Ray."
+        ),
     ] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
+    max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -124,13 +129,21 @@ def distill(
         list[str] | None,
         typer.Option(help="How prompts that magpie writes begin (as often as you like: they take turns)."),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Answers per prompt (more than one needs a temperature).")] = 1,
+    samples: Annotated[
+        int, typer.Option(min=1, max=bounds.SAMPLES, help="Answers per prompt (more than one needs a temperature).")
+    ] = 1,
     top_k_logprobs: Annotated[
-        int, typer.Option(min=0, help="Also store the target's so many likeliest tokens, with log-probabilities.")
+        int,
+        typer.Option(
+            min=0,
+            max=bounds.LIKELIEST,
+            help="Also store the target's so many likeliest tokens, with log-probabilities.",
+        ),
     ] = 0,
     batch_size: BatchSize = 32,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Use only the first so many prompts; for magpie: write so many.")
+        int | None,
+        typer.Option(min=1, max=bounds.PROMPTS, help="Use only the first so many prompts; for magpie: write so many."),
     ] = None,
     skip_bad: Annotated[
         bool,
@@ -143,9 +156,15 @@ def distill(
         float,
         typer.Option(help="Leave out prompts this similar to an earlier one, 0 to 1; 0 is off (magpie: 0.8)."),
     ] = 0.0,
-    min_answer_tokens: Annotated[int, typer.Option(min=0, help="Leave out shorter answers, tokens.")] = 0,
-    max_answer_tokens: Annotated[int, typer.Option(min=0, help="Leave out longer answers, tokens; 0 is off.")] = 0,
-    max_prompt_tokens: Annotated[int, typer.Option(min=0, help="Leave out longer prompts, tokens; 0 is off.")] = 0,
+    min_answer_tokens: Annotated[
+        int, typer.Option(min=0, max=bounds.LENGTH, help="Leave out shorter answers, tokens.")
+    ] = 0,
+    max_answer_tokens: Annotated[
+        int, typer.Option(min=0, max=bounds.LENGTH, help="Leave out longer answers, tokens; 0 is off.")
+    ] = 0,
+    max_prompt_tokens: Annotated[
+        int, typer.Option(min=0, max=bounds.LENGTH, help="Leave out longer prompts, tokens; 0 is off.")
+    ] = 0,
     drop_cut_off: Annotated[bool, typer.Option("--drop-cut-off", help="Leave out answers that were cut off.")] = False,
     languages: Annotated[str, typer.Option(help="Keep only these, such as en,de; default: any.")] = "",
     drop_words: Annotated[str, typer.Option(help="Leave out rows with one of these words, comma-separated.")] = "",
@@ -265,7 +284,9 @@ def drop_layers(
     model: Annotated[str, typer.Argument(help="The drafter to cut.")],
     out: Out,
     calibration: Calibration,
-    layers: Annotated[int | None, typer.Option(min=1, help="How many consecutive layers to drop.")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, max=bounds.LAYERS, help="How many consecutive layers to drop.")
+    ] = None,
     match_macs: Annotated[
         str | None, typer.Option(help="Drop as many as bring the MACs nearest to this checkpoint's.")
     ] = None,
@@ -340,18 +361,25 @@ def finetune(
         typer.Option(help="Train the linears for rounding to int8 (scale per row) or int4 (per 32 inputs); or none."),
     ] = "none",
     reselect_every: Annotated[
-        int, typer.Option(min=0, help="Let the mask move every so many steps, until 75 % of them; 0: it stays.")
+        int,
+        typer.Option(
+            min=0, max=bounds.STEPS, help="Let the mask move every so many steps, until 75 % of them; 0: it stays."
+        ),
     ] = 0,
     reselect_share: Annotated[
         float, typer.Option(help="Share of the surviving weights that the first move swaps; falls to 0 by a cosine.")
     ] = 0.1,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to train on; default: each sample once.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, max=bounds.TOKENS, help="Tokens to train on; default: each sample once.")
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-4,
     warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps to warm up.")] = 0.1,
     weight_decay: Annotated[float, typer.Option(min=0, help="AdamW's decoupled weight decay.")] = 0.0,
     clip: Annotated[float, typer.Option(help="Largest norm of a step's gradient.")] = 1.0,
     sequence_length: SequenceLength = 512,
-    rows_per_step: Annotated[int, typer.Option(min=1, help="Packed sequences per optimizer step.")] = 2,
+    rows_per_step: Annotated[
+        int, typer.Option(min=1, max=bounds.ROWS, help="Packed sequences per optimizer step.")
+    ] = 2,
     train_embeddings: Annotated[bool, typer.Option(help="Train the embedding and the head, too.")] = True,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory for a third more time: keep no activations.")
@@ -359,12 +387,18 @@ def finetune(
     patience: Annotated[
         int,
         typer.Option(
-            min=0, help="Validations without a new best acceptance after which to stop and keep the best; 0: off."
+            min=0,
+            max=bounds.STEPS,
+            help="Validations without a new best acceptance after which to stop and keep the best; 0: off.",
         ),
     ] = 0,
-    validation_prompts: Annotated[int, typer.Option(min=1, help="Prompts held out for validation.")] = 16,
-    validate_every: Annotated[int, typer.Option(min=1, help="Steps between validations.")] = 25,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states to resume from.")] = 25,
+    validation_prompts: Annotated[
+        int, typer.Option(min=1, max=bounds.PROMPTS, help="Prompts held out for validation.")
+    ] = 16,
+    validate_every: Annotated[int, typer.Option(min=1, max=bounds.STEPS, help="Steps between validations.")] = 25,
+    save_every: Annotated[
+        int, typer.Option(min=1, max=bounds.STEPS, help="Steps between saved states to resume from.")
+    ] = 25,
     template_arg: TemplateArg = None,
     seed: Seed = 0,
     device: Device = "cpu",

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sparsedraft import bounds
 from sparsedraft.console import console
 from sparsedraft.errors import UserError
 from sparsedraft.options import (
@@ -12,6 +13,7 @@ from sparsedraft.options import (
     Device,
     Dtype,
     Limit,
+    MaxNewTokens,
     MinP,
     Out,
     Overwrite,
@@ -66,7 +68,7 @@ def evaluate(
             help="The loop's numbers without its target passes (sampled: expected ones).",
         ),
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 128,
+    max_new_tokens: MaxNewTokens = 128,
     batch_size: BatchSize = 32,
     limit: Limit = None,
     spread: Annotated[
@@ -80,7 +82,9 @@ def evaluate(
         typer.Option(help="An OpenAI-compatible server that runs the target, .../v1; with --simulate, greedily."),
     ] = None,
     served_name: Annotated[str | None, typer.Option(help="The target's name there; default: TARGET.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Calls to the server under way at once.")] = 16,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=bounds.CALLS, help="Calls to the server under way at once.")
+    ] = 16,
     template_arg: TemplateArg = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -177,8 +181,8 @@ def parse_k(text: str) -> tuple[int | str, ...]:
             ) from None
         if number < 1:
             raise UserError(f"--k {number} drafts nothing: K is at least 1.")
-        if number > 1024:
-            raise UserError(f"--k {number} is more than any drafter is worth: give at most 1024.")
+        if number > bounds.DRAFTED:
+            raise UserError(f"--k {number} is more than any drafter is worth: give at most {bounds.DRAFTED}.")
         found.append(number)
     return tuple(found)
 
@@ -193,7 +197,10 @@ def generate(
         str | None, typer.Option(help="A drafter, or 'lookup' (prompt look-up); default: plain decoding.")
     ] = None,
     k: Annotated[
-        int | None, typer.Option("--k", help="Tokens drafted a step (default 5); for other policies, at most.")
+        int | None,
+        typer.Option(
+            "--k", min=0, max=bounds.DRAFTED, help="Tokens drafted a step (default 5); for other policies, at most."
+        ),
     ] = None,
     policy: Annotated[
         str,
@@ -204,7 +211,7 @@ def generate(
     ] = "constant",
     uag: Uag = "auto",
     tree: Tree = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, tokens.")] = 256,
+    max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
     top_p: TopP = 1.0,
@@ -253,7 +260,10 @@ def pack(
         str, typer.Option(help="Type of the values: f16, bf16, or int8 (rounded, one scale for each row).")
     ] = "int8",
     head_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Trim the head to so many tokens, the most frequent in --head-data.")
+        int | None,
+        typer.Option(
+            min=1, max=bounds.VOCABULARY, help="Trim the head to so many tokens, the most frequent in --head-data."
+        ),
     ] = None,
     head_data: Annotated[str | None, typer.Option(help="Distilled data folder of the target.")] = None,
     overwrite: Overwrite = False,

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from sparsedraft import bounds
 from sparsedraft.console import leads
 from sparsedraft.errors import UserError
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new, empty, or this command's own earlier result.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(min=0, max=bounds.SEED, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1, mps, ...")]
 Dtype = Annotated[str, typer.Option(help="Arithmetic: float32, bfloat16 or float16.")]
 Runtime = Annotated[
@@ -28,10 +29,10 @@ Overwrite = Annotated[
     ),
 ]
 Calibration = Annotated[str, typer.Option(help="Distilled data folder, or PROMPTS, to calibrate on.")]
-CalibrationTokens = Annotated[int, typer.Option("--tokens", min=1, help="Calibration tokens.")]
-SequenceLength = Annotated[int, typer.Option(min=2, help="Length of a packed sequence, tokens.")]
+CalibrationTokens = Annotated[int, typer.Option("--tokens", min=1, max=bounds.TOKENS, help="Calibration tokens.")]
+SequenceLength = Annotated[int, typer.Option(min=2, max=bounds.LENGTH, help="Length of a packed sequence, tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Sampling temperature; 0 is greedy.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample among the k likeliest tokens; 0 is off.")]
+TopK = Annotated[int, typer.Option(min=0, max=bounds.VOCABULARY, help="Sample among the k likeliest tokens; 0 is off.")]
 TopP = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability; 1 is off.")]
 MinP = Annotated[float, typer.Option(help="Leave out tokens less likely than this share of the likeliest; 0 is off.")]
 Penalty = Annotated[
@@ -42,10 +43,14 @@ Uag = Annotated[
     typer.Option(help="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error)."),
 ]
 Tree = Annotated[
-    int, typer.Option(min=1, help="Branching of draft trees of K nodes, one prompt at a time; 1 is a chain.")
+    int,
+    typer.Option(
+        min=1, max=bounds.DRAFTED, help="Branching of draft trees of K nodes, one prompt at a time; 1 is a chain."
+    ),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Rows decoded at once.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first so many prompts.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=bounds.ROWS, help="Rows decoded at once.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, max=bounds.LENGTH, help="Longest answer, tokens.")]
+Limit = Annotated[int | None, typer.Option(min=1, max=bounds.PROMPTS, help="Use only the first so many prompts.")]
 TemplateArg = Annotated[
     list[str] | None,
     typer.Option(

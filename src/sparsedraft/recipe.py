@@ -22,17 +22,23 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
+from sparsedraft import bounds
 from sparsedraft.distill.clean import Rules
 from sparsedraft.errors import UserError
 from sparsedraft.pattern import Pattern
 
-Count = Annotated[int, Field(ge=1)]
+Length = Annotated[int, Field(ge=1, le=bounds.LENGTH)]  # tokens
+Budget = Annotated[int, Field(ge=1, le=bounds.TOKENS)]
+Rows = Annotated[int, Field(ge=1, le=bounds.ROWS)]
+Steps = Annotated[int, Field(ge=1, le=bounds.STEPS)]
+Prompts = Annotated[int, Field(ge=1, le=bounds.PROMPTS)]
+Calls = Annotated[int, Field(ge=1, le=bounds.CALLS)]
 
 
 def _number_or_policy(value: object) -> object:
-    if (type(value) is int and value >= 1) or value in ("auto", "confidence", "bandit"):
+    if (type(value) is int and 1 <= value <= bounds.DRAFTED) or value in ("auto", "confidence", "bandit"):
         return value
-    raise PydanticCustomError("k", "K is a whole number of at least 1, or auto, confidence or bandit")
+    raise PydanticCustomError("k", f"K is a whole number from 1 to {bounds.DRAFTED}, or auto, confidence or bandit")
 
 
 K = Annotated[int | str, BeforeValidator(_number_or_policy)]
@@ -47,7 +53,7 @@ def not_sexagesimal(value: Any) -> Any:
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Distill(Section):
@@ -59,21 +65,21 @@ class Distill(Section):
     weights: Literal["f16", "bf16", "int8"] | None = None  # native engine: the target is packed first; None: it is not
     url: str | None = None  # of the endpoint's server, ".../v1"
     served_name: str | None = None  # the target's name there; None: as the recipe calls it
-    concurrency: Count = 16  # calls under way at once
+    concurrency: Calls = 16  # calls under way at once
     timeout: float = Field(300.0, gt=0)  # longest silence in a call, seconds; a whole call: 4 times that
-    retries: int = Field(6, ge=0)
+    retries: int = Field(6, ge=0, le=bounds.RETRIES)
     retry_wait: float = Field(0.5, ge=0)  # seconds before the first more try; doubles each time
-    workers: Count = 1  # above 1: Ray actors, each with its own engine
-    max_new_tokens: Count = 256
+    workers: int = Field(1, ge=1, le=bounds.WORKERS)  # above 1: Ray actors, each with its own engine
+    max_new_tokens: Length = 256
     temperature: float = Field(0.0, ge=0)  # 0: greedy
-    top_k: int = Field(0, ge=0)  # 0: off
+    top_k: int = Field(0, ge=0, le=bounds.VOCABULARY)  # 0: off
     top_p: float = Field(1.0, gt=0, le=1)
     prompt_temperature: float = Field(1.0, gt=0)  # at which magpie writes prompts
     openings: list[str] = []  # what these begin with, in turns
-    samples: Count = 1  # answers per prompt
-    top_k_logprobs: int = Field(0, ge=0)  # the target's so many likeliest tokens, kept for the kl loss
-    batch_size: Count = 32  # rows decoded at once
-    limit: Count | None = None  # prompts, from the first; for magpie: how many to write
+    samples: int = Field(1, ge=1, le=bounds.SAMPLES)  # answers per prompt
+    top_k_logprobs: int = Field(0, ge=0, le=bounds.LIKELIEST)  # likeliest tokens that are kept for the kl loss
+    batch_size: Rows = 32  # rows decoded at once
+    limit: Prompts | None = None  # prompts, from the first; for magpie: how many to write
     skip_bad: bool = False  # leave out, and count, prompts that cannot be read or do not fit, or are refused
     rules: Rules = Rules()
 
@@ -109,8 +115,8 @@ class Prune(Section):
     method: Literal["sparsegpt", "wanda", "magnitude"] = "sparsegpt"
     allocation: Literal["uniform", "owl", "auto"] = "uniform"
     refine: bool = False
-    tokens: Count = 65536  # calibration tokens
-    sequence_length: Count = 512  # tokens
+    tokens: Budget = 65536  # calibration tokens
+    sequence_length: int = Field(512, ge=2, le=bounds.LENGTH)  # tokens
 
     @field_validator("pattern", mode="before")
     @classmethod
@@ -126,7 +132,7 @@ class Prune(Section):
 class DropLayers(Section):
     """Layer-pruning: a number of layers, or as many as bring the MACs nearest to another drafter's."""
 
-    layers: Count | None = None
+    layers: int | None = Field(None, ge=1, le=bounds.LAYERS)
     match_macs: str | None = None  # the name of another drafter of this recipe
 
     @model_validator(mode="after")
@@ -150,21 +156,21 @@ class Finetune(Section):
     on_policy: float = Field(0.0, ge=0, le=1)  # share of the rows that the drafter writes itself
     feature_weight: float = Field(0.0, ge=0)  # of SquareHead's term; 0: off
     quantize: Literal["none", "int8", "int4"] = "none"
-    reselect_every: int = Field(0, ge=0)  # steps between moves of the mask; 0: it stays
+    reselect_every: int = Field(0, ge=0, le=bounds.STEPS)  # steps between moves of the mask; 0: it stays
     reselect_share: Share = 0.1  # of the surviving weights, at the first move
-    tokens: Count | None = None  # None: each sample once
-    learning_rate: float = Field(1e-4, gt=0)
+    tokens: Budget | None = None  # None: each sample once
+    learning_rate: float = Field(1e-4, gt=0, lt=1)
     warmup: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(1.0, gt=0)
-    sequence_length: Count = 512
-    rows_per_step: Count = 2
+    sequence_length: int = Field(512, ge=2, le=bounds.LENGTH)
+    rows_per_step: Rows = 2
     train_embeddings: bool = True
     gradient_checkpointing: bool = False
-    patience: int = Field(0, ge=0)  # validations without a new best; 0: train to the end
-    validate_every: Count = 25
-    save_every: Count = 25
-    validation_prompts: Count = 16
+    patience: int = Field(0, ge=0, le=bounds.STEPS)  # validations without a new best; 0: train to the end
+    validate_every: Steps = 25
+    save_every: Steps = 25
+    validation_prompts: Prompts = 16
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -234,21 +240,21 @@ class Eval(Section):
     prompts: str = "demo:eval"
     k: list[K] = [1, 2, 3, 5, 8]
     temperature: float = Field(0.0, ge=0)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, le=bounds.VOCABULARY)
     top_p: float = Field(1.0, gt=0, le=1)
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, gt=0)
     simulate: bool = True
     uag: Literal["auto", "realign", "intersection", "off"] = "auto"
-    tree: Count = 1  # branching of draft trees
-    max_new_tokens: Count = 64
-    batch_size: Count = 32
-    limit: Count | None = None  # prompts
+    tree: int = Field(1, ge=1, le=bounds.DRAFTED)  # branching of draft trees
+    max_new_tokens: Length = 64
+    batch_size: Rows = 32
+    limit: Prompts | None = None  # prompts
     spread: bool = False  # at equal distances through the file, not its first
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: the recipe's
     url: str | None = None  # of a server that runs the target, ".../v1": greedily and simulated only
     served_name: str | None = None  # the target's name there; None: as the recipe calls it
-    concurrency: Count = 16
+    concurrency: Calls = 16
 
     @field_validator("uag", mode="before")
     @classmethod
@@ -270,11 +276,11 @@ class Speed(Section):
     """Every drafter packed, and timed in the real loop against the target alone, on the first of eval's prompts."""
 
     weights: Literal["f16", "bf16", "int8"] = "int8"  # of the packed drafters
-    head_tokens: Count | None = None  # trims their heads to the most frequent tokens of the distilled data
+    head_tokens: int | None = Field(None, ge=1, le=bounds.VOCABULARY)  # trims heads to the data's most frequent tokens
     pack_target: bool = False  # the target, too
     k: list[K] = Field([1, 2, 3, "auto"], min_length=1)
-    limit: Count = 8
-    max_new_tokens: Count = 64
+    limit: Rows = 8
+    max_new_tokens: Length = 64
     acceptance: bool = False  # evaluate them as `eval` does, too: what rounding and the trimmed head cost
 
 
@@ -283,7 +289,7 @@ class Recipe(Section):
 
     target: str
     drafter: str | None = None  # None: the target itself
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=bounds.SEED)
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     allow_overlap: bool = False

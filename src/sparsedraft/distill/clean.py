@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sparsedraft import bounds
 from sparsedraft.errors import UserError
 from sparsedraft.overlap import Overlap, words_of
 from sparsedraft.prompts import Prompt
@@ -33,6 +34,9 @@ class Rules:
     def __post_init__(self) -> None:
         if not 0 <= self.near_duplicates <= 1:
             raise UserError(f"--near-duplicates {self.near_duplicates:g} is no similarity: give 0 (off) to 1.")
+        for option in ("min_answer_tokens", "max_answer_tokens", "max_prompt_tokens"):
+            if not 0 <= (tokens := getattr(self, option)) <= bounds.LENGTH:
+                raise UserError(f"--{option.replace('_', '-')} {tokens} is not possible: give 0 to {bounds.LENGTH:,}.")
         known = _known_languages() if self.languages else self.languages
         if strange := next((code for code in self.languages if code not in known), None):
             raise UserError(f"--languages {strange} is not known: give ISO 639-1 codes such as en or de.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from sparsedraft import artifact, checkpoint, distilled, prompts, templates
+from sparsedraft import artifact, bounds, checkpoint, distilled, prompts, templates
 from sparsedraft.console import console, track
 from sparsedraft.conversation import GROUP, REFUSED, Rate, fits, key_of, run_units, units_of
 from sparsedraft.distill import again, magpie, rewrite, scale
@@ -217,6 +217,11 @@ def _check_options(
         raise UserError(f"--mode {mode} {given}.")
     if mode == "magpie" and limit is None:
         raise UserError("--mode magpie needs --limit: how many conversations to write.")
+    if mode == "magpie" and limit is not None and limit > bounds.CONVERSATIONS:
+        raise UserError(
+            f"--limit {limit} is more than --mode magpie writes into one folder: give at most {bounds.CONVERSATIONS}, "
+            "and make several with other seeds."
+        )
     if mode == "magpie" and prompt_temperature == 0:
         raise UserError("--prompt-temperature 0 makes every prompt the same: give 1, for example.")
     if samples > 1 and temperature == 0:

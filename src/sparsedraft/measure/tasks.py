@@ -34,6 +34,8 @@ def run_tasks(
     not known, a task file cannot be used, or two models have one name.
     """
     _check(models, tasks)
+    if not 0 <= seed < 2**32:  # as numpy takes it
+        raise UserError(f"--seed {seed} is more than lm-eval takes: give at most {2**32 - 1}.")
     try:
         import lm_eval  # noqa: F401
     except ImportError:
