@@ -44,8 +44,9 @@ def linears_of(layer: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
             if value.dim() >= 2 and not isinstance(module, nn.Embedding):
                 raise UserError(
                     f"module '{'.'.join(part for part in (prefix, name) if part)}' ({type(module).__name__}) keeps its "
-                    f"weights in '{key}' {list(value.shape)}, not in a plain linear: "
-                    "models with fused experts or quantised weights cannot be pruned."
+                    f"weights in '{key}' {list(value.shape)}, not in a plain linear: a model with fused experts or "
+                    "quantised weights can be a target, but it is the drafter that is pruned or cut, and that must be "
+                    "made of plain linears."
                 )
     return linears
 

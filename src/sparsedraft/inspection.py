@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sparsedraft.console import track
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError
 from sparsedraft.measure.macs import dense_weights, skeleton
+from sparsedraft.measure.matrices import active_experts, matrices, of_experts
 from sparsedraft.pattern import Pattern
 from sparsedraft.runtime import layouts as native_layouts
 from sparsedraft.runtime.weights import PackedWeights, is_packed
@@ -112,21 +114,42 @@ def nonzero_parameters(shards: Shards) -> tuple[int, int]:
 def macs(folder: Path, found: list[Row] | None = None) -> int:
     """MACs per token of a checkpoint, by its actual zeros, head included (DESIGN §1).
 
-    UserError where it is not made of plain linears.
+    UserError where its layers hold what is no matrix, or are stored otherwise than their config says.
     """
-    if found is None:
-        shards = Shards(folder)
-        if not linear_names(folder, shards)[1]:
-            raise UserError(f"model {folder} is not made of plain linears, so its MACs per token are not known.")
-        found = list(rows(folder, shards))
-    outside = dense_weights(skeleton(checkpoint.read_config(folder)))
-    return outside + sum(row.size - row.zeros for row in found)
+    known = known_macs(folder, list(rows(folder, Shards(folder))) if found is None else found)
+    if known is None:
+        raise UserError(f"model {folder} is not made of plain linears, so its MACs per token are not known.")
+    return known
+
+
+def known_macs(folder: Path, found: list[Row]) -> int | None:
+    """The same from all rows of a checkpoint; None where it cannot be known. Of experts the active ones count."""
+    config = checkpoint.read_config(folder)
+    if not checkpoint.is_decoder_lm(config):
+        return None
+    model = skeleton(config)
+    wanted, active = matrices(model), active_experts(config)
+    parts = [row for row in found if not row.name.endswith("bias")]
+    # experts are mostly stored one by one, and fused when they are loaded: their weights must add up to the same
+    if wanted is None or _sizes({row.name: row.size for row in parts}) != _sizes(
+        {name: matrix.weight.numel() for name, matrix in wanted.items()}
+    ):
+        return None
+    used = {of: sum(row.size - row.zeros for row in parts if of_experts(row.name) == of) for of in (True, False)}
+    share = Fraction(*active) if active else Fraction(1)
+    return dense_weights(model) + used[False] + round(used[True] * share)
+
+
+def _sizes(by_name: dict[str, int]) -> tuple[int, int]:
+    """(weights of experts, other weights)."""
+    experts = sum(size for name, size in by_name.items() if of_experts(name))
+    return experts, sum(by_name.values()) - experts
 
 
 def inspect(ref: str) -> dict[str, Any]:
     """Everything about the checkpoint `ref`: its linears (see Row), MACs, parameters, bytes, and what it claims.
 
-    `macs_per_token` is None for a model that is not made of plain linears (experts: it depends on the routing).
+    `macs_per_token` counts the active experts; it is None for a model whose layers hold what is no matrix.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
     folder = locate(ref)
@@ -134,7 +157,7 @@ def inspect(ref: str) -> dict[str, Any]:
     if is_packed(folder):
         return _inspect_packed(folder, config)
     shards = Shards(folder)
-    names, plain = linear_names(folder, shards)
+    names, _ = linear_names(folder, shards)
     with track("inspecting", len(names), "matrices") as tracker:
         found = []
         for row in rows(folder, shards, native=True):
@@ -145,8 +168,8 @@ def inspect(ref: str) -> dict[str, Any]:
     claim = checkpoint.claimed_sparsity(folder)
     return {
         **_named(folder, config),
-        "macs_per_token": macs(folder, found) if plain else None,
-        "macs_dense": macs(folder, [replace(row, zeros=0) for row in found]) if plain else None,
+        "macs_per_token": known_macs(folder, found),
+        "macs_dense": known_macs(folder, [replace(row, zeros=0) for row in found]),
         "parameters": parameters,
         "nonzero_parameters": nonzero,
         "bytes": sum(shards.bytes(name) for name in shards.files),

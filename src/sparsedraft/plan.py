@@ -5,19 +5,20 @@ Every figure is an estimate from the formulas below; `plan` prints the speed tha
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sparsedraft import checkpoint, prompts
-from sparsedraft.decoder import decoder_layers, decoder_linears, linears_of
+from sparsedraft.decoder import decoder_layers, linears_of
 from sparsedraft.finetune import memory as finetuning
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.measure import memo
-from sparsedraft.measure.macs import macs_of_model, skeleton
+from sparsedraft.measure.macs import dense_weights, macs_of_model, skeleton
 from sparsedraft.pattern import Pattern
 from sparsedraft.prune import memory
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed
@@ -44,12 +45,27 @@ class Model:
     """The sizes of a model that costs follow from; weights in counts, not bytes."""
 
     config: PretrainedConfig
-    macs: int  # per token, dense
+    macs: int  # per token, dense; where a layer holds more than matrices, at most
     parameters: int
-    linears: int  # weights of all decoder linears
-    module: nn.Module  # its modules, without memory behind them
-    hessian_flops: int  # per calibration token, all layers
-    solve_flops: int  # all layers
+    linears: int  # weights of the decoder's matrices that a token meets
+    module: PreTrainedModel  # its modules, without memory behind them
+
+    @cached_property
+    def _inputs(self) -> list[int]:
+        return memory.distinct_inputs(decoder_layers(self.module)[0], self.config.hidden_size)
+
+    @cached_property
+    def hessian_flops(self) -> int:
+        """Per calibration token, all layers. UserError for a model that is not made of plain linears."""
+        return len(decoder_layers(self.module)) * sum(n * n for n in self._inputs)
+
+    @cached_property
+    def solve_flops(self) -> int:
+        """All layers. UserError as for the Hessians."""
+        layers = decoder_layers(self.module)
+        first: list[nn.Linear] = list(linears_of(layers[0]).values())
+        rows = sum(5 * linear.out_features * linear.in_features**2 for linear in first)
+        return len(layers) * (sum(2 * n**3 for n in self._inputs) + rows)
 
     def kv_bytes(self, width: int) -> int:
         """Bytes of KV cache per token and row at `width` bytes a number."""
@@ -63,19 +79,10 @@ def size_up(ref: str) -> Model:
     """The sizes of the model `ref`, from its config."""
     config = checkpoint.read_config(locate(ref, weights=False))
     model = skeleton(config)
-    layers = decoder_layers(model)
-    first: list[nn.Linear] = list(linears_of(layers[0]).values())
-    inputs = memory.distinct_inputs(layers[0], config.hidden_size)
-    count = len(layers)
-    return Model(
-        config=config,
-        macs=macs_of_model(model, 0.0),
-        parameters=sum(p.numel() for p in model.parameters()),
-        linears=sum(linear.weight.numel() for linear in decoder_linears(model).values()),
-        module=model,
-        hessian_flops=count * sum(n * n for n in inputs),
-        solve_flops=count * (sum(2 * n**3 for n in inputs) + sum(5 * w.out_features * w.in_features**2 for w in first)),
-    )
+    parameters = sum(p.numel() for p in model.parameters())
+    macs = macs_of_model(model, 0.0)
+    known = parameters if macs is None else macs  # no token meets more than all there is
+    return Model(config.get_text_config(), known, parameters, known - dense_weights(model), model)
 
 
 def measured_gflops(device: str) -> float:
@@ -108,17 +115,16 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
     answer_tokens = rows * recipe.distill.max_new_tokens
     for entry in recipe.drafters:
         stages += _drafter(recipe, entry, target, dense, prompt_tokens + answer_tokens)
-    stages.append(_eval(recipe, recipe.eval, "eval", target, dense))
+    stages.append(_eval(recipe, recipe.eval, "eval", "eval", target, dense))
     if recipe.sampled is not None:
-        stages.append(_eval(recipe, recipe.sampled, "sampled", target, dense))
+        stages.append(_eval(recipe, recipe.sampled, "sampled", "sampled", target, dense))
     if recipe.speed is not None:
         if recipe.speed.acceptance:
             here = recipe.eval.model_copy(update={"url": None, "dtype": "float32"})  # as run does it
-            stages.append(_eval(recipe, here, "packed eval", target, dense))
+            stages.append(_eval(recipe, here, "packed eval", "eval", target, dense))
         stages.append(_speed(recipe, recipe.speed, target, dense))
     for stage in stages:
-        share = EFFICIENCY[stage["stage"].rpartition(" ")[2]]
-        stage["device_hours"] = stage.pop("flops") / (speed * 1e9 * share) / 3600
+        stage["device_hours"] = stage.pop("flops") / (speed * 1e9 * EFFICIENCY[stage.pop("kind")]) / 3600
     return {
         "gflops": round(speed, 1),
         "stages": stages,
@@ -136,8 +142,10 @@ def _conversation(source: str, limit: int | None, samples: int = 1, skip_bad: bo
     return rows, rows * TEMPLATE_TOKENS + characters // CHARACTERS_PER_TOKEN
 
 
-def _stage(name: str, tokens: int, memory: float, flops: float, disk: float) -> dict[str, Any]:
-    return {"stage": name, "tokens": tokens, "memory_bytes": int(memory), "flops": flops, "disk_bytes": int(disk)}
+def _stage(name: str, kind: str, tokens: int, memory: float, flops: float, disk: float) -> dict[str, Any]:
+    """A line of the plan, called `name`; its work is of a `kind` in EFFICIENCY."""
+    sizes = {"memory_bytes": int(memory), "flops": flops, "disk_bytes": int(disk)}
+    return {"stage": name, "kind": kind, "tokens": tokens, **sizes}
 
 
 def _distill(recipe: Recipe, target: Model, rows: int, prompt_tokens: int) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def _distill(recipe: Recipe, target: Model, rows: int, prompt_tokens: int) -> di
     flops = 2 * target.macs * answers + 2 * target.linears * prompt_tokens
     here = d.engine != "endpoint"
     disk = 10 * (prompt_tokens + answers)  # ids and text
-    return _stage("distill", answers, here * needed * d.workers, here * flops, disk)
+    return _stage("distill", "distill", answers, here * needed * d.workers, here * flops, disk)
 
 
 def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_tokens: int) -> list[dict[str, Any]]:
@@ -167,14 +175,15 @@ def _drafter(recipe: Recipe, entry: Drafter, target: Model, dense: Model, data_t
         states = 2 * how.tokens * dense.config.hidden_size * width  # in files, while it lasts
         flops = 2 * 2 * dense.linears * how.tokens + dense.hessian_flops * how.tokens + dense.solve_flops
         stages.append(
-            _stage(f"{name}: prune", how.tokens, memory.peak(dense.module, width), flops, 2 * stored + states)
+            _stage(f"{name}: prune", "prune", how.tokens, memory.peak(dense.module, width), flops, 2 * stored + states)
         )
         if number < len(chain):
             stages.append(_finetune(recipe, entry, name, number - 1, target, dense, data_tokens))
     if entry.drop_layers is not None:
         tokens = recipe.prune.tokens
         needed = memory.peak(dense.module, width)  # at most: no Hessian is taken
-        stages.append(_stage(f"{entry.name}: drop-layers", tokens, needed, 2 * dense.linears * tokens, stored * kept))
+        flops, disk = 2 * dense.linears * tokens, stored * kept
+        stages.append(_stage(f"{entry.name}: drop-layers", "drop-layers", tokens, needed, flops, disk))
     if entry.trained:
         stages.append(_finetune(recipe, entry, entry.name, -1, target, dense, data_tokens))
     return stages
@@ -209,7 +218,7 @@ def _finetune(
     if f.quantize != "none":
         needed += int(4 * kept * dense.linears)  # the rounded weights, kept for the backward pass
     state = 4 + 8 + (4 if f.patience else 0)  # weights, moments, the best weights
-    return _stage(f"{name}: finetune", tokens, needed, int(flops), size * (2 + state))
+    return _stage(f"{name}: finetune", "finetune", tokens, needed, int(flops), size * (2 + state))
 
 
 def _kept_layers(recipe: Recipe, entry: Drafter, dense: Model) -> float:
@@ -230,7 +239,7 @@ def _density(recipe: Recipe, entry: Drafter) -> float | None:
     return _density(recipe, start) if start and entry.drop_layers is None else None
 
 
-def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> dict[str, Any]:
+def _eval(recipe: Recipe, e: Eval, name: str, kind: str, target: Model, dense: Model) -> dict[str, Any]:
     """The target writes once; each drafter then reads it once (simulated; what a drafter of another tokenizer drafts is
     not counted) or drafts it for every K."""
     width = BYTES[e.dtype or recipe.dtype]
@@ -247,7 +256,7 @@ def _eval(recipe: Recipe, e: Eval, name: str, target: Model, dense: Model) -> di
     if e.temperature and not e.url:  # it is read once more, and what it thinks of its answers is kept for the others
         flops += 2 * target.macs * (prompt_tokens + answers)
         kept = min(memo.MOST, answers * target.config.vocab_size * width) if drafters > 1 else 0
-    return _stage(name, answers, needed, flops, 100 * answers + kept)
+    return _stage(name, kind, answers, needed, flops, 100 * answers + kept)
 
 
 def _speed(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str, Any]:
@@ -258,7 +267,7 @@ def _speed(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str,
     drafted = sum(k + 1 if isinstance(k, int) else 6 for k in how.k)
     flops = 2 * target.macs * answers * (1 + drafters * (1 + drafted)) + 2 * dense.macs * answers * drafters * drafted
     packed = 2 * (drafters * dense.parameters + (target.parameters if how.pack_target else 0))
-    return _stage("speed", answers, 4 * (target.parameters + dense.parameters), flops, packed)
+    return _stage("speed", "speed", answers, 4 * (target.parameters + dense.parameters), flops, packed)
 
 
 def table(plan: dict[str, Any]) -> Table:

@@ -18,7 +18,7 @@ def check_loads(folder: Path) -> None:
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, device_map="meta", use_safetensors=True, output_loading_info=True
+            folder, device_map="meta", use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except (*UNREADABLE, OSError, SafetensorError, UserError) as error:
         raise UserError(f"what was written cannot be loaded ({first_line(error)}), so it was not kept.") from None

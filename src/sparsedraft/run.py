@@ -15,8 +15,10 @@ from sparsedraft.measure.evaluate import evaluate_to
 from sparsedraft.measure.options import Options
 from sparsedraft.overlap import check_no_overlap
 from sparsedraft.places import check_apart
+from sparsedraft.prune import arguments
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
+from sparsedraft.prune.streamed import Streamed
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed, dump
 from sparsedraft.report.stage import report
 from sparsedraft.report.tables import demo_table, speed_table
@@ -42,13 +44,15 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
             check_no_overlap(training, found)
     _check_tokenizers(recipe)
     templates.check(checkpoint.load_tokenizer(recipe.target), recipe.template_args)
+    data = out / "distilled"
+    if not data.exists():
+        _check_layers(recipe)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
         _write(recipe, out)
 
     common: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
     rendering = {"template_args": _rendering(recipe)}
-    data = out / "distilled"
     writer = recipe.target
     if recipe.distill.weights:
         writer = _packed_target(recipe, recipe.distill.weights, out, overwrite)
@@ -145,6 +149,13 @@ def _check_tokenizers(recipe: Recipe) -> None:
             raise UserError(
                 f"drafter '{entry.name}' has the loss {loss}, which compares tokens, {other}: set it to nll."
             )
+
+
+def _check_layers(recipe: Recipe) -> None:
+    """UserError for a drafter that is to be pruned or cut, and whose layers do not allow it."""
+    if any(recipe.prunings(entry) or entry.drop_layers is not None for entry in recipe.drafters):
+        dtype, device = checkpoint.dtype_named(recipe.dtype), checkpoint.device_named(recipe.device)
+        arguments.check_model(Streamed(checkpoint.find(recipe.dense), dtype=dtype, device=device))
 
 
 def _packed_target(recipe: Recipe, weights: str, out: Path, overwrite: bool) -> str:

@@ -207,7 +207,7 @@ def train(
     if settings.patience:
         state.restore_best()
         kept = next(entry for entry in checks if entry["step"] == state.best_step)
-    linears = decoder_linears(model).items()
+    linears = decoder_linears(model).items() if masks else ()  # a dense model may hold something else
     held = {name: optimizer.keep[linear.weight] for name, linear in linears if linear.weight in optimizer.keep}
     if bad := broken(model, held):
         raise RuntimeError(f"the mask broke in {bad[0]}: a pruned weight is not 0 after training")
@@ -247,7 +247,7 @@ def _prepare(
         weight_decay=settings.weight_decay,
     )
     wrapped, _ = accelerator.prepare(model, optimizer)  # where it shards, the optimizer's parameters are new ones
-    linears = decoder_linears(model)
+    linears = decoder_linears(model) if masks else {}
     for name, mask in masks.items():
         optimizer.hold(linears[name].weight, part(mask, linears[name].weight))
     return wrapped, optimizer

@@ -22,5 +22,5 @@ def broken(model: PreTrainedModel, masks: dict[str, Tensor]) -> list[str]:
 
     Where the model is sharded, `masks` are this process's parts, and so is the answer.
     """
-    linears = decoder_linears(model)
+    linears = decoder_linears(model) if masks else {}
     return [name for name, mask in masks.items() if local(linears[name].weight.detach())[~mask].any()]

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sparsedraft.decoder import linears_of, named_layers
+from sparsedraft.decoder import named_layers
 from sparsedraft.finetune.loop import Settings
 
 PROCESS = 560 << 20  # bytes of Python, torch, transformers and a tokenizer: measured, CPU build of torch 2.13
@@ -42,7 +42,7 @@ def peak(
     _, blocks = named_layers(model)
     share = (layers or len(blocks)) / len(blocks)
     count = round(share * len(blocks))
-    linears = [linear.weight.numel() for block in blocks for linear in linears_of(block).values()]
+    linears = [p.numel() for p in blocks.parameters() if p.dim() >= 2]  # and experts, which have no mask
     inside = share * sum(p.numel() for p in blocks.parameters())
     outside = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in blocks.parameters())
     masked = share * sum(linears) if density is not None else 0.0

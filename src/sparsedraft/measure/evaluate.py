@@ -236,12 +236,14 @@ class _Evaluation:
         pair: Pair,
         claim: dict[str, Any] | None,
         rows: Sequence[dict[str, Any]],
-        dense: int,
+        dense: int | None,
     ) -> dict[str, Any]:
         figures = pair.drafter.weights() if pair.drafter else {"macs_per_token": 0}
-        c = figures["macs_per_token"] / dense
+        own = figures["macs_per_token"]
+        c = None if own is None or not dense else own / dense  # None: nothing of theory can be said
         by_k = {str(k): self._at(rows, k, c) for k in self.ks}
-        factors = {k: by_k[str(k)]["improvement_factor"] for k in self.options.numbers}
+        factors = {} if c is None else {k: by_k[str(k)]["improvement_factor"] for k in self.options.numbers}
+        best = max(factors, key=lambda k: factors[k]) if factors else None
         return {
             "name": name,
             "path": str(folder or LOOKUP),
@@ -255,13 +257,13 @@ class _Evaluation:
             "pattern": _pattern(folder, claim),
             "c": c,
             "v": VERIFY_COST,
-            "break_even": {str(k): break_even(k, c, VERIFY_COST) for k in self.options.numbers},
-            "best_k": max(factors, key=lambda k: factors[k]) if factors else self.ks[0],
+            "break_even": {str(k): None if c is None else break_even(k, c, VERIFY_COST) for k in self.options.numbers},
+            "best_k": best if self.options.numbers else self.ks[0],
             "by_category": summary.by_category(rows, self.ks),
             **self._by_task(rows),
         }
 
-    def _at(self, rows: Sequence[dict[str, Any]], k: int | str, c: float) -> dict[str, Any]:
+    def _at(self, rows: Sequence[dict[str, Any]], k: int | str, c: float | None) -> dict[str, Any]:
         """The figures of one K or policy."""
         h = summary.merge(rows, k)
         drafted = h.drafted / h.steps  # fewer than K at the ends, and whatever a policy chose
@@ -273,9 +275,9 @@ class _Evaluation:
             "steps": h.steps,
             "tokens": h.tokens,
             "drafted_per_step": drafted,
-            "improvement_factor": improvement_factor(h.mal, k, c, VERIFY_COST)
-            if isinstance(k, int)
-            else h.mal / (VERIFY_COST + drafted * c),
+            "improvement_factor": None
+            if c is None
+            else improvement_factor(h.mal, k if isinstance(k, int) else drafted, c, VERIFY_COST),
         }
         if not self.options.simulate:
             measured = summary.timed(rows, k)

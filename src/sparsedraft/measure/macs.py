@@ -1,4 +1,7 @@
-"""Multiply-accumulates per token: the non-zero weights of every linear, lm_head included and dense."""
+"""Multiply-accumulates per token: the non-zero weights of every linear, lm_head included and dense.
+
+Of experts the active ones count (see `matrices`).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,24 +12,23 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sparsedraft.checkpoint import UNREADABLE
-from sparsedraft.decoder import count_zeros, decoder_layers, decoder_linears
+from sparsedraft.decoder import count_zeros, decoder_layers
 from sparsedraft.errors import UserError, first_line
+from sparsedraft.measure.matrices import matrices
 from sparsedraft.runtime.modules import Packed, PackedHead
 
 
-def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int:
-    """MACs per token of `model`: Σ over linears of their non-zero weights.
+def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int | None:
+    """MACs per token of `model`: Σ over linears of their non-zero weights; None where its layers hold something else.
 
     The decoder's linears count what is not zero (or, with `sparsity` given, that share of them is taken as zero, which
     needs no weights at all); the head counts whole, also where it is tied; an embedding look-up costs nothing, and
     attention scores are left out because they depend on the context.
     """
-    total = 0
-    for linear in decoder_linears(model).values():
-        size = linear.weight.numel()
-        zeros = round(size * sparsity) if sparsity is not None else count_zeros(linear.weight)
-        total += size - zeros
-    return total + dense_weights(model)
+    found = matrices(model)
+    if found is None:
+        return None
+    return round(sum(matrix.macs(sparsity) for matrix in found.values())) + dense_weights(model)
 
 
 def dense_weights(model: PreTrainedModel) -> int:
@@ -55,9 +57,29 @@ def skeleton(config: PretrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def macs_of_config(config: PretrainedConfig, sparsity: float = 0.0) -> int:
-    """MACs per token of the model that `config` describes, with `sparsity` of every decoder linear pruned."""
+def macs_of_config(config: PretrainedConfig, sparsity: float = 0.0) -> int | None:
+    """MACs per token of the model that `config` describes, with `sparsity` of every decoder linear pruned; None as in
+    `macs_of_model`."""
     return macs_of_model(skeleton(config), sparsity)
+
+
+def weights_of_model(model: PreTrainedModel) -> dict[str, Any]:
+    """What Side.weights says of a transformers model: None for what its structure does not tell."""
+    if holds_packed(model):
+        return packed_weights(model)
+    found = matrices(model)
+    zeros = size = 0
+    if found is not None:
+        zeros = sum(count_zeros(matrix.weight) for matrix in found.values())
+        size = sum(matrix.weight.numel() for matrix in found.values())
+    # what a quantiser packs is not one number for each weight
+    nonzero, parameters = (None, None) if getattr(model, "is_quantized", False) else nonzero_parameters(model)
+    return {
+        "macs_per_token": macs_of_model(model),
+        "nonzero_params": nonzero,
+        "sparsity": zeros / size if size else None,
+        "sparsity_whole_model": None if nonzero is None or not parameters else 1 - nonzero / parameters,
+    }
 
 
 def nonzero_parameters(model: nn.Module) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Speed-up arithmetic: what a mean accepted length is worth at a given cost of drafting and verifying."""
 
 
-def improvement_factor(mal: float, k: int, c: float, v: float = 1.0) -> float:
+def improvement_factor(mal: float, k: float, c: float, v: float = 1.0) -> float:
     """Tokens per unit of target time against plain decoding: MAL / (v + K·c).
 
     `c` is the cost of a drafter step and `v` that of verifying K+1 tokens, both in target steps. With v = 1 and c from

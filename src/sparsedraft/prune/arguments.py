@@ -50,6 +50,16 @@ def record(model: Streamed, ids: Tensor) -> tuple[list[Call], int]:
     return calls, width
 
 
+def check_model(model: Streamed) -> None:
+    """Raise UserError, as `record`, for a model that cannot be walked; its layers are read once, with next to no text.
+
+    For those who would else find out after long work.
+    """
+    known: int = model.model.get_input_embeddings().num_embeddings
+    with model.front():
+        record(model, (torch.arange(16) % known).view(2, 8))
+
+
 def fresh(call: Call) -> Call:
     """The same arguments; what a layer writes into containers among them does not reach the next call."""
     args, kwargs = call

@@ -112,7 +112,7 @@ def _write(model: Streamed, work: Path, first: int, n: int) -> None:
     stay = [i for i in range(len(model)) if not first <= i < first + n]
     config = checkpoint.read_config(model.folder)
     layer_drop.cut_config(config, stay)
-    layer_drop.check_layers(model.layers, decoder_layers(skeleton(config)), stay)
+    layer_drop.check_layers(model.layers, [*decoder_layers(skeleton(config))], stay)
     _, name, _ = next(model.linears())
     known = f"{model.linear_name(0, name)}.weight"
     added = model.stored_name(known).removesuffix(known.removeprefix(f"{model.prefix}.0."))  # "model.layers.0."

@@ -87,7 +87,10 @@ def _what(drafter: dict[str, Any], commands: set[str]) -> str:
         kind += "; embedding and head are dense"
     else:
         kind = "Dense; some of the decoder's layers are left out" if "drop-layers" in commands else "Dense"
-    return f"{kind}. {drafter['macs_per_token'] / 1e6:,.0f} million MACs a token, {drafter['c']:.3f} of the target's."
+    if drafter["macs_per_token"] is None:
+        return f"{kind}."
+    of_target = "" if drafter["c"] is None else f", {drafter['c']:.3f} of the target's"
+    return f"{kind}. {drafter['macs_per_token'] / 1e6:,.0f} million MACs a token{of_target}."
 
 
 def _how(result: dict[str, Any]) -> str:

@@ -90,7 +90,7 @@ def _template(name: str):
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.globals["markdown"] = tables.markdown
+    environment.globals |= {"markdown": tables.markdown, "macs_text": tables.macs_text}
     environment.filters |= {"quote": shlex.quote, "json": json.dumps}  # `tojson` would write quotes as HTML has them
     return environment.get_template(name)
 
@@ -140,10 +140,10 @@ def _speed(timed: dict[str, Any]) -> dict[str, Any] | None:
 def _figures(run: Run) -> dict[str, tuple[str, Figure]]:
     """Every plot by file name, with its title."""
     k, names = tables.middle_k(run.result), [d["name"] for d in run.result["drafters"]]
-    figures = {
-        "mal_vs_macs": ("MAL against MACs", plots.mal_against_macs(run.result, k)),
-        "by_position": ("Accepted tokens by position", plots.accepted_by_position(run.result)),
-    }
+    figures = {}
+    if any(d["macs_vs_dense"] is not None for d in run.result["drafters"]):
+        figures["mal_vs_macs"] = ("MAL against MACs", plots.mal_against_macs(run.result, k))
+    figures["by_position"] = ("Accepted tokens by position", plots.accepted_by_position(run.result))
     if run.curves:
         loss = plots.fine_tuning(run.curves, "loss", "training loss (mean of 5 steps)", names)
         alpha = plots.fine_tuning(run.curves, "val_alpha", "validation α", names)

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 SHOWN_K = (3, 5, 8)
+UNKNOWN = "-"  # of a model whose MACs its structure does not tell
 EQUAL = 1.01  # MACs may be so many times another's and count as equal: whole layers match others only about
 
 
@@ -25,11 +26,17 @@ def main_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header = ["drafter", *(f"MAL, K={k}" for k in ks), "α", "MACs vs target", "improvement factor"]
     rows = []
     for d in result["drafters"]:
-        best = d["best_k"]  # a policy, where no number was evaluated
-        factor = f"{d['k'][str(best)]['improvement_factor']:.2f} (K={best})"
+        best = d["best_k"]  # a policy, where no number was evaluated; None where theory says nothing
+        factor = UNKNOWN if d["c"] is None else f"{d['k'][str(best)]['improvement_factor']:.2f} (K={best})"
+        macs = UNKNOWN if d["macs_vs_dense"] is None else f"{d['macs_vs_dense'] - 1:+.1%}"
         mals = [f"{d['k'][str(k)]['mal']:.2f}" for k in ks]
-        rows.append([d["name"], *mals, f"{d['alpha']:.3f}", f"{d['macs_vs_dense'] - 1:+.1%}", factor])
+        rows.append([d["name"], *mals, f"{d['alpha']:.3f}", macs, factor])
     return header, rows
+
+
+def macs_text(macs: int | None) -> str:
+    """MACs with commas between thousands."""
+    return "not known" if macs is None else f"{macs:,}"
 
 
 def demo_table(result: dict[str, Any]) -> Table:
@@ -81,7 +88,7 @@ def speed_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             shares = [seconds["draft"] / total, seconds["verify"] / total, m["overhead"]]
             rows.append([
                 d["name"], str(k), f"{m['tokens_per_second']:.1f}", measured_factor(m), whole_factor(m),
-                f"{found['improvement_factor']:.2f}x",
+                UNKNOWN if found["improvement_factor"] is None else f"{found['improvement_factor']:.2f}x",
                 f"{m['c']:.2f}", f"{m['v']:.2f}", *(f"{share:.0%}" for share in shares),
             ])  # fmt: skip
     return header, rows
@@ -146,7 +153,8 @@ def headline(result: dict[str, Any]) -> str:
     mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
     macs = {d["name"]: d["macs_per_token"] for d in result["drafters"]}
     other = "layer-pruned+distilled"
-    equal = [n for n in mal if other in mal and mal[n] > mal[other] and 0 < macs[n] <= EQUAL * macs[other]]
+    known = [n for n in mal if macs[n] is not None and macs.get(other) is not None]
+    equal = [n for n in known if mal[n] > mal[other] and 0 < macs[n] <= EQUAL * macs[other]]
     best = max(equal or mal, key=lambda name: mal[name])
     text = f"{best} brings {mal[best]:.2f} tokens a step at K = {k}"
     if equal:

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, templates
-from sparsedraft.decoder import context_length, count_zeros, decoder_linears, embedding_rows
+from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.ends import ends
 from sparsedraft.engine import Engine, TransformersEngine
 from sparsedraft.errors import UserError
-from sparsedraft.measure.macs import holds_packed, macs_of_model, nonzero_parameters, packed_weights
+from sparsedraft.measure.macs import weights_of_model
 from sparsedraft.runtime import native
 from sparsedraft.runtime.engine import Rows, shared_pool
 from sparsedraft.runtime.model import NativeModel, native_model, unsupported
@@ -127,7 +127,10 @@ class Side:
         return found[0] if found else None
 
     def weights(self) -> dict[str, Any]:
-        """Cost and sparsity: macs_per_token, nonzero_params, sparsity (of the decoder linears, and of the whole)."""
+        """Cost and sparsity: macs_per_token, nonzero_params, sparsity (of the decoder linears, and of the whole).
+
+        None for what the model's structure does not tell (see measure.matrices).
+        """
         if self.native:
             n = self.native
             nonzero = n.others_nonzero + n.nonzero
@@ -137,16 +140,7 @@ class Side:
                 "sparsity": 1 - n.nonzero / n.weights,
                 "sparsity_whole_model": 1 - nonzero / (n.others + n.weights),
             }
-        if holds_packed(self.model):
-            return packed_weights(self.model)
-        nonzero, parameters = nonzero_parameters(self.model)
-        linears = [linear.weight for linear in decoder_linears(self.model).values()]
-        return {
-            "macs_per_token": macs_of_model(self.model),
-            "nonzero_params": nonzero,
-            "sparsity": sum(count_zeros(w) for w in linears) / sum(w.numel() for w in linears),
-            "sparsity_whole_model": 1 - nonzero / parameters,
-        }
+        return weights_of_model(self.model)
 
 
 def _checked(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
