@@ -143,7 +143,7 @@ def test_a_claim_is_counted_anew_where_a_survivor_became_zero(tiny_llama) -> Non
             {"reselect_every": 5, "drafter": "dense"},
             r"--reselect-every 5 moves a mask, and drafter .*dense claims none",
         ),
-        ({"loss": "tvd", "data": "hard"}, r"--loss tvd compares distributions: give the target as --teacher"),
+        ({"loss": "tvd", "data": "hard"}, r"--loss tvd compares distributions, and no row of the training data"),
         ({"loss": "kl", "teacher": "dense"}, r"--teacher .*dense is not the model that wrote .*data \(.*target did\)"),
     ],
 )

@@ -150,7 +150,7 @@ def test_an_own_row_has_no_nll_and_its_divergence_keeps_its_weight(tiny_llama) -
 
 
 def test_without_anything_to_compare_with(tiny_llama) -> None:
-    with pytest.raises(UserError, match=r"--loss tvd compares distributions: give the target as --teacher"):
+    with pytest.raises(UserError, match=r"--loss tvd compares distributions, and no row of this text has"):
         Objective("tvd")(tiny_llama(), packing.pack(samples(2)))
 
 

@@ -28,14 +28,19 @@ class Sample:
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.answer_ids)
 
+    @property
+    def soft(self) -> bool:
+        """Whether the target's likeliest tokens are known."""
+        return self.topk_ids is not None and self.topk_ids.shape[1] > 0
+
 
 @dataclass(frozen=True)
 class PackedRow:
     """One row of length L: `ids` [1, L], `positions` [1, L], and the n positions that predict an answer token.
 
     `predict` [n] indexes the row at the token before each answer token; `tokens` [n] are those answer tokens, and
-    `topk_ids`, `topk_logprobs` [n, k] the target's likeliest ones there (k = 0: not known). `own`: the drafter that is
-    being trained wrote the answers, not the target.
+    `topk_ids`, `topk_logprobs` [n, k] the target's likeliest ones where `soft` [n] says that they are known. `own`: the
+    drafter that is being trained wrote the answers, not the target.
     """
 
     ids: Tensor
@@ -44,6 +49,7 @@ class PackedRow:
     tokens: Tensor
     topk_ids: Tensor
     topk_logprobs: Tensor
+    soft: Tensor
     own: bool = False
 
     def to(self, device: torch.device) -> "PackedRow":
@@ -120,11 +126,14 @@ def pack(samples: Sequence[Sample], own: bool = False) -> PackedRow:
         tokens += sample.answer_ids
         ids += [*sample.prompt_ids, *sample.answer_ids]
         positions += range(len(sample))
-    width = min((s.topk_ids.shape[1] if s.topk_ids is not None else 0) for s in samples)
-    empty = [np.empty((len(s.answer_ids), 0)) for s in samples]  # one sample without soft labels: the row has none
+    width = min((s.topk_ids.shape[1] for s in samples if s.topk_ids is not None and s.soft), default=0)
+    empty = [np.zeros((len(s.answer_ids), width)) for s in samples]  # of samples without soft labels; nobody reads it
     pairs = list(zip(samples, empty, strict=True))
-    topk_ids = np.concatenate([e if s.topk_ids is None else s.topk_ids[:, :width] for s, e in pairs])
-    topk_logprobs = np.concatenate([e if s.topk_logprobs is None else s.topk_logprobs[:, :width] for s, e in pairs])
+    topk_ids = np.concatenate([s.topk_ids[:, :width] if s.topk_ids is not None and s.soft else e for s, e in pairs])
+    topk_logprobs = np.concatenate(
+        [s.topk_logprobs[:, :width] if s.topk_logprobs is not None and s.soft else e for s, e in pairs]
+    )
+    soft = np.concatenate([np.full(len(s.answer_ids), s.soft) for s in samples])
     return PackedRow(
         torch.tensor([ids]),
         torch.tensor([positions]),
@@ -132,6 +141,7 @@ def pack(samples: Sequence[Sample], own: bool = False) -> PackedRow:
         torch.tensor(tokens),
         torch.from_numpy(topk_ids.astype(np.int64)),
         torch.from_numpy(topk_logprobs.astype(np.float32)),
+        torch.from_numpy(soft),
         own,
     )
 

@@ -95,8 +95,10 @@ def validate(
     accelerator = accelerator or _alone(model)
     model.eval()
     loss, agree, count = 0.0, 0.0, 0.0
+    if (share := objective.share(rows)) == 0:
+        raise objective.unknown("the validation data")
     for row, counts in divided(rows, accelerator):
-        mean, matches = objective(model, row.to(accelerator.device))
+        mean, matches = objective(model, row.to(accelerator.device), share)
         if counts:
             loss += float(mean) * len(row.tokens)
             agree += int(matches)
@@ -254,18 +256,20 @@ def _prepare(
 
 
 def _gradients(model: nn.Module, objective: Objective, rows: Sequence[PackedRow], accelerator: Accelerator) -> float:
-    """Add up the gradients of one step over `rows`, dense; every answer token of the step weighs the same.
+    """Add up the gradients of one step over `rows`, dense; every answer token of the step weighs the same (in a
+    divergence, every one whose distribution is known).
 
     Returns the mean loss, the same in every process.
     """
     model.train()
     answer_tokens = sum(len(row.tokens) for row in rows)
+    known = objective.share(rows)  # 0: the NLL alone
     mine = list(divided(rows, accelerator))
     total = 0.0
     for index, (row, counts) in enumerate(mine):
         waits = index < len(mine) - 1 and not accelerator.is_fsdp2  # FSDP would keep whole gradients meanwhile
         with accelerator.no_sync(model) if waits else nullcontext():
-            loss, _ = objective(model, row.to(accelerator.device))
+            loss, _ = objective(model, row.to(accelerator.device), known)
             share = loss * (counts * len(row.tokens) / answer_tokens)
             (share * accelerator.num_processes).backward()  # accelerate's wrappers take the mean over processes
         total += float(share.detach())

@@ -20,6 +20,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.finetune import checks, features, loop, state
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.masks import masks_of
+from sparsedraft.finetune.objective import Objective
 from sparsedraft.packing import Sample
 from sparsedraft.reload import check_loads
 from sparsedraft.templates import Arguments
@@ -45,6 +46,7 @@ class _Loaded:
     training: list[Sample]
     validation: list[Sample]
     teachers: dict[Path, PreTrainedModel]
+    hard: int  # rows without log-probabilities, which the loss compares with: left out of it
 
 
 def finetune(
@@ -121,6 +123,7 @@ def finetune(
                 check_loads(work)
                 if claim:  # what is on disk counts, not what was in memory
                     checkpoint.check_sparsity(checkpoint.load(work), work)
+            result |= {"rows_without_logprobs": loaded.hard} if loaded.hard else {}
             return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
         return processes.make(
@@ -172,6 +175,9 @@ def _load(
     tokenizer = templates.give(checkpoint.load_tokenizer(sources.drafter), template_args)
     soft = settings.loss != "nll" and sources.teacher is None
     training, validation = split([*distilled.samples(sources.data, tokenizer, soft)], validation_prompts)
+    hard = _hard(training, validation, settings) if soft else 0
+    if hard and not settings.nll_weight:  # nothing to learn from those: they would but take up the budget
+        training = [sample for sample in training if sample.soft]
     model = checkpoint.load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
     longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
     training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
@@ -183,7 +189,22 @@ def _load(
     }
     for path, reader in {sources.drafter: model, **teachers}.items():
         checks.check_ids([*training, *validation], embedding_rows(reader), str(path))
-    return _Loaded(model, tokenizer, claim, training, validation, teachers)
+    return _Loaded(model, tokenizer, claim, training, validation, teachers, hard)
+
+
+def _hard(training: Sequence[Sample], validation: Sequence[Sample], settings: Settings) -> int:
+    """How many samples have no log-probabilities, said on the console; UserError where one part has none at all."""
+    hard = 0
+    for kind, part in (("training", training), ("validation", validation)):
+        without = sum(not sample.soft for sample in part)
+        if without == len(part):
+            raise Objective(settings.loss).unknown(f"the {kind} data")
+        hard += without
+    if hard:
+        console.print(
+            f"{hard} rows of the data have no log-probabilities, and are left out of the {settings.loss} loss"
+        )
+    return hard
 
 
 def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: dict[str, object]) -> str:
