@@ -274,10 +274,8 @@ def answer_all(
     done = {row["id"]: Answer(**row) for row in kept.rows([key_of(prompt) for unit in units for prompt in unit])}
     answers = [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]
     for why, count in Counter(answer.dropped for answer in answers if answer.dropped).items():
-        said = (
-            f"{count} later turns have no room in the context of {context} and" if why == FULL else f"{count} ({why})"
-        )
-        console.print(f"{description}: {said} are left out", markup=False, soft_wrap=True)
+        full = f"{count} later turns have no room in the context of {context} and are left out"
+        console.print(f"{description}: {full if why == FULL else f'left out: {count} ({why})'}", markup=False)
     return [answer for answer in answers if not answer.dropped]
 
 
