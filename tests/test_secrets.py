@@ -10,6 +10,7 @@ import pytest
 
 from scripted import said, scripted
 from sparsedraft import cli
+from sparsedraft import recipe as recipes
 from sparsedraft.distill.secret import Secrets, shown
 from sparsedraft.distill.server import Server
 from sparsedraft.distill.stage import distill
@@ -112,6 +113,14 @@ def test_password_and_query_go_out_and_nowhere_else(
     everything += [file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()]
     for secret in (b"pa55", b"t0psecret", b"s3cret", basic.encode()):
         assert not any(secret in text for text in everything)
+
+
+def test_a_recipe_that_is_kept_with_its_results_holds_no_password(tmp_path: Path) -> None:
+    url = "http://user:pa55word@host:1/v1?code=t0psecret"
+    text = f"target: x\ndistill: {{engine: endpoint, url: '{url}'}}\neval: {{url: '{url}'}}\n"
+    (tmp_path / "recipe.yaml").write_text(text + "drafters: [{name: cut, drop_layers: {layers: 1}}]\n")
+    kept = recipes.dump(recipes.read(tmp_path / "recipe.yaml"))
+    assert kept.count("url: http://host:1/v1") == 2 and "pa55" not in kept and "t0psecret" not in kept
 
 
 def test_a_client_that_cannot_connect_says_nothing_of_it(monkeypatch: Any) -> None:

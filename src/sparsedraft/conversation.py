@@ -83,7 +83,7 @@ class Writer:
         name = self.name(prompt, turn, sample)
         ids = templates.chat_ids(self.tokenizer, messages)
         full = self.context is not None and len(ids) + self.max_new_tokens > self.context
-        dropped = FULL if full or any(answer.dropped for answer in earlier) else ""
+        dropped = next((answer.dropped for answer in earlier if answer.dropped), FULL if full else "")
         return Answer(
             name, prompt.id, prompt.category, turn, sample, messages, ids, [], "", row_seed(self.seed, name), 0.0,
             self.max_new_tokens, dropped=dropped,

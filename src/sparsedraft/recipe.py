@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from sparsedraft import bounds
 from sparsedraft.distill.clean import Rules
+from sparsedraft.distill.secret import shown
 from sparsedraft.errors import UserError
 from sparsedraft.pattern import Pattern
 
@@ -456,5 +457,9 @@ def _known_keys() -> list[str]:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML that `read` reads back."""
-    return OmegaConf.to_yaml(OmegaConf.create(recipe.model_dump(mode="json")))
+    """The resolved recipe as YAML that `read` reads back, but for passwords and keys in the addresses of servers."""
+    plain = recipe.model_dump(mode="json")
+    for section in plain.values():
+        if isinstance(section, dict) and section.get("url"):
+            section["url"] = shown(section["url"])
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
