@@ -22,9 +22,10 @@ from sparsedraft.errors import UserError
 from sparsedraft.journal import read_lines
 from sparsedraft.measure import summary
 from sparsedraft.measure.known import Known
+from sparsedraft.measure.learned import policies
 from sparsedraft.measure.memo import MOST, TargetLogits
 from sparsedraft.measure.options import Options
-from sparsedraft.measure.rows import Reader, allowed, alpha_of, policies
+from sparsedraft.measure.rows import Reader, allowed, alpha_of
 from sparsedraft.measure.served import Served
 from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.runtime.weights import is_packed, pattern_of
@@ -190,15 +191,13 @@ class _Evaluation:
                     rows.append(row)
                 return sorted(rows, key=lambda row: self.place[row["id"]])  # whatever order an interruption brought
 
-            def todo(name: str) -> list[Answer]:
-                have = {row["id"] for row in done if row["drafter"] == name}
-                return [answer for answer in self.answers if answer.id not in have]
-
             kept = []
             for name, folder in self.drafters.items():
                 pair = self._pair(name, folder)
                 claim = checkpoint.claimed_sparsity(folder) if folder else None
-                rows = complete(name, Reader(name, pair, self.ks, self.options, theirs).rows(todo(name)))
+                have = {row["id"] for row in done if row["drafter"] == name}
+                reader = Reader(name, pair, self.ks, self.options, theirs, self.work)
+                rows = complete(name, reader.rows(self.answers, have))
                 kept += rows
                 shown.append(self._summary(name, folder, pair, claim, rows, dense))
                 del pair  # before the next drafter is loaded

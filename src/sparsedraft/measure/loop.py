@@ -61,10 +61,12 @@ def reading(pair: Pair, asked: Prompted) -> dict[str, float]:
     """
     found = {}
     for name, side, ids in (("target", pair.target, asked.target), ("drafter", pair.drafter, asked.drafter)):
-        if side is None or (side.context is not None and len(ids) >= side.context):
+        if side is None:
             continue
         backend = side.remembering()
         backend.clear()
+        if side.context is not None and len(ids) >= side.context:
+            continue
         read = [token if token < side.known else 0 for token in ids[:-1]]  # as the drafter reads them in the loop
         start = time.perf_counter()
         if read:

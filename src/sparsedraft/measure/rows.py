@@ -1,27 +1,25 @@
 """One drafter over the target's answers: a row per sequence with α, a histogram for each K, and what the loop took."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sparsedraft.console import console, track
 from sparsedraft.conversation import Answer
 from sparsedraft.measure import loop
 from sparsedraft.measure.known import Known, chains, shorter
+from sparsedraft.measure.learned import Learned
 from sparsedraft.measure.memo import TargetLogits
 from sparsedraft.measure.options import Options
+from sparsedraft.measure.served import Served
 from sparsedraft.measure.simulate import Acceptance, acceptance, acceptance_of, expected, simulate
 from sparsedraft.speculate.drafters import ModelDrafter
-from sparsedraft.speculate.lookahead import Constant, Policy, policy_named
+from sparsedraft.speculate.lookahead import Constant, Policy
 from sparsedraft.speculate.pair import Pair, Prompted
 
 READ = 4096  # prompt tokens in one pass: activations take memory
 IN_TEXT, IN_LOOP = "the target's text", "drafts in the loop"  # what a row's α is the acceptance of
-
-
-def policies(ks: Sequence[int | str]) -> dict[Any, Policy]:
-    """New policies, by K or by their names: they learn."""
-    return {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in ks}
 
 
 def alpha_of(pair: Pair, options: Options) -> str:
@@ -64,30 +62,46 @@ class Reader:
     ks: Sequence[int | str]
     options: Options
     theirs: TargetLogits
+    work: Path  # what an interrupted evaluation left
 
-    def rows(self, todo: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-        """A row per sequence; `loops` and `alone` where the real loop ran. RuntimeError where its text is wrong."""
+    def rows(self, answers: Sequence[Answer], done: Container[str] = ()) -> Iterator[dict[str, Any]]:
+        """A row per sequence that is not `done`; `loops` and `alone` where the real loop ran. RuntimeError where its
+        text is wrong.
+
+        A row is the same whatever else is done: what transformers reads at once, which its last bits depend on, is
+        chosen from all `answers`.
+        """
+        todo = [answer for answer in answers if answer.id not in done]
         if not todo:
             return
         self._warn_of_full_contexts(todo)
         told = self.options.simulate and alpha_of(self.pair, self.options) == IN_LOOP
         with track(f"eval {self.name}", sum(len(answer.answer_ids) for answer in todo), "tokens") as tracker:
-            for answer, figures in self._told(todo) if told else self._each(todo):
+            for answer, figures in self._told(answers, done) if told else self._each(answers, done):
                 tracker.advance(len(answer.answer_ids))
                 yield {"drafter": self.name, **_named(answer), **figures}
 
-    def _each(self, todo: Sequence[Answer]) -> Iterator[tuple[Answer, dict[str, Any]]]:
+    def _fresh(self) -> None:
+        """Take up nothing of the answer before, which a resumed evaluation has not read; the native engine may: its
+        numbers do not depend on it."""
+        for side in (self.pair.target, self.pair.drafter):
+            if side is not None and not side.native and not isinstance(side, Served):
+                side.remembering().clear()
+
+    def _each(self, answers: Sequence[Answer], done: Container[str]) -> Iterator[tuple[Answer, dict[str, Any]]]:
         """The figures of one answer after the other: `histograms`, `alpha`; from the real loop `loops`, `alone` and
         `reading`."""
-        learning = policies(self.ks)  # of this drafter alone
+        before = [answer.id for answer in answers if answer.id in done]
+        learned = Learned(self.work, self.name, self.ks, before)  # of this drafter alone
         plain = Pair.of(self.pair.target, None, "auto", self.options.sampling)
-        for answer, found in self._read(todo):
+        for answer, found in self._read(answers, done):
             alpha = None if found is None else float(found.shares.double().mean())
             if not self.options.simulate:
                 reading = loop.reading(self.pair, self._asked(answer))
                 # right beside, each time anew: a machine's speed moves within an evaluation
                 _, alone = self._loops(plain, answer, {0: Constant(0)})
-                histograms, loops = self._loops(self.pair, answer, learning)
+                with learned.answer(answer.id) as learning:
+                    histograms, loops = self._loops(self.pair, answer, learning)
                 alpha = realised(loops) if alpha is None else alpha
                 seconds = {"loops": loops, "alone": alone["0"], "reading": reading}
                 yield answer, {"histograms": histograms, **seconds, "alpha": alpha}
@@ -97,15 +111,17 @@ class Reader:
                 histograms, alpha = self._chained(answer)
                 yield answer, {"histograms": histograms, "alpha": alpha}
 
-    def _told(self, todo: Sequence[Answer]) -> Iterator[tuple[Answer, dict[str, Any]]]:
+    def _told(self, answers: Sequence[Answer], done: Container[str]) -> Iterator[tuple[Answer, dict[str, Any]]]:
         """The same of a drafter whose drafts depend on where a step starts: the real loop, its target's part known.
 
         Several answers are decoded at once where that cannot change a drafter's logits.
         """
         drafter = self.pair.drafter
+        todo = [answer for answer in answers if answer.id not in done]
         size = self.options.batch_size if drafter is not None and drafter.native else 1
         for room in sorted({allowed(answer) for answer in todo}):
             for batch in batches([answer for answer in todo if allowed(answer) == room], size):
+                self._fresh()
                 asked = [self._asked(answer) for answer in batch]
                 seeds, by_k = [answer.seed for answer in batch], {}
                 for k in self.options.numbers:
@@ -120,21 +136,28 @@ class Reader:
                         "histograms": histograms, "alpha": realised({k: counts for k, (*_, counts) in found.items()})
                     }  # fmt: skip
 
-    def _read(self, todo: Sequence[Answer]) -> Iterator[tuple[Answer, Acceptance | None]]:
+    def _read(self, answers: Sequence[Answer], done: Container[str]) -> Iterator[tuple[Answer, Acceptance | None]]:
         """Each answer with its acceptance, in no fixed order; None where the drafter does not read these tokens."""
         target, drafter, sampling = self.pair.target, self.pair.drafter, self.options.sampling
+        todo = [answer for answer in answers if answer.id not in done]
         if self.pair.route != "same" or drafter is None:
-            yield from ((answer, None) for answer in todo)
+            for answer in todo:
+                self._fresh()
+                yield answer, None
         elif drafter.native and (target.native or sampling.greedy):
             for answer in todo:  # by engines that remember what they read when the loop then asks for the same
+                self._fresh()
                 p = None if sampling.greedy else self.theirs.after
                 read = (drafter.remembering(), answer.prompt_ids, answer.answer_ids)
                 yield answer, acceptance_of(*read, p, sampling, self.pair.vocabulary, drafter.known)
         else:
-            pairs = [(answer.prompt_ids, answer.answer_ids) for answer in todo]
+            pairs = [(answer.prompt_ids, answer.answer_ids) for answer in answers]
+            wanted = {place for place, answer in enumerate(answers) if answer.id not in done}
             model = None if sampling.greedy else target.model  # greedy α needs no second look at the target
-            compared = acceptance(drafter.model, pairs, model, sampling, self.pair.vocabulary, self.theirs.packed)
-            yield from ((todo[index], found) for index, found in compared)
+            compared = acceptance(
+                drafter.model, pairs, model, sampling, self.pair.vocabulary, self.theirs.packed, wanted
+            )
+            yield from ((answers[index], found) for index, found in compared)
 
     def _simulated(self, answer: Answer, found: Acceptance) -> dict[str, Any]:
         """Histograms by K: exact where decoding is greedy, expected where it samples."""

@@ -8,7 +8,7 @@ independently: of the chance p(x) of a token x, min(p(x), q(x)) is that of an ac
 target sampled alone the expected numbers follow exactly, over all the chances of accepting.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -135,27 +135,32 @@ def acceptance(
     sampling: Sampling,
     vocabulary: VocabularyMap | None = None,
     reading: Callable[[PreTrainedModel, PackedRow], Tensor] = answer_logits,
+    wanted: Collection[int] | None = None,
 ) -> Iterator[tuple[int, Acceptance]]:
     """For each (prompt ids, target-written ids), its index and the acceptance at each place, in no fixed order.
 
     Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is None). Sampled: by the warped
-    distributions of both (DESIGN §1). `vocabulary` maps the drafter's logits to the target's
-    tokens where the heads differ in width. As in the loop, the drafter reads tokens that it has no row for as 0, and
-    places beyond its context count 0. `reading` gives the target's logits. FloatingPointError for NaN logits of the
-    drafter.
+    distributions of both (DESIGN §1). `vocabulary` maps the drafter's logits to the target's tokens where the heads
+    differ in width. As in the loop, the drafter reads tokens that it has no row for as 0, and places beyond its context
+    count 0. `reading` gives the target's logits. With `wanted` only those indices are yielded, read together with the
+    others that they would have been read with, so that they have the same bits. FloatingPointError for NaN logits of
+    the drafter.
     """
     room, known = context_length(q), embedding_rows(q)
     readable = [
         len(output) if room is None else max(0, min(len(output), room - len(prompt))) for prompt, output in pairs
     ]
+    wanted = range(len(pairs)) if wanted is None else wanted
     none = (torch.zeros(len(output)) for _, output in pairs)
-    yield from ((i, Acceptance(zeros, zeros)) for i, zeros in enumerate(none) if not readable[i])
+    yield from ((i, Acceptance(zeros, zeros)) for i, zeros in enumerate(none) if not readable[i] and i in wanted)
     places = [i for i, n in enumerate(readable) if n]
     if not places:
         return
     samples = [Sample(str(i), pairs[i][0], pairs[i][1][: readable[i]]) for i in places]
     longest = max(len(s) for s in samples)
     for chosen in groups(samples, max(ROW, longest), packable(q) and (p is None or packable(p))):
+        if not any(places[i] in wanted for i in chosen):
+            continue
         row, group = pack([samples[i] for i in chosen]).to(q.device), [places[i] for i in chosen]
         lengths = [readable[i] for i in group]
 
@@ -171,5 +176,7 @@ def acceptance(
         theirs = None if p is None else warped(reading(p, row))
         compared = _compared(logits, theirs, row.tokens, sampling)
         for i, shares, kept in zip(group, *(x.cpu().split(lengths) for x in compared), strict=True):
+            if i not in wanted:
+                continue
             beyond = (0, len(pairs[i][1]) - readable[i])
             yield i, Acceptance(pad(shares, beyond), pad(kept, beyond))
