@@ -240,9 +240,9 @@ def test_a_finished_evaluation_takes_more_drafters(models, tmp_path: Path, monke
 
     asked, original = [], rows.Reader.rows
 
-    def noted(self, todo):
-        asked.append((self.name, len(todo)))
-        return original(self, todo)
+    def noted(self, answers, done):
+        asked.append((self.name, len(answers) - len(done)))
+        return original(self, answers, done)
 
     monkeypatch.setattr(rows.Reader, "rows", noted)
     monkeypatch.setattr("sparsedraft.conversation.Writer.write", None)  # the target is not asked again

@@ -37,6 +37,7 @@ from sparsedraft.places import (
     read_provenance,
     remove,
 )
+from sparsedraft.sidefiles import dumps
 
 PACKAGES = ("sparsedraft", "torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "numpy")
 GROWN_FROM = ("fingerprint", "commit", "finished", "seconds")  # what is kept of an older provenance
@@ -65,7 +66,7 @@ def write_atomic(path: Path) -> Iterator[Path]:
 def write_json(path: Path, obj: object) -> None:
     """Write `obj` as indented JSON, atomically."""
     with write_atomic(path) as temporary:
-        temporary.write_text(json.dumps(obj, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(dumps(obj, indent=1) + "\n", encoding="utf-8")
 
 
 @lru_cache(maxsize=4096)
@@ -83,7 +84,7 @@ def hash_path(path: Path) -> str:
     for file in sorted(p for p in path.rglob("*") if p.is_file()):
         parts = file.relative_to(path).parts
         if not any(part.startswith(".") or part in VOLATILE for part in parts):
-            total.update(f"{'/'.join(parts)}\0{hash_path(file)}\n".encode())
+            total.update(f"{'/'.join(parts)}\0{hash_path(file)}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 
@@ -108,7 +109,7 @@ def _without_paths(value: Any) -> Any:
 def fingerprint(command: str, inputs: Any, seed: int) -> str:
     """SHA-256 over the command, its described inputs (paths by content) and the seed."""
     text = json.dumps([command, _without_paths(inputs), seed], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 @cache
@@ -213,7 +214,7 @@ def make(
     described = _describe(dict(inputs))
     wanted = _Wanted(out, command, described, fingerprint(command, described, seed), seed, overwrite, grows, None, free)
     if _stands(wanted, renew)[0]:
-        console.print(f"[dim]{out}: already done[/dim]", soft_wrap=True)
+        console.print(f"{out}: already done", style="dim", soft_wrap=True)
         return _result(out)
     with locked(out):
         done, wanted = _stands(wanted, renew)  # once more: another process may just have finished one
@@ -323,7 +324,7 @@ def _open_work(wanted: _Wanted) -> float:
                 same = True
                 write_json(note, {**stored, "inputs": wanted.inputs, "fingerprint": wanted.mark})
             if same:
-                console.print(f"[dim]{work}: going on where an earlier run stopped[/dim]", soft_wrap=True)
+                console.print(f"{work}: going on where an earlier run stopped", style="dim", soft_wrap=True)
                 return _began(stored)
         if stored is not None and not wanted.overwrite:
             changed = ", ".join(_changed(stored.get("inputs"), wanted.inputs)) or "seed"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from sparsedraft import bounds
 from sparsedraft.cli_use import evaluate, generate, pack
-from sparsedraft.console import console, leads, quiet_libraries
+from sparsedraft.console import complain, console, leads, quiet_libraries
 from sparsedraft.errors import UserError
 from sparsedraft.options import (
     AllowOverlap,
@@ -34,6 +34,9 @@ from sparsedraft.options import (
     template_args,
     words,
 )
+
+# what the system says of a path that is not as it should be
+UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 
 app = typer.Typer(
     add_completion=False,
@@ -483,25 +486,22 @@ def guarded(command: Callable[[], Any]) -> int:
     try:
         command()
     except (UserError, FloatingPointError) as error:  # NaN comes of weights or an arithmetic that the user chose
-        console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        complain(str(error))
         return 2 if leads() else 0
     except (OSError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            console.print(f"[bold red]error:[/] {_escaped(str(error.filename))[:60]}… is too long a name: shorten it.")
+            complain(f"{str(error.filename)[:60]}… is too long a name: shorten it.")
+            return 2
+        if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+            complain(f"{error.filename} cannot be used ({error.strerror}): check the path and its permissions.")
             return 2
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if not full and "No space left" not in str(error):
             raise
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        console.print(f"[bold red]error:[/] the disk is full{where}: free space, then run the same command again.")
+        complain(f"the disk is full{where}: free space, then run the same command again.")
         return 2
     return 0
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def main() -> None:

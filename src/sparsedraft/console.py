@@ -1,11 +1,17 @@
-"""Everything that is written for people: progress and tables, all on stderr, so that stdout stays for results."""
+"""Everything that is written for people: progress and tables, all on stderr, so that stdout stays for results.
+
+Names, ids and paths come from users and files, so no text is markup here, and no character steers the terminal: what is
+to be dim or bold says so by `style`.
+"""
 
 import logging
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +25,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 
 def leads() -> bool:
@@ -26,9 +33,30 @@ def leads() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-console = Console(stderr=True, quiet=not leads())
-if not console.is_terminal:
-    console = Console(stderr=True, width=120, quiet=not leads())  # a log file has no width: keep tables whole
+# controls but for tab and line feed, what turns the direction of writing, and halves of characters
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """`text` with every character that would steer a terminal written as an escape, such as \\x1b."""
+    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class _Plain(Console):
+    """A console to which a string, also in a table or a rule, is nothing but its visible characters."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
+
+
+console: Console = _Plain(stderr=True, quiet=not leads(), markup=False, emoji=False)
+if not console.is_terminal:  # a log file has no width: keep tables whole
+    console = _Plain(stderr=True, width=120, quiet=not leads(), markup=False, emoji=False)
+
+
+def complain(text: str) -> None:
+    """Say in one sentence what is wrong."""
+    console.print(Text.assemble(("error:", "bold red"), " ", visible(text)), soft_wrap=True)
 
 
 class Tracker:
@@ -53,7 +81,7 @@ class Tracker:
 
     def note(self, text: str) -> None:
         """Show `text` (a loss, a rate) at the end of the bar."""
-        self._progress.update(self._id, note=text)
+        self._progress.update(self._id, note=visible(text))
 
     def say(self, of: str = "") -> None:
         """Print where the work is, as a line."""
@@ -67,17 +95,17 @@ def track(description: str, total: float | None, unit: str) -> Iterator[Tracker]
     """Show a progress bar of `total` `unit`s while the block runs (None: not known beforehand)."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=4) as progress:
-        tracker = Tracker(progress, progress.add_task(description, total=total, note=""), unit)
+        tracker = Tracker(progress, progress.add_task(visible(description), total=total, note=""), unit)
         yield tracker
     if not console.is_terminal:
         tracker.say()

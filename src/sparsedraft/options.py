@@ -11,6 +11,7 @@ import typer
 from sparsedraft import bounds
 from sparsedraft.console import leads
 from sparsedraft.errors import UserError
+from sparsedraft.sidefiles import dumps
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new, empty, or this command's own earlier result.")]
 Seed = Annotated[int, typer.Option(min=0, max=bounds.SEED, help="Seed of everything random.")]
@@ -90,5 +91,5 @@ def template_args(texts: Sequence[str] | None) -> dict[str, Any]:
 def emit(result: dict[str, Any]) -> None:
     """Print the result as the last line on stdout; of several processes, one does."""
     if leads():
-        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.write(dumps(result) + "\n")
         sys.stdout.flush()

@@ -49,6 +49,16 @@ def read_as(path: Path, schema: type[Schema], mend: str = COPY) -> Schema:
         raise UserError(f"{path} cannot be read ({field}: {first['msg']}): {mend}.") from None
 
 
+def dumps(value: object, indent: int | None = None) -> str:
+    """`value` as JSON to be read by people, too: escaped only where it has what UTF-8 cannot hold, as some paths do."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
+
+
 def _name(value: object) -> str:
     """What JSON calls a value of this type."""
     names = {bool: "true or false", list: "an array", str: "a string", type(None): "null"}

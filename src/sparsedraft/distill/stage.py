@@ -5,8 +5,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from sparsedraft import artifact, bounds, checkpoint, distilled, prompts, templates
 from sparsedraft.console import console, track
 from sparsedraft.conversation import GROUP, REFUSED, Rate, fits, key_of, run_units, units_of
@@ -185,10 +183,10 @@ def _check_soft(result: dict[str, Any], k: int) -> None:
 def _left_out(result: dict[str, Any], reasons: list[str], skip_bad: bool) -> dict[str, int]:
     """What the result says of prompts that were left out (`reasons`), and of turns that a server refused."""
     for reason in reasons[:10]:
-        console.print(f"[dim]skipped: {escape(reason)}[/dim]", soft_wrap=True)
+        console.print(f"skipped: {reason}", style="dim", soft_wrap=True)
     refused = result["dropped"].get(REFUSED, 0)
     if refused:
-        console.print(f"[dim]skipped: {refused} answers that the server refused[/dim]", soft_wrap=True)
+        console.print(f"skipped: {refused} answers that the server refused", style="dim", soft_wrap=True)
     return {"skipped": len(reasons) + refused} if skip_bad else {}
 
 

@@ -137,7 +137,7 @@ class State:
         first = next(_candidates(self.folder), None)
         if first is not None and (saved is None or saved.file != first):
             where = f"goes on from step {saved.step}, saved before it" if saved else "starts afresh"
-            console.print(f"{first} cannot be read: training {where}", soft_wrap=True, markup=False)
+            console.print(f"{first} cannot be read: training {where}", soft_wrap=True)
         if saved is None:
             return 0
         step, self.log = saved.step, saved.log

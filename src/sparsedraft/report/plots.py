@@ -11,6 +11,8 @@ matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sparsedraft.console import visible
+
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -35,6 +37,12 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _text(name: str) -> str:
+    """`name` as a label: no formula, whatever dollars it has, and shown in the legend though it begins with "_"."""
+    name = visible(name).replace("$", r"\$")
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
 def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
@@ -49,7 +57,7 @@ def mal_against_macs(result: dict[str, Any], k: int) -> Figure:
         style = _style(index)
         axes.plot([x], [y], linestyle="none", markersize=8, **style)
         axes.annotate(
-            f"{name}  {y:.2f}",
+            f"{_text(name)}  {y:.2f}",
             (x, y),
             xytext=(x + 0.03, height),
             va="center",
@@ -79,7 +87,7 @@ def accepted_by_position(result: dict[str, Any]) -> Figure:
     for index, d in enumerate(result["drafters"]):
         counts, steps = d["k"][str(k)]["histogram"], d["k"][str(k)]["steps"]
         shares = [sum(counts[i:]) / steps for i in range(1, k + 1)]
-        axes.plot(range(1, k + 1), shares, label=d["name"], **_style(index))
+        axes.plot(range(1, k + 1), shares, label=_text(d["name"]), **_style(index))
     axes.set_ylim(0, 1)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -96,7 +104,7 @@ def fine_tuning(curves: dict[str, list[dict[str, Any]]], key: str, ylabel: str, 
             points = [
                 (x, sum(y for _, y in points[max(0, i - 4) : i + 1]) / min(5, i + 1)) for i, (x, _) in enumerate(points)
             ]
-        axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)
+        axes.plot([x for x, _ in points], [y for _, y in points], label=_text(name), **style)
     axes.legend(frameon=False, fontsize=8)
     return figure
 

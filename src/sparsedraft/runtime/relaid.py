@@ -123,7 +123,7 @@ class Relaid:
             shutil.rmtree(self.at, ignore_errors=True)
             work.rename(self.at)
         except OSError as error:
-            console.print(f"[dim]the matrices are not kept in {self.at.parent} ({error})[/dim]", soft_wrap=True)
+            console.print(f"the matrices are not kept in {self.at.parent} ({error})", style="dim", soft_wrap=True)
             if work is not None:
                 shutil.rmtree(work, ignore_errors=True)
 
