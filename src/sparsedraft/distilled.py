@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sparsedraft import templates
+from sparsedraft import rowchecks, templates
 from sparsedraft.artifact import write_atomic
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.own_code import refuse_tokenizer_code
@@ -162,17 +162,17 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows a thousand at a time, in order, `columns` of them (default: all).
 
-    UserError where a shard is damaged, of another kind, or lacking (which is known at the end).
+    UserError where a shard is damaged, of another kind, or lacking (which is known at the end), and for a row that is
+    not what `distill` writes (see `rowchecks`).
     """
     wanted, count = read_result(folder)["rows"], 0
     for file in sorted(check(folder).glob("data-*.parquet")):
         try:
-            shard = parquet.ParquetFile(file)
-            if lacking := next((name for name in columns or NEEDED if name not in shard.schema_arrow.names), None):
-                raise UserError(f"data {file} has no column {lacking}: distill it again.")
+            shard, before = parquet.ParquetFile(file), 0
+            rowchecks.check_types(shard.schema_arrow, SCHEMA, [*(columns or NEEDED)], file)
             for batch in shard.iter_batches(1024, columns=columns):
-                if empty := next((name for name in columns or NEEDED if batch[name].null_count), None):
-                    raise UserError(f"data {file} has a row without {empty}: distill it again.")
+                rowchecks.check_rows(batch.select([*(columns or NEEDED)]), file, before)
+                before += len(batch)
                 count += len(batch)
                 yield batch
         except (pa.ArrowException, OSError) as error:
@@ -200,6 +200,17 @@ def check_rendered(folder: Path, tokenizer: PreTrainedTokenizerBase, template_ar
             f"--template-arg {next(iter(template_args))}: data {folder} holds the token ids of this tokenizer, no "
             "template is applied to it again; leave it out."
         )
+
+
+def check_ids(samples: Iterable[Sample], rows: int, name: str) -> None:
+    """Raise UserError for a sample with a token that `name`, whose embedding has `rows` rows, does not have."""
+    for sample in samples:
+        largest = max((*sample.prompt_ids, *sample.answer_ids))
+        if largest >= rows:
+            raise UserError(
+                f"sample {sample.id} of the data holds token {largest}, but the embedding of {name} has {rows} rows: "
+                "it is not a model for this tokenizer, choose another."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What fine-tuning refuses before it starts: values, pairs of options, and models that do not belong together."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +8,6 @@ from transformers import PreTrainedTokenizerBase
 from sparsedraft import artifact, checkpoint, distilled
 from sparsedraft.errors import UserError
 from sparsedraft.finetune import losses, quantize
-from sparsedraft.packing import Sample
 
 if TYPE_CHECKING:
     from sparsedraft.finetune.loop import Settings
@@ -96,14 +94,3 @@ def check_feature_tokenizer(teacher: str, folder: Path, tokenizer: PreTrainedTok
             f"--feature-teacher {teacher} has another tokenizer than the drafter: name the dense model that the "
             "drafter was pruned from."
         )
-
-
-def check_ids(samples: Iterable[Sample], rows: int, name: str) -> None:
-    """Raise UserError for a sample with a token that `name`, whose embedding has `rows` rows, does not have."""
-    for sample in samples:
-        largest = max((*sample.prompt_ids, *sample.answer_ids))
-        if largest >= rows:
-            raise UserError(
-                f"sample {sample.id} of the data holds token {largest}, but the embedding of {name} has {rows} rows: "
-                "it is not a model for this tokenizer, choose another."
-            )

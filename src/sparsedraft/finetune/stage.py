@@ -188,7 +188,7 @@ def _load(
         if folder
     }
     for path, reader in {sources.drafter: model, **teachers}.items():
-        checks.check_ids([*training, *validation], embedding_rows(reader), str(path))
+        distilled.check_ids([*training, *validation], embedding_rows(reader), str(path))
     return _Loaded(model, tokenizer, claim, training, validation, teachers, hard)
 
 

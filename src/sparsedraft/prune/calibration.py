@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, distilled, prompts, templates
 from sparsedraft.console import console
-from sparsedraft.decoder import context_length
+from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.errors import UserError
 from sparsedraft.templates import Arguments
 
@@ -45,7 +45,10 @@ def sequences(
         raise UserError(f"--sequence-length {length} is more than the model's context of {context}: lower it.")
     path = Path(source)
     if path.is_dir():
-        texts = [[*s.prompt_ids, *s.answer_ids] for s in distilled.samples(path, tokenizer, soft=False)]
+        found = [*distilled.samples(path, tokenizer, soft=False)]
+        if model is not None:
+            distilled.check_ids(found, embedding_rows(model), "the model")
+        texts = [[*sample.prompt_ids, *sample.answer_ids] for sample in found]
     else:
         texts = [templates.chat_ids(tokenizer, p.messages()) for p in prompts.read(source)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -74,12 +75,13 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
             f"--head-data {data} is of another tokenizer than {folder}: distill data of a model that has it."
         )
     counts = np.zeros(vocabulary, dtype=np.int64)
-    for batch in distilled.batches(Path(data), ["answer_ids"]):
+    for batch in distilled.batches(Path(data), ["id", "answer_ids"]):
         ids = batch["answer_ids"].flatten().to_numpy()
-        if len(ids) and int(ids.max()) >= vocabulary:
+        if len(beyond := np.flatnonzero(ids >= vocabulary)):
+            row = pc.list_parent_indices(batch["answer_ids"])[int(beyond[0])].as_py()
             raise UserError(
-                f"--head-data {data} has token {int(ids.max())}, which the head's {vocabulary} lack: "
-                "it is of another tokenizer."
+                f"--head-data {data}, row '{batch['id'][row]}': answer_ids has the token {ids[beyond[0]]}, which the "
+                f"head's {vocabulary} lack: it is of another tokenizer."
             )
         counts += np.bincount(ids, minlength=vocabulary)
     first = {i for i in ends(folder, tokenizer) if i < vocabulary}
