@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft import distilled
-from sparsedraft.conversation import key_of
 from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
+from sparsedraft.units import key_of
 
 MADE = ("prompt_tokens", "answer_tokens")  # columns that follow from the others
 

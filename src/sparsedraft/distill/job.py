@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, templates
 from sparsedraft.console import console
-from sparsedraft.conversation import Make, Writer, respond
+from sparsedraft.conversation import Writer, respond
 from sparsedraft.decoder import context_of
 from sparsedraft.distill.endpoint import EndpointEngine
 from sparsedraft.distill.magpie import magpie
@@ -26,6 +26,7 @@ from sparsedraft.runtime.model import native_model
 from sparsedraft.runtime.writer import NativeWriter
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.templates import Arguments
+from sparsedraft.units import Make
 
 MODES = ("respond", "rewrite", "magpie")
 ENGINES = ("transformers", "native", "endpoint")

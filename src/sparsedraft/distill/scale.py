@@ -14,11 +14,11 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from typing import Any
 
-from sparsedraft.conversation import Make, keys_of, lacking
 from sparsedraft.distill.job import Job
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
+from sparsedraft.units import Make, keys_of, lacking
 
 OBJECT_STORE = 256 << 20  # bytes: units and rows pass through, none stays
 STARTS = 3  # tries to start Ray on a busy machine

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparsedraft import artifact, bounds, checkpoint, distilled, prompts, templates
 from sparsedraft.console import console, track
-from sparsedraft.conversation import GROUP, REFUSED, Rate, fits, key_of, run_units, units_of
+from sparsedraft.conversation import REFUSED, Rate, fits
 from sparsedraft.distill import again, magpie, rewrite, scale
 from sparsedraft.distill.clean import Cleaner, Rules
 from sparsedraft.distill.job import ENGINES, MODES, Endpoint, Job
@@ -19,6 +19,7 @@ from sparsedraft.prompts import Prompt
 from sparsedraft.sources import locate
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.templates import Arguments
+from sparsedraft.units import GROUP, key_of, run_units, units_of
 
 NEAR = 0.8  # similarity of prompts that magpie drops where no other is asked for
 
