@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from sparsedraft.artifact import write_atomic
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.own_code import refuse_tokenizer_code
 from sparsedraft.packing import Sample
+from sparsedraft.reads_back import reads_back
 from sparsedraft.templates import Arguments
 
 SOFT = ("topk_ids", "topk_logprobs")
 NEEDED = ("id", "prompt_id", "messages", "prompt_ids", "answer_ids", "finish_reason", *SOFT)
+PROOF = 512  # rows that are read back under a tokenizer that may be theirs
 SHARD = 10_000  # rows in a file, at most,
 NUMBERS = 4_000_000  # and of token ids and log-probabilities: as Python's objects these take some 36 bytes each
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
@@ -182,7 +185,14 @@ def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.R
 
 
 def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the data's token ids mean the same under `tokenizer` (the data folder holds the target's own)."""
+    """Whether the data's token ids mean the same under `tokenizer`.
+
+    The data folder holds the target's own; where it was left out (stored results are without it), PROOF rows tell.
+    """
+    if not (folder / "tokenizer").exists():
+        named = ["messages", "prompt_ids", "answer_ids"]
+        rows = (row for batch in batches(folder, named) for row in batch.to_pylist())
+        return reads_back(islice(rows, PROOF), tokenizer)
     refuse_tokenizer_code(folder / "tokenizer")
     try:
         own = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)

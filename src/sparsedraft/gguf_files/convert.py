@@ -5,16 +5,19 @@ import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from sparsedraft import older_names
 from sparsedraft.console import console
 from sparsedraft.errors import UserError, first_line
-from sparsedraft.gguf_files.header import Header, Strings
+from sparsedraft.gguf_files.header import Header, Strings, shown
 from sparsedraft.gguf_files.parts import join, read_parts
 
 CONVERSION = 2  # raised with every change of what a conversion gives, so that no older one is taken from the cache
 NEEDED = ("context_length", "block_count", "embedding_length", "attention.head_count")
+EPSILONS = ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 TOKENS = "tokenizer.ggml.tokens"
 FILE = "model.gguf"
 
@@ -35,6 +38,7 @@ def convert_gguf(
         raise UserError(f"model {path}: reading GGUF needs the extra: pip install 'sparsedraft[gguf]'.") from None
     parts = read_parts(path)
     _check_keys(parts[0], sum(len(part.tensors) for part in parts))
+    cached = folder is None
     folder = folder or cache / f"gguf-{_key(parts)}"
     if (folder / "config.json").is_file():
         return folder
@@ -49,6 +53,8 @@ def convert_gguf(
             header = parts[0]
             os.symlink(path.resolve(), alone / FILE)
         _convert(header, alone, made, tied, gpt2_split)
+        if cached:
+            older_names.complete(made)
         os.chmod(made, 0o755)
         try:
             os.rename(made, folder)
@@ -73,13 +79,16 @@ def _check_keys(header: Header, tensors: int) -> None:
 
     if header.architecture not in OWN:
         raise UserError(
-            f"model {header.path} is a {header.architecture or 'file without general.architecture'}: GGUF files of "
+            f"model {header.path} is of the architecture {shown(header.architecture)}: GGUF files of "
             f"{', '.join(OWN)} can be converted; for others take the original checkpoint."
         )
     for name in NEEDED:
         value = header.own(name)
         if not isinstance(value, int | list) or (value == 0 and header.architecture != "mamba"):
-            raise UserError(f"model {header.path}: its {header.architecture}.{name} is {value!r}; download it again.")
+            key = f"{header.architecture}.{name}"
+            raise UserError(f"model {header.path}: its {key} is {shown(value)}; download it again.")
+    if all(header.own(name) is None for name in EPSILONS):
+        raise UserError(f"model {header.path} has no {header.architecture}.{EPSILONS[0]}; download it again.")
     if not isinstance(header.keys.get(TOKENS), Strings):
         raise UserError(f"model {header.path} has no tokenizer (no {TOKENS}); take a file that has one.")
     for key, value in header.keys.items():
@@ -107,8 +116,14 @@ def _convert(header: Header, alone: Path, out: Path, tied: bool, gpt2_split: boo
         settle(config, header)
         check_whole(config, header)
         tokenizer = load_tokenizer(alone, FILE, header, gpt2_split)
-        options = {"config": config, "dtype": torch.float32, "ignore_mismatched_sizes": True}  # these are refused below
-        model, info = AutoModelForCausalLM.from_pretrained(alone, gguf_file=FILE, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            alone,
+            gguf_file=FILE,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # these are refused below
+        )
     except UserError:
         raise
     except Exception as error:  # whatever a library raises on a file that is not what it says
@@ -116,6 +131,7 @@ def _convert(header: Header, alone: Path, out: Path, tied: bool, gpt2_split: boo
             f"model {header.path}: not a readable GGUF language model ({first_line(error)}); "
             "copy it again, or take the original checkpoint."
         ) from None
+    model, info = loaded
     odd = {"missing": info["missing_keys"], "left over": info["unexpected_keys"]}
     odd["of another shape"] = [name for name, *_ in info["mismatched_keys"]]
     for what, found in odd.items():
@@ -130,7 +146,7 @@ def _convert(header: Header, alone: Path, out: Path, tied: bool, gpt2_split: boo
     if tied:
         config.tie_word_embeddings = True
         state["model.embed_tokens.weight"] = state["lm_head.weight"]
-    del model  # marked as quantised, so it cannot be saved: move the weights into a plain one
+    del model, loaded  # marked as quantised, so it cannot be saved: move the weights into a plain one
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     plain.load_state_dict(state)
     plain.tie_weights()

@@ -19,6 +19,7 @@ STRING, ARRAY = 8, 9
 MOST_DIMENSIONS = 4  # of a tensor, as in ggml
 SMALLEST_KEY, SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8  # bytes of an entry with an empty name
 LARGEST_ALIGNMENT = 1 << 20
+LONGEST_NAME = 256  # characters
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class Header:
         return np.fromfile(self.path, np.float32, prod(tensor.shape), offset=tensor.start)
 
 
+def shown(value: Any) -> str:
+    """A value from the file as a message may show it: in one line, and not at any length."""
+    found = repr(value)
+    return found if len(found) <= 80 else f"{found[:80]}..."
+
+
 class Strings(int):
     """How many strings a key holds, in place of them."""
 
@@ -113,6 +120,12 @@ class _Reader:
         except UnicodeDecodeError:
             self.refuse(f"{what} is not UTF-8")
 
+    def name(self, what: str) -> str:
+        found = self.text(what)
+        if len(found) > LONGEST_NAME or not found.isprintable():
+            self.refuse(f"{what} is {shown(found)}")
+        return found
+
     def value(self, key: str) -> Any:
         kind = self.take("I")
         if kind in SCALARS:
@@ -146,7 +159,7 @@ class _Reader:
         self.need(count * SMALLEST_KEY + tensors * SMALLEST_TENSOR, f"a header of {count:,} keys, {tensors:,} tensors")
         keys: dict[str, Any] = {}
         for _ in range(count):
-            if (key := self.text("a key")) in keys:
+            if (key := self.name("a key")) in keys:
                 self.refuse(f"the key {key} is there twice")
             keys[key] = self.value(key)
         keys_end = self.at
@@ -163,7 +176,7 @@ class _Reader:
 
         entries = []
         for _ in range(count):
-            name, dimensions = self.text("a tensor's name"), self.take("I")
+            name, dimensions = self.name("a tensor's name"), self.take("I")
             if dimensions > MOST_DIMENSIONS:
                 self.refuse(f"{name} has {dimensions:,} dimensions")
             shape = tuple(reversed([self.take("Q") for _ in range(dimensions)]))

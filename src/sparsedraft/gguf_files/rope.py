@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sparsedraft.errors import UserError
-from sparsedraft.gguf_files.header import Header
+from sparsedraft.gguf_files.header import Header, shown
 from sparsedraft.gguf_files.llama3 import RELATIVE, TOLERANCE, parameters_of, short
 
 FREQUENCIES, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
@@ -64,6 +64,9 @@ def _scaling(header: Header, config: PreTrainedConfig, base: float, dims: int) -
     """`rope_type` and what belongs to it."""
     kind = header.own("rope.scaling.type")
     factor = short(header.own("rope.scaling.factor", header.own("rope.scale_linear", 1.0)) or 1.0)
+    for name, value in (("freq_base", base), ("scaling.factor", factor)):
+        if value <= 0:
+            raise _refused(header, f"rope.{name} is {value}")
     if kind is None:
         kind = "linear" if factor != 1 else "none"
     original = header.own("rope.scaling.original_context_length", config.max_position_embeddings)
@@ -71,7 +74,7 @@ def _scaling(header: Header, config: PreTrainedConfig, base: float, dims: int) -
     factors, long, brief = (header.floats(name) for name in (FREQUENCIES, LONG, SHORT))
     found: dict[str, Any]
     if kind not in ("none", "linear", "yarn", "longrope"):
-        raise _refused(header, f"rope.scaling.type {kind} is none of none, linear, yarn and longrope")
+        raise _refused(header, f"rope.scaling.type {shown(kind)} is none of none, linear, yarn and longrope")
     if long is not None or brief is not None or kind == "longrope":
         if long is None or brief is None or factors is not None or kind == "yarn" or (kind == "linear" and factor != 1):
             raise _refused(header, f"rope.scaling.type {kind} does not go with its tensors of rope factors")
@@ -97,7 +100,8 @@ def _scaling(header: Header, config: PreTrainedConfig, base: float, dims: int) -
                 found[name] = short(value)
     for name, value in idle.items():
         if header.own(name, value) != value:
-            raise _refused(header, f"{name} is {header.own(name)}, which transformers' {found['rope_type']} has not")
+            what = f"{name} is {shown(header.own(name))}"
+            raise _refused(header, f"{what}, which transformers' {found['rope_type']} has not")
     return found
 
 

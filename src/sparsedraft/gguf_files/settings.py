@@ -11,9 +11,10 @@ from transformers import PreTrainedConfig
 
 from sparsedraft.errors import UserError
 from sparsedraft.gguf_files import rope
-from sparsedraft.gguf_files.header import Header
+from sparsedraft.gguf_files.header import Header, shown
 
 Setter = Callable[[PreTrainedConfig, Header, Any], None]
+Known = Setter | tuple[Any, ...]  # a tuple: the values that the architecture has anyway, and no others
 
 READ = frozenset(  # by transformers, for every architecture below
     {"context_length", "block_count", "embedding_length", "feed_forward_length", "vocab_size"}
@@ -26,17 +27,8 @@ def _set(name: str) -> Setter:
     return lambda config, header, value: setattr(config, name, value)
 
 
-def _only(*known: Any) -> Setter:
-    """A key that may have these values only, which the architecture has anyway."""
-
-    def check(config: PreTrainedConfig, header: Header, value: Any) -> None:
-        if value not in known:
-            raise UserError(
-                f"model {header.path} is a {header.architecture} of a kind that cannot be converted (it has a key for "
-                f"{value!r} where only {' or '.join(map(repr, known))} is known); take the original checkpoint."
-            )
-
-    return check
+def _nothing(config: PreTrainedConfig, header: Header, value: Any) -> None:
+    """For what says nothing, and for what transformers takes from the tensors."""
 
 
 def _sliding_window(config: PreTrainedConfig, header: Header, value: int) -> None:
@@ -49,15 +41,15 @@ def _head_dim(config: PreTrainedConfig, header: Header, value: int) -> None:
     config.head_dim = value
 
 
-HEADS: dict[str, Setter] = {"attention.key_length": _head_dim, "attention.value_length": lambda *_: None}
-EXPERTS: dict[str, Setter] = {
+HEADS: dict[str, Known] = {"attention.key_length": _head_dim, "attention.value_length": _nothing}
+EXPERTS: dict[str, Known] = {
     "expert_count": _set("num_experts"),
     "expert_used_count": _set("num_experts_per_tok"),
     "expert_feed_forward_length": _set("moe_intermediate_size"),
     "expert_shared_feed_forward_length": _set("shared_expert_intermediate_size"),
 }
-OWN: dict[str, dict[str, Setter]] = {  # by architecture: its keys beyond READ and those of the rotary embedding
-    "llama": HEADS | {"expert_count": _only(0), "expert_used_count": _only(0)},
+OWN: dict[str, dict[str, Known]] = {  # by architecture: its keys beyond READ and those of the rotary embedding
+    "llama": HEADS | {"expert_count": (0,), "expert_used_count": (0,)},
     "qwen2": HEADS,
     "qwen3": HEADS,
     "qwen2moe": HEADS | EXPERTS,
@@ -71,19 +63,19 @@ OWN: dict[str, dict[str, Setter]] = {  # by architecture: its keys beyond READ a
     "gemma3": HEADS
     | {
         "attention.sliding_window": _sliding_window,
-        "attention.sliding_window_pattern": _only(6),
+        "attention.sliding_window_pattern": (6,),
         "final_logit_softcapping": _set("final_logit_softcapping"),
     },
     "phi3": HEADS | {"attention.sliding_window": _sliding_window},
     "starcoder2": HEADS,
-    "stablelm": HEADS | {"use_parallel_residual": lambda *_: None},  # transformers looks at the tensors instead
+    "stablelm": HEADS | {"use_parallel_residual": _nothing},  # transformers looks at the tensors instead
     "nemotron": HEADS,
     "gpt2": {"context_length": _set("n_positions")},
     "mamba": {
-        **{f"ssm.{name}": lambda *_: None for name in ("conv_kernel", "inner_size", "state_size", "time_step_rank")},
-        "ssm.dt_b_c_rms": _only(False),
+        **{f"ssm.{name}": _nothing for name in ("conv_kernel", "inner_size", "state_size", "time_step_rank")},
+        "ssm.dt_b_c_rms": (False,),
     },
-    "lfm2": {"shortconv.l_cache": lambda *_: None},
+    "lfm2": {"shortconv.l_cache": _nothing},
 }
 NO_ROPE = frozenset({"gpt2", "mamba"})
 LARGEST_MODELS = {"gemma2": 46, "gemma3": 62}  # the 27B's layers: they divide scores by another root (as llama.cpp)
@@ -97,8 +89,12 @@ def settle(config: PreTrainedConfig, header: Header) -> None:
         if not key.startswith(f"{arch}."):
             continue
         name = key.removeprefix(f"{arch}.")
-        if name in own:
-            own[name](config, header, value)
+        known = own.get(name)
+        if isinstance(known, tuple):
+            if value not in known:
+                raise _refused(header, name, value)
+        elif known is not None:
+            known(config, header, value)
         elif name not in READ and not (name in rope.KEYS and arch not in NO_ROPE):
             raise _refused(header, name, value)
     if config.model_type == "mistral":  # transformers takes a llama by this name for one; its default is 4096
@@ -111,14 +107,15 @@ def settle(config: PreTrainedConfig, header: Header) -> None:
     if arch in LARGEST_MODELS:
         whole = config.num_hidden_layers == LARGEST_MODELS[arch]
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if whole else config.head_dim
-    if arch == "gemma3" and not header.own("attention.sliding_window"):
-        raise _refused(header, "attention.sliding_window", header.own("attention.sliding_window"))
+    window = header.own("attention.sliding_window")
+    if (arch == "phi3" and window is None) or (arch == "gemma3" and not window):  # made by an old converter, or another
+        raise _refused(header, "attention.sliding_window", window)
     if arch not in NO_ROPE:
         rope.set_rope(config, header)
 
 
 def _refused(header: Header, name: str, value: Any) -> UserError:
     return UserError(
-        f"model {header.path}: its {header.architecture}.{name} ({value!r}) has no place in transformers' "
+        f"model {header.path}: its {header.architecture}.{name} ({shown(value)}) has no place in transformers' "
         f"{header.architecture}, so it would be lost; take the model's original checkpoint."
     )

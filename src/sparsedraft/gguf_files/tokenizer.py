@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from sparsedraft.errors import UserError
-from sparsedraft.gguf_files.header import Header
+from sparsedraft.gguf_files.header import Header, shown
 from sparsedraft.sidefiles import read_object
 
 # How text is split before merges, by llama.cpp's name for it: transformers knows some and takes GPT-2's for all others
@@ -28,9 +28,9 @@ def load_tokenizer(folder: Path, file: str, header: Header, gpt2_split: bool = F
     if header.keys.get("tokenizer.ggml.model") != "gpt2":  # the others split nothing beforehand
         return tokenizer
     name = header.keys.get("tokenizer.ggml.pre")
-    digits = pre_tokenizers.Digits(individual_digits=True)
+    first: pre_tokenizers.PreTokenizer
     if name in DIGITS and not gpt2_split:
-        first, rest = digits, pre_tokenizers.ByteLevel(add_prefix_space=False)
+        first, rest = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     elif name in QWEN2:
         first = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS["qwen2"]), behavior="isolated")
         rest = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path, file: str, header: Header, gpt2_split: bool = F
     else:
         raise UserError(
             f"model {header.path}: its tokenizer splits text in a way that is not known here (tokenizer.ggml.pre is "
-            f"{name!r}); take the model's original checkpoint."
+            f"{shown(name)}); take the model's original checkpoint."
         )
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, rest])
     return tokenizer
