@@ -11,18 +11,22 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sparsedraft import older_names
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError, first_line
+from sparsedraft.heads import holds_other_head
 from sparsedraft.own_code import refuse_model_code, refuse_tokenizer_code
 from sparsedraft.pattern import Pattern
 from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
+from sparsedraft.wrapped import text_model
 
 # what transformers raises for fields of a config.json that it does not check
 UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, StrictDataclassError)
@@ -88,7 +92,18 @@ def described(folder: Path) -> dict[str, Path]:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The config in `folder`; UserError where there is none that transformers knows."""
+    """The config of the model in `folder`; UserError where there is none that transformers knows.
+
+    Of a text model inside a wrapper it is that model's own. It says tied where the head really is the embedding.
+    """
+    config = text_model(_stored_config(folder))
+    if holds_other_head(config, folder):
+        config.tie_word_embeddings = False
+    return config
+
+
+def _stored_config(folder: Path) -> PretrainedConfig:
+    """The same, as config.json has it."""
     if not (folder / "config.json").is_file():
         raise UserError(f"model {folder} holds no config.json: give the folder of a Hugging Face checkpoint.")
     refuse_model_code(folder)
@@ -105,10 +120,14 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
     `find` does, and where tensors of the architecture are missing from the file.
     """
     folder = find(ref)
-    stored = getattr(read_config(folder), "dtype", None)
+    config = read_config(folder)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        loaded: Any = (
+            _unwrapped(folder, config, dtype)
+            if is_wrapped(folder)
+            else AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            )
         )
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {ref} cannot be loaded ({first_line(error)}).") from None
@@ -117,8 +136,36 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
         raise UserError(
             f"model {ref} lacks weights that its config asks for (first: {sorted(info['missing_keys'])[0]})."
         )
+    model.config.tie_word_embeddings = config.tie_word_embeddings
+    stored = getattr(config, "dtype", None)
     model.stored_dtype = stored if isinstance(stored, torch.dtype) else dtype
     return model.to(device).eval()
+
+
+def _unwrapped(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    """The text model inside a wrapper, and what there is to say of its loading."""
+    shards = Shards(folder)
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    weights = {name: shards.tensor(name) for name in shards.files}
+    found = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True)
+    if (folder / "generation_config.json").is_file():
+        found[0].generation_config = GenerationConfig.from_pretrained(folder)
+    return found
+
+
+def is_wrapped(folder: Path) -> bool:
+    """Whether the checkpoint is a text model inside a wrapper."""
+    stored = _stored_config(folder)
+    return text_model(stored) is not stored
+
+
+def write_config(source: Path, folder: Path) -> None:
+    """Make config.json in `folder`, a copy of that of `source`, one that every reader understands: of the text model
+    alone, with the head that is really there, in older names, too. Where it is that already, its bytes stay."""
+    config, stored = read_config(source), _stored_config(source)
+    if type(config) is not type(stored) or config.tie_word_embeddings != stored.tie_word_embeddings:
+        config.save_pretrained(folder)
+    older_names.complete(folder)
 
 
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:

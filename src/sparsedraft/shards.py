@@ -16,10 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsedraft.errors import UserError
+from sparsedraft.wrapped import text_names
 
 SHARD = 1 << 30  # bytes in an output file; a shard is mapped whole while it is written
 INDEX = "model.safetensors.index.json"
 OWN_FILES = {INDEX, "sparsity.json", "result.json", "provenance.json"}  # of a checkpoint, not to be copied to another
+PICTURES = {"preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"}  # of a wrapper
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")  # what a checkpoint has beside its weights
 BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
@@ -28,7 +30,10 @@ BYTES = {
 
 
 class Shards:
-    """The tensors of the checkpoint in `folder`. Raises UserError where its files are missing or damaged."""
+    """The tensors of the checkpoint in `folder`; inside a wrapper, those of its text model, as that alone calls them.
+
+    Raises UserError where its files are missing or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -51,13 +56,18 @@ class Shards:
                 raise UserError(
                     f"model file {file} is damaged or cut short ({error}): copy or download it again."
                 ) from None
+        self._stored = text_names(self.files)  # what the files call each tensor
+        for found in (self.files, self.shapes, self.types):
+            renamed = {name: found[stored] for name, stored in self._stored.items()}
+            found.clear()
+            found.update(renamed)  # type: ignore[arg-type]
         if not self.files:
             raise UserError(f"model {folder} holds no tensors: copy or download it again.")
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored; its memory is the mapped file's, unless its numbers lie askew there."""
         with safe_open(self.files[name], "pt") as opened:
-            tensor = opened.get_tensor(name)
+            tensor = opened.get_tensor(self._stored[name])
         return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
 
     def pieces(self, name: str, rows: int = 4096) -> Iterator[Tensor]:
@@ -65,9 +75,9 @@ class Shards:
         with safe_open(self.files[name], "pt") as opened:
             shape = self.shapes[name]
             if not shape:
-                yield opened.get_tensor(name)
+                yield opened.get_tensor(self._stored[name])
                 return
-            part = opened.get_slice(name)
+            part = opened.get_slice(self._stored[name])
             for start in range(0, shape[0], rows):
                 yield part[start : start + rows]
 
@@ -86,6 +96,13 @@ class Shards:
             finite = finite and bool(torch.isfinite(part).all())
             start += len(part) if piece.dim() else 0
         return tensor, finite
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers."""
+        if self.shapes[one] != self.shapes[other]:
+            return False
+        pairs = zip(self.pieces(one), self.pieces(other), strict=True)
+        return all(torch.equal(a, b) for a, b in pairs)
 
     def bytes(self, name: str) -> int:
         """Size of the tensor on disk."""
@@ -162,7 +179,7 @@ def side_files(source: Path) -> list[Path]:
         inside.append((root.parent.parent / "blobs").resolve())
     found = []
     for file in sorted({file for pattern in SIDE_FILES for file in source.glob(pattern)}):
-        if file.name in OWN_FILES or file.name.startswith("."):
+        if file.name in OWN_FILES | PICTURES or file.name.startswith("."):
             continue
         real = Path(os.path.realpath(file))  # of a link to itself, too
         if not any(folder in real.parents for folder in inside):

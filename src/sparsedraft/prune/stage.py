@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsedraft import artifact, checkpoint, inspection, older_names, shards, templates
+from sparsedraft import artifact, checkpoint, inspection, shards, templates
 from sparsedraft.console import track
 from sparsedraft.decoder import count_zeros, linears_of
 from sparsedraft.errors import UserError
@@ -216,7 +216,7 @@ def _finish(model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares:
     tensors = {name: (done if name in done.files else model.shards, name) for name in model.shards.files}
     shards.write(work, tensors)
     shards.copy_side_files(model.folder, work)
-    older_names.complete(work)
+    checkpoint.write_config(model.folder, work)
     errors: dict[str, float] = {}
     for index in range(len(model)):
         with safe_open(pieces / f"{index:05}.safetensors", "pt") as opened:

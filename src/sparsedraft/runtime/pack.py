@@ -121,6 +121,7 @@ class _Packing:
         header = {"format": FORMAT, "version": VERSION, "weights": self.weights, "linears": self.entries}
         artifact.write_json(self.work / HEADER, header)
         shards.copy_side_files(self.folder, self.work)
+        checkpoint.write_config(self.folder, self.work)
         config = json.loads((self.work / "config.json").read_text())
         config["quantization_config"] = {"quant_method": "sparsedraft", "weights": self.weights}
         artifact.write_json(self.work / "config.json", config)
