@@ -298,7 +298,7 @@ def test_quantised_weights_say_which_module(tiny_checkpoint: Path, tmp_path: Pat
     state = load_file(tmp_path / "int8" / "model.safetensors")
     name = "model.layers.1.mlp.up_proj.weight"
     changed = {
-        "is stored as I8": {**state, name: state[name].to(torch.int8)},
+        r"is quantised \(I8, by its tensor": {**state, name: state[name].to(torch.int8)},
         "stores no tensor": {k: v for k, v in state.items() if k != name},
         "has shape": {**state, name: state[name][:3].contiguous()},
     }

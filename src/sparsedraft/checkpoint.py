@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from sparsedraft import older_names
+from sparsedraft import older_names, quantized
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.heads import holds_other_head
@@ -96,7 +96,11 @@ def read_config(folder: Path) -> PretrainedConfig:
 
     Of a text model inside a wrapper it is that model's own. It says tied where the head really is the embedding.
     """
-    config = text_model(_stored_config(folder))
+    stored = _stored_config(folder)
+    config = text_model(stored)
+    for key in quantized.KEYS:
+        if config is not stored and hasattr(stored, key):  # a wrapper says it for all of its models
+            setattr(config, key, getattr(stored, key))
     if holds_other_head(config, folder):
         config.tie_word_embeddings = False
     return config
@@ -121,15 +125,19 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
     """
     folder = find(ref)
     config = read_config(folder)
+    kind = quantized.check_runs(ref, config, Shards(folder), str(device))
+    options: dict[str, Any] = {"device_map": {"": torch.device(device)}} if kind else {}  # such a model is not moved
     try:
         loaded: Any = (
             _unwrapped(folder, config, dtype)
             if is_wrapped(folder)
             else AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False, **options
             )
         )
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+    except (*UNREADABLE, ImportError, OSError, SafetensorError) as error:
+        if kind:
+            raise quantized.unable(ref, kind, first_line(error)) from None
         raise UserError(f"model {ref} cannot be loaded ({first_line(error)}).") from None
     model, info = loaded
     if info["missing_keys"]:
@@ -139,7 +147,7 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
     model.config.tie_word_embeddings = config.tie_word_embeddings
     stored = getattr(config, "dtype", None)
     model.stored_dtype = stored if isinstance(stored, torch.dtype) else dtype
-    return model.to(device).eval()
+    return model.eval() if kind else model.to(device).eval()
 
 
 def _unwrapped(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> Any:

@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class Unsupported(UserError):
+    """What the native engine does not run, though transformers may: `--runtime auto` takes transformers then."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from sparsedraft import checkpoint
+from sparsedraft import checkpoint, quantized
 from sparsedraft.console import track
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError
@@ -74,12 +74,20 @@ def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
         config = checkpoint.read_config(folder)
         if checkpoint.is_decoder_lm(config):
             model = skeleton(config)
-            wanted = {name: shards.find(f"{name}.weight", model.base_model_prefix) for name in decoder_linears(model)}
-            if all(wanted.values()):
-                return {name: stored for name, stored in wanted.items() if stored}, True
+            linears = decoder_linears(model)
+            wanted = {name: shards.find(f"{name}.weight", model.base_model_prefix) for name in linears}
+            found = {
+                name: stored for name, stored in wanted.items() if stored and not quantized.is_part(stored, shards)
+            }
+            if found.keys() == linears.keys():
+                return found, True
     except Exception:
         pass  # an encoder, an expert model, quantised weights: show what is stored
-    inside = [n for n, shape in shards.shapes.items() if re.search(r"\.\d+\.", f".{n}") and len(shape) >= 2]
+    inside = [
+        name
+        for name, shape in shards.shapes.items()
+        if re.search(r"\.\d+\.", f".{name}") and len(shape) >= 2 and not quantized.is_part(name, shards)
+    ]
     inside.sort(key=lambda name: [(int(part) if part.isdigit() else -1, part) for part in name.split(".")])
     return {name: name for name in inside}, False
 
@@ -127,6 +135,8 @@ def known_macs(folder: Path, found: list[Row]) -> int | None:
     config = checkpoint.read_config(folder)
     if not checkpoint.is_decoder_lm(config):
         return None
+    if quantized.format_of(config, Shards(folder)):
+        return None
     model = skeleton(config)
     wanted, active = matrices(model), active_experts(config)
     parts = [row for row in found if not row.name.endswith("bias")]
@@ -168,6 +178,7 @@ def inspect(ref: str) -> dict[str, Any]:
     claim = checkpoint.claimed_sparsity(folder)
     return {
         **_named(folder, config),
+        "quantized": quantized.format_of(config, shards),
         "macs_per_token": known_macs(folder, found),
         "macs_dense": known_macs(folder, [replace(row, zeros=0) for row in found]),
         "parameters": parameters,
@@ -212,6 +223,7 @@ def _inspect_packed(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
     size, zeros = sum(row.size for row in found), sum(row.zeros for row in found)
     return {
         **_named(folder, config),
+        "quantized": None,
         "macs_per_token": outside + size - zeros,
         "macs_dense": outside + size,
         "parameters": parameters,
@@ -237,7 +249,8 @@ def _claim_holds(claim: dict[str, Any], folder: Path, names: dict[str, str], sha
 
 def table(result: dict[str, Any]) -> Table:
     """The linears as a table for people."""
-    shown = Table(title=result["checkpoint"])
+    kind = f" (quantised: {result['quantized']})" if result["quantized"] else ""
+    shown = Table(title=f"{result['checkpoint']}{kind}")
     for name in ("linear", "shape", "sparsity", "pattern", "relative error", "runs natively as"):
         shown.add_column(name, justify="left" if name in ("linear", "pattern", "runs natively as") else "right")
     for row in result["linears"]:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparsedraft import artifact, checkpoint, distilled, packing, places, processes, templates
+from sparsedraft import artifact, checkpoint, distilled, packing, places, processes, quantized, templates
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length, count_zeros, embedding_rows
 from sparsedraft.ends import ends
@@ -23,6 +23,7 @@ from sparsedraft.finetune.masks import masks_of
 from sparsedraft.finetune.objective import Objective
 from sparsedraft.packing import Sample
 from sparsedraft.reload import check_loads
+from sparsedraft.shards import Shards
 from sparsedraft.templates import Arguments
 
 
@@ -142,6 +143,7 @@ def _find(
 ) -> _Sources:
     """Where everything lies; UserError for models and data that do not belong together."""
     source, folder = distilled.check(Path(data)), checkpoint.find(drafter)
+    quantized.check_plain(drafter, checkpoint.read_config(folder), Shards(folder), "finetune")
     tokenizer = checkpoint.load_tokenizer(folder)
     templates.check(tokenizer, template_args)
     distilled.check_rendered(source, tokenizer, template_args)

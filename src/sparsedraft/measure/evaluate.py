@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft import artifact, checkpoint, prompts, templates
+from sparsedraft import artifact, checkpoint, prompts, quantized, templates
 from sparsedraft.console import console
 from sparsedraft.conversation import Answer, answer_all
 from sparsedraft.distill.job import Endpoint
@@ -29,6 +29,7 @@ from sparsedraft.measure.rows import Reader, allowed, alpha_of
 from sparsedraft.measure.served import Served
 from sparsedraft.measure.speedup import break_even, improvement_factor
 from sparsedraft.runtime.weights import is_packed, pattern_of
+from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import LOOKUP, Pair
@@ -132,6 +133,7 @@ class _Evaluation:
         self.drafters = drafters
         for folder in drafters.values():  # before the target's long work
             if folder is not None:
+                quantized.check_runs(folder, checkpoint.read_config(folder), Shards(folder), options.device)
                 self._check_tokenizer(folder)
         if options.tree > 1:
             for name, folder in drafters.items():

@@ -11,7 +11,7 @@ from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sparsedraft import checkpoint
+from sparsedraft import checkpoint, quantized
 from sparsedraft.decoder import linears_of, named_layers
 from sparsedraft.errors import UserError
 from sparsedraft.shards import Shards
@@ -27,6 +27,7 @@ class Streamed:
         self.folder, self.dtype, self.device = folder, dtype, torch.device(device)
         self.shards = Shards(folder)
         config = checkpoint.read_config(folder)
+        quantized.check_plain(folder, config, self.shards, "pruning or dropping layers")
         with init_empty_weights(include_buffers=False):  # buffers such as rotary frequencies are computed, not stored
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         for name, buffer in self.model.named_buffers():

@@ -14,7 +14,7 @@ from sparsedraft.runtime.weights import FLOATS
 def runs_here(folder: Path) -> bool:
     """Whether the engine runs the architecture of the checkpoint in `folder`."""
     config = checkpoint.read_config(folder)
-    return checkpoint.is_decoder_lm(config) and unsupported(config.get_text_config()) is None
+    return checkpoint.is_decoder_lm(config) and unsupported(config) is None
 
 
 def packed(values: Tensor, kind: str) -> str:

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from sparsedraft import checkpoint
-from sparsedraft.errors import UserError
+from sparsedraft import checkpoint, quantized
+from sparsedraft.errors import Unsupported, UserError
 from sparsedraft.measure.macs import building, skeleton
 from sparsedraft.runtime import kinds
 from sparsedraft.runtime.native import extension
 from sparsedraft.runtime.relaid import Relaid
 from sparsedraft.runtime.weights import Weights, is_packed, weights_of
+from sparsedraft.shards import Shards
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not change with the length
+QUANTISED = "its weights are quantised ({})"
 SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size",
     "max_position_embeddings", "vocab_size", "sliding_window",
@@ -49,6 +51,9 @@ class NativeModel:
 
 def unsupported(config: PretrainedConfig) -> str | None:
     """Why the engine does not run a model of `config`; None where it does."""
+    if quantised := quantized.method_of(config):
+        return QUANTISED.format(quantised)
+    config = config.get_text_config()
     if config.model_type not in FAMILIES:
         return f"its architecture {config.model_type} is not one of {', '.join(FAMILIES)}"
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
@@ -80,11 +85,15 @@ def native_model(folder: Path) -> NativeModel:
     Raises UserError where the engine does not run its architecture, where weights are missing or damaged, and where it
     would not fit in memory.
     """
-    config = checkpoint.read_config(folder).get_text_config()
+    whole = checkpoint.read_config(folder)
+    config = whole.get_text_config()
     _check_numbers(folder, config)
-    why = unsupported(config)
+    _check_layer_types(folder, config)
+    why = unsupported(whole)
+    if why is None and not is_packed(folder) and (kind := quantized.format_of(whole, Shards(folder))):
+        why = QUANTISED.format(kind)
     if why:
-        raise UserError(f"model {folder} cannot run natively, because {why}: give --runtime transformers.")
+        raise Unsupported(f"model {folder} cannot run natively, because {why}: give --runtime transformers.")
     extension()  # before any work
     weights = weights_of(folder)
     needed, free = round(weights.bytes * 1.1), available_memory()  # tiles are padded; one matrix is held twice
@@ -114,7 +123,7 @@ class _Builder:
         self.nonzero = self.total = self.others = self.others_nonzero = 0
         found = sorted(name for name in weights.names if name.endswith("embed_tokens.weight"))
         if not found:
-            raise UserError(f"model {folder} has no embed_tokens: give a whole checkpoint.")
+            raise Unsupported(f"model {folder} has no embed_tokens: give a whole checkpoint.")
         self.prefix = found[0].removesuffix("embed_tokens.weight")
 
     def model(self) -> NativeModel:
@@ -170,7 +179,7 @@ class _Builder:
             layer[f"{key}_bias"] = self._optional(f"{base}{LINEARS[key]}.bias")
         for key in ("gate", "up", "down"):
             if f"{base}{LINEARS[key]}.bias" in self.weights.names:
-                raise UserError(f"model {self.folder} has a bias in {LINEARS[key]}: give --runtime transformers.")
+                raise Unsupported(f"model {self.folder} has a bias in {LINEARS[key]}: give --runtime transformers.")
         after = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
         layer["input_norm"] = _numpy(self._vector(f"{base}input_layernorm.weight"))
         layer["attention_norm"] = _numpy(self._vector(f"{base}{after}.weight"))
@@ -184,7 +193,7 @@ class _Builder:
 
     def _vector(self, name: str) -> Tensor:
         if name not in self.weights.names:
-            raise UserError(f"model {self.folder} lacks {name}: give a whole checkpoint.")
+            raise Unsupported(f"model {self.folder} lacks {name}: give a whole checkpoint.")
         found = self.weights.vector(name)
         self._count(found)
         return found
@@ -253,6 +262,16 @@ def _check_numbers(folder: Path, config: PretrainedConfig) -> None:
             raise UserError(
                 f"model {folder} has {name} {value!r} in config.json, which no model can have: copy it again."
             )
+
+
+def _check_layer_types(folder: Path, config: PretrainedConfig) -> None:
+    """UserError for a list of the layers' kinds that is not one for each layer."""
+    found = getattr(config, "layer_types", None)
+    if found is not None and (not isinstance(found, list) or len(found) != config.num_hidden_layers):
+        said = f"{len(found)} layer_types" if isinstance(found, list) else f"layer_types {found!r:.40}"
+        raise UserError(
+            f"model {folder} has {said} in config.json for {config.num_hidden_layers} layers: copy it again."
+        )
 
 
 def _rotary(config: PretrainedConfig) -> Any:

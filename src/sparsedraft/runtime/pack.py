@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from sparsedraft import artifact, checkpoint, distilled, shards
+from sparsedraft import artifact, checkpoint, distilled, quantized, shards
 from sparsedraft.console import track
 from sparsedraft.decoder import decoder_linears
 from sparsedraft.ends import ends
@@ -48,6 +48,7 @@ def pack(
     shards.side_files(folder)  # refused now, not at the end
     if is_packed(folder):
         raise UserError(f"model {model} is packed already: pack the checkpoint it came from.")
+    quantized.check_plain(model, checkpoint.read_config(folder), Shards(folder), "pack")
 
     def build(work: Path) -> dict[str, Any]:
         result = _Packing(folder, work, weights).run(head_tokens, head_data)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft import checkpoint
-from sparsedraft.errors import UserError
+from sparsedraft.errors import Unsupported, UserError
 from sparsedraft.runtime import kinds
 from sparsedraft.runtime.packed import Entry, unpack
 from sparsedraft.shards import Shards
@@ -53,9 +53,11 @@ class PlainWeights:
         return self._shards.tensor(name).float()
 
     def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
+        if name not in self.names:
+            raise Unsupported(f"model {self._folder} lacks {name}: give a whole checkpoint.")
         weight = self._shards.tensor(name)
         if weight.dtype not in FLOATS:
-            raise UserError(
+            raise Unsupported(
                 f"model {self._folder} stores {name} as {weight.dtype}: give a checkpoint of 16 or 32-bit floats."
             )
         linear = name.removesuffix(".weight")

@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, templates
+from sparsedraft.console import console
 from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.ends import ends
 from sparsedraft.engine import Engine, TransformersEngine
-from sparsedraft.errors import UserError
+from sparsedraft.errors import Unsupported, UserError
 from sparsedraft.measure.macs import weights_of_model
 from sparsedraft.runtime import native
 from sparsedraft.runtime.engine import Rows, shared_pool
@@ -65,10 +66,15 @@ class Side:
             raise UserError(
                 f"--runtime native computes in float32 on the CPU, not in {dtype} on {device}: leave these out."
             )
-        config = checkpoint.read_config(folder).get_text_config()
+        config = checkpoint.read_config(folder)
         if runtime == "native" or (runtime == "auto" and its_own and not unsupported(config) and native.available()):
-            built = native_model(folder)
-            return cls(lambda: _checked(folder, kind, where), tokenizer, ends(folder, tokenizer), built)
+            try:
+                built = native_model(folder)
+                return cls(lambda: _checked(folder, kind, where), tokenizer, ends(folder, tokenizer), built)
+            except Unsupported as error:  # found in the weights, not in the config
+                if runtime == "native":
+                    raise
+                console.print(f"{error} (auto runs it with transformers)", style="dim", markup=False, soft_wrap=True)
         model = _checked(folder, kind, where)
         return cls(model, tokenizer, ends(folder, tokenizer))
 
