@@ -1,6 +1,7 @@
 """Chat templates: transformers' own tokens, on a day that stands still."""
 
 import copy
+import json
 import shutil
 from datetime import date
 from pathlib import Path
@@ -12,6 +13,8 @@ from conftest import TEMPLATE
 from sparsedraft import templates
 from sparsedraft.distill import magpie
 from sparsedraft.distill.stage import distill
+from sparsedraft.measure.evaluate import evaluate_to
+from sparsedraft.measure.options import Options
 
 HI = [{"role": "user", "content": "hi"}]
 CLOCK = "{{ strftime_now('%A, %Y-%m-%d') }}|" + TEMPLATE  # as Mistral's, SmolLM3's and gpt-oss' do
@@ -50,3 +53,7 @@ def test_a_servers_day_is_stored_with_the_rows(talker: Path, served: str, tmp_pa
     result = distill(str(target), str(tmp_path / "p.jsonl"), tmp_path / "out", **asked)
     assert result["template_dates"] == {date.today().isoformat(): 1}
     assert "template_dates" not in distill(str(talker), str(tmp_path / "p.jsonl"), tmp_path / "plain", **asked)
+    own = Options(k=(1,), simulate=True, url=served, served_name="tiny/talker", max_new_tokens=8)
+    evaluate_to(tmp_path / "eval", str(target), [("a", str(talker))], str(tmp_path / "p.jsonl"), own)
+    (unit,) = (tmp_path / "eval" / "answers.jsonl").read_text().splitlines()
+    assert [row["template_date"] for row in json.loads(unit)["rows"]] == [date.today().isoformat()]

@@ -20,6 +20,7 @@ from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.units import GROUP, key_of, run_units, units_of
 
+DAY = "template_date"  # of a row: the day that its prompt told the model, where that was not the pinned one
 FULL, REFUSED = "no room in the context", "refused by the server"  # why an Answer was dropped
 
 
@@ -179,11 +180,13 @@ def answer_all(
         writer.heard = Rate(tracker)
 
         def write(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
-            return [asdict(answer) for answer in respond(writer, unit)]
+            day = templates.day_there(tokenizer) if concurrency else None  # that the server's template told the model
+            return [asdict(answer) | ({DAY: day} if day else {}) for answer in respond(writer, unit)]
 
         for _ in run_units(units, write, kept, concurrency or 1):
             pass
-    done = {row["id"]: Answer(**row) for row in kept.rows([key_of(prompt) for unit in units for prompt in unit])}
+    rows = kept.rows([key_of(prompt) for unit in units for prompt in unit])
+    done = {row["id"]: Answer(**{key: value for key, value in row.items() if key != DAY}) for row in rows}
     answers = [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]
     for why, count in Counter(answer.dropped for answer in answers if answer.dropped).items():
         full = f"{count} later turns have no room in the context of {context} and are left out"

@@ -11,7 +11,6 @@ from typing import Any
 from sparsedraft import rowfiles
 from sparsedraft.chats import FORMS, Message, chat_of
 from sparsedraft.errors import UserError
-from sparsedraft.templates import chat_ids, end_of_turn  # noqa: F401  (their earlier home)
 
 HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for evaluation
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, templates
 from sparsedraft.console import console
-from sparsedraft.conversation import Writer, respond
+from sparsedraft.conversation import DAY, Writer, respond
 from sparsedraft.decoder import context_of
 from sparsedraft.distill.endpoint import EndpointEngine
 from sparsedraft.distill.magpie import magpie
@@ -130,7 +130,7 @@ class Job:
 
         def make(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
             day = templates.day_there(writer.tokenizer) if self.endpoint else None
-            made = same | ({"template_date": day} if day else {})
+            made = same | ({DAY: day} if day else {})
             if self.mode == "rewrite":
                 rows = rewrite(writer, unit)
             elif self.mode == "magpie":
