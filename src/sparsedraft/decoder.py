@@ -6,6 +6,8 @@ from transformers import PretrainedConfig
 
 from sparsedraft.errors import UserError
 
+LONGEST = 2**31 - 1  # tokens that any context holds
+
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The one ModuleList that holds the decoder layers.
@@ -67,8 +69,21 @@ def context_length(model: nn.Module) -> int | None:
 
 
 def context_of(config: PretrainedConfig) -> int | None:
-    """The same, of a model that is not here."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """The same, of a model that is not here.
+
+    YaRN stretches the original length by its factor; as Qwen's instructions for long texts have it, config.json still
+    names the length before that.
+    """
+    text = config.get_text_config()
+    most: int | None = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    rope = rope.get("full_attention", rope)
+    if most is None or not isinstance(rope, dict) or rope.get("rope_type") != "yarn":
+        return most
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    if not all(isinstance(n, int | float) and 0 < n < LONGEST for n in (original, factor)):
+        return most
+    return max(most, min(int(original * factor), LONGEST))
 
 
 def embedding_rows(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from sparsedraft import checkpoint, quantized
+from sparsedraft.decoder import context_of
 from sparsedraft.errors import Unsupported, UserError
 from sparsedraft.measure.macs import building, skeleton
 from sparsedraft.runtime import kinds
@@ -141,7 +142,7 @@ class _Builder:
         settings = {
             "hidden": config.hidden_size, "heads": config.num_attention_heads,
             "kv_heads": config.num_key_value_heads, "head_dim": head_dim, "intermediate": config.intermediate_size,
-            "max_length": config.max_position_embeddings or 0, "eps": config.rms_norm_eps,
+            "max_length": context_of(config) or 0, "eps": config.rms_norm_eps,
             "attention_scale": scalar**-0.5, "embedding_scale": _embedding_scale(config) if gemma else 1.0,
             "softcap": getattr(config, "final_logit_softcapping", None) or 0.0,
             "gelu": "gelu" in (getattr(config, "hidden_activation", None) or config.hidden_act),
