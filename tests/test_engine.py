@@ -17,6 +17,7 @@ from sparsedraft.runtime import native
 from sparsedraft.runtime.engine import Engine, Rows
 from sparsedraft.runtime.model import native_model
 from sparsedraft.speculate.backend import TransformersBackend
+from sparsedraft.speculate.prefix import PrefixCache
 from sparsedraft.speculate.sampling import Dice, Sampling, probabilities
 
 pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extension was not built")
@@ -189,6 +190,31 @@ def test_backends_agree(tmp_path: Path) -> None:
     torch.testing.assert_close(seen[0][0], seen[1][0], rtol=1e-4, atol=1e-4)
 
 
+def test_a_row_is_selected_once_or_not_at_all(tmp_path: Path) -> None:
+    """By every backend in the same way, and where it is refused all rows are as they were."""
+    model = saved(FAMILIES["qwen3"], tmp_path)
+    for backend in (
+        Rows(native_model(tmp_path), 2, threads=1),
+        TransformersBackend(model, 2),
+        PrefixCache(Rows(native_model(tmp_path), 2, threads=1)),
+    ):
+        backend.forward([[5, 6], [7]], [1, 1])
+        for wrong in ([0, 0], [1, 0, 1], [2], [-1]):
+            with pytest.raises(ValueError, match="among the 2 that are there, each once"):
+                backend.select(wrong)
+        assert backend.lengths == [2, 1]
+        backend.select([1])
+        found = backend.forward([[9]], [1])[0]
+        assert torch.equal(found.argmax(-1), model(torch.tensor([[7, 9]])).logits[0, -1:].argmax(-1))
+    engine = Rows(native_model(tmp_path), 2, threads=1)._engine
+    with pytest.raises(ValueError, match="each once"):
+        engine.select([0, 0])
+    assert engine.lengths == [0, 0], "no row is lost"
+    for call in (lambda: engine.draft([1], 2), lambda: engine.keep(0, [0])):
+        with pytest.raises(ValueError, match="one row"):
+            call()
+
+
 def test_rows_do_not_touch_each_other(tmp_path: Path) -> None:
     """Several sequences in one pass: each has the bits that it has alone."""
     saved(FAMILIES["gemma3"], tmp_path, torch.bfloat16)
@@ -256,8 +282,9 @@ def test_bad_calls(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             engine.forward(ids, 1, parents)
-    with pytest.raises(ValueError, match="kept nodes"):
-        engine.keep(249, [1])
+    for length, node in ((249, 1), (2**64 - 1, 1)):
+        with pytest.raises(ValueError, match="kept nodes"):
+            engine.keep(length, [node])
 
 
 @pytest.mark.parametrize(

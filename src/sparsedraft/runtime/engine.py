@@ -13,6 +13,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.runtime.model import NativeModel, native_model
 from sparsedraft.runtime.native import extension
 from sparsedraft.sources import locate
+from sparsedraft.speculate.backend import check_selected
 from sparsedraft.speculate.sampling import Dice, Sampling, probabilities, sound, unsound
 
 
@@ -74,7 +75,8 @@ class Rows:
         self._engine.rollback(list(lengths))
 
     def select(self, rows: Sequence[int]) -> None:
-        """Forget all other rows."""
+        """Forget all other rows; ValueError where one is not there, or named twice, and nothing has changed then."""
+        check_selected(rows, len(self.lengths))
         self._engine.select(list(rows))
 
     def draft(self, k: int, ids: Sequence[int]) -> list[int]:

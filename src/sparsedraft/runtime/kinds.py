@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsedraft.pattern import Pattern
 from sparsedraft.runtime.native import extension, fastest
-from sparsedraft.runtime.packed import TYPES
+from sparsedraft.runtime.packed import TYPES, Entry
 
 DENSE = 0.9  # from this density on the places cost more than the zeros save
 NATIVE_NAMES = {dtype: "i8" if name == "int8" else name for name, dtype in TYPES.items()}  # of the kernels' values
@@ -52,22 +52,28 @@ def lay_out(values: Tensor, scale: Tensor | None, kind: str) -> tuple[Any, str]:
     `scale` [rows] is that of int8. Raises ValueError where the values do not fit the kind.
     """
     density = float(torch.count_nonzero(values)) / values.numel()
-    layout, n = _layout(values, kind, density)
+    layout, n, runs = laid_out(entry_of(values, kind), density)
     scales = None if scale is None else scale.contiguous().float().numpy()
-    matrix = extension().matrix(raw(values), NATIVE_NAMES[values.dtype], layout, n, scales)
-    return matrix, described(values, kind, density)
+    return extension().matrix(raw(values), NATIVE_NAMES[values.dtype], layout, n, scales), runs
 
 
 def described(values: Tensor, kind: str, density: float) -> str:
     """How `lay_out` lays `values` out, such as "2:4 i8"."""
-    layout, _ = _layout(values, kind, density)
-    return f"{kind if layout == 'N:8' else layout} {NATIVE_NAMES[values.dtype]}"
+    return laid_out(entry_of(values, kind), density)[2]
 
 
-def _layout(values: Tensor, kind: str, density: float) -> tuple[str, int]:
-    if values.dtype == torch.float32:
-        return "dense", 0  # sparse layouts hold 16 bits or fewer
-    return layout_of(kind, density, values.shape[1])
+def entry_of(values: Tensor, kind: str) -> Entry:
+    """The header's entry of a matrix whose `values` [rows, columns] are packed as `kind`."""
+    named = {dtype: name for name, dtype in TYPES.items()}
+    return Entry(kind, named[values.dtype], *values.shape)
+
+
+def laid_out(entry: Entry, density: float) -> tuple[str, int, str]:
+    """(the native layout of a matrix of which `density` is not zero, its N, how it runs, such as "2:4 i8")."""
+    named = NATIVE_NAMES[TYPES[entry.values]]
+    # sparse layouts hold 16 bits or fewer
+    layout, n = ("dense", 0) if named == "f32" else layout_of(entry.kind, density, entry.columns)
+    return layout, n, f"{entry.kind if layout == 'N:8' else layout} {named}"
 
 
 def raw(values: Tensor) -> Any:

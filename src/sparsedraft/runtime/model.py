@@ -17,8 +17,9 @@ from sparsedraft.errors import Unsupported, UserError
 from sparsedraft.measure.macs import building, skeleton
 from sparsedraft.runtime import kinds
 from sparsedraft.runtime.native import extension
+from sparsedraft.runtime.packed import Entry
 from sparsedraft.runtime.relaid import Relaid
-from sparsedraft.runtime.weights import Weights, is_packed, weights_of
+from sparsedraft.runtime.weights import PackedWeights, Weights, is_packed, weights_of
 from sparsedraft.shards import Shards
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
@@ -119,7 +120,7 @@ def available_memory() -> int | None:
 class _Builder:
     def __init__(self, folder: Path, config: PretrainedConfig, weights: Weights) -> None:
         self.folder, self.config, self.weights = folder, config, weights
-        self.relaid = Relaid(folder, weights.bytes) if is_packed(folder) else None
+        self.relaid = Relaid(folder, weights.bytes) if isinstance(weights, PackedWeights) else None
         self.runs: dict[str, str] = {}
         self.nonzero = self.total = self.others = self.others_nonzero = 0
         found = sorted(name for name in weights.names if name.endswith("embed_tokens.weight"))
@@ -207,17 +208,28 @@ class _Builder:
         return _numpy(self._vector(name)) if name in self.weights.names else None
 
     def _linear(self, name: str) -> Any:
-        matrix, nonzero, size = self._matrix(name, lambda: self.weights.matrix(f"{name}.weight"))
+        packed = self.weights if isinstance(self.weights, PackedWeights) else None
+        entry, scale = (packed.entries.get(name), packed.scale(name)) if packed else (None, None)
+        matrix, nonzero, size = self._matrix(name, entry, scale, lambda: self.weights.matrix(f"{name}.weight"))
         self.nonzero += nonzero
         self.total += size
         return matrix
 
-    def _matrix(self, name: str, read: Callable[[], tuple[Tensor, Tensor | None, str]]) -> tuple[Any, int, int]:
-        """(the matrix that `read` gives, as it was kept or laid out, its values that are not zero, all of them)."""
-        kept = self.relaid.matrix(name) if self.relaid else None
+    def _matrix(
+        self,
+        name: str,
+        entry: Entry | None,
+        scale: Tensor | None,
+        read: Callable[[], tuple[Tensor, Tensor | None, str]],
+    ) -> tuple[Any, int, int]:
+        """(the matrix that `read` gives, as it was kept or laid out, its values that are not zero, all of them).
+
+        What is kept must be of this `entry` and `scale`.
+        """
+        kept = self.relaid.matrix(name, entry, scale) if self.relaid and entry else None
         if kept is not None:
-            matrix, self.runs[name], nonzero, size = kept
-            return matrix, nonzero, size
+            matrix, self.runs[name], nonzero = kept
+            return matrix, nonzero, entry.rows * entry.columns  # type: ignore[union-attr]
         values, scale, kind = read()
         nonzero, size = int(torch.count_nonzero(values)), values.numel()
         try:
@@ -225,12 +237,14 @@ class _Builder:
         except ValueError as error:
             raise UserError(f"model {self.folder} cannot be laid out: {name}: {error}.") from None
         if self.relaid is not None:
-            self.relaid.add(name, matrix, self.runs[name], nonzero, size)
+            self.relaid.add(name, matrix, nonzero)
         return matrix, nonzero, size
 
     def _head(self, embedding: Tensor, scale: Tensor | None, ids: Tensor | None) -> tuple[Any, int]:
         """The head's matrix, trimmed to `ids`, and its rows."""
         kind = "dense"
+        if ids is not None and int(ids[-1]) >= embedding.shape[0]:
+            raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
         if "lm_head.weight" in self.weights.names and not self.config.tie_word_embeddings:
             embedding, scale, kind = self.weights.matrix("lm_head.weight")
             self._count(embedding)
@@ -240,12 +254,9 @@ class _Builder:
                     "pack it again."
                 )
         elif ids is not None:
-            if int(ids[-1]) >= embedding.shape[0]:
-                raise UserError(
-                    f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again."
-                )
             embedding, scale = embedding[ids], None if scale is None else scale[ids]
-        matrix, _, _ = self._matrix("lm_head", lambda: (embedding, scale, kind))
+        entry = kinds.entry_of(embedding, kind)
+        matrix, _, _ = self._matrix("lm_head", entry, scale, lambda: (embedding, scale, kind))
         return matrix, embedding.shape[0]
 
 

@@ -92,6 +92,10 @@ class PackedWeights:
         found = {part: f"{name}.{part}" for part in ("values", "index", "scale")}
         return {part: self._shards.tensor(full) for part, full in found.items() if full in self._shards.files}
 
+    def scale(self, name: str) -> Tensor | None:
+        """The scale of the packed matrix `name` as stored; None where it has none."""
+        return self._shards.tensor(f"{name}.scale") if f"{name}.scale" in self._shards.files else None
+
     def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
         linear = name.removesuffix(".weight")
         if linear not in self.entries:

@@ -14,6 +14,12 @@ from sparsedraft.speculate import masks
 RAGGED = 64  # logits too many in one row, from which on a second pass is cheaper
 
 
+def check_selected(rows: Sequence[int], count: int) -> None:
+    """Raise ValueError unless each of `rows` is one of `count`, and named once."""
+    if len(set(rows)) < len(rows) or not all(0 <= row < count for row in rows):
+        raise ValueError(f"selected rows {[*rows]} must be among the {count} that are there, each once")
+
+
 class Backend(Protocol):
     """A model with the KV caches of one or several sequences, its rows."""
 
@@ -36,7 +42,7 @@ class Backend(Protocol):
         ...
 
     def select(self, rows: Sequence[int]) -> None:
-        """Forget all other rows."""
+        """Forget all other rows; ValueError where one is not there, or named twice, and nothing has changed then."""
         ...
 
 
@@ -144,6 +150,7 @@ class TransformersBackend:
 
     @torch.inference_mode()
     def select(self, rows: Sequence[int]) -> None:
+        check_selected(rows, len(self._lengths))
         self._lengths = [self._lengths[b] for b in rows]
         for layer in self._layers():
             layer.select(torch.tensor([*rows], dtype=torch.long, device=self.model.device))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparsedraft.speculate.backend import TreeBackend
+from sparsedraft.speculate.backend import TreeBackend, check_selected
 from sparsedraft.speculate.drafters import shared
 
 
@@ -87,6 +87,7 @@ class PrefixCache:
 
     def select(self, rows: Sequence[int]) -> None:
         """The others keep what they have read, for the next time."""
+        check_selected(rows, len(self._going))
         self._going = [self._going[b] for b in rows]
 
     def _forget(self, row: int) -> None:

@@ -6,9 +6,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <map>
-
+#include "bindings.hpp"
 #include "engine.hpp"
+#include "kept.hpp"
 #include "relay.hpp"
 
 namespace nb = nanobind;
@@ -18,27 +18,21 @@ using namespace sparsedraft;
 namespace {
 
 using Raw = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Out = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+constexpr const char* kValues[] = {"f32", "f16", "bf16", "i8"};                           // in the order of Values
+constexpr const char* kLayouts[] = {"dense", "2:4", "N:8", "bitmask", "window"};  // in the order of Layout
 
 Values values_named(const std::string& name) {
-  static const std::map<std::string, Values> known = {
-      {"f32", Values::f32}, {"f16", Values::f16}, {"bf16", Values::bf16}, {"i8", Values::i8}};
-  const auto found = known.find(name);
-  if (found == known.end()) throw std::invalid_argument("values are f32, f16, bf16 or i8, not " + name);
-  return found->second;
+  for (int i = 0; i < 4; ++i)
+    if (name == kValues[i]) return static_cast<Values>(i);
+  throw std::invalid_argument("values are f32, f16, bf16 or i8, not " + name);
 }
 
 Layout layout_named(const std::string& name) {
-  static const std::map<std::string, Layout> known = {{"dense", Layout::dense},
-                                                      {"2:4", Layout::two_four},
-                                                      {"N:8", Layout::n_eight},
-                                                      {"bitmask", Layout::bitmask},
-                                                      {"window", Layout::window}};
-  const auto found = known.find(name);
-  if (found == known.end()) throw std::invalid_argument("no layout is named " + name);
-  return found->second;
+  for (int i = 0; i < 5; ++i)
+    if (name == kLayouts[i]) return static_cast<Layout>(i);
+  throw std::invalid_argument("no layout is named " + name);
 }
 
 // 16-bit values come as int16, whatever they mean: numpy has no bfloat16.
@@ -60,78 +54,26 @@ std::shared_ptr<Matrix> make_matrix(const Raw& values, const std::string& type, 
 // What a matrix is made of, to be kept and mapped again: see matrix_of. The stream's memory is the matrix's own.
 nb::dict parts_of(const std::shared_ptr<Matrix>& m) {
   nb::dict d;
-  d["rows"] = m->rows, d["columns"] = m->columns, d["layout"] = static_cast<int>(m->layout), d["values"] = static_cast<int>(m->values);
+  d["rows"] = m->rows, d["columns"] = m->columns, d["layout"] = kLayouts[static_cast<int>(m->layout)];
+  d["values"] = kValues[static_cast<int>(m->values)];
   d["n"] = m->n, d["tiles"] = m->tiles, d["order"] = m->order, d["scale"] = m->scale;
   d["stream"] = nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(m->stream.data(), {m->stream.size()}, nb::cast(m));
   return d;
 }
 
-// The other way round. `stream` is read where it lies, on a cache line's beginning, and must be what relay once made.
+// The other way round. `stream` is read where it lies, on a cache line's beginning; ValueError for what relay never made.
 std::shared_ptr<Matrix> matrix_of(const nb::dict& d, const nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& stream) {
   auto m = std::make_shared<Matrix>();
   m->rows = nb::cast<size_t>(d["rows"]), m->columns = nb::cast<size_t>(d["columns"]);
-  m->layout = static_cast<Layout>(nb::cast<int>(d["layout"])), m->values = static_cast<Values>(nb::cast<int>(d["values"]));
+  m->layout = layout_named(nb::cast<std::string>(d["layout"])), m->values = values_named(nb::cast<std::string>(d["values"]));
   m->n = nb::cast<int>(d["n"]);
   m->tiles = nb::cast<std::vector<size_t>>(d["tiles"]), m->order = nb::cast<std::vector<int32_t>>(d["order"]);
   m->scale = nb::cast<std::vector<float>>(d["scale"]);
-  const size_t count = padded(m->rows, kRows) / kRows;
-  if (m->tiles.size() != count + 1 || stream.size() != m->tiles.back() + kSlack || reinterpret_cast<uintptr_t>(stream.data()) % 64)
-    throw std::invalid_argument("kept parts that are no matrix");
+  if (reinterpret_cast<uintptr_t>(stream.data()) % 64) throw std::invalid_argument("a stream must begin on a cache line");
   m->stream = Bytes(stream.data(), stream.size());
-  return m;
-}
-
-Out owned(std::unique_ptr<float[]> data, size_t rows, size_t columns) {
-  float* p = data.release();
-  nb::capsule owner(p, [](void* q) noexcept { delete[] static_cast<float*>(q); });
-  return Out(p, {rows, columns}, owner);
-}
-
-// y = W x by each matrix, all in one go: [tokens, rows] for each.
-std::vector<Out> multiply(const std::vector<std::shared_ptr<Matrix>>& matrices, const Floats& x, Pool& pool, std::optional<std::string> name) {
-  if (x.ndim() != 2) throw std::invalid_argument("x must be [tokens, columns]");
-  const Kernels& k = kernels(name ? name->c_str() : nullptr);
-  const size_t tokens = x.shape(0), columns = x.shape(1);
-  std::vector<Out> out;
-  for (const auto& m : matrices) {
-    if (m->columns != columns) throw std::invalid_argument("x must have as many columns as the matrix");
-    const size_t stride = padded(m->rows, kRows);
-    std::vector<float> y(stride * tokens);
-    {
-      nb::gil_scoped_release release;
-      Buffer buffer;
-      buffer.resize(columns, static_cast<int>(tokens));
-      for (size_t t = 0; t < tokens; ++t) std::copy_n(x.data() + t * columns, columns, buffer.row(static_cast<int>(t)));
-      multiply_all(k, pool, buffer, {{m.get(), y.data(), stride}});
-    }
-    auto data = std::make_unique<float[]>(m->rows * tokens);
-    for (size_t t = 0; t < tokens; ++t) std::copy_n(y.data() + t * stride, m->rows, data.get() + t * m->rows);
-    out.push_back(owned(std::move(data), tokens, m->rows));
-  }
-  return out;
-}
-
-// Seconds of walking through all matrices once for `tokens` tokens, `repeat` times; x is arbitrary.
-std::vector<double> time_multiply(const std::vector<std::shared_ptr<Matrix>>& matrices, int tokens, int repeat, Pool& pool, std::optional<std::string> name) {
-  const Kernels& k = kernels(name ? name->c_str() : nullptr);
-  std::map<size_t, Buffer> inputs;
-  size_t widest = 0;
-  for (const auto& m : matrices) {
-    widest = std::max(widest, padded(m->rows, kRows));
-    Buffer& b = inputs[m->columns];
-    float* x = b.resize(m->columns, tokens);
-    for (size_t i = 0; i < b.stride() * tokens; ++i) x[i] = static_cast<float>(i % 17) - 8.0f;
-    b.resize(m->columns, tokens);
-  }
-  std::vector<float> y(widest * tokens);
   nb::gil_scoped_release release;
-  std::vector<double> seconds;
-  for (int i = 0; i < repeat; ++i) {
-    const auto start = std::chrono::steady_clock::now();
-    for (const auto& m : matrices) multiply_all(k, pool, inputs[m->columns], {{m.get(), y.data(), padded(m->rows, kRows)}});
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
-  }
-  return seconds;
+  check(*m);
+  return m;
 }
 
 std::vector<float> floats(nb::handle h) {
@@ -184,7 +126,7 @@ std::shared_ptr<Model> make_model(const nb::dict& config, const Raw& embedding, 
     const size_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
     const auto matrix = [&](const char* key, size_t rows, size_t columns) {
       auto m = nb::cast<std::shared_ptr<Matrix>>(d[key]);
-      require(m->rows == rows && m->columns == columns, key);
+      require(m && m->rows == rows && m->columns == columns, key);
       return std::shared_ptr<const Matrix>(m);
     };
     l.q = matrix("q", q, c.hidden), l.k = matrix("k", kv, c.hidden), l.v = matrix("v", kv, c.hidden), l.o = matrix("o", c.hidden, q);
@@ -201,7 +143,7 @@ std::shared_ptr<Model> make_model(const nb::dict& config, const Raw& embedding, 
   }
   model->final_norm = {final_norm.data(), final_norm.data() + final_norm.size()};
   require(model->final_norm.size() == c.hidden, "the final norm must have the hidden size");
-  require(head->columns == c.hidden, "the head must have the hidden size");
+  require(head && head->columns == c.hidden, "the head must have the hidden size");
   model->head = head;
   return model;
 }
@@ -232,8 +174,8 @@ class Guarded {
     std::unique_ptr<float[]> data;
     {
       nb::gil_scoped_release release;
+      data.reset(new float[rows * total]);  // before anything changes: memory may not suffice
       const float* logits = chunks.empty() ? nullptr : engine_.forward(chunks);
-      data.reset(new float[rows * total]);
       for (int t = 0; t < total; ++t) std::copy_n(logits + t * stride, rows, data.get() + t * rows);
     }
     return owned(std::move(data), total, rows);
@@ -245,22 +187,24 @@ class Guarded {
   }
   void keep(size_t length, const std::vector<int32_t>& nodes) {
     const Use use(busy_);
-    rows_[0]->keep(length, nodes);
+    only().keep(length, nodes);
   }
   void select(const std::vector<size_t>& which) {
     const Use use(busy_);
-    std::vector<std::unique_ptr<Sequence>> left;
+    std::vector<bool> there(rows_.size(), true);
     for (const size_t i : which) {
-      if (i >= rows_.size() || !rows_[i]) throw std::invalid_argument("selected rows must be there, each once");
-      left.push_back(std::move(rows_[i]));
+      if (i >= rows_.size() || !there[i]) throw std::invalid_argument("selected rows must be there, each once");
+      there[i] = false;
     }
+    std::vector<std::unique_ptr<Sequence>> left(which.size());  // all is checked, and memory there, before a row moves
+    for (size_t i = 0; i < which.size(); ++i) left[i] = std::move(rows_[which[i]]);
     rows_ = std::move(left);
   }
   std::vector<int64_t> draft(std::vector<int64_t> ids, int count, std::optional<Ids> map) {
     const Use use(busy_);
     if (map && map->size() != engine_.model().head->rows) throw std::invalid_argument("there must be an id for each row of the head");
     nb::gil_scoped_release release;
-    return engine_.draft(*rows_[0], std::move(ids), count, map ? map->data() : nullptr);
+    return engine_.draft(only(), std::move(ids), count, map ? map->data() : nullptr);
   }
   std::vector<size_t> lengths() const {
     std::vector<size_t> out;
@@ -276,6 +220,10 @@ class Guarded {
     }
     ~Use() { busy = false; }
   };
+  Sequence& only() {
+    if (rows_.size() != 1) throw std::invalid_argument("drafts and trees need an engine of one row");
+    return *rows_[0];
+  }
   std::shared_ptr<Model> model_;
   Engine engine_;
   std::vector<std::unique_ptr<Sequence>> rows_;
@@ -285,12 +233,6 @@ class Guarded {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.def("kernels", [](std::optional<std::string> name) { return std::string(kernels(name ? name->c_str() : nullptr).name); }, "name"_a = nb::none());
-  m.def("names", [] {
-    std::vector<std::string> found;
-    for (const Kernels* k : available()) found.emplace_back(k->name);
-    return found;
-  });
   nb::class_<Pool>(m, "Pool")
       .def("__init__",
            [](Pool* self, int threads) {
@@ -306,8 +248,6 @@ NB_MODULE(_native, m) {
   m.def("matrix", &make_matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none());
   m.def("parts_of", &parts_of, "matrix"_a);
   m.def("matrix_of", &matrix_of, "parts"_a, "stream"_a, nb::keep_alive<0, 2>());
-  m.def("multiply", &multiply, "matrices"_a, "x"_a, "pool"_a, "kernels"_a = nb::none());
-  m.def("time_multiply", &time_multiply, "matrices"_a, "tokens"_a, "repeat"_a, "pool"_a, "kernels"_a = nb::none());
   nb::class_<Model>(m, "Model")
       .def_prop_ro("bytes", &Model::bytes)
       .def_prop_ro("vocabulary", [](const Model& x) { return x.config.vocabulary; })
@@ -315,6 +255,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("max_length", [](const Model& x) { return x.config.max_length; });
   m.def("model", &make_model, "config"_a, "embedding"_a, "embedding_type"_a, "embedding_scale"_a.none(), "layers"_a, "final_norm"_a, "head"_a,
         nb::keep_alive<0, 2>());
+  bind_kernels(m);
   nb::class_<Guarded>(m, "Engine")
       .def(nb::init<std::shared_ptr<Model>, std::shared_ptr<Pool>, int, std::optional<std::string>>(), "model"_a, "pool"_a, "rows"_a = 1,
            "kernels"_a = nb::none())

@@ -34,29 +34,31 @@ size_t Model::bytes() const {
 Sequence::Sequence(const Model& model) : config_(&model.config), caches_(model.layers.size()) {}
 
 void Sequence::grow(size_t tokens) {
-  if (tokens <= capacity_) return;
   const Config& c = *config_;
-  size_t capacity = std::max(padded(tokens, 64), capacity_ + capacity_ / 2);
-  if (c.max_length) capacity = std::max(tokens, std::min(capacity, c.max_length));
-  for (Cache& cache : caches_)
-    for (std::vector<float>* all : {&cache.keys, &cache.values}) {
-      std::vector<float> larger(c.kv_heads * capacity * c.head_dim);
-      for (size_t h = 0; h < c.kv_heads; ++h)
-        std::copy_n(all->data() + h * capacity_ * c.head_dim, length_ * c.head_dim, larger.data() + h * capacity * c.head_dim);
-      *all = std::move(larger);
+  for (Cache& cache : caches_) {  // each for itself: memory may run out half-way, and what was there must stay readable
+    if (tokens <= cache.capacity) continue;
+    size_t capacity = std::max(padded(tokens, 64), cache.capacity + cache.capacity / 2);
+    if (c.max_length) capacity = std::max(tokens, std::min(capacity, c.max_length));
+    std::vector<float> keys(c.kv_heads * capacity * c.head_dim), values(keys.size());
+    for (size_t h = 0; h < c.kv_heads; ++h) {
+      const size_t from = h * cache.capacity * c.head_dim, to = h * capacity * c.head_dim;
+      std::copy_n(cache.keys.data() + from, length_ * c.head_dim, keys.data() + to);
+      std::copy_n(cache.values.data() + from, length_ * c.head_dim, values.data() + to);
     }
-  capacity_ = capacity;
+    cache = {std::move(keys), std::move(values), capacity};
+  }
 }
 
 void Sequence::keep(size_t length, const std::vector<int32_t>& nodes) {
   const size_t dim = config_->head_dim;
+  if (length > length_ && !nodes.empty()) throw std::invalid_argument("kept nodes must come behind cached tokens");
   for (size_t i = 0; i < nodes.size(); ++i)
     if (nodes[i] < static_cast<int32_t>(i) || length + nodes[i] >= length_)
       throw std::invalid_argument("kept nodes must be cached, and in the order of the tree");
   for (Cache& cache : caches_)
     for (std::vector<float>* all : {&cache.keys, &cache.values})
       for (size_t h = 0; h < config_->kv_heads; ++h) {
-        float* base = all->data() + (h * capacity_ + length) * dim;
+        float* base = all->data() + (h * cache.capacity + length) * dim;
         for (size_t i = 0; i < nodes.size(); ++i) std::memmove(base + i * dim, base + nodes[i] * dim, dim * sizeof(float));
       }
   rollback(length + nodes.size());
@@ -134,7 +136,7 @@ void Engine::attention(const Layer& layer, size_t index) {
         float* key = k_.data() + t * kv_stride + h * dim;
         if (!layer.k_norm.empty()) kernels_.rms_norm(key, layer.k_norm.data(), c.eps, c.norm_one_more, key, dim);
         rotate(key, rope + t);
-        const size_t at = (h * token.sequence->capacity_ + token.slot) * dim;
+        const size_t at = (h * cache.capacity + token.slot) * dim;
         std::copy_n(key, dim, cache.keys.data() + at);
         std::copy_n(v_.data() + t * kv_stride + h * dim, dim, cache.values.data() + at);
       }
@@ -151,7 +153,7 @@ void Engine::attention(const Layer& layer, size_t index) {
       rotate(query, rope + t);
       const size_t end = token.position + 1, window = layer.window ? layer.window : end, begin = end > window ? end - window : 0;
       const int32_t* seen = token.seen.empty() ? nullptr : token.seen.data() + begin;
-      const size_t from = (h / group * token.sequence->capacity_ + (seen ? 0 : begin)) * dim;
+      const size_t from = (h / group * cache.capacity + (seen ? 0 : begin)) * dim;
       scores.resize(end - begin);
       kernels_.attend(query, cache.keys.data() + from, cache.values.data() + from, dim, end - begin, c.attention_scale, seen,
                       scores.data(), attended_.row(static_cast<int>(t)) + h * dim);
@@ -230,8 +232,11 @@ const float* Engine::forward(std::vector<Chunk>& chunks) {
     back(layer.after_mlp);
   }
   int wanted = 0;
-  for (const Chunk& chunk : chunks) chunk.sequence->length_ += chunk.ids.size(), wanted += chunk.wanted;
-  if (!wanted) return nullptr;
+  for (const Chunk& chunk : chunks) wanted += chunk.wanted;
+  const auto read = [&] {  // at the very end: until then memory may run out
+    for (const Chunk& chunk : chunks) chunk.sequence->length_ += chunk.ids.size();
+  };
+  if (!wanted) return read(), nullptr;
   normed_.resize(hidden, wanted);
   int row = 0, end = 0;
   for (const Chunk& chunk : chunks) {
@@ -243,6 +248,7 @@ const float* Engine::forward(std::vector<Chunk>& chunks) {
   multiply_all(kernels_, pool_, normed_, {{model_->head.get(), logits_.data(), logits_stride()}});
   if (c.softcap > 0)
     for (float& x : logits_) x = c.softcap * std::tanh(x / c.softcap);
+  read();
   return logits_.data();
 }
 

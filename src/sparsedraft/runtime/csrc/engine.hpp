@@ -57,11 +57,12 @@ class Sequence {
   friend class Engine;
   struct Cache {
     std::vector<float> keys, values;  // [kv_heads, capacity, head_dim]
+    size_t capacity = 0;
   };
   void grow(size_t tokens);
   const Config* config_;
   std::vector<Cache> caches_;  // of each layer
-  size_t length_ = 0, capacity_ = 0;
+  size_t length_ = 0;
 };
 
 // Tokens to append to a sequence, and how many logits are wanted after the last of them. With `parents`, they are the last of a
@@ -81,7 +82,8 @@ class Engine {
   Engine(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, const Kernels& kernels);
 
   // The logits [sum of wanted, logits_stride()] in the order of the chunks; null where none are wanted. Throws
-  // std::invalid_argument for ids outside of the vocabulary or more tokens than the context holds; nothing has changed then.
+  // std::invalid_argument for ids outside of the vocabulary or more tokens than the context holds, std::bad_alloc where
+  // memory does not suffice; no sequence has changed then.
   const float* forward(std::vector<Chunk>& chunks);
   // Reads `ids` and drafts `count` tokens greedily; row r of the head stands for map[r] (no map: for r). A last token of
   // -1: logits that hold NaN or infinity.

@@ -10,7 +10,7 @@ std::vector<const Kernels*> available() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi2")) {
-    if (kernels_amx) found.push_back(kernels_amx);
+    if (const Kernels* amx = kernels_amx()) found.push_back(amx);
     found.push_back(&kernels_avx512);
   }
   if (avx2) found.push_back(&kernels_avx2);

@@ -29,7 +29,7 @@ struct Kernels {
 extern const Kernels kernels_portable;
 #ifdef SPARSEDRAFT_AVX2
 extern const Kernels kernels_avx2, kernels_avx512;
-extern const Kernels* const kernels_amx;  // null where the compiler, or this CPU, has none
+const Kernels* kernels_amx();  // null where the compiler, or this CPU, has none; to be asked where kernels_avx512 run
 #endif
 
 // Those that this CPU runs, the best first.

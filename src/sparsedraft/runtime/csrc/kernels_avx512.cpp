@@ -22,11 +22,11 @@ namespace VECTORS {
 }  // namespace VECTORS
 
 namespace {
-const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::wants_split,
-                     VECTORS::split, VECTORS::rms_norm,     VECTORS::gated,    VECTORS::attend};
+constinit const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::wants_split,
+                               VECTORS::split, VECTORS::rms_norm,     VECTORS::gated,    VECTORS::attend};
 }
-const Kernels* const kernels_amx = VECTORS::amx_here() ? &amx : nullptr;
+const Kernels* kernels_amx() { return VECTORS::amx_here() ? &amx : nullptr; }
 #else
-const Kernels* const kernels_amx = nullptr;
+const Kernels* kernels_amx() { return nullptr; }
 #endif
 }  // namespace sparsedraft

@@ -15,7 +15,8 @@ class Buffer {
   float* resize(size_t width, int tokens) {
     width_ = padded(width, kColumns), tokens_ = tokens;
     const size_t size = width_ * tokens;
-    if (x_.size() < size) x_.resize(size), q_.resize(size + kSlack);
+    if (x_.size() < size) x_.resize(size);
+    if (q_.size() < size + kSlack) q_.resize(size + kSlack);  // asked by itself: an earlier call may have run out of memory
     blocks_ = (width_ + kBlock - 1) / kBlock;
     if (scale_.size() < blocks_ * tokens) scale_.resize(blocks_ * tokens);
     if (width_ != width)

@@ -26,6 +26,8 @@ constexpr int kColumns = 64;      // columns are padded to a multiple of this
 constexpr int kBlock = 512;       // inputs that share an activation scale: 127 * 32767 * 512 still fits in 31 bits
 constexpr int kGroup = 16;        // tokens that Kernels::split takes together
 constexpr int kSlack = 64;        // bytes that kernels may read past a stream's end
+constexpr size_t kMostRows = size_t{1} << 28, kMostColumns = size_t{1} << 24;
+constexpr size_t kWindowColumns = 65536;  // padded: where a window lies is written in 16 bits
 
 inline size_t padded(size_t n, size_t step) { return (n + step - 1) / step * step; }
 inline size_t size_of(Values v) { return v == Values::f32 ? 4 : v == Values::i8 ? 1 : 2; }

@@ -3,30 +3,34 @@
 
 #include <atomic>
 #include <cstddef>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace sparsedraft {
 
 class Pool {
  public:
+  // Throws std::system_error where the system gives no more threads.
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+    } catch (...) {
+      stop();
+      throw;
+    }
   }
-  ~Pool() {
-    stop_ = true;
-    turn_.fetch_add(1);
-    turn_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-  }
+  ~Pool() { stop(); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // work(first, last) for pieces of [0, count) of about `step`; returns when all are done. Work must not throw.
+  // work(first, last) for pieces of [0, count) of about `step`; returns when all are done. What work throws, in whichever
+  // thread, is thrown here once nobody works any more (the first, where several did); pieces may be left undone then.
   void run(size_t count, size_t step, const std::function<void(size_t, size_t)>& work) {
     if (workers_.empty() || count <= step) {
       if (count) work(0, count);
@@ -42,6 +46,7 @@ class Pool {
     for (int spins = 0; busy_.load(std::memory_order_acquire); ++spins)
       if (spins > kSpins) std::this_thread::yield();
       else pause();
+    if (failed_) std::rethrow_exception(std::exchange(failed_, nullptr));
   }
 
  private:
@@ -52,11 +57,23 @@ class Pool {
     __builtin_ia32_pause();
 #endif
   }
-  void take() {
-    for (;;) {
-      const size_t first = next_.fetch_add(step_, std::memory_order_relaxed);
-      if (first >= count_) return;
-      (*work_)(first, first + step_ < count_ ? first + step_ : count_);
+  void stop() {
+    stop_ = true;
+    turn_.fetch_add(1);
+    turn_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+  void take() noexcept {
+    try {
+      for (;;) {
+        const size_t first = next_.fetch_add(step_, std::memory_order_relaxed);
+        if (first >= count_) return;
+        (*work_)(first, first + step_ < count_ ? first + step_ : count_);
+      }
+    } catch (...) {  // such as std::bad_alloc: out of a thread it would end the process
+      next_.store(count_, std::memory_order_relaxed);
+      const std::lock_guard<std::mutex> lock(failing_);
+      if (!failed_) failed_ = std::current_exception();
     }
   }
   void serve() {
@@ -70,7 +87,8 @@ class Pool {
     }
   }
 
-  std::mutex one_at_a_time_;
+  std::mutex one_at_a_time_, failing_;
+  std::exception_ptr failed_;  // guarded by failing_ while threads work
   std::vector<std::thread> workers_;
   const std::function<void(size_t, size_t)>* work_ = nullptr;
   size_t count_ = 0, step_ = 1;

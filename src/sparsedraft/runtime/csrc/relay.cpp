@@ -281,11 +281,11 @@ std::vector<int32_t> by_density(const Source& s) {
 }  // namespace
 
 Matrix relay(const void* values, Values type, size_t rows, size_t columns, Layout layout, int n, const float* scale) {
-  if (!rows || !columns || rows > (1u << 28) || columns > (1u << 24)) throw std::invalid_argument("a matrix of impossible size");
+  if (!rows || !columns || rows > kMostRows || columns > kMostColumns) throw std::invalid_argument("a matrix of impossible size");
   if (layout == Layout::n_eight && (n < 1 || n > 7)) throw std::invalid_argument("N:8 needs an N from 1 to 7");
   if (type == Values::f32 && layout != Layout::dense) throw std::invalid_argument("sparse layouts hold 16-bit or int8 values");
   if (type == Values::i8 && !scale) throw std::invalid_argument("int8 values need a scale for each row");
-  if (layout == Layout::window && padded(columns, kColumns) > 65536)
+  if (layout == Layout::window && padded(columns, kColumns) > kWindowColumns)
     throw std::invalid_argument("a window needs at most 65536 columns");
   Matrix m;
   m.rows = rows, m.columns = columns, m.layout = layout, m.values = type, m.n = n;
@@ -314,7 +314,8 @@ Matrix relay(const void* values, Values type, size_t rows, size_t columns, Layou
   const size_t helpers = std::min<size_t>({count / 32, std::max(1u, std::thread::hardware_concurrency()) - 1, 7});
   std::vector<std::future<Part>> parts;
   for (size_t i = 1; i <= helpers; ++i)
-    parts.push_back(std::async(std::launch::async, lay, count * i / (helpers + 1), count * (i + 1) / (helpers + 1)));
+    parts.push_back(std::async(std::launch::async | std::launch::deferred, lay,  // deferred: where no thread is to be had
+                                count * i / (helpers + 1), count * (i + 1) / (helpers + 1)));
   std::vector<Part> done;
   done.push_back(lay(0, count / (helpers + 1)));
   for (auto& part : parts) done.push_back(part.get());
