@@ -501,7 +501,22 @@ def guarded(command: Callable[[], Any]) -> int:
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
         complain(f"the disk is full{where}: free space, then run the same command again.")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        complain(
+            "there is not enough memory: close something, or ask for less at once (such as a smaller --batch-size or "
+            "--sequence-length), then run the same command again."
+        )
+        return 2 if leads() else 0
     return 0
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out: Python's or the native engine's (MemoryError), or torch's, on a CPU or another device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return "DefaultCPUAllocator" in str(error) and "memory" in str(error)
 
 
 def main() -> None:

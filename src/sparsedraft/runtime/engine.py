@@ -12,6 +12,7 @@ from torch import Tensor
 from sparsedraft.errors import UserError
 from sparsedraft.runtime.model import NativeModel, native_model
 from sparsedraft.runtime.native import extension
+from sparsedraft.runtime.native import pool as new_pool
 from sparsedraft.sources import locate
 from sparsedraft.speculate.backend import check_selected
 from sparsedraft.speculate.sampling import Dice, Sampling, probabilities, sound, unsound
@@ -22,6 +23,7 @@ class Rows:
 
     `threads` defaults to torch's; `pool` are the threads of another engine, with which this one takes turns. The logits
     of a token have the same bits whether it was read alone or with others, of its own sequence or of other ones.
+    Where memory runs out calls raise MemoryError; then nothing has changed.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class Rows:
     ) -> None:
         native = extension()
         self.model, self.passes = model, 0
-        self.pool = pool or native.Pool(threads or torch.get_num_threads())
+        self.pool = pool or new_pool(threads or torch.get_num_threads())
         self._engine: Any = native.Engine(model.handle, self.pool, rows, kernels)
         self._map = None if model.head_ids is None else model.head_ids.numpy()
         self.max_length: int | None = model.handle.max_length or None
@@ -100,7 +102,7 @@ class Rows:
 @cache
 def shared_pool(threads: int) -> Any:
     """So many threads for all engines that take turns: two pools' threads would spin against each other."""
-    return extension().Pool(threads)
+    return new_pool(threads)
 
 
 class Engine:

@@ -23,7 +23,7 @@ PARTS = ("values", "index", "scale")
 
 @cache  # nothing is ever dropped: to end threads that a fork has not copied would wait for ever
 def _pool(process: int, threads: int) -> Any:
-    return native.extension().Pool(threads)
+    return native.pool(threads)
 
 
 atexit.register(_pool.cache_clear)  # while its type is still there

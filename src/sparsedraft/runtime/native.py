@@ -47,6 +47,14 @@ def extension() -> Any:
     return module
 
 
+def pool(threads: int) -> Any:
+    """So many threads of the extension; UserError where the system does not give them."""
+    try:
+        return extension().Pool(threads)
+    except RuntimeError as error:
+        raise UserError(f"{threads} threads cannot be started ({error}): set OMP_NUM_THREADS to fewer.") from None
+
+
 def fastest() -> str:
     """The kernels that this CPU takes: portable, avx2, avx512 or amx (portable, too, where none were built)."""
     module, _ = _module()
