@@ -182,9 +182,10 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     refuse_tokenizer_code(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or ["no tokenizer files"])[0]
-        raise UserError(f"model {ref} has no tokenizer that can be read ({reason}).") from None
+    except (*UNREADABLE, OSError) as error:
+        if (folder / "config.json").is_file():
+            _stored_config(folder)  # which transformers has read, too, and may be what is wrong
+        raise UserError(f"model {ref} has no tokenizer that can be read ({first_line(error)}).") from None
 
 
 def stored_dtype(model: PreTrainedModel) -> torch.dtype:

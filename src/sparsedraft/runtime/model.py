@@ -277,11 +277,11 @@ def _check_numbers(folder: Path, config: PretrainedConfig) -> None:
 
 
 def _check_layer_types(folder: Path, config: PretrainedConfig) -> None:
-    """UserError for a list of the layers' kinds that is not one for each layer."""
+    """Unsupported for a list of the layers' kinds that is not one for each layer; some families do not read it."""
     found = getattr(config, "layer_types", None)
     if found is not None and (not isinstance(found, list) or len(found) != config.num_hidden_layers):
         said = f"{len(found)} layer_types" if isinstance(found, list) else f"layer_types {found!r:.40}"
-        raise UserError(
+        raise Unsupported(
             f"model {folder} has {said} in config.json for {config.num_hidden_layers} layers: copy it again."
         )
 
