@@ -11,6 +11,7 @@ import pytest
 from scripted import said, scripted
 from sparsedraft import cli
 from sparsedraft import recipe as recipes
+from sparsedraft.distill.calls import TOLD
 from sparsedraft.distill.secret import Secrets, shown
 from sparsedraft.distill.server import Server
 from sparsedraft.distill.stage import distill
@@ -46,6 +47,16 @@ def test_a_server_that_repeats_the_key_is_not_repeated(key: str, monkeypatch: An
             assert f"answers {status} (way {n}" in told
             for part in (key.strip(), json.dumps(key.strip())[1:-1], quote(key.strip())):
                 assert part.lower() not in told.lower()
+
+
+def test_a_key_that_is_cut_off_is_hidden_too(monkeypatch: Any) -> None:
+    """Behind so many blanks that what is read of the body ends in the middle of it."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-s3cret" * 10)
+    for blanks in (TOLD - 200, TOLD - 60, TOLD - 5):
+        body = b"no" + b" " * blanks + b"sk-s3cret" * 10
+        with scripted(lambda asked, body=body: (400, body)) as server, pytest.raises(UserError, match="no") as error:
+            Server(server.url).chat("prompt a", ASK)
+        assert "sk-" not in str(error.value) and "s3c" not in str(error.value)
 
 
 @pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-\rone", "schl\u00fcssel-sk", "sk-\u2028one"])

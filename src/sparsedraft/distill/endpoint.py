@@ -185,13 +185,13 @@ class EndpointEngine:
     def _ended(self, choice: Choice, text: str, places: list[Place], what: str, options: dict[str, Any]) -> bool:
         """Whether an answer ended with the last token that it was allowed, which some servers call cut off.
 
-        Where its tokens do not tell, and one seems to be missing in its `text`, it is asked for again with room for one
-        more: what had ended stays as it was.
+        Where its tokens do not tell, and just one is missing in its `text`, it is asked for again with room for one
+        more: what had ended stays as it was. (What is also spelt unusually goes on to count as cut off.)
         """
         if places:
             return self._id(places[-1][0]) in self.eos_ids
         allowed = options["max_tokens"]
-        if choice.tokens not in (None, allowed) or len(self._ids(text)) >= allowed:
+        if choice.tokens not in (None, allowed) or len(self._ids(text)) != allowed - 1:
             return False
         try:
             again = self.server.chat(what, options | {"max_tokens": allowed + 1})

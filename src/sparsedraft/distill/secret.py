@@ -54,6 +54,7 @@ class Secrets:
 
     def __init__(self, words: Iterable[str]) -> None:
         forms = {form for word in words for form in _forms(word)}
+        self.longest = max((len(form) for form in forms), default=0)
         ordered = sorted(forms, key=lambda form: (-len(form), form))  # the longest first: one may hold another
         found = "|".join(re.escape(f) if len(f) >= WORD else rf"(?<!\w){re.escape(f)}(?!\w)" for f in ordered)
         self._pattern = re.compile(found, re.IGNORECASE) if found else None
@@ -64,7 +65,7 @@ class Secrets:
 
     def line(self, text: str, most: int = 200) -> str:
         """What somebody else said, in one line that can be shown: no secret, no control character, not long."""
-        plain = "".join(c if c.isprintable() else " " for c in self.hide(text[: 100 * most]))
+        plain = "".join(c if c.isprintable() else " " for c in self.hide(text))
         return self.hide(" ".join(plain.split()))[:most]
 
 

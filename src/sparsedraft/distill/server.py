@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from urllib.request import getproxies
 
 from sparsedraft.distill import finish
-from sparsedraft.distill.calls import Calls, Failed, Reply, TooMuch
+from sparsedraft.distill.calls import TOLD, Calls, Failed, Reply, TooMuch
 from sparsedraft.distill.secret import Secrets, read_key, secrets_of, shown
 from sparsedraft.errors import UserError
 
@@ -128,7 +128,10 @@ class Server:
 
     def _status(self, reply: Reply, what: str) -> str:
         """What the server answers instead of an answer; Refused where it would say the same again."""
-        reason = f"answers {reply.status} ({self.secrets.line(reply.body.decode(errors='replace'))})"
+        told = reply.body.decode(errors="replace")
+        if len(reply.body) >= TOLD:  # cut off there: perhaps within a secret, which would not be known
+            told = told[: -self.secrets.longest or None]
+        reason = f"answers {reply.status} ({self.secrets.line(told)})"
         if reply.status not in AGAIN and reply.status < 500:
             mend = MENDS.get(reply.status, "change the prompt or the option that it names")
             raise Refused(f"the server at --url {self.url} {reason} to {what}: {mend}.", reply.status)
@@ -137,7 +140,7 @@ class Server:
     def _choice(self, body: Any, text: Callable[[Any], Any], what: str) -> Choice:
         """The one choice of an answer. Some servers leave out what is null."""
         choice = body["choices"][0]
-        said, reason, message = text(choice), choice["finish_reason"], choice.get("message", {})
+        said, reason, message = text(choice), choice["finish_reason"], choice.get("message") or {}
         thoughts = next((message[name] for name in THOUGHTS if message.get(name)), "")
         if not (isinstance(said, str | None) and isinstance(reason, str | None) and isinstance(thoughts, str)):
             raise TypeError
@@ -153,7 +156,7 @@ class Server:
             )
         return Choice(
             said or "",
-            str(reason) if meaning == finish.REFUSED else meaning,
+            str(reason).lower() if meaning == finish.REFUSED else meaning,
             choice.get("logprobs"),
             thoughts,
             written if isinstance(written, int) else None,
