@@ -21,10 +21,11 @@ from sparsedraft.measure.options import Options
 from sparsedraft.plan import plan_recipe
 from sparsedraft.prune.drop_stage import drop_layers
 from sparsedraft.prune.stage import prune
-from sparsedraft.recipe import Recipe
+from sparsedraft.recipe import Recipe, Speed
 from sparsedraft.report.cards import _what
 from sparsedraft.report.tables import headline, macs_text, main_rows, speed_rows
 from sparsedraft.run import run_recipe
+from sparsedraft.runtime.pack import pack
 from timeless import timeless
 
 SMALL = {"tokens": 512, "sequence_length": 64}
@@ -164,13 +165,16 @@ def test_planned_and_run_as_a_target(qwen3: Path, tiny_checkpoint: Path, tmp_pat
     assert result["dense_macs_per_token"] == FAMILIES["qwen3"][1] and result["drafters"][0]["sparsity"] > 0.4
 
 
-def test_as_the_pruned_model_it_is_refused_before_any_work(qwen3: Path, tmp_path: Path) -> None:
-    reason = "it is the drafter that is pruned or cut, and that must be made of plain linears"
+def test_as_the_pruned_model_it_is_refused_before_any_work(qwen3: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    timed = recipe(qwen3, tiny_checkpoint).model_copy(update={"speed": Speed(pack_target=True)})
+    reason = "what is pruned, cut or packed, such as the drafter, must be made of plain linears"
     for call in (
         lambda: prune(str(qwen3), tmp_path / "out", "demo:train", **SMALL),
         lambda: drop_layers(str(qwen3), tmp_path / "out", "demo:train", layers=1, **SMALL),
         lambda: plan_recipe(recipe(qwen3, None), gflops=100),
         lambda: run_recipe(recipe(qwen3, None), tmp_path / "out"),
+        lambda: pack(str(qwen3), tmp_path / "out"),
+        lambda: run_recipe(timed, tmp_path / "out"),  # its target would be packed at the very end
     ):
         with pytest.raises(UserError, match=reason):
             call()

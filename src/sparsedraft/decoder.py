@@ -47,8 +47,8 @@ def linears_of(layer: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
                 raise UserError(
                     f"module '{'.'.join(part for part in (prefix, name) if part)}' ({type(module).__name__}) keeps its "
                     f"weights in '{key}' {list(value.shape)}, not in a plain linear: a model with fused experts or "
-                    "quantised weights can be a target, but it is the drafter that is pruned or cut, and that must be "
-                    "made of plain linears."
+                    "quantised weights can be a target as it is, but what is pruned, cut or packed, such as the "
+                    "drafter, must be made of plain linears."
                 )
     return linears
 

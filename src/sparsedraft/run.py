@@ -22,7 +22,7 @@ from sparsedraft.prune.streamed import Streamed
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed, dump
 from sparsedraft.report.stage import report
 from sparsedraft.report.tables import demo_table, speed_table
-from sparsedraft.runtime.pack import pack
+from sparsedraft.runtime.pack import check_packable, pack
 from sparsedraft.speculate.vocab import same_tokens
 
 
@@ -152,10 +152,15 @@ def _check_tokenizers(recipe: Recipe) -> None:
 
 
 def _check_layers(recipe: Recipe) -> None:
-    """UserError for a drafter that is to be pruned or cut, and whose layers do not allow it."""
+    """UserError for models that are to be pruned, cut or packed, and whose layers do not allow it."""
     if any(recipe.prunings(entry) or entry.drop_layers is not None for entry in recipe.drafters):
         dtype, device = checkpoint.dtype_named(recipe.dtype), checkpoint.device_named(recipe.device)
         arguments.check_model(Streamed(checkpoint.find(recipe.dense), dtype=dtype, device=device))
+    packed = {recipe.dense} if recipe.speed else set()
+    if recipe.distill.weights or (recipe.speed and recipe.speed.pack_target):
+        packed.add(recipe.target)
+    for model in sorted(packed):
+        check_packable(model, checkpoint.find(model))
 
 
 def _packed_target(recipe: Recipe, weights: str, out: Path, overwrite: bool) -> str:

@@ -46,9 +46,7 @@ def pack(
         raise UserError("--head-tokens and --head-data belong together: the data says which tokens are frequent.")
     folder = checkpoint.find(model)
     shards.side_files(folder)  # refused now, not at the end
-    if is_packed(folder):
-        raise UserError(f"model {model} is packed already: pack the checkpoint it came from.")
-    quantized.check_plain(model, checkpoint.read_config(folder), Shards(folder), "pack")
+    check_packable(model, folder)
 
     def build(work: Path) -> dict[str, Any]:
         result = _Packing(folder, work, weights).run(head_tokens, head_data)
@@ -60,6 +58,15 @@ def pack(
         "head_data": Path(head_data) if head_data else None,
     }  # fmt: skip
     return artifact.make(out, "pack", inputs, build, overwrite=overwrite, reads=(model, head_data))
+
+
+def check_packable(model: str, folder: Path) -> None:
+    """Raise UserError for a checkpoint whose matrices are no plain linears: packed, quantised, or fused experts."""
+    if is_packed(folder):
+        raise UserError(f"model {model} is packed already: pack the checkpoint it came from.")
+    config = checkpoint.read_config(folder)
+    quantized.check_plain(model, config, Shards(folder), "pack")
+    decoder_linears(skeleton(config))
 
 
 def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tensor, float]:
