@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo test check bench bench-runtime other-readers sanitize fuzz aarch64 clean
+.PHONY: demo test check bench bench-runtime other-readers sanitize fuzz aarch64 old-cpu clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -41,7 +41,7 @@ bench-runtime: $(STAMP)
 other-readers: $(STAMP)
 	$(BIN)/python tests/other_readers.py $(CHECKPOINTS)
 
-# The extension with AddressSanitizer and UndefinedBehaviorSanitizer: its tests, and CASES damaged packed folders.
+# The extension with AddressSanitizer and UndefinedBehaviorSanitizer: its tests, CASES damaged packed folders, as many caches.
 CASES ?= 2000
 SANITIZED := build/sanitize
 sanitize: $(STAMP)
@@ -51,12 +51,14 @@ sanitize: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
 	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 SPARSEDRAFT_NATIVE="$$(ls $(abspath $(SANITIZED))/_native*.so)"; \
-	$(BIN)/python -m pytest tests/test_kernels.py tests/test_engine.py tests/test_relaid.py tests/test_packed.py && \
-	$(BIN)/python tests/fuzz_packed.py --cases $(CASES)
+	$(BIN)/python -m pytest tests/test_kernels.py tests/test_kernel_bits.py tests/test_engine.py tests/test_relaid.py \
+		tests/test_packed.py && \
+	$(BIN)/python tests/fuzz_packed.py --cases $(CASES) && $(BIN)/python tests/fuzz_cached.py --cases $(CASES)
 
-# Packed folders damaged in every way, without sanitizers: CASES of them
+# Packed folders and native caches damaged in every way, without sanitizers: CASES of each
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz_packed.py --cases $(CASES)
+	$(BIN)/python tests/fuzz_cached.py --cases $(CASES)
 
 # The portable kernels on an emulated aarch64 give the bits that they give here (Debian: qemu-user, g++-aarch64-linux-gnu)
 CSRC := src/sparsedraft/runtime/csrc
@@ -69,6 +71,13 @@ aarch64:
 	build/cross/here > build/cross/here.txt
 	qemu-aarch64 build/cross/aarch64 > build/cross/aarch64.txt
 	cmp build/cross/here.txt build/cross/aarch64.txt && echo "$$(wc -l < build/cross/here.txt) checksums equal"
+
+# The extension is loaded on an emulated CPU of 2008, which has no AVX, and offers the portable kernels (Debian: qemu-user)
+OLD := import sys, importlib.util as u; s = u.spec_from_file_location("_native", sys.argv[1]); n = u.module_from_spec(s); \
+	s.loader.exec_module(n); print(n.names()); assert n.names() == ["portable"]
+old-cpu: $(STAMP)
+	qemu-x86_64 -cpu Nehalem $(BIN)/python -c '$(OLD)' \
+		"$$($(BIN)/python -c 'from sparsedraft.runtime import native; print(native.extension().__file__)')"
 
 clean:
 	rm -rf $(VENV) build dist

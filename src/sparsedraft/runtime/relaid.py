@@ -126,7 +126,7 @@ class Kept(_Schema):
         if len(lanes) != len(parts.scale) or wanted.shape != (entry.rows + 1,):
             return False
         lanes = np.where((lanes < 0) | (lanes > entry.rows), entry.rows, lanes)
-        return np.array_equal(wanted[lanes], np.asarray(parts.scale, np.float32))
+        return np.array_equal(wanted[lanes].astype(np.float64), np.asarray(parts.scale, np.float64))
 
 
 class Index(_Schema):
