@@ -97,8 +97,6 @@ def settle(config: PreTrainedConfig, header: Header) -> None:
             known(config, header, value)
         elif name not in READ and not (name in rope.KEYS and arch not in NO_ROPE):
             raise _refused(header, name, value)
-    if config.model_type == "mistral":  # transformers takes a llama by this name for one; its default is 4096
-        config.sliding_window = None
     if arch == "llama":
         if header.own("attention.key_length") is None:  # transformers takes the turned dimensions for the whole head
             config.head_dim = config.hidden_size // config.num_attention_heads
