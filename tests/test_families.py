@@ -35,6 +35,7 @@ FAMILIES = {
     "olmo2": hf.Olmo2Config(**GROUPED),
     "granite": hf.GraniteConfig(**GROUPED),
     "smollm3": hf.SmolLM3Config(**GROUPED, no_rope_layers=[1, 0, 1]),
+    "phi": hf.PhiConfig(**GROUPED),  # its head has a bias
     "gpt-neox": hf.GPTNeoXConfig(**SIZE, initializer_range=0.2),
     "opt": hf.OPTConfig(
         **{k: v for k, v in SIZE.items() if k != "intermediate_size"},
