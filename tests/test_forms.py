@@ -59,6 +59,12 @@ def test_each_form_is_the_same_prompt(form: str, tmp_path: Path) -> None:
     assert prompts.read(file(tmp_path, {"id": 1, **FORMS[form]})) == [Prompt("1", (ASKED,), "", SYSTEM, (SAID,))]
 
 
+def test_what_counts_of_an_ordinary_prompt_is_as_ever() -> None:
+    """Else every finished data folder and evaluation would be made anew."""
+    for prompt in prompts.read("demo"):
+        assert prompt.described == [prompt.id, prompt.category, prompt.system, *prompt.turns]
+
+
 def test_turns_of_earlier_answers_and_bad_ones(tmp_path: Path) -> None:
     history = {"instruction": "and now?", "history": [[ASKED, SAID]], "output": "none"}
     multi = {"prompt": openai("user one", "assistant 1", "user two"), "completion": "2"}

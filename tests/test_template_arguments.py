@@ -139,7 +139,7 @@ def test_generate_and_eval_show_the_target_what_they_say(call, own, thinker, sou
     assert "--template-arg is about drafting" in call("eval", thinker, "a", "--tasks", "x", *OFF, code=2)
 
 
-def test_calibration_and_training_where_a_template_is_applied(call, own, thinker, source, tmp_path) -> None:
+def test_calibration_and_training_where_a_template_is_applied(call, own, thinker, source, tmp_path, capsys) -> None:
     arguments = {"enable_thinking": False}
     ids = calibration.sequences(source, calibration.tokenizer_for(thinker, source, arguments), 1000, 1000, 0)
     both = [expected(own, [{"role": "user", "content": text}], **arguments) for text in ("hi", "hello there")]
@@ -151,6 +151,10 @@ def test_calibration_and_training_where_a_template_is_applied(call, own, thinker
     assert "does not use it" in call("prune", thinker, "--calibration", source, *out, "--template-arg", "x=1", code=2)
     other = copy.deepcopy(own)
     other.add_tokens(["question"])
+    distilled.check_rendered(data, own, {})
+    assert "was written under" not in capsys.readouterr().err
+    distilled.check_rendered(data, other, {})
+    assert "was written under the template arguments enable_thinking=false" in capsys.readouterr().err
     again = [*distilled.samples(data, templates.give(other, arguments))]
     assert [s.prompt_ids for s in again] == [expected(other, row["messages"][:-1], **arguments)
                                              for row in distilled.read(data)]  # fmt: skip

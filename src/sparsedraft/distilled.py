@@ -15,7 +15,8 @@ import pyarrow.parquet as parquet
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sparsedraft import rowchecks, templates
-from sparsedraft.artifact import write_atomic
+from sparsedraft.artifact import read_provenance, write_atomic
+from sparsedraft.console import console
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.own_code import refuse_tokenizer_code
 from sparsedraft.packing import Sample
@@ -204,12 +205,28 @@ def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def check_rendered(folder: Path, tokenizer: PreTrainedTokenizerBase, template_args: Arguments) -> None:
-    """UserError for arguments of a template that is not applied: the data's token ids are this tokenizer's own."""
-    if template_args and same_tokenizer(folder, tokenizer):
+    """UserError for arguments of a template that is not applied: the data's token ids are this tokenizer's own.
+
+    Where the target wrote the data with arguments, and another tokenizer's template is to be applied without, it is
+    said on the console.
+    """
+    noted = (read_provenance(folder) or {}).get("inputs")
+    theirs = noted.get("template_args") if isinstance(noted, dict) else None
+    if not template_args and not isinstance(theirs, dict):
+        return
+    same = same_tokenizer(folder, tokenizer)
+    if same and template_args:
         raise UserError(
             f"--template-arg {next(iter(template_args))}: data {folder} holds the token ids of this tokenizer, no "
             "template is applied to it again; leave it out."
         )
+    if theirs and not same and not template_args:
+        given = ", ".join(f"{name}={json.dumps(value)}" for name, value in theirs.items())
+        console.print(
+            f"data {folder} was written under the template arguments {given}, and this model's own template is applied "
+            "to it without: give --template-arg where it knows them",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
 
 
 def check_ids(samples: Iterable[Sample], rows: int, name: str) -> None:

@@ -21,7 +21,7 @@ def tokenizer_for(folder: Path, source: str, template_args: Arguments) -> PreTra
     """
     tokenizer = checkpoint.load_tokenizer(folder)
     templates.check(tokenizer, template_args)
-    if template_args and Path(source).is_dir():
+    if Path(source).is_dir():
         distilled.check_rendered(Path(source), tokenizer, template_args)
     return templates.give(tokenizer, template_args)
 
