@@ -3,8 +3,9 @@
 from common import MODEL, close, row, seconds, setup
 from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.ends import ends
-from sparsedraft.generation import Request, generate_batch
+from sparsedraft.generation import Request
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.writing import generate_batch
 
 PROMPTS, NEW_TOKENS, BATCH = 96, 128, 48
 

@@ -7,9 +7,10 @@ import torch
 import transformers as hf
 
 from conftest import build_llama, build_tokenizer
+from sparsedraft.abilities import Abilities, abilities
 from sparsedraft.errors import UserError
 from sparsedraft.speculate import masks
-from sparsedraft.speculate.backend import RAGGED, TransformersBackend, takes_masks
+from sparsedraft.speculate.backend import RAGGED, TransformersBackend
 from sparsedraft.speculate.decode import generate
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import Pair
@@ -47,7 +48,8 @@ def words(rng: random.Random, n: int) -> list[int]:
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_who_takes_masks(family: str) -> None:
-    assert takes_masks(build(family)) == (family not in UNMASKED)
+    able = abilities(build(family))
+    assert able.takes_back and able.pads and able.takes_masks == (family not in UNMASKED)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -183,4 +185,4 @@ def test_nan_weights_are_not_taken_for_a_model_that_takes_no_masks() -> None:
     model = build("llama")
     with torch.no_grad():
         next(model.parameters()).fill_(torch.nan)
-    assert takes_masks(model)
+    assert abilities(model).takes_masks and Abilities(model).takes_masks

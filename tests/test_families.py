@@ -7,7 +7,8 @@ import torch
 import transformers as hf
 from transformers import AutoModelForCausalLM
 
-from sparsedraft import checkpoint, inspection, packing
+from sparsedraft import checkpoint, inspection
+from sparsedraft.abilities import abilities
 from sparsedraft.decoder import decoder_linears
 from sparsedraft.measure.evaluate import evaluate_to
 from sparsedraft.measure.options import Options
@@ -103,6 +104,6 @@ def test_cut_evaluated_and_decoded(dense: Path, tmp_path: Path, request: pytest.
         tmp_path / "simulated", str(dense), drafters, "demo:eval", Options(**options, simulate=True)
     )
     family = request.node.callspec.params["dense"]
-    assert packing.packable(checkpoint.load(dense)) == (family != "opt"), "OPT builds its mask without the position ids"
+    assert abilities(checkpoint.load(dense)).packs == (family != "opt"), "OPT builds its mask without the position ids"
     assert timeless(real["drafters"]) == simulated["drafters"]
     assert real["drafters"][2]["alpha"] == 1 and real["drafters"][2]["k"]["4"]["acceptance_rate"] == 1

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from sparsedraft import generation
+from sparsedraft import batching
 from sparsedraft.errors import UserError
-from sparsedraft.generation import Request, generate_batch
+from sparsedraft.generation import Request
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.writing import generate_batch
 
 GREEDY = Sampling()
 
@@ -43,13 +44,13 @@ def test_rows_are_what_transformers_writes_alone(tiny_llama, batch_size: int) ->
 
 def test_finished_rows_are_refilled_while_others_go_on(tiny_llama, monkeypatch) -> None:
     joins = []
-    original = generation._Batch._join
+    original = batching._Batch._join
 
     def counted(self, cache, mask):
         joins.append(len(self.rows))
         original(self, cache, mask)
 
-    monkeypatch.setattr(generation._Batch, "_join", counted)
+    monkeypatch.setattr(batching._Batch, "_join", counted)
     model = tiny_llama()
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -7,10 +7,12 @@ from typing import Protocol
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import packing
+from sparsedraft.abilities import backend_of, reads_whole
 from sparsedraft.decoder import context_length
-from sparsedraft.generation import Output, Request, check_top_k, generate_batch
+from sparsedraft.generation import Output, Request, check_top_k
 from sparsedraft.packing import Sample
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.writing import generate_batch
 
 
 class Engine(Protocol):
@@ -51,11 +53,15 @@ class TransformersEngine:
         )
 
     def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
-        """One forward pass over each sample."""
+        """Each sample as it would be written."""
         check_top_k(self.model, k)
-        found = []
+        found, whole = [], reads_whole(self.model)
         for sample in samples:
-            logprobs = packing.logprobs(self.model, packing.pack([sample]).to(self.model.device))
+            if whole:
+                logprobs = packing.logprobs(self.model, packing.pack([sample]).to(self.model.device))
+            else:
+                ids, n = [*sample.prompt_ids, *sample.answer_ids], len(sample.answer_ids)
+                logprobs = backend_of(self.model).forward([ids[:-1]], [n])[0].float().log_softmax(-1)
             best = logprobs.topk(k, dim=-1)
             found.append((best.indices.flatten().tolist(), best.values.flatten().tolist()))
         return found

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -97,21 +96,6 @@ def bins(lengths: Sequence[int], length: int) -> list[list[int]]:
 def groups(samples: Sequence[Sample], length: int, packable: bool) -> list[list[int]]:
     """Indices of the samples of each row of at most `length` tokens; one a row for a model that is not `packable`."""
     return bins([len(s) if packable else length for s in samples], length)
-
-
-@torch.no_grad()
-def packable(model: PreTrainedModel) -> bool:
-    """Whether samples packed in one row do not see each other in `model`, by trying it.
-
-    Most families make the block-diagonal mask from the position ids; some (OPT) ignore them, and would leak silently.
-    """
-    first, second = Sample("a", [3, 4, 5], [6, 7]), Sample("b", [8, 9], [10, 11])
-    was_training = model.training
-    model.eval()
-    together = answer_logits(model, pack([first, second]).to(model.device))[2:].float()
-    alone = answer_logits(model, pack([second]).to(model.device)).float()
-    model.train(was_training)
-    return bool((together - alone).abs().max() < 0.05 * alone.std())
 
 
 def pack(samples: Sequence[Sample], own: bool = False) -> PackedRow:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsedraft import packing
+from sparsedraft.abilities import abilities
 from sparsedraft.artifact import write_json
 from sparsedraft.checkpoint import stored_dtype
 from sparsedraft.console import track
@@ -136,7 +137,7 @@ def train(
     accelerator = accelerator or _alone(model)
     objective = Objective(settings.loss, teacher, settings.nll_weight, feature_teacher, settings.feature_weight)
     quantize.install(model, settings.quantize)
-    packable = all(packing.packable(reader) for reader in (model, teacher, feature_teacher) if reader is not None)
+    packable = all(abilities(reader).packs for reader in (model, teacher, feature_teacher) if reader is not None)
     wrapped, optimizer = _prepare(model, masks, settings, accelerator)
     steps = count_steps(training, settings, packable)
     schedule = Schedule(settings.reselect_every, settings.reselect_share, steps)

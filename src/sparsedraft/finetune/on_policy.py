@@ -11,9 +11,10 @@ from itertools import takewhile
 
 from transformers import PreTrainedModel
 
-from sparsedraft.generation import Request, generate_batch
+from sparsedraft.generation import Request
 from sparsedraft.packing import PackedRow, Sample, pack, unpack
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.writing import generate_batch
 
 BATCH = 32  # answers sampled at once
 

@@ -33,7 +33,7 @@ from sparsedraft.shards import Shards
 from sparsedraft.sources import locate
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import LOOKUP, Pair
-from sparsedraft.speculate.side import Side
+from sparsedraft.speculate.side import Side, check_drafts
 
 ANSWERS, ROWS = "answers.jsonl", "rows.jsonl"  # with a dot in front: those of an evaluation under way
 # options that are no part of the result's: where and how fast a server answers, and what is an input of its own
@@ -131,10 +131,13 @@ class _Evaluation:
         self.ks: list[int | str] = [*options.numbers, *options.policies]
         self.side = Served(target_folder, endpoint, options.template_args) if endpoint else self._load(target_folder)
         self.drafters = drafters
+        if not options.simulate:
+            self.side.check_takes_back("verify drafts: give --simulate")
         for folder in drafters.values():  # before the target's long work
             if folder is not None:
                 quantized.check_runs(folder, checkpoint.read_config(folder), Shards(folder), options.device)
                 self._check_tokenizer(folder)
+                check_drafts(folder)
         if options.tree > 1:
             for name, folder in drafters.items():
                 if folder is not None:
@@ -224,8 +227,9 @@ class _Evaluation:
 
     def _pair(self, name: str, folder: Path | None) -> Pair:
         if folder is None:
-            return Pair.of(self.side, LOOKUP, "auto", self.options.sampling)
-        pair = Pair.of(self.side, self._load(folder), self.options.uag, self.options.sampling)
+            return Pair.of(self.side, LOOKUP, "auto", self.options.sampling, not self.options.simulate)
+        drafter = self._load(folder)
+        pair = Pair.of(self.side, drafter, self.options.uag, self.options.sampling, not self.options.simulate)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair

@@ -144,7 +144,7 @@ class Reader:
             for answer in todo:
                 self._fresh()
                 yield answer, None
-        elif drafter.native and (target.native or sampling.greedy):
+        elif (drafter.native and (target.native or sampling.greedy)) or self._stepwise:
             for answer in todo:  # by engines that remember what they read when the loop then asks for the same
                 self._fresh()
                 p = None if sampling.greedy else self.theirs.after
@@ -158,6 +158,14 @@ class Reader:
                 drafter.model, pairs, model, sampling, self.pair.vocabulary, self.theirs.packed, wanted
             )
             yield from ((answers[index], found) for index, found in compared)
+
+    @property
+    def _stepwise(self) -> bool:
+        """Whether a model has to be asked as the loop does, since a pass over a whole text says something else."""
+        drafter, target = self.pair.drafter, self.pair.target
+        return (drafter is not None and not drafter.keeps_prefixes) or not (
+            self.options.sampling.greedy or target.keeps_prefixes
+        )
 
     def _simulated(self, answer: Answer, found: Acceptance) -> dict[str, Any]:
         """Histograms by K: exact where decoding is greedy, expected where it samples."""

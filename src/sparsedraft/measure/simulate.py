@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from sparsedraft.abilities import abilities
 from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.measure.acceptance import Histogram
-from sparsedraft.packing import PackedRow, Sample, answer_logits, groups, pack, packable
+from sparsedraft.packing import PackedRow, Sample, answer_logits, groups, pack
 from sparsedraft.speculate.backend import Backend
 from sparsedraft.speculate.drafters import VocabularyMap
 from sparsedraft.speculate.sampling import Sampling, likeliest, penalised, probabilities, sound
@@ -158,7 +159,7 @@ def acceptance(
         return
     samples = [Sample(str(i), pairs[i][0], pairs[i][1][: readable[i]]) for i in places]
     longest = max(len(s) for s in samples)
-    for chosen in groups(samples, max(ROW, longest), packable(q) and (p is None or packable(p))):
+    for chosen in groups(samples, max(ROW, longest), abilities(q).packs and (p is None or abilities(p).packs)):
         if not any(places[i] in wanted for i in chosen):
             continue
         row, group = pack([samples[i] for i in chosen]).to(q.device), [places[i] for i in chosen]

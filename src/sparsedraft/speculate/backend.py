@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsedraft.decoder import context_length, embedding_rows
+from sparsedraft.decoder import context_length
 from sparsedraft.kvcache import RaggedLayer, ragged_cache
 from sparsedraft.speculate import masks
 
@@ -100,9 +100,10 @@ class TransformersBackend:
         full = masks.ragged(self._lengths, counts)
         windowed = None if window is None else masks.ragged(self._lengths, counts, window)
         padded = [[*row, *[0] * (max(counts) - len(row))] for row in ids]
-        positions = torch.tensor(self._lengths)[:, None] + torch.arange(max(counts))
-        if self.max_length is not None:
-            positions = positions.clamp(max=self.max_length - 1)  # of padding only
+        # Padding has the place of the token before it, or none: the last place of a pass may choose its frequencies.
+        count = torch.tensor(counts)[:, None]
+        places = torch.tensor(self._lengths)[:, None] + torch.minimum(torch.arange(max(counts))[None], count - 1)
+        positions = torch.where(count > 0, places, 0)
         mask = masks.fitted(self.model, full, windowed)
         return self._run(padded, counts, (mask, positions), logits)
 
@@ -158,32 +159,3 @@ class TransformersBackend:
 
     def _layers(self) -> list[RaggedLayer]:
         return [layer for layer in self._cache.layers if isinstance(layer, RaggedLayer) and layer.is_initialized]
-
-
-@torch.inference_mode()
-def takes_masks(model: PreTrainedModel) -> bool:
-    """Whether `model` obeys our masks and positions (several rows at once, trees need that), by trying it.
-
-    One that gives NaN whatever it is asked is not to blame for that: decoding then says which model it is, and where.
-    """
-    top = min(embedding_rows(model), 16)
-    long, short = [i % top for i in range(3, 11)], [i % top for i in range(5, 8)]
-    try:
-        both = TransformersBackend(model, 2)
-        both.forward([long[:-2], short[:-1]], [1, 1])
-        together = both.forward([long[-2:], short[-1:]], [2, 1])[1]
-        tree = TransformersBackend(model)
-        tree.forward([short], [1])
-        nodes = tree.forward_tree(long, [*[-1] * (len(long) - 1), 0])  # the last one's slot is far from its position
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
-        return False
-    alone, branch = TransformersBackend(model), [*short, long[0], long[-1]]
-    expected = torch.cat([alone.forward([short], [1])[0], alone.forward([branch[len(short) :]], [1])[0]])
-    found = torch.cat([together, nodes[-1:]])
-    if expected.isnan().any():
-        return True
-    inside = expected.isfinite()  # a trimmed head says -inf of what it has left out
-    if not torch.equal(inside, found.isfinite()):
-        return False
-    found, expected = found[inside], expected[inside]
-    return bool((found - expected).abs().max() < 0.05 * expected.float().std())

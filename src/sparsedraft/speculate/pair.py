@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 
@@ -11,7 +12,7 @@ from sparsedraft import templates
 from sparsedraft.errors import UserError
 from sparsedraft.runtime.native import single_thread
 from sparsedraft.speculate import uag
-from sparsedraft.speculate.backend import Backend
+from sparsedraft.speculate.backend import Backend, TreeBackend
 from sparsedraft.speculate.decode import Decoder
 from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
 from sparsedraft.speculate.lookahead import Confidence, Policy
@@ -51,9 +52,16 @@ class Pair:
     vocabulary: VocabularyMap | None = None
 
     @classmethod
-    def of(cls, target: Side, drafter: Side | str | None, route: str, sampling: Sampling) -> "Pair":
-        """Find the way between the two; UserError for tokenizers that have none, or if `route` is off."""
+    def of(
+        cls, target: Side, drafter: Side | str | None, route: str, sampling: Sampling, verifies: bool = True
+    ) -> "Pair":
+        """Find the way between the two; UserError for tokenizers that have none, or if `route` is off, and for a model
+        that cannot draft or, if the target itself `verifies`, cannot do that."""
         check_route(route)
+        if drafter is not None and verifies:
+            target.check_takes_back("verify drafts: leave out the drafter")
+        if isinstance(drafter, Side):
+            drafter.check_takes_back("draft: choose another drafter")
         if not isinstance(drafter, Side):
             return cls(target, None, LOOKUP if drafter else "none", "")
         if same_tokens(target.tokenizer, drafter.tokenizer):
@@ -107,10 +115,12 @@ class Pair:
         """UserError where draft trees cannot be: they need one prompt at a time, one vocabulary, and masks."""
         if isinstance(policy, Confidence):
             raise UserError(f"the policy confidence ends chains, and --tree {branching} drafts none: choose another.")
-        if self.route != "same" or self.vocabulary is not None or rows > 1 or not self.batches:
+        both = [self.target, *([] if self.drafter is None else [self.drafter])]
+        able = all(side.takes_trees for side in both)
+        if self.route != "same" or self.vocabulary is not None or rows > 1 or not able:
             raise UserError(
                 f"--tree {branching} needs one prompt at a time, models of one tokenizer and width, and attention "
-                "that takes masks: leave it out."
+                "that takes masks, its rotary frequencies the same at every length: leave it out."
             )
 
     def decoder(
@@ -152,7 +162,7 @@ class Pair:
         backend = q.remembering(len(asked)) if again else q.backend(len(asked))
         if branching > 1:
             self.check_tree(branching, policy, len(asked))
-            return TreeDrafter(backend, sampling, branching)
+            return TreeDrafter(cast(TreeBackend, backend), sampling, branching)
         known = q.known
         if self.route == "same":
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft import checkpoint, templates
+from sparsedraft.abilities import abilities, backend_of, reads_whole
 from sparsedraft.console import console
 from sparsedraft.decoder import context_length, embedding_rows
 from sparsedraft.ends import ends
@@ -20,7 +21,7 @@ from sparsedraft.runtime.engine import Rows, shared_pool
 from sparsedraft.runtime.model import NativeModel, native_model, unsupported
 from sparsedraft.runtime.weights import is_packed
 from sparsedraft.runtime.writer import NativeWriter
-from sparsedraft.speculate.backend import TransformersBackend, TreeBackend, takes_masks
+from sparsedraft.speculate.backend import Backend, TreeBackend
 from sparsedraft.speculate.prefix import PrefixCache
 from sparsedraft.templates import Arguments
 
@@ -83,11 +84,11 @@ class Side:
         """The transformers model."""
         return self._model if isinstance(self._model, PreTrainedModel) else self._model()
 
-    def backend(self, rows: int) -> TreeBackend:
-        """A Backend of so many rows."""
+    def backend(self, rows: int) -> Backend:
+        """A Backend of so many rows, which reads trees where `takes_trees` says so."""
         if self.native:
             return Rows(self.native, rows, pool=shared_pool(torch.get_num_threads()))
-        return TransformersBackend(self.model, rows)
+        return backend_of(self.model, rows)
 
     def writer(self, batch_size: int) -> Engine:
         """What writes whole answers with this model, by the same arithmetic as `backend`."""
@@ -96,9 +97,12 @@ class Side:
         return TransformersEngine(self.model, self.tokenizer, self.eos_ids, batch_size)
 
     def remembering(self, rows: int = 1) -> PrefixCache:
-        """The same Backend each time, empty: it takes up what it has read before. One use at a time."""
-        if self._remembered is None or self._remembered.rows != rows:
-            self._remembered = PrefixCache(self.backend(rows))
+        """The same Backend each time, empty: it takes up what it has read before. One use at a time.
+
+        It takes up nothing where the state of a prefix depends on what followed it.
+        """
+        if self._remembered is None or self._remembered.rows != rows or not self.keeps_prefixes:
+            self._remembered = PrefixCache(cast(TreeBackend, self.backend(rows)))
         self._remembered.begin()
         return self._remembered
 
@@ -121,9 +125,29 @@ class Side:
         return (self.native.handle.max_length or None) if self.native else context_length(self.model)
 
     @cached_property
+    def takes_back(self) -> bool:
+        """Whether what was read can be taken back: drafts can be verified and written."""
+        return True if self.native else abilities(self.model).takes_back
+
+    def check_takes_back(self, use: str) -> None:
+        """UserError where it does not; `use` says for what it would be needed, and what to do."""
+        if not self.takes_back:
+            raise UserError(_no_way_back(self.tokenizer.name_or_path, type(self.model).__name__, use))
+
+    @cached_property
     def takes_masks(self) -> bool:
-        """Whether several sequences, and trees, can be read in one pass."""
-        return True if self.native else takes_masks(self.model)
+        """Whether several sequences can be read in one pass."""
+        return True if self.native else abilities(self.model).takes_masks
+
+    @cached_property
+    def takes_trees(self) -> bool:
+        """Whether trees of drafts can be read in one pass."""
+        return self.takes_masks and self.keeps_prefixes
+
+    @cached_property
+    def keeps_prefixes(self) -> bool:
+        """Whether what was read of a text is the same whatever follows it, and however it was read."""
+        return self.native is not None or reads_whole(self.model)
 
     def end_of_turn(self) -> int | None:
         """The token that ends an answer."""
@@ -147,6 +171,21 @@ class Side:
                 "sparsity_whole_model": 1 - nonzero / (n.others + n.weights),
             }
         return weights_of_model(self.model)
+
+
+def check_drafts(folder: Path) -> None:
+    """UserError where the model in `folder` cannot draft, without loading it."""
+    config = checkpoint.read_config(folder)
+    if not unsupported(config.get_text_config()):
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if not abilities(model).takes_back:
+        raise UserError(_no_way_back(str(folder), type(model).__name__, "draft: choose another drafter"))
+
+
+def _no_way_back(name: str, kind: str, use: str) -> str:
+    return f"model {name} ({kind}) keeps a state from which no token can be taken back, so it cannot {use}."
 
 
 def _checked(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
