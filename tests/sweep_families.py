@@ -8,6 +8,7 @@ tokens, the prompts of 45 and 23. Exit code 1 where one differs or fails.
 """
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -62,7 +63,7 @@ def config_of(family: str) -> tuple[type[hf.PreTrainedModel], hf.PretrainedConfi
     made, text = CONFIG_MAPPING[family], kind.config_class
     fields = FIELDS.get(family, {})
     tries = [{"num_hidden_layers": 4, **fields}, {"n_layer": 4, **fields}, fields]
-    if "is_decoder" in made.__dict__.get("__annotations__", {}):
+    if "is_decoder" in inspect.get_annotations(made):
         tries = [{**one, **DECODER} for one in tries] + tries
     if text is not made:
         tries, made = [{"num_hidden_layers": 4}, {}], text

@@ -1,5 +1,6 @@
 """Rotary frequencies that change at a length: what we write is what transformers writes, on both sides and across."""
 
+import json
 import random
 from pathlib import Path
 
@@ -100,7 +101,7 @@ def test_drafts_across_the_length_are_verified_as_transformers_reads(kind: str, 
 def test_trees_are_refused() -> None:
     p = side(build("phi3"))
     pair = Pair.of(p, p, "auto", GREEDY)
-    with pytest.raises(UserError, match="--tree 2 needs .* rotary frequencies the same at every length"):
+    with pytest.raises(UserError, match=r"--tree 2 needs .* rotary frequencies the same at every length"):
         pair.decoder([pair.prompted([5])], Constant(3), GREEDY, branching=2)
 
 
@@ -115,14 +116,21 @@ def test_the_simulation_counts_what_the_loop_does(tmp_path: Path) -> None:
                 model.model.layers[2].mlp.down_proj.weight *= 0.5
         checkpoint.save(model, build_tokenizer(), folders[name])
     drafters = [("other", str(folders["drafter"])), ("self", str(folders["target"]))]
-    options = {"k": [1, 4], "max_new_tokens": 16, "limit": 3, "batch_size": 3}
+    words = ["the fox", "seven apples", "the lazy dog jumps"]  # 20 to 27 tokens with the template
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in words))
+    options = {"k": [1, 4], "max_new_tokens": 20, "batch_size": 3}
     results = {}
     for name, simulate in (("real", False), ("simulated", True)):
         results[name] = evaluate_to(
-            tmp_path / name, str(folders["target"]), drafters, "demo:eval", Options(**options, simulate=simulate)
+            tmp_path / name,
+            str(folders["target"]),
+            drafters,
+            str(tmp_path / "prompts.jsonl"),
+            Options(**options, simulate=simulate),
         )
     assert timeless(results["real"]["drafters"]) == results["simulated"]["drafters"]
     assert results["real"]["drafters"][0]["k"]["4"]["acceptance_rate"] > 0.1
+    assert results["real"]["drafters"][1]["alpha"] == 1
 
 
 def test_dynamic_frequencies_change_beyond_the_context_only() -> None:

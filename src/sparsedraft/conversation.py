@@ -18,6 +18,7 @@ from sparsedraft.generation import Output, Request
 from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.texts import text_of
 from sparsedraft.units import GROUP, key_of, run_units, units_of
 
 DAY = "template_date"  # of a row: the day that its prompt told the model, where that was not the pinned one
@@ -206,6 +207,9 @@ def _complete(answer: Answer, output: Output, tokenizer: PreTrainedTokenizerBase
         return
     text_ids = [token for token in output.token_ids if token not in eos_ids]
     answer.answer_ids, answer.finish_reason, answer.min_gap = output.token_ids, output.finish_reason, output.min_gap
-    answer.messages = [*answer.messages, {"role": "assistant", "content": str(tokenizer.decode(text_ids)).strip()}]
+    answer.messages = [
+        *answer.messages,
+        {"role": "assistant", "content": text_of(tokenizer, text_ids, special=True).strip()},
+    ]
     answer.topk_ids = [i for row in output.topk_ids for i in row]
     answer.topk_logprobs = [float(f"{v:.5g}") for row in output.topk_logprobs for v in row]  # float16 holds less

@@ -22,6 +22,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.generation import Output, Request
 from sparsedraft.packing import Sample
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.texts import text_of
 
 SKIPPED = (400, 413, 422)  # statuses that speak of the one request
 FIRST = 8  # answers after which it is judged whether a server refuses all, or none is of use
@@ -169,7 +170,7 @@ class EndpointEngine:
         ids = [i for i in found if i is not None]
         if not ids or len(ids) < len(found) or not choice.thoughts.strip():
             return ""
-        text = str(self.tokenizer.decode([i for i in ids if i not in self.eos_ids]))
+        text = text_of(self.tokenizer, [i for i in ids if i not in self.eos_ids], special=True)
         behind = text.partition(choice.thoughts.strip())[2]
         return text if (behind.strip() and choice.text.strip() in behind) or text.endswith(choice.thoughts) else ""
 

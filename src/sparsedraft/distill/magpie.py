@@ -20,6 +20,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.generation import Request
 from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.texts import text_of
 
 WORDS = 3  # fewer are no prompt
 REPEATED = 6.0  # a text that zlib makes so many times shorter says one thing again and again
@@ -97,7 +98,8 @@ def _words(writer: Writer, opening: str, token_ids: Sequence[int]) -> str:
     """What the target wrote behind `opening`: some decoders drop the space that a text begins with."""
     begun = _begun(writer.tokenizer, opening)
     own = [token for token in token_ids if token not in writer.engine.eos_ids]
-    return str(writer.tokenizer.decode([*begun, *own]))[len(str(writer.tokenizer.decode(begun))) :]
+    whole, before = (text_of(writer.tokenizer, ids, special=True) for ids in ([*begun, *own], begun))
+    return whole[len(before) :]
 
 
 def _begun(tokenizer: PreTrainedTokenizerBase, opening: str) -> list[int]:

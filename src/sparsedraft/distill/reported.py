@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.distill.finish import ENDED
 from sparsedraft.generation import Output
+from sparsedraft.texts import text_of
 
 UNKNOWN = -1e4  # log-probability of a token at a place of which the server said nothing; exp of it is 0
 MASS = 1.02  # of probabilities of different tokens, at most: rounding aside, 1
@@ -76,7 +77,7 @@ class Ids:
     def _by_text(self) -> dict[str, int | None]:
         found: dict[str, int | None] = {}
         for i in range(len(self.tokenizer)):
-            text = str(self.tokenizer.decode([i]))
+            text = text_of(self.tokenizer, [i], special=True)
             found[text] = None if text in found else i  # two of one text cannot be told apart
         return found
 

@@ -34,6 +34,7 @@ from sparsedraft.sources import locate
 from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.side import Side, check_drafts
+from sparsedraft.texts import text_of
 
 ANSWERS, ROWS = "answers.jsonl", "rows.jsonl"  # with a dot in front: those of an evaluation under way
 # options that are no part of the result's: where and how fast a server answers, and what is an input of its own
@@ -314,7 +315,6 @@ class _Evaluation:
         simulated = self.options.simulate and self.options.sampling.greedy
         known = Known.of(self.side, [answer]) if simulated else None
         decoder = pair.decoder([asked], Constant(k), self.options.sampling, target=known)
-        text = self.tokenizer.decode
         example = {
             "drafter": best["name"],
             "k": k,
@@ -322,14 +322,17 @@ class _Evaluation:
             "prompt": answer.messages[-2]["content"],
             "steps": [
                 {
-                    "drafted": [text([token]) for token in step.drafted],
+                    "drafted": [self._word(token) for token in step.drafted],
                     "accepted": step.accepted,
-                    "target": text([step.emitted[-1]]) if len(step.emitted) > step.accepted else None,
+                    "target": self._word(step.emitted[-1]) if len(step.emitted) > step.accepted else None,
                 }
                 for step in decoder.decode([asked.target], allowed(answer), [answer.seed])
             ],
         }
         artifact.write_json(self.work / "example.json", example)
+
+    def _word(self, token: int) -> str:
+        return text_of(self.tokenizer, [token], special=True)
 
 
 def _pattern(folder: Path | None, claim: dict[str, Any] | None) -> str:

@@ -22,6 +22,7 @@ from sparsedraft.speculate.sequence import Row, Stops
 from sparsedraft.speculate.side import Side
 from sparsedraft.speculate.trees import TreeDrafter
 from sparsedraft.speculate.vocab import same_tokens, surfaces
+from sparsedraft.texts import text_of
 
 UAG = ("auto", "realign", "intersection", "off")
 LOOKUP = "lookup"  # in place of a drafter's name
@@ -97,7 +98,7 @@ class Pair:
                 return Prompted(ids, templates.chat_ids(tokenizer, [dict(m) for m in messages]))
             except UserError:  # a role that it does not know
                 pass
-        text = str(self.target.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        text = text_of(self.target.tokenizer, ids)
         return Prompted(ids, uag.opening(tokenizer, text))
 
     @cached_property

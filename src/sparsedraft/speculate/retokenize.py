@@ -10,6 +10,8 @@ from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
+from sparsedraft.texts import text_of
+
 BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character yet
 LONGEST = 8  # tokens without a complete character, from which on their bytes are taken for broken
 BEHIND = 24  # characters before the seam that are encoded again
@@ -68,7 +70,7 @@ class Detokenizer:
 
     def text(self, tokens: Sequence[int]) -> str:
         """`tokens` as text, special ones left out."""
-        return str(self.tokenizer.decode([*tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return text_of(self.tokenizer, tokens)
 
 
 def tail(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:

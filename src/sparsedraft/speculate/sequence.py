@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.speculate.retokenize import special_ids
 from sparsedraft.speculate.sampling import Dice
+from sparsedraft.texts import text_of
 
 
 @dataclass
@@ -76,7 +77,7 @@ class Stops:
             end = len(tokens) - new + i + 1
             if tokens[end - 1] in self._ids:
                 return i
-            text = self._text(tokens[max(start, end - self.window) : end])
+            text = text_of(self.tokenizer, tokens[max(start, end - self.window) : end])
             if any(s in text for s in self.strings):
                 return i
         return None
@@ -85,6 +86,3 @@ class Stops:
         """`text` up to the first stop string."""
         places = [place for s in self.strings if (place := text.find(s)) >= 0]
         return text[: min(places, default=len(text))]
-
-    def _text(self, tokens: Sequence[int]) -> str:
-        return str(self.tokenizer.decode([*tokens], skip_special_tokens=True))

@@ -179,7 +179,7 @@ def check_drafts(folder: Path) -> None:
     if not unsupported(config.get_text_config()):
         return
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if not abilities(model).takes_back:
         raise UserError(_no_way_back(str(folder), type(model).__name__, "draft: choose another drafter"))
 
