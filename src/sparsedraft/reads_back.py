@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import templates
 from sparsedraft.errors import UserError
+from sparsedraft.texts import text_of
 
 ANSWERS = 0.9  # of the rows: an answer that was cut inside a character, or spells a special token, reads otherwise
 
@@ -24,7 +25,7 @@ def reads_back(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizer
             ids = row["answer_ids"]
             if templates.chat_ids(tokenizer, before) != row["prompt_ids"] or max(ids, default=0) >= len(tokenizer):
                 return False
-            text = str(tokenizer.decode(ids, skip_special_tokens=True))
+            text = text_of(tokenizer, ids)
             right += text.strip() == answer["content"].strip()
             count += 1
     except UserError:  # no chat template, or one that refuses these conversations

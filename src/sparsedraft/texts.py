@@ -11,5 +11,4 @@ def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: boo
     A tokenizer's `clean_up_tokenization_spaces` is left aside: it takes spaces away that the model wrote (" ." in code,
     for example), and what it makes of a part of a text is not a part of what it makes of the whole.
     """
-    text: str = tokenizer.decode([*ids], skip_special_tokens=not special, clean_up_tokenization_spaces=False)
-    return text
+    return str(tokenizer.decode([*ids], skip_special_tokens=not special, clean_up_tokenization_spaces=False))
