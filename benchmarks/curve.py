@@ -24,6 +24,7 @@ from sparsedraft import recipe as recipes
 from sparsedraft.artifact import write_json
 from sparsedraft.console import console
 from sparsedraft.conversation import Answer
+from sparsedraft.distill.written import write
 from sparsedraft.journal import read_lines
 from sparsedraft.measure.evaluate import ANSWERS
 from sparsedraft.recipe import Drafter, Recipe
@@ -65,7 +66,7 @@ def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:
     sums = itertools.accumulate((len(row["answer_ids"]) for row in training), initial=0)
     rows = [*(row for row, before in zip(training, sums, strict=False) if before < tokens), *validation]
     checkpoint.load_tokenizer(data / "tokenizer").save_pretrained(out / "tokenizer")
-    write_json(out / "result.json", distilled.write(out, rows, lambda row: "", len(rows), 0))
+    write_json(out / "result.json", write(out, rows, lambda row: "", len(rows), 0))
     return out
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from common import GIB, MODEL, close, measured, row, seconds, setup
-from sparsedraft import checkpoint, distilled, prompts, templates
+from sparsedraft import checkpoint, prompts, templates
 from sparsedraft.artifact import write_json
 from sparsedraft.decoder import count_zeros, decoder_linears
+from sparsedraft.distill.written import write
 from sparsedraft.finetune import loop, memory
 from sparsedraft.finetune.masks import masks_of
 from sparsedraft.measure.macs import skeleton
@@ -101,7 +102,7 @@ def data(tokenizer, folder: Path) -> Path:
         }
         for s in samples(tokenizer)
     ]  # fmt: skip
-    write_json(folder / "result.json", distilled.write(folder, rows, lambda row: "", len(rows), 0))
+    write_json(folder / "result.json", write(folder, rows, lambda row: "", len(rows), 0))
     return folder
 
 

@@ -23,6 +23,7 @@ from patterns import answers_of, chosen, score
 from sparsedraft import checkpoint, distilled, prompts, templates
 from sparsedraft.artifact import write_json
 from sparsedraft.console import console
+from sparsedraft.distill.written import write
 from sparsedraft.recipe import Recipe
 from sparsedraft.run import make_drafter
 
@@ -84,7 +85,7 @@ def references(data: Path, tasks: str, out: Path) -> Path:
             topk_ids=[], topk_logprobs=[], messages=[*row["messages"][:-1], {"role": "assistant", "content": text}],
         )  # fmt: skip
     tokenizer.save_pretrained(out / "tokenizer")
-    write_json(out / "result.json", distilled.write(out, rows, lambda row: "", len(rows), 0))
+    write_json(out / "result.json", write(out, rows, lambda row: "", len(rows), 0))
     return out
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sparsedraft import checkpoint, conversation, distilled, engine, prompts, templates
+from sparsedraft.distill import written
 from sparsedraft.distill.stage import distill
 from sparsedraft.errors import UserError
 
@@ -160,8 +161,8 @@ def test_a_shard_is_closed_before_it_is_too_large_for_memory(
 ) -> None:
     rows = distilled.read(data)
     most = max(len(r["prompt_ids"]) + len(r["answer_ids"]) + 2 * len(r["topk_ids"]) for r in rows)
-    monkeypatch.setattr(distilled, "NUMBERS", 3 * most)
-    distilled.write(tmp_path, rows, lambda row: "", len(rows), 4)
+    monkeypatch.setattr(written, "NUMBERS", 3 * most)
+    written.write(tmp_path, rows, lambda row: "", len(rows), 4)
     shutil.copytree(data / "tokenizer", tmp_path / "tokenizer")
     shutil.copy(data / "result.json", tmp_path)
     sizes = [parquet.read_metadata(file).num_rows for file in sorted(tmp_path.glob("data-*.parquet"))]

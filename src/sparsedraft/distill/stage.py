@@ -5,13 +5,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sparsedraft import artifact, bounds, checkpoint, distilled, prompts, templates
+from sparsedraft import artifact, bounds, checkpoint, prompts, templates
 from sparsedraft.console import console, track
 from sparsedraft.conversation import REFUSED, Rate, fits
 from sparsedraft.distill import again, magpie, rewrite, scale
 from sparsedraft.distill.clean import Cleaner, Rules
 from sparsedraft.distill.job import ENGINES, MODES, Endpoint, Job
 from sparsedraft.distill.secret import shown
+from sparsedraft.distill.written import write
 from sparsedraft.errors import UserError
 from sparsedraft.journal import Journal
 from sparsedraft.overlap import check_no_overlap
@@ -108,7 +109,7 @@ def distill(
         cleaner = Cleaner(rules, evaluation)
         tokenizer.save_pretrained(work / "tokenizer")
         rows = journal.rows([key_of(prompt) for unit in units for prompt in unit])
-        result = distilled.write(work, rows, cleaner.reason, sum(len(unit) for unit in units), top_k_logprobs)
+        result = write(work, rows, cleaner.reason, sum(len(unit) for unit in units), top_k_logprobs)
         _check_soft(result, top_k_logprobs)
         result |= templates.inputs(arguments)
         return result | _left_out(result, [*bad, *skipped], skip_bad)
