@@ -101,14 +101,16 @@ def written(root: Path) -> list[Path]:
     return found
 
 
-def expected(folder: Path) -> dict[str, list]:
-    """What transformers here makes of the checkpoint; beside it logits.npy [300, V] is left."""
+def expected(folder: Path, logits: Path) -> dict[str, object]:
+    """What transformers here makes of the checkpoint; its logits [300, V] go to the file `logits`."""
     model, tokenizer = checkpoint.load(folder), checkpoint.load_tokenizer(folder)
     ids = torch.randint(0, 300, (1, 300), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        np.save(folder / "logits.npy", model(ids).logits[0].float().numpy())
+        np.save(logits, model(ids).logits[0].float().numpy())
     chat = [{"role": "user", "content": "write it again"}]
     return {
+        "folder": str(folder),
+        "logits": str(logits),
         "ids": ids[0].tolist(),
         "text": tokenizer(TEXT)["input_ids"],
         "chat": tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False),
@@ -133,14 +135,14 @@ def logits(folder, ids):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0].float().numpy()
-for folder in sys.argv[3:]:
-    wanted = json.load(open(folder + "/expected.json"))
+for wanted in json.load(open(sys.argv[3])):
+    folder = wanted["folder"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         chat = [{"role": "user", "content": "write it again"}]
         chat = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         tokens = (tokenizer(text)["input_ids"], chat) == (wanted["text"], wanted["chat"])
-        found, right = logits(folder, wanted["ids"]), np.load(folder + "/logits.npy")
+        found, right = logits(folder, wanted["ids"]), np.load(wanted["logits"])
         off = float(np.abs(found - right).max() / np.abs(right).max())
         same = float((found.argmax(-1) == right.argmax(-1)).mean())
         print(json.dumps({"folder": folder, "off": off, "argmax": same, "tokens": tokens}))
@@ -167,11 +169,10 @@ def main() -> None:
     chosen = parser.parse_args()
     wrong = 0
     with tempfile.TemporaryDirectory() as root:
-        folders = written(Path(root)) + chosen.checkpoints
-        for folder in folders:
-            (folder / "expected.json").write_text(json.dumps(expected(folder)))
+        folders, told = written(Path(root)) + chosen.checkpoints, Path(root) / "expected.json"
+        told.write_text(json.dumps([expected(f, Path(root) / f"{i}.npy") for i, f in enumerate(folders)]))
         for reader in READERS:
-            command = [python(reader, chosen.environments), "-c", READ, reader, TEXT, *map(str, folders)]
+            command = [python(reader, chosen.environments), "-c", READ, reader, TEXT, told]
             done = subprocess.run(command, capture_output=True, text=True)
             for line in filter(lambda line: line.startswith("{"), done.stdout.splitlines()):
                 row = json.loads(line)

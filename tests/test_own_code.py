@@ -11,6 +11,7 @@ import torch
 
 from conftest import build_llama
 from sparsedraft import checkpoint, cli
+from sparsedraft.errors import UserError
 
 MODEL = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
 TOKENIZER = {"AutoTokenizer": ["own.OwnTokenizer", "own.OwnTokenizerFast"]}
@@ -58,7 +59,6 @@ CASES = {
     "known type": ("config.json", MODEL, {}),
     "tokenizer": ("tokenizer_config.json", TOKENIZER, {"tokenizer_class": "OwnTokenizer"}),
     "tokenizer, as once": ("tokenizer_config.json", TOKENIZER["AutoTokenizer"], {}),
-    "tokenizer, in config.json": ("config.json", TOKENIZER, {}),
 }
 
 
@@ -86,7 +86,11 @@ def test_code_is_never_run(
 def test_code_beside_a_class_that_transformers_has_is_left_alone(file: str, tiny_checkpoint: Path, tmp_path: Path):
     """As on the hub, where many folders still hold the code of before transformers had the model."""
     names = {
-        "config.json": {"AutoConfig": "o/n--own.LlamaConfig", "AutoModelForCausalLM": "own.LlamaForCausalLM"},
+        "config.json": {
+            "AutoConfig": "o/n--own.LLaMA_Config",
+            "AutoModelForCausalLM": "own.LLaMA_ForCausalLM",
+            "AutoTokenizer": "owner/name",  # as Phi-4-mini has it
+        },
         "tokenizer_config.json": {"AutoTokenizer": ["own.LlamaTokenizer", None]},
     }
     folder = with_code(tiny_checkpoint, tmp_path / "model", file, names[file])
@@ -95,4 +99,14 @@ def test_code_beside_a_class_that_transformers_has_is_left_alone(file: str, tiny
         assert torch.equal(checkpoint.load(folder)(ids).logits, build_llama()(ids).logits)
     same = checkpoint.load_tokenizer(tiny_checkpoint)("how many apples")["input_ids"]
     assert checkpoint.load_tokenizer(folder)("how many apples")["input_ids"] == same
+    assert not (folder / "mark").exists()
+
+
+def test_a_tokenizer_that_only_config_json_names(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = with_code(tiny_checkpoint, tmp_path / "model", "config.json", TOKENIZER)
+    assert checkpoint.load_tokenizer(folder)("a")["input_ids"]  # tokenizer_config.json names a class that there is
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**told, "tokenizer_class": "OwnTokenizer"}))
+    with pytest.raises(UserError, match="needs code of its own for its tokenizer"):
+        checkpoint.load_tokenizer(folder)
     assert not (folder / "mark").exists()

@@ -1,5 +1,6 @@
 """Checkpoints that bring code of their own: it is never run, and what cannot be loaded without it is refused."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,23 +18,38 @@ def refuse_model_code(folder: Path) -> None:
     One whose classes transformers has under the same names (the code came before the library's) is loaded as that.
     """
     fields = read_object(folder / "config.json")
-    family = str(fields.get("model_type"))
-    known = [CONFIG_MAPPING[family].__name__] if family in CONFIG_MAPPING else []
+    family, auto_map = str(fields.get("model_type")), fields.get("auto_map")
+    if family not in CONFIG_MAPPING:
+        for name in _named(auto_map, ("AutoModelForCausalLM", "AutoConfig")):
+            raise _refused(folder, "model", name)
     causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(family, ())
-    known += [causal] if isinstance(causal, str) else causal
-    for name in _named(fields.get("auto_map"), ("AutoConfig", "AutoModelForCausalLM")):
-        if name.lower() not in map(str.lower, known):
+    known = {_letters(name) for name in ([causal] if isinstance(causal, str) else causal)}
+    for name in _named(auto_map, ("AutoModelForCausalLM",)):
+        if _letters(name) not in known:
             raise _refused(folder, "model", name)
 
 
 def refuse_tokenizer_code(folder: Path) -> None:
-    """The same of the tokenizer's class, which tokenizer_config.json or config.json may name."""
-    for file in ("tokenizer_config.json", "config.json"):
-        if (folder / file).is_file():
-            for name in _named(read_object(folder / file).get("auto_map"), ("AutoTokenizer",)):
-                short = name.removesuffix("Fast")
-                if not any(map(tokenizer_class_from_name, (name, short, f"{short}Fast"))):
-                    raise _refused(folder, "tokenizer", name)
+    """The same of the tokenizer's class, which tokenizer_config.json names, or config.json where that names none."""
+    file = folder / "tokenizer_config.json"
+    fields = read_object(file) if file.is_file() else {}
+    auto_map = fields.get("auto_map")
+    if not auto_map and not _has_tokenizer(str(fields.get("tokenizer_class"))) and (folder / "config.json").is_file():
+        auto_map = read_object(folder / "config.json").get("auto_map")
+    for name in _named(auto_map, ("AutoTokenizer",)):
+        if not _has_tokenizer(name):
+            raise _refused(folder, "tokenizer", name)
+
+
+def _has_tokenizer(name: str) -> bool:
+    """Whether transformers has a tokenizer of this class, fast or not."""
+    short = name.removesuffix("Fast")
+    return any(map(tokenizer_class_from_name, (name, short, f"{short}Fast")))
+
+
+def _letters(name: str) -> str:
+    """A class's name as people tell it from others: MPTForCausalLM is MptForCausalLM."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _named(auto_map: object, kinds: Iterable[str]) -> list[str]:
