@@ -129,6 +129,7 @@ def logits(folder, ids):
         from pathlib import Path
         from mlx_lm.utils import load_model
         model, _ = load_model(Path(folder))
+        model.set_dtype(mx.float32)
         return np.array(model(mx.array([ids]))[0].astype(mx.float32))
     import torch, transformers
     transformers.utils.logging.set_verbosity_error()

@@ -80,9 +80,8 @@ def context_of(config: PretrainedConfig) -> int | None:
     rope = rope.get("full_attention", rope)
     if most is None or not isinstance(rope, dict) or rope.get("rope_type") != "yarn":
         return most
-    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
-    if not all(isinstance(n, int | float) and 0 < n < LONGEST for n in (original, factor)):
-        return most
+    stated = [rope.get("original_max_position_embeddings"), rope.get("factor")]
+    original, factor = (n if isinstance(n, int | float) and 0 < n < LONGEST else 0 for n in stated)
     return max(most, min(int(original * factor), LONGEST))
 
 
