@@ -21,11 +21,12 @@ def write_gguf(
     without: str | None = None,
     split: int = 0,
     pre: str = "gpt-2",
+    ends: dict[str, int] | None = None,
 ) -> list[Path]:
     """`model` as llama.cpp's converter writes it (float32), of `split` tensors a part; the paths of the parts.
 
     `keys` are the architecture's own (None takes one away), `extra` more tensors, `without` names one to leave out,
-    `pre` says how the tokenizer splits text.
+    `pre` says how the tokenizer splits text, `ends` what else ends a text ("eot": an id).
     """
     config, arch = model.config, {"gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
     writer = GGUFWriter(path, arch, split_max_tensors=split)
@@ -55,6 +56,8 @@ def write_gguf(
     writer.add_token_merges(merges)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
+    for name, number in (ends or {}).items():
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
     writer.add_chat_template(tokenizer.chat_template)
     names = gguf.get_tensor_name_map(
         next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch), config.num_hidden_layers

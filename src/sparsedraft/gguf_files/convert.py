@@ -150,5 +150,8 @@ def _convert(header: Header, alone: Path, out: Path, tied: bool, gpt2_split: boo
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     plain.load_state_dict(state)
     plain.tie_weights()
+    ends = [header.keys.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    if len(known := sorted({end for end in ends if isinstance(end, int)})) > 1:  # transformers reads the first only
+        plain.generation_config.eos_token_id = known
     plain.save_pretrained(out)
     save_tokenizer(tokenizer, header, out)
