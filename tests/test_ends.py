@@ -52,7 +52,7 @@ def test_every_reader_of_the_folder_hears_all_of_them(folder: Path) -> None:
         assert side.eos_ids == ALL
         assert side.writer(2).eos_ids == ALL
         assert job(folder, runtime == "native").engine().eos_ids == ALL
-    assert Served(folder, Endpoint("http://localhost:1/v1", "model")).eos_ids == ALL
+    assert Served(folder, Endpoint("http://localhost:1/v1", "model"), {}).eos_ids == ALL
 
 
 def test_a_trimmed_head_keeps_all_of_them(folder: Path, tmp_path: Path) -> None:
