@@ -95,4 +95,6 @@ def test_what_is_written_of_it_says_what_it_is(folder: Path, tmp_path: Path) -> 
 
 
 def test_inspect_counts_the_head_once(folder: Path) -> None:
-    assert inspection.inspect(str(folder))["macs_per_token"] == macs_of_model(checkpoint.load(folder))
+    found, model = inspection.inspect(str(folder)), checkpoint.load(folder)
+    assert found["macs_per_token"] == macs_of_model(model)
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())

@@ -114,8 +114,13 @@ def _errors(folder: Path) -> dict[str, float]:
 
 
 def nonzero_parameters(shards: Shards) -> tuple[int, int]:
-    """(non-zero parameters, all parameters) of what is stored; a tied head is stored once."""
-    sizes = {name: torch.Size(shape).numel() for name, shape in shards.shapes.items()}
+    """(non-zero parameters, all parameters) of what is stored; a tied head counts once, though it be stored twice."""
+    tied = getattr(checkpoint.read_config(shards.folder), "tie_word_embeddings", False)
+    sizes = {
+        name: torch.Size(shape).numel()
+        for name, shape in shards.shapes.items()
+        if not (tied and name == "lm_head.weight" and any(n.endswith("embed_tokens.weight") for n in shards.files))
+    }
     return sum(size - count_zeros(shards.tensor(name)) for name, size in sizes.items()), sum(sizes.values())
 
 
