@@ -8,6 +8,7 @@ import transformers as hf
 from transformers import AutoModelForCausalLM
 
 from sparsedraft import checkpoint
+from sparsedraft.abilities import abilities
 from sparsedraft.errors import Unsupported, UserError, first_line
 from sparsedraft.inspection import inspect
 from sparsedraft.measure.evaluate import evaluate_to
@@ -93,3 +94,15 @@ def test_a_drafters_name_does_not_choose_what_a_stage_costs(tiny_checkpoint: Pat
         return [stage["device_hours"] for stage in planned["stages"]]
 
     assert hours("my eval") == hours("half") == hours("a speed: finetune")
+
+
+@pytest.mark.parametrize("vocabulary", [6, 320])
+def test_packing_is_tried_with_ids_that_exist(vocabulary: int) -> None:
+    """Qwen2 with a window tells packed samples apart by their positions, OPT does not; each at any vocabulary."""
+    size = {**SIZE, "vocab_size": vocabulary}
+    window = {"sliding_window": 16, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 3}
+    qwen = hf.Qwen2Config(**{k: v for k, v in size.items() if k != "head_dim"}, **window)
+    unused = ("intermediate_size", "num_key_value_heads", "head_dim", "initializer_range")
+    opt = hf.OPTConfig(**{k: v for k, v in size.items() if k not in unused}, ffn_dim=64, word_embed_proj_dim=32)
+    for config, packs in ((qwen, True), (opt, False)):
+        assert abilities(AutoModelForCausalLM.from_config(config).eval()).packs == packs
