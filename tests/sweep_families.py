@@ -40,7 +40,13 @@ MIXED = ["conv", "full_attention", "conv", "full_attention"]
 FIELDS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "blenderbot": {"encoder_layers": 3, "decoder_layers": 3},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 8},
+    "cohere_compass_text": {
+        "rope_parameters": {kind: {"rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")},
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 8, "clip_qkv": 8}},
+    "qwen4_exp_text": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 64, "indexer_budget": 64,
+                       "indexer_compress_ratio": 4},
     "deepseek_v2": {"n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "n_routed_experts": 8},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "falcon_h1": {"mamba_d_head": 64, "mamba_n_heads": 16, "mamba_d_ssm": 1024},
@@ -62,19 +68,21 @@ def config_of(family: str) -> tuple[type[hf.PreTrainedModel], hf.PretrainedConfi
     kind = getattr(hf, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
     made, text = CONFIG_MAPPING[family], kind.config_class
     fields = FIELDS.get(family, {})
-    tries = [{"num_hidden_layers": 4, **fields}, {"n_layer": 4, **fields}, fields]
+    tries = [{"num_hidden_layers": 4, **fields}, {"n_layer": 4, **fields}, {"n_layers": 4, **fields}, fields]
     if "is_decoder" in inspect.get_annotations(made):
         tries = [{**one, **DECODER} for one in tries] + tries
     if text is not made:
         tries, made = [{"num_hidden_layers": 4}, {}], text
+    first = None
     for one in tries:
         try:
             small = shrink.shrunk(made(**one))
             shrink.build(kind, small)(torch.tensor([[5, 6, 7]] * 1))
             return kind, small
         except Exception as error:
-            last = error
-    raise last
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def model_of(kind: type[hf.PreTrainedModel], config: hf.PretrainedConfig, seed: int) -> hf.PreTrainedModel:

@@ -9,6 +9,7 @@ import transformers as hf
 from conftest import build_tokenizer
 from sparsedraft import checkpoint, shrink
 from sparsedraft.abilities import Abilities, abilities
+from sparsedraft.decoder import context_length
 from sparsedraft.distill.stage import distill
 from sparsedraft.distilled import read
 from sparsedraft.errors import UserError
@@ -47,6 +48,11 @@ def test_a_wide_window_is_tried_as_a_narrow_one() -> None:
     model = hf.AutoModelForCausalLM.from_config(chunked).eval()
     assert Abilities(model).takes_masks, "nothing is seen of the chunks on a short text"
     assert abilities(model).takes_back and not abilities(model).takes_masks
+
+
+def test_a_context_of_no_length_is_no_limit() -> None:
+    model = hf.XLNetLMHeadModel(hf.XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8))
+    assert model.config.max_position_embeddings == -1 and context_length(model) is None
 
 
 def test_what_can_not_be_built_small_is_tried_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,8 @@ def context_of(config: PretrainedConfig) -> int | None:
     """
     text = config.get_text_config()
     most: int | None = getattr(text, "max_position_embeddings", None)
+    if most is not None and most <= 0:  # XLNet's way to say that there is no limit
+        return None
     rope = getattr(text, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
     if most is None or not isinstance(rope, dict) or rope.get("rope_type") != "yarn":
