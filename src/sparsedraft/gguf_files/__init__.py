@@ -1,5 +1,5 @@
 """GGUF files as checkpoints: their headers, parts, keys and rotary embeddings, checked and converted."""
 
-from sparsedraft.gguf_files.convert import convert_gguf
+from sparsedraft.gguf_files.convert import CONVERSION, convert_gguf
 
-__all__ = ["convert_gguf"]
+__all__ = ["CONVERSION", "convert_gguf"]

@@ -38,7 +38,6 @@ def convert_gguf(
         raise UserError(f"model {path}: reading GGUF needs the extra: pip install 'sparsedraft[gguf]'.") from None
     parts = read_parts(path)
     _check_keys(parts[0], sum(len(part.tensors) for part in parts))
-    cached = folder is None
     folder = folder or cache / f"gguf-{_key(parts)}"
     if (folder / "config.json").is_file():
         return folder
@@ -53,8 +52,7 @@ def convert_gguf(
             header = parts[0]
             os.symlink(path.resolve(), alone / FILE)
         _convert(header, alone, made, tied, gpt2_split)
-        if cached:
-            older_names.complete(made)
+        older_names.complete(made)
         os.chmod(made, 0o755)
         try:
             os.rename(made, folder)
