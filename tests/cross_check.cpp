@@ -1,5 +1,6 @@
-// Prints a checksum of what the portable kernels give for each layout, type of values and number of tokens. `make aarch64` runs
-// it on this machine and on an emulated aarch64: the lines must be the same. (tests/test_kernels.py compares a CPU's own kernels.)
+// Prints a checksum of what the portable kernels give for each layout, type of values and number of tokens, and of what they
+// compute for attention, norms and gates of every size. `make aarch64` runs it on this machine and on an emulated aarch64: the
+// lines must be the same. (tests/test_kernels.py and tests/test_kernel_bits.py compare a CPU's own kernels.)
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -45,9 +46,28 @@ std::vector<uint8_t> weights(Values type, size_t rows, size_t columns, size_t n,
   return out;
 }
 
+std::vector<float> floats(size_t n) {
+  std::vector<float> out(n);
+  for (float& f : out) f = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
+  return out;
+}
+
+// Attention of heads of `n` over 29 keys, and norms and gates of `n` values.
+void check_size(size_t n) {
+  constexpr size_t kCount = 29;
+  const std::vector<float> query = floats(n), keys = floats(n * kCount), values = floats(n * kCount);
+  std::vector<float> scores(kCount), out(3 * n);
+  kernels_portable.attend(query.data(), keys.data(), values.data(), n, kCount, 0.125f, nullptr, scores.data(), out.data());
+  kernels_portable.rms_norm(query.data(), keys.data(), 1e-5f, true, out.data() + n, n);
+  std::copy_n(query.data(), n, out.data() + 2 * n);
+  kernels_portable.gated(out.data() + 2 * n, values.data(), n, n % 2 == 0);
+  std::printf("size %zu %016llx\n", n, static_cast<unsigned long long>(checksum(out)));
+}
+
 }  // namespace
 
 int main() {
+  for (size_t n = 1; n <= 96; ++n) check_size(n);
   struct Case {
     const char* name;
     Layout layout;
