@@ -6,7 +6,7 @@ that are mapped, so that memory is one shard's at most.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,18 @@ class Shards:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor `name` as stored; its memory is the mapped file's, unless its numbers lie askew there."""
-        with safe_open(self.files[name], "pt") as opened:
-            tensor = opened.get_tensor(self._stored[name])
-        return tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+        return self.several([name])[name]
+
+    def several(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """The tensors `names` as `tensor` gives them, each file opened once."""
+        found = {}
+        for file in {self.files[name] for name in names}:
+            with safe_open(file, "pt") as opened:
+                for name in names:
+                    if self.files[name] == file:
+                        tensor = opened.get_tensor(self._stored[name])
+                        found[name] = tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+        return found
 
     def pieces(self, name: str, rows: int = 4096) -> Iterator[Tensor]:
         """The tensor `name` as stored, at most `rows` rows in memory at a time."""

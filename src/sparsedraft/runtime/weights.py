@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,7 +95,12 @@ class PackedWeights:
 
     def scale(self, name: str) -> Tensor | None:
         """The scale of the packed matrix `name` as stored; None where it has none."""
-        return self._shards.tensor(f"{name}.scale") if f"{name}.scale" in self._shards.files else None
+        return self._scales.get(f"{name}.scale")
+
+    @cached_property
+    def _scales(self) -> dict[str, Tensor]:
+        """All of them: small, and one by one they would take longer than the rest of loading."""
+        return self._shards.several([name for name in self._shards.files if name.endswith(".scale")])
 
     def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
         linear = name.removesuffix(".weight")
