@@ -37,7 +37,7 @@ from sparsedraft.places import (
     read_provenance,
     remove,
 )
-from sparsedraft.sidefiles import dumps
+from sparsedraft.sidefiles import dumps, read_object
 
 PACKAGES = ("sparsedraft", "torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "numpy")
 GROWN_FROM = ("fingerprint", "commit", "finished", "seconds")  # what is kept of an older provenance
@@ -177,10 +177,7 @@ def _refuse(folder: Path, stored: dict[str, Any], command: str, inputs: Any) -> 
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--out {folder} is damaged (result.json: {error}): make it again with --overwrite.") from None
+    return read_object(folder / "result.json", "make it again with --overwrite")
 
 
 def make(

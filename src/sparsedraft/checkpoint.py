@@ -2,15 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from pydantic import BaseModel, Field, StrictInt, StrictStr
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,10 +21,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from sparsedraft import older_names, quantized
 from sparsedraft.decoder import count_zeros, decoder_linears
 from sparsedraft.errors import UserError, first_line
+from sparsedraft.foreign import check_model, read_tokenizer
 from sparsedraft.heads import holds_other_head
-from sparsedraft.own_code import refuse_model_code, refuse_tokenizer_code
+from sparsedraft.own_code import refuse_model_code
 from sparsedraft.pattern import Pattern
 from sparsedraft.shards import Shards
+from sparsedraft.sidefiles import read_as, read_object
 from sparsedraft.sources import locate
 from sparsedraft.wrapped import text_model
 
@@ -110,9 +112,13 @@ def _stored_config(folder: Path) -> PretrainedConfig:
     """The same, as config.json has it."""
     if not (folder / "config.json").is_file():
         raise UserError(f"model {folder} holds no config.json: give the folder of a Hugging Face checkpoint.")
+    check_model(folder)
     refuse_model_code(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if not isinstance(config.get_text_config(), PretrainedConfig):
+            raise ValueError("text_config describes no model")
+        return config
     except (*UNREADABLE, OSError) as error:
         raise UserError(f"model {folder} has a config.json that cannot be read ({first_line(error)}).") from None
 
@@ -179,13 +185,12 @@ def write_config(source: Path, folder: Path) -> None:
 def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside the checkpoint `ref`; UserError where it has none."""
     folder = locate(str(ref), weights=False)
-    refuse_tokenizer_code(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (*UNREADABLE, OSError) as error:
+        return read_tokenizer(folder, f"model {ref}", "copy or download it again")
+    except UserError:
         if (folder / "config.json").is_file():
             _stored_config(folder)  # which transformers has read, too, and may be what is wrong
-        raise UserError(f"model {ref} has no tokenizer that can be read ({first_line(error)}).") from None
+        raise
 
 
 def stored_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -216,7 +221,7 @@ def save(
     }
     tied = set(model.all_tied_weights_keys or {}) if model.config.get_text_config().tie_word_embeddings else set()
     model.save_pretrained(folder, state_dict={k: v for k, v in state.items() if k not in tied})
-    config = json.loads((folder / "config.json").read_text())  # save_pretrained notes the dtype in memory, not on disk
+    config = read_object(folder / "config.json")  # save_pretrained notes the dtype in memory, not on disk
     (folder / "config.json").write_text(
         json.dumps({**config, "dtype": str(target).removeprefix("torch.")}, indent=2) + "\n"
     )
@@ -224,6 +229,15 @@ def save(
     older_names.complete(folder)
     if sparsity is not None:
         (folder / "sparsity.json").write_text(json.dumps(sparsity, indent=1) + "\n")
+
+
+class Claim(BaseModel):
+    """What sparsity.json holds."""
+
+    pattern: StrictStr
+    sparsity: float = 0.0
+    linears: dict[str, Annotated[StrictInt, Field(ge=0)]]  # zeros
+    patterns: dict[str, StrictStr] = {}
 
 
 def claimed_sparsity(folder: Path) -> dict[str, Any] | None:
@@ -235,15 +249,14 @@ def claimed_sparsity(folder: Path) -> dict[str, Any] | None:
     file = folder / "sparsity.json"
     if not file.is_file():
         return None
+    found = read_as(file, Claim, "prune the model again, or delete the file")
     try:
-        claim = json.loads(file.read_text())
-        Pattern.parse(claim["pattern"])
-        for name, zeros in claim["linears"].items():
-            int(zeros)
-            claimed_pattern(claim, name)
-    except (ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-        raise UserError(f"{file} cannot be read ({error!r}): prune the model again, or delete the file.") from None
-    return claim
+        for text in (found.pattern, *found.patterns.values()):
+            if text != "dense":
+                Pattern.parse(text)
+    except UserError as error:
+        raise UserError(f"{file} cannot be read ({error}): prune the model again, or delete the file.") from None
+    return found.model_dump(exclude_unset=True)
 
 
 def claimed_pattern(claim: dict[str, Any], name: str) -> Pattern:

@@ -1,6 +1,5 @@
 """Distilled data on disk: parquet shards of conversations that the target answered, and how to train on them."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -9,15 +8,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from pydantic import BaseModel, ConfigDict, StrictInt
+from transformers import PreTrainedTokenizerBase
 
 from sparsedraft import rowchecks, templates
 from sparsedraft.artifact import read_provenance
 from sparsedraft.console import console
 from sparsedraft.errors import UserError, first_line
-from sparsedraft.own_code import refuse_tokenizer_code
+from sparsedraft.foreign import read_tokenizer
 from sparsedraft.packing import Sample
 from sparsedraft.reads_back import reads_back
+from sparsedraft.sidefiles import read_as
 from sparsedraft.templates import Arguments
 
 SOFT = ("topk_ids", "topk_logprobs")
@@ -56,13 +57,21 @@ def check(folder: Path) -> Path:
     return folder
 
 
+class Result(BaseModel):
+    """What is read of a data folder's result.json; more may be there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    rows: StrictInt
+    target_tokens: StrictInt = 0
+    prompt_tokens: StrictInt = 0
+    finish_reasons: dict[str, StrictInt] = {}
+    dropped: dict[str, StrictInt] = {}
+
+
 def read_result(folder: Path) -> dict[str, Any]:
     """What `distill` reported of the data in `folder`; UserError where that cannot be read."""
-    try:
-        found = json.loads((check(folder) / "result.json").read_text(encoding="utf-8"))
-        return {**found, "rows": int(found["rows"])}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise UserError(f"data {folder} is damaged (result.json: {error}): distill it again.") from None
+    return read_as(check(folder) / "result.json", Result, "distill it again").model_dump(exclude_unset=True)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
@@ -101,13 +110,7 @@ def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
         named = ["messages", "prompt_ids", "answer_ids"]
         rows = (row for batch in batches(folder, named) for row in batch.to_pylist())
         return reads_back(islice(rows, PROOF), tokenizer)
-    refuse_tokenizer_code(folder / "tokenizer")
-    try:
-        own = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"data {folder} has no tokenizer that can be read ({first_line(error)}): distill it again."
-        ) from None
+    own = read_tokenizer(folder / "tokenizer", f"data {folder}", "distill it again")
     return own.get_vocab() == tokenizer.get_vocab()
 
 

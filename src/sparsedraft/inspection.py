@@ -1,6 +1,5 @@
 """What a checkpoint is made of, tensor by tensor: shapes, zeros, patterns, MACs; never in memory whole."""
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from sparsedraft.pattern import Pattern
 from sparsedraft.runtime import layouts as native_layouts
 from sparsedraft.runtime.weights import PackedWeights, is_packed
 from sparsedraft.shards import Shards
+from sparsedraft.sidefiles import read_object
 from sparsedraft.sources import locate
 
 GROUPS = (4, 8, 16, 32)  # the M of the patterns that are looked for
@@ -107,9 +107,9 @@ def rows(folder: Path, shards: Shards | None = None, native: bool = False) -> It
 
 def _errors(folder: Path) -> dict[str, float]:
     try:
-        found = json.loads((folder / "result.json").read_text())["relative_errors"]
+        found = read_object(folder / "result.json")["relative_errors"]
         return {str(name): float(error) for name, error in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

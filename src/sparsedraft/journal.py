@@ -7,10 +7,12 @@ stands whatever else is asked beside it later. Only the place of each is kept in
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from sparsedraft.console import console
 
 OPEN = 8  # lines that are kept read: conversations of one line are mostly asked for one after the other
 
@@ -33,10 +35,36 @@ def whole_lines(path: Path) -> None:
         file.truncate(end)
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The objects of a JSON-lines file that an interrupted run may have left."""
+def read_lines(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file that an interrupted run may have left, each with the fields `needed`."""
+    found: list[dict[str, Any]] = []
+
+    def take(line: dict[str, Any], place: int) -> None:
+        if not all(name in line for name in needed):
+            raise KeyError
+        found.append(line)
+
+    _take(path, take)
+    return found
+
+
+def _take(path: Path, take: Callable[[dict[str, Any], int], None]) -> None:
+    """`take` the object of every line, and its first byte; from one on that cannot be taken the file is cut."""
     whole_lines(path)
-    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    if not path.exists():
+        return
+    place = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                take(json.loads(line), place)
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                console.print(f"{path} is damaged behind byte {place}: what it had there is made again", soft_wrap=True)
+                break
+            place += len(line)
+        else:
+            return
+    os.truncate(path, place)
 
 
 class Journal:
@@ -47,17 +75,10 @@ class Journal:
     """
 
     def __init__(self, path: Path, again: str = "") -> None:
-        whole_lines(path)
         self.path = path
         self._places: dict[str, tuple[int, str, int]] = {}  # line's first byte, id, rows
         self._read = lru_cache(OPEN)(self._line)
-        if path.exists():
-            with open(path, "rb") as file:
-                place = 0
-                for line in file:
-                    unit = json.loads(line)
-                    self._note(unit.get("keys", {}), unit["rows"], place, again)
-                    place += len(line)
+        _take(path, lambda unit, place: self._note(unit.get("keys", {}), unit["rows"], place, again))
 
     def _note(self, keys: Mapping[str, str], rows: Sequence[Mapping[str, Any]], place: int, again: str = "") -> None:
         left = {row["prompt_id"] for row in rows if again and row.get("dropped") == again}

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
@@ -27,6 +27,7 @@ from sparsedraft.distill.clean import Rules
 from sparsedraft.distill.secret import shown
 from sparsedraft.errors import UserError
 from sparsedraft.pattern import Pattern
+from sparsedraft.yamlfiles import read_yaml
 
 Length = Annotated[int, Field(ge=1, le=bounds.LENGTH)]  # tokens
 Budget = Annotated[int, Field(ge=1, le=bounds.TOKENS)]
@@ -418,18 +419,21 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override '{override}' is not of the form section.field=value.")
+    found = read_yaml(path)
+    if not isinstance(found, dict):
+        raise UserError(f"recipe {path} is not a mapping: it starts with 'target: ...'.")
+    if odd := next((key for key in found if not isinstance(key, str)), None):
+        raise UserError(f"recipe {path} has the key {odd!r}, which is no name: take it out.")
     try:
-        base = OmegaConf.load(path)
-        if not isinstance(base, DictConfig):
-            raise UserError(f"recipe {path} is not a mapping: it starts with 'target: ...'.")
+        base = OmegaConf.load(path)  # whose 1e-4 is a number
         tree = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
         data = OmegaConf.to_container(tree, resolve=True)
     except TypeError:
         raise UserError(
             f"override {' '.join(overrides)}: a list such as drafters cannot be changed item by item; edit the file."
         ) from None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"recipe {path} is not readable YAML ({' '.join(str(error).split())}).") from None
+    except (YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise UserError(f"recipe {path} is not readable YAML ({' '.join(str(error).split())[:300]}).") from None
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

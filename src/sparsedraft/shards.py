@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, StrictStr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsedraft.errors import UserError
+from sparsedraft.sidefiles import read_as
 from sparsedraft.wrapped import text_names
 
 SHARD = 1 << 30  # bytes in an output file; a shard is mapped whole while it is written
@@ -27,6 +29,12 @@ BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
 }  # fmt: skip
+
+
+class Index(BaseModel):
+    """What an index of shards must hold."""
+
+    weight_map: dict[str, StrictStr]  # the file of each tensor
 
 
 class Shards:
@@ -129,11 +137,8 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():  # transformers' order
         files = [folder / "model.safetensors"]
     elif index.is_file():
-        try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"model file {index} cannot be read ({error!r}): copy or download it again.") from None
-        files = sorted(folder / Path(str(name)).name for name in names)  # a shard lies beside its index, nowhere else
+        names = set(read_as(index, Index).weight_map.values())
+        files = sorted(folder / Path(name).name for name in names)  # a shard lies beside its index, nowhere else
     else:
         files = sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith("adapter_"))
     if not files:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from sparsedraft.errors import UserError, first_line
 
+DEEPEST = 100  # levels
 LARGEST = 1 << 28  # bytes: several times the largest tokenizer.json there is
 COPY = "copy or download it again"
 
@@ -23,7 +24,10 @@ def read_json(path: Path, mend: str = COPY) -> Any:
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise UserError(f"{path} has {size:,} bytes, more than any such file needs: {mend}.")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        if _deep(found):
+            raise RecursionError
+        return found
     except RecursionError:
         raise UserError(f"{path} cannot be read (nested too deep): {mend}.") from None
     except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
@@ -47,6 +51,21 @@ def read_as(path: Path, schema: type[Schema], mend: str = COPY) -> Schema:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"
         raise UserError(f"{path} cannot be read ({field}: {first['msg']}): {mend}.") from None
+
+
+def _deep(value: object) -> bool:
+    """Whether it is nested deeper than DEEPEST, so that whatever walks it need not fear for its stack."""
+    level: list[Any] = [value] if _holds(value) else []
+    for _ in range(DEEPEST):
+        if not level:
+            return False
+        parts = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [part for items in parts for part in items if _holds(part)]
+    return bool(level)
+
+
+def _holds(value: object) -> bool:
+    return isinstance(value, dict | list)
 
 
 def dumps(value: object, indent: int | None = None) -> str:

@@ -73,7 +73,8 @@ def check_teacher(teacher: str, folder: Path, data: Path) -> None:
 
     By the hash in the data's provenance; where that names no checkpoint (an endpoint wrote it), by the tokenizer.
     """
-    written_by = (artifact.read_provenance(data) or {}).get("inputs", {}).get("target")
+    inputs = (artifact.read_provenance(data) or {}).get("inputs")
+    written_by = inputs.get("target") if isinstance(inputs, dict) else None
     if isinstance(written_by, dict) and "sha256" in written_by:
         if written_by["sha256"] != artifact.hash_path(folder):
             raise UserError(

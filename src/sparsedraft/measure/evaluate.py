@@ -39,6 +39,7 @@ from sparsedraft.texts import text_of
 ANSWERS, ROWS = "answers.jsonl", "rows.jsonl"  # with a dot in front: those of an evaluation under way
 # options that are no part of the result's: where and how fast a server answers, and what is an input of its own
 ELSEWHERE = ("url", "served_name", "concurrency", "template_args")
+NEEDED = ("drafter", "id", "prompt", "category", "tokens", "histograms", "alpha")  # of a row
 VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
 
 
@@ -185,7 +186,7 @@ class _Evaluation:
         again = len(self.drafters) > 1  # what a single drafter asks for, nobody asks for again
         theirs = TargetLogits(self.side, self.work / ".target-logits", MOST if again else 0)
         rows_file = self.work / f".{ROWS}"
-        done = read_lines(rows_file)
+        done = read_lines(rows_file, NEEDED)
         shown: list[dict[str, Any]] = []
         with open(rows_file, "a", encoding="utf-8") as journal:
 

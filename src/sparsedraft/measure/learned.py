@@ -47,7 +47,9 @@ class Learned:
         if not learning:
             return
         finished = {*done}
-        seen = {line["id"]: line for line in read_lines(self.file) if line["drafter"] == name}
+        seen = {
+            line["id"]: line for line in read_lines(self.file, ("drafter", "id", "outcomes")) if line["drafter"] == name
+        }
         for line in (line for answer, line in seen.items() if answer in finished):
             for k in learning:
                 for values in line["outcomes"][k]:

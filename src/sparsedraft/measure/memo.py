@@ -3,9 +3,11 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -38,7 +40,8 @@ class TargetLogits:
     def _kept(self, key: Sequence[int], read: Callable[[], Tensor]) -> Tensor:
         file = self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.safetensors"
         if file.exists():
-            return load_file(file)["logits"]
+            with suppress(SafetensorError, OSError, LookupError):  # else it is read again
+                return load_file(file)["logits"]
         found = read()
         if found.nbytes <= self.left:
             self.left -= found.nbytes

@@ -115,7 +115,7 @@ def _local(file: Path) -> dict[str, Any]:
         raise UserError(f"--tasks {file} is no file: name a task of lm-eval, or a YAML file in its format.")
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"--tasks {file} cannot be read as plain YAML ({' '.join(str(error).split())[:160]}): tags that run Python "
             "are not allowed."

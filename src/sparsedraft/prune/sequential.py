@@ -24,6 +24,7 @@ from sparsedraft.errors import UserError
 from sparsedraft.prune import arguments
 from sparsedraft.prune.sparsegpt import Hessian
 from sparsedraft.prune.streamed import Streamed
+from sparsedraft.sidefiles import read_json
 
 BATCH = 2048  # tokens that go through a layer at once
 
@@ -179,7 +180,14 @@ def measure(
 ) -> list[Any]:
     """`of_layer` of every layer of the unchanged model, kept as JSON in `folder` so that a killed walk goes on."""
     file = folder / "measured.json"
-    found: list[Any] = json.loads(file.read_text()) if file.exists() else []
+    try:
+        found = read_json(file) if file.exists() else []
+        if not isinstance(found, list):
+            raise UserError(f"{file} holds no list.")
+    except UserError:  # with the states it goes on from
+        found = []
+        for state in folder.glob("hidden.[0-9]*"):
+            state.unlink()
     if len(found) == len(model):
         return found
     activations = Activations(model, ids, folder)

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sparsedraft.errors import UserError
 from sparsedraft.recipe import slug
 from sparsedraft.report import tables
 from sparsedraft.report.load import Run
+from sparsedraft.yamlfiles import parse_yaml
 
 
 def cards(run: Run) -> dict[str, dict[str, Any]]:
@@ -46,8 +46,8 @@ def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
 def _base(run: Run) -> str | None:
     """The recipe's dense drafter."""
     try:
-        recipe = yaml.safe_load(run.recipe)
-    except yaml.YAMLError:
+        recipe = parse_yaml(run.recipe, "recipe")
+    except UserError:
         return None
     return recipe.get("drafter") if isinstance(recipe, dict) else None
 
@@ -64,7 +64,8 @@ def _made(run: Run, path: str) -> dict[str, dict[str, Any]]:
     at = stage(path)
     while at is not None and at not in chain:
         chain.insert(0, at)
-        inputs = run.provenance[at].get("inputs", {})
+        found = run.provenance[at].get("inputs")
+        inputs = found if isinstance(found, dict) else {}
         before = (
             stage(p)
             for p in _paths({name: value for name, value in inputs.items() if name not in ("data", "match_macs")})

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sparsedraft import artifact
+from sparsedraft.errors import UserError, first_line
 from sparsedraft.report import data, plots, tables
 from sparsedraft.report.cards import cards
 from sparsedraft.report.load import Run, load
 
+# what a figure of the wrong type, or one that is not there, breaks on its way to the page
+UNSHOWABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TemplateError)
 TERMS = {
     "MAL": "mean accepted length: tokens emitted per step, the target's own included; plain decoding is 1.",
     "step": "one verification pass of the target over K drafted tokens.",
@@ -64,6 +67,16 @@ def _make(
     out = folder / "report"
 
     def build(work: Path) -> dict[str, Any]:
+        try:
+            render(work)
+        except UNSHOWABLE as error:
+            raise UserError(
+                f"{folder} cannot be shown ({type(error).__name__}: {first_line(error)}): a result of it is not what "
+                "this version writes; make it again."
+            ) from None
+        return {"report": str(out / "report.html"), "markdown": str(out / "report.md")}
+
+    def render(work: Path) -> None:
         context, figures = content()
         for name, (_, figure) in figures.items():
             (work / f"{name}.png").write_bytes(plots.png(figure))
@@ -76,7 +89,6 @@ def _make(
         for name, card in context.get("cards", {}).items():
             (work / "cards").mkdir(exist_ok=True)
             (work / "cards" / f"{name}.md").write_text(_template("card.md.j2").render(card), encoding="utf-8")
-        return {"report": str(out / "report.html"), "markdown": str(out / "report.md")}
 
     return artifact.make(out, "report", inputs, build, overwrite=overwrite, renew=True)
 

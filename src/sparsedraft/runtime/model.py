@@ -135,6 +135,10 @@ class _Builder:
         if not layers or layers[0]["q"].rows != config.num_attention_heads * _head_dim(config):
             raise UserError(f"model {self.folder} has weights that its config.json does not describe: copy both again.")
         rotary = _rotary(config)  # its tables are as large as the config says, which is checked by now
+        if lacking := next((n for n in names if n and not hasattr(rotary, f"{n}_inv_freq")), None):
+            raise UserError(
+                f"model {self.folder} has no layers of the kind {lacking} that rope_parameters names: mend it."
+            )
         frequencies = [getattr(rotary, f"{n}_inv_freq" if n else "inv_freq").float().numpy() for n in names]
         scalings = [float(getattr(rotary, f"{n}_attention_scaling" if n else "attention_scaling")) for n in names]
         gemma = config.model_type == "gemma3_text"

@@ -1,6 +1,5 @@
 """The stage `pack`: a checkpoint in, the same model with its zeros left out and its values rounded, if asked, out."""
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sparsedraft.reload import check_loads
 from sparsedraft.runtime import kinds, packed
 from sparsedraft.runtime.weights import FORMAT, HEAD_IDS, HEADER, VERSION, is_packed
 from sparsedraft.shards import SHARD, Shards
+from sparsedraft.sidefiles import read_object
 
 WEIGHTS = ("f16", "bf16", "int8")
 
@@ -130,7 +130,7 @@ class _Packing:
         artifact.write_json(self.work / HEADER, header)
         shards.copy_side_files(self.folder, self.work)
         checkpoint.write_config(self.folder, self.work)
-        config = json.loads((self.work / "config.json").read_text())
+        config = read_object(self.work / "config.json")
         config["quantization_config"] = {"quant_method": "sparsedraft", "weights": self.weights}
         artifact.write_json(self.work / "config.json", config)
         kinds_of = Counter(entry["kind"] for name, entry in self.entries.items() if name in self.linears.values())

@@ -1,10 +1,9 @@
 """The weights of a checkpoint, packed or plain, one tensor at a time."""
 
-import json
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from sparsedraft.errors import Unsupported, UserError
 from sparsedraft.runtime import kinds
 from sparsedraft.runtime.packed import Entry, unpack
 from sparsedraft.shards import Shards
+from sparsedraft.sidefiles import read_object
 
 HEADER = "packed.json"
 FORMAT, VERSION = "sparsedraft-packed", 1
@@ -144,11 +144,8 @@ def weights_of(folder: Path) -> PackedWeights | PlainWeights:
 def read_header(folder: Path) -> dict[str, Entry]:
     """The packed matrices of `folder` by the name of their linear; UserError for a header that is not one."""
     file = folder / HEADER
-    try:
-        raw: Any = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"packed header {file} cannot be read ({error}): pack the checkpoint again.") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT or not isinstance(raw.get("linears"), dict):
+    raw = read_object(file, "pack the checkpoint again")
+    if raw.get("format") != FORMAT or not isinstance(raw.get("linears"), dict):
         raise UserError(f"packed header {file} is not a {FORMAT} one: pack the checkpoint again.")
     if raw.get("version") != VERSION:
         raise UserError(
