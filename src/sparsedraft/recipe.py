@@ -422,8 +422,8 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     found = read_yaml(path)
     if not isinstance(found, dict):
         raise UserError(f"recipe {path} is not a mapping: it starts with 'target: ...'.")
-    if odd := next((key for key in found if not isinstance(key, str)), None):
-        raise UserError(f"recipe {path} has the key {odd!r}, which is no name: take it out.")
+    if odd := [key for key in found if not isinstance(key, str)]:
+        raise UserError(f"recipe {path} has the key {odd[0]!r}, which is no name: take it out.")
     try:
         base = OmegaConf.load(path)  # whose 1e-4 is a number
         tree = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))

@@ -19,6 +19,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":
+            continue
         name = loader.construct_object(key)
         if isinstance(name, list | dict):
             raise yaml.constructor.ConstructorError(None, None, "a key is no plain value", key.start_mark)
