@@ -5,9 +5,9 @@ A field of the wrong type is one sentence that names it, not whatever breaks ins
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr, model_validator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sparsedraft.errors import UserError
@@ -24,6 +24,17 @@ class _Some(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
+class _Quantization(_Some):
+    quant_method: StrictStr | None = None
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        older = self.model_extra or {}  # bitsandbytes' first ones had no other name
+        if self.quant_method is None and not (older.get("load_in_8bit") or older.get("load_in_4bit")):
+            raise ValueError("it names no quant_method")
+        return self
+
+
 class _Config(_Some):
     architectures: list[StrictStr] | None = None
     model_type: StrictStr | None = None
@@ -31,7 +42,7 @@ class _Config(_Some):
     bos_token_id: Ids = None
     pad_token_id: Ids = None
     text_config: dict[str, Any] | None = None
-    quantization_config: dict[str, Any] | None = None
+    quantization_config: _Quantization | None = None
 
 
 class _Generation(_Some):
