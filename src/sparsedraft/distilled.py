@@ -1,5 +1,6 @@
 """Distilled data on disk: parquet shards of conversations that the target answered, and how to train on them."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
