@@ -50,7 +50,9 @@ def read_as(path: Path, schema: type[Schema], mend: str = COPY) -> Schema:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise UserError(f"{path} cannot be read ({field}: {first['msg']}): {mend}.") from None
+        raise UserError(
+            f"{path} cannot be read ({field}: {first['msg'].removeprefix('Value error, ')}): {mend}."
+        ) from None
 
 
 def _deep(value: object) -> bool:
