@@ -1,5 +1,7 @@
 """Memory that runs out in the native engine, whichever thread asks for it: MemoryError, and what was there is whole."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -94,12 +96,16 @@ def raises(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("how", ["python", "torch", "device"])
+@pytest.mark.parametrize("how", ["python", "torch", "device", "mapping", "system"])
 def test_the_command_line_says_it_in_a_sentence(how: str, capsys: pytest.CaptureFixture[str]) -> None:
     work = {
         "python": lambda: bytearray(1 << 60),
         "torch": lambda: torch.empty(1 << 55, dtype=torch.uint8),
         "device": lambda: raises(torch.OutOfMemoryError("CUDA out of memory")),
+        "mapping": lambda: raises(
+            RuntimeError(f"unable to mmap 9 bytes from file <f>: {os.strerror(errno.ENOMEM)} (12)")
+        ),
+        "system": lambda: raises(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "file")),
     }[how]
     assert guarded(work) == 2
     assert "there is not enough memory: close something, or ask for less at once" in capsys.readouterr().err

@@ -218,6 +218,9 @@ def guarded(command: Callable[[], Any]) -> int:
         complain(str(error))
         return 2 if leads() else 0
     except (OSError, SafetensorError) as error:
+        if _out_of_memory(error):
+            complain(NO_MEMORY)
+            return 2
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             complain(f"{str(error.filename)[:60]}… is too long a name: shorten it.")
             return 2
@@ -233,19 +236,23 @@ def guarded(command: Callable[[], Any]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        complain(
-            "there is not enough memory: close something, or ask for less at once (such as a smaller --batch-size or "
-            "--sequence-length), then run the same command again."
-        )
+        complain(NO_MEMORY)
         return 2 if leads() else 0
     return 0
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether memory ran out: Python's or the native engine's (MemoryError), or torch's, on a CPU or another device."""
+NO_MEMORY = (
+    "there is not enough memory: close something, or ask for less at once (such as a smaller --batch-size or "
+    "--sequence-length), then run the same command again."
+)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's or the native engine's (MemoryError), the system's, or torch's on any device."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return "DefaultCPUAllocator" in str(error) and "memory" in str(error)
+    told = str(error)  # of an OSError, too, and of those that wrap one
+    return os.strerror(errno.ENOMEM) in told or ("DefaultCPUAllocator" in told and "memory" in told)
 
 
 def main() -> None:
