@@ -96,7 +96,7 @@ def test_a_lie_and_damage_are_seen(tiny_checkpoint: Path, tmp_path: Path) -> Non
     claim = json.loads((tmp_path / "half" / "sparsity.json").read_text())
     (tmp_path / "half" / "sparsity.json").write_text(json.dumps({**claim, "pattern": "2:4"}))
     assert inspect(str(tmp_path / "half"))["claim_holds"] is False
-    for text in ("{", "[]", '{"pattern": "2:4"}', '{"pattern": "5", "linears": {}}'):
+    for text in ("{", "[]", "[" * 200_000, '{"pattern": "2:4"}', '{"pattern": "5", "linears": {}}'):
         (tmp_path / "half" / "sparsity.json").write_text(text)
         with pytest.raises(UserError, match=r"sparsity\.json cannot be read"):
             checkpoint.claimed_sparsity(tmp_path / "half")
@@ -115,7 +115,7 @@ def test_shards_are_bounded_indexed_and_complete(tiny_checkpoint: Path, tmp_path
     for name, tensor in AutoModelForCausalLM.from_pretrained(tiny_checkpoint).state_dict().items():
         assert torch.equal(plain[name], tensor)
     index = json.loads((tmp_path / shards.INDEX).read_text())
-    for broken in ("{", "[]", '{"weight_map": 3}'):
+    for broken in ("{", "[]", "[" * 200_000, '{"weight_map": 3}'):
         (tmp_path / shards.INDEX).write_text(broken)
         with pytest.raises(UserError, match=r"index\.json cannot be read"):
             checkpoint.find(tmp_path)

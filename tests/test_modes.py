@@ -410,9 +410,10 @@ def test_the_page_on_a_data_folder(tiny_checkpoint: Path, tmp_path: Path) -> Non
     [
         ("data-00000.parquet", lambda file: file.write_bytes(file.read_bytes()[:900])),
         ("result.json", lambda file: file.write_text("{")),
+        ("result.json", lambda file: file.write_text("[" * 200_000)),
         ("result.json", lambda file: file.unlink()),
     ],
-    ids=["torn", "no-json", "no-result"],
+    ids=["torn", "no-json", "deep", "no-result"],
 )
 def test_a_damaged_data_folder_has_no_page_but_one_sentence(
     name: str, spoil: Callable[[Path], object], tiny_checkpoint: Path, tmp_path: Path

@@ -72,6 +72,7 @@ Q, UP = "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.up_proj"
         (change(lambda t: t.update({HEAD_IDS: torch.arange(7, dtype=torch.int32)})), "lm_head of 320 rows"),
         (truncate, "damaged or cut short"),
         (lambda folder: (folder / "packed.json").unlink(), r"no packed\.json"),
+        (lambda folder: (folder / "packed.json").write_text("[" * 200_000), r"packed\.json cannot be read"),
         (rewrite("packed.json", lambda j: j["linears"].pop(Q)), f"does not pack {Q}"),
         (rewrite("packed.json", lambda j: j["linears"][Q].update(rows=32)), f"{Q} of 32 rows"),
         (rewrite("packed.json", lambda j: j["linears"].update(other=j["linears"][Q])), "lacks the values of other"),

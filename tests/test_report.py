@@ -190,3 +190,13 @@ def test_labels_keep_their_distance() -> None:
     ordered = sorted(heights)
     assert all(b - a >= 0.1 - 1e-9 for a, b in pairwise(ordered))
     assert heights[1] == 1.0 and heights[0] == 2.0
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "[" * 200_000], ids=["torn", "array", "deep"])
+def test_a_damaged_side_file_of_a_run_is_one_sentence(damaged: str, run: Path) -> None:
+    for name in ("eval/result.json", "eval/example.json", "distilled/result.json", "eval/provenance.json"):
+        whole = (run / name).read_text()
+        (run / name).write_text(damaged)
+        with pytest.raises(UserError, match=rf"{name} cannot be read"):
+            report(run)
+        (run / name).write_text(whole)
