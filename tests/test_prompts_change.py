@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scripted import Scripted, said, scripted
-from sparsedraft import distilled
+from sparsedraft import distilled, templates
 from sparsedraft.artifact import read_provenance
 from sparsedraft.distill.stage import distill
 from sparsedraft.errors import UserError
@@ -178,3 +178,17 @@ def test_in_this_process_too(tiny_checkpoint: Path, tmp_path: Path) -> None:
     distill(str(tiny_checkpoint), str(path), tmp_path / "whole", **common)
     assert result["rows"] == 9 and all(row == first.get(row["id"], row) for row in rows(out))
     assert rows(out) == rows(tmp_path / "whole"), "rows of one batch are decoded one by one here: the same bits"
+
+
+def test_the_days_of_all_rows_are_counted_however_often_a_folder_grew(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "p.jsonl", tmp_path / "out"
+    with scripted(answer) as server:
+        for day in (1, 2, 3, 4):
+            monkeypatch.setattr(templates, "day_there", lambda tokenizer, day=day: f"2026-11-0{day}")
+            result, _ = run(server, tiny_checkpoint, write(path, range(2 * day)), out)
+            assert sum(result["template_dates"].values()) == result["rows"] == 2 * day
+            assert {found for days in result["template_dates"] for found in days.split(" or ")} == {
+                f"2026-11-0{n}" for n in range(1, day + 1)
+            }

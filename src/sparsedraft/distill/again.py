@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft import distilled
+from sparsedraft.conversation import DAY
 from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
 from sparsedraft.units import key_of
 
+OR = " or "  # between days
 MADE = ("prompt_tokens", "answer_tokens")  # columns that follow from the others
 
 
@@ -29,9 +31,11 @@ def take_up(finished: Path, journal: Journal, chosen: Sequence[Prompt], samples:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """As they were in the journal: without what an optional column lacks, and with the day, if it was one for all."""
-    days = list(distilled.read_result(folder).get("template_dates", ()))
-    day = {"template_date": days[0]} if len(days) == 1 else {}
+    """As they were in the journal: without what an optional column lacks, and with the day that they are of, or all
+    days of the folder where it has several, since no column says whose is which."""
+    found = distilled.read_result(folder).get("template_dates", ())
+    days = sorted({day for counted in found for day in counted.split(OR)})
+    day = {DAY: OR.join(days)} if days else {}
     for batch in distilled.batches(folder):
         for row in batch.to_pylist():
             yield day | {name: value for name, value in row.items() if name not in MADE and value is not None}
