@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from sparsedraft import conversation
 from sparsedraft.measure import evaluate, learned, rows
 from sparsedraft.measure.options import Options
 from sparsedraft.runtime import native
@@ -121,3 +122,23 @@ def test_policies_go_on_where_they_were(tmp_path: Path) -> None:
 
     whole = lived(tmp_path / "whole", False)
     assert lived(tmp_path / "cut", True) == whole and len(set(whole)) > 2
+
+
+def test_answers_that_an_earlier_version_wrote_stand(
+    models: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, drafter, prompts = models
+    options = Options(k=[2], max_new_tokens=6, simulate=True)
+    named = [("one", str(drafter)), ("lookup", "lookup")]
+    for out, count in (("old", 1), ("whole", 2)):
+        evaluate.evaluate_to(tmp_path / out, str(target), named[:count], str(prompts), options)
+    file = tmp_path / "old" / "answers.jsonl"
+    units = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({"unit": n, "rows": unit["rows"]}) + "\n" for n, unit in enumerate(units)))
+
+    def ask(self: object, unit: object) -> None:
+        raise AssertionError("the target is asked again")
+
+    monkeypatch.setattr(conversation, "respond", ask)
+    grown = evaluate.evaluate_to(tmp_path / "old", str(target), named, str(prompts), options)
+    assert grown == json.loads((tmp_path / "whole" / "result.json").read_text())

@@ -19,7 +19,7 @@ from sparsedraft.journal import Journal
 from sparsedraft.prompts import Prompt
 from sparsedraft.speculate.sampling import Sampling
 from sparsedraft.texts import text_of
-from sparsedraft.units import GROUP, key_of, run_units, units_of
+from sparsedraft.units import GROUP, key_of, keys_of, run_units, units_of
 
 DAY = "template_date"  # of a row: the day that its prompt told the model, where that was not the pinned one
 FULL, REFUSED = "no room in the context", "refused by the server"  # why an Answer was dropped
@@ -175,7 +175,7 @@ def answer_all(
     if why := next((why for _, why in measured if why), ""):
         raise UserError(f"{why}.")
     units = units_of(chosen, [length for length, _ in measured], 1 if concurrency else GROUP * batch_size)
-    kept = Journal(journal)
+    kept = Journal(journal, unnamed=keys_of(chosen))  # whose prompts are the same, as `artifact.make` sees to
     with track(description, sum(len(p.turns) for p in chosen), "answers") as tracker:
         tracker.advance(sum(kept.count(key_of(prompt)) for prompt in chosen))
         writer.heard = Rate(tracker)

@@ -71,14 +71,22 @@ class Journal:
     """Rows by the key of their conversation, in the file `path`; what an interrupted run left there is taken up.
 
     A line holds a unit's rows and, under "keys", the key of each of its conversations by id: that is a row's
-    "prompt_id". Conversations of which a row was dropped for the reason `again` count as not finished.
+    "prompt_id". Conversations of which a row was dropped for the reason `again` count as not finished. A line without
+    "keys", as earlier versions wrote them, is of those conversations whose keys by id are in `unnamed`.
     """
 
-    def __init__(self, path: Path, again: str = "") -> None:
+    def __init__(self, path: Path, again: str = "", unnamed: Mapping[str, str] | None = None) -> None:
         self.path = path
         self._places: dict[str, tuple[int, str, int]] = {}  # line's first byte, id, rows
         self._read = lru_cache(OPEN)(self._line)
-        _take(path, lambda unit, place: self._note(unit.get("keys", {}), unit["rows"], place, again))
+        keys = unnamed or {}
+
+        def take(unit: dict[str, Any], place: int) -> None:
+            held = {row["prompt_id"] for row in unit["rows"]}
+            named = unit.get("keys", {name: key for name, key in keys.items() if name in held})
+            self._note(named, unit["rows"], place, again)
+
+        _take(path, take)
 
     def _note(self, keys: Mapping[str, str], rows: Sequence[Mapping[str, Any]], place: int, again: str = "") -> None:
         left = {row["prompt_id"] for row in rows if again and row.get("dropped") == again}
