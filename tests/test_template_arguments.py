@@ -124,6 +124,17 @@ def test_distilled_rows_hold_them_and_plain_inputs_are_as_ever(call, own, thinke
     assert "changed: template_args" in call(*words, "--out", tmp_path / "off", code=2)
 
 
+def test_rows_without_their_tokenizer_are_known_under_their_own_arguments(call, own, thinker, tmp_path) -> None:
+    data = tmp_path / "data"
+    call("distill", thinker, "demo:train", "--limit", 12, "--out", data, "--max-new-tokens", 12, *OFF)
+    shutil.rmtree(data / "tokenizer")
+    assert distilled.same_tokenizer(data, own) and not templates.given(own)
+    found, rows = [*distilled.samples(data, own)], distilled.read(data)
+    assert [sample.prompt_ids for sample in found] == [row["prompt_ids"] for row in rows]
+    assert rows[0]["prompt_ids"] == expected(own, rows[0]["messages"][:-1], enable_thinking=False)
+    assert "leave it out" in call("prune", thinker, "--calibration", data, "--out", tmp_path / "out", *OFF, code=2)
+
+
 def test_generate_and_eval_show_the_target_what_they_say(call, own, thinker, source, tmp_path) -> None:
     new = ["--max-new-tokens", 4]
     for options, arguments in ((OFF, {"enable_thinking": False}), ([], {})):

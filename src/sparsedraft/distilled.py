@@ -1,5 +1,6 @@
 """Distilled data on disk: parquet shards of conversations that the target answered, and how to train on them."""
 
+import copy
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -105,14 +106,22 @@ def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.R
 def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the data's token ids mean the same under `tokenizer`.
 
-    The data folder holds the target's own; where it was left out (stored results are without it), PROOF rows tell.
+    The data folder holds the target's own; where it was left out (stored results are without it), PROOF rows tell,
+    under the template's arguments that they were written with.
     """
     if not (folder / "tokenizer").exists():
         named = ["messages", "prompt_ids", "answer_ids"]
         rows = (row for batch in batches(folder, named) for row in batch.to_pylist())
-        return reads_back(islice(rows, PROOF), tokenizer)
+        return reads_back(islice(rows, PROOF), templates.give(copy.copy(tokenizer), _written_under(folder)))
     own = read_tokenizer(folder / "tokenizer", f"data {folder}", "distill it again")
     return own.get_vocab() == tokenizer.get_vocab()
+
+
+def _written_under(folder: Path) -> Arguments:
+    """The arguments of the target's template under which the data in `folder` were written."""
+    noted = (read_provenance(folder) or {}).get("inputs")
+    found = noted.get("template_args") if isinstance(noted, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def check_rendered(folder: Path, tokenizer: PreTrainedTokenizerBase, template_args: Arguments) -> None:
@@ -121,9 +130,8 @@ def check_rendered(folder: Path, tokenizer: PreTrainedTokenizerBase, template_ar
     Where the target wrote the data with arguments, and another tokenizer's template is to be applied without, it is
     said on the console.
     """
-    noted = (read_provenance(folder) or {}).get("inputs")
-    theirs = noted.get("template_args") if isinstance(noted, dict) else None
-    if not template_args and not isinstance(theirs, dict):
+    theirs = _written_under(folder)
+    if not template_args and not theirs:
         return
     same = same_tokenizer(folder, tokenizer)
     if same and template_args:
