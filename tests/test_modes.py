@@ -293,6 +293,13 @@ def test_rules_each_drop_what_they_name_and_nothing_else() -> None:
         "", "near-duplicate", "",
     ]  # fmt: skip
     assert cleaner.reason(row(near, answer="another sample of the same prompt")) == ""
+    for similarity in (0.01, 0.99, 1.0):
+        cleaner = Cleaner(Rules(near_duplicates=similarity))
+        assert [cleaner.reason(row(t, a)) for t, a in ((near, "a"), (near.title() + ".", "b"))] == [
+            "",
+            "near-duplicate",
+        ]
+    assert cleaner.reason(row(near + " indeed")) == ""
     twice = Cleaner(Rules())
     assert [twice.reason(r) for r in (row(), row(answer="Yes!"), row(answer="no"))] == ["", "exact duplicate", ""]
     held_out = Cleaner(Rules(), [Prompt("e", ("what is the capital of france then",))])

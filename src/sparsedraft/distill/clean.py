@@ -15,6 +15,7 @@ from sparsedraft.overlap import Overlap, words_of
 from sparsedraft.prompts import Prompt
 
 SHINGLE = 5  # words in a row that near-duplicates are told by
+STRICTEST = 0.98  # the highest similarity that an index of so few can be made for: what is equal it finds, too
 PERMUTATIONS = 128  # of a MinHash: its similarity is off by 1/√128, 0.09, at most in two of three cases
 
 
@@ -91,7 +92,7 @@ class _NearDuplicates:
     def __init__(self, similarity: float) -> None:
         from datasketch import MinHashLSH
 
-        self.index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS)
+        self.index = MinHashLSH(threshold=min(similarity, STRICTEST), num_perm=PERMUTATIONS)
         self.known: dict[str, bool] = {}  # the verdict on each prompt: its turns and samples share it
 
     def has(self, name: str, text: str) -> bool:
