@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import TEMPLATE
 from sparsedraft import templates
-from sparsedraft.distill import magpie
+from sparsedraft.distill import magpie, scale
 from sparsedraft.distill.stage import distill
+from sparsedraft.errors import UserError
 from sparsedraft.measure.evaluate import evaluate_to
 from sparsedraft.measure.options import Options
 
@@ -57,3 +58,18 @@ def test_a_servers_day_is_stored_with_the_rows(talker: Path, served: str, tmp_pa
     evaluate_to(tmp_path / "eval", str(target), [("a", str(talker))], str(tmp_path / "p.jsonl"), own)
     (unit,) = (tmp_path / "eval" / "answers.jsonl").read_text().splitlines()
     assert [row["template_date"] for row in json.loads(unit)["rows"]] == [date.today().isoformat()]
+
+
+def test_the_day_is_told_whoever_asks_the_server(
+    talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What Ray's workers say on their consoles is seen by nobody."""
+    (tmp_path / "p.jsonl").write_text('{"prompt": "how many apples are left?"}\n')
+    target = shutil.copytree(talker, tmp_path / "model")
+    (target / "chat_template.jinja").write_text(CLOCK)
+    monkeypatch.setattr(scale, "run_with_ray", lambda *args: iter(()))
+    asked = {"engine": "endpoint", "url": "http://127.0.0.1:9/v1", "served_name": "m", "workers": 2}
+    with pytest.raises(UserError, match="not one row is left"):
+        distill(str(target), str(tmp_path / "p.jsonl"), tmp_path / "out", **asked)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"answers are of {date.today().isoformat()}, while prompts are stored" in said

@@ -55,13 +55,17 @@ class Endpoint:
     def engine(self, tokenizer: PreTrainedTokenizerBase, skip: bool | None = None) -> EndpointEngine:
         """The server as an engine; it is asked whether it is there. `skip`: see EndpointEngine."""
         server = Server(self.url, timeout=self.timeout, retries=self.retries, wait=self.retry_wait)
+        self.tell_day(tokenizer)
+        return EndpointEngine(server, self.served, tokenizer, skip)
+
+    def tell_day(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Say on the console which day the server's template tells the model, where it is not the pinned one."""
         if day := templates.day_there(tokenizer):
             console.print(
                 f"the target's chat template tells the model the day, which cannot be set at a server: answers are of "
                 f"{day}, while prompts are stored, and run here, with {templates.DATE_STRING}",
                 soft_wrap=True,
             )
-        return EndpointEngine(server, self.served, tokenizer, skip)
 
 
 def _is_http(url: str) -> bool:

@@ -164,6 +164,8 @@ def _write(job: Job, units: list[list[Prompt]], journal: Journal, workers: int) 
         tracker.advance(sum(journal.count(key_of(prompt)) for prompt in asked))
         rate = Rate(tracker)
         if workers > 1:
+            if job.endpoint:
+                job.endpoint.tell_day(job.tokenizer)  # nobody sees what the workers say
             for rows in scale.run_with_ray(units, job, journal, workers):
                 rate.add(len(rows), sum(len(row.get("answer_ids", ())) for row in rows))
         else:
