@@ -184,6 +184,8 @@ def test_an_array_reads_as_lines_do(indent: int | None, chunk: int, tmp_path: Pa
         ('[{"prompt": "a"} {"prompt": "b"}]', "item 2: not JSON .*no comma"),
         ("[" * 200_000, "item 1: not JSON"),
         ("[]", "is empty"),
+        ('[{"prompt": "a"}] {"prompt": "b"}', "more stands behind the end of its array"),
+        ('[\n{"prompt": "a"}\n]\n[{"prompt": "b"}]', "more stands behind the end of its array"),
         ('["a"]', "item 1: not an object"),
     ],
 )

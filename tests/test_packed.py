@@ -142,6 +142,7 @@ def test_a_liar_is_not_packed(pruned: dict[str, Path], tmp_path: Path) -> None:
     [
         ({"weights": "int3"}, "--weights int3 is not known"),
         ({"head_tokens": 10}, "--head-tokens and --head-data belong together"),
+        ({"head_tokens": 10, "head_data": "demo:train"}, "demo:train is no distilled data folder"),
     ],
 )
 def test_options_that_make_no_sense(tiny_checkpoint: Path, tmp_path: Path, options: dict, message: str) -> None:

@@ -190,6 +190,11 @@ def test_side_files_are_the_checkpoints_own(
     shards.copy_side_files(snapshot, work)
     wanted = {file.name for file in tiny_checkpoint.iterdir() if file.suffix in (".json", ".jinja")}
     assert {name: (tiny_checkpoint / name).read_bytes() for name in wanted} == contents(work)
+    local = tmp_path / "local"  # where a download was told to put the files, and left the large ones in the cache
+    local.mkdir()
+    for file in snapshot.iterdir():
+        (local / file.name).symlink_to(file.resolve())
+    assert {file.name for file in shards.side_files(local)} == wanted
 
     calls = (
         ("pack",),

@@ -92,6 +92,9 @@ def _items(file: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
             why = getattr(error, "msg", first_line(error))
             raise UserError(f"prompts {path}, item {number}: not JSON ({why}): mend it, or save JSON lines.") from None
         yield f"item {number}", value
+    text.at += 1  # the bracket
+    if text.next():
+        raise UserError(f"prompts {path}: more stands behind the end of its array: mend it, or save JSON lines.")
 
 
 class _Text:

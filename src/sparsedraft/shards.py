@@ -184,25 +184,27 @@ def write(folder: Path, tensors: Mapping[str, tuple[Shards, str]], limit: int = 
 def side_files(source: Path) -> list[Path]:
     """Config, tokenizer and what else lies beside the weights in the checkpoint `source`.
 
-    UserError for a symbolic link that leads out of it: a copy would publish what is none of the checkpoint's. A hub
-    cache's links to its own blobs are part of it.
+    UserError for a symbolic link that leads out of it: a copy would publish what is none of the checkpoint's. Links to
+    the blobs of a hub cache are part of it, also from the folder of a download that left the large files there.
     """
     root = source.resolve()
-    inside = [root]
-    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
-        inside.append((root.parent.parent / "blobs").resolve())
     found = []
     for file in sorted({file for pattern in SIDE_FILES for file in source.glob(pattern)}):
         if file.name in OWN_FILES | PICTURES or file.name.startswith("."):
             continue
         real = Path(os.path.realpath(file))  # of a link to itself, too
-        if not any(folder in real.parents for folder in inside):
+        if root not in real.parents and not _is_blob(real):
             raise UserError(f"model file {file} is a link to {real}, outside the checkpoint: copy the file.")
         if file.is_symlink() and not file.exists():
             raise UserError(f"model file {file} is a link to {real}, which is not there: copy or download it again.")
         if file.is_file():
             found.append(file)
     return found
+
+
+def _is_blob(file: Path) -> bool:
+    """Whether it is one of a hub cache's files: models--OWNER--NAME/blobs/HASH."""
+    return file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
 
 
 def copy_side_files(source: Path, folder: Path) -> None:

@@ -77,6 +77,8 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
     """
     if not 0 < count < vocabulary:
         raise UserError(f"--head-tokens {count} is not a part of the head's {vocabulary}: give a number below it.")
+    if not any(Path(data).glob("data-*.parquet")):
+        raise UserError(f"--head-data {data} is no distilled data folder: make one with 'sparsedraft distill'.")
     tokenizer = checkpoint.load_tokenizer(folder)
     if not distilled.same_tokenizer(Path(data), tokenizer):
         raise UserError(
