@@ -328,6 +328,7 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("finetune", t, f, "--out", f / "o", "--feature-teacher", t), "does nothing alone"),
     (lambda f, t: ("finetune", t, f, "--out", f / "o", "--reselect-share", "0"), "--reselect-share 0 is not possible"),
     (lambda f, t: ("prune", t, "--out", f / "o", "--calibration", "demo", "--device", "warp9"), "--device warp9"),
+    (lambda f, t: ("plan", recipe(f, t), f"target={t}", "--gflops", "inf"), "--gflops inf is no speed"),
     (lambda f, t: ("report", f), "lacks eval/result.json"),
     (lambda f, t: ("inspect", f), "holds no config.json"),
     (lambda f, t: ("eval", t, t, "--prompts", "demo:eval", "--k", "100000000"), "at most 1024"),

@@ -95,3 +95,5 @@ def test_the_report_shows_names_as_they_are(tmp_path: Path) -> None:
         drawn = (tmp_path / "report" / f"{plot}.svg").read_text(encoding="utf-8")
         for name in NAMES:
             assert visible(name) in drawn and "\x1b" not in drawn
+    markdown = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "\x1b" not in markdown and r"\x1b[31mred" in markdown

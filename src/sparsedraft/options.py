@@ -26,7 +26,7 @@ Runtime = Annotated[
 Overwrite = Annotated[
     bool,
     typer.Option(
-        "--overwrite", help="Replace what this command made there from other inputs; nothing else is ever deleted."
+        "--overwrite", help="Replace the folder that this command made there from other inputs; it deletes no other."
     ),
 ]
 Calibration = Annotated[str, typer.Option(help="Distilled data folder, or PROMPTS, to calibrate on.")]

@@ -3,6 +3,7 @@
 Every figure is an estimate from the formulas below; `plan` prints the speed that it assumes.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sparsedraft import checkpoint, prompts
 from sparsedraft.decoder import decoder_layers, linears_of
+from sparsedraft.errors import UserError
 from sparsedraft.finetune import memory as finetuning
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.measure import memo
@@ -102,6 +104,8 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
     Memory is the peak of the stage, disk what it writes. Device-hours are floating-point operations divided by
     `gflops` (default: measured on the recipe's device) times the stage's share of it in EFFICIENCY.
     """
+    if gflops is not None and not math.isfinite(gflops):
+        raise UserError(f"--gflops {gflops} is no speed: give the device's Gflop/s, or leave it out to measure it.")
     speed = gflops or measured_gflops(recipe.device)
     target = size_up(recipe.target)
     dense = size_up(recipe.drafter) if recipe.drafter else target

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from sparsedraft import artifact
+from sparsedraft.console import visible
 from sparsedraft.errors import UserError, first_line
 from sparsedraft.report import data, plots, tables
 from sparsedraft.report.cards import cards
@@ -85,10 +86,11 @@ def _make(
         titles = {name: title for name, (title, _) in figures.items()}
         html, markdown = (_template(f"{template}.{kind}.j2") for kind in ("html", "md"))
         (work / "report.html").write_text(html.render(context, plots=shown), encoding="utf-8")
-        (work / "report.md").write_text(markdown.render(context, plots=titles), encoding="utf-8")
+        (work / "report.md").write_text(visible(markdown.render(context, plots=titles)), encoding="utf-8")
         for name, card in context.get("cards", {}).items():
             (work / "cards").mkdir(exist_ok=True)
-            (work / "cards" / f"{name}.md").write_text(_template("card.md.j2").render(card), encoding="utf-8")
+            text = visible(_template("card.md.j2").render(card))  # Markdown is read on terminals, too
+            (work / "cards" / f"{name}.md").write_text(text, encoding="utf-8")
 
     return artifact.make(out, "report", inputs, build, overwrite=overwrite, renew=True)
 
