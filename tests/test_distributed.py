@@ -1,5 +1,6 @@
 """Two CPU processes with gloo train what one process trains: DDP and FSDP2, resumed across, and failing together."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sparsedraft import checkpoint
 from sparsedraft.distill.stage import distill
 from sparsedraft.finetune.loop import Settings
 from sparsedraft.finetune.stage import finetune
-from sparsedraft.finetune.state import saved_step
+from sparsedraft.finetune.state import BEFORE, STATE
 from sparsedraft.prune.stage import prune
 
 WAYS = {"ddp": ("--multi_gpu",), "fsdp": ("--use_fsdp", "--fsdp_version", "2")}
@@ -157,6 +159,15 @@ def test_sharded_in_bfloat16_with_all_that_can_be_asked_for(made: Path, tmp_path
         load_file(f / "model.safetensors")["model.embed_tokens.weight"] for f in (made / "half", tmp_path / "two")
     ]
     assert (embeddings[0] == embeddings[1]).all()
+
+
+def saved_step(work: Path) -> int:
+    """The step of the newest state in a folder that somebody is training in; 0 where there is none."""
+    found = [0]
+    for name in (STATE, BEFORE):
+        with contextlib.suppress(FileNotFoundError), safe_open(work / name, "pt") as file:
+            found.append(int(file.metadata()["step"]))
+    return max(found)
 
 
 def test_runs_go_on_with_another_number_of_processes(made: Path, alone: Path, tmp_path: Path) -> None:

@@ -115,8 +115,8 @@ def reads_whole(model: PreTrainedModel) -> bool:
 
 
 def _text(model: PreTrainedModel, length: int) -> list[int]:
-    draw = random.Random(length)
-    return [draw.randrange(3, embedding_rows(model)) for _ in range(length)]
+    draw, rows = random.Random(length), embedding_rows(model)
+    return [draw.randrange(min(3, rows - 1), rows) for _ in range(length)]
 
 
 def _alone(model: PreTrainedModel, ids: list[int], n: int) -> Tensor:

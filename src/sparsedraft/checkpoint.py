@@ -65,8 +65,8 @@ def find(ref: str | Path) -> Path:
         names = ", ".join(getattr(config, "architectures", None) or []) or "none"
         raise UserError(f"model {ref} is not a decoder-only language model (architecture: {names}).")
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if layers == 0:
-        raise UserError(f"model {ref} has num_hidden_layers 0 in its config.json: there is no layer to work on.")
+    if isinstance(layers, int) and layers < 1:
+        raise UserError(f"model {ref} has num_hidden_layers {layers} in its config.json: a model has one at least.")
     stored = len(Shards(folder).files)  # reads every header
     if isinstance(layers, int) and layers > stored:  # before as many are built
         raise UserError(f"model {ref} has num_hidden_layers {layers} in its config.json and {stored} tensors: mend it.")

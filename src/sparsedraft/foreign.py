@@ -5,9 +5,9 @@ A field of the wrong type is one sentence that names it, not whatever breaks ins
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StrictFloat, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from sparsedraft.errors import UserError
@@ -35,13 +35,17 @@ class _Quantization(_Some):
         return self
 
 
-class _Config(_Some):
+class _Text(_Some):
+    sliding_window: Annotated[StrictInt, Field(ge=0, lt=2**31)] | None = None
+
+
+class _Config(_Text):
     architectures: list[StrictStr] | None = None
     model_type: StrictStr | None = None
     eos_token_id: Ids = None
     bos_token_id: Ids = None
     pad_token_id: Ids = None
-    text_config: dict[str, Any] | None = None
+    text_config: _Text | None = None
     quantization_config: _Quantization | None = None
 
 
