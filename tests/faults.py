@@ -5,12 +5,13 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Lock
 from typing import Any
 from urllib.parse import urlsplit
+
+from loopback import Quiet, listening
 
 
 @dataclass
@@ -55,28 +56,13 @@ class Proxy:
 @contextmanager
 def proxied(upstream: str) -> Iterator[Proxy]:
     """A proxy on loopback in front of the server at `upstream` (".../v1")."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.upstream = urlsplit(upstream).netloc  # type: ignore[attr-defined]
-    server.proxy = proxy = Proxy(f"http://127.0.0.1:{server.server_port}/v1")  # type: ignore[attr-defined]
-    Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
+    with listening(_Handler) as (server, url):
+        server.upstream = urlsplit(upstream).netloc
+        server.proxy = proxy = Proxy(url)
         yield proxy
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing on stderr."""
-
-    def handle(self) -> None:
-        with suppress(ConnectionError):  # the client has given up
-            super().handle()
-
+class _Handler(Quiet):
     def do_GET(self) -> None:
         self._pass_on(b"")
 

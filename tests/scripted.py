@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from http.server import BaseHTTPRequestHandler
+from threading import Lock
 from typing import Any
+
+from loopback import Quiet, listening
 
 Raw = Callable[[BaseHTTPRequestHandler], None]  # writes an answer, headers and all, as it likes
 Script = Callable[[dict[str, Any]], Any]  # a request's JSON to the body, to (status, body), or to a Raw
@@ -26,28 +28,13 @@ class Scripted:
 @contextmanager
 def scripted(script: Script, models: Any = None) -> Iterator[Scripted]:
     """A server of the model "m" whose answers `script` gives; `models` in the place of its list of models."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.script, server.models = script, models or {"data": [{"id": "m"}]}  # type: ignore[attr-defined]
-    server.scripted = found = Scripted(f"http://127.0.0.1:{server.server_port}/v1")  # type: ignore[attr-defined]
-    Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
+    with listening(_Handler) as (server, url):
+        server.script, server.models = script, models or {"data": [{"id": "m"}]}
+        server.scripted = found = Scripted(url)
         yield found
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing on stderr."""
-
-    def handle(self) -> None:
-        with suppress(ConnectionError):  # the client has given up
-            super().handle()
-
+class _Handler(Quiet):
     def do_GET(self) -> None:
         self._note()
         self._send(self.server.models)  # type: ignore[attr-defined]
