@@ -25,7 +25,7 @@ bench: $(STAMP)
 # only where there is none (macOS) the plain one.
 TORCH := torch==2.13.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparsedraft/runtime/csrc/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparsedraft/native/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)+cpu" --index-url $(TORCH_INDEX) \
 		|| $(BIN)/pip install -q "$(TORCH)"
@@ -39,7 +39,7 @@ bench-runtime: $(STAMP)
 
 # What we write, read by transformers 4.57.1 and mlx-lm 0.32.2 in environments of their own; CHECKPOINTS: folders more
 other-readers: $(STAMP)
-	$(BIN)/python tests/other_readers.py $(CHECKPOINTS)
+	PYTHONPATH=tests/support $(BIN)/python tests/tools/other_readers.py $(CHECKPOINTS)
 
 # The extension with AddressSanitizer and UndefinedBehaviorSanitizer: its tests, CASES damaged packed folders, as many caches.
 CASES ?= 2000
@@ -51,18 +51,18 @@ sanitize: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
 	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 SPARSEDRAFT_NATIVE="$$(ls $(abspath $(SANITIZED))/_native*.so)"; \
-	$(BIN)/python -m pytest tests/test_kernels.py tests/test_kernel_bits.py tests/test_engine.py tests/test_relaid.py \
-		tests/test_packed.py && \
-	$(BIN)/python tests/fuzz_packed.py --cases $(CASES) && $(BIN)/python tests/fuzz_cached.py --cases $(CASES)
+	$(BIN)/python -m pytest tests/native/test_kernels.py tests/native/test_kernel_bits.py tests/native/test_engine.py \
+		tests/native/test_relaid.py tests/native/test_packed.py && \
+	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_packed.py --cases $(CASES) && PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_cached.py --cases $(CASES)
 
 # Packed folders and native caches damaged in every way, without sanitizers: CASES of each
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz_packed.py --cases $(CASES)
-	$(BIN)/python tests/fuzz_cached.py --cases $(CASES)
+	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_packed.py --cases $(CASES)
+	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_cached.py --cases $(CASES)
 
 # The portable kernels on an emulated aarch64 give the bits that they give here (Debian: qemu-user, g++-aarch64-linux-gnu)
-CSRC := src/sparsedraft/runtime/csrc
-PORTABLE := -std=c++20 -O2 -ffp-contract=off -static -pthread tests/cross_check.cpp \
+CSRC := src/sparsedraft/native/csrc
+PORTABLE := -std=c++20 -O2 -ffp-contract=off -static -pthread tests/native/cross_check.cpp \
 	$(CSRC)/relay.cpp $(CSRC)/kernels.cpp $(CSRC)/kernels_portable.cpp
 aarch64:
 	mkdir -p build/cross
@@ -77,7 +77,7 @@ OLD := import sys, importlib.util as u; s = u.spec_from_file_location("_native",
 	s.loader.exec_module(n); print(n.names()); assert n.names() == ["portable"]
 old-cpu: $(STAMP)
 	qemu-x86_64 -cpu Nehalem $(BIN)/python -c '$(OLD)' \
-		"$$($(BIN)/python -c 'from sparsedraft.runtime import native; print(native.extension().__file__)')"
+		"$$($(BIN)/python -c 'from sparsedraft.native import native; print(extension.extension().__file__)')"
 
 clean:
 	rm -rf $(VENV) build dist

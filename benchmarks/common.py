@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sparsedraft.console import console, quiet_libraries
+from sparsedraft.base.console import console, quiet_libraries
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ROOT = Path(__file__).parent.parent

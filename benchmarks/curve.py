@@ -19,18 +19,19 @@ from typing import Any
 
 from common import close, setup
 from patterns import score
-from sparsedraft import checkpoint, distilled
 from sparsedraft import recipe as recipes
-from sparsedraft.artifact import write_json
-from sparsedraft.console import console
-from sparsedraft.conversation import Answer
-from sparsedraft.distill.written import write
-from sparsedraft.journal import read_lines
-from sparsedraft.measure.evaluate import ANSWERS
+from sparsedraft.base.artifact import write_json
+from sparsedraft.base.console import console
+from sparsedraft.base.journal import read_lines
+from sparsedraft.models import checkpoint
+from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.recipe import Drafter, Recipe
-from sparsedraft.report.tables import markdown
 from sparsedraft.run import make_drafter
-from sparsedraft.speculate.vocab import same_tokens
+from sparsedraft.stages.distill.written import write
+from sparsedraft.stages.evaluate.stage import ANSWERS
+from sparsedraft.stages.report.tables import markdown
+from sparsedraft.text import distilled
+from sparsedraft.writers.conversation import Answer
 
 VERSION = 2  # of the rows: their data's tokens are those of training
 

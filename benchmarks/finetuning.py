@@ -11,15 +11,17 @@ from typing import Any
 import torch
 
 from common import GIB, MODEL, close, measured, row, seconds, setup
-from sparsedraft import checkpoint, prompts, templates
-from sparsedraft.artifact import write_json
-from sparsedraft.decoder import count_zeros, decoder_linears
-from sparsedraft.distill.written import write
-from sparsedraft.finetune import loop, memory
-from sparsedraft.finetune.masks import masks_of
-from sparsedraft.measure.macs import skeleton
-from sparsedraft.packing import Sample
-from sparsedraft.pattern import Pattern
+from sparsedraft.base.artifact import write_json
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import count_zeros, decoder_linears
+from sparsedraft.models.macs import skeleton
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.stages.distill.written import write
+from sparsedraft.stages.finetune import loop, memory
+from sparsedraft.stages.finetune.masks import masks_of
+from sparsedraft.text import prompts
+from sparsedraft.text.packing import Sample
 
 LENGTH, STEPS = 512, 8
 
@@ -71,7 +73,7 @@ def ours(model, tokenizer) -> float:
 
 def fill(found: list[Sample]) -> float:
     """Share of the packed rows that is not empty."""
-    from sparsedraft.packing import bins
+    from sparsedraft.text.packing import bins
 
     lengths = [len(s) for s in found]
     return sum(lengths) / (len(bins(lengths, LENGTH)) * LENGTH)

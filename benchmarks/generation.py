@@ -1,11 +1,13 @@
 """Data generation: batched and refilled, against one prompt at a time; same prompts, same engine, same run."""
 
 from common import MODEL, close, row, seconds, setup
-from sparsedraft import checkpoint, prompts, templates
-from sparsedraft.ends import ends
-from sparsedraft.generation import Request
-from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.writing import generate_batch
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models import checkpoint
+from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.text import prompts
+from sparsedraft.writers.requests import Request
+from sparsedraft.writers.writing import generate_batch
 
 PROMPTS, NEW_TOKENS, BATCH = 96, 128, 48
 

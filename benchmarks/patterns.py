@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from common import close, setup
-from sparsedraft import checkpoint, prompts
-from sparsedraft.console import console
-from sparsedraft.conversation import Answer, answer_all
-from sparsedraft.finetune import quantize
-from sparsedraft.measure.rows import allowed
-from sparsedraft.measure.simulate import acceptance, simulate
-from sparsedraft.measure.summary import mean_alpha, merge
-from sparsedraft.prune.drop_stage import drop_layers
-from sparsedraft.prune.stage import prune
-from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.side import Side
+from sparsedraft.base.console import console
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models import checkpoint
+from sparsedraft.stages.evaluate.rows import allowed
+from sparsedraft.stages.evaluate.simulate import acceptance, simulate
+from sparsedraft.stages.evaluate.summary import mean_alpha, merge
+from sparsedraft.stages.finetune import quantize
+from sparsedraft.stages.prune.drop_layers import drop_layers
+from sparsedraft.stages.prune.stage import prune
+from sparsedraft.text import prompts
+from sparsedraft.writers.conversation import Answer, answer_all
+from sparsedraft.writers.side import Side
 
 PATTERNS: list[dict[str, Any]] = [
     {"pattern": "unstructured", "sparsity": 0.5},

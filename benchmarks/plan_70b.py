@@ -18,7 +18,7 @@ from common import ROOT, setup
 from results import put
 from sparsedraft import recipe as recipes
 from sparsedraft.plan import plan_recipe
-from sparsedraft.report.tables import markdown
+from sparsedraft.stages.report.tables import markdown
 
 ALPACA = 52_002  # prompts
 ROPE = {

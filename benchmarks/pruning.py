@@ -18,15 +18,15 @@ import torch
 
 import generic_text
 from common import GIB, MODEL, close, measured, row, seconds, setup
-from sparsedraft import checkpoint
-from sparsedraft.console import console
-from sparsedraft.decoder import linears_of
-from sparsedraft.measure.macs import skeleton
-from sparsedraft.pattern import Pattern
-from sparsedraft.prune import calibration, memory, sequential, stage
-from sparsedraft.prune.methods import METHODS
-from sparsedraft.prune.sparsegpt import relative_error
-from sparsedraft.prune.streamed import Streamed
+from sparsedraft.base.console import console
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import linears_of
+from sparsedraft.models.macs import skeleton
+from sparsedraft.stages.prune import calibration, memory, sequential, stage
+from sparsedraft.stages.prune.methods import METHODS
+from sparsedraft.stages.prune.sparsegpt import relative_error
+from sparsedraft.stages.prune.streamed import Streamed
 
 LENGTH = 512
 

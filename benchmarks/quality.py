@@ -20,12 +20,14 @@ from typing import Any
 
 from common import close, setup
 from patterns import answers_of, chosen, score
-from sparsedraft import checkpoint, distilled, prompts, templates
-from sparsedraft.artifact import write_json
-from sparsedraft.console import console
-from sparsedraft.distill.written import write
+from sparsedraft.base.artifact import write_json
+from sparsedraft.base.console import console
+from sparsedraft.models import checkpoint
+from sparsedraft.models.tokenizers import templates
 from sparsedraft.recipe import Recipe
 from sparsedraft.run import make_drafter
+from sparsedraft.stages.distill.written import write
+from sparsedraft.text import distilled, prompts
 
 PATTERNS: dict[str, dict[str, Any]] = {
     "50%": {"pattern": "unstructured", "sparsity": 0.5},

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from common import close, setup
-from sparsedraft import checkpoint
-from sparsedraft.console import console
-from sparsedraft.decoder import decoder_linears
-from sparsedraft.measure.macs import skeleton
-from sparsedraft.pattern import Pattern
-from sparsedraft.quantization import codes
-from sparsedraft.runtime.kinds import layout_of
-from sparsedraft.runtime.native import extension
+from sparsedraft.base.console import console
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.maths.quantization import codes
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.models.macs import skeleton
+from sparsedraft.native.extension import extension
+from sparsedraft.native.kinds import layout_of
 
 Stopwatch = Callable[[], float]
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}

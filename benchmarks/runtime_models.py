@@ -11,20 +11,22 @@ import torch
 
 from runtime import against, ratio, roof, torch_seconds
 from runtime_others import llama_rate, llama_speculation, openvino_rate
-from sparsedraft import checkpoint, prompts, templates
-from sparsedraft.distill.stage import distill
-from sparsedraft.finetune.loop import Settings
-from sparsedraft.finetune.stage import finetune
-from sparsedraft.prune.stage import prune
-from sparsedraft.runtime.engine import Engine
-from sparsedraft.runtime.model import NativeModel, native_model
-from sparsedraft.runtime.pack import pack
-from sparsedraft.speculate.backend import TransformersBackend
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models import checkpoint
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.native.model import NativeModel, native_model
+from sparsedraft.native.session import Engine
 from sparsedraft.speculate.decode import generate
-from sparsedraft.speculate.lookahead import Constant, Policy, policy_named
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.side import Side
+from sparsedraft.speculate.policy.lookahead import Constant, Policy, policy_named
+from sparsedraft.stages.distill.stage import distill
+from sparsedraft.stages.finetune.loop import Settings
+from sparsedraft.stages.finetune.stage import finetune
+from sparsedraft.stages.pack.stage import pack
+from sparsedraft.stages.prune.stage import prune
+from sparsedraft.text import prompts
+from sparsedraft.writers.backend import TransformersBackend
+from sparsedraft.writers.side import Side
 
 CONTEXT, STEPS = 64, 16  # tokens before what is timed, and how many steps are
 HEAD = 32768  # tokens of a trimmed head

@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 
 from common import MODEL, close, row, seconds, setup
-from sparsedraft import checkpoint
-from sparsedraft.conversation import answer_all
-from sparsedraft.decoder import decoder_linears
-from sparsedraft.ends import ends
-from sparsedraft.measure.acceptance import Histogram
-from sparsedraft.measure.simulate import acceptance, simulate
-from sparsedraft.prompts import read
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.models.ends import ends
 from sparsedraft.speculate.decode import generate
-from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.side import Side
+from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.stages.evaluate.acceptance import Histogram
+from sparsedraft.stages.evaluate.simulate import acceptance, simulate
+from sparsedraft.text.prompts import read
+from sparsedraft.writers.conversation import answer_all
+from sparsedraft.writers.side import Side
 
 KS, PROMPTS, NEW_TOKENS = (1, 2, 3, 5, 8), 6, 48
 

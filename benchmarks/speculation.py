@@ -18,14 +18,16 @@ import torch
 from transformers import PreTrainedModel
 
 from common import MODEL, close, row, setup
-from sparsedraft import checkpoint, prompts, templates
-from sparsedraft.console import console
-from sparsedraft.ends import ends
+from sparsedraft.base.console import console
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models import checkpoint
+from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers import templates
 from sparsedraft.speculate.decode import Generation, generate
-from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.side import Side
+from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.text import prompts
+from sparsedraft.writers.side import Side
 
 
 class Clocked:

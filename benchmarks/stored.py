@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparsedraft.measure.evaluate import ROWS
-from sparsedraft.report.load import OPTIONAL, asked_for
+from sparsedraft.stages.evaluate.stage import ROWS
+from sparsedraft.stages.report.load import OPTIONAL, asked_for
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
 CLAIMS = "claims.json"  # of a run whose rows are elsewhere

@@ -12,14 +12,16 @@ from itertools import takewhile
 import torch
 
 from common import close, row, setup
-from sparsedraft import checkpoint, prompts, templates
-from sparsedraft.console import console
-from sparsedraft.ends import ends
+from sparsedraft.base.console import console
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models import checkpoint
+from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers import templates
 from sparsedraft.speculate.decode import Generation, generate
-from sparsedraft.speculate.lookahead import Constant
 from sparsedraft.speculate.pair import Pair, Prompted
-from sparsedraft.speculate.sampling import Sampling
-from sparsedraft.speculate.side import Side
+from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.text import prompts
+from sparsedraft.writers.side import Side
 
 TIE = 1e-3  # logits this close come out in either order
 

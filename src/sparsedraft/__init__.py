@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from sparsedraft.runtime.engine import Engine
+    from sparsedraft.native.session import Engine
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "load"]
@@ -33,7 +33,7 @@ def load(
     """
     import torch
 
-    from sparsedraft import checkpoint
+    from sparsedraft.models import checkpoint
 
     return checkpoint.load(folder, dtype=dtype or torch.float32, device=device)
 
@@ -42,6 +42,6 @@ def __getattr__(name: str) -> Any:
     """`Engine`, imported when it is first asked for: it brings torch."""
     if name != "Engine":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sparsedraft.runtime.engine import Engine
+    from sparsedraft.native.session import Engine
 
     return Engine

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from safetensors import SafetensorError
 
-from sparsedraft import bounds
+from sparsedraft.base import bounds
+from sparsedraft.base.console import complain, console, leads, quiet_libraries
+from sparsedraft.base.errors import UserError
 from sparsedraft.cli_train import distill, finetune
 from sparsedraft.cli_use import evaluate, generate, pack
-from sparsedraft.console import complain, console, leads, quiet_libraries
-from sparsedraft.errors import UserError
 from sparsedraft.options import (
     Calibration,
     CalibrationTokens,
@@ -111,7 +111,7 @@ def prune(
     overwrite: Overwrite = False,
 ) -> None:
     """Prune every decoder linear of a model in one shot."""
-    from sparsedraft.prune.stage import prune as stage
+    from sparsedraft.stages.prune.stage import prune as stage
 
     emit(
         stage(
@@ -154,7 +154,7 @@ def drop_layers(
     overwrite: Overwrite = False,
 ) -> None:
     """Drop the consecutive block of layers with the smallest angular distance."""
-    from sparsedraft.prune.drop_stage import drop_layers as stage
+    from sparsedraft.stages.prune.drop_layers import drop_layers as stage
 
     emit(
         stage(
@@ -179,8 +179,8 @@ def inspect(
     checkpoint: Annotated[str, typer.Argument(help="A Hugging Face id, a checkpoint folder or a .gguf file.")],
 ) -> None:
     """Show what a checkpoint is made of: shape, sparsity and pattern of every linear, MACs, parameters, bytes."""
-    from sparsedraft.inspection import inspect as look
-    from sparsedraft.inspection import table
+    from sparsedraft.stages.inspect.stage import inspect as look
+    from sparsedraft.stages.inspect.stage import table
 
     result = look(checkpoint)
     console.print(table(result))
@@ -196,7 +196,7 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """Write the report of a run or of distilled data: one self-contained HTML file, and Markdown."""
-    from sparsedraft.report.stage import report as stage
+    from sparsedraft.stages.report.stage import report as stage
 
     emit(stage(folder, overwrite=overwrite))
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from sparsedraft import bounds
-from sparsedraft.errors import UserError
+from sparsedraft.base import bounds
+from sparsedraft.base.errors import UserError
 from sparsedraft.options import (
     AllowOverlap,
     BatchSize,
@@ -122,8 +122,8 @@ def distill(
     overwrite: Overwrite = False,
 ) -> None:
     """Let the target write the answers that the drafter will learn from."""
-    from sparsedraft.distill.clean import Rules
-    from sparsedraft.distill.stage import distill as stage
+    from sparsedraft.stages.distill.clean import Rules
+    from sparsedraft.stages.distill.stage import distill as stage
 
     rules = Rules(
         near_duplicates=near_duplicates,
@@ -250,8 +250,8 @@ def finetune(
     In several processes: accelerate launch --multi_gpu --num_processes N --module sparsedraft finetune ...
     (--use_fsdp --fsdp_version 2 instead of --multi_gpu shards weights and moments over them.)
     """
-    from sparsedraft.finetune.loop import Settings
-    from sparsedraft.finetune.stage import finetune as stage
+    from sparsedraft.stages.finetune.loop import Settings
+    from sparsedraft.stages.finetune.stage import finetune as stage
 
     if not 0 < learning_rate < 1:
         raise UserError(f"--learning-rate {learning_rate:g} is not between 0 and 1; 1e-4 is a good start.")

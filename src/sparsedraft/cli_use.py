@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from sparsedraft import bounds
-from sparsedraft.console import console
-from sparsedraft.errors import UserError
+from sparsedraft.base import bounds
+from sparsedraft.base.console import console
+from sparsedraft.base.errors import UserError
 from sparsedraft.options import (
     BatchSize,
     Device,
@@ -102,7 +102,7 @@ def evaluate(
         if given is not None:
             option = f"--{given.replace('_', '-')}"
             raise UserError(f"{option} is about drafting, and --tasks scores each model alone: leave one of them out.")
-        from sparsedraft.measure.tasks import run_tasks
+        from sparsedraft.stages.evaluate.tasks import run_tasks
 
         models = [("target", target), *named]
         emit(
@@ -119,9 +119,9 @@ def evaluate(
             )
         )
         return
-    from sparsedraft.measure.evaluate import evaluate_to
-    from sparsedraft.measure.options import Options
-    from sparsedraft.report.tables import demo_table, spec_bench_table, speed_table
+    from sparsedraft.stages.evaluate.options import Options
+    from sparsedraft.stages.evaluate.stage import evaluate_to
+    from sparsedraft.stages.report.tables import demo_table, spec_bench_table, speed_table
 
     options = Options(
         k=parse_k(k),
@@ -165,7 +165,7 @@ def named_drafter(text: str) -> tuple[str, str]:
 
 def parse_k(text: str) -> tuple[int | str, ...]:
     """ "1,3,5,auto" as numbers and names; UserError for what is neither a number of at least 1 nor a policy."""
-    from sparsedraft.measure.options import POLICIES
+    from sparsedraft.stages.evaluate.options import POLICIES
 
     found: list[int | str] = []
     for part in (part.strip() for part in text.split(",")):
@@ -227,8 +227,8 @@ def generate(
     runtime: Runtime = "auto",
 ) -> None:
     """Stream text from a target, with or without a drafter."""
-    from sparsedraft.generate import stream
-    from sparsedraft.speculate.sampling import Sampling
+    from sparsedraft.maths.sampling import Sampling
+    from sparsedraft.stages.generate.stage import stream
 
     emit(
         stream(
@@ -269,6 +269,6 @@ def pack(
     overwrite: Overwrite = False,
 ) -> None:
     """Pack a checkpoint: its zeros left out, its values rounded if asked; what runs fast on a CPU."""
-    from sparsedraft.runtime.pack import pack as stage
+    from sparsedraft.stages.pack.stage import pack as stage
 
     emit(stage(model, out, weights=weights, head_tokens=head_tokens, head_data=head_data, overwrite=overwrite))

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sparsedraft import bounds
-from sparsedraft.console import leads
-from sparsedraft.errors import UserError
-from sparsedraft.sidefiles import dumps
+from sparsedraft.base import bounds
+from sparsedraft.base.console import leads
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.sidefiles import dumps
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new, empty, or this command's own earlier result.")]
 Seed = Annotated[int, typer.Option(min=0, max=bounds.SEED, help="Seed of everything random.")]

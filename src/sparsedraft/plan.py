@@ -14,17 +14,18 @@ from rich.table import Table
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sparsedraft import checkpoint, prompts
-from sparsedraft.decoder import decoder_layers, linears_of
-from sparsedraft.errors import UserError
-from sparsedraft.finetune import memory as finetuning
-from sparsedraft.finetune.loop import Settings
-from sparsedraft.measure import memo
-from sparsedraft.measure.macs import dense_weights, macs_of_model, skeleton
-from sparsedraft.pattern import Pattern
-from sparsedraft.prune import memory
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import decoder_layers, linears_of
+from sparsedraft.models.macs import dense_weights, macs_of_model, skeleton
+from sparsedraft.models.sources import locate
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed
-from sparsedraft.sources import locate
+from sparsedraft.stages.evaluate import memo
+from sparsedraft.stages.finetune import memory as finetuning
+from sparsedraft.stages.finetune.loop import Settings
+from sparsedraft.stages.prune import memory
+from sparsedraft.text import prompts
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TEMPLATE_TOKENS = 32  # what a chat template adds to a prompt

@@ -1,7 +1,6 @@
 """The recipe: one typed YAML file for the whole job, with dotted overrides; the unknown and impossible are errors."""
 
 import difflib
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +21,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from yaml import YAMLError
 
-from sparsedraft import bounds
-from sparsedraft.distill.clean import Rules
-from sparsedraft.distill.secret import shown
-from sparsedraft.errors import UserError
-from sparsedraft.pattern import Pattern
-from sparsedraft.yamlfiles import read_yaml
+from sparsedraft.base import bounds
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.places import slug
+from sparsedraft.base.yamlfiles import read_yaml
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.stages.distill.clean import Rules
+from sparsedraft.writers.server.secret import shown
 
 Length = Annotated[int, Field(ge=1, le=bounds.LENGTH)]  # tokens
 Budget = Annotated[int, Field(ge=1, le=bounds.TOKENS)]
@@ -147,7 +147,7 @@ class DropLayers(Section):
 class Finetune(Section):
     """Sparse fine-tuning; a drafter's own `finetune` entry overrides these, field by field.
 
-    See `sparsedraft.finetune.loop.Settings`. Lengths and budgets in tokens. The teacher is the recipe's target, the
+    See `stages.finetune.loop.Settings`. Lengths and budgets in tokens. The teacher is the recipe's target, the
     feature teacher its dense drafter.
     """
 
@@ -184,11 +184,6 @@ class Finetune(Section):
         if self.on_policy and self.nll_weight == 1:
             raise ValueError("nll_weight 1 leaves nothing to learn from the drafter's own text (on_policy): lower it")
         return self
-
-
-def slug(name: str) -> str:
-    """`name` as a file name on any file system."""
-    return re.sub(r"[^\w.+-]|^\.", "_", name.replace(":", "of"))
 
 
 class Drafter(Section):

@@ -12,7 +12,7 @@ HOST = "transformers.quantizers.auto"  # where the methods are listed; every way
 
 
 def _register() -> None:
-    from sparsedraft.runtime import quantizer
+    from sparsedraft.native import quantizer
 
     if register := getattr(
         quantizer, "register", None

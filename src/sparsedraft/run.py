@@ -4,26 +4,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparsedraft import checkpoint, prompts, templates
-from sparsedraft.artifact import write_atomic
-from sparsedraft.console import console
-from sparsedraft.distill.stage import distill
-from sparsedraft.errors import UserError
-from sparsedraft.finetune.loop import Settings
-from sparsedraft.finetune.stage import finetune
-from sparsedraft.measure.evaluate import evaluate_to
-from sparsedraft.measure.options import Options
-from sparsedraft.overlap import check_no_overlap
-from sparsedraft.places import check_apart
-from sparsedraft.prune import arguments
-from sparsedraft.prune.drop_stage import drop_layers
-from sparsedraft.prune.stage import prune
-from sparsedraft.prune.streamed import Streamed
+from sparsedraft.base.artifact import write_atomic
+from sparsedraft.base.console import console
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.places import check_apart
+from sparsedraft.models import checkpoint
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed, dump
-from sparsedraft.report.stage import report
-from sparsedraft.report.tables import demo_table, speed_table
-from sparsedraft.runtime.pack import check_packable, pack
-from sparsedraft.speculate.vocab import same_tokens
+from sparsedraft.stages.distill.stage import distill
+from sparsedraft.stages.evaluate.options import Options
+from sparsedraft.stages.evaluate.stage import evaluate_to
+from sparsedraft.stages.finetune.loop import Settings
+from sparsedraft.stages.finetune.stage import finetune
+from sparsedraft.stages.pack.stage import check_packable, pack
+from sparsedraft.stages.prune import arguments
+from sparsedraft.stages.prune.drop_layers import drop_layers
+from sparsedraft.stages.prune.stage import prune
+from sparsedraft.stages.prune.streamed import Streamed
+from sparsedraft.stages.report.stage import report
+from sparsedraft.stages.report.tables import demo_table, speed_table
+from sparsedraft.text import prompts
+from sparsedraft.text.overlap import check_no_overlap
 
 
 def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sparsedraft.speculate.sampling import Dice
+from sparsedraft.maths.sampling import Dice
 
 
 def accept_greedy(target_tokens: Tensor, drafted: Tensor) -> int:

@@ -13,15 +13,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sparsedraft.errors import UserError
-from sparsedraft.speculate import masks
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.sampling import Dice, Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.accept import accept_greedy, accept_sampled, accept_tree_greedy, accept_tree_sampled
-from sparsedraft.speculate.backend import Backend, TreeBackend
-from sparsedraft.speculate.drafters import Drafter
-from sparsedraft.speculate.lookahead import Policy
-from sparsedraft.speculate.meter import Outcome
-from sparsedraft.speculate.sampling import Dice, Sampling, likeliest, penalised, probabilities, sound
+from sparsedraft.speculate.drafters.model import Drafter
+from sparsedraft.speculate.policy.lookahead import Policy
+from sparsedraft.speculate.policy.meter import Outcome
 from sparsedraft.speculate.sequence import Draft, Row, Step, Stops
+from sparsedraft.writers import masks
+from sparsedraft.writers.backend import Backend, TreeBackend
 
 
 @dataclass

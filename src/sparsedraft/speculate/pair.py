@@ -8,21 +8,21 @@ from typing import cast
 
 import torch
 
-from sparsedraft import templates
-from sparsedraft.errors import UserError
-from sparsedraft.runtime.native import single_thread
-from sparsedraft.speculate import uag
-from sparsedraft.speculate.backend import Backend, TreeBackend
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.vocab import same_tokens, surfaces
+from sparsedraft.native.extension import single_thread
 from sparsedraft.speculate.decode import Decoder
-from sparsedraft.speculate.drafters import Drafter, ModelDrafter, PromptLookup, VocabularyMap
-from sparsedraft.speculate.lookahead import Confidence, Policy
-from sparsedraft.speculate.realign import RealignDrafter
-from sparsedraft.speculate.sampling import Sampling
+from sparsedraft.speculate.drafters.model import Drafter, ModelDrafter, PromptLookup, VocabularyMap
+from sparsedraft.speculate.drafters.trees import TreeDrafter
+from sparsedraft.speculate.policy.lookahead import Confidence, Policy
 from sparsedraft.speculate.sequence import Row, Stops
-from sparsedraft.speculate.side import Side
-from sparsedraft.speculate.trees import TreeDrafter
-from sparsedraft.speculate.vocab import same_tokens, surfaces
-from sparsedraft.texts import text_of
+from sparsedraft.speculate.tokenizers import uag
+from sparsedraft.speculate.tokenizers.realign import RealignDrafter
+from sparsedraft.writers.backend import Backend, TreeBackend
+from sparsedraft.writers.side import Side
 
 UAG = ("auto", "realign", "intersection", "off")
 LOOKUP = "lookup"  # in place of a drafter's name

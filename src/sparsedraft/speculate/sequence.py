@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.speculate.retokenize import special_ids
-from sparsedraft.speculate.sampling import Dice
-from sparsedraft.texts import text_of
+from sparsedraft.maths.sampling import Dice
+from sparsedraft.models.tokenizers.retokenize import special_ids
+from sparsedraft.models.tokenizers.texts import text_of
 
 
 @dataclass

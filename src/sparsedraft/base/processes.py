@@ -1,0 +1,162 @@
+"""Several processes that work as one, through accelerate: which leads, how they agree, and who writes.
+
+`accelerate launch` or `torchrun` starts them; without either there is one, and nothing here costs anything. The main
+process owns the artifact folder (see `artifact.make`); the others work beside it in the same folder, so on several
+machines the folder must lie on a file system that all of them see.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+    patch_environment,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from sparsedraft.base import artifact
+from sparsedraft.base.errors import UserError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # the others wait while the main process hashes inputs, loads and writes
+PRECISION = {"float32": "no", "bfloat16": "bf16"}
+
+
+@contextmanager
+def accelerated(device: str, dtype: str) -> Iterator[Accelerator]:
+    """accelerate's view of this process and its companions, training in `dtype` with float32 weights.
+
+    A process that was launched alone works on `device`; launched with others, on the one that accelerate assigns.
+    Raises UserError for a dtype that cannot be trained in, here or at all.
+    """
+    if dtype not in PRECISION:
+        raise UserError(
+            f"--dtype {dtype} is no arithmetic to train in: give float32, or bfloat16, which has its range without "
+            "loss scaling."
+        )
+    alone = "LOCAL_RANK" not in os.environ
+    AcceleratorState._reset_state(reset_partial_state=alone)  # of what used accelerate in this process before
+    plugin = _sharding(dtype) if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
+    with patch_environment(**({"ACCELERATE_TORCH_DEVICE": device} if alone else {})):
+        try:
+            accelerator = Accelerator(
+                cpu=torch.device(device).type == "cpu",
+                mixed_precision=PRECISION[dtype],
+                fsdp_plugin=plugin,
+                kwargs_handlers=[
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else gradients are there twice
+                    InitProcessGroupKwargs(timeout=PATIENCE),
+                ],
+            )
+        except ValueError as error:
+            raise UserError(f"--dtype {dtype} cannot be used on {device} ({error}): give float32.") from None
+    if plugin and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # accelerate 1.15 turns to FSDP on accelerators only (the list in AcceleratorState.__init__ lacks MULTI_CPU) and
+        # would silently use DDP; all that it then calls works on CPUs with gloo
+        accelerator.state.fsdp_plugin = plugin
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    try:
+        yield accelerator
+        accelerator.end_training()
+    finally:  # accelerate keeps its settings for the life of the process; the next training may have others
+        AcceleratorState._reset_state(reset_partial_state=alone)
+
+
+def _sharding(dtype: str) -> FullyShardedDataParallelPlugin:
+    """FSDP2 as `accelerate launch --use_fsdp` was told to; each decoder layer is a unit unless it said otherwise."""
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UserError("--fsdp_version 1 of accelerate launch is not supported: give --fsdp_version 2.")
+    unset = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper() == "NO_WRAP"
+    halves = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="TRANSFORMER_BASED_WRAP" if unset else None,
+        mixed_precision_policy=halves if dtype == "bfloat16" else None,
+        cpu_ram_efficient_loading=False,  # it leaves all processes but the first without the zeros that are the mask
+    )
+
+
+def agreed(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """`work()`, in the main process first and then in the others; where it fails in one, it fails in all.
+
+    So no process waits for one that has given up, and the user reads one sentence. Raises what `work` raised, and in
+    the other processes UserError or RuntimeError of the same text.
+    """
+    result: Any = None
+    failed: Exception | None = None
+    for turn in (accelerator.is_main_process, not accelerator.is_main_process):
+        try:
+            result = work() if turn else result
+        except Exception as error:
+            failed = error
+        said = [] if failed is None else [(isinstance(failed, UserError), str(failed))]
+        first = next(iter(gather_object(said)), None)
+        if failed is not None:
+            raise failed
+        if first is not None:
+            raise UserError(first[1]) if first[0] else RuntimeError(f"another process failed: {first[1]}")
+    return result
+
+
+def divided(rows: Sequence[T], accelerator: Accelerator) -> Iterator[tuple[T, bool]]:
+    """This process's share of `rows`, each with whether it counts.
+
+    Every process gets equally many, because they meet in each forward and backward pass; where the rows do not divide
+    evenly, some get one that does not count.
+    """
+    for start in range(0, len(rows), accelerator.num_processes):
+        mine = start + accelerator.process_index
+        yield (rows[mine], True) if mine < len(rows) else (rows[start], False)
+
+
+def summed(accelerator: Accelerator, *values: float) -> list[float]:
+    """The sum of each value over all processes."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    return accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=accelerator.device), "sum").tolist()
+
+
+def make(
+    accelerator: Accelerator,
+    out: Path,
+    command: str,
+    inputs: Mapping[str, object],
+    build: Callable[[Path], dict[str, Any]],
+    *,
+    seed: int = 0,
+    overwrite: bool = False,
+    reads: Sequence[str | Path | None] = (),
+) -> dict[str, Any]:
+    """`artifact.make` in the main process, while the others run `build` beside it; returns its result.
+
+    Locking, resuming, renaming and provenance are the main process's alone. Where it has nothing to build, or refuses
+    to, the others return at once.
+    """
+    if not accelerator.is_main_process:
+        work = broadcast_object_list([None])[0]
+        return build(Path(work)) if work is not None else {}
+    started = False
+
+    def leading(work: Path) -> dict[str, Any]:
+        nonlocal started
+        started = True
+        broadcast_object_list([str(work)])
+        return build(work)
+
+    try:
+        return artifact.make(out, command, inputs, leading, seed=seed, overwrite=overwrite, reads=reads)
+    finally:
+        if not started:
+            broadcast_object_list([None])

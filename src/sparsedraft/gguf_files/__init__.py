@@ -1,5 +1,0 @@
-"""GGUF files as checkpoints: their headers, parts, keys and rotary embeddings, checked and converted."""
-
-from sparsedraft.gguf_files.convert import CONVERSION, convert_gguf
-
-__all__ = ["CONVERSION", "convert_gguf"]

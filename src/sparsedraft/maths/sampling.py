@@ -1,0 +1,130 @@
+"""From logits to the distribution that a token is drawn from; the same for target and drafter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsedraft.base.errors import UserError
+
+COLDEST = 1e-30  # below it float32 would divide by 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Repetition penalty (1: off), temperature (0: greedy), top-k (0: off), top-p (1: off), min-p (0: off).
+
+    In transformers' order. The penalty (Keskar et al. 2019) also changes what greedy decoding picks.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature {self.temperature} is not possible: give 0 (greedy) or more.")
+        if self.top_k < 0:
+            raise UserError(f"top-k {self.top_k} is not possible: give 0 (off) or more.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top-p {self.top_p} is not possible: give a share above 0 and up to 1 (off).")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min-p {self.min_p} is not possible: give a share from 0 (off) to 1.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(
+                f"repetition penalty {self.repetition_penalty} is not possible: give 1 (off), or more to repeat less."
+            )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+
+def wide(logits: Tensor) -> Tensor:
+    """`logits` in float32 at least: probabilities of half the precision would not add up."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def penalised(logits: Tensor, sampling: Sampling, context: Sequence[int], drafted: Sequence[int] = ()) -> Tensor:
+    """`logits` [n, V] with the repetition penalty: row i is what follows `context` and the first i of `drafted`.
+
+    Every token of that prefix, the prompt's too, has a positive logit divided and a negative one multiplied by it.
+    """
+    if sampling.repetition_penalty == 1:
+        return logits
+    seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+    seen[:, torch.tensor([*context], device=logits.device)] = True
+    for i, token in enumerate(drafted[: len(logits) - 1]):
+        seen[i + 1 :, token] = True
+    logits = wide(logits)
+    factor = sampling.repetition_penalty
+    return torch.where(seen, torch.where(logits > 0, logits / factor, logits * factor), logits)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution over the last axis of `logits` [..., V] after the warpers; greedy is one-hot."""
+    logits = wide(logits)
+    if sampling.greedy:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(sampling.temperature, COLDEST)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        least = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, index = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest token always stays
+        logits = logits.masked_fill(torch.zeros_like(outside).scatter_(-1, index, outside), -torch.inf)
+    if sampling.min_p > 0:
+        p = logits.softmax(-1)
+        logits = logits.masked_fill(p < sampling.min_p * p.amax(-1, keepdim=True), -torch.inf)
+    return logits.softmax(-1)
+
+
+class Dice:
+    """The chances of one sequence: all of them follow from its seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, distribution: Tensor) -> int:
+        """One token from a distribution [V]."""
+        return draw(distribution, self.generator)
+
+    def accepts(self, p: float, q: float) -> bool:
+        """True with probability min(1, p / q)."""
+        return float(torch.rand((), generator=self.generator, dtype=torch.float64)) * q < p
+
+
+def draw(distribution: Tensor, generator: torch.Generator) -> int:
+    """One token from a distribution [V]; the draw happens on the CPU, so that a seed means the same everywhere.
+
+    By the inverse of the sums up to each token, which need no random number a token: a quarter of multinomial's time.
+    """
+    sums = distribution.cpu().cumsum(0, dtype=torch.float64)
+    place = torch.rand((), generator=generator, dtype=torch.float64) * sums[-1]
+    token = int(torch.searchsorted(sums, place, right=True))  # right: never one of probability 0
+    return token if token < len(sums) else int(torch.searchsorted(sums, sums[-1]))  # the product was rounded up
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The first largest of each row of `logits` [..., V], on the CPU (where numpy is 20 times as fast as torch)."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        return torch.from_numpy(np.asarray(logits.detach().numpy().argmax(-1)))
+    return logits.argmax(-1).cpu()
+
+
+def unsound(who: str, tokens: int) -> str:
+    """What to say where the logits of `who` after so many tokens hold what no softmax survives."""
+    return f"the {who}'s logits after {tokens} tokens hold NaN or infinity: try float32, or check the weights"
+
+
+def sound(logits: Tensor, who: str, positions: Sequence[int]) -> Tensor:
+    """`logits` [n, V] after positions[i] tokens, unless one is a NaN or an infinity that no softmax survives."""
+    bad = ~(logits.amax(-1) < torch.inf)  # one pass: NaN is the greatest of all, and less than nothing
+    if bool(bad.any()):
+        raise FloatingPointError(unsound(who, positions[int(bad.nonzero()[0])]))
+    return logits

@@ -1,0 +1,156 @@
+"""What the matrices of a checkpoint hold, counted one at a time from its shards: shapes, zeros, patterns, MACs."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.sidefiles import read_object
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.models import checkpoint, quantized
+from sparsedraft.models.decoder import count_zeros, decoder_linears
+from sparsedraft.models.macs import dense_weights, skeleton
+from sparsedraft.models.matrices import active_experts, matrices, of_experts
+from sparsedraft.models.shards import Shards
+
+GROUPS = (4, 8, 16, 32)  # the M of the patterns that are looked for
+
+
+@dataclass(frozen=True)
+class Row:
+    """One matrix of weights inside the decoder layers."""
+
+    name: str
+    shape: tuple[int, ...]
+    zeros: int
+    pattern: str  # "dense", "unstructured" or the tightest N:M that holds
+    error: float | None  # layer-wise relative error, where the checkpoint says it
+    runs: str | None = None  # how the native engine multiplies it, such as "2:4 bf16"; None where it does not
+
+    @property
+    def size(self) -> int:
+        return torch.Size(self.shape).numel()
+
+
+def holds(weight: Tensor) -> str:
+    """`dense` (no zero), the sparsest N:M that `weight` [..., in] obeys (the smallest M), or `unstructured`.
+
+    An N:M that leaves more than a tenth of its places empty says little about the mask, and is not named.
+    """
+    zero = (weight.float() if weight.element_size() == 1 else weight) == 0
+    if not bool(zero.any()):
+        return "dense"
+    density = 1 - float(zero.double().mean())
+    found: list[tuple[float, int, int]] = []
+    for m in GROUPS:
+        if weight.shape[-1] % m == 0:
+            n = max(int((~zero).reshape(-1, m).sum(-1).max()), 1)
+            if n < m and density >= 0.9 * n / m:
+                found.append((n / m, m, n))
+    if not found:
+        return "unstructured"
+    _, m, n = min(found)
+    return str(Pattern(n, m))
+
+
+def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
+    """The decoder's matrices in order (name in the model: name in the shards), and whether all are plain linears.
+
+    Where they are not, every matrix with a layer's number in its name is meant.
+    """
+    try:
+        config = checkpoint.read_config(folder)
+        if checkpoint.is_decoder_lm(config):
+            model = skeleton(config)
+            linears = decoder_linears(model)
+            wanted = {name: shards.find(f"{name}.weight", model.base_model_prefix) for name in linears}
+            found = {
+                name: stored for name, stored in wanted.items() if stored and not quantized.is_part(stored, shards)
+            }
+            if found.keys() == linears.keys():
+                return found, True
+    except Exception:
+        pass  # an encoder, an expert model, quantised weights: show what is stored
+    inside = [
+        name
+        for name, shape in shards.shapes.items()
+        if re.search(r"\.\d+\.", f".{name}") and len(shape) >= 2 and not quantized.is_part(name, shards)
+    ]
+    inside.sort(key=lambda name: [(int(part) if part.isdigit() else -1, part) for part in name.split(".")])
+    return {name: name for name in inside}, False
+
+
+def rows(
+    folder: Path, shards: Shards | None = None, runs: Callable[[Tensor, bool], str | None] | None = None
+) -> Iterator[Row]:
+    """One row per matrix of the decoder's layers, read one at a time; `runs` says how one runs natively, from its
+    weight and whether the checkpoint claims a pattern for it."""
+    shards = shards or Shards(folder)
+    errors = _errors(folder)
+    claimed = (checkpoint.claimed_sparsity(folder) or {}).get("linears", {})
+    for name, stored in linear_names(folder, shards)[0].items():
+        weight = shards.tensor(stored)
+        error = next((e for key, e in errors.items() if f".{name}".endswith(f".{key}")), None)
+        how = runs(weight, name in claimed) if runs else None
+        yield Row(name, shards.shapes[stored], count_zeros(weight), holds(weight), error, how)
+
+
+def _errors(folder: Path) -> dict[str, float]:
+    try:
+        found = read_object(folder / "result.json")["relative_errors"]
+        return {str(name): float(error) for name, error in found.items()}
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def nonzero_parameters(shards: Shards) -> tuple[int, int]:
+    """(non-zero parameters, all parameters) of what is stored; a tied head counts once, though it be stored twice."""
+    tied = getattr(checkpoint.read_config(shards.folder), "tie_word_embeddings", False)
+    sizes = {
+        name: torch.Size(shape).numel()
+        for name, shape in shards.shapes.items()
+        if not (tied and name == "lm_head.weight" and any(n.endswith("embed_tokens.weight") for n in shards.files))
+    }
+    return sum(size - count_zeros(shards.tensor(name)) for name, size in sizes.items()), sum(sizes.values())
+
+
+def macs(folder: Path, found: list[Row] | None = None) -> int:
+    """MACs per token of a checkpoint, by its actual zeros, head included (DESIGN §1).
+
+    UserError where its layers hold what is no matrix, or are stored otherwise than their config says.
+    """
+    known = known_macs(folder, list(rows(folder, Shards(folder))) if found is None else found)
+    if known is None:
+        raise UserError(f"model {folder} is not made of plain linears, so its MACs per token are not known.")
+    return known
+
+
+def known_macs(folder: Path, found: list[Row]) -> int | None:
+    """The same from all rows of a checkpoint; None where it cannot be known. Of experts the active ones count."""
+    config = checkpoint.read_config(folder)
+    if not checkpoint.is_decoder_lm(config):
+        return None
+    if quantized.format_of(config, Shards(folder)):
+        return None
+    model = skeleton(config)
+    wanted, active = matrices(model), active_experts(config)
+    parts = [row for row in found if not row.name.endswith("bias")]
+    # experts are mostly stored one by one, and fused when they are loaded: their weights must add up to the same
+    if wanted is None or _sizes({row.name: row.size for row in parts}) != _sizes(
+        {name: matrix.weight.numel() for name, matrix in wanted.items()}
+    ):
+        return None
+    used = {of: sum(row.size - row.zeros for row in parts if of_experts(row.name) == of) for of in (True, False)}
+    share = Fraction(*active) if active else Fraction(1)
+    return dense_weights(model) + used[False] + round(used[True] * share)
+
+
+def _sizes(by_name: dict[str, int]) -> tuple[int, int]:
+    """(weights of experts, other weights)."""
+    experts = sum(size for name, size in by_name.items() if of_experts(name))
+    return experts, sum(by_name.values()) - experts

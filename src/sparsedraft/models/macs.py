@@ -1,0 +1,67 @@
+"""Multiply-accumulates per token: the non-zero weights of every linear, lm_head included and dense.
+
+Of experts the active ones count (see `matrices`).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.models.checkpoint import UNREADABLE
+from sparsedraft.models.decoder import count_zeros, decoder_layers
+from sparsedraft.models.matrices import matrices
+
+
+def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int | None:
+    """MACs per token of `model`: Σ over linears of their non-zero weights; None where its layers hold something else.
+
+    The decoder's linears count what is not zero (or, with `sparsity` given, that share of them is taken as zero, which
+    needs no weights at all); the head counts whole, also where it is tied; an embedding look-up costs nothing, and
+    attention scores are left out because they depend on the context.
+    """
+    found = matrices(model)
+    if found is None:
+        return None
+    return round(sum(matrix.macs(sparsity) for matrix in found.values())) + dense_weights(model)
+
+
+def dense_weights(model: PreTrainedModel) -> int:
+    """Weights of the linears outside the decoder layers: the head, and what projects in or out (OPT-350m)."""
+    inside = {id(module) for module in decoder_layers(model).modules()}
+    linears = {id(m): m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in inside}
+    head = model.get_output_embeddings()
+    return sum(m.weight.numel() for m in {**linears, id(head): head}.values())
+
+
+@contextmanager
+def building(config: PretrainedConfig) -> Iterator[None]:
+    """UserError where transformers cannot make modules of `config`, whose fields it hardly checks."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise UserError(
+            f"a config.json of type {config.model_type} describes no model that can be built ({first_line(error)}): "
+            "copy it again."
+        ) from None
+
+
+def skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of `config` with no memory behind its weights (torch's meta device); UserError where there is none."""
+    with building(config), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def macs_of_config(config: PretrainedConfig, sparsity: float = 0.0) -> int | None:
+    """MACs per token of the model that `config` describes, with `sparsity` of every decoder linear pruned; None as in
+    `macs_of_model`."""
+    return macs_of_model(skeleton(config), sparsity)
+
+
+def nonzero_parameters(model: nn.Module) -> tuple[int, int]:
+    """(non-zero parameters, all parameters), tied tensors counted once."""
+    sizes = [(p.numel() - count_zeros(p), p.numel()) for p in model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for _, n in sizes)

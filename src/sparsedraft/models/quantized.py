@@ -1,0 +1,112 @@
+"""Checkpoints whose weights a quantiser has packed: one way to tell them, one sentence for all that is refused.
+
+Where transformers and the library that it needs can run such a model, it can be a target or a drafter as it is; what
+changes or rewrites weights (prune, drop-layers, finetune, pack) needs them as plain numbers. Our own packed folders are
+none of these: `runtime` reads them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+from transformers.quantizers.auto import AutoHfQuantizer
+
+from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.models.shards import Shards
+
+OWN = "sparsedraft"  # the method of packed folders
+KEYS = ("quantization_config", "compression_config")  # where a config.json says it; the second is an older name
+PACKED = {  # tensors that only quantisers write, by the end of their names
+    "qweight": "GPTQ or AWQ", "qzeros": "GPTQ or AWQ", "weight_packed": "compressed-tensors",
+    "bitmask": "compressed-tensors, sparse", "compressed": "compressed-tensors, sparse", "quant_map": "bitsandbytes",
+    "absmax": "bitsandbytes", "SCB": "bitsandbytes", "weight_scale_inv": "FP8", "weight_scale": "8 bits",
+}  # fmt: skip
+SCALES = ("scales", "input_scale", "weight_global_scale", "input_global_scale")  # they come beside others
+FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS8 = ("F8_E4M3", "F8_E5M2")  # numbers, but for a scale
+NARROW = ("I8", "U8", *FLOATS8, "F8_E8M0", "F4")  # types that need a scale to be numbers
+
+
+def method_of(config: PretrainedConfig) -> str | None:
+    """The format that config.json names, such as "compressed-tensors, sparse-24-bitmask"; None for plain weights."""
+    for holder in (config, config.get_text_config()):
+        for key in KEYS:
+            found: Any = getattr(holder, key, None)
+            said = found if isinstance(found, dict) else vars(found) if found is not None else None
+            if said is not None:
+                return _named(said)
+    return None
+
+
+def _named(said: dict[str, Any]) -> str | None:
+    method = said.get("quant_method")
+    method = str(getattr(method, "value", method or "a format without a name"))
+    if method == OWN:
+        return None
+    sparse = said.get("sparsity_config")
+    more = [
+        str(part)[:40]
+        for part in (said.get("format"), sparse.get("format") if isinstance(sparse, dict) else None)
+        if part and part != "dense"
+    ]
+    if method == "bitsandbytes":
+        more = ["4-bit" if said.get("load_in_4bit") or said.get("_load_in_4bit") else "8-bit"]
+    return ", ".join([method[:40], *more])
+
+
+def is_part(name: str, shards: Shards) -> bool:
+    """Whether a tensor is what a quantiser makes of a matrix (codes, scales, masks), and not one of numbers."""
+    return name.rpartition(".")[2] in {*PACKED, *SCALES} or shards.types[name] not in (*FLOATS, *FLOATS8)
+
+
+def format_of(config: PretrainedConfig, shards: Shards) -> str | None:
+    """The format of a quantised checkpoint, by its config or else its tensors; None for plain weights."""
+    if getattr(config, KEYS[0], None) is not None and method_of(config) is None:  # a packed folder of ours
+        return None
+    if found := method_of(config):
+        return found
+    for name, kind in shards.types.items():
+        if known := PACKED.get(name.rpartition(".")[2]):
+            return f"{known}, by its tensor {name}"
+        if kind in NARROW and name.endswith(".weight"):
+            return f"{kind}, by its tensor {name}"
+    return None
+
+
+def check_plain(ref: str | Path, config: PretrainedConfig, shards: Shards, command: str) -> None:
+    """Raise UserError for a quantised checkpoint, which `command` cannot take."""
+    if found := format_of(config, shards):
+        raise UserError(
+            f"model {ref} is quantised ({found}), and {command} needs weights that are plain numbers: give the "
+            "checkpoint that it was made from."
+        )
+
+
+def check_runs(ref: str | Path, config: PretrainedConfig, shards: Shards, device: str = "cpu") -> str | None:
+    """The format of a quantised checkpoint that transformers can unpack here, None for plain weights.
+
+    Raises UserError for one that it would take for a plain one, and so run wrongly, and where a library is missing.
+    """
+    found = format_of(config, shards)
+    if found is None:
+        return None
+    said = getattr(config, KEYS[0], None)
+    if said is None or not AutoHfQuantizer.supports_quant_method(said if isinstance(said, dict) else said.to_dict()):
+        raise UserError(
+            f"model {ref} is quantised ({found}), and transformers would read it as plain numbers, because its "
+            f"config.json does not say so in {KEYS[0]}, or of a kind that is not known: give the checkpoint that it "
+            "was made from."
+        )
+    try:
+        AutoHfQuantizer.from_config(said, pre_quantized=True).validate_environment(device_map={"": device})
+    except (ImportError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
+        raise unable(ref, found, first_line(error)) from None
+    return found
+
+
+def unable(ref: str | Path, kind: str, reason: str) -> UserError:
+    """What to say where transformers does not run the quantised model `ref`."""
+    return UserError(
+        f"model {ref} is quantised ({kind}) and cannot be run here ({reason.rstrip('. ')}): mend that, or give the "
+        "checkpoint that it was made from."
+    )

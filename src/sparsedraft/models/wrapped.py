@@ -1,0 +1,62 @@
+"""Text models inside a vision wrapper (Gemma 3, Mistral Small 3.1, LLaVA, ...): their config and their tensors' names.
+
+Read without the wrapper they are ordinary causal models, and what is written of them is an ordinary checkpoint.
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from transformers import PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from sparsedraft.base.errors import UserError
+
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of decoder-only language models end
+INSIDE = "language_model."  # what every wrapper calls its text model
+
+
+def text_model(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the causal model inside a wrapper's `config`; `config` itself where it is no wrapper.
+
+    UserError for a wrapper that is quantised: its notes name the wrapper's tensors.
+    """
+    text, names = config.get_text_config(), getattr(config, "architectures", None) or []
+    if text is config or any(str(name).endswith(CAUSAL) for name in names):
+        return config
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.model_type)
+    if not isinstance(causal, str) or not causal.endswith(CAUSAL):
+        return config
+    if getattr(config, "quantization_config", None):
+        raise UserError(
+            f"the text model inside {', '.join(map(str, names)) or config.model_type} is quantised with its wrapper: "
+            "give the original checkpoint."
+        )
+    found = copy.deepcopy(text)
+    found.architectures = [causal]
+    found.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", False))  # the wrapper's word counts
+    found.dtype = text.dtype or config.dtype
+    if outer := _listed(getattr(config, "eos_token_id", None)):
+        found.eos_token_id = sorted({*outer, *_listed(text.eos_token_id)})
+    return found
+
+
+def _listed(value: Any) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def text_name(stored: str) -> str | None:
+    """What the text model alone calls a wrapper's tensor; None for one that is not the text model's."""
+    before, inside, rest = stored.rpartition(INSIDE)
+    if stored.startswith("lm_head."):  # newer wrappers hold the head themselves
+        return stored
+    if not inside or before not in ("", "model."):
+        return None
+    return rest if rest.startswith(("model.", "lm_head.")) else f"model.{rest}"
+
+
+def text_names(stored: Iterable[str]) -> dict[str, str]:
+    """{name in the text model: stored name} of a checkpoint's tensors; of one without a wrapper all, as they are."""
+    if not any(name.startswith((INSIDE, f"model.{INSIDE}")) for name in stored):
+        return {name: name for name in stored}
+    return {name: old for old in stored if (name := text_name(old)) is not None}

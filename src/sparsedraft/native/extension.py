@@ -1,0 +1,72 @@
+"""The compiled extension, where it could be built."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+
+from sparsedraft.base.console import console
+from sparsedraft.base.errors import UserError
+
+
+@cache
+def _module() -> tuple[Any, str]:
+    try:
+        from sparsedraft.native import _native  # type: ignore[attr-defined]
+    except ImportError as error:
+        return None, str(error)
+    return _native, ""
+
+
+def available() -> bool:
+    """Whether the extension is there; says once what is missing where it is not."""
+    module, why = _module()
+    if module is None:
+        _say_once(
+            f"the native runtime was not built ({why}): transformers runs in its place. Install a C++20 compiler and "
+            "sparsedraft again to have it."
+        )
+    return module is not None
+
+
+@cache
+def _say_once(text: str) -> None:
+    console.print(text)
+
+
+def extension() -> Any:
+    """The extension; UserError where there is none."""
+    module, why = _module()
+    if module is None:
+        raise UserError(
+            f"the native runtime was not built ({why}): give --runtime transformers, or install a C++20 compiler "
+            "and sparsedraft again."
+        )
+    return module
+
+
+def pool(threads: int) -> Any:
+    """So many threads of the extension; UserError where the system does not give them."""
+    try:
+        return extension().Pool(threads)
+    except RuntimeError as error:
+        raise UserError(f"{threads} threads cannot be started ({error}): set OMP_NUM_THREADS to fewer.") from None
+
+
+def fastest() -> str:
+    """The kernels that this CPU takes: portable, avx2, avx512 or amx (portable, too, where none were built)."""
+    module, _ = _module()
+    return "portable" if module is None else module.kernels()
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """torch on one thread: its others spin for milliseconds after each call, on the cores that the engine needs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

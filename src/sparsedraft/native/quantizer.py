@@ -1,0 +1,197 @@
+"""Packed folders in transformers' from_pretrained: quantization method "sparsedraft".
+
+This is imported in the middle of transformers' own import (see sparsedraft.registration), so what needs the rest of
+transformers is imported where it is used.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers import auto
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.native.modules import PARTS, Packed, PackedEmbedding, PackedHead, PackedLinear
+from sparsedraft.native.packed import TYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sparsedraft.native.weights import PackedWeights
+
+METHOD = "sparsedraft"
+
+
+class SparsedraftConfig(QuantizationConfigMixin):
+    """`quantization_config` of a packed folder's config.json: `weights`, a key of TYPES, is how values are stored."""
+
+    def __init__(self, weights: str = "int8", **unknown: Any) -> None:
+        if weights not in TYPES:
+            raise UserError(
+                f"quantization_config.weights is {weights!r}, not one of {', '.join(TYPES)}: pack the checkpoint again."
+            )
+        self.quant_method: Any = METHOD
+        self.weights = weights
+
+
+class SparsedraftQuantizer(HfQuantizer):
+    """Puts packed modules into a model before it is loaded, and proves them once it is.
+
+    Raises UserError where the folder is not a packed one, does not fit its config.json, or is damaged.
+    """
+
+    requires_calibration = True  # to transformers: only what was packed before can be loaded
+
+    def __init__(self, quantization_config: SparsedraftConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._stored: set[str] = set()  # names of tensors that keep their dtypes
+        self._head_ids: Tensor | None = None
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """The dtype to cast a stored tensor to: None, its own, for what is packed."""
+        if not self._stored.isdisjoint(converter.target_patterns):
+            return None
+        return super().get_new_dtype(converter, param, dtype)
+
+    def _process_model_before_weight_loading(
+        self, model: "PreTrainedModel", checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> "PreTrainedModel":
+        from sparsedraft.native.weights import HEAD_IDS, PackedWeights, is_packed
+
+        if not checkpoint_files:
+            raise UserError("a packed checkpoint was given as a state dict: give its folder.")
+        folder = Path(checkpoint_files[0]).parent
+        if not is_packed(folder):
+            raise UserError(
+                f"packed model {folder} has no packed.json: fetch the whole folder, as sparsedraft.load does."
+            )
+        with torch.device("cpu"):  # else numbers that are read would be made on the meta device, as the model is
+            weights = PackedWeights(folder)
+            self._head_ids = weights.head_ids()
+        dtype = model.dtype
+        for name in weights.entries:
+            self._replace(model, name, weights, dtype)
+        self._tie(model, dtype)
+        for name in decoder_linears(model):
+            raise UserError(f"packed folder {folder} does not pack {name}: pack the checkpoint again.")
+        if self._head_ids is not None:
+            if model.get_output_embeddings() and not isinstance(model.get_output_embeddings(), PackedHead):
+                raise UserError(f"packed folder {folder} has head ids for a head that it does not pack: pack it again.")
+            model._keys_to_ignore_on_load_unexpected = {
+                *(model._keys_to_ignore_on_load_unexpected or ()), re.escape(HEAD_IDS),
+            }  # fmt: skip
+        return model
+
+    def _replace(self, model: "PreTrainedModel", name: str, weights: "PackedWeights", dtype: torch.dtype) -> None:
+        """A packed module in the place of the one that the header calls `name`."""
+        prefix = f"{model.base_model_prefix}."
+        found = dict(model.named_modules())
+        full = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in found), None)
+        if full is None:
+            if model.get_output_embeddings() is None:  # the base model alone was asked for
+                return
+            raise UserError(f"packed folder {weights.folder} packs {name}, which its config.json lacks: pack it again.")
+        original, entry = found[full], weights.entries[name]
+        with torch.device("cpu"):
+            parts = {part: t.to("meta") for part, t in weights.tensors(name).items()}
+        ids = self._head_ids if original is model.get_output_embeddings() else None
+        new: Packed
+        if type(original) is nn.Linear:
+            shape = (original.out_features if ids is None else len(ids), original.in_features)
+            fits = ids is None or int(ids[-1]) < original.out_features
+            if ids is None:
+                new = PackedLinear(name, entry, parts, original, dtype)
+            else:
+                new = PackedHead(name, entry, parts, original, dtype, ids=ids)
+        elif type(original) is nn.Embedding or hasattr(original, "scalar_embed_scale"):
+            shape, fits = (original.num_embeddings, original.embedding_dim), True
+            new = PackedEmbedding(name, entry, parts, original, dtype)
+        else:
+            raise UserError(
+                f"packed folder {weights.folder} packs {name}, which is a {type(original).__name__}: "
+                "load the checkpoint it came from."
+            )
+        if (entry.rows, entry.columns) != shape or not fits:
+            raise UserError(
+                f"packed folder {weights.folder} has {name} of {entry.rows} rows and {entry.columns} columns, "
+                f"where its config.json needs {shape[0]} and {shape[1]}: pack the checkpoint again."
+            )
+        model.set_submodule(full, new)
+        self._stored |= {f"{full}.{part}" for part in PARTS}
+
+    def _tie(self, model: "PreTrainedModel", dtype: torch.dtype) -> None:
+        """Heads tied to a packed embedding read that; transformers has no parameter of it that it could share."""
+        for target, source in list(model.all_tied_weights_keys.items()):
+            embedding = model.get_submodule(source.rpartition(".")[0])
+            if not isinstance(embedding, PackedEmbedding):
+                continue
+            name = target.rpartition(".")[0]
+            original, ids, entry = model.get_submodule(name), self._head_ids, embedding.entry
+            if not isinstance(original, nn.Linear):
+                raise UserError(f"packed embedding {source} is tied to {name}, which is no linear: load it unpacked.")
+            if ids is not None:
+                if int(ids[-1]) >= entry.rows:
+                    raise UserError(
+                        f"packed head has id {int(ids[-1])} outside of its vocabulary of {entry.rows}: pack it again."
+                    )
+                entry = replace(entry, rows=len(ids))
+            model.set_submodule(name, PackedHead(name, entry, {}, original, dtype, ids=ids, tied=embedding))
+            del model.all_tied_weights_keys[target]
+            model._tied_weights_keys = {k: v for k, v in (model._tied_weights_keys or {}).items() if k != target}
+
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+        packed = [module for module in model.modules() if isinstance(module, Packed)]
+        if not any(buffer.is_meta for module in packed for buffer in module.buffers()):  # else only names were asked
+            for module in packed:
+                module.prepare()
+        model.requires_grad_(False)  # else norms would ask for gradients, and gradients for dequantised weights
+        self._stored, self._head_ids = set(), None
+        return model
+
+    def is_serializable(self) -> bool:
+        """Never: raises UserError, which says what to do, where transformers would point at a log."""
+        raise UserError(
+            "a packed model cannot be saved: copy its folder, or call dequantize() first to have it unpacked."
+        )
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    def _dequantize(self, model: "PreTrainedModel", dtype: Any = None) -> "PreTrainedModel":
+        """An ordinary model of the same weights. Raises UserError where its head is trimmed: no linear does that."""
+        packed = {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
+        if any(isinstance(module, PackedHead) and module.ids is not None for module in packed.values()):
+            raise UserError(
+                "a packed model with a trimmed head cannot be dequantised: load the checkpoint it came from."
+            )
+        vars(model).pop("_tied_weights_keys", None)  # back to the class's
+        for name, module in packed.items():
+            plain: Any = module.original[0]
+            plain.weight = nn.Parameter(module.weight.to(dtype).clone())
+            if isinstance(module, PackedLinear):
+                plain.bias = module.bias
+            elif module.embed_scale is not None:
+                plain.embed_scale = torch.tensor(module.embed_scale, device=plain.weight.device)
+            model.set_submodule(name, plain)
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+        model.tie_weights()
+        return model.to(dtype).requires_grad_(True).eval()
+
+
+def register() -> None:
+    """Make the method known to transformers; again and again does no harm."""
+    if METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
+        auto.register_quantization_config(METHOD)(SparsedraftConfig)
+    if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
+        auto.register_quantizer(METHOD)(SparsedraftQuantizer)
+
+
+register()

@@ -1,0 +1,67 @@
+"""The policies of one drafter, which learn from answer to answer, also where an evaluation was interrupted.
+
+What they observed is kept beside the rows, and observed again: so a resumed evaluation chooses as an undisturbed one
+would have.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.base.journal import read_lines
+from sparsedraft.speculate.policy.lookahead import Constant, Policy, policy_named
+from sparsedraft.speculate.policy.meter import Outcome
+
+OUTCOMES = ".outcomes.jsonl"
+
+
+def policies(ks: Sequence[int | str]) -> dict[Any, Policy]:
+    """New policies, by K or by their names: they learn."""
+    return {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in ks}
+
+
+class _Heard:
+    """A policy, and the outcomes that it was told of."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.outcomes: list[Outcome] = []
+        self.wanted, self.confident = policy.wanted, policy.confident
+
+    def observe(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.policy.observe(outcome)
+
+
+class Learned:
+    """A policy for each of `ks`, as it is after the answers `done` of the drafter `name`, whose outcomes are in
+    `folder`."""
+
+    def __init__(self, folder: Path, name: str, ks: Sequence[int | str], done: Iterable[str] = ()) -> None:
+        self.file, self.name = folder / OUTCOMES, name
+        self.policies = policies(ks)
+        learning = [k for k, policy in self.policies.items() if not isinstance(policy, Constant)]
+        if not learning:
+            return
+        finished = {*done}
+        seen = {
+            line["id"]: line for line in read_lines(self.file, ("drafter", "id", "outcomes")) if line["drafter"] == name
+        }
+        for line in (line for answer, line in seen.items() if answer in finished):
+            for k in learning:
+                for values in line["outcomes"][k]:
+                    self.policies[k].wanted()
+                    self.policies[k].observe(Outcome(*values))
+
+    @contextmanager
+    def answer(self, name: str) -> Iterator[dict[Any, Policy]]:
+        """The policies, for the answer `name`; what they observe in the block is kept at its end."""
+        heard = {k: _Heard(policy) for k, policy in self.policies.items() if not isinstance(policy, Constant)}
+        yield {**self.policies, **heard}
+        if heard:
+            outcomes = {k: [astuple(outcome) for outcome in policy.outcomes] for k, policy in heard.items()}
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"drafter": self.name, "id": name, "outcomes": outcomes}) + "\n")

@@ -1,0 +1,129 @@
+"""What is not worth learning from: duplicates, wrong lengths, languages or words, and text of the evaluation.
+
+Rows are looked at once, in their order, so that data of any size passes; of two alike the first stays.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsedraft.base import bounds
+from sparsedraft.base.errors import UserError
+from sparsedraft.text.overlap import Overlap, words_of
+from sparsedraft.text.prompts import Prompt
+
+SHINGLE = 5  # words in a row that near-duplicates are told by
+STRICTEST = 0.98  # the highest similarity that an index of so few can be made for: what is equal it finds, too
+PERMUTATIONS = 128  # of a MinHash: its similarity is off by 1/√128, 0.09, at most in two of three cases
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which rows to leave out; the defaults leave out exact duplicates only. Lengths in tokens."""
+
+    near_duplicates: float = 0.0  # prompts whose similarity to an earlier one is at least this; 0: none
+    min_answer_tokens: int = 0
+    max_answer_tokens: int = 0  # 0: no limit
+    max_prompt_tokens: int = 0  # 0: no limit
+    drop_cut_off: bool = False  # answers that reached their longest
+    languages: tuple[str, ...] = ()  # ISO 639-1 codes; empty: any
+    drop_words: tuple[str, ...] = ()  # rows in which one of these stands, in prompt or answer
+    keep_words: tuple[str, ...] = ()  # rows in which none of these stands; empty: no rule
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.near_duplicates <= 1:
+            raise UserError(f"--near-duplicates {self.near_duplicates:g} is no similarity: give 0 (off) to 1.")
+        for option in ("min_answer_tokens", "max_answer_tokens", "max_prompt_tokens"):
+            if not 0 <= (tokens := getattr(self, option)) <= bounds.LENGTH:
+                raise UserError(f"--{option.replace('_', '-')} {tokens} is not possible: give 0 to {bounds.LENGTH:,}.")
+        known = _known_languages() if self.languages else self.languages
+        if strange := next((code for code in self.languages if code not in known), None):
+            raise UserError(f"--languages {strange} is not known: give ISO 639-1 codes such as en or de.")
+
+
+@dataclass
+class Cleaner:
+    """Applies `rules`, row after row; `evaluation` holds the prompts that must not be trained on."""
+
+    rules: Rules
+    evaluation: Sequence[Prompt] = ()
+    seen: set[bytes] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.overlap = Overlap(self.evaluation)
+        self.near = _NearDuplicates(self.rules.near_duplicates) if self.rules.near_duplicates else None
+        self.drop, self.keep = _any_of(self.rules.drop_words), _any_of(self.rules.keep_words)
+
+    def reason(self, row: dict[str, Any]) -> str:
+        """Why the row is left out, or "" if it stays."""
+        rules, text = self.rules, "\n".join(m["content"] for m in row["messages"])
+        answer, prompt = len(row["answer_ids"]), len(row["prompt_ids"])
+        if not answer:
+            return "empty answer"
+        if rules.drop_cut_off and row["finish_reason"] != "eos":
+            return "cut off"
+        if answer < rules.min_answer_tokens or 0 < rules.max_answer_tokens < answer:
+            return "answer length"
+        if 0 < rules.max_prompt_tokens < prompt:
+            return "prompt length"
+        if self.drop and self.drop.search(text):
+            return "dropped word"
+        if self.keep and not self.keep.search(text):
+            return "no wanted word"
+        if rules.languages and _language(text) not in rules.languages:
+            return "language"
+        if any(self.overlap.find(m["content"]) is not None for m in row["messages"]):
+            return "evaluation text"
+        mark = hashlib.sha256(repr([words_of(m["content"]) for m in row["messages"]]).encode()).digest()[:16]
+        if mark in self.seen:
+            return "exact duplicate"
+        asked = "\n".join(m["content"] for m in row["messages"] if m["role"] == "user")
+        if self.near and self.near.has(row["prompt_id"], asked):
+            return "near-duplicate"
+        self.seen.add(mark)
+        return ""
+
+
+class _NearDuplicates:
+    """Prompts so far, by MinHash over their shingles (Broder 1997) in a locality-sensitive index."""
+
+    def __init__(self, similarity: float) -> None:
+        from datasketch import MinHashLSH
+
+        self.index = MinHashLSH(threshold=min(similarity, STRICTEST), num_perm=PERMUTATIONS)
+        self.known: dict[str, bool] = {}  # the verdict on each prompt: its turns and samples share it
+
+    def has(self, name: str, text: str) -> bool:
+        """Whether a prompt of another name was like this one; if not, it is remembered."""
+        from datasketch import MinHash
+
+        if name not in self.known:
+            words = words_of(text)
+            shingles = {words[i : i + SHINGLE] for i in range(max(1, len(words) - SHINGLE + 1))}
+            mark = MinHash(num_perm=PERMUTATIONS)
+            mark.update_batch([" ".join(shingle).encode() for shingle in sorted(shingles)])
+            self.known[name] = bool(self.index.query(mark))
+            if not self.known[name]:
+                self.index.insert(name, mark)
+        return self.known[name]
+
+
+def _any_of(words: Sequence[str]) -> re.Pattern[str] | None:
+    """Finds any of `words` as whole words, in any case."""
+    if not words:
+        return None
+    return re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)
+
+
+def _language(text: str) -> str:
+    import py3langid
+
+    return py3langid.classify(text)[0]
+
+
+def _known_languages() -> list[str]:
+    import py3langid
+
+    return [code for code, _ in py3langid.rank("")]

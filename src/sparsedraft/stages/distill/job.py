@@ -1,0 +1,99 @@
+"""One distillation as a value: what a worker, in whatever process, needs to know to write its share of the rows."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import context_of
+from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.native.model import native_model
+from sparsedraft.stages.distill.magpie import magpie
+from sparsedraft.stages.distill.rewrite import rewrite
+from sparsedraft.text.prompts import Prompt
+from sparsedraft.writers.conversation import DAY, Writer, respond
+from sparsedraft.writers.native import NativeWriter
+from sparsedraft.writers.requests import Output
+from sparsedraft.writers.server.address import Endpoint
+from sparsedraft.writers.transformers import Engine, TransformersEngine
+from sparsedraft.writers.units import Make
+
+MODES = ("respond", "rewrite", "magpie")
+ENGINES = ("transformers", "native", "endpoint")
+UNSTORED = ("min_gap", "max_new_tokens")  # of an Answer: matter to evaluation only
+
+
+@dataclass(frozen=True)
+class Job:
+    """How the target in `folder` writes: engine, mode, lengths in tokens."""
+
+    folder: Path
+    mode: str
+    endpoint: Endpoint | None  # None: in this process
+    sampling: Sampling
+    prompt_sampling: Sampling  # of the prompts that magpie writes
+    max_new_tokens: int
+    samples: int
+    top_k_logprobs: int
+    batch_size: int
+    seed: int
+    device: str
+    dtype: str
+    native: bool = False  # the native engine, where there is no endpoint
+    max_prompt_tokens: int = 0  # of the prompts that magpie writes; 0: no limit
+    template_args: Arguments = field(default_factory=dict)  # of the chat template
+    skip_bad: bool = False  # leave out what a server refuses
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The target's, with the arguments of its template."""
+        return templates.give(checkpoint.load_tokenizer(self.folder), self.template_args)
+
+    @property
+    def concurrency(self) -> int:
+        """Units under way at once in one process."""
+        return self.endpoint.concurrency if self.endpoint else 1
+
+    @property
+    def context(self) -> int | None:
+        """The longest prompt and answer together, in tokens, as the target's config says."""
+        return context_of(checkpoint.read_config(self.folder))
+
+    def engine(self) -> Engine:
+        """The engine: its model loaded, or its server asked whether it is there."""
+        tokenizer = self.tokenizer
+        if self.native:
+            return NativeWriter(native_model(self.folder), tokenizer, ends(self.folder, tokenizer), self.batch_size)
+        if self.endpoint is None:
+            dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
+            model = checkpoint.load(self.folder, dtype=dtype, device=device)
+            return TransformersEngine(model, tokenizer, ends(self.folder, tokenizer), self.batch_size)
+        return self.endpoint.engine(tokenizer, self.skip_bad)
+
+    def maker(self, engine: Engine, heard: Callable[[Output], None] = lambda output: None) -> Make:
+        """What turns a unit of conversations into rows; `heard` is told of every answer."""
+        writer = Writer(
+            engine, self.tokenizer, self.sampling, self.max_new_tokens, self.seed,
+            self.samples, self.top_k_logprobs, heard, self.context,
+        )  # fmt: skip
+        same: dict[str, Any] = {"source": "target", "note": "", "mode": self.mode, "engine": engine.name}
+        same["temperature"] = self.sampling.temperature
+
+        def make(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
+            day = templates.day_there(writer.tokenizer) if self.endpoint else None
+            made = same | ({DAY: day} if day else {})
+            if self.mode == "rewrite":
+                rows = rewrite(writer, unit)
+            elif self.mode == "magpie":
+                rows = magpie(writer, unit, self.prompt_sampling, self.max_prompt_tokens)
+            else:
+                rows = [asdict(answer) for answer in respond(writer, unit)]
+            return [made | {k: v for k, v in row.items() if k not in UNSTORED} for row in rows]
+
+        return make

@@ -1,0 +1,144 @@
+"""Mode `magpie`: no prompts at all. The target, fed its template's user header, writes the prompt, then answers.
+
+Openings, words that a prompt begins with, steer what it is about: left alone, a model asks for what it saw most of.
+
+Xu et al. 2024, "Magpie: Alignment Data Synthesis from Scratch by Prompting Aligned LLMs with Nothing".
+"""
+
+import re
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.text import prompts
+from sparsedraft.text.prompts import Prompt
+from sparsedraft.writers.conversation import Answer, Writer, respond, row_seed
+from sparsedraft.writers.requests import Request
+
+WORDS = 3  # fewer are no prompt
+REPEATED = 6.0  # a text that zlib makes so many times shorter says one thing again and again
+
+
+def wanted(count: int, openings: Sequence[str] = ()) -> list[Prompt]:
+    """`count` conversations whose prompts are still to be written, each after the next of `openings`, in turns."""
+    begun = openings or ("",)
+    return [Prompt(f"magpie-{number:07}", (begun[number % len(begun)],)) for number in range(count)]
+
+
+def header(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    """What the chat template puts before a user's words (text and token ids), the system message it adds included."""
+    try:
+        shown = templates.render(tokenizer, [{"role": "user", "content": templates.MARK}])
+    except TemplateError:
+        shown = ""
+    before, found, _ = shown.partition(templates.MARK)
+    if not found or not before.strip():
+        raise UserError(
+            f"the chat template of {tokenizer.name_or_path} has no header before the user's words, so --mode magpie "
+            "cannot make the target write prompts: use --mode respond."
+        )
+    return before, [int(i) for i in tokenizer(before, add_special_tokens=False)["input_ids"]]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Every token that is no text: also those that have no role of their own, such as Qwen's <|im_start|>."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added | set(tokenizer.all_special_tokens)
+
+
+def malformed(text: str, finish_reason: str, special: Collection[str]) -> str:
+    """What is wrong with a prompt that the target wrote, or ""."""
+    if finish_reason != "eos":
+        return "cut off"
+    if len(re.findall(r"\w+", text)) < WORDS:
+        return "too short"
+    if "\ufffd" in text or any(token in text for token in special):
+        return "special tokens or broken characters"
+    raw = text.encode()
+    if len(raw) > 200 and len(raw) / len(zlib.compress(raw)) > REPEATED:
+        return "repeats itself"
+    return ""
+
+
+def magpie(
+    writer: Writer, chosen: Sequence[Prompt], prompt_sampling: Sampling, longest: int = 0
+) -> list[dict[str, Any]]:
+    """Rows of the conversations in `chosen`: prompts sampled as `prompt_sampling` says, then answered.
+
+    A conversation whose prompt is malformed has one row that holds nothing but why it was dropped. Prompts of more than
+    `longest` tokens, their template's included, are not written to their end: they would be left out (0: no limit).
+    """
+    text, ids = header(writer.tokenizer)
+    requests = [_request(writer, p, text, ids, longest) for p in chosen]
+    special = special_tokens(writer.tokenizer)
+    written: dict[str, tuple[str, str]] = {}
+    openings = {p.id: p.turns[0] for p in chosen}
+    for output in writer.engine.generate(requests, prompt_sampling):
+        opening = openings[output.id]
+        if output.dropped:
+            written[output.id] = "", output.dropped
+            continue
+        own = output.text if output.text is not None else _words(writer, opening, output.token_ids)
+        why = malformed((opening + own).strip(), output.finish_reason, special) if own.strip() else "too short"
+        written[output.id] = (opening + own).strip(), why
+    good = [replace(p, turns=(written[p.id][0],)) for p in chosen if not written[p.id][1]]
+    answers: list[Answer] = respond(writer, good) if good else []
+    dropped = [{"prompt_id": p.id, "dropped": f"prompt {written[p.id][1]}"} for p in chosen if written[p.id][1]]
+    return [*(asdict(answer) for answer in answers), *dropped]
+
+
+def _words(writer: Writer, opening: str, token_ids: Sequence[int]) -> str:
+    """What the target wrote behind `opening`: some decoders drop the space that a text begins with."""
+    begun = _begun(writer.tokenizer, opening)
+    own = [token for token in token_ids if token not in writer.engine.eos_ids]
+    whole, before = (text_of(writer.tokenizer, ids, special=True) for ids in ([*begun, *own], begun))
+    return whole[len(before) :]
+
+
+def _begun(tokenizer: PreTrainedTokenizerBase, opening: str) -> list[int]:
+    return [int(i) for i in tokenizer(opening, add_special_tokens=False)["input_ids"]] if opening else []
+
+
+def check_openings(
+    openings: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    context: int | None,
+    longest: int = 0,
+) -> None:
+    """UserError for an opening that no prompt can begin with, whose prompts have at most `longest` tokens (0: any)."""
+    before, special = len(header(tokenizer)[1]), special_tokens(tokenizer)
+    for opening in openings:
+        if prompts.half_surrogate(opening):
+            raise UserError(f"--opening {opening!r} is not UTF-8: write it again.")
+        if found := [token for token in special if token in opening]:
+            raise UserError(f"--opening {opening!r} holds {found[0]}, a special token: a prompt is text, leave it out.")
+        count = before + len(_begun(tokenizer, opening))
+        if 0 < longest <= count:
+            raise UserError(
+                f"--max-prompt-tokens {longest} leaves nothing for a prompt to say: its header and its opening "
+                f"{opening[:40]!r} alone have {count}; raise it."
+            )
+        if context is not None and count + max_new_tokens > context:
+            raise UserError(
+                f"--opening {opening[:40]!r} has {count} tokens with its header, which with {max_new_tokens} new "
+                f"ones exceed the context of {context}: shorten it, or lower --max-new-tokens."
+            )
+
+
+def _request(writer: Writer, prompt: Prompt, text: str, ids: list[int], longest: int) -> Request:
+    """What makes the target write the prompt: the user header (`text`, `ids`), and the words that it opens with."""
+    (opening,) = prompt.turns
+    begun = _begun(writer.tokenizer, opening)
+    seed = row_seed(writer.seed, f"{prompt.id}/prompt")
+    asked = [*ids, *begun]
+    most = min(writer.max_new_tokens, longest - len(asked)) if longest else writer.max_new_tokens
+    return Request(prompt.id, asked, most, seed, raw=text + opening)

@@ -1,0 +1,101 @@
+"""Mode `rewrite`: the target gets the task and a reference answer, and writes the answer in its own words."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.stages.distill.verdict import verdict
+from sparsedraft.text.packing import Sample
+from sparsedraft.text.prompts import Prompt
+from sparsedraft.writers.conversation import Answer, Writer
+
+INSTRUCTION = (
+    "Below are a task and a reference answer to it. With the reference as your guide, answer the task in your own "
+    "words, as you would have answered it yourself. Keep the facts and the final result of the reference, do not "
+    "mention it, and write nothing but the answer.\n\nTask:\n{task}\n\nReference answer:\n{reference}"
+)
+
+
+def referenced(chosen: Sequence[Prompt], bad: list[str] | None = None) -> list[Prompt]:
+    """The prompts that have a reference answer to every turn.
+
+    Raises UserError for one that has not, unless `bad` is a list, which then gets what is wrong with each; that none is
+    left is an error in any case.
+    """
+    found: list[Prompt] = []
+    why = ""
+    for prompt in chosen:
+        if len(prompt.references) >= len(prompt.turns):
+            found.append(prompt)
+            continue
+        why = (
+            f"prompt {prompt.id} has {len(prompt.references)} reference answers to {len(prompt.turns)} turns, and "
+            "--mode rewrite rewrites every one: give 'output' or assistant messages, or use --mode respond."
+        )
+        if bad is None:
+            raise UserError(why)
+        bad.append(why)
+    if not found:
+        raise UserError(why)
+    return found
+
+
+def with_reference(prompt: Prompt) -> Prompt:
+    """The prompt as the target will see it; its turns are longer by the references."""
+    asked = zip(prompt.turns, prompt.references, strict=False)
+    return replace(prompt, turns=tuple(INSTRUCTION.format(task=t, reference=r) for t, r in asked))
+
+
+def rewrite(writer: Writer, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Rows of every turn, answered by the rewritten reference where it passes `verdict`, else by the reference itself.
+
+    A row's `source` says which, and its `note` why the reference stayed. What is learnt is the answer to the task
+    alone: the reference is in no row's prompt.
+    """
+    kept: dict[str, Answer] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for turn in range(max(len(p.turns) for p in chosen)):
+        asked, plain = [], {}
+        for p in chosen:
+            for s in range(writer.samples if len(p.turns) > turn else 0):
+                earlier = [kept[writer.name(p, t, s)] for t in range(turn)]
+                said = [answer.messages[-1]["content"] for answer in earlier]
+                own = p.messages(said)
+                task = INSTRUCTION.format(task=p.turns[turn], reference=p.references[turn])
+                shown = replace(p, turns=(*p.turns[:turn], task, *p.turns[turn + 1 :])).messages(said)
+                asked.append(writer.ask(p, turn, s, shown, earlier))
+                plain[asked[-1].id] = (own, p.references[turn])
+        writer.write(asked, top_k_logprobs=0)  # what it would say without the reference is scored below
+        for answer in asked:
+            kept[answer.id] = answer
+            if answer.dropped:
+                continue
+            own, reference = plain[answer.id]
+            why = verdict(reference, answer.messages[-1]["content"], answer.finish_reason)
+            _settle(writer, answer, own, reference if why else "")
+            rows[answer.id] = {"source": "reference" if why else "rewritten", "note": why}
+    if writer.top_k_logprobs:
+        _score(writer, [answer for answer in kept.values() if not answer.dropped])
+    names = [writer.name(p, t, s) for p in chosen for s in range(writer.samples) for t in range(len(p.turns))]
+    return [{**asdict(kept[name]), **rows.get(name, {})} for name in names]
+
+
+def _settle(writer: Writer, answer: Answer, messages: list[dict[str, str]], reference: str) -> None:
+    """Put the answer, or the `reference` in its place, under the task as it was asked."""
+    text = reference or answer.messages[-1]["content"]
+    answer.prompt_ids = templates.chat_ids(writer.tokenizer, messages)
+    answer.messages = [*messages, {"role": "assistant", "content": text}]
+    if reference:
+        ids = writer.tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer.answer_ids = [*ids, *templates.end_of_turn(writer.tokenizer)]
+        answer.finish_reason = "eos"
+
+
+def _score(writer: Writer, answers: Sequence[Answer]) -> None:
+    """The target's likeliest tokens at every place of the answers, given the task alone."""
+    samples = [Sample(a.id, a.prompt_ids, a.answer_ids) for a in answers]
+    scored = writer.engine.score(samples, writer.top_k_logprobs)
+    for answer, (ids, logprobs) in zip(answers, scored, strict=True):
+        answer.topk_ids, answer.topk_logprobs = ids, [float(f"{v:.5g}") for v in logprobs]

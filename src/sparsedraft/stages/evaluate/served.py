@@ -1,0 +1,61 @@
+"""A target that a server runs, to evaluate drafters against what it says: its weights are not needed here.
+
+Greedily, all that the loop sees of a target is its text (see simulate.py and known.py), and a server gives
+that. What it gives is text, encoded again: a token that it had spelt otherwise counts as it is encoded.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import PretrainedConfig
+
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import context_of
+from sparsedraft.models.ends import ends
+from sparsedraft.models.macs import macs_of_config
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.writers.server.address import Endpoint
+from sparsedraft.writers.side import Side
+from sparsedraft.writers.transformers import Engine
+
+
+class Served(Side):
+    """The target behind `endpoint`, as the config and the tokenizer in `folder` describe it.
+
+    Its MACs are those of the config, no weight pruned. Raises UserError where these cannot be read.
+    """
+
+    def __init__(self, folder: Path, endpoint: Endpoint, template_args: Arguments) -> None:
+        tokenizer = templates.give(checkpoint.load_tokenizer(folder), template_args)
+        super().__init__(_absent, tokenizer, ends(folder, tokenizer))
+        self.folder, self.endpoint = folder, endpoint
+
+    def writer(self, batch_size: int) -> Engine:
+        """The server; what it decodes at once, it decides itself."""
+        return self.endpoint.engine(self.tokenizer)
+
+    @cached_property
+    def config(self) -> PretrainedConfig:
+        """Of the target."""
+        return checkpoint.read_config(self.folder)
+
+    @property
+    def width(self) -> int:
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def known(self) -> int:
+        return self.width
+
+    @property
+    def context(self) -> int | None:
+        return context_of(self.config)
+
+    def weights(self) -> dict[str, Any]:
+        return {"macs_per_token": macs_of_config(self.config)}
+
+
+def _absent() -> NoReturn:
+    raise AssertionError("nothing asks a served target for its weights")

@@ -1,0 +1,74 @@
+"""On-policy rows (DistillSpec, Zhou et al. 2024; GKD, Agarwal et al. 2024): the drafter writes, the target scores.
+
+Trained on the target's text alone, a drafter never sees the prefixes that its own drafts lead to. Which rows of a step
+are its own, and every draw in them, follow from (seed, step, row) by hashing; with the weights that the step starts
+from, the rows are therefore the same in a resumed run.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import takewhile
+
+from transformers import PreTrainedModel
+
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.text.packing import PackedRow, Sample, pack, unpack
+from sparsedraft.writers.requests import Request
+from sparsedraft.writers.writing import generate_batch
+
+BATCH = 32  # answers sampled at once
+
+
+def hashed(*parts: int) -> int:
+    """56 uniform bits that depend on nothing but `parts`."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+def chosen(share: float, seed: int, step: int, rows: int) -> list[int]:
+    """Which of the `rows` of a step the drafter writes itself: each with probability `share`."""
+    return [row for row in range(rows) if hashed(seed, step, row) < share * 2**56]
+
+
+def rewrite(
+    model: PreTrainedModel,
+    rows: Sequence[PackedRow],
+    *,
+    share: float,
+    seed: int,
+    step: int,
+    eos_ids: frozenset[int],
+    vocabulary: int,
+) -> list[PackedRow]:
+    """`rows`, of which a `share` have answers that `model` sampled at temperature 1: same prompts, no longer answers.
+
+    An answer ends before a token beyond `vocabulary`, the target's embedding rows (heads are padded to different
+    widths); one that would be empty stays the target's. A drafter whose logits are NaN writes nothing: its rows stay,
+    and their loss says so.
+    Give all rows of a step, before they are dealt out to processes: then every process runs the same forward passes
+    (FSDP needs that) and gets the same rows. `model` is the plain module, not DDP's wrapper; it is left in eval mode.
+    """
+    picked = chosen(share, seed, step, len(rows))
+    samples = {(row, i): sample for row in picked for i, sample in enumerate(unpack(rows[row]))}
+    requests = [
+        Request(f"{row}/{i}", s.prompt_ids, len(s.answer_ids), hashed(seed, step, row, i))
+        for (row, i), s in samples.items()
+    ]
+    model.eval()
+    try:
+        written = {
+            output.id: [*takewhile(lambda token: token < vocabulary, output.token_ids)]
+            for output in generate_batch(
+                model, requests, batch_size=BATCH, sampling=Sampling(temperature=1.0), eos_ids=eos_ids
+            )
+        }
+    except FloatingPointError:
+        return list(rows)
+    result = list(rows)
+    for row in picked:
+        own = [
+            Sample("", s.prompt_ids, written[f"{row}/{i}"] or s.answer_ids)
+            for (owner, i), s in samples.items()
+            if owner == row
+        ]
+        result[row] = pack(own, own=True)
+    return result

@@ -1,0 +1,76 @@
+"""Quantisation-aware training: decoder linears compute with rounded weights, gradients go to the exact ones.
+
+They are rounded by maths.quantization, which clips nothing, so that the straight-through gradient (Bengio et al.
+2013) is the identity everywhere.
+
+`linear.weight` stays the leaf parameter it was, under its own name: only the module's `forward` is exchanged.
+Optimizer, gradient hooks, state dicts, DDP and FSDP2 (whose weight is whole while the forward runs) see no difference.
+
+**What is saved: the float weights**, in the checkpoint's own dtype, and `compare` measures the quantised drafter from
+exactly these. So packing, which quantises the saved weights by this same rule, makes the drafter that was measured.
+Saving the rounded weights instead would be wrong twice: survivors that round to 0 would become zeros the mask does not
+claim (and that no later fine-tuning could move), and bfloat16's 8 significant bits do not hold 127 levels, so that
+packing would not find the same codes again.
+"""
+
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsedraft.maths.quantization import LEVELS, snap
+from sparsedraft.models.decoder import decoder_linears
+
+SCHEMES = ("none", *LEVELS)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """`snap` forward, the identity backward. (w + (snap(w) - w).detach() would be off by roundings.)"""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scheme: str) -> Tensor:
+        return snap(weight, scheme)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def install(model: nn.Module, scheme: str) -> None:
+    """From now on, every decoder linear of `model` computes with quantised weights (scheme `none`: none does).
+
+    Call it before the model is wrapped. Each forward rounds anew: with no gradient, too, so that validation and the
+    drafter's own text are those of the quantised drafter.
+    """
+
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        return F.linear(x, _StraightThrough.apply(self.weight, scheme), self.bias)
+
+    if scheme != "none":
+        for linear in decoder_linears(model).values():
+            linear.forward = MethodType(forward, linear)  # type: ignore[method-assign]
+
+
+def remove(model: nn.Module) -> None:
+    """Undo `install`."""
+    for linear in decoder_linears(model).values():
+        linear.__dict__.pop("forward", None)
+
+
+@torch.no_grad()
+def compare(
+    model: nn.Module, scheme: str, stored: torch.dtype, measure: Callable[[], dict[str, float]]
+) -> dict[str, Any]:
+    """What `measure` says with float and with quantised weights: {"scheme", "float": {...}, "quantized": {...}}.
+
+    The weights are rounded to `stored`, the dtype they will be saved in, first. Leaves `model` without quantisation.
+    """
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(stored))
+    install(model, scheme)
+    quantized = measure()
+    remove(model)
+    return {"scheme": scheme, "float": measure(), "quantized": quantized}

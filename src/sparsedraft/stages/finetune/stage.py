@@ -1,0 +1,290 @@
+"""The `finetune` stage: a drafter and distilled data in, a trained drafter with the same mask out."""
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsedraft.base import artifact, places, processes
+from sparsedraft.base.console import console
+from sparsedraft.base.errors import UserError
+from sparsedraft.models import checkpoint, quantized
+from sparsedraft.models.decoder import context_length, count_zeros, embedding_rows
+from sparsedraft.models.ends import ends
+from sparsedraft.models.reload import check_loads
+from sparsedraft.models.shards import Shards
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.stages.finetune import checks, features, loop, state
+from sparsedraft.stages.finetune.loop import Settings
+from sparsedraft.stages.finetune.masks import masks_of
+from sparsedraft.stages.finetune.objective import Objective
+from sparsedraft.text import distilled, packing
+from sparsedraft.text.packing import Sample
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """Where what training needs lies."""
+
+    drafter: Path
+    data: Path
+    teacher: Path | None
+    feature_teacher: Path | None
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What training needs, in memory."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    claim: dict[str, Any] | None  # of zeros, as in sparsity.json
+    training: list[Sample]
+    validation: list[Sample]
+    teachers: dict[Path, PreTrainedModel]
+    hard: int  # rows without log-probabilities, which the loss compares with: left out of it
+
+
+def finetune(
+    drafter: str,
+    data: str,
+    out: Path,
+    *,
+    settings: Settings,
+    teacher: str | None = None,
+    feature_teacher: str | None = None,
+    validation_prompts: int = 16,
+    device: str = "cpu",
+    dtype: str = "float32",
+    template_args: Arguments | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune `drafter` on the distilled `data` folder and write the checkpoint `out`.
+
+    A drafter whose sparsity.json claims a mask keeps it exactly, or moves it inside its pattern; any other is trained
+    whole. `validation_prompts` prompts (all their turns) are held out for validation. `teacher` is the target that
+    wrote the data, in memory: every loss but nll compares with it, or else with the log-probabilities that `distill`
+    stored. `feature_teacher` is the dense drafter, for SquareHead. `dtype` is the arithmetic of forward and backward
+    passes, and what the teachers are loaded in; weights and moments are float32, and the checkpoint is written in the
+    dtype that the drafter's own is stored in.
+    Several processes (see `processes`) train as one; the main one returns the result, the others {}.
+    Raises UserError for options that do not go together, models that do not belong together, a drafter that lies about
+    its mask, data of another kind, or a loss that diverges; then the weights of the last saved state become the
+    checkpoint OUT.last-good.
+    """
+    checks.check_settings(settings, teacher, feature_teacher)
+    checkpoint.device_named(device)
+    with processes.accelerated(device, dtype) as accelerator:
+        arguments = template_args or {}
+        sources = processes.agreed(
+            accelerator, lambda: _find(drafter, data, settings, teacher, feature_teacher, arguments)
+        )
+        inputs: dict[str, object] = {
+            **vars(sources),
+            "settings": asdict(settings),
+            "validation_prompts": validation_prompts,
+            "device": device,
+            "dtype": dtype,
+            **templates.inputs(arguments),
+        }
+
+        def build(work: Path) -> dict[str, Any]:
+            loaded = processes.agreed(
+                accelerator, lambda: _load(sources, accelerator, settings, validation_prompts, dtype, arguments)
+            )
+            model, claim = loaded.model, loaded.claim
+            masks = masks_of(model, list(claim["linears"])) if claim else {}
+            try:
+                result = loop.train(
+                    model,
+                    masks,
+                    loaded.training,
+                    loaded.validation,
+                    settings,
+                    work,
+                    teacher=loaded.teachers[sources.teacher] if sources.teacher else None,
+                    feature_teacher=loaded.teachers[sources.feature_teacher] if sources.feature_teacher else None,
+                    patterns={name: checkpoint.claimed_pattern(claim, name) for name in masks} if claim else {},
+                    eos_ids=ends(sources.drafter, loaded.tokenizer),
+                    accelerator=accelerator,
+                )
+            except loop.Diverged as error:
+                where = _rescue(work, out, sources, loaded, inputs) if accelerator.is_main_process else ""
+                raise UserError(f"{error} ({where}).") from None
+            weights = accelerator.get_state_dict(model)  # whole, in the main process
+            if accelerator.is_main_process:
+                if claim and settings.reselect_every:
+                    claim = recounted(claim, weights, checkpoint.stored_dtype(model))
+                checkpoint.save(model, loaded.tokenizer, work, sparsity=claim, weights=weights)
+                check_loads(work)
+                if claim:  # what is on disk counts, not what was in memory
+                    checkpoint.check_sparsity(checkpoint.load(work), work)
+            result |= {"rows_without_logprobs": loaded.hard} if loaded.hard else {}
+            return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
+
+        return processes.make(
+            accelerator, out, "finetune", inputs, build, seed=settings.seed, overwrite=overwrite,
+            reads=(drafter, data, teacher, feature_teacher),
+        )  # fmt: skip
+
+
+def _find(
+    drafter: str,
+    data: str,
+    settings: Settings,
+    teacher: str | None,
+    feature_teacher: str | None,
+    template_args: Arguments,
+) -> _Sources:
+    """Where everything lies; UserError for models and data that do not belong together."""
+    source, folder = distilled.check(Path(data)), checkpoint.find(drafter)
+    quantized.check_plain(drafter, checkpoint.read_config(folder), Shards(folder), "finetune")
+    tokenizer = checkpoint.load_tokenizer(folder)
+    templates.check(tokenizer, template_args)
+    distilled.check_rendered(source, tokenizer, template_args)
+    checks.check_vocabulary(settings.loss, source, tokenizer, drafter)
+    teacher_folder = feature_folder = None
+    if teacher:
+        teacher_folder = checkpoint.find(teacher)
+        checks.check_teacher(teacher, teacher_folder, source)
+    if feature_teacher:
+        feature_folder = checkpoint.find(feature_teacher)
+        checks.check_feature_tokenizer(feature_teacher, feature_folder, tokenizer)
+        sizes = checkpoint.read_config(feature_folder), checkpoint.read_config(folder)
+        features.check_match(*sizes, feature_teacher)
+    if settings.reselect_every and checkpoint.claimed_sparsity(folder) is None:
+        raise UserError(
+            f"--reselect-every {settings.reselect_every} moves a mask, and drafter {drafter} claims none: prune it "
+            "first."
+        )
+    return _Sources(folder, source, teacher_folder, feature_folder)
+
+
+def _load(
+    sources: _Sources,
+    accelerator: Accelerator,
+    settings: Settings,
+    validation_prompts: int,
+    dtype: str,
+    template_args: Arguments,
+) -> _Loaded:
+    """Read data and models; UserError for what cannot be used."""
+    tokenizer = templates.give(checkpoint.load_tokenizer(sources.drafter), template_args)
+    soft = settings.loss != "nll" and sources.teacher is None
+    training, validation = split([*distilled.samples(sources.data, tokenizer, soft)], validation_prompts)
+    hard = _hard(training, validation, settings) if soft else 0
+    if hard and not settings.nll_weight:  # nothing to learn from those: they would but take up the budget
+        training = [sample for sample in training if sample.soft]
+    model = checkpoint.load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
+    longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
+    training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
+    claim = checkpoint.check_sparsity(model, sources.drafter)
+    teachers = {  # a model that is both teachers is in memory once
+        folder: checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
+        for folder in {sources.teacher, sources.feature_teacher}
+        if folder
+    }
+    for path, reader in {sources.drafter: model, **teachers}.items():
+        distilled.check_ids([*training, *validation], embedding_rows(reader), str(path))
+    return _Loaded(model, tokenizer, claim, training, validation, teachers, hard)
+
+
+def _hard(training: Sequence[Sample], validation: Sequence[Sample], settings: Settings) -> int:
+    """How many samples have no log-probabilities, said on the console; UserError where one part has none at all."""
+    hard = 0
+    for kind, part in (("training", training), ("validation", validation)):
+        without = sum(not sample.soft for sample in part)
+        if without == len(part):
+            raise Objective(settings.loss).unknown(f"the {kind} data")
+        hard += without
+    if hard:
+        console.print(
+            f"{hard} rows of the data have no log-probabilities, and are left out of the {settings.loss} loss"
+        )
+    return hard
+
+
+def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: dict[str, object]) -> str:
+    """Make the weights saved in `work` the checkpoint OUT.last-good, if there are any; say what became of them.
+
+    The state goes away, so that the same command with a lower rate finds nothing in `work` that it must refuse.
+    """
+    saved = state.last_saved(work, loaded.model)
+    if saved is None:
+        state.remove(work)  # the weights of a validation before training, with early stopping
+        return "no earlier state was saved"
+    place = _free(out, inputs)
+
+    def build(folder: Path) -> dict[str, Any]:
+        model = checkpoint.load(sources.drafter)
+        state.load_weights(saved, model)
+        checkpoint.save(model, loaded.tokenizer, folder, sparsity=loaded.claim)
+        check_loads(folder)
+        return {"drafter": str(sources.drafter), "step": saved.step}
+
+    artifact.make(place, "finetune", {**inputs, "step": saved.step}, build, overwrite=True)
+    state.remove(work)
+    return f"the weights after step {saved.step}, the last good ones saved, are the checkpoint {place}"
+
+
+def _free(out: Path, inputs: Mapping[str, object]) -> Path:
+    """OUT.last-good, or OUT.last-good-2 and so on, where that is none of what this training may replace: the last good
+    weights of an earlier one, unless it reads them."""
+    names = itertools.chain(["last-good"], (f"last-good-{number}" for number in itertools.count(2)))
+    for place in (out.with_name(f"{out.name}.{name}") for name in names):
+        if not place.exists():
+            return place
+        try:
+            places.check_apart(place, inputs)
+            places.check_replaceable(place, "finetune")
+        except UserError:
+            continue
+        if "step" in ((places.read_provenance(place) or {}).get("inputs") or {}):
+            return place
+    raise AssertionError("there is always another number")
+
+
+def recounted(claim: dict[str, Any], weights: Mapping[str, Tensor], stored: torch.dtype) -> dict[str, Any]:
+    """`claim` with the zeros that each linear has as it will be stored: after the mask has moved, they are counted."""
+    found = {name: weights[f"{name}.weight"] for name in claim["linears"]}
+    zeros = {name: count_zeros(weight.to(stored)) for name, weight in found.items()}
+    size = sum(weight.numel() for weight in found.values())
+    return {**claim, "linears": zeros, "sparsity": sum(zeros.values()) / size}
+
+
+def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tuple[list[Sample], list[Sample]]:
+    """(training, validation): whole prompts go to validation, those whose id has the smallest SHA-256.
+
+    A prompt of another id but the same tokens as one in validation goes to neither.
+    """
+    prompts = sorted({s.prompt_id for s in samples}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    if len(prompts) <= validation_prompts:
+        raise UserError(
+            f"the data has {len(prompts)} prompts, so {validation_prompts} validation prompts leave none to train on: "
+            "distill more, or lower --validation-prompts."
+        )
+    held = set(prompts[:validation_prompts])
+
+    validation = [s for s in samples if s.prompt_id in held]
+    asked = {tuple(s.prompt_ids) for s in validation}
+    training = [s for s in samples if s.prompt_id not in held and tuple(s.prompt_ids) not in asked]
+    if not training:
+        raise UserError("every prompt of the data is also a validation prompt under another id: distill others, too.")
+    return list(training), list(validation)
+
+
+def _fit(samples: list[Sample], length: int, kind: str) -> list[Sample]:
+    kept, dropped = packing.fit(samples, length)
+    if dropped:
+        console.print(f"{dropped} {kind} samples dropped: their prompt alone fills {length} tokens")
+    if not kept:
+        raise UserError(f"--sequence-length {length} leaves no {kind} sample: every prompt is longer; raise it.")
+    return kept

@@ -1,0 +1,165 @@
+"""`sparsedraft generate`: stream text from a target, with or without a drafter."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sparsedraft.base.console import console
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models import checkpoint
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.retokenize import Detokenizer
+from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.speculate.pair import LOOKUP, Pair, Prompted
+from sparsedraft.speculate.policy.lookahead import policy_named
+from sparsedraft.speculate.sequence import Step, Stops
+from sparsedraft.text import prompts
+from sparsedraft.writers.conversation import row_seed
+from sparsedraft.writers.side import Side
+
+
+def stream(
+    target: str,
+    asked: Sequence[str],
+    *,
+    drafter: str | None,
+    k: int | None,
+    policy: str,
+    uag: str,
+    tree: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str],
+    raw: bool,
+    stats: bool,
+    seed: int,
+    device: str,
+    dtype: str,
+    runtime: str = "auto",
+    template_args: Arguments | None = None,
+) -> dict[str, Any]:
+    """Write the target's answers to stdout, one as it comes, several as they end; return texts, counts and steps.
+
+    The text is the target's own (greedy) or distributed as the target's own (temperature > 0), whatever the drafter.
+    With several prompts, the figures are those of all of them and "answers" has each.
+    """
+    rule = policy_named(policy, k)
+    loading: dict[str, Any] = {"dtype": dtype, "device": device, "runtime": runtime, "template_args": template_args}
+    if raw and template_args:
+        raise UserError(f"--template-arg {next(iter(template_args))} does nothing under --raw: leave one of them out.")
+    templates.check(checkpoint.load_tokenizer(target), template_args or {})
+    p = Side.load(target, **loading)
+    q = LOOKUP if drafter == LOOKUP else None if drafter is None else Side.load(drafter, **loading)
+    pair = Pair.of(p, q, uag, sampling)
+    if tree > 1 and pair.drafter is None:
+        raise UserError(f"--tree {tree} needs a model that drafts: give one as --drafter, or leave it out.")
+    if stats and pair.why:
+        console.print(f"drafting: {pair.route} ({pair.why})")
+    rows = [_prompted(pair, text, raw) for text in asked]
+    stops = Stops(p.tokenizer, stop) if stop else None
+    seeds = [seed] if len(rows) == 1 else [row_seed(seed, str(i)) for i in range(len(rows))]
+    start = time.perf_counter()
+    groups = [list(range(len(rows)))] if len(rows) == 1 or pair.batches else [[i] for i in range(len(rows))]
+    answers = [_Answer(p, stops, live=len(rows) == 1) for _ in rows]
+    for group in groups:  # one by one where a model takes no masks of ours
+        decoder = pair.decoder([rows[i] for i in group], rule, sampling, stops=stops, branching=tree)
+        for step in decoder.decode([rows[i].target for i in group], max_new_tokens, [seeds[i] for i in group]):
+            answers[group[step.row]].take(step)
+    seconds = time.perf_counter() - start
+    for answer in answers:
+        answer.finish()
+    tokens, steps = (sum(len(getattr(answer, key)) for answer in answers) for key in ("tokens", "steps"))
+    result: dict[str, Any] = {
+        "text": answers[0].text,
+        "prompt_tokens": sum(len(row.target) for row in rows),
+        "tokens": tokens,
+        "steps": steps,
+        "mal": tokens / max(1, steps),
+        "tokens_per_second": tokens / seconds,
+        "route": pair.route,
+    }
+    if len(answers) > 1:
+        result["answers"] = [answer.result(stats) for answer in answers]
+    elif stats:
+        result |= answers[0].result(stats)
+    if stats:
+        console.print(f"{tokens} tokens in {steps} steps, {result['mal']:.2f} a step, {seconds:.1f} s")
+        if drafter and len(answers) == 1:
+            accepted = " ".join(str(step.accepted) for step in answers[0].steps)
+            console.print(f"drafted tokens accepted, step by step: {accepted}", soft_wrap=True)
+    return result
+
+
+class _Answer:
+    """One answer as it grows; written to stdout as it does, if `live`, else at its end."""
+
+    def __init__(self, side: Side, stops: Stops | None, live: bool) -> None:
+        self.stops, self.live = stops, live
+        self.tokens: list[int] = []
+        self.steps: list[Step] = []
+        self._seen, self._grown, self._written = Detokenizer(side.tokenizer), "", 0
+
+    def take(self, step: Step) -> None:
+        """Another step."""
+        self.steps.append(step)
+        self.tokens += step.emitted
+        if self.live:
+            self._grown += self._seen.more(self.tokens)
+            end = len(self._cut(self._grown))
+            if self.stops and end == len(self._grown):
+                end = max(0, end - self.stops.longest + 1)  # its last letters may begin a stop string
+            self._write(self._grown[:end])
+
+    @property
+    def text(self) -> str:
+        """The answer without special tokens, up to a stop string."""
+        return self._cut(self._seen.text(self.tokens))
+
+    def finish(self) -> None:
+        """Write what is not on stdout yet."""
+        self._write(self.text)
+        sys.stdout.write("\n")
+
+    def _cut(self, text: str) -> str:
+        return self.stops.cut(text) if self.stops else text
+
+    def _write(self, text: str) -> None:
+        """Write what `text` has more than was written."""
+        sys.stdout.write(text[self._written :])
+        sys.stdout.flush()
+        self._written = max(self._written, len(text))
+
+    def result(self, stats: bool) -> dict[str, Any]:
+        """Text and counts; with `stats`, of each step."""
+        found: dict[str, Any] = {"text": self.text, "tokens": len(self.tokens), "steps": len(self.steps)}
+        if stats:
+            found["accepted"] = [step.accepted for step in self.steps]
+            found["drafted"] = [len(step.drafted) for step in self.steps]
+        return found
+
+
+def _prompted(pair: Pair, text: str, raw: bool) -> Prompted:
+    """UserError for what no tokenizer takes, and for a prompt that leaves the drafter's context no room."""
+    if prompts.half_surrogate(text):
+        raise UserError(f"--prompt {text!a:.60} is not UTF-8 text: give it in that encoding.")
+    tokenizer = pair.target.tokenizer
+    if raw:
+        ids: list[int] = tokenizer(text)["input_ids"]
+        asked = pair.prompted(ids)
+    else:
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"model {tokenizer.name_or_path} has no chat template: add --raw to continue the text as it is, or use "
+                "an instruction-tuned model."
+            )
+        messages = [{"role": "user", "content": text}]
+        asked = pair.prompted(templates.chat_ids(tokenizer, messages), messages)
+    context = None if pair.drafter is None else pair.drafter.context
+    if context is not None and len(asked.drafter) >= context:
+        raise UserError(
+            f"the prompt has {len(asked.drafter)} tokens, which fill the drafter's context of {context}: shorten it, "
+            "or leave out --drafter."
+        )
+    return asked

@@ -1,0 +1,135 @@
+"""A model card for each drafter of a run, to be uploaded as its README.md: what it is and brings, how to use it."""
+
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.places import slug
+from sparsedraft.base.yamlfiles import parse_yaml
+from sparsedraft.stages.report import tables
+from sparsedraft.stages.report.load import Run
+
+
+def cards(run: Run) -> dict[str, dict[str, Any]]:
+    """What the template shows, by the name of the file (without its ending); nothing where no model drafts."""
+    return {slug(d["name"]): _card(run, d) for d in run.result["drafters"] if "sparsity" in d}
+
+
+def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
+    made, k = _made(run, drafter["path"]), tables.middle_k(run.result)
+    commands = {p["command"] for p in made.values()}
+    found = [result for result in (run.result, run.sampled) if result]
+    ks = run.result["k"]
+    return {
+        "drafter": drafter,
+        "target": run.result["target"],
+        "base": _base(run) or run.result["target"],
+        "k": k,
+        "what": _what(drafter, commands),
+        "sparse": drafter["pattern"] != "dense",
+        "trained": "finetune" in commands,
+        "same": drafter.get("route", "same") == "same",
+        "conditions": "; ".join(_conditions(result) for result in found),
+        "header": ["", "α", *(f"MAL, K={n}" for n in ks)],
+        "rows": [row for result in found if (row := _row(result, drafter["name"], ks))],
+        "categories": [
+            [name or "(none)", f"{c['alpha']:.3f}", f"{c['mal'][str(k)]:.2f}"]
+            for name, c in sorted(drafter["by_category"].items())
+        ],
+        "speed": _speed(run, drafter),
+        "distilled": run.distilled,
+        "provenance": made,
+        "recipe": run.recipe.strip(),
+    }
+
+
+def _base(run: Run) -> str | None:
+    """The recipe's dense drafter."""
+    try:
+        recipe = parse_yaml(run.recipe, "recipe")
+    except UserError:
+        return None
+    return recipe.get("drafter") if isinstance(recipe, dict) else None
+
+
+def _made(run: Run, path: str) -> dict[str, dict[str, Any]]:
+    """Provenance of the stages of the run that led to the drafter at `path`, each before those that took it up."""
+
+    def stage(text: str) -> str | None:
+        return next(
+            (where for where in run.provenance if where != "." and Path(text).as_posix().endswith(f"/{where}")), None
+        )
+
+    chain: list[str] = []
+    at = stage(path)
+    while at is not None and at not in chain:
+        chain.insert(0, at)
+        found = run.provenance[at].get("inputs")
+        inputs = found if isinstance(found, dict) else {}
+        before = (
+            stage(p)
+            for p in _paths({name: value for name, value in inputs.items() if name not in ("data", "match_macs")})
+        )
+        at = next((where for where in before if where and where.startswith("drafters/")), None)
+    return {where: run.provenance[where] for where in ("distilled", *chain, "eval") if where in run.provenance}
+
+
+def _paths(value: Any) -> list[str]:
+    """Every "path" in a provenance's inputs."""
+    if isinstance(value, dict):
+        own = [value["path"]] if isinstance(value.get("path"), str) else []
+        return own + [p for item in value.values() for p in _paths(item)]
+    return [p for item in value for p in _paths(item)] if isinstance(value, list) else []
+
+
+def _what(drafter: dict[str, Any], commands: set[str]) -> str:
+    if drafter["pattern"] != "dense":
+        kind = f"{drafter['sparsity']:.0%} of the weights of its decoder linears are 0 ({drafter['pattern']})"
+        kind += "; embedding and head are dense"
+    else:
+        kind = "Dense; some of the decoder's layers are left out" if "drop-layers" in commands else "Dense"
+    if drafter["macs_per_token"] is None:
+        return f"{kind}."
+    of_target = "" if drafter["c"] is None else f", {drafter['c']:.3f} of the target's"
+    return f"{kind}. {drafter['macs_per_token'] / 1e6:,.0f} million MACs a token{of_target}."
+
+
+def _how(result: dict[str, Any]) -> str:
+    return "greedy" if result["temperature"] == 0 else f"temperature {result['temperature']:g}"
+
+
+def _conditions(result: dict[str, Any]) -> str:
+    loop = "simulated" if result["simulated"] else "real loop"
+    return f"{result['prompts']} prompts, {result['target_tokens']} target tokens, {_how(result)} ({loop})"
+
+
+def _row(result: dict[str, Any], name: str, ks: list[int]) -> list[str] | None:
+    drafter = next((d for d in result["drafters"] if d["name"] == name), None)
+    if drafter is None:
+        return None
+    mals = [drafter["k"].get(str(k)) for k in ks]
+    return [
+        _how(result), _with_interval(drafter["alpha"], drafter.get("alpha_interval"), 3),
+        *("" if m is None else _with_interval(m["mal"], m.get("mal_interval"), 2) for m in mals),
+    ]  # fmt: skip
+
+
+def _with_interval(value: float, interval: list[float] | None, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return text if interval is None else f"{text} ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})"
+
+
+def _speed(run: Run, drafter: dict[str, Any]) -> dict[str, Any] | None:
+    """The packed drafter's measured speed; None where nothing was timed."""
+    timed = [d for d in run.speed["drafters"] if d["name"] == drafter["name"]] if run.speed else []
+    if not timed or run.speed is None:
+        return None
+    header, rows = tables.speed_rows({**run.speed, "drafters": timed})
+    packed = run.packed.get(Path(timed[0]["path"]).name)
+    if not rows or packed is None:
+        return None
+    return {
+        "header": header[1:], "rows": [row[1:] for row in rows], "alone": tables.alone_rate({"drafters": timed}),
+        "prompts": run.speed["prompts"], "megabytes": round(packed["bytes"] / 1e6), "weights": packed["weights"],
+        "head_tokens": packed.get("head_tokens"), "packed_target": run.speed["target"] != run.result["target"],
+    }  # fmt: skip

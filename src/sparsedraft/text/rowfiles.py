@@ -1,0 +1,168 @@
+"""Rows of files and data sets, one at a time: a file may be larger than memory, and one row of it damaged."""
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sparsedraft.base.errors import UserError, first_line
+
+LONGEST = 16 << 20  # bytes of a row: some four million tokens, several times the longest context
+CHUNK = 1 << 20
+
+
+class TooLong(ValueError):
+    """A row of more than LONGEST bytes."""
+
+
+def rows(source: str) -> Iterator[tuple[str, Any]]:
+    """(where, row) of each row of `source`: a file of JSON lines, a JSON array, a parquet file, or a `datasets` id.
+
+    A line that is no JSON, or too long, comes as the ValueError or RecursionError that says so. UserError where the
+    source as a whole cannot be read.
+    """
+    path = Path(os.path.expanduser(source))  # Path.expanduser raises for a user that there is not
+    if path.suffix not in (".jsonl", ".json", ".parquet") and not path.exists():
+        return _dataset(source)
+    if not path.is_file():
+        raise UserError(f"prompts {source}: there is no such file; check the path.")
+    return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with open(path, "rb") as file:
+            yield from _items(file, path) if _is_array(path) else _lines(file)
+    except UnicodeDecodeError:
+        raise UserError(f"prompts {path} is not UTF-8 text: save it as UTF-8 JSON lines.") from None
+    except OSError as error:
+        raise UserError(f"prompts {path} cannot be read ({first_line(error)}).") from None
+
+
+def _is_array(path: Path) -> bool:
+    """Whether the file is one array, and not lines of which the first happens to be one."""
+    with open(path, "rb") as file:
+        first = file.readline(CHUNK)
+        while first and not first.removeprefix(codecs.BOM_UTF8).strip():
+            first = file.readline(CHUNK)
+        if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            return False
+        closed = first.endswith(b"\n") and first.rstrip().endswith(b"]")
+        return not (closed and file.readline(CHUNK).strip())
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """JSON lines. They end at line feeds alone: U+2028 may stand inside a string."""
+    number = 0
+    while line := file.readline(LONGEST + 1):
+        number += 1
+        where = f"line {number}"
+        if len(line) > LONGEST:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(CHUNK)
+            yield where, TooLong()
+            continue
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        if text.strip():
+            try:
+                yield where, json.loads(text)
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested as deep
+                yield where, error
+
+
+def _items(file: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
+    """The items of one JSON array. UserError for one that is damaged: nobody knows where it ends."""
+    text, number = _Text(file), 0
+    text.next()
+    text.at += 1  # the bracket
+    while (sign := text.next()) != "]":
+        number += 1
+        try:
+            if number > 1:
+                if sign != ",":
+                    raise ValueError("no comma before it" if sign else "the array has no end")
+                text.at += 1
+            value = text.value()
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, UnicodeDecodeError):
+                raise
+            why = getattr(error, "msg", first_line(error))
+            raise UserError(f"prompts {path}, item {number}: not JSON ({why}): mend it, or save JSON lines.") from None
+        yield f"item {number}", value
+    text.at += 1  # the bracket
+    if text.next():
+        raise UserError(f"prompts {path}: more stands behind the end of its array: mend it, or save JSON lines.")
+
+
+class _Text:
+    """The text of a file, of which as much is in memory as one value needs."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.text, self.at = file, "", 0
+        self.utf8, self.json = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
+
+    def more(self) -> bool:
+        """Read on; False at the end of the file."""
+        chunk = self.file.read(CHUNK)
+        self.text, self.at = self.text[self.at :] + self.utf8.decode(chunk, final=not chunk), 0
+        return bool(chunk)
+
+    def next(self) -> str:
+        """Go to the next character that is no white space; "" at the end."""
+        while True:
+            while self.at < len(self.text):
+                if self.text[self.at] not in " \t\r\n":
+                    return self.text[self.at]
+                self.at += 1
+            if not self.more():
+                return ""
+
+    def value(self) -> Any:
+        """The JSON value that comes next, which is then behind. ValueError or RecursionError where there is none."""
+        self.next()
+        while True:
+            try:
+                value, end = self.json.raw_decode(self.text, self.at)
+            except ValueError:
+                if len(self.text) - self.at > LONGEST:
+                    raise TooLong(f"more than {LONGEST:,} characters") from None
+                if not self.more():
+                    raise
+                continue
+            if end < len(self.text) or not self.more():  # else a number may go on
+                self.at = end
+                return value
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"prompts {path} is not a readable parquet file ({first_line(error)}).") from None
+
+
+def _dataset(source: str) -> Iterator[tuple[str, Any]]:
+    name, _, split = source.partition(":")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"prompts {source}: no such file, and it is not a datasets id of the form owner/name:split.")
+    from datasets import load_dataset
+
+    try:
+        found = load_dataset(name, split=split or "train")
+    except Exception as error:  # the library raises its own, the hub's and requests' errors alike
+        reason = first_line(error)
+        raise UserError(
+            f"prompts {source}: no such file, and no data set of that id can be loaded ({reason})."
+        ) from None
+    return ((f"row {n}", dict(row)) for n, row in enumerate(found, 1))

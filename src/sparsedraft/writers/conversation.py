@@ -1,0 +1,215 @@
+"""A model answers prompts turn by turn, its own earlier answers in context; what is finished survives a kill."""
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft.base.console import Tracker, console, track
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.journal import Journal
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.text.prompts import Prompt
+from sparsedraft.writers.requests import Output, Request
+from sparsedraft.writers.transformers import Engine
+from sparsedraft.writers.units import GROUP, key_of, keys_of, run_units, units_of
+
+DAY = "template_date"  # of a row: the day that its prompt told the model, where that was not the pinned one
+FULL, REFUSED = "no room in the context", "refused by the server"  # why an Answer was dropped
+
+
+@dataclass
+class Answer:
+    """One answered turn. `messages` is the whole conversation, this answer included."""
+
+    id: str
+    prompt_id: str
+    category: str
+    turn: int
+    sample: int
+    messages: list[dict[str, str]]
+    prompt_ids: list[int]
+    answer_ids: list[int]  # with the end-of-turn token, if the model ended itself
+    finish_reason: str  # "eos" or "length"
+    seed: int
+    min_gap: float  # smallest lead of the best logit over the next
+    max_new_tokens: int
+    topk_ids: list[int] = field(default_factory=list)  # k per answer token, flattened
+    topk_logprobs: list[float] = field(default_factory=list)
+    dropped: str = ""  # why it was not written
+
+
+@dataclass
+class Writer:
+    """An engine and how it is to write; `heard` is told of every finished answer.
+
+    With a `context`, in tokens, a turn that no longer fits it is dropped, and so are those after it.
+    """
+
+    engine: Engine
+    tokenizer: PreTrainedTokenizerBase
+    sampling: Sampling
+    max_new_tokens: int
+    seed: int = 0
+    samples: int = 1
+    top_k_logprobs: int = 0
+    heard: Callable[[Output], None] = lambda output: None
+    context: int | None = None
+
+    def name(self, prompt: Prompt, turn: int, sample: int) -> str:
+        """The id of a row."""
+        return f"{prompt.id}/{turn}" + (f"#{sample}" if self.samples > 1 else "")
+
+    def ask(
+        self, prompt: Prompt, turn: int, sample: int, messages: list[dict[str, str]], earlier: Sequence[Answer] = ()
+    ) -> Answer:
+        """An answer still to be written, after the `earlier` ones of its conversation; dropped where none can be."""
+        name = self.name(prompt, turn, sample)
+        ids = templates.chat_ids(self.tokenizer, messages)
+        full = self.context is not None and len(ids) + self.max_new_tokens > self.context
+        dropped = next((answer.dropped for answer in earlier if answer.dropped), FULL if full else "")
+        return Answer(
+            name, prompt.id, prompt.category, turn, sample, messages, ids, [], "", row_seed(self.seed, name), 0.0,
+            self.max_new_tokens, dropped=dropped,
+        )  # fmt: skip
+
+    def write(self, asked: Sequence[Answer], top_k_logprobs: int | None = None) -> None:
+        """Fill in what the model answers, but for what was dropped."""
+        asked = [answer for answer in asked if not answer.dropped]
+        k = self.top_k_logprobs if top_k_logprobs is None else top_k_logprobs
+        by_id = {answer.id: answer for answer in asked}
+        requests = [Request(a.id, a.prompt_ids, a.max_new_tokens, a.seed, a.messages) for a in asked]
+        for output in self.engine.generate(requests, self.sampling, k):
+            _complete(by_id[output.id], output, self.tokenizer, self.engine.eos_ids)
+            self.heard(output)
+
+
+def respond(writer: Writer, chosen: Sequence[Prompt]) -> list[Answer]:
+    """Answers to every turn of the prompts, in their order; each sample is a conversation of its own."""
+    done: dict[str, Answer] = {}
+    for turn in range(max(len(p.turns) for p in chosen)):
+        asked = []
+        for p in chosen:
+            for s in range(writer.samples if len(p.turns) > turn else 0):
+                earlier = [done[writer.name(p, t, s)] for t in range(turn)]
+                messages = p.messages([answer.messages[-1]["content"] for answer in earlier])
+                asked.append(writer.ask(p, turn, s, messages, earlier))
+        writer.write(asked)
+        done |= {answer.id: answer for answer in asked}
+    return [done[writer.name(p, t, s)] for p in chosen for s in range(writer.samples) for t in range(len(p.turns))]
+
+
+def fits(
+    tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Prompt], max_new_tokens: int, context: int | None
+) -> list[tuple[int, str]]:
+    """(prompt tokens of the first turn, "" or why it cannot be asked) of every prompt: it cannot fit `context`, or the
+    chat template refuses its messages.
+
+    A later turn is counted with empty answers before it: what the answers add is known only when they are written.
+    """
+    found = []
+    for prompt in chosen:
+        try:
+            first = count = len(templates.chat_ids(tokenizer, prompt.messages()))
+            if len(prompt.turns) > 1:
+                count = len(templates.chat_ids(tokenizer, prompt.messages([""] * (len(prompt.turns) - 1))))
+        except templates.Refused as error:
+            found.append((0, f"prompt {prompt.id}: {str(error).removesuffix('.')}"))
+            continue
+        why = ""
+        if context is not None and count + max_new_tokens > context:
+            why = (
+                f"prompt {prompt.id} has {count} tokens, which with {max_new_tokens} new ones exceed the context of "
+                f"{context}: shorten it, or lower --max-new-tokens"
+            )
+        found.append((first, why))
+    return found
+
+
+class Rate:
+    """Shows finished answers and their rate on a progress bar."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker, self.start, self.tokens = tracker, time.monotonic(), 0
+
+    def __call__(self, output: Output) -> None:
+        """Another answer is there."""
+        self.add(1, len(output.token_ids))
+
+    def add(self, answers: int, tokens: int) -> None:
+        """So many more, with so many tokens in all."""
+        self.tokens += tokens
+        self.tracker.note(f"{self.tokens / max(1e-9, time.monotonic() - self.start):.0f} tokens/s")
+        self.tracker.advance(answers)
+
+
+def answer_all(
+    engine: Engine,
+    context: int | None,
+    tokenizer: PreTrainedTokenizerBase,
+    chosen: Sequence[Prompt],
+    *,
+    journal: Path,
+    description: str,
+    sampling: Sampling,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    concurrency: int = 0,
+) -> list[Answer]:
+    """Answers to every turn of every prompt, in the prompts' order, by an engine whose model has this `context`.
+
+    Turns for which earlier answers have left no room in it are left out, and said; so is what a server does not answer.
+    `journal` is the file of finished units that an interrupted call with the same arguments left. `concurrency`: of a
+    server's engine, how many conversations are under way at once.
+    """
+    writer = Writer(engine, tokenizer, sampling, max_new_tokens, seed, context=context)
+    measured = fits(tokenizer, chosen, max_new_tokens, context)
+    if why := next((why for _, why in measured if why), ""):
+        raise UserError(f"{why}.")
+    units = units_of(chosen, [length for length, _ in measured], 1 if concurrency else GROUP * batch_size)
+    kept = Journal(journal, unnamed=keys_of(chosen))  # whose prompts are the same, as `artifact.make` sees to
+    with track(description, sum(len(p.turns) for p in chosen), "answers") as tracker:
+        tracker.advance(sum(kept.count(key_of(prompt)) for prompt in chosen))
+        writer.heard = Rate(tracker)
+
+        def write(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
+            day = templates.day_there(tokenizer) if concurrency else None  # that the server's template told the model
+            return [asdict(answer) | ({DAY: day} if day else {}) for answer in respond(writer, unit)]
+
+        for _ in run_units(units, write, kept, concurrency or 1):
+            pass
+    rows = kept.rows([key_of(prompt) for unit in units for prompt in unit])
+    done = {row["id"]: Answer(**{key: value for key, value in row.items() if key != DAY}) for row in rows}
+    answers = [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]
+    for why, count in Counter(answer.dropped for answer in answers if answer.dropped).items():
+        full = f"{count} later turns have no room in the context of {context} and are left out"
+        console.print(f"{description}: {full if why == FULL else f'left out: {count} ({why})'}", markup=False)
+    return [answer for answer in answers if not answer.dropped]
+
+
+def row_seed(seed: int, name: str) -> int:
+    """A row's own seed, so that its text does not depend on which rows were sampled before it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
+
+
+def _complete(answer: Answer, output: Output, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:
+    """Fill in what the model wrote."""
+    if output.dropped:
+        answer.dropped = output.dropped
+        return
+    text_ids = [token for token in output.token_ids if token not in eos_ids]
+    answer.answer_ids, answer.finish_reason, answer.min_gap = output.token_ids, output.finish_reason, output.min_gap
+    answer.messages = [
+        *answer.messages,
+        {"role": "assistant", "content": text_of(tokenizer, text_ids, special=True).strip()},
+    ]
+    answer.topk_ids = [i for row in output.topk_ids for i in row]
+    answer.topk_logprobs = [float(f"{v:.5g}") for row in output.topk_logprobs for v in row]  # float16 holds less

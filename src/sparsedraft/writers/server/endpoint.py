@@ -1,0 +1,255 @@
+"""Engine `endpoint`: any OpenAI-compatible server (vLLM, SGLang, llama.cpp, `transformers serve`, ...).
+
+A request is one HTTP call; how many are under way at once is the caller's choice (one engine serves many threads).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.text.packing import Sample
+from sparsedraft.writers.conversation import REFUSED
+from sparsedraft.writers.requests import Output, Request
+from sparsedraft.writers.server import reported, thoughts, trial
+from sparsedraft.writers.server.finish import CUT, ENDED
+from sparsedraft.writers.server.reported import Ids, Place
+from sparsedraft.writers.server.server import Choice, Refused, Server
+
+SKIPPED = (400, 413, 422)  # statuses that speak of the one request
+FIRST = 8  # answers after which it is judged whether a server refuses all, or none is of use
+
+
+class EndpointEngine:
+    """The model `served` by `server`, whose tokenizer is `tokenizer`.
+
+    Servers send text, so the token ids of an answer are the text's own, encoded again; where the model had spelt it
+    otherwise they differ from what it wrote. Raises UserError, as Server does and for a server of another model.
+    `skip`: what the server refuses is left out (an Output says so); None where the command has no such option.
+    """
+
+    name = "endpoint"
+
+    def __init__(
+        self, server: Server, served: str, tokenizer: PreTrainedTokenizerBase, skip: bool | None = None
+    ) -> None:
+        self.server, self.served, self.tokenizer, self.skip = server, served, tokenizer, skip
+        self.end = templates.end_of_turn(tokenizer)
+        self.eos_ids = frozenset(self.end) | ends(Path(tokenizer.name_or_path), tokenizer)
+        self._names_ids = True  # until the server refuses to
+        self._by_tokens = False  # whether it must be asked for tokens to get the thoughts
+        self._tried: set[tuple[Sampling, int]] = set()
+        self._failed: UserError | None = None  # what the trial found
+        self._trying, self._counting = Lock(), Lock()
+        self._answered = self._refused = self._soft = self._hard = 0
+        self._id = Ids(tokenizer)
+        self._template = templates.for_server(tokenizer)
+        names = sorted(server.models())
+        if served not in names:
+            listed = ", ".join(server.secrets.line(name, 80) for name in names[:5]) or "nothing"
+            raise UserError(
+                f"the server at --url {server.url} serves {listed}, not {served}: give one of its names as "
+                "--served-name, or start it with the target."
+            )
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
+        """One call for each request, in their order."""
+        self._try(sampling, top_k_logprobs)
+        for request in requests:
+            try:
+                yield self._raw(request, sampling) if request.raw else self._chat(request, sampling, top_k_logprobs)
+                self._answered += 1
+            except Refused as error:
+                yield self._left_out(request, error)
+
+    def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
+        """No server is asked to score text that it did not write."""
+        raise UserError(
+            "--engine endpoint gives log-probabilities of what the server writes only, not of rewritten answers: leave "
+            "out --top-k-logprobs, or use --engine transformers."
+        )
+
+    def _left_out(self, request: Request, error: Refused) -> Output:
+        """In the place of an answer that the server refuses; the error where it does not speak of this request alone.
+
+        A server that has refused the first FIRST and answered none does not mind the prompts, but an option.
+        """
+        if self.skip is None or error.status not in SKIPPED:
+            raise error
+        self._refused += 1
+        if not self.skip or (self._refused >= FIRST and not self._answered):
+            hint = "" if self.skip else ", or pass --skip-bad to leave out what it refuses"
+            raise Refused(f"{str(error).removesuffix('.')}{hint}.", error.status) from None
+        return Output(request.id, dropped=REFUSED)
+
+    def _options(self, request: Request, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(what every server knows, what some know more)."""
+        options = {
+            "model": self.served,
+            "max_tokens": request.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": request.seed % 2**31,  # some servers hold it in 32 bits
+        }
+        return options, ({"top_k": sampling.top_k} if sampling.top_k else {})
+
+    def _chat(self, request: Request, sampling: Sampling, k: int) -> Output:
+        options, extra = self._options(request, sampling)
+        options |= {"messages": request.messages, **extra, **self._template}
+        what = f"prompt {request.id}"
+        asked = k or int(self._by_tokens)
+        choice = self._with_logprobs(what, options, asked) if asked else self.server.chat(what, options)
+        if not choice.whole:
+            return self._unwhole(request, choice)
+        places = reported.read(choice.logprobs)
+        said = bool(choice.text or choice.thoughts)
+        if k and said and not places:
+            raise self._unfit("returns no log-probabilities: leave out --top-k-logprobs, or use another server")
+        whole = choice
+        if choice.thoughts or choice.hidden:
+            whole, places = self._thought(request, choice, places, what, options)
+        if whole.finish_reason == CUT and self._ended(choice, whole.text, places, what, options):
+            whole = replace(whole, finish_reason=ENDED)
+        output = self._output(request, whole)
+        if k and said:
+            self._count_soft(reported.add(output, places, k, self._id, self.eos_ids, self.end))
+        return output
+
+    def _with_logprobs(self, what: str, options: dict[str, Any], k: int) -> Choice:
+        """vLLM names tokens by id if it is asked to; others ignore that, or refuse it and are asked without."""
+        options = options | {"logprobs": True, "top_logprobs": k}
+        if self._names_ids:
+            try:
+                return self.server.chat(what, options | {"return_tokens_as_token_ids": True})
+            except Refused:
+                choice = self.server.chat(what, options)
+                self._names_ids = False  # it was that, and not the prompt
+                return choice
+        return self.server.chat(what, options)
+
+    def _thought(
+        self, request: Request, choice: Choice, places: list[Place], what: str, options: dict[str, Any]
+    ) -> tuple[Choice, list[Place]]:
+        """The choice with the thoughts in its text, where they stood: the model answered after them.
+
+        The tokens that the server reports log-probabilities of tell exactly, where they are all of them; so it is asked
+        for these where the chat template does not tell.
+        """
+        if text := self._all_reported(choice, places):
+            return replace(choice, text=text), places
+        shown = thoughts.put_back(self.tokenizer, request.messages or (), choice.thoughts, choice.text)
+        if shown is not None and not self._lacks(choice, shown):
+            return replace(choice, text=shown), []  # what is reported is of the answer alone
+        if not places:
+            try:
+                again = self._with_logprobs(what, options, 1)
+            except Refused:
+                again = choice
+            places = reported.read(again.logprobs)
+            if again.whole and (text := self._all_reported(again, places)):
+                self._by_tokens = True
+                return replace(again, text=text), places
+        raise UserError(
+            f"the server at --url {self.server.url} sends what the model thinks apart from what it answers, and "
+            "neither its log-probabilities nor the chat template tell how the model writes the two: start it so that "
+            "thoughts stay in the text (vLLM and SGLang: without --reasoning-parser; llama-server: --reasoning-format "
+            "none)."
+        )
+
+    def _all_reported(self, choice: Choice, places: list[Place]) -> str:
+        """The text of the reported tokens, if thoughts and answer are in it; else ""."""
+        found = [self._id(token) for token, _ in places]
+        ids = [i for i in found if i is not None]
+        if not ids or len(ids) < len(found) or not choice.thoughts.strip():
+            return ""
+        text = text_of(self.tokenizer, [i for i in ids if i not in self.eos_ids], special=True)
+        behind = text.partition(choice.thoughts.strip())[2]
+        return text if (behind.strip() and choice.text.strip() in behind) or text.endswith(choice.thoughts) else ""
+
+    def _lacks(self, choice: Choice, text: str) -> bool:
+        """Whether the model wrote clearly more than `text`: some servers send a summary of its thoughts, or none."""
+        if choice.tokens is None:
+            return not choice.thoughts
+        return choice.tokens > 8 + 1.1 * len(self._ids(text))
+
+    def _ids(self, text: str) -> list[int]:
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def _ended(self, choice: Choice, text: str, places: list[Place], what: str, options: dict[str, Any]) -> bool:
+        """Whether an answer ended with the last token that it was allowed, which some servers call cut off.
+
+        Where its tokens do not tell, and just one is missing in its `text`, it is asked for again with room for one
+        more: what had ended stays as it was. (What is also spelt unusually goes on to count as cut off.)
+        """
+        if places:
+            return self._id(places[-1][0]) in self.eos_ids
+        allowed = options["max_tokens"]
+        if choice.tokens not in (None, allowed) or len(self._ids(text)) != allowed - 1:
+            return False
+        try:
+            again = self.server.chat(what, options | {"max_tokens": allowed + 1})
+        except Refused:
+            return False  # no room for one more
+        return again.finish_reason == ENDED and (again.text, again.thoughts) == (choice.text, choice.thoughts)
+
+    def _raw(self, request: Request, sampling: Sampling) -> Output:
+        options, extra = self._options(request, sampling)
+        text, bos = str(request.raw), self.tokenizer.bos_token
+        if bos and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
+            text = text.removeprefix(bos)  # the server's tokenizer puts it there, too
+        choice = self.server.complete(f"prompt {request.id}", options | {"prompt": text, **extra})
+        return self._output(request, choice) if choice.whole else self._unwhole(request, choice)
+
+    def _unwhole(self, request: Request, choice: Choice) -> Output:
+        """In the place of an answer that is not the model's own."""
+        return Output(request.id, dropped=f"finish reason {choice.finish_reason}")
+
+    def _output(self, request: Request, choice: Choice) -> Output:
+        """The answer in the target's tokens."""
+        ids = self._ids(choice.text)
+        written = [*ids, *self.end] if choice.finish_reason == ENDED else ids
+        return Output(request.id, written, choice.finish_reason, text=choice.text)
+
+    def _count_soft(self, why: str) -> None:
+        """Stop where the first FIRST answers bring no log-probabilities that can be learnt from; `why` is this one's.
+
+        Single answers may have none (part of a character has no id of its own): they are counted in the result.
+        """
+        with self._counting:
+            self._soft, self._hard = self._soft + (not why), self._hard + bool(why)
+            if self._hard >= FIRST and not self._soft:
+                raise self._unfit(f"{why}; or leave out --top-k-logprobs")
+
+    def _try(self, sampling: Sampling, k: int) -> None:
+        """Stop before the first row where the server gives other things than it is asked for: see trial.py."""
+        with self._trying:  # the others wait for what the first finds
+            if self._failed is None and (sampling, k) not in self._tried:
+                self._tried.add((sampling, k))
+                try:
+                    if why := trial.unfit(self._trial, sampling, k):
+                        self._failed = self._unfit(why)
+                except UserError as error:
+                    self._failed = error
+            if self._failed is not None:
+                raise self._failed
+
+    def _trial(self, question: str, more: dict[str, Any], k: int) -> Choice | None:
+        """The answer to a question of our own, greedily unless `more` says so; None where it is refused."""
+        options = {"model": self.served, "temperature": 0.0, "messages": [{"role": "user", "content": question}]}
+        options |= {**more, **self._template}
+        try:
+            what = "a question that it is tried with"
+            return self._with_logprobs(what, options, k) if k else self.server.chat(what, options)
+        except Refused:
+            return None
+
+    def _unfit(self, why: str) -> UserError:
+        return UserError(f"the server at --url {self.server.url} {why}.")

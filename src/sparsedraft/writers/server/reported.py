@@ -1,0 +1,108 @@
+"""The tokens and log-probabilities that a server reports of an answer, in the ids of its model's tokenizer."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.writers.requests import Output
+from sparsedraft.writers.server.finish import ENDED
+
+UNKNOWN = -1e4  # log-probability of a token at a place of which the server said nothing; exp of it is 0
+MASS = 1.02  # of probabilities of different tokens, at most: rounding aside, 1
+Place = tuple[str, list[tuple[str, float]]]  # a token, and the likeliest at its place with their log-probabilities
+
+
+def read(logprobs: Any) -> list[Place]:
+    """What a server reports at each place of an answer; [] where it reports nothing.
+
+    The likeliest come first: some servers put the token that was drawn there, however likely. llama-server names a
+    token by id beside its text.
+    """
+    try:
+        places = [
+            (_name(place), [(_name(t), float(t["logprob"])) for t in place["top_logprobs"]])
+            for place in logprobs["content"]
+        ]
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return []
+    return [(token, sorted(found, key=lambda pair: -pair[1])) for token, found in places]
+
+
+def _name(token: dict[str, Any]) -> str:
+    found = token.get("id")
+    return f"token_id:{found}" if isinstance(found, int) else str(token["token"])
+
+
+def wrong_with(places: Sequence[Place], k: int) -> str:
+    """Why the k likeliest at `places` cannot be learnt from, and what a server must be started with; or ""."""
+    if not places:
+        return "reports log-probabilities of the answer, not of the thoughts before it: leave these in the text"
+    if any(not math.isfinite(p) for _, found in places for _, p in found):
+        return "reports log-probabilities that are no numbers: use another server"
+    lacking = sum(len(found) < k for _, found in places)
+    if 0 < lacking < len(places):
+        return (
+            f"reports no {k} likeliest tokens at {lacking} of {len(places)} places, as llama-server does of drafted "
+            "ones: start it without a drafter (no --model-draft, no --spec-type)"
+        )
+    if lacking:
+        most = max(len(found) for _, found in places)
+        return (
+            f"reports {most} of the {k} likeliest tokens: ask for {most}, or start it with a higher limit"
+            if most
+            else "reports log-probabilities without the likeliest tokens: start it without a drafter"
+        )
+    if any(sum(math.exp(min(p, 1.0)) for _, p in found[:k]) > MASS for _, found in places):
+        return "reports probabilities whose sum is above 1: start it without a drafter"
+    return ""
+
+
+class Ids:
+    """Names of tokens, as servers write them, to the ids of `tokenizer`."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, token: str) -> int | None:
+        """The id of "token_id:17", or of the text that a token stands for; None where that is not one token's alone."""
+        if (number := token.removeprefix("token_id:")) != token and number.isdecimal():
+            return int(number)
+        return self._by_text.get(token)
+
+    @cached_property
+    def _by_text(self) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for i in range(len(self.tokenizer)):
+            text = text_of(self.tokenizer, [i], special=True)
+            found[text] = None if text in found else i  # two of one text cannot be told apart
+        return found
+
+
+def add(
+    output: Output, places: Sequence[Place], k: int, id_of: Ids, eos_ids: frozenset[int], end: Sequence[int]
+) -> str:
+    """Put the server's own tokens and the k likeliest in place of the re-encoded ones; return why not, or "".
+
+    Nothing is added where one of its tokens has no id of its own in the vocabulary (part of a character, say). The
+    end-of-turn token (`end`), if the server does not report on it, counts as certain: it was written, and a divergence
+    towards "any other token" would unlearn it.
+    """
+    if why := wrong_with(places, k):
+        return why
+    ids = [id_of(token) for token, _ in places]
+    best = [[(id_of(token), p) for token, p in found[:k]] for _, found in places]
+    if None in ids or any(None in (i for i, _ in found) for found in best):
+        return "names tokens by texts that several of them have: use one that names them by id, such as vLLM"
+    output.topk_ids = [[int(i) for i, _ in found] for found in best]  # type: ignore[arg-type]
+    output.topk_logprobs = [[max(p, UNKNOWN) for _, p in found] for found in best]
+    output.token_ids = [int(i) for i in ids if i is not None]
+    if output.finish_reason == ENDED and output.token_ids[-1] not in eos_ids and end:
+        output.token_ids.append(end[0])
+        others = [i for i in range(k + 1) if i != end[0]]
+        output.topk_ids.append([end[0], *others][:k])
+        output.topk_logprobs.append([0.0, *[UNKNOWN] * k][:k])
+    return ""

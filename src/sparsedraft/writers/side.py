@@ -1,0 +1,196 @@
+"""One of the two models of a pair, with its tokenizer, and what runs it."""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from sparsedraft.base.console import console
+from sparsedraft.base.errors import Unsupported, UserError
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import context_length, embedding_rows
+from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.native import extension as native
+from sparsedraft.native.cost import weights_of_model
+from sparsedraft.native.model import NativeModel, native_model, unsupported
+from sparsedraft.native.session import Rows, shared_pool
+from sparsedraft.native.weights import is_packed
+from sparsedraft.writers.abilities import abilities, backend_of, reads_whole
+from sparsedraft.writers.backend import Backend, TreeBackend
+from sparsedraft.writers.native import NativeWriter
+from sparsedraft.writers.prefix import PrefixCache
+from sparsedraft.writers.transformers import Engine, TransformersEngine
+
+RUNTIMES = ("auto", "native", "transformers")
+
+
+class Side:
+    """A model with its tokenizer. `model` is transformers' (or makes it, when it is asked for); `native`, if there is
+    one, is what `backend` runs in its place."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | Callable[[], PreTrainedModel],
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: frozenset[int],
+        native: NativeModel | None = None,
+    ) -> None:
+        self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
+        self._remembered: PrefixCache | None = None
+
+    @classmethod
+    def load(
+        cls,
+        ref: str | Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        runtime: str = "auto",
+        template_args: Arguments | None = None,
+    ) -> "Side":
+        """The model `ref` (an id, a folder, packed or not, a .gguf file).
+
+        `runtime`: native (weights as they are stored, float32 arithmetic), transformers, or auto: native where the
+        extension was built, the engine knows the architecture, and device and dtype are its own. UserError where the
+        mask is not what the checkpoint claims, and for a runtime that cannot run it.
+        """
+        if runtime not in RUNTIMES:
+            raise UserError(f"--runtime {runtime} is not known: choose one of {', '.join(RUNTIMES)}.")
+        kind, where = checkpoint.dtype_named(dtype), checkpoint.device_named(device)
+        tokenizer, folder = templates.give(checkpoint.load_tokenizer(ref), template_args or {}), checkpoint.find(ref)
+        its_own = where.type == "cpu" and kind == torch.float32
+        if runtime == "native" and not its_own:
+            raise UserError(
+                f"--runtime native computes in float32 on the CPU, not in {dtype} on {device}: leave these out."
+            )
+        config = checkpoint.read_config(folder)
+        if runtime == "native" or (runtime == "auto" and its_own and not unsupported(config) and native.available()):
+            try:
+                built = native_model(folder)
+                return cls(lambda: _checked(folder, kind, where), tokenizer, ends(folder, tokenizer), built)
+            except Unsupported as error:  # found in the weights, not in the config
+                if runtime == "native":
+                    raise
+                console.print(f"{error} (auto runs it with transformers)", style="dim", markup=False, soft_wrap=True)
+        model = _checked(folder, kind, where)
+        return cls(model, tokenizer, ends(folder, tokenizer))
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The transformers model."""
+        return self._model if isinstance(self._model, PreTrainedModel) else self._model()
+
+    def backend(self, rows: int) -> Backend:
+        """A Backend of so many rows, which reads trees where `takes_trees` says so."""
+        if self.native:
+            return Rows(self.native, rows, pool=shared_pool(torch.get_num_threads()))
+        return backend_of(self.model, rows)
+
+    def writer(self, batch_size: int) -> Engine:
+        """What writes whole answers with this model, by the same arithmetic as `backend`."""
+        if self.native:
+            return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
+        return TransformersEngine(self.model, self.tokenizer, self.eos_ids, batch_size)
+
+    def remembering(self, rows: int = 1) -> PrefixCache:
+        """The same Backend each time, empty: it takes up what it has read before. One use at a time.
+
+        It takes up nothing where the state of a prefix depends on what followed it.
+        """
+        if self._remembered is None or self._remembered.rows != rows or not self.keeps_prefixes:
+            self._remembered = PrefixCache(cast(TreeBackend, self.backend(rows)))
+        self._remembered.begin()
+        return self._remembered
+
+    @property
+    def width(self) -> int:
+        """Tokens that the head knows; those outside of a trimmed one count, too."""
+        if self.native:
+            return self.native.handle.vocabulary if self.native.head_ids is not None else self.native.handle.head_rows
+        weight: torch.Tensor = self.model.get_output_embeddings().weight
+        return weight.shape[0]
+
+    @property
+    def known(self) -> int:
+        """Rows of the embedding: one more than the largest token id that the model can read."""
+        return self.native.handle.vocabulary if self.native else embedding_rows(self.model)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit in the context; None where the config names no limit."""
+        return (self.native.handle.max_length or None) if self.native else context_length(self.model)
+
+    @cached_property
+    def takes_back(self) -> bool:
+        """Whether what was read can be taken back: drafts can be verified and written."""
+        return True if self.native else abilities(self.model).takes_back
+
+    def check_takes_back(self, use: str) -> None:
+        """UserError where it does not; `use` says for what it would be needed, and what to do."""
+        if not self.takes_back:
+            raise UserError(_no_way_back(self.tokenizer.name_or_path, type(self.model).__name__, use))
+
+    @cached_property
+    def takes_masks(self) -> bool:
+        """Whether several sequences can be read in one pass."""
+        return True if self.native else abilities(self.model).takes_masks
+
+    @cached_property
+    def takes_trees(self) -> bool:
+        """Whether trees of drafts can be read in one pass."""
+        return self.takes_masks and self.keeps_prefixes
+
+    @cached_property
+    def keeps_prefixes(self) -> bool:
+        """Whether what was read of a text is the same whatever follows it, and however it was read."""
+        return self.native is not None or reads_whole(self.model)
+
+    def end_of_turn(self) -> int | None:
+        """The token that ends an answer."""
+        if self.tokenizer.chat_template is None:  # a base model
+            return self.tokenizer.eos_token_id
+        found = templates.end_of_turn(self.tokenizer)
+        return found[0] if found else None
+
+    def weights(self) -> dict[str, Any]:
+        """Cost and sparsity: macs_per_token, nonzero_params, sparsity (of the decoder linears, and of the whole).
+
+        None for what the model's structure does not tell (see models.matrices).
+        """
+        if self.native:
+            n = self.native
+            nonzero = n.others_nonzero + n.nonzero
+            return {
+                "macs_per_token": n.macs_per_token,
+                "nonzero_params": nonzero,
+                "sparsity": 1 - n.nonzero / n.weights,
+                "sparsity_whole_model": 1 - nonzero / (n.others + n.weights),
+            }
+        return weights_of_model(self.model)
+
+
+def check_drafts(folder: Path) -> None:
+    """UserError where the model in `folder` cannot draft, without loading it."""
+    config = checkpoint.read_config(folder)
+    if not unsupported(config.get_text_config()):
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    if not abilities(model).takes_back:
+        raise UserError(_no_way_back(str(folder), type(model).__name__, "draft: choose another drafter"))
+
+
+def _no_way_back(name: str, kind: str, use: str) -> str:
+    return f"model {name} ({kind}) keeps a state from which no token can be taken back, so it cannot {use}."
+
+
+def _checked(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    model = checkpoint.load(folder, dtype=dtype, device=device)
+    if not is_packed(folder):  # whose zeros are proved as they are unpacked
+        checkpoint.check_sparsity(model, folder)
+    return model

@@ -1,0 +1,98 @@
+"""Units of work: conversations that are decoded together, made once, and committed as they finish.
+
+The last bits of a row's logits depend on its neighbours in the batch: a killed run redoes the units that were under
+way, with the same neighbours, and so ends with the same rows as an uninterrupted one.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+from sparsedraft.base.journal import Journal
+from sparsedraft.text.prompts import Prompt
+
+GROUP = 4  # batches' worth of conversations that make a unit
+
+Make = Callable[[Sequence[Prompt]], list[dict[str, Any]]]  # a unit's conversations to its rows
+
+
+def units_of(chosen: Sequence[Prompt], lengths: Sequence[int], size: int) -> list[list[Prompt]]:
+    """Units of `size` conversations, those of like prompt length together."""
+    order = sorted(range(len(chosen)), key=lambda i: (lengths[i], chosen[i].id))
+    return [[chosen[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+
+
+def key_of(prompt: Prompt) -> str:
+    """What tells a conversation from every other: a hash of all that is asked in it, and its id."""
+    return hashlib.sha256(json.dumps(asdict(prompt), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def keys_of(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """The same of each, by id."""
+    return {prompt.id: key_of(prompt) for prompt in prompts}
+
+
+def lacking(units: Sequence[Sequence[Prompt]], journal: Journal) -> list[list[Prompt]]:
+    """What is still to be made of the units: those of which `journal` has nothing as they are.
+
+    Of one that it has in part, because prompts have come or gone since, the rest: what was made stays, with the
+    neighbours that it had, which in this process may show in the last bits of a logit.
+    """
+    left = [[prompt for prompt in unit if key_of(prompt) not in journal] for unit in units]
+    return [unit for unit in left if unit]
+
+
+def run_units(
+    units: Sequence[Sequence[Prompt]], make: Make, journal: Journal, concurrency: int = 1
+) -> Iterator[list[dict[str, Any]]]:
+    """Make the units of which `journal` lacks a conversation, commit each as it finishes, and yield its rows.
+
+    With `concurrency` above 1 so many are under way at once, in threads, which finish in any order. After an error what
+    else is under way is finished and kept before it is raised; Ctrl-C waits for nothing.
+    """
+    todo = iter(lacking(units, journal))
+    if concurrency == 1:
+        for alone in todo:
+            rows = make(alone)
+            journal.append(keys_of(alone), rows)
+            yield rows
+        return
+    results = SimpleQueue[tuple[Sequence[Prompt], list[dict[str, Any]], BaseException | None]]()
+
+    def work(unit: Sequence[Prompt]) -> None:
+        try:
+            results.put((unit, make(unit), None))
+        except BaseException as error:
+            results.put((unit, [], error))
+
+    def start(count: int) -> int:
+        """Start so many more, if there are; they are daemons, for a call to a server may outlast all patience."""
+        begun = list(islice(todo, count))
+        for one in begun:
+            Thread(target=work, args=(one,), daemon=True).start()
+        return len(begun)
+
+    running, failed = start(concurrency), None
+    try:
+        while running:
+            unit, rows, error = results.get()
+            running -= 1
+            if error is not None:
+                failed = failed or error
+                continue
+            journal.append(keys_of(unit), rows)
+            if failed is None:
+                running += start(1)
+            yield rows
+    finally:  # stopped half-way: what has come in by now is kept
+        while not results.empty():
+            unit, rows, error = results.get()
+            if error is None:
+                journal.append(keys_of(unit), rows)
+    if failed is not None:
+        raise failed

@@ -1,0 +1,66 @@
+"""Whole answers by a transformers model: many rows at once where its family can do that, else one after the other."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.decoder import context_length, embedding_rows
+from sparsedraft.writers.abilities import abilities
+from sparsedraft.writers.alone import AloneBackend
+from sparsedraft.writers.batching import together
+from sparsedraft.writers.requests import Output, Request, Written, check_fits, check_top_k, extend
+from sparsedraft.writers.switching import switch_of
+
+
+@torch.no_grad()  # not inference_mode: weights that FSDP2 gathers in it could not be trained with afterwards
+def generate_batch(
+    model: PreTrainedModel,
+    requests: Sequence[Request],
+    *,
+    batch_size: int,
+    sampling: Sampling,
+    eos_ids: frozenset[int],
+    top_k_logprobs: int = 0,
+) -> Iterator[Output]:
+    """Answer every request, `batch_size` rows at once; yields each output as it finishes.
+
+    With `top_k_logprobs` k > 0, every written token comes with the k likeliest ids and their log-probabilities (of the
+    model itself, before temperature and the like). Raises UserError for a prompt that does not fit the context,
+    FloatingPointError where logits are NaN.
+    """
+    check_fits(context_length(model), embedding_rows(model), requests)
+    check_top_k(model, top_k_logprobs)
+    how = (sampling, eos_ids, top_k_logprobs)
+    several, single = _sorted(model, requests) if abilities(model).pads else ([], requests)
+    for group in several:
+        yield from together(model, group, batch_size, *how)
+    for request in single:
+        yield _alone(model, request, *how)
+
+
+def _sorted(model: PreTrainedModel, requests: Sequence[Request]) -> tuple[list[list[Request]], list[Request]]:
+    """(groups of requests that can share passes, those that share none): where rotary frequencies change at a length,
+    all rows of a pass have the same, so rows that stay below it go together, and rows that begin beyond it."""
+    at = switch_of(model)
+    if at is None:
+        return [list(requests)], []
+    below: list[Request] = []
+    beyond: list[Request] = []
+    across: list[Request] = []
+    for request in requests:
+        ends = len(request.prompt_ids) + request.max_new_tokens - 1  # the last token is never read
+        (below if ends <= at else beyond if len(request.prompt_ids) > at else across).append(request)
+    return [below, beyond], across
+
+
+def _alone(
+    model: PreTrainedModel, request: Request, sampling: Sampling, eos_ids: frozenset[int], top_k_logprobs: int
+) -> Output:
+    """One answer as transformers itself writes it."""
+    backend, row, new = AloneBackend(model), Written.begin(request), request.prompt_ids
+    while not row.finished:
+        extend([row], backend.forward([new], [1])[0], sampling, eos_ids, top_k_logprobs)
+        new = row.output.token_ids[-1:]
+    return row.output

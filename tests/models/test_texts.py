@@ -1,0 +1,51 @@
+"""One text of tokens: stop strings are looked for in what is shown."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sparsedraft.models.tokenizers.retokenize import Detokenizer
+from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.speculate.sequence import Step, Stops
+from sparsedraft.stages.generate.stage import _Answer
+from sparsedraft.writers.side import Side
+from tiny import build_llama
+
+WORDS = ["<unk>", "</s>", "well", ",", "it", "is", "done", ".", "thank", "you", "!"]
+
+
+@pytest.fixture
+def cleaning() -> PreTrainedTokenizerFast:
+    """A tokenizer whose own text has no space before a comma, and whose tokens' text has one."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="<unk>", eos_token="</s>", clean_up_tokenization_spaces=True
+    )
+    assert tokenizer.decode([2, 3, 4]) == "well, it" and text_of(tokenizer, [2, 3, 4]) == "well , it"
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("stop", "written"), [("l , i", "wel"), (" ,", "well"), ("l, i", None), ("it is done .", None)]
+)
+def test_a_stop_string_stops_where_the_shown_text_has_it(
+    cleaning: PreTrainedTokenizerFast, stop: str, written: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = cleaning("well , it is done ! thank you .")["input_ids"]
+    shown = text_of(cleaning, ids)
+    assert Detokenizer(cleaning).text(ids) == shown == "well , it is done ! thank you ."
+    stops = Stops(cleaning, [stop])
+    at = stops.first(ids, len(ids), len(ids))
+    assert (at is None) == (written is None) == (stop not in shown)
+    kept = ids if at is None else ids[: at + 1]
+    answer = _Answer(Side(build_llama(layers=1), cleaning, frozenset()), stops, live=True)
+    for token in kept:
+        answer.take(Step([], 0, [token]))
+    answer.finish()
+    assert answer.text == (shown if written is None else written)
+    assert capsys.readouterr().out == answer.text + "\n"
+
+
+def test_special_tokens_are_written_out_when_asked_for(cleaning: PreTrainedTokenizerFast) -> None:
+    assert text_of(cleaning, [2, 1]) == "well" and text_of(cleaning, [2, 1], special=True) == "well </s>"

@@ -1,0 +1,116 @@
+"""Memory that runs out in the native engine, whichever thread asks for it: MemoryError, and what was there is whole."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from places import ROOT
+from sparsedraft.cli import guarded
+from sparsedraft.native import extension as native
+from tiny import build_llama
+
+COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+BUILT = native._module()[0] is not None
+LINUX = pytest.mark.skipif(not BUILT or sys.platform != "linux", reason="needs the extension, and Linux's limits")
+
+ENGINE = """
+import resource, sys
+sys.path.insert(0, sys.argv[2])
+import tiny, torch
+from pathlib import Path
+from sparsedraft.native.session import Engine, Rows
+from sparsedraft.native.model import native_model
+
+def within(megabytes):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    limit = pages * resource.getpagesize() + (megabytes << 20) if megabytes else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+model = native_model(Path(sys.argv[1]))
+rows, alone = Rows(model, 2, threads=1), Engine(model, threads=1)
+text = [*range(5, 40)]
+rows.forward([text, [7, 8]], [0, 0])
+alone.forward(text, 0)
+long = [3] * 100_000
+for megabytes in (10, 20, 30, 40, 50):  # it runs out in this layer's cache or that one's, and in what follows
+    within(megabytes)
+    try:
+        rows.forward([long, []], [1, 0])
+        sys.exit("there was memory")
+    except MemoryError:
+        within(0)
+    assert rows.lengths == [len(text), 2]
+found, expected = rows.forward([[9, 11], [12]], [2, 1]), alone.forward([9, 11], 2)
+assert torch.equal(found[0], expected)
+print("whole")
+"""
+THREADS = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import tiny
+from sparsedraft.base.errors import UserError
+from sparsedraft.native.session import shared_pool
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (100 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    shared_pool(200)
+except UserError as error:
+    print(error)
+"""
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", script, *map(str, arguments), str(ROOT / "tests" / "support")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@LINUX
+def test_what_was_read_is_still_there(tmp_path: Path) -> None:
+    build_llama(layers=3, max_position_embeddings=200_000).save_pretrained(tmp_path)
+    assert run(ENGINE, tmp_path) == "whole\n"
+
+
+@LINUX
+def test_threads_that_cannot_be_started() -> None:
+    assert run(THREADS).startswith("200 threads cannot be started (")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+def test_what_a_thread_throws_reaches_the_caller(tmp_path: Path) -> None:
+    program = tmp_path / "check"
+    subprocess.run(
+        [COMPILER, "-std=c++20", "-O1", "-pthread", ROOT / "tests" / "native" / "pool_check.cpp", "-o", program],
+        check=True,
+    )
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "sound\n")
+
+
+def raises(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("how", ["python", "torch", "device", "mapping", "system"])
+def test_the_command_line_says_it_in_a_sentence(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    work = {
+        "python": lambda: bytearray(1 << 60),
+        "torch": lambda: torch.empty(1 << 55, dtype=torch.uint8),
+        "device": lambda: raises(torch.OutOfMemoryError("CUDA out of memory")),
+        "mapping": lambda: raises(
+            RuntimeError(f"unable to mmap 9 bytes from file <f>: {os.strerror(errno.ENOMEM)} (12)")
+        ),
+        "system": lambda: raises(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "file")),
+    }[how]
+    assert guarded(work) == 2
+    assert "there is not enough memory: close something, or ask for less at once" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="something else"):
+        guarded(lambda: raises(RuntimeError("something else")))

@@ -1,0 +1,179 @@
+"""Speculative sampling gives the target's own distribution: summed over every accept, reject and draw of the real loop.
+
+Dice that try every outcome lead the Decoder through all paths of a step, with their probabilities, and the steps are
+chained over all texts that can be emitted. The result is compared with transformers' own processors on the target's
+logits, sequence by sequence; the toys compute in float64.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.speculate.decode import Decoder
+from sparsedraft.speculate.drafters.model import Drafter, ModelDrafter, PromptLookup, VocabularyMap
+from sparsedraft.speculate.drafters.trees import TreeDrafter
+from sparsedraft.speculate.policy.lookahead import Constant
+from toys import Table, outcomes, reference
+
+V, LENGTH = 8, 4
+PROMPT = [1, 3, 5, 1, 3]  # repeats itself, for prompt lookup
+SHARED = VocabularyMap(torch.tensor([0, 2, 3, 6, 7]), torch.tensor([4, 0, 5, 2, 1]), V)
+
+
+def target() -> Table:
+    return Table(1, V, dtype=torch.float64)
+
+
+def likely(sampling: Sampling) -> dict[tuple[int, ...], float]:
+    """The target's own probability of every text of `LENGTH` tokens."""
+    p, table = {(): 1.0}, target()
+    for _ in range(LENGTH):
+        longer = {}
+        for text, chance in p.items():
+            context = [*PROMPT, *text]
+            after = reference(table.after(context), sampling, context).tolist()
+            longer |= {(*text, token): chance * after[token] for token in range(V)}
+        p = longer
+    return p
+
+
+def emitted(drafter: Callable[[], Drafter], k: int, sampling: Sampling, beyond: int) -> dict[tuple[int, ...], float]:
+    """The probability of every text of `LENGTH` tokens that the loop emits, `beyond` tokens more to go."""
+    mass: dict[int, dict[tuple[int, ...], float]] = {n: defaultdict(float) for n in range(LENGTH + 1)}
+    mass[0][()] = 1.0
+    for n in range(LENGTH):
+        for text, chance in mass[n].items():
+
+            def step(dice, text=text, n=n) -> tuple[int, ...]:
+                decoder = Decoder(target(), drafter(), Constant(k), sampling, dice=lambda seed: dice)
+                room = LENGTH - n + (0 if n else beyond)
+                return tuple(next(decoder.decode([[*PROMPT, *text]], room, [0])).emitted)
+
+            for new, probability in outcomes(step):
+                longer = (*text, *new)[:LENGTH]
+                mass[len(longer)][longer] += chance * probability
+    return mass[LENGTH]
+
+
+def check(drafter: Callable[[], Drafter], k: int, sampling: Sampling, beyond: int = 0) -> None:
+    p, found = likely(sampling), emitted(drafter, k, sampling, beyond)
+    assert sum(p.values()) == pytest.approx(1, abs=1e-12)
+    assert len(p) == V**LENGTH and set(found) <= set(p)
+    assert max(abs(found.get(text, 0.0) - chance) for text, chance in p.items()) < 1e-9
+    assert all(p[text] > 0 for text in found), "a text that a warper forbids"
+
+
+def model(sampling: Sampling, **options: object) -> Callable[[], Drafter]:
+    return lambda: ModelDrafter(Table(2, V, dtype=torch.float64), sampling, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("k", "sampling"),
+    [
+        (1, Sampling(1.0)),
+        (1, Sampling(0.7, top_k=5, repetition_penalty=1.4)),
+        (2, Sampling(0.9, top_k=6)),
+        (2, Sampling(1.2, min_p=0.15, repetition_penalty=0.8)),
+        (3, Sampling(1.3, top_k=4)),
+        (3, Sampling(1.0, top_p=0.6)),
+    ],
+    ids=str,
+)
+def test_chain(k: int, sampling: Sampling) -> None:
+    check(model(sampling), k, sampling)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sampling"),
+    [
+        (3, Sampling(0.8, top_k=3)),
+        (4, Sampling(1.5, top_p=0.5)),
+        (4, Sampling(0.8, top_k=3, repetition_penalty=1.6)),
+        (5, Sampling(1.0, min_p=0.3)),
+    ],
+    ids=str,
+)
+def test_tree_without_replacement(nodes: int, sampling: Sampling) -> None:
+    """Two tokens a place; the first step has room for `nodes` of them, so that a tree branches twice."""
+
+    def drafter() -> Drafter:
+        return TreeDrafter(Table(2, V, dtype=torch.float64), sampling, branching=2, width=2)
+
+    check(drafter, nodes, sampling, beyond=nodes + 1 - LENGTH)
+
+
+def test_tree_of_all_that_can_be_drawn() -> None:
+    """More branches than tokens that the warpers leave: the last sibling is certain, and then there is none."""
+    sampling = Sampling(1.0, top_k=2)
+    check(lambda: TreeDrafter(Table(2, V, dtype=torch.float64), sampling, branching=4), 5, sampling, beyond=2)
+
+
+@pytest.mark.parametrize(
+    ("k", "sampling"),
+    [
+        (1, Sampling(1.0)),
+        (2, Sampling(0.8, top_k=4, repetition_penalty=1.5)),
+        (2, Sampling(1.1, top_p=0.7)),
+        (3, Sampling(1.0, min_p=0.25)),
+    ],
+    ids=str,
+)
+def test_vocabulary_intersection(k: int, sampling: Sampling) -> None:
+    """The drafter has six tokens, five of them the target's, whose penalties are those of the target's tokens."""
+    own = SHARED.inverse()
+
+    def drafter() -> Drafter:
+        return ModelDrafter(
+            Table(2, 6, dtype=torch.float64),
+            sampling,
+            read=lambda row: [own.get(token, 3) for token in row.tokens],
+            vocabulary=SHARED,
+        )
+
+    check(drafter, k, sampling)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.7, top_k=3, repetition_penalty=1.3)], ids=str)
+@pytest.mark.parametrize("k", [1, 3])
+def test_certain_drafts(k: int, sampling: Sampling) -> None:
+    """Drafts that nobody drew: what prompt lookup copies, and a model's likeliest tokens."""
+    check(PromptLookup, k, sampling)
+    check(model(sampling, certain=True), k, sampling)
+
+
+def test_confidence_that_stops_drafts() -> None:
+    """Where drafting stops depends on the tokens drawn so far; that must not bias what is emitted."""
+    sampling = Sampling(1.0, top_k=3)
+    lengths = set()
+
+    def confident(reach: float) -> bool:
+        lengths.add(reach >= 0.35)
+        return reach >= 0.35
+
+    check(model(sampling, confident=confident), 3, sampling)
+    assert lengths == {True, False}
+
+
+def test_whole_decodes_with_their_caches() -> None:
+    """Not step by step but from the first token to the last, over what roll-backs leave in both caches."""
+    sampling, length = Sampling(1.0, top_k=2), 4
+    table = target()
+
+    def whole(dice) -> tuple[int, ...]:
+        drafter = ModelDrafter(Table(2, V, dtype=torch.float64), sampling)
+        decoder = Decoder(target(), drafter, Constant(2), sampling, dice=lambda seed: dice)
+        return tuple(t for step in decoder.decode([PROMPT], length, [0]) for t in step.emitted)
+
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for text, probability in outcomes(whole):
+        found[text] += probability
+    for text in itertools.product(range(V), repeat=length):
+        chance = 1.0
+        for i in range(length):
+            context = [*PROMPT, *text[:i]]
+            chance *= float(reference(table.after(context), sampling, context)[text[i]])
+        assert abs(found.get(text, 0.0) - chance) < 1e-9

@@ -1,0 +1,149 @@
+"""What --simulate says of a sampled text is the mean of the real loop over all its chances, given that text."""
+
+from collections import defaultdict
+
+import pytest
+import torch
+
+from sparsedraft.maths.sampling import Dice, Sampling, penalised, probabilities
+from sparsedraft.speculate.decode import Decoder, generate
+from sparsedraft.speculate.drafters.model import ModelDrafter, PromptLookup, VocabularyMap
+from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.sequence import Row
+from sparsedraft.stages.evaluate.acceptance import Histogram
+from sparsedraft.stages.evaluate.known import Known, chains, shorter
+from sparsedraft.stages.evaluate.simulate import acceptance_of, expected, simulate
+from toys import Table, outcomes
+
+V, LENGTH, PROMPT = 3, 4, [1, 2, 1]
+
+
+def table(seed: int, context: int | None = None) -> Table:
+    return Table(seed, V, max_length=context, dtype=torch.float64)
+
+
+def target_logits(ids: list[int], n: int) -> torch.Tensor:
+    return table(1).forward([ids], [n])[0]
+
+
+def drafter(context: int | None) -> Table:
+    return table(2, context).mixed_with(table(1), 0.4)
+
+
+@pytest.mark.parametrize(
+    ("k", "sampling", "eos", "context"),
+    [
+        (1, Sampling(1.0), frozenset(), None),
+        (2, Sampling(0.7, top_k=2), frozenset(), None),
+        (3, Sampling(1.2, top_k=2, repetition_penalty=1.4), frozenset(), None),
+        (2, Sampling(1.0), frozenset({0}), None),
+        (3, Sampling(1.4, min_p=0.02), frozenset({0}), len(PROMPT) + 2),
+    ],
+    ids=str,
+)
+def test_every_chance_of_the_real_loop(k: int, sampling: Sampling, eos: frozenset[int], context: int | None) -> None:
+    chance: dict[tuple[int, ...], float] = defaultdict(float)
+    mean: dict[tuple[int, ...], Histogram] = defaultdict(lambda: Histogram(k))
+
+    def run(dice) -> tuple[tuple[int, ...], Histogram]:
+        drafting = ModelDrafter(drafter(context), sampling)
+        decoder = Decoder(table(1), drafting, Constant(k), sampling, eos, dice=lambda seed: dice)
+        made = generate(decoder, PROMPT, LENGTH)
+        return tuple(made.tokens), Histogram.of_steps(made.steps, k)
+
+    for (text, histogram), probability in outcomes(run):
+        chance[text] += probability
+        for accepted, count in enumerate(histogram.counts):
+            mean[text].counts[accepted] += probability * count
+        mean[text].drafted += probability * histogram.drafted
+        mean[text].tokens += probability * histogram.tokens
+    assert sum(chance.values()) == pytest.approx(1, abs=1e-12) and len(chance) > 10
+    partly = 0
+    for text, probability in chance.items():
+        kept = acceptance_of(drafter(context), PROMPT, text, target_logits, sampling, None, V).kept
+        partly += any(0 < rate < 1 for rate in kept.tolist())
+        room = None if context is None else context - len(PROMPT)
+        found = expected(kept, k, LENGTH, room)
+        assert found.counts == pytest.approx([count / probability for count in mean[text].counts], abs=1e-9)
+        assert found.drafted == pytest.approx(mean[text].drafted / probability, abs=1e-9)
+        assert found.tokens == pytest.approx(len(text), abs=1e-9)
+    assert partly > 10
+
+
+def limited(sampling: Sampling, context: int | None) -> ModelDrafter:
+    """A drafter that numbers the tokens otherwise, and has none for the target's 1: it reads its own 2 there."""
+    vocabulary = VocabularyMap(torch.tensor([0, 2]), torch.tensor([1, 0]), V)
+    own = {**vocabulary.inverse(), 1: 2}
+    return ModelDrafter(
+        drafter(context), sampling, read=lambda row: [own[token] for token in row.tokens], vocabulary=vocabulary
+    )
+
+
+@pytest.mark.parametrize(
+    ("k", "sampling", "eos", "context"),
+    [
+        (1, Sampling(1.0), frozenset(), None),
+        (3, Sampling(0.7), frozenset(), None),
+        (2, Sampling(1.2, repetition_penalty=1.4), frozenset({0}), None),
+        (3, Sampling(1.0), frozenset({1}), len(PROMPT) + 2),
+    ],
+    ids=str,
+)
+def test_every_chance_of_a_drafter_with_a_part_of_the_vocabulary(
+    k: int, sampling: Sampling, eos: frozenset[int], context: int | None
+) -> None:
+    def run(dice) -> tuple[tuple[int, ...], Histogram]:
+        decoder = Decoder(table(1), limited(sampling, context), Constant(k), sampling, eos, dice=lambda seed: dice)
+        made = generate(decoder, PROMPT, LENGTH)
+        return tuple(made.tokens), Histogram.of_steps(made.steps, k)
+
+    texts: dict[tuple[int, ...], list[tuple[Histogram, float]]] = defaultdict(list)
+    for (text, histogram), probability in outcomes(run):
+        texts[text].append((histogram, probability))
+    assert len(texts) > 10
+    partly = 0
+    for text, found in texts.items():
+        total = sum(probability for _, probability in found)
+        for most in (k, k + 2):  # longer chains hold the shorter ones
+            shares, steps = chains(limited(sampling, context), target_logits, PROMPT, text, most, LENGTH, sampling)
+            expected_one = shorter(steps, k)
+            for accepted in range(k + 1):
+                mean = sum(histogram.counts[accepted] * probability for histogram, probability in found) / total
+                assert expected_one.counts[accepted] == pytest.approx(mean, abs=1e-6)
+            mean = sum(histogram.drafted * probability for histogram, probability in found) / total
+            assert expected_one.drafted == pytest.approx(mean, abs=1e-6)
+            assert expected_one.tokens == pytest.approx(len(text), abs=1e-6)
+        first = limited(sampling, context).propose([Row(0, PROMPT, len(PROMPT), 9, Dice(0))], [1])[0].q
+        p = probabilities(penalised(table(1).forward([PROMPT], [1])[0], sampling, PROMPT), sampling)[0]
+        assert float(shares[0]) == pytest.approx(float(torch.minimum(p, first[0]).sum()), abs=1e-6)
+        partly += any(0 < chance < 1 for _, chances in steps for chance in chances)
+    assert partly > 5
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0), Sampling(1.3, repetition_penalty=1.4)], ids=str)
+@pytest.mark.parametrize("eos", [frozenset(), frozenset({2})], ids=str)
+def test_where_nothing_is_drawn_a_known_text_tells_all(sampling: Sampling, eos: frozenset[int]) -> None:
+    """Look-up's drafts follow from the text, so does the histogram: that of a loop whose target only knows the text."""
+
+    def run(dice) -> tuple[tuple[int, ...], Histogram]:
+        decoder = Decoder(table(1), PromptLookup(), Constant(2), sampling, eos, dice=lambda seed: dice)
+        made = generate(decoder, PROMPT, LENGTH + 2)
+        return tuple(made.tokens), Histogram.of_steps(made.steps, 2)
+
+    accepted = 0
+    for (text, histogram), _ in outcomes(run):
+        known = Known([[*PROMPT, *text]], V, None)
+        made = generate(Decoder(known, PromptLookup(), Constant(2), sampling, eos), PROMPT, LENGTH + 2)
+        assert tuple(made.tokens) == text and Histogram.of_steps(made.steps, 2) == histogram
+        accepted += histogram.accepted
+    assert accepted > 0
+
+
+@pytest.mark.parametrize("context", [None, 5])
+def test_certain_drafts_give_the_greedy_histogram(context: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 3, 20):
+        for k in (1, 2, 5):
+            matches = torch.rand(n, generator=generator) < 0.6
+            assert expected(matches.double(), k, n, context) == simulate(matches, k, n, context)
+            assert expected(matches.double(), k, n + 4, context) == simulate(matches, k, n + 4, context)

@@ -1,0 +1,241 @@
+"""Two CPU processes with gloo train what one process trains: DDP and FSDP2, resumed across, and failing together."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from sparsedraft.models import checkpoint
+from sparsedraft.stages.distill.stage import distill
+from sparsedraft.stages.finetune.loop import Settings
+from sparsedraft.stages.finetune.stage import finetune
+from sparsedraft.stages.finetune.state import BEFORE, STATE
+from sparsedraft.stages.prune.stage import prune
+
+WAYS = {"ddp": ("--multi_gpu",), "fsdp": ("--use_fsdp", "--fsdp_version", "2")}
+SETTINGS = {  # three rows a step: two processes cannot divide them evenly
+    "learning_rate": 1e-3, "tokens": 9000, "sequence_length": 160, "rows_per_step": 3, "save_every": 2,
+    "validate_every": 5,
+}  # fmt: skip
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with distilled `data` and the drafter `half`, pruned to 2:4."""
+    folder = tmp_path_factory.mktemp("made")
+    distill(str(tiny_checkpoint), "demo:train", folder / "data", limit=40, max_new_tokens=8)
+    prune(str(tiny_checkpoint), folder / "half", "demo:train", pattern="2:4", tokens=512, sequence_length=64)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(made: Path) -> Path:
+    """What one process makes."""
+    settings = Settings(**SETTINGS)  # type: ignore[arg-type]
+    finetune(str(made / "half"), str(made / "data"), made / "alone", settings=settings, validation_prompts=4)
+    return made / "alone"
+
+
+def command(made: Path, out: Path, *extra: str) -> list[str]:
+    """The options of `sparsedraft finetune` for SETTINGS."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    return [
+        "finetune",
+        str(made / "half"),
+        str(made / "data"),
+        "--out",
+        str(out),
+        "--validation-prompts=4",
+        *options,
+        *extra,
+    ]
+
+
+def launched(way: str, *program: str, **options) -> subprocess.Popen:
+    """Two processes of `program` by accelerate."""
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", *WAYS[way], "--num_processes", "2")
+    ports = ("--main_process_port", "0")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
+    return subprocess.Popen([*launcher, *ports, *program], **{**pipes, **options})
+
+
+def finished(process: subprocess.Popen) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr); no hang."""
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def same_curve(folder: Path, reference: Path, tolerance: float = 1e-4) -> None:
+    logs = [[json.loads(line) for line in (f / "log.jsonl").read_text().splitlines()] for f in (folder, reference)]
+    assert [sorted(entry) for entry in logs[0]] == [sorted(entry) for entry in logs[1]]
+    for name in ("step", "tokens", "lr"):
+        assert [e.get(name) for e in logs[0]] == [e.get(name) for e in logs[1]]
+    for name in ("loss", "val_loss"):
+        expected = [e.get(name, 0) for e in logs[1]]
+        assert [e.get(name, 0) for e in logs[0]] == pytest.approx(expected, rel=tolerance)
+
+
+def same_mask(folder: Path, drafter: Path) -> None:
+    claim = checkpoint.check_sparsity(checkpoint.load(folder), folder)
+    assert claim == checkpoint.claimed_sparsity(drafter)
+    before, after = (load_file(f / "model.safetensors") for f in (drafter, folder))
+    assert before.keys() == after.keys()
+    assert all(not after[f"{name}.weight"][before[f"{name}.weight"] == 0].any() for name in claim["linears"])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_as_one(way: str, made: Path, alone: Path, tmp_path: Path) -> None:
+    code, out, err = finished(launched(way, "--module", "sparsedraft", *command(made, tmp_path / "out")))
+    assert code == 0, err[-3000:]
+    assert (
+        len(out.splitlines()) == 1
+        and json.loads(out)["steps"] == json.loads((alone / "result.json").read_text())["steps"]
+    )
+    same_curve(tmp_path / "out", alone)
+    same_mask(tmp_path / "out", made / "half")
+    for name, tensor in load_file(alone / "model.safetensors").items():
+        assert float((load_file(tmp_path / "out" / "model.safetensors")[name] - tensor).abs().max()) < 2e-4, name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"], "one lock, one folder, and both are put away"
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in alone.iterdir())
+
+
+def test_everything_that_can_be_minimised_is_the_same_sharded(made: Path, tmp_path: Path) -> None:
+    """Rows that the drafter writes, SquareHead, quantised forwards, a mask that moves: as in one process."""
+    target = str(json.loads((made / "data" / "provenance.json").read_text())["inputs"]["target"]["path"])
+    changed = {
+        "loss": "kl", "nll_weight": 0.2, "on_policy": 0.4, "feature_weight": 1.0, "quantize": "int8",
+        "reselect_every": 4, "reselect_share": 0.2,
+    }  # fmt: skip
+    settings = Settings(**SETTINGS, **changed)  # type: ignore[arg-type]
+    teachers = {"teacher": target, "feature_teacher": target}
+    one = finetune(str(made / "half"), str(made / "data"), tmp_path / "one", settings=settings, validation_prompts=4,
+                   **teachers)  # fmt: skip
+    extra = [f"--{name.replace('_', '-')}={value}" for name, value in (changed | teachers).items()]
+    code, out, err = finished(launched("fsdp", "--module", "sparsedraft", *command(made, tmp_path / "two", *extra)))
+    assert code == 0, err[-3000:]
+    two = json.loads(out)
+    same_curve(tmp_path / "two", tmp_path / "one", tolerance=2e-3)
+    assert two["quantization"]["quantized"]["val_loss"] == pytest.approx(
+        one["quantization"]["quantized"]["val_loss"], rel=2e-3
+    )
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
+    before = load_file(made / "half" / "model.safetensors")
+    claim = checkpoint.check_sparsity(checkpoint.load(tmp_path / "two"), tmp_path / "two")
+    moved = differ = 0
+    for name in claim["linears"]:
+        zeros = [w[f"{name}.weight"] == 0 for w in weights]
+        differ += int((zeros[0] != zeros[1]).sum())
+        moved += int((zeros[1] != (before[f"{name}.weight"] == 0)).sum())
+    assert moved > 1000 and differ < 0.02 * moved, "the same weights moved, but for near ties"
+
+
+def test_sharded_in_bfloat16_with_all_that_can_be_asked_for(made: Path, tmp_path: Path) -> None:
+    """Checkpointed activations, early stopping and frozen embeddings, sharded: as in one process."""
+    extra = ("--dtype=bfloat16", "--gradient-checkpointing", "--patience=1", "--no-train-embeddings")
+    changed = {"gradient_checkpointing": True, "patience": 1, "train_embeddings": False}
+    settings = Settings(**SETTINGS, **changed)  # type: ignore[arg-type]
+    options = {"settings": settings, "validation_prompts": 4, "dtype": "bfloat16"}
+    expected = finetune(str(made / "half"), str(made / "data"), tmp_path / "one", **options)
+    code, out, err = finished(launched("fsdp", "--module", "sparsedraft", *command(made, tmp_path / "two", *extra)))
+    assert code == 0, err[-3000:]
+    got = json.loads(out)
+    assert got["val_loss"] == pytest.approx(expected["val_loss"], rel=0.02)
+    same_mask(tmp_path / "two", made / "half")
+    embeddings = [
+        load_file(f / "model.safetensors")["model.embed_tokens.weight"] for f in (made / "half", tmp_path / "two")
+    ]
+    assert (embeddings[0] == embeddings[1]).all()
+
+
+def saved_step(work: Path) -> int:
+    """The step of the newest state in a folder that somebody is training in; 0 where there is none."""
+    found = [0]
+    for name in (STATE, BEFORE):
+        with contextlib.suppress(FileNotFoundError), safe_open(work / name, "pt") as file:
+            found.append(int(file.metadata()["step"]))
+    return max(found)
+
+
+def test_runs_go_on_with_another_number_of_processes(made: Path, alone: Path, tmp_path: Path) -> None:
+    """FSDP loses a process, one process goes on and is killed, DDP ends the run: the curve is that of one process."""
+    out = tmp_path / "out"
+    work = tmp_path / ".out.partial"
+
+    def until(step: int, process: subprocess.Popen) -> None:
+        while saved_step(work) < step:
+            assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.01)
+
+    with open(tmp_path / "log", "w") as log:
+        sharded = launched("fsdp", "--module", "sparsedraft", *command(made, out), stdout=log, stderr=log)
+        until(2, sharded)
+        workers = psutil.Process(sharded.pid).children()
+        next(w for w in workers if w.environ()["RANK"] == "1").send_signal(signal.SIGKILL)
+        assert sharded.wait(timeout=120) != 0, "the other does not wait for ever"
+        first = saved_step(work)
+        single = subprocess.Popen(
+            [sys.executable, "-m", "sparsedraft", *command(made, out)], stdout=log, stderr=log, env=ENVIRONMENT
+        )
+        until(first + 4, single)
+        single.send_signal(signal.SIGKILL)
+        single.wait()
+    second = saved_step(work)
+    assert 2 <= first < second < json.loads((alone / "result.json").read_text())["steps"], "each did a part"
+    code, _, err = finished(launched("ddp", "--module", "sparsedraft", *command(made, out)))
+    assert code == 0, err[-3000:]
+    same_curve(out, alone)
+    same_mask(out, made / "half")
+
+
+def test_what_one_process_lacks_stops_both_with_one_sentence(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(made / "half", tmp_path / "here" / "half")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "os.chdir({'0': 'here', '1': 'elsewhere'}[os.environ['RANK']])\n"
+        "from sparsedraft.cli import main\n"
+        "main()\n"
+    )
+    arguments = ["finetune", "half", str(made / "data"), "--out", str(tmp_path / "out")]
+    code, out, err = finished(launched("ddp", str(script), *arguments, cwd=tmp_path))
+    assert code != 0 and out == ""
+    assert err.count("error: ") == 1 and "no such folder" in err
+    assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
+
+
+def test_divergence_in_two_processes_leaves_one_last_good_checkpoint(made: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from sparsedraft.cli import guarded\n"
+        "from sparsedraft.stages.finetune.loop import Settings\n"
+        "from sparsedraft.stages.finetune.stage import finetune\n"
+        "half, data, out = sys.argv[1:]\n"
+        "rising = Settings(learning_rate=1e8, clip=1e30, warmup=1.0, tokens=9000, sequence_length=160, save_every=1)\n"
+        "sys.exit(guarded(lambda: finetune(half, data, Path(out), settings=rising, validation_prompts=4)))\n"
+    )
+    program = (str(script), str(made / "half"), str(made / "data"), str(tmp_path / "out"))
+    code, _, err = finished(launched("fsdp", *program))
+    assert (
+        code != 0
+        and err.count("makes the loss diverge") == 1
+        and str(tmp_path / "out.last-good") in err.replace("\n", "")
+    )
+    same_mask(tmp_path / "out.last-good", made / "half")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.last-good", "script.py"]

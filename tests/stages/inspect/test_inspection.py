@@ -1,0 +1,162 @@
+"""`inspect`: what it says of dense, pruned, cut, foreign and damaged checkpoints."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
+
+import packed_folders
+from sparsedraft.base.errors import UserError
+from sparsedraft.models import checkpoint, shards
+from sparsedraft.models.census import holds, macs
+from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.models.macs import macs_of_model, nonzero_parameters
+from sparsedraft.native.model import native_model
+from sparsedraft.stages.inspect.stage import inspect
+from sparsedraft.stages.pack.stage import pack
+from sparsedraft.stages.prune.stage import prune
+
+SMALL = {"tokens": 512, "sequence_length": 64}
+
+
+def test_dense_and_pruned_agree_with_the_loaded_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = prune(str(tiny_checkpoint), tmp_path / "half", "demo:train", pattern="2:8", **SMALL)
+    for folder, patterns in ((tiny_checkpoint, {"dense"}), (tmp_path / "half", {"2:8"})):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        found = inspect(str(folder))
+        assert found["macs_per_token"] == macs_of_model(model) == macs(folder)
+        assert (found["nonzero_parameters"], found["parameters"]) == nonzero_parameters(model)
+        assert found["macs_dense"] == macs_of_model(model, 0.0) and found["layers"] == 4
+        assert found["bytes"] == 4 * found["parameters"] and found["dtypes"] == ["F32"]
+        assert {row["pattern"] for row in found["linears"]} == patterns
+        linears = decoder_linears(model)
+        assert [row["name"] for row in found["linears"]] == list(linears)
+        assert [row["shape"] for row in found["linears"]] == [tuple(linear.weight.shape) for linear in linears.values()]
+    errors = {row["name"].removeprefix("model.layers."): row["error"] for row in found["linears"]}
+    assert errors == result["relative_errors"] and found["claims"] == "2:8" and found["claim_holds"]
+
+
+def test_the_tightest_pattern_that_holds() -> None:
+    def mask(text: str) -> torch.Tensor:
+        return torch.tensor([[float(c == "x") for c in text]])
+
+    assert holds(mask("xxxxxxxx")) == "dense" and holds(mask("x.x.x..x")) == "2:4"
+    assert holds(mask("xxxx....")) == "4:8" and holds(mask("x.......")) == "1:8"
+    assert holds(mask("xxxxxxxx........")) == "8:16" and holds(mask("xxx.x.x.xxx")) == "unstructured"
+    assert holds(mask("xxxxxxx.xxxxxxxxxxxxxxxx")) == "unstructured", "one zero is no 8:8"
+
+
+def test_unplain_models_are_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    config = MixtralConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2, max_position_embeddings=128,
+    )  # fmt: skip
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    BertModel(
+        BertConfig(hidden_size=32, intermediate_size=32, num_attention_heads=4, num_hidden_layers=2)
+    ).save_pretrained(tmp_path / "bert")
+    for name in ("moe", "bert"):
+        found = inspect(str(tmp_path / name))
+        assert (found["macs_per_token"] is None) == (name == "bert"), "of experts the active ones count"
+        assert len(found["linears"]) >= 10 and found["parameters"] > 0
+
+
+def test_eight_bit_floats_are_counted_and_no_tensors_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "fp8")
+    state = load_file(tmp_path / "fp8" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    state[name][:, ::2] = 0
+    save_file({**state, name: state[name].to(torch.float8_e4m3fn)}, tmp_path / "fp8" / "model.safetensors")
+    found = {row["name"]: row for row in inspect(str(tmp_path / "fp8"))["linears"]}
+    assert found[name.removesuffix(".weight")]["sparsity"] >= 0.5
+    save_file({}, tmp_path / "fp8" / "model.safetensors")
+    with pytest.raises(UserError, match="holds no tensors"):
+        inspect(str(tmp_path / "fp8"))
+
+
+def test_the_files_read_are_those_that_transformers_reads(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    state = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({name: tensor + 7 for name, tensor in state.items()}, tmp_path / "model" / "old.safetensors")
+    (tmp_path / "model" / shards.INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(state, "old.safetensors")}))
+    read = shards.Shards(tmp_path / "model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(read.tensor(name), plain[name]) for name in read.files)
+    (tmp_path / "model" / shards.INDEX).unlink()
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "new.safetensors")
+    with pytest.raises(UserError, match=r"twice, in new\.safetensors and old\.safetensors"):
+        shards.Shards(tmp_path / "model")
+
+
+def test_a_lie_and_damage_are_seen(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    prune(str(tiny_checkpoint), tmp_path / "half", "demo:train", **SMALL)
+    claim = json.loads((tmp_path / "half" / "sparsity.json").read_text())
+    (tmp_path / "half" / "sparsity.json").write_text(json.dumps({**claim, "pattern": "2:4"}))
+    assert inspect(str(tmp_path / "half"))["claim_holds"] is False
+    for text in ("{", "[]", "[" * 200_000, '{"pattern": "2:4"}', '{"pattern": "5", "linears": {}}'):
+        (tmp_path / "half" / "sparsity.json").write_text(text)
+        with pytest.raises(UserError, match=r"sparsity\.json cannot be read"):
+            checkpoint.claimed_sparsity(tmp_path / "half")
+    with pytest.raises(UserError, match="no such folder"):
+        inspect(str(tmp_path / "none"))
+
+
+def test_shards_are_bounded_indexed_and_complete(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = shards.Shards(tiny_checkpoint)
+    shards.write(tmp_path, {name: (source, name) for name in source.files}, limit=100_000)
+    shards.copy_side_files(tiny_checkpoint, tmp_path)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    largest = max(source.bytes(name) for name in source.files)
+    assert len(files) > 3 and all(f.stat().st_size <= max(100_000, largest) + 10_000 for f in files)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    for name, tensor in AutoModelForCausalLM.from_pretrained(tiny_checkpoint).state_dict().items():
+        assert torch.equal(plain[name], tensor)
+    index = json.loads((tmp_path / shards.INDEX).read_text())
+    for broken in ("{", "[]", "[" * 200_000, '{"weight_map": 3}'):
+        (tmp_path / shards.INDEX).write_text(broken)
+        with pytest.raises(UserError, match=r"index\.json cannot be read"):
+            checkpoint.find(tmp_path)
+    outside = {**index, "weight_map": {"a": f"../../{tiny_checkpoint.name}/model.safetensors"}}
+    (tmp_path / shards.INDEX).write_text(json.dumps(outside))
+    with pytest.raises(UserError, match=r"lacks its shard model\.safetensors"):
+        checkpoint.find(tmp_path)
+    shutil.rmtree(tmp_path)
+
+
+def test_how_the_native_engine_runs_each_linear(tmp_path: Path) -> None:
+    """Of a pruned checkpoint and of its packed folder, the same; what is not pruned, or not 16 bits, runs dense."""
+    for pattern, weights, expected in (
+        ("2:4", "bf16", "2:4"),
+        ("3:8", "bf16", "3:8"),
+        ("unstructured", "int8", "bitmask"),
+    ):
+        name = f"{pattern}-{weights}".replace(":", "of")
+        source = packed_folders.save(packed_folders.build("llama", True), tmp_path / name, pattern, torch.bfloat16)
+        assert {row["runs"] for row in inspect(str(source))["linears"]} == {f"{expected} bf16"}
+        pack(str(source), tmp_path / f"{name}-packed", weights=weights)
+        plain, found = inspect(str(source)), inspect(str(tmp_path / f"{name}-packed"))
+        kind = "i8" if weights == "int8" else weights
+        assert {row["runs"].split()[1] for row in found["linears"]} == {kind}
+        same = ("macs_per_token", "macs_dense", "parameters", "nonzero_parameters", "layers", "sparsity")
+        assert weights == "int8" or [found[key] for key in same] == [plain[key] for key in same]
+        assert sorted(row["name"] for row in found["linears"]) == sorted(row["name"] for row in plain["linears"])
+        assert 0 < found["bytes"] < plain["bytes"]
+    dense = packed_folders.save(packed_folders.build("qwen2", False), tmp_path / "dense", None, torch.float32)
+    assert {row["runs"] for row in inspect(str(dense))["linears"]} == {"dense f32"}
+    assert {row["runs"] for row in inspect(str(source))["linears"]} == {"bitmask bf16"}
+
+
+def test_the_engine_says_the_same(tmp_path: Path) -> None:
+    if not packed_folders.BUILT:
+        pytest.skip("not built")
+    source = packed_folders.save(packed_folders.build("llama", False), tmp_path / "half", "2:4", torch.bfloat16)
+    pack(str(source), tmp_path / "packed", weights="int8")
+    for folder in (source, tmp_path / "packed"):
+        runs = native_model(folder).runs
+        assert {row["name"]: row["runs"] for row in inspect(str(folder))["linears"]} == {
+            name: how for name, how in runs.items() if name != "lm_head"
+        }
