@@ -5,8 +5,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sparsedraft.models.kvcache import check_selected
-from sparsedraft.speculate.drafters.model import shared
 from sparsedraft.writers.backend import TreeBackend
+
+
+def shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    return next(i for i in range(n) if a[i] != b[i])
 
 
 class PrefixCache:

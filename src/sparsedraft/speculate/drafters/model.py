@@ -11,6 +11,7 @@ from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabili
 from sparsedraft.speculate.policy.lookahead import always
 from sparsedraft.speculate.sequence import Draft, Row
 from sparsedraft.writers.backend import Backend
+from sparsedraft.writers.prefix import shared
 
 
 class Drafter(Protocol):
@@ -151,14 +152,6 @@ class ModelDrafter:
             return None, reach
         q.append(distribution)
         return row.dice.draw(distribution), reach
-
-
-def shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the longest common prefix."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    return next(i for i in range(n) if a[i] != b[i])
 
 
 class PromptLookup:
