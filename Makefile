@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo test check bench bench-runtime other-readers sanitize fuzz aarch64 old-cpu clean
+.PHONY: demo test check docs figures bench bench-runtime other-readers sanitize fuzz aarch64 old-cpu clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -31,8 +31,16 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparsedra
 	$(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)+cpu" --index-url $(TORCH_INDEX) \
 		|| $(BIN)/pip install -q "$(TORCH)"
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[gguf,endpoint,ray,lm-eval,dev]'
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[gguf,endpoint,ray,lm-eval,docs,dev]'
 	touch $@
+
+# The site in build/site, from docs/ and from the options of the commands. A broken link fails the build; no network.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The figures of README and docs, from the records in benchmarks/results
+figures: $(STAMP)
+	$(BIN)/python docs/tools/figures.py
 
 # TARGET and DRAFTER: hub ids or folders, by default Qwen2.5-Coder 1.5B and 0.5B
 bench-runtime: $(STAMP)
