@@ -9,7 +9,6 @@ on the same held-out prompts in all rows.
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import sys
@@ -22,6 +21,7 @@ from patterns import score
 from sparsedraft import recipe as recipes
 from sparsedraft.base.artifact import write_json
 from sparsedraft.base.console import console
+from sparsedraft.base.hashing import stable_order
 from sparsedraft.base.journal import read_lines
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers.vocab import same_tokens
@@ -51,7 +51,7 @@ def answers_of(recipe: Recipe, run: Path) -> list[Answer]:
 def sides(data: Path, held: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(training, validation): the rows of `data`, whose `held` prompts of the smallest SHA-256 validate."""
     rows = distilled.read(data)
-    ids = sorted({row["prompt_id"] for row in rows}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    ids = stable_order({row["prompt_id"] for row in rows}, str)
     validating = set(ids[:held])
     validation = [row for row in rows if row["prompt_id"] in validating]
     asked = {tuple(row["prompt_ids"]) for row in validation}  # under another id they neither train nor validate

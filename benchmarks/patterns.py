@@ -9,7 +9,6 @@ parameters; --part 1/2 and --part 2/2 with one thread each, side by side, make t
 """
 
 import argparse
-import hashlib
 import json
 import shutil
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 from common import close, setup
 from sparsedraft.base.console import console
+from sparsedraft.base.hashing import stable_order
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.evaluate.rows import allowed
@@ -50,7 +50,7 @@ def chosen(source: str, each: int | None) -> list[prompts.Prompt]:
     if each is None:
         return found
     tasks: dict[str, list[prompts.Prompt]] = defaultdict(list)
-    for prompt in sorted(found, key=lambda p: hashlib.sha256(p.id.encode()).hexdigest()):
+    for prompt in stable_order(found, lambda prompt: prompt.id):
         tasks[prompt.category if prompt.category in OTHER_TASKS else "mt_bench"].append(prompt)
     return [prompt for task in sorted(tasks) for prompt in tasks[task][:each]]
 

@@ -23,6 +23,7 @@ from typing import Any
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.hashing import file_hash, text_hash
 from sparsedraft.base.places import (
     NOTE,
     PROVENANCE,
@@ -71,8 +72,7 @@ def write_json(path: Path, obj: object) -> None:
 
 @lru_cache(maxsize=4096)
 def _file_hash(path: str, size: int, mtime_ns: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_hash(path)
 
 
 def hash_path(path: Path) -> str:
@@ -109,7 +109,7 @@ def _without_paths(value: Any) -> Any:
 def fingerprint(command: str, inputs: Any, seed: int) -> str:
     """SHA-256 over the command, its described inputs (paths by content) and the seed."""
     text = json.dumps([command, _without_paths(inputs), seed], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return text_hash(text, "surrogatepass")
 
 
 @cache

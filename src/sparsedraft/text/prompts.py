@@ -1,6 +1,5 @@
 """Prompts: files and data sets of them, and the demo's fixed split."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,6 +8,7 @@ from itertools import takewhile
 from typing import Any
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.hashing import stable_order
 from sparsedraft.text import rowfiles
 from sparsedraft.text.chats import FORMS, Message, chat_of
 
@@ -163,11 +163,6 @@ def _demo(split: str) -> list[Prompt]:
     held_out: set[str] = set()
     for category in sorted({p.category for p in prompts}):
         ids = [p.id for p in prompts if p.category == category]
-        held_out |= set(sorted(ids, key=_order)[:HELD_OUT_PER_CATEGORY])
+        held_out |= set(stable_order(ids, str)[:HELD_OUT_PER_CATEGORY])
     wanted = [p for p in prompts if not split or (p.id in held_out) == (split == "eval")]
-    return sorted(wanted, key=lambda p: _order(p.id))  # mixed, so that the first few are of every category
-
-
-def _order(name: str) -> str:
-    """A fixed shuffle: the SHA-256 of the id."""
-    return hashlib.sha256(name.encode()).hexdigest()
+    return stable_order(wanted, lambda prompt: prompt.id)  # mixed, so that the first few are of every category

@@ -1,6 +1,5 @@
 """A model answers prompts turn by turn, its own earlier answers in context; what is finished survives a kill."""
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.console import Tracker, console, track
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.hashing import seed_of
 from sparsedraft.base.journal import Journal
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
@@ -76,7 +76,7 @@ class Writer:
         full = self.context is not None and len(ids) + self.max_new_tokens > self.context
         dropped = next((answer.dropped for answer in earlier if answer.dropped), FULL if full else "")
         return Answer(
-            name, prompt.id, prompt.category, turn, sample, messages, ids, [], "", row_seed(self.seed, name), 0.0,
+            name, prompt.id, prompt.category, turn, sample, messages, ids, [], "", seed_of(self.seed, name), 0.0,
             self.max_new_tokens, dropped=dropped,
         )  # fmt: skip
 
@@ -193,11 +193,6 @@ def answer_all(
         full = f"{count} later turns have no room in the context of {context} and are left out"
         console.print(f"{description}: {full if why == FULL else f'left out: {count} ({why})'}", markup=False)
     return [answer for answer in answers if not answer.dropped]
-
-
-def row_seed(seed: int, name: str) -> int:
-    """A row's own seed, so that its text does not depend on which rows were sampled before it."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")
 
 
 def _complete(answer: Answer, output: Output, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:

@@ -4,7 +4,6 @@ The last bits of a row's logits depend on its neighbours in the batch: a killed 
 way, with the same neighbours, and so ends with the same rows as an uninterrupted one.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any
 
+from sparsedraft.base.hashing import text_hash
 from sparsedraft.base.journal import Journal
 from sparsedraft.text.prompts import Prompt
 
@@ -29,7 +29,7 @@ def units_of(chosen: Sequence[Prompt], lengths: Sequence[int], size: int) -> lis
 
 def key_of(prompt: Prompt) -> str:
     """What tells a conversation from every other: a hash of all that is asked in it, and its id."""
-    return hashlib.sha256(json.dumps(asdict(prompt), sort_keys=True).encode()).hexdigest()[:32]
+    return text_hash(json.dumps(asdict(prompt), sort_keys=True))[:32]
 
 
 def keys_of(prompts: Sequence[Prompt]) -> dict[str, str]:

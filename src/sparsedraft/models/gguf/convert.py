@@ -11,6 +11,7 @@ import torch
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.base.hashing import file_hash
 from sparsedraft.models import older_names
 from sparsedraft.models.gguf.header import Header, Strings, shown
 from sparsedraft.models.gguf.parts import join, read_parts
@@ -66,8 +67,7 @@ def _key(parts: list[Header]) -> str:
     """A name for what these parts become: of their bytes, and of the way they are converted."""
     digest = hashlib.sha256(f"conversion {CONVERSION}".encode())
     for part in parts:
-        with open(part.path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_hash(part.path)))
     return digest.hexdigest()[:24]
 
 

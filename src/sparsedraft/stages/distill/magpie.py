@@ -15,12 +15,13 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.hashing import seed_of
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.texts import text_of
 from sparsedraft.text import prompts
 from sparsedraft.text.prompts import Prompt
-from sparsedraft.writers.conversation import Answer, Writer, respond, row_seed
+from sparsedraft.writers.conversation import Answer, Writer, respond
 from sparsedraft.writers.requests import Request
 
 WORDS = 3  # fewer are no prompt
@@ -138,7 +139,7 @@ def _request(writer: Writer, prompt: Prompt, text: str, ids: list[int], longest:
     """What makes the target write the prompt: the user header (`text`, `ids`), and the words that it opens with."""
     (opening,) = prompt.turns
     begun = _begun(writer.tokenizer, opening)
-    seed = row_seed(writer.seed, f"{prompt.id}/prompt")
+    seed = seed_of(writer.seed, f"{prompt.id}/prompt")
     asked = [*ids, *begun]
     most = min(writer.max_new_tokens, longest - len(asked)) if longest else writer.max_new_tokens
     return Request(prompt.id, asked, most, seed, raw=text + opening)

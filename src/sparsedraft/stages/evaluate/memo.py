@@ -1,6 +1,5 @@
 """What the target thinks of its own answers, read once for all drafters: sampled acceptance asks for it each time."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsedraft.base.artifact import write_atomic
+from sparsedraft.base.hashing import text_hash
 from sparsedraft.text.packing import PackedRow, answer_logits
 from sparsedraft.writers.side import Side
 
@@ -38,7 +38,7 @@ class TargetLogits:
         return self._kept([*ids, n], lambda: self.target.remembering().forward([ids], [n])[0])
 
     def _kept(self, key: Sequence[int], read: Callable[[], Tensor]) -> Tensor:
-        file = self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()}.safetensors"
+        file = self.folder / f"{text_hash(repr(key))}.safetensors"
         if file.exists():
             with suppress(SafetensorError, OSError, LookupError):  # else it is read again
                 return load_file(file)["logits"]

@@ -5,12 +5,12 @@ are its own, and every draw in them, follow from (seed, step, row) by hashing; w
 from, the rows are therefore the same in a resumed run.
 """
 
-import hashlib
 from collections.abc import Sequence
 from itertools import takewhile
 
 from transformers import PreTrainedModel
 
+from sparsedraft.base.hashing import seed_of
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.text.packing import PackedRow, Sample, pack, unpack
 from sparsedraft.writers.requests import Request
@@ -19,14 +19,9 @@ from sparsedraft.writers.writing import generate_batch
 BATCH = 32  # answers sampled at once
 
 
-def hashed(*parts: int) -> int:
-    """56 uniform bits that depend on nothing but `parts`."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
-
-
 def chosen(share: float, seed: int, step: int, rows: int) -> list[int]:
     """Which of the `rows` of a step the drafter writes itself: each with probability `share`."""
-    return [row for row in range(rows) if hashed(seed, step, row) < share * 2**56]
+    return [row for row in range(rows) if seed_of(seed, step, row) < share * 2**56]
 
 
 def rewrite(
@@ -50,7 +45,7 @@ def rewrite(
     picked = chosen(share, seed, step, len(rows))
     samples = {(row, i): sample for row in picked for i, sample in enumerate(unpack(rows[row]))}
     requests = [
-        Request(f"{row}/{i}", s.prompt_ids, len(s.answer_ids), hashed(seed, step, row, i))
+        Request(f"{row}/{i}", s.prompt_ids, len(s.answer_ids), seed_of(seed, step, row, i))
         for (row, i), s in samples.items()
     ]
     model.eval()

@@ -1,6 +1,5 @@
 """The `finetune` stage: a drafter and distilled data in, a trained drafter with the same mask out."""
 
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsedraft.base import artifact, places, processes
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.hashing import stable_order
 from sparsedraft.models import checkpoint, quantized
 from sparsedraft.models.decoder import context_length, count_zeros, embedding_rows
 from sparsedraft.models.ends import ends
@@ -265,7 +265,7 @@ def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tupl
 
     A prompt of another id but the same tokens as one in validation goes to neither.
     """
-    prompts = sorted({s.prompt_id for s in samples}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    prompts = stable_order({sample.prompt_id for sample in samples}, str)
     if len(prompts) <= validation_prompts:
         raise UserError(
             f"the data has {len(prompts)} prompts, so {validation_prompts} validation prompts leave none to train on: "

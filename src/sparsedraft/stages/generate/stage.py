@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.hashing import seed_of
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
@@ -16,7 +17,6 @@ from sparsedraft.speculate.pair import LOOKUP, Pair, Prompted
 from sparsedraft.speculate.policy.lookahead import policy_named
 from sparsedraft.speculate.sequence import Step, Stops
 from sparsedraft.text import prompts
-from sparsedraft.writers.conversation import row_seed
 from sparsedraft.writers.side import Side
 
 
@@ -59,7 +59,7 @@ def stream(
         console.print(f"drafting: {pair.route} ({pair.why})")
     rows = [_prompted(pair, text, raw) for text in asked]
     stops = Stops(p.tokenizer, stop) if stop else None
-    seeds = [seed] if len(rows) == 1 else [row_seed(seed, str(i)) for i in range(len(rows))]
+    seeds = [seed] if len(rows) == 1 else [seed_of(seed, i) for i in range(len(rows))]
     start = time.perf_counter()
     groups = [list(range(len(rows)))] if len(rows) == 1 or pair.batches else [[i] for i in range(len(rows))]
     answers = [_Answer(p, stops, live=len(rows) == 1) for _ in rows]

@@ -1,14 +1,15 @@
 """The page on a data folder: what the target wrote, counted, drawn and ten of it to read."""
 
-import hashlib
 import heapq
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from sparsedraft.base.hashing import text_hash
 from sparsedraft.stages.report import plots
 from sparsedraft.text import distilled
 
@@ -35,17 +36,18 @@ def read_page(folder: Path) -> DataPage:
     UserError where the data is damaged.
     """
     page = DataPage(distilled.read_result(folder))
-    best: list[tuple[int, str, dict[str, Any]]] = []
-    for batch in distilled.batches(folder, COLUMNS):
-        for row in batch.to_pylist():
-            for name, counter in page.counts.items():
-                counter[row[name]] += 1
-            for name, values in page.lengths.items():
-                values.append(row[name])
-            page.table[row["source"], row["finish_reason"]] += 1
-            order = -int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8], "big")
-            (heapq.heappush if len(best) < SAMPLES else heapq.heappushpop)(best, (order, row["id"], row))
-    page.samples = [row for _, _, row in sorted(best, key=lambda entry: -entry[0])]
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for batch in distilled.batches(folder, COLUMNS):
+            for row in batch.to_pylist():
+                for name, counter in page.counts.items():
+                    counter[row[name]] += 1
+                for name, values in page.lengths.items():
+                    values.append(row[name])
+                page.table[row["source"], row["finish_reason"]] += 1
+                yield row
+
+    page.samples = heapq.nsmallest(SAMPLES, counted(), key=lambda row: text_hash(row["id"]))
     return page
 
 
