@@ -22,7 +22,6 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
         return []
     parts = {part: found for part in ("eval", "sampled", "packed-eval") if (found := read(run, part))}
     evaluated = {part: by_drafter(run / part) for part in parts}
-    best = {d["name"]: best_measured(d) for d in timed["drafters"]} if timed else {}
     columns: dict[str, Callable[[str], str]] = {}
     if CUT in evaluated["eval"]:
         columns[f"MAL / {CUT}'s"] = lambda name: figure(*_mal(evaluated["eval"], CUT, k, name))
@@ -46,9 +45,7 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
                 f"The same of the answers of {mean_tokens(found):.0f} tokens:",
                 markdown(["drafter", *speeds], shown),
             ]
-    order = sorted(best, key=lambda name: -best[name][1]["speedup"])
-    fastest = ", ".join(f"{name} {best[name][1]['speedup']:.2f}x" for name in order)
-    return [*said, f"Measured speed-ups in their order: {fastest}."] if order else said
+    return said
 
 
 def _speeds(evaluation: Path, timed: dict[str, Any]) -> dict[str, Callable[[str], str]]:

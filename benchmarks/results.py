@@ -64,13 +64,14 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
 
 
 def further(timed: dict[str, Any]) -> list[str]:
-    """What a further timing of the same drafters gave: a sentence and a table."""
+    """What a further timing of the same drafters gave: a table between two sentences."""
     header, rows = speed_rows(timed)
     mal = {d["name"]: d["k"] for d in timed["drafters"]}
     said = f"Answers of {mean_tokens(timed):.0f} tokens on average ({timed['prompts']} prompts, "
-    said += f"{timed['sequences']} answers); the target alone {alone_rate(timed)} tokens/s:"
+    said += f"{timed['sequences']} answers):"
     shown = [[*row[:2], f"{mal[row[0]][row[1]]['mal']:.2f}", *row[2:]] for row in rows]
-    return [said, markdown([*header[:2], "MAL", *header[2:]], shown)]
+    alone = f"The target alone, beside each of these drafters: {alone_rate(timed)} tokens/s."
+    return [said, markdown([*header[:2], "MAL", *header[2:]], shown), alone]
 
 
 def origins(run: Path) -> dict[str, dict[str, Any]]:
