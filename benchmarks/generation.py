@@ -6,8 +6,8 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.text import prompts
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.writing import generate_batch
+from sparsedraft.writers.protocol.requests import Request
+from sparsedraft.writers.transformers.completions import generate_batch
 
 PROMPTS, NEW_TOKENS, BATCH = 96, 128, 48
 

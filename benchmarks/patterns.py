@@ -28,8 +28,8 @@ from sparsedraft.stages.finetune import quantize
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.stage import prune
 from sparsedraft.text import prompts
-from sparsedraft.writers.conversation import Answer, answer_all
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.conversation import Answer, Responder, answer_all
+from sparsedraft.writers.loaded import LoadedModel
 
 PATTERNS: list[dict[str, Any]] = [
     {"pattern": "unstructured", "sparsity": 0.5},
@@ -57,11 +57,10 @@ def chosen(source: str, each: int | None) -> list[prompts.Prompt]:
 
 def answers_of(target: str, asked: list[prompts.Prompt], new_tokens: int, folder: Path) -> list[Answer]:
     """The target's greedy answers; from the journal where they are done."""
-    side = Side.load(target, runtime="transformers")
+    side = LoadedModel.load(target, runtime="transformers")
     return answer_all(
-        side.writer(16), side.context, side.tokenizer, asked,
-        journal=folder / "target.jsonl", description="target answers", sampling=Sampling(),
-        max_new_tokens=new_tokens, batch_size=16, seed=0,
+        Responder(side.writer(16), side.tokenizer, Sampling(), new_tokens, context=side.context), asked,
+        journal=folder / "target.jsonl", description="target answers", batch_size=16,
     )  # fmt: skip
 
 

@@ -16,17 +16,18 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.native.model import NativeModel, native_model
 from sparsedraft.native.session import Engine
-from sparsedraft.speculate.decode import generate
+from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant, Policy, policy_named
+from sparsedraft.speculate.policy.policies import Constant, policy_named
+from sparsedraft.speculate.policy.protocol import Policy
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune.stage import prune
 from sparsedraft.text import prompts
-from sparsedraft.writers.backend import TransformersBackend
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.transformers.backend import TransformersBackend
 
 CONTEXT, STEPS = 64, 16  # tokens before what is timed, and how many steps are
 HEAD = 32768  # tokens of a trimmed head
@@ -153,7 +154,7 @@ class Answers:
     """Whole answers of the int8 target, greedy: prompts' reading included, with a drafter or alone."""
 
     def __init__(self, target: Path, limit: int, new: int) -> None:
-        self.side = Side.load(target, runtime="native")
+        self.side = LoadedModel.load(target, runtime="native")
         chats = [p.messages() for p in prompts.read("demo:eval")[:limit]]
         self.asked = [templates.chat_ids(self.side.tokenizer, messages) for messages in chats]
         self.texts = [str(self.side.tokenizer.decode(ids)) for ids in self.asked]
@@ -191,7 +192,7 @@ def speculation(
     """The int8 target with each drafter against alone; the best sparse one against transformers, float32."""
     answers, rows, best, best_rate, least = Answers(target, limit, new), [], 0.0, 0.0, float("inf")
     for name, folder in packed.items():
-        pair = Pair.of(answers.side, Side.load(folder, runtime="native"), "auto", Sampling())
+        pair = Pair.of(answers.side, LoadedModel.load(folder, runtime="native"), "auto", Sampling())
         policies: dict[str, Policy] = {f"K={k}": Constant(k) for k in (2, 3, 4)} | {"K=auto": policy_named("auto")}
         for label, figures in answers.against_alone(pair, policies).items():
             value = figures.pop("speedup")

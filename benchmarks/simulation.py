@@ -10,14 +10,14 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.ends import ends
-from sparsedraft.speculate.decode import generate
+from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.simulate import acceptance, simulate
 from sparsedraft.text.prompts import read
-from sparsedraft.writers.conversation import answer_all
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.conversation import Responder, answer_all
+from sparsedraft.writers.loaded import LoadedModel
 
 KS, PROMPTS, NEW_TOKENS = (1, 2, 3, 5, 8), 6, 48
 
@@ -29,14 +29,13 @@ def main() -> list[dict]:
         for linear in decoder_linears(drafter).values():
             linear.weight += 0.15 * linear.weight.std() * torch.randn(linear.weight.shape)
     eos_ids = ends(checkpoint.find(MODEL), tokenizer)
-    side = Side(target, tokenizer, eos_ids)
+    side = LoadedModel(target, tokenizer, eos_ids)
     with tempfile.TemporaryDirectory() as folder:
         answers = answer_all(
-            side.writer(PROMPTS), side.context, tokenizer, read("demo:eval")[:PROMPTS],
-            journal=Path(folder) / "journal", description="target", sampling=Sampling(), max_new_tokens=NEW_TOKENS,
-            batch_size=PROMPTS, seed=0,
+            Responder(side.writer(PROMPTS), tokenizer, Sampling(), NEW_TOKENS, context=side.context),
+            read("demo:eval")[:PROMPTS], journal=Path(folder) / "journal", description="target", batch_size=PROMPTS,
         )  # fmt: skip
-    pair = Pair.of(side, Side(drafter, tokenizer, eos_ids), "off", Sampling())
+    pair = Pair.of(side, LoadedModel(drafter, tokenizer, eos_ids), "off", Sampling())
     found: dict[str, list[Histogram]] = {"real": [], "simulated": []}
 
     def real() -> None:

@@ -23,11 +23,11 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.speculate.decode import Generation, generate
+from sparsedraft.speculate.loop.decode import Generation, generate
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.text import prompts
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 
 
 class Clocked:
@@ -82,9 +82,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     across = (
         {} if other.get_vocab() == tokenizer.get_vocab() else {"tokenizer": tokenizer, "assistant_tokenizer": other}
     )
-    drafting = Side(drafter, other, ends(checkpoint.find(chosen.drafter), other))
-    pair = Pair.of(Side(target, tokenizer, eos_ids), drafting, chosen.uag, Sampling())
-    both = [Side.load(ref) for ref in (chosen.target, chosen.drafter)]
+    drafting = LoadedModel(drafter, other, ends(checkpoint.find(chosen.drafter), other))
+    pair = Pair.of(LoadedModel(target, tokenizer, eos_ids), drafting, chosen.uag, Sampling())
+    both = [LoadedModel.load(ref) for ref in (chosen.target, chosen.drafter)]
     native = Pair.of(both[0], both[1], chosen.uag, Sampling()) if all(side.native for side in both) else None
     clocks = [Clocked(target), Clocked(drafter)]
     messages = {tuple(templates.chat_ids(tokenizer, p.messages())): p.messages() for p in prompts.read(chosen.prompts)}

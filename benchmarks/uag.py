@@ -17,21 +17,21 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.speculate.decode import Generation, generate
-from sparsedraft.speculate.pair import Pair, Prompted
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.loop.decode import Generation, generate
+from sparsedraft.speculate.pair import Pair, PromptPair
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.text import prompts
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 
 TIE = 1e-3  # logits this close come out in either order
 
 
-def side(ref: str) -> Side:
+def side(ref: str) -> LoadedModel:
     model, tokenizer = checkpoint.load(ref), checkpoint.load_tokenizer(ref)
-    return Side(model, tokenizer, ends(checkpoint.find(ref), tokenizer))
+    return LoadedModel(model, tokenizer, ends(checkpoint.find(ref), tokenizer))
 
 
-def asked(pair: Pair, prompt: prompts.Prompt) -> Prompted:
+def asked(pair: Pair, prompt: prompts.Prompt) -> PromptPair:
     tokenizer = pair.target.tokenizer
     if tokenizer.chat_template is None:
         return pair.prompted(tokenizer(prompt.turns[0])["input_ids"])
@@ -40,7 +40,7 @@ def asked(pair: Pair, prompt: prompts.Prompt) -> Prompted:
 
 
 @torch.inference_mode()
-def near_ties(target: Side, ids: list[int], answer: list[int]) -> list[int]:
+def near_ties(target: LoadedModel, ids: list[int], answer: list[int]) -> list[int]:
     """Where in `answer` the target's two best logits are closer than TIE."""
     logits = target.model(torch.tensor([ids + answer[:-1]]), logits_to_keep=len(answer)).logits[0].float()
     best = logits.topk(2, dim=-1).values

@@ -6,9 +6,9 @@ import transformers as hf
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Dice, Sampling, draw, penalised, probabilities
-from sparsedraft.speculate.decode import Decoder, generate
-from sparsedraft.speculate.policy.lookahead import Constant
-from sparsedraft.writers.backend import TransformersBackend
+from sparsedraft.speculate.loop.decode import Decoder, generate
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.writers.transformers.backend import TransformersBackend
 from tiny import build_llama
 from toys import reference
 

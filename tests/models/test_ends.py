@@ -18,8 +18,8 @@ from sparsedraft.stages.finetune import loop
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.pack.stage import frequent, pack
+from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.server.address import Endpoint
-from sparsedraft.writers.side import Side
 from tiny import build_llama, build_tokenizer
 
 ALL = {2, 301, 310, 317}  # of the tokenizer, of config.json (two), of generation_config.json
@@ -49,10 +49,10 @@ def test_every_reader_of_the_folder_hears_all_of_them(folder: Path) -> None:
     tokenizer = checkpoint.load_tokenizer(folder)
     assert ends(folder, tokenizer) == ALL
     for runtime in RUNTIMES:
-        side = Side.load(folder, runtime=runtime)
+        side = LoadedModel.load(folder, runtime=runtime)
         assert side.eos_ids == ALL
         assert side.writer(2).eos_ids == ALL
-        assert job(folder, runtime == "native").engine().eos_ids == ALL
+        assert job(folder, runtime == "native").writer().eos_ids == ALL
     assert Served(folder, Endpoint("http://localhost:1/v1", "model"), {}).eos_ids == ALL
 
 

@@ -15,7 +15,7 @@ from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.stage import prune
-from sparsedraft.writers.abilities import abilities
+from sparsedraft.writers.transformers.abilities import abilities
 from timeless import timeless
 
 SMALL = {"tokens": 512, "sequence_length": 64}

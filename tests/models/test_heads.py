@@ -18,8 +18,8 @@ from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.stage import prune
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.protocol.requests import Request
 from tiny import build_llama, build_tokenizer
 
 SMALL = {"tokens": 256, "sequence_length": 64}
@@ -66,7 +66,7 @@ def test_the_native_engine_reads_the_head_that_transformers_reads(folder: Path, 
 def test_both_runtimes_write_the_same_text_and_count_the_same(folder: Path) -> None:
     texts, costs = [], []
     for runtime in ("native", "transformers"):
-        side = Side.load(folder, runtime=runtime)
+        side = LoadedModel.load(folder, runtime=runtime)
         request = Request("a", IDS[0].tolist(), 12)
         texts.append([output.token_ids for output in side.writer(1).generate([request], Sampling())])
         costs.append(side.weights())

@@ -18,8 +18,8 @@ from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.inspect.stage import inspect
 from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune.stage import prune
-from sparsedraft.writers.abilities import abilities
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.transformers.abilities import abilities
 
 SIZE = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -52,8 +52,8 @@ def test_layer_types_that_do_not_fit_are_one_sentence_everywhere(kind: str, toke
     said(model, layer_types=types)
     options = Options(k=[1], max_new_tokens=4, limit=1)
     for call in (
-        lambda: Side.load(model),
-        lambda: Side.load(model, runtime="native"),
+        lambda: LoadedModel.load(model),
+        lambda: LoadedModel.load(model, runtime="native"),
         lambda: Engine(model),
         lambda: inspect(str(model)),
         lambda: pack(str(model), tmp_path / "out"),

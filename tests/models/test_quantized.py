@@ -23,7 +23,7 @@ from sparsedraft.stages.inspect.stage import table as inspection_table
 from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.stage import prune
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 State = dict[str, torch.Tensor]
@@ -110,8 +110,8 @@ def test_every_command_names_the_format(format_: str, dense: Path, data: Path, t
         (lambda: distill(model, "demo:train", out, limit=1), ""),
         (lambda: evaluate_to(out, model, [("x", str(dense))], "demo:eval", options), ""),
         (lambda: evaluate_to(out, str(dense), [("x", model)], "demo:eval", options), ""),
-        (lambda: Side.load(model), ""),
-        (lambda: Side.load(model, runtime="native"), "its weights are quantised"),
+        (lambda: LoadedModel.load(model), ""),
+        (lambda: LoadedModel.load(model, runtime="native"), "its weights are quantised"),
     ):
         with pytest.raises(UserError, match="quantised") as raised:
             call()
@@ -134,7 +134,7 @@ def test_fp8_runs_as_transformers_unpacks_it(dense: Path, tmp_path: Path) -> Non
             if f"{name}_scale_inv" in state:
                 scales = state[f"{name}_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
                 parameter.copy_(state[name].float() * scales)
-    side = Side.load(folder)
+    side = LoadedModel.load(folder)
     assert side.native is None
     with torch.no_grad():
         torch.testing.assert_close(side.model(IDS).logits, plain(IDS).logits, rtol=1e-3, atol=1e-3)
@@ -155,9 +155,9 @@ def test_auto_takes_transformers_for_what_only_the_weights_tell(tiny_llama, toke
             if name.endswith("bias"):
                 parameter.normal_()
     checkpoint.save(model, tokenizer, tmp_path / "biased")
-    side = Side.load(tmp_path / "biased")
+    side = LoadedModel.load(tmp_path / "biased")
     assert side.native is None and torch.equal(side.model(IDS).logits, model(IDS).logits)
     with pytest.raises(UserError, match=r"has a bias in mlp\.gate_proj: give --runtime transformers"):
-        Side.load(tmp_path / "biased", runtime="native")
+        LoadedModel.load(tmp_path / "biased", runtime="native")
     checkpoint.save(tiny_llama(), tokenizer, tmp_path / "plain")
-    assert Side.load(tmp_path / "plain").native is not None
+    assert LoadedModel.load(tmp_path / "plain").native is not None

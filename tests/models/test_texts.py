@@ -6,9 +6,10 @@ from transformers import PreTrainedTokenizerFast
 
 from sparsedraft.models.tokenizers.retokenize import Detokenizer
 from sparsedraft.models.tokenizers.texts import text_of
-from sparsedraft.speculate.sequence import Step, Stops
+from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.stages.generate.stage import _Answer
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 from tiny import build_llama
 
 WORDS = ["<unk>", "</s>", "well", ",", "it", "is", "done", ".", "thank", "you", "!"]
@@ -39,7 +40,7 @@ def test_a_stop_string_stops_where_the_shown_text_has_it(
     at = stops.first(ids, len(ids), len(ids))
     assert (at is None) == (written is None) == (stop not in shown)
     kept = ids if at is None else ids[: at + 1]
-    answer = _Answer(Side(build_llama(layers=1), cleaning, frozenset()), stops, live=True)
+    answer = _Answer(LoadedModel(build_llama(layers=1), cleaning, frozenset()), stops, live=True)
     for token in kept:
         answer.take(Step([], 0, [token]))
     answer.finish()

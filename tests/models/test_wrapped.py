@@ -19,7 +19,7 @@ from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.stage import prune
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 from tiny import build_tokenizer
 
 FEW = {"tokens": 256, "sequence_length": 64}
@@ -81,7 +81,7 @@ def test_the_text_model_alone_has_the_wrappers_logits(wrapper) -> None:
 @pytest.mark.parametrize("natively", NATIVE)
 def test_it_runs_and_is_packed(wrapper, natively: bool, tmp_path: Path) -> None:
     name, folder, expected = wrapper
-    side = Side.load(folder, runtime="native" if natively else "transformers")
+    side = LoadedModel.load(folder, runtime="native" if natively else "transformers")
     assert side.eos_ids == ({2, 9} if name == "gemma3" else {2})
     backend = side.backend(1)
     close(backend.forward([IDS[0].tolist()], [IDS.shape[1]])[0], expected, 1e-5)

@@ -15,8 +15,8 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import context_of
 from sparsedraft.native.session import Engine
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.protocol.requests import Request
 from tiny import build_llama, build_tokenizer
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_text_beyond_the_original_length_is_transformers_own(folder: Path, runtime: str) -> None:
-    side = Side.load(folder, runtime=runtime)
+    side = LoadedModel.load(folder, runtime=runtime)
     assert side.context == side.backend(1).max_length == 128
     (output,) = side.writer(1).generate([Request("a", LONG[0].tolist(), 32)], Sampling())
     model = hf.AutoModelForCausalLM.from_pretrained(folder)

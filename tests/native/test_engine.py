@@ -17,8 +17,8 @@ from sparsedraft.native import extension as native
 from sparsedraft.native import model as native_models
 from sparsedraft.native.model import native_model
 from sparsedraft.native.session import Engine, Rows
-from sparsedraft.writers.backend import TransformersBackend
 from sparsedraft.writers.prefix import PrefixCache
+from sparsedraft.writers.transformers.backend import TransformersBackend
 
 pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extension was not built")
 

@@ -13,17 +13,17 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.native import extension as native
 from sparsedraft.native.session import Rows
-from sparsedraft.speculate.decode import generate, generate_all
+from sparsedraft.speculate.loop.decode import generate, generate_all
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant, policy_named
+from sparsedraft.speculate.policy.policies import Constant, policy_named
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune.stage import prune
 from sparsedraft.text import prompts
-from sparsedraft.writers.backend import TransformersBackend
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.transformers.backend import TransformersBackend
 from timeless import timeless
 
 made = packed_folders.made  # fixture
@@ -48,8 +48,8 @@ def packed(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.mark.parametrize("drafter", ["2of4", "half", "target"])
 def test_greedy_text_is_the_int8_targets_own_to_the_last_bit(packed: dict[str, Path], drafter: str) -> None:
     """No near-ties here: verifying computes the bits that plain decoding computes."""
-    target = Side.load(packed["target"], runtime="native")
-    pair = Pair.of(target, Side.load(packed[drafter], runtime="native"), "auto", Sampling())
+    target = LoadedModel.load(packed["target"], runtime="native")
+    pair = Pair.of(target, LoadedModel.load(packed[drafter], runtime="native"), "auto", Sampling())
     alone = Pair.of(target, None, "auto", Sampling())
     asked = [templates.chat_ids(target.tokenizer, p.messages()) for p in prompts.read("demo:eval")[:3]]
     expected = [
@@ -106,7 +106,7 @@ def test_packed_drafters_are_evaluated_by_transformers(packed: dict[str, Path], 
 
 def test_which_runtime(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def runs(**options: str) -> type:
-        return type(Side.load(tiny_checkpoint, **options).backend(1))
+        return type(LoadedModel.load(tiny_checkpoint, **options).backend(1))
 
     assert runs() is Rows and runs(runtime="native") is Rows
     assert runs(runtime="transformers") is TransformersBackend and runs(dtype="bfloat16") is TransformersBackend
@@ -123,7 +123,7 @@ def test_which_runtime(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("name", ["2of4-pruned", "2of4", "half", "target", "trimmed"])
 def test_sides_say_the_same(packed: dict[str, Path], name: str) -> None:
     """Sizes, ends and costs, whichever runtime."""
-    one, other = (Side.load(packed[name], runtime=runtime) for runtime in ("native", "transformers"))
+    one, other = (LoadedModel.load(packed[name], runtime=runtime) for runtime in ("native", "transformers"))
     for name in ("width", "known", "context", "takes_masks", "eos_ids"):
         assert getattr(one, name) == getattr(other, name), name
     assert one.weights() == other.weights() and one.end_of_turn() == other.end_of_turn()
@@ -140,7 +140,7 @@ def test_packed_costs_are_those_of_the_checkpoint(family, tied, pattern, weights
     """Over architectures, with biases and without, whatever counts them; int8 rounds some weights to zero."""
     source, folder = made(family, tied, pattern, weights)
     plain, native_, other = (
-        Side.load(at, runtime=runtime).weights()
+        LoadedModel.load(at, runtime=runtime).weights()
         for at, runtime in ((source, "transformers"), (folder, "native"), (folder, "transformers"))
     )
     assert native_ == other
@@ -158,4 +158,4 @@ def test_a_mask_that_lies_is_refused(packed: dict[str, Path], tmp_path: Path) ->
     (tmp_path / "liar/sparsity.json").write_text(json.dumps(claim))
     for runtime in ("native", "transformers"):
         with pytest.raises(UserError, match=r"lies: model\.layers\.0\.mlp\.up_proj is not 2:4"):
-            Side.load(tmp_path / "liar", runtime=runtime)
+            LoadedModel.load(tmp_path / "liar", runtime=runtime)

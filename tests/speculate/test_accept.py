@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsedraft.maths.sampling import Dice
-from sparsedraft.speculate import accept, decode
-from sparsedraft.speculate.accept import (
+from sparsedraft.speculate.loop import accept, decode
+from sparsedraft.speculate.loop.accept import (
     accept_greedy,
     accept_sampled,
     accept_tree_greedy,
@@ -18,7 +18,7 @@ from sparsedraft.speculate.accept import (
     residual,
     without,
 )
-from sparsedraft.speculate.sequence import Step
+from sparsedraft.speculate.loop.sequence import Step
 from toys import Chances, outcomes
 
 V = 4

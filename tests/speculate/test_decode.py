@@ -5,12 +5,15 @@ import torch
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
-from sparsedraft.speculate.drafters.model import ModelDrafter, PromptLookup, VocabularyMap, shared
-from sparsedraft.speculate.drafters.trees import TreeDrafter
-from sparsedraft.speculate.policy.lookahead import Constant, policy_named
+from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.decode import Decoder, Generation, generate, generate_all
+from sparsedraft.speculate.policy.policies import Constant, policy_named
+from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.simulate import simulate
+from sparsedraft.writers.prefix import shared
 from toys import Table, Toy, scripted
 
 GREEDY = Sampling()

@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import Decoder, Generation, generate_all
-from sparsedraft.speculate.drafters.model import Drafter, ModelDrafter, PromptLookup, VocabularyMap
-from sparsedraft.speculate.drafters.trees import TreeDrafter
-from sparsedraft.speculate.policy.lookahead import NAMES, Constant, Policy, policy_named
+from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.decode import Decoder, Generation, generate_all
+from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.policy.policies import NAMES, Constant, policy_named
+from sparsedraft.speculate.policy.protocol import Policy
+from sparsedraft.speculate.trees.drafter import TreeDrafter
 from toys import Clock, Table, chi_square, p_value, reference
 
 V = 5

@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import Decoder
-from sparsedraft.speculate.drafters.model import Drafter, ModelDrafter, PromptLookup, VocabularyMap
-from sparsedraft.speculate.drafters.trees import TreeDrafter
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.decode import Decoder
+from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.speculate.trees.drafter import TreeDrafter
 from toys import Table, outcomes, reference
 
 V, LENGTH = 8, 4

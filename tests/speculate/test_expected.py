@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from sparsedraft.maths.sampling import Dice, Sampling, penalised, probabilities
-from sparsedraft.speculate.decode import Decoder, generate
-from sparsedraft.speculate.drafters.model import ModelDrafter, PromptLookup, VocabularyMap
-from sparsedraft.speculate.policy.lookahead import Constant
-from sparsedraft.speculate.sequence import Row
+from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.decode import Decoder, generate
+from sparsedraft.speculate.loop.sequence import TokenSequence
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.known import Known, chains, shorter
 from sparsedraft.stages.evaluate.simulate import acceptance_of, expected, simulate
@@ -113,7 +115,7 @@ def test_every_chance_of_a_drafter_with_a_part_of_the_vocabulary(
             mean = sum(histogram.drafted * probability for histogram, probability in found) / total
             assert expected_one.drafted == pytest.approx(mean, abs=1e-6)
             assert expected_one.tokens == pytest.approx(len(text), abs=1e-6)
-        first = limited(sampling, context).propose([Row(0, PROMPT, len(PROMPT), 9, Dice(0))], [1])[0].q
+        first = limited(sampling, context).propose([TokenSequence(0, PROMPT, len(PROMPT), 9, Dice(0))], [1])[0].q
         p = probabilities(penalised(table(1).forward([PROMPT], [1])[0], sampling, PROMPT), sampling)[0]
         assert float(shares[0]) == pytest.approx(float(torch.minimum(p, first[0]).sum()), abs=1e-6)
         partly += any(0 < chance < 1 for _, chances in steps for chance in chances)

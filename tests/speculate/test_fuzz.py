@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from sparsedraft.maths.sampling import Sampling, penalised
-from sparsedraft.speculate.decode import Decoder, Generation, generate_all
-from sparsedraft.speculate.drafters.model import Drafter, ModelDrafter, PromptLookup, VocabularyMap
-from sparsedraft.speculate.drafters.trees import TreeDrafter
-from sparsedraft.speculate.policy.lookahead import NAMES, Constant, Policy, policy_named
-from sparsedraft.speculate.sequence import Stops
-from sparsedraft.writers.backend import TransformersBackend
+from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.decode import Decoder, Generation, generate_all
+from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.stops import Stops
+from sparsedraft.speculate.policy.policies import NAMES, Constant, policy_named
+from sparsedraft.speculate.policy.protocol import Policy
+from sparsedraft.speculate.trees.drafter import TreeDrafter
+from sparsedraft.writers.transformers.backend import TransformersBackend
 from tiny import build_llama, build_tokenizer
 from toys import Clock, Table
 

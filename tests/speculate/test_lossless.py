@@ -9,13 +9,13 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers.templates import chat_ids
-from sparsedraft.speculate.decode import Generation, generate, generate_all
+from sparsedraft.speculate.loop.decode import Generation, generate, generate_all
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import NAMES, Constant, policy_named
+from sparsedraft.speculate.policy.policies import NAMES, Constant, policy_named
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.simulate import acceptance, simulate
-from sparsedraft.writers.backend import TransformersBackend
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.transformers.backend import TransformersBackend
 from tiny import build_llama, build_tokenizer
 
 GREEDY = Sampling()
@@ -32,8 +32,8 @@ def noisy(model, share: float, seed: int = 0):
     return model
 
 
-def side(model, eos: frozenset[int] = frozenset()) -> Side:
-    return Side(model, TOKENIZER, eos)
+def side(model, eos: frozenset[int] = frozenset()) -> LoadedModel:
+    return LoadedModel(model, TOKENIZER, eos)
 
 
 def prompt(seed: int, n: int) -> list[int]:
@@ -46,7 +46,7 @@ def made_by(pair: Pair, prompts: list[list[int]], policy, n: int, sampling=GREED
     return generate_all(decoder, prompts, n, [0] * len(prompts))
 
 
-def alone(target: Side, ids: list[int], n: int, sampling: Sampling = GREEDY) -> list[int]:
+def alone(target: LoadedModel, ids: list[int], n: int, sampling: Sampling = GREEDY) -> list[int]:
     return made_by(Pair.of(target, None, "auto", sampling), [ids], Constant(0), n, sampling)[0].tokens
 
 
@@ -157,7 +157,7 @@ def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
     tokenizer = checkpoint.load_tokenizer(smollm2)
     plain = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     eos_ids = ends(checkpoint.find(smollm2), tokenizer)
-    pair = Pair.of(Side(target, tokenizer, eos_ids), Side(drafter, tokenizer, eos_ids), "auto", GREEDY)
+    pair = Pair.of(LoadedModel(target, tokenizer, eos_ids), LoadedModel(drafter, tokenizer, eos_ids), "auto", GREEDY)
     prompts, texts = [], []
     for text, n, ks in (
         ("Name three colours.", 16, (1, 5)),

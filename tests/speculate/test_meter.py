@@ -2,7 +2,8 @@
 
 import pytest
 
-from sparsedraft.speculate.policy.meter import WORST, Meter, Outcome, Recent
+from sparsedraft.speculate.policy.meter import WORST, Meter, Recent
+from sparsedraft.speculate.policy.protocol import Outcome
 
 
 def test_plain_steps_of_uneven_length_are_not_speculations_loss() -> None:

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import Decoder, Generation, generate
 from sparsedraft.speculate.drafters.model import ModelDrafter
-from sparsedraft.speculate.drafters.trees import TreeDrafter
-from sparsedraft.speculate.policy.lookahead import NAMES, Auto, Bandit, Confidence, Constant, Policy, policy_named
-from sparsedraft.speculate.policy.meter import WORST, Meter, Outcome
+from sparsedraft.speculate.loop.decode import Decoder, Generation, generate
+from sparsedraft.speculate.policy.meter import WORST, Meter
+from sparsedraft.speculate.policy.policies import NAMES, Auto, Bandit, Confidence, Constant, policy_named
+from sparsedraft.speculate.policy.protocol import Outcome, Policy
+from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.stages.evaluate.speedup import expected_length, improvement_factor
 from toys import Clock, Toy
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
 from sparsedraft.speculate.drafters.model import ModelDrafter
-from sparsedraft.speculate.drafters.trees import TreeDrafter
-from sparsedraft.speculate.policy.lookahead import Constant
-from sparsedraft.speculate.sequence import Stops
+from sparsedraft.speculate.loop.decode import Decoder, Generation, generate, generate_all
+from sparsedraft.speculate.loop.stops import Stops
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.stages.generate.stage import _Answer
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 from tiny import build_llama, build_tokenizer
 from toys import Toy
 
@@ -133,7 +133,7 @@ def test_rows_stop_on_their_own() -> None:
 def test_what_is_streamed_is_the_text_up_to_the_stop(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing that a stop string may begin with is written before it is known, also where it is longer than all so
     far."""
-    side = Side(build_llama(), TOKENIZER, frozenset({END}))
+    side = LoadedModel(build_llama(), TOKENIZER, frozenset({END}))
     for string in [*strings(), TEXT[:40], TEXT[3:60]]:
         stops = Stops(TOKENIZER, [string])
         for k in (0, 3):

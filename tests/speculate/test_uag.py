@@ -15,13 +15,14 @@ from sparsedraft.maths.sampling import Dice, Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers.retokenize import Retokenizer, inner
 from sparsedraft.models.tokenizers.vocab import surfaces
-from sparsedraft.speculate.decode import Decoder, Generation, generate, generate_all
-from sparsedraft.speculate.pair import Pair, Prompted
-from sparsedraft.speculate.policy.lookahead import Constant
-from sparsedraft.speculate.sequence import Row, Stops
+from sparsedraft.speculate.loop.decode import Decoder, Generation, generate, generate_all
+from sparsedraft.speculate.loop.sequence import TokenSequence
+from sparsedraft.speculate.loop.stops import Stops
+from sparsedraft.speculate.pair import Pair, PromptPair
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.tokenizers import uag
 from sparsedraft.speculate.tokenizers.realign import Longer, RealignDrafter, continuation
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 from tiny import build_llama, build_tokenizer
 from tokens import FAITHFUL, TEXTS, built, byte_level
 from toys import Table, Toy, chi_square, outcomes, p_value
@@ -39,7 +40,7 @@ def small(tokenizer: PreTrainedTokenizerBase, seed: int = 0) -> LlamaForCausalLM
     return build_llama(seed, layers=1, vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32)
 
 
-class Scripted(Side):
+class Scripted(LoadedModel):
     """A side that writes `texts` after the prompts of the same number, at times (`wrong`) something else."""
 
     takes_masks = True  # scripts need none
@@ -100,11 +101,11 @@ class Words(Scripted):
 
 def sides(
     target: str, drafter: str, texts: list[str], wrong: float = 0.0, prompts: list[str] | None = None
-) -> tuple[Scripted, Scripted, list[Prompted]]:
+) -> tuple[Scripted, Scripted, list[PromptPair]]:
     """Both sides writing `texts` after prompts of which none begins another; and these prompts."""
     p, q = built(target), built(drafter)
     spoken = prompts or [f"{PROMPT} {chr(ord('a') + i)}:" for i in range(len(texts))]
-    asked = [Prompted(p(text)["input_ids"], uag.opening(q, text)) for text in spoken]
+    asked = [PromptPair(p(text)["input_ids"], uag.opening(q, text)) for text in spoken]
     eos = (frozenset({p.eos_token_id}), frozenset({q.eos_token_id}))
     return (
         Scripted(small(p), p, eos[0], tuple(x.target for x in asked), tuple(texts)),
@@ -114,7 +115,7 @@ def sides(
 
 
 def run(
-    pair: Pair, asked: list[Prompted], k: int, n: int, sampling: Sampling = GREEDY, stops: Stops | None = None
+    pair: Pair, asked: list[PromptPair], k: int, n: int, sampling: Sampling = GREEDY, stops: Stops | None = None
 ) -> list[Generation]:
     decoder = pair.decoder(asked, Constant(k), sampling, stops=stops)
     return generate_all(decoder, [x.target for x in asked], n, list(range(len(asked))))
@@ -202,7 +203,7 @@ def test_words_that_the_targets_tokens_break_are_drafted_to_their_end() -> None:
     p = tiny_vocabulary(["<end>", *letters], [])
     p.add_special_tokens({"eos_token": "<end>"})
     text, q = TEXTS["prose"].lower(), built("gemma")
-    asked = Prompted(p("the fox:")["input_ids"], q("the fox:")["input_ids"])
+    asked = PromptPair(p("the fox:")["input_ids"], q("the fox:")["input_ids"])
     ends = p.convert_tokens_to_ids("<end>"), q.eos_token_id
     target = Scripted(small(p), p, frozenset({ends[0]}), (asked.target,), (text,))
     words = Words(small(q), q, frozenset({ends[1]}), (asked.drafter,), (text,))
@@ -223,7 +224,7 @@ def test_no_word_is_ended_that_the_target_would_have_written_at_once(written: st
     prompt, answer = p(PROMPT)["input_ids"], [i for letter in written for i in p(letter)["input_ids"]]
     readers = uag.Readers(p, q, [(prompt, q(PROMPT)["input_ids"])], len(q))
     drafter = RealignDrafter(Toy(lambda ids: likely), readers, p, q, ends=frozenset(), eos=None, width=len(p))
-    (made,) = drafter.propose([Row(0, [*prompt, *answer], len(prompt), 200, Dice(0))], [3])
+    (made,) = drafter.propose([TokenSequence(0, [*prompt, *answer], len(prompt), 200, Dice(0))], [3])
     assert decoded(p, made.tokens).startswith(draft)
 
 
@@ -236,7 +237,7 @@ def test_nothing_behind_a_special_token_is_proposed(special: str, last: list[int
     readers = uag.Readers(p, q, [(prompt, own)], len(q))
     ends = frozenset({q.eos_token_id})
     drafter = RealignDrafter(after, readers, p, q, ends=ends, eos=9, width=len(p))
-    (made,) = drafter.propose([Row(0, prompt, len(prompt), 200, Dice(0))], [4])
+    (made,) = drafter.propose([TokenSequence(0, prompt, len(prompt), 200, Dice(0))], [4])
     assert made.tokens == [*p(" the")["input_ids"], *last]
 
 
@@ -295,14 +296,14 @@ def test_fuzz_scripts() -> None:
 def test_random_models_write_the_targets_own(route: str) -> None:
     """Random weights write mostly broken characters and special tokens; rows of different lengths at once."""
     kinds = {"tiny": build_tokenizer(), **{name: built(name) for name in ("byte-level", "gemma", "llama", "wordpiece")}}
-    models_of = {name: Side(small(t, 1), t, frozenset({2, 7})) for name, t in kinds.items()}
+    models_of = {name: LoadedModel(small(t, 1), t, frozenset({2, 7})) for name, t in kinds.items()}
     dice = random.Random(1)
     for target, drafter in itertools.permutations(kinds, 2):
         p, q = models_of[target], models_of[drafter]
         pair, plain = Pair.of(p, q, route, GREEDY), Pair.of(p, None, "auto", GREEDY)
         prompts = [[dice.randrange(3, p.width) for _ in range(dice.randint(1, 20))] for _ in range(2)]
         asked = [pair.prompted(ids) for ids in prompts]
-        alone = [run(plain, [Prompted(ids, ids)], 0, 16)[0].tokens for ids in prompts]
+        alone = [run(plain, [PromptPair(ids, ids)], 0, 16)[0].tokens for ids in prompts]
         assert [made.tokens for made in run(pair, asked, dice.choice([1, 3, 6]), 16)] == alone
 
 
@@ -313,8 +314,8 @@ def test_tokens_beyond_a_models_rows_are_neither_proposed_nor_read() -> None:
     models_of = [build_llama(1, layers=1, vocab_size=len(t) - 1, hidden_size=32, intermediate_size=32) for t in kinds]
     assert [t.convert_tokens_to_ids("<think>") for t in kinds] == [model.config.vocab_size for model in models_of]
     for target, drafter in (
-        (Side(models_of[0], p.tokenizer, p.eos_ids), q),
-        (p, Side(models_of[1], q.tokenizer, q.eos_ids)),
+        (LoadedModel(models_of[0], p.tokenizer, p.eos_ids), q),
+        (p, LoadedModel(models_of[1], q.tokenizer, q.eos_ids)),
     ):
         alone = run(Pair.of(target, None, "auto", GREEDY), asked, 0, 30)
         for route in ("realign", "intersection"):
@@ -335,7 +336,7 @@ def tiny_vocabulary(tokens: list[str], merges: list[tuple[str, str]]) -> PreTrai
 P = tiny_vocabulary(["a", "b", "c", "ab", "bc", "d"], [("a", "b"), ("b", "c")])
 Q = tiny_vocabulary(["c", "bc", "b", "a", "ca"], [("c", "a"), ("b", "c")])
 LENGTH = 3
-ASKED = Prompted([0, 1], [3, 2])
+ASKED = PromptPair([0, 1], [3, 2])
 
 
 def decoder_of(route: str, sampling: Sampling, k: int, seed: int = 1, **options) -> Decoder:
@@ -398,24 +399,24 @@ def test_samples_have_the_targets_distribution(route: str) -> None:
 
 def test_errors_in_one_sentence() -> None:
     p, q = built("gemma"), built("byte-level")
-    target, drafter = (Side(small(t), t, frozenset({2})) for t in (p, q))
+    target, drafter = (LoadedModel(small(t), t, frozenset({2})) for t in (p, q))
     with pytest.raises(UserError, match="different tokenizers") as off:
         Pair.of(target, drafter, "off", GREEDY)
     assert "\n" not in str(off.value) and str(off.value).count(".") == 1
     with pytest.raises(UserError, match="not known"):
         Pair.of(target, drafter, "both", GREEDY)
     other = tiny_vocabulary(["ж", "ш"], [])
-    strange = Side(build_llama(vocab_size=2, layers=1), other, frozenset())
+    strange = LoadedModel(build_llama(vocab_size=2, layers=1), other, frozenset())
     with pytest.raises(UserError, match="no token in common"):
-        Pair.of(Side(build_llama(vocab_size=6, layers=1), P, frozenset()), strange, "intersection", GREEDY)
+        Pair.of(LoadedModel(build_llama(vocab_size=6, layers=1), P, frozenset()), strange, "intersection", GREEDY)
 
 
 def test_auto_goes_by_overlap_and_mode_and_says_so() -> None:
     p = build_tokenizer()
-    same = Side(small(p), p, frozenset({2}))
+    same = LoadedModel(small(p), p, frozenset({2}))
     assert Pair.of(same, same, "auto", GREEDY).route == "same"
     gemma, level, word, digits = (
-        Side(small(built(name)), built(name), frozenset({2}))
+        LoadedModel(small(built(name)), built(name), frozenset({2}))
         for name in ("gemma", "byte-level", "wordpiece", "byte-level, digits")
     )
     sampled = Sampling(temperature=1.0)
@@ -423,7 +424,7 @@ def test_auto_goes_by_overlap_and_mode_and_says_so() -> None:
         "alike": Pair.of(level, digits, "auto", GREEDY),
         "greedy": Pair.of(gemma, level, "auto", GREEDY),
         "sampled": Pair.of(gemma, level, "auto", sampled),
-        "strange": Pair.of(Side(build_llama(vocab_size=6, layers=1), P, frozenset()), word, "auto", sampled),
+        "strange": Pair.of(LoadedModel(build_llama(vocab_size=6, layers=1), P, frozenset()), word, "auto", sampled),
     }
     assert {name: pair.route for name, pair in chosen.items()} == {
         "alike": "intersection", "greedy": "realign", "sampled": "intersection", "strange": "realign",
@@ -433,7 +434,9 @@ def test_auto_goes_by_overlap_and_mode_and_says_so() -> None:
 
 
 def test_the_drafters_prompt_has_its_own_special_tokens_once() -> None:
-    target, gemma, word = (Side(small(built(n)), built(n), frozenset()) for n in ("byte-level", "gemma", "wordpiece"))
+    target, gemma, word = (
+        LoadedModel(small(built(n)), built(n), frozenset()) for n in ("byte-level", "gemma", "wordpiece")
+    )
     start, end = built("byte-level").convert_tokens_to_ids(["<s>", "<|im_end|>"])
     ids = [start, *built("byte-level")("the fox <s>", split_special_tokens=True)["input_ids"], end]
     for drafter in (gemma, word):
@@ -443,7 +446,7 @@ def test_the_drafters_prompt_has_its_own_special_tokens_once() -> None:
         assert own[0] == first and own.count(first) == 1 and last not in own
         assert decoded(q, own).startswith("the fox")
         assert Pair.of(target, drafter, "realign", GREEDY).prompted([start]).drafter, "never empty"
-    with_template = Side(target.model, build_tokenizer(), frozenset({2}))
+    with_template = LoadedModel(target.model, build_tokenizer(), frozenset({2}))
     chat = [{"role": "user", "content": "the fox"}]
     own = Pair.of(gemma, with_template, "realign", GREEDY).prompted([5], chat).drafter
     assert build_tokenizer().decode(own) == "<|im_start|>user\nthe fox<|im_end|>\n<|im_start|>assistant\n"
@@ -496,7 +499,7 @@ def test_bytes_that_both_have_are_read_at_once() -> None:
     readers = uag.Readers(p, q, [(prompt, q(PROMPT)["input_ids"])], len(q))
     uag.intersection_drafter(Toy(lambda ids: torch.zeros(len(q))), readers, vocabulary, GREEDY)
     for n in range(5):
-        read = readers(Row(0, [*prompt, *bytes_[:n]], len(prompt), 99, Dice(0)))
+        read = readers(TokenSequence(0, [*prompt, *bytes_[:n]], len(prompt), 99, Dice(0)))
         assert read == [*q(PROMPT)["input_ids"], *(surfaces(q)[bytes([b])] for b in "🙈".encode()[:n])]
 
 

@@ -26,12 +26,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import shrink
-from sparsedraft.speculate.decode import generate_all
+from sparsedraft.speculate.loop.decode import generate_all
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.side import Side
-from sparsedraft.writers.writing import generate_batch
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.protocol.requests import Request
+from sparsedraft.writers.transformers.completions import generate_batch
 from tiny import build_tokenizer
 
 NEW, LENGTHS, GREEDY = 16, (45, 23), Sampling()
@@ -114,14 +114,14 @@ def expected(model: hf.PreTrainedModel, ids: list[int]) -> list[int]:
 def ways(target: hf.PreTrainedModel, other: hf.PreTrainedModel) -> dict[str, Callable[[], list[list[int]]]]:
     """How we can write the answers to the prompts, or to the first alone."""
     tokenizer, asked = build_tokenizer(), prompts()
-    p, q = Side(target, tokenizer, frozenset()), Side(other, tokenizer, frozenset())
+    p, q = LoadedModel(target, tokenizer, frozenset()), LoadedModel(other, tokenizer, frozenset())
 
     def written(batch: int) -> list[list[int]]:
         requests = [Request(str(i), ids, NEW) for i, ids in enumerate(asked)]
         found = generate_batch(target, requests, batch_size=batch, sampling=GREEDY, eos_ids=frozenset())
         return [output.token_ids for output in sorted(found, key=lambda output: output.id)]
 
-    def decoded(drafter: Side | None, k: int, rows: int, branching: int = 1) -> list[list[int]]:
+    def decoded(drafter: LoadedModel | None, k: int, rows: int, branching: int = 1) -> list[list[int]]:
         pair = Pair.of(p, drafter, "auto", GREEDY)
         given = [pair.prompted(ids) for ids in asked[:rows]]
         decoder = pair.decoder(given, Constant(k), GREEDY, branching=branching)

@@ -15,7 +15,7 @@ from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.generate.stage import stream
 from sparsedraft.text.distilled import read
-from sparsedraft.writers.abilities import Abilities, abilities
+from sparsedraft.writers.transformers.abilities import Abilities, abilities
 from sweep_families import sweep
 from tiny import build_tokenizer
 
@@ -59,7 +59,7 @@ def test_what_can_not_be_built_small_is_tried_as_it_is(monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise ValueError("sizes that do not fit")
 
-    monkeypatch.setattr("sparsedraft.writers.abilities.shrunk", refuse)
+    monkeypatch.setattr("sparsedraft.writers.transformers.abilities.shrunk", refuse)
     size = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     assert abilities(hf.LlamaForCausalLM(hf.LlamaConfig(**size, **heads)).eval()).takes_masks

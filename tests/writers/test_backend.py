@@ -9,13 +9,13 @@ import transformers as hf
 from families import FAMILIES, GROUPED
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import generate
+from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant
-from sparsedraft.writers import masks
-from sparsedraft.writers.abilities import Abilities, abilities
-from sparsedraft.writers.backend import RAGGED, TransformersBackend
-from sparsedraft.writers.side import Side
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.transformers import masks
+from sparsedraft.writers.transformers.abilities import Abilities, abilities
+from sparsedraft.writers.transformers.backend import RAGGED, TransformersBackend
 from tiny import build_llama, build_tokenizer
 
 SLIDING_QWEN2 = hf.Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=8, max_window_layers=1)
@@ -158,7 +158,7 @@ def test_masks_by_hand() -> None:
 
 
 def test_a_model_that_takes_no_masks_decodes_one_prompt_and_no_tree() -> None:
-    side = Side(build("bloom"), build_tokenizer(), frozenset({2}))
+    side = LoadedModel(build("bloom"), build_tokenizer(), frozenset({2}))
     pair = Pair.of(side, side, "auto", GREEDY)
     assert not pair.batches
     asked = pair.prompted([5, 6, 7])
@@ -173,7 +173,7 @@ def test_a_model_that_takes_no_masks_decodes_one_prompt_and_no_tree() -> None:
 
 
 def test_a_tree_is_for_one_prompt() -> None:
-    side = Side(build_llama(layers=1), build_tokenizer(), frozenset({2}))
+    side = LoadedModel(build_llama(layers=1), build_tokenizer(), frozenset({2}))
     pair = Pair.of(side, side, "auto", GREEDY)
     assert pair.batches
     with pytest.raises(UserError, match="--tree 2 needs one prompt at a time"):

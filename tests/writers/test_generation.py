@@ -5,9 +5,9 @@ import torch
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.writers import batching
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.writing import generate_batch
+from sparsedraft.writers.protocol.requests import Request
+from sparsedraft.writers.transformers import padded
+from sparsedraft.writers.transformers.completions import generate_batch
 
 GREEDY = Sampling()
 
@@ -44,13 +44,13 @@ def test_rows_are_what_transformers_writes_alone(tiny_llama, batch_size: int) ->
 
 def test_finished_rows_are_refilled_while_others_go_on(tiny_llama, monkeypatch) -> None:
     joins = []
-    original = batching._Batch._join
+    original = padded._Batch._join
 
     def counted(self, cache, mask):
         joins.append(len(self.rows))
         original(self, cache, mask)
 
-    monkeypatch.setattr(batching._Batch, "_join", counted)
+    monkeypatch.setattr(padded._Batch, "_join", counted)
     model = tiny_llama()
     passes = []
     model.register_forward_pre_hook(lambda *_: passes.append(1))

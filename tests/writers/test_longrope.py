@@ -12,14 +12,14 @@ from families import GROUPED
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
-from sparsedraft.speculate.decode import generate_all
+from sparsedraft.speculate.loop.decode import generate_all
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.side import Side
-from sparsedraft.writers.writing import generate_batch
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.protocol.requests import Request
+from sparsedraft.writers.transformers.completions import generate_batch
 from timeless import timeless
 from tiny import build_tokenizer
 
@@ -56,8 +56,8 @@ def written(model: hf.PreTrainedModel, ids: list[int], new: int = NEW) -> list[i
     return made[0, len(ids) :].tolist()
 
 
-def side(model: hf.PreTrainedModel) -> Side:
-    return Side(model, build_tokenizer(), frozenset())
+def side(model: hf.PreTrainedModel) -> LoadedModel:
+    return LoadedModel(model, build_tokenizer(), frozenset())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,10 +5,10 @@ import random
 import torch
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import Decoder, generate
 from sparsedraft.speculate.drafters.model import ModelDrafter
-from sparsedraft.speculate.drafters.trees import TreeDrafter
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.loop.decode import Decoder, generate
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.writers.prefix import PrefixCache
 from toys import Toy
 

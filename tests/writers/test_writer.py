@@ -9,15 +9,15 @@ import torch
 import packed_folders
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import generate
+from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import distilled
 from sparsedraft.text.packing import Sample
+from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.native import NativeWriter
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.protocol.requests import Request
 
 pytestmark = pytest.mark.skipif(not packed_folders.BUILT, reason="the extension was not built")
 made = packed_folders.made
@@ -33,7 +33,7 @@ def requests(count: int = 11) -> list[Request]:
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, top_k=20), Sampling(repetition_penalty=1.3)])
 def test_rows_are_those_of_one_at_a_time(made, sampling: Sampling) -> None:
-    side = Side.load(made("qwen2", False, "2:4", "int8")[1], runtime="native")
+    side = LoadedModel.load(made("qwen2", False, "2:4", "int8")[1], runtime="native")
     assert side.native is not None
     found = []
     for batch_size in (1, 3, 32):
@@ -62,7 +62,7 @@ def test_rows_are_those_of_one_at_a_time(made, sampling: Sampling) -> None:
 
 
 def test_what_does_not_fit(made) -> None:
-    writer = Side.load(made("llama", True, "2:4", "int8")[1], runtime="native").writer(2)
+    writer = LoadedModel.load(made("llama", True, "2:4", "int8")[1], runtime="native").writer(2)
     with pytest.raises(UserError, match="exceed the context"):
         list(writer.generate([Request("a", [5] * (writer.context or 0), 2)], Sampling()))
     with pytest.raises(UserError, match="the token 999"):

@@ -74,7 +74,7 @@ class Placement:
 class RaggedLayer(DynamicLayer):
     """Rows of different lengths, each from slot 0 on and with no holes, so that a slot is a position in its sequence.
 
-    What lies behind a row's end is never looked at: the caller's mask says what is (see `writers.masks`).
+    What lies behind a row's end is never looked at: the caller's mask says what is (see `writers.transformers.masks`).
     """
 
     placement: Placement

@@ -19,7 +19,7 @@ from sparsedraft.native.model import NativeModel, native_model
 
 
 class Rows:
-    """Several sequences of one model, read in one pass: what writers.backend.TreeBackend asks for.
+    """Several sequences of one model, read in one pass: what writers.protocol.backend.TreeBackend asks for.
 
     `threads` defaults to torch's; `pool` are the threads of another engine, with which this one takes turns. The logits
     of a token have the same bits whether it was read alone or with others, of its own sequence or of other ones.

@@ -14,15 +14,20 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.texts import text_of
 from sparsedraft.models.tokenizers.vocab import same_tokens, surfaces
 from sparsedraft.native.extension import single_thread
-from sparsedraft.speculate.decode import Decoder
-from sparsedraft.speculate.drafters.model import Drafter, ModelDrafter, PromptLookup, VocabularyMap
-from sparsedraft.speculate.drafters.trees import TreeDrafter
-from sparsedraft.speculate.policy.lookahead import Confidence, Policy
-from sparsedraft.speculate.sequence import Row, Stops
+from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.decode import Decoder
+from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.sequence import TokenSequence
+from sparsedraft.speculate.loop.stops import Stops
+from sparsedraft.speculate.policy.policies import Confidence
+from sparsedraft.speculate.policy.protocol import Policy
 from sparsedraft.speculate.tokenizers import uag
 from sparsedraft.speculate.tokenizers.realign import RealignDrafter
-from sparsedraft.writers.backend import Backend, TreeBackend
-from sparsedraft.writers.side import Side
+from sparsedraft.speculate.trees.drafter import TreeDrafter
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.protocol.backend import Backend, TreeBackend
 
 UAG = ("auto", "realign", "intersection", "off")
 LOOKUP = "lookup"  # in place of a drafter's name
@@ -35,7 +40,7 @@ def check_route(route: str) -> None:
 
 
 @dataclass(frozen=True)
-class Prompted:
+class PromptPair:
     """A prompt as the target and as the drafter read it."""
 
     target: list[int]
@@ -46,24 +51,29 @@ class Prompted:
 class Pair:
     """`route` is "none" (no drafter), "lookup", "same", "realign" or "intersection"; `why` says why."""
 
-    target: Side
-    drafter: Side | None
+    target: LoadedModel
+    drafter: LoadedModel | None
     route: str
     why: str
     vocabulary: VocabularyMap | None = None
 
     @classmethod
     def of(
-        cls, target: Side, drafter: Side | str | None, route: str, sampling: Sampling, verifies: bool = True
+        cls,
+        target: LoadedModel,
+        drafter: LoadedModel | str | None,
+        route: str,
+        sampling: Sampling,
+        verifies: bool = True,
     ) -> "Pair":
         """Find the way between the two; UserError for tokenizers that have none, or if `route` is off, and for a model
         that cannot draft or, if the target itself `verifies`, cannot do that."""
         check_route(route)
         if drafter is not None and verifies:
             target.check_takes_back("verify drafts: leave out the drafter")
-        if isinstance(drafter, Side):
+        if isinstance(drafter, LoadedModel):
             drafter.check_takes_back("draft: choose another drafter")
-        if not isinstance(drafter, Side):
+        if not isinstance(drafter, LoadedModel):
             return cls(target, None, LOOKUP if drafter else "none", "")
         if same_tokens(target.tokenizer, drafter.tokenizer):
             common = min(target.width, drafter.width)
@@ -80,7 +90,7 @@ class Pair:
         ends = (target.end_of_turn(), drafter.end_of_turn())
         return cls(target, drafter, chosen, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends))
 
-    def prompted(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> Prompted:
+    def prompted(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> PromptPair:
         """The prompt `ids` of the target, for both: from `messages` by the drafter's own template if it has one.
 
         UserError for tokens that the target does not have.
@@ -91,15 +101,15 @@ class Pair:
                 "another model's."
             )
         if self.drafter is None or self.route == "same":
-            return Prompted(ids, ids)
+            return PromptPair(ids, ids)
         tokenizer = self.drafter.tokenizer
         if messages is not None and tokenizer.chat_template is not None:
             try:
-                return Prompted(ids, templates.chat_ids(tokenizer, [dict(m) for m in messages]))
+                return PromptPair(ids, templates.chat_ids(tokenizer, [dict(m) for m in messages]))
             except UserError:  # a role that it does not know
                 pass
         text = text_of(self.target.tokenizer, ids)
-        return Prompted(ids, uag.opening(tokenizer, text))
+        return PromptPair(ids, uag.opening(tokenizer, text))
 
     @cached_property
     def batches(self) -> bool:
@@ -126,7 +136,7 @@ class Pair:
 
     def decoder(
         self,
-        asked: Sequence[Prompted],
+        asked: Sequence[PromptPair],
         policy: Policy,
         sampling: Sampling,
         *,
@@ -155,7 +165,7 @@ class Pair:
         )
 
     def _drafter(
-        self, asked: Sequence[Prompted], policy: Policy, sampling: Sampling, branching: int, again: bool
+        self, asked: Sequence[PromptPair], policy: Policy, sampling: Sampling, branching: int, again: bool
     ) -> Drafter | None:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
@@ -167,7 +177,7 @@ class Pair:
         known = q.known
         if self.route == "same":
 
-            def read(row: Row) -> list[int]:  # a wider target may write what the drafter cannot read
+            def read(row: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
                 return [token if token < known else 0 for token in row.tokens]
 
             return ModelDrafter(backend, sampling, read=read, vocabulary=self.vocabulary, confident=policy.confident)

@@ -17,8 +17,8 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.texts import text_of
 from sparsedraft.text.prompts import Prompt
-from sparsedraft.writers.requests import Output, Request
-from sparsedraft.writers.transformers import Engine
+from sparsedraft.writers.protocol.requests import Completion, Request
+from sparsedraft.writers.protocol.writer import Writer
 from sparsedraft.writers.units import GROUP, key_of, keys_of, run_units, units_of
 
 DAY = "template_date"  # of a row: the day that its prompt told the model, where that was not the pinned one
@@ -47,20 +47,20 @@ class Answer:
 
 
 @dataclass
-class Writer:
-    """An engine and how it is to write; `heard` is told of every finished answer.
+class Responder:
+    """A writer and how it answers conversations. `on_completion` is called with every finished answer.
 
-    With a `context`, in tokens, a turn that no longer fits it is dropped, and so are those after it.
+    With a `context`, in tokens, a turn that no longer fits is dropped, and so are the turns after it.
     """
 
-    engine: Engine
+    writer: Writer
     tokenizer: PreTrainedTokenizerBase
     sampling: Sampling
     max_new_tokens: int
     seed: int = 0
     samples: int = 1
     top_k_logprobs: int = 0
-    heard: Callable[[Output], None] = lambda output: None
+    on_completion: Callable[[Completion], None] = lambda output: None
     context: int | None = None
 
     def name(self, prompt: Prompt, turn: int, sample: int) -> str:
@@ -86,24 +86,26 @@ class Writer:
         k = self.top_k_logprobs if top_k_logprobs is None else top_k_logprobs
         by_id = {answer.id: answer for answer in asked}
         requests = [Request(a.id, a.prompt_ids, a.max_new_tokens, a.seed, a.messages) for a in asked]
-        for output in self.engine.generate(requests, self.sampling, k):
-            _complete(by_id[output.id], output, self.tokenizer, self.engine.eos_ids)
-            self.heard(output)
+        for output in self.writer.generate(requests, self.sampling, k):
+            _complete(by_id[output.id], output, self.tokenizer, self.writer.eos_ids)
+            self.on_completion(output)
 
 
-def respond(writer: Writer, chosen: Sequence[Prompt]) -> list[Answer]:
+def respond(responder: Responder, chosen: Sequence[Prompt]) -> list[Answer]:
     """Answers to every turn of the prompts, in their order; each sample is a conversation of its own."""
     done: dict[str, Answer] = {}
     for turn in range(max(len(p.turns) for p in chosen)):
         asked = []
         for p in chosen:
-            for s in range(writer.samples if len(p.turns) > turn else 0):
-                earlier = [done[writer.name(p, t, s)] for t in range(turn)]
+            for s in range(responder.samples if len(p.turns) > turn else 0):
+                earlier = [done[responder.name(p, t, s)] for t in range(turn)]
                 messages = p.messages([answer.messages[-1]["content"] for answer in earlier])
-                asked.append(writer.ask(p, turn, s, messages, earlier))
-        writer.write(asked)
+                asked.append(responder.ask(p, turn, s, messages, earlier))
+        responder.write(asked)
         done |= {answer.id: answer for answer in asked}
-    return [done[writer.name(p, t, s)] for p in chosen for s in range(writer.samples) for t in range(len(p.turns))]
+    return [
+        done[responder.name(p, t, s)] for p in chosen for s in range(responder.samples) for t in range(len(p.turns))
+    ]
 
 
 def fits(
@@ -139,7 +141,7 @@ class Rate:
     def __init__(self, tracker: Tracker) -> None:
         self.tracker, self.start, self.tokens = tracker, time.monotonic(), 0
 
-    def __call__(self, output: Output) -> None:
+    def __call__(self, output: Completion) -> None:
         """Another answer is there."""
         self.add(1, len(output.token_ids))
 
@@ -151,51 +153,57 @@ class Rate:
 
 
 def answer_all(
-    engine: Engine,
-    context: int | None,
-    tokenizer: PreTrainedTokenizerBase,
-    chosen: Sequence[Prompt],
+    responder: Responder,
+    prompts: Sequence[Prompt],
     *,
     journal: Path,
     description: str,
-    sampling: Sampling,
-    max_new_tokens: int,
     batch_size: int,
-    seed: int,
     concurrency: int = 0,
 ) -> list[Answer]:
-    """Answers to every turn of every prompt, in the prompts' order, by an engine whose model has this `context`.
+    """Answers to every turn of every prompt, in the prompts' order.
 
-    Turns for which earlier answers have left no room in it are left out, and said; so is what a server does not answer.
-    `journal` is the file of finished units that an interrupted call with the same arguments left. `concurrency`: of a
-    server's engine, how many conversations are under way at once.
+    Turns that no longer fit the responder's context are left out, and the console says so; so are those that a server
+    does not answer. `journal` is the file with the finished units of an interrupted call with the same arguments.
+    `batch_size`: rows that are decoded at once. `concurrency`: conversations under way at once at a server; 0 where the
+    model is in this process. UserError for a prompt that cannot be asked at all.
     """
-    writer = Writer(engine, tokenizer, sampling, max_new_tokens, seed, context=context)
-    measured = fits(tokenizer, chosen, max_new_tokens, context)
-    if why := next((why for _, why in measured if why), ""):
-        raise UserError(f"{why}.")
-    units = units_of(chosen, [length for length, _ in measured], 1 if concurrency else GROUP * batch_size)
-    kept = Journal(journal, unnamed=keys_of(chosen))  # whose prompts are the same, as `artifact.make` sees to
-    with track(description, sum(len(p.turns) for p in chosen), "answers") as tracker:
-        tracker.advance(sum(kept.count(key_of(prompt)) for prompt in chosen))
-        writer.heard = Rate(tracker)
+    lengths = _prompt_lengths(responder, prompts)
+    units = units_of(prompts, lengths, 1 if concurrency else GROUP * batch_size)
+    finished = Journal(journal, unnamed=keys_of(prompts))  # whose prompts are the same, as `artifact.make` sees to
 
-        def write(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
-            day = templates.day_there(tokenizer) if concurrency else None  # that the server's template told the model
-            return [asdict(answer) | ({DAY: day} if day else {}) for answer in respond(writer, unit)]
+    def write(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
+        day = templates.day_there(responder.tokenizer) if concurrency else None  # the day that a server's template told
+        return [asdict(answer) | ({DAY: day} if day else {}) for answer in respond(responder, unit)]
 
-        for _ in run_units(units, write, kept, concurrency or 1):
+    with track(description, sum(len(p.turns) for p in prompts), "answers") as tracker:
+        tracker.advance(sum(finished.count(key_of(prompt)) for prompt in prompts))
+        responder.on_completion = Rate(tracker)
+        for _ in run_units(units, write, finished, concurrency or 1):
             pass
-    rows = kept.rows([key_of(prompt) for unit in units for prompt in unit])
-    done = {row["id"]: Answer(**{key: value for key, value in row.items() if key != DAY}) for row in rows}
-    answers = [done[writer.name(p, t, 0)] for p in chosen for t in range(len(p.turns))]
-    for why, count in Counter(answer.dropped for answer in answers if answer.dropped).items():
-        full = f"{count} later turns have no room in the context of {context} and are left out"
-        console.print(f"{description}: {full if why == FULL else f'left out: {count} ({why})'}", markup=False)
+    rows = finished.rows([key_of(prompt) for unit in units for prompt in unit])
+    by_id = {row["id"]: Answer(**{key: value for key, value in row.items() if key != DAY}) for row in rows}
+    answers = [by_id[responder.name(p, turn, 0)] for p in prompts for turn in range(len(p.turns))]
+    _report_dropped(answers, description, responder.context)
     return [answer for answer in answers if not answer.dropped]
 
 
-def _complete(answer: Answer, output: Output, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:
+def _prompt_lengths(responder: Responder, prompts: Sequence[Prompt]) -> list[int]:
+    """Tokens of each prompt's first turn; UserError for the first prompt that cannot be asked."""
+    measured = fits(responder.tokenizer, prompts, responder.max_new_tokens, responder.context)
+    if why := next((why for _, why in measured if why), ""):
+        raise UserError(f"{why}.")
+    return [length for length, _ in measured]
+
+
+def _report_dropped(answers: Sequence[Answer], description: str, context: int | None) -> None:
+    """Say how many answers were dropped, and why."""
+    for why, count in Counter(answer.dropped for answer in answers if answer.dropped).items():
+        full = f"{count} later turns have no room in the context of {context} and are left out"
+        console.print(f"{description}: {full if why == FULL else f'left out: {count} ({why})'}", markup=False)
+
+
+def _complete(answer: Answer, output: Completion, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:
     """Fill in what the model wrote."""
     if output.dropped:
         answer.dropped = output.dropped

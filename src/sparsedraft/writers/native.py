@@ -1,4 +1,4 @@
-"""The native engine as what writes a model's tokens (see sparsedraft.writers.transformers.Engine)."""
+"""The native engine as what writes a model's tokens (see sparsedraft.writers.transformers.writer.Engine)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sparsedraft.native.extension import single_thread
 from sparsedraft.native.model import NativeModel
 from sparsedraft.native.session import Rows, shared_pool
 from sparsedraft.text.packing import Sample
-from sparsedraft.writers.requests import Output, Request, Written, check_fits, extend
+from sparsedraft.writers.protocol.requests import ActiveRequest, Completion, Request, check_fits, extend
 
 PREFILL_TOKENS = 1024  # of prompts in one pass, at most (one prompt may be longer)
 
@@ -31,19 +31,21 @@ class NativeWriter:
     def __post_init__(self) -> None:
         self.context: int | None = self.model.handle.max_length or None
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0
+    ) -> Iterator[Completion]:
         """See `generation.generate_batch`."""
         check_fits(self.context, self.model.handle.vocabulary, requests)
         self._check_top_k(top_k_logprobs)
         queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
         pool = shared_pool(torch.get_num_threads())
         rows = Rows(self.model, max(1, min(self.batch_size, len(queue))), pool=pool)
-        written: list[Written | None] = [None] * len(rows.lengths)
+        written: list[ActiveRequest | None] = [None] * len(rows.lengths)
         while queue or any(written):
             read, new = [0] * len(written), 0
             for b, one in enumerate(written):
                 if one is None and queue and (not new or new + len(queue[0].prompt_ids) <= PREFILL_TOKENS):
-                    written[b] = Written.begin(queue.pop(0))
+                    written[b] = ActiveRequest.begin(queue.pop(0))
                     new += len(written[b].request.prompt_ids)  # type: ignore[union-attr]
                 elif one is not None:
                     read[b] = rows.lengths[b]

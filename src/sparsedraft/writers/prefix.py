@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from sparsedraft.models.kvcache import check_selected
-from sparsedraft.writers.backend import TreeBackend
+from sparsedraft.writers.protocol.backend import TreeBackend
 
 
 def shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ from sparsedraft.stages.distill import written
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import distilled, prompts
 from sparsedraft.writers import conversation
-from sparsedraft.writers import transformers as engine
+from sparsedraft.writers.transformers import writer as engine
 
 OPTIONS = {"max_new_tokens": 12, "batch_size": 2, "limit": 20}
 

@@ -27,9 +27,9 @@ from sparsedraft.stages.report.stage import report
 from sparsedraft.text import distilled, packing, prompts
 from sparsedraft.text.packing import Sample
 from sparsedraft.text.prompts import Prompt
-from sparsedraft.writers.conversation import Writer
-from sparsedraft.writers.requests import Output, Request
-from sparsedraft.writers.transformers import TransformersEngine
+from sparsedraft.writers.conversation import Responder
+from sparsedraft.writers.protocol.requests import Completion, Request
+from sparsedraft.writers.transformers.writer import TransformersWriter
 from tiny import TEMPLATE
 
 
@@ -104,8 +104,8 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
 def test_a_rewritten_turn_that_no_longer_fits_is_dropped(tiny_llama, tokenizer, alpaca: Path) -> None:
     prompt = prompts.read(str(alpaca))[-1]
     longest = len(templates.chat_ids(tokenizer, rewrite.with_reference(prompt).messages()[:1])) + 6
-    engine = TransformersEngine(tiny_llama(), tokenizer, frozenset())
-    writer = Writer(engine, tokenizer, Sampling(), 6, top_k_logprobs=2, context=longest)
+    engine = TransformersWriter(tiny_llama(), tokenizer, frozenset())
+    writer = Responder(engine, tokenizer, Sampling(), 6, top_k_logprobs=2, context=longest)
     first, second = rewrite.rewrite(writer, [prompt])
     assert first["dropped"] == "" and first["answer_ids"] and first["source"] in ("rewritten", "reference")
     assert second["dropped"] == "no room in the context" and not second["answer_ids"]
@@ -145,8 +145,8 @@ def test_magpie_writes_no_prompt_beyond_what_may_stay(tiny_checkpoint: Path, mon
     monkeypatch.setattr(magpie, "malformed", lambda said, reason, special: "" if reason == "eos" else "cut off")
     tokenizer, model = checkpoint.load_tokenizer(tiny_checkpoint), checkpoint.load(tiny_checkpoint)
 
-    class Kept(TransformersEngine):
-        def generate(self, requests: Sequence[Request], *more) -> Iterator[Output]:
+    class Kept(TransformersWriter):
+        def generate(self, requests: Sequence[Request], *more) -> Iterator[Completion]:
             asked.append(requests)
             return super().generate(requests, *more)
 
@@ -154,7 +154,7 @@ def test_magpie_writes_no_prompt_beyond_what_may_stay(tiny_checkpoint: Path, mon
 
     def rows(longest: int, at_most: int) -> dict[str, list[int]]:
         """The prompts that stay of conversations written with `longest`."""
-        writer = Writer(engine, tokenizer, Sampling(), 150)
+        writer = Responder(engine, tokenizer, Sampling(), 150)
         made = magpie.magpie(writer, magpie.wanted(24, ["the quick", ""]), Sampling(1.0), longest)
         stay = (row for row in made if not row["dropped"] and len(row["prompt_ids"]) <= at_most)
         return {row["id"]: row["prompt_ids"] for row in stay}
@@ -184,9 +184,11 @@ class Scripted:
         self.token_ids, self.text = token_ids, text
         self.asked: list[Request] = []
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0
+    ) -> Iterator[Completion]:
         self.asked += requests
-        yield from (Output(r.id, [*self.token_ids, 2], "eos", text=self.text) for r in requests)
+        yield from (Completion(r.id, [*self.token_ids, 2], "eos", text=self.text) for r in requests)
 
 
 def spaced_tokenizer() -> PreTrainedTokenizerFast:
@@ -205,7 +207,7 @@ def test_magpie_asks_for_header_and_opening_and_joins_what_comes(tokenizer: PreT
     assert spaced.decode(words) == "the sky", "the first space is lost alone"
     for of, engine in ((spaced, Scripted(token_ids=words)), (tokenizer, Scripted(token_ids=[9], text=" the sky"))):
         text, ids = magpie.header(of)
-        rows = magpie.magpie(Writer(engine, of, Sampling(), 5), magpie.wanted(1, ["Why is"]), Sampling(1.0))
+        rows = magpie.magpie(Responder(engine, of, Sampling(), 5), magpie.wanted(1, ["Why is"]), Sampling(1.0))
         assert list(engine.asked[0].prompt_ids) == [*ids, *of("Why is", add_special_tokens=False)["input_ids"]]
         assert engine.asked[0].raw == f"{text}Why is"
         assert rows[0]["messages"][0]["content"] == "Why is the sky"
@@ -218,7 +220,7 @@ def test_magpie_drops_special_tokens_without_a_role_and_bare_openings(tokenizer:
         ([*tokenizer("how far is it")["input_ids"], tokenizer.convert_tokens_to_ids("<|role|>")], "special tokens"),
         ([], "too short"),
     ):
-        writer = Writer(Scripted(token_ids=token_ids), tokenizer, Sampling(), 5)
+        writer = Responder(Scripted(token_ids=token_ids), tokenizer, Sampling(), 5)
         (row,) = magpie.magpie(writer, magpie.wanted(1, ["Tell me please,"]), Sampling(1.0))
         assert row["dropped"].startswith(f"prompt {why}")
 

@@ -16,12 +16,12 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.macs import macs_of_model
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate import loop
 from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.rows import realised
 from sparsedraft.stages.evaluate.stage import evaluate_to
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 from timeless import timeless
 from tiny import build_llama, build_tokenizer
 from tokens import byte_level
@@ -312,7 +312,7 @@ def test_the_loop_is_timed_and_its_sampled_acceptance_is_as_expected(models, tmp
 
 def test_what_reading_takes_is_timed_and_the_loop_goes_on_from_there(models, tmp_path: Path) -> None:
     target, drafters = models
-    pair = Pair.of(Side.load(target), Side.load(drafters[1][1]), "auto", Sampling())
+    pair = Pair.of(LoadedModel.load(target), LoadedModel.load(drafters[1][1]), "auto", Sampling())
     asked = pair.prompted(pair.target.tokenizer("the quick brown fox jumps over")["input_ids"])
     fresh = loop.run(pair, asked, Constant(2), Sampling(), 12, 0)[0]
     for _ in range(2):  # the second time from caches that hold an answer
@@ -411,7 +411,9 @@ def test_drafters_that_cannot_read_all_that_the_target_writes(
     if kind == "short context":
         assert 0 < rows[0]["alpha"] < 1, "the rest of its answers lies beyond"
     if kind == "fewer rows":
-        pair = Pair.of(Side.load(tmp_path / "target"), Side.load(tmp_path / "drafter"), "auto", Sampling())
+        pair = Pair.of(
+            LoadedModel.load(tmp_path / "target"), LoadedModel.load(tmp_path / "drafter"), "auto", Sampling()
+        )
         strange = [5, pair.target.known - 1, 6]
         assert strange[1] >= pair.drafter.known
         assert loop.reading(pair, pair.prompted(strange)).keys() == {"target", "drafter"}

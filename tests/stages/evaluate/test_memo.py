@@ -9,18 +9,18 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.stages.evaluate.memo import TargetLogits
 from sparsedraft.stages.evaluate.simulate import acceptance, acceptance_of
 from sparsedraft.text.packing import Sample, answer_logits, pack
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 
 PAIRS = [([5, 6, 7], [8, 9, 10, 11]), ([12, 13], [14, 15]), ([5, 6, 7, 8], [9])]
 WARM = Sampling(1.0)
 
 
 @pytest.fixture(params=["native", "transformers"])
-def side(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> Side:
-    return Side.load(tiny_checkpoint, runtime=request.param)
+def side(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> LoadedModel:
+    return LoadedModel.load(tiny_checkpoint, runtime=request.param)
 
 
-def test_is_read_once_and_says_the_same_again(side: Side, tmp_path: Path, monkeypatch) -> None:
+def test_is_read_once_and_says_the_same_again(side: LoadedModel, tmp_path: Path, monkeypatch) -> None:
     (ids, answer), n = PAIRS[0], len(PAIRS[0][1])
     tokens = [*ids, *answer][:-1]
     first = TargetLogits(side, tmp_path / "kept").after(tokens, n)
@@ -33,8 +33,8 @@ def test_is_read_once_and_says_the_same_again(side: Side, tmp_path: Path, monkey
 
 
 def test_sampled_acceptance_with_it_is_that_without(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
-    side = Side.load(tiny_checkpoint, runtime="transformers")
-    q = Side.load(tiny_checkpoint, runtime="transformers").model
+    side = LoadedModel.load(tiny_checkpoint, runtime="transformers")
+    q = LoadedModel.load(tiny_checkpoint, runtime="transformers").model
     with torch.no_grad():
         q.get_input_embeddings().weight += 0.3
     plain = dict(acceptance(q, PAIRS, side.model, WARM))
@@ -50,7 +50,7 @@ def test_sampled_acceptance_with_it_is_that_without(tiny_checkpoint: Path, tmp_p
 
 
 def test_keeps_no_more_than_it_may(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    side = Side.load(tiny_checkpoint, runtime="transformers")
+    side = LoadedModel.load(tiny_checkpoint, runtime="transformers")
     rows = [pack([Sample("", *pair)]) for pair in PAIRS]
     sizes = [len(pair[1]) * side.width * 4 for pair in PAIRS]
     folder = tmp_path / "kept"

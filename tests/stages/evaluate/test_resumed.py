@@ -11,7 +11,7 @@ import torch
 
 from clockless import clockless
 from sparsedraft.native import extension as native
-from sparsedraft.speculate.decode import Decoder
+from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.policy import learned
 from sparsedraft.stages.evaluate import rows
 from sparsedraft.stages.evaluate import stage as evaluate
@@ -99,7 +99,7 @@ def test_killed_after_any_row(
 
 def test_policies_go_on_where_they_were(tmp_path: Path) -> None:
     """A policy that is told again what it has seen is the one that has seen it."""
-    from sparsedraft.speculate.policy.meter import Outcome
+    from sparsedraft.speculate.policy.protocol import Outcome
 
     def lived(folder: Path, breaks: bool) -> list[int]:
         chance, found = random.Random(1), []

@@ -131,8 +131,8 @@ def test_a_raw_prompt_gets_one_bos(served: str, talker: Path, tokenizer, proxy: 
     from tokenizers.processors import TemplateProcessing
 
     from sparsedraft.maths.sampling import Sampling
-    from sparsedraft.writers.requests import Request
-    from sparsedraft.writers.server.endpoint import EndpointEngine
+    from sparsedraft.writers.protocol.requests import Request
+    from sparsedraft.writers.server.endpoint import EndpointWriter
 
     with_bos = copy.deepcopy(tokenizer)
     with_bos.bos_token = "<|im_start|>"
@@ -140,7 +140,7 @@ def test_a_raw_prompt_gets_one_bos(served: str, talker: Path, tokenizer, proxy: 
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
     )
     for own, sent in ((with_bos, "user\n"), (tokenizer, "<|im_start|>user\n")):
-        engine = EndpointEngine(Server(proxy.url), "tiny/talker", own)
+        engine = EndpointWriter(Server(proxy.url), "tiny/talker", own)
         list(engine.generate([Request("a", [1], 2, raw="<|im_start|>user\n")], Sampling()))
         assert proxy.posts()[-1].json["prompt"] == sent
 
@@ -149,14 +149,14 @@ def test_the_templates_date_is_not_todays(tokenizer, proxy: Proxy) -> None:
     import copy
 
     from sparsedraft.maths.sampling import Sampling
-    from sparsedraft.writers.requests import Request
-    from sparsedraft.writers.server.endpoint import EndpointEngine
+    from sparsedraft.writers.protocol.requests import Request
+    from sparsedraft.writers.server.endpoint import EndpointWriter
 
     dated = copy.deepcopy(tokenizer)
     dated.chat_template = "{{ date_string }}" + dated.chat_template
     request = Request("a", [1], 2, messages=[{"role": "user", "content": "x"}])
     for own, sent in ((dated, {"date_string": templates.DATE_STRING}), (tokenizer, None)):
-        list(EndpointEngine(Server(proxy.url), "tiny/talker", own).generate([request], Sampling()))
+        list(EndpointWriter(Server(proxy.url), "tiny/talker", own).generate([request], Sampling()))
         assert proxy.posts()[-1].json.get("chat_template_kwargs") == sent
 
 

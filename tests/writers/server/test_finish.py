@@ -14,16 +14,16 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import distilled
 from sparsedraft.text.prompts import Prompt
-from sparsedraft.writers.conversation import answer_all
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.server.endpoint import EndpointEngine
+from sparsedraft.writers.conversation import Responder, answer_all
+from sparsedraft.writers.protocol.requests import Request
+from sparsedraft.writers.server.endpoint import EndpointWriter
 from sparsedraft.writers.server.server import Server
 
 MESSAGES = [{"role": "user", "content": "x"}]
 
 
 def outputs(tokenizer: Any, url: str, count: int = 1, most: int = 16) -> list[Any]:
-    engine = EndpointEngine(Server(url, retries=1, wait=0), "m", tokenizer)
+    engine = EndpointWriter(Server(url, retries=1, wait=0), "m", tokenizer)
     return list(engine.generate([Request(f"a{n}", [1], most, messages=MESSAGES) for n in range(count)], Sampling()))
 
 
@@ -104,10 +104,10 @@ def test_an_end_with_the_last_allowed_token(talker: Path, served: str, tmp_path:
 def test_an_evaluation_says_what_the_server_left_out(tokenizer, tmp_path: Path, capsys) -> None:
     answers = {"one": said("yes"), "two": said(None, "content_filter")}
     with scripted(lambda asked: answers[asked["messages"][0]["content"]]) as server:
-        engine = EndpointEngine(Server(server.url), "m", tokenizer)
+        engine = EndpointWriter(Server(server.url), "m", tokenizer)
         found = answer_all(
-            engine, None, tokenizer, [Prompt("a", ("one",)), Prompt("b", ("two",))], journal=tmp_path / "j",
-            description="target answers", sampling=Sampling(), max_new_tokens=8, batch_size=1, seed=0, concurrency=2,
+            Responder(engine, tokenizer, Sampling(), 8), [Prompt("a", ("one",)), Prompt("b", ("two",))],
+            journal=tmp_path / "j", description="target answers", batch_size=1, concurrency=2,
         )  # fmt: skip
     assert [answer.prompt_id for answer in found] == ["a"]
     assert "target answers: left out: 1 (finish reason content_filter)" in capsys.readouterr().err

@@ -150,13 +150,13 @@ def test_a_proxys_password_is_a_secret_too(monkeypatch: Any) -> None:
 
 
 def test_names_of_models_are_told_in_one_plain_line(tokenizer) -> None:
-    from sparsedraft.writers.server.endpoint import EndpointEngine
+    from sparsedraft.writers.server.endpoint import EndpointWriter
 
     with (
         scripted(lambda asked: said("x"), {"data": [{"id": "\x1b[31mred\n" + "x" * 500}]}) as server,
         pytest.raises(UserError, match=r"serves \[31mred x{60,80}, not m: give one of its names") as error,
     ):
-        EndpointEngine(Server(server.url), "m", tokenizer)
+        EndpointWriter(Server(server.url), "m", tokenizer)
     assert str(error.value).isprintable()
 
 

@@ -9,8 +9,8 @@ import pytest
 from scripted import places, said, scripted
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.writers.requests import Output, Request
-from sparsedraft.writers.server.endpoint import EndpointEngine
+from sparsedraft.writers.protocol.requests import Completion, Request
+from sparsedraft.writers.server.endpoint import EndpointWriter
 from sparsedraft.writers.server.server import Server
 
 # as Qwen3's: thoughts are shown in an assistant's message, with the space that the model writes around its marks
@@ -44,9 +44,9 @@ def stripped(text: str) -> tuple[str, str]:
     return thoughts.strip(), answer.strip()
 
 
-def ask(tokenizer: Any, answer: Callable[[dict[str, Any]], Any], k: int = 0, most: int = 64) -> Output:
+def ask(tokenizer: Any, answer: Callable[[dict[str, Any]], Any], k: int = 0, most: int = 64) -> Completion:
     with scripted(answer) as server:
-        engine = EndpointEngine(Server(server.url, retries=0), "m", tokenizer)
+        engine = EndpointWriter(Server(server.url, retries=0), "m", tokenizer)
         (output,) = engine.generate([Request("a", [1], most, messages=MESSAGES)], Sampling(), k)
     return output
 

@@ -1,51 +1,15 @@
 """Where drafts come from: a model, or the text so far."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabilities, sound
-from sparsedraft.speculate.policy.lookahead import always
-from sparsedraft.speculate.sequence import Draft, Row
-from sparsedraft.writers.backend import Backend
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
+from sparsedraft.speculate.policy.protocol import always
 from sparsedraft.writers.prefix import shared
-
-
-class Drafter(Protocol):
-    """Proposes tokens for rows of sequences. It may hold a state per row, in the order of the rows it is given."""
-
-    def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
-        """At most wanted[b] tokens to follow rows[b].tokens."""
-        ...
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Only these rows go on (by their place in the last call)."""
-        ...
-
-
-@dataclass(frozen=True)
-class VocabularyMap:
-    """Tokens that both vocabularies hold: `target[i]` and `drafter[i]` are the ids of the same token.
-
-    `width` is the target's V.
-    """
-
-    target: Tensor
-    drafter: Tensor
-    width: int
-
-    def logits(self, q_logits: Tensor) -> Tensor:
-        """Drafter logits [n, V_q] over the target's ids [n, V_p]: -inf for what the drafter does not share."""
-        found = q_logits.new_full((*q_logits.shape[:-1], self.width), -torch.inf)
-        found[..., self.target] = q_logits[..., self.drafter]
-        return found
-
-    def inverse(self) -> dict[int, int]:
-        """The drafter's id of each shared token, by the target's."""
-        return dict(zip(self.target.tolist(), self.drafter.tolist(), strict=True))
+from sparsedraft.writers.protocol.backend import Backend
 
 
 class ModelDrafter:
@@ -62,7 +26,7 @@ class ModelDrafter:
         backend: Backend,
         sampling: Sampling,
         *,
-        read: Callable[[Row], list[int]] = lambda row: row.tokens,
+        read: Callable[[TokenSequence], list[int]] = lambda row: row.tokens,
         vocabulary: VocabularyMap | None = None,
         confident: Callable[[float], bool] = always,
         certain: bool = False,
@@ -78,7 +42,7 @@ class ModelDrafter:
         self.backend.select(rows)
         self._seen = [self._seen[b] for b in rows]
 
-    def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
+    def propose(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> list[Draft]:
         contexts = [self.read(row) if n > 0 else [] for row, n in zip(rows, wanted, strict=True)]
         room = self.backend.max_length
         left = [
@@ -108,7 +72,7 @@ class ModelDrafter:
                     unread[b] = [self._own[token] if self._own else token]
         return [Draft(drafted, None if self.certain else q[b]) for b, drafted in enumerate(drafts)]
 
-    def distributions(self, row: Row, drafted: Sequence[int]) -> Tensor:
+    def distributions(self, row: TokenSequence, drafted: Sequence[int]) -> Tensor:
         """q [n + 1, V] after `row` and after each of its n drafts: what `propose` draws from where it draws these.
 
         The drafter has one row, and its context has room for them.
@@ -132,7 +96,7 @@ class ModelDrafter:
         return [context[n:] if on else [] for context, n, on in zip(contexts, common, active, strict=True)]
 
     def _next(
-        self, row: Row, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
+        self, row: TokenSequence, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
     ) -> tuple[int | None, float]:
         """The next draft after `drafted`, from logits [1, V]; its distribution goes to `q`. None: stop here.
 
@@ -152,26 +116,3 @@ class ModelDrafter:
             return None, reach
         q.append(distribution)
         return row.dice.draw(distribution), reach
-
-
-class PromptLookup:
-    """Drafting without a model: what followed the last time the newest `longest`..1 tokens occurred (Saxena 2023)."""
-
-    def __init__(self, longest: int = 3) -> None:
-        self.longest = longest
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Nothing is held per row."""
-
-    def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
-        return [Draft(self._look(row.tokens, n)) for row, n in zip(rows, wanted, strict=True)]
-
-    def _look(self, tokens: list[int], n: int) -> list[int]:
-        if n <= 0:
-            return []
-        for size in range(min(self.longest, len(tokens) - 1), 0, -1):
-            tail, last = tokens[-size:], tokens[-1]
-            for end in range(len(tokens) - 2, size - 2, -1):  # `end`: where an earlier occurrence ends
-                if tokens[end] == last and tokens[end - size + 1 : end + 1] == tail:
-                    return tokens[end + 1 : end + 1 + n]
-        return []

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.base.journal import read_lines
-from sparsedraft.speculate.policy.lookahead import Constant, Policy, policy_named
-from sparsedraft.speculate.policy.meter import Outcome
+from sparsedraft.speculate.policy.policies import Constant, policy_named
+from sparsedraft.speculate.policy.protocol import Outcome, Policy
 
 OUTCOMES = ".outcomes.jsonl"
 

@@ -5,32 +5,11 @@ Times are measured, so they tell of this pair on this machine, as it is at prese
 
 import math
 from collections import deque
-from dataclasses import dataclass
+
+from sparsedraft.speculate.policy.protocol import Outcome
 
 WORST = 0.02  # share of the time that speculation may lose before it must pause
 FADE = 0.95  # weight of the past in running means
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one step took and gave: means over its rows, times in seconds.
-
-    `begins`: it is an answer's first; `prompt`: a model read its prompt in it, too. `late`: tokens that the drafter
-    read only now, of the prompt or because it was not asked when they were written; `behind`: so many would the next
-    step's be. A drafter that has not read the prompt is not behind.
-    """
-
-    drafted: float
-    accepted: float
-    emitted: float
-    draft_seconds: float
-    step_seconds: float  # drafting included
-    asked: bool = False  # whether the drafter was, though it may have drafted nothing
-    begins: bool = False
-    prompt: bool = False
-    late: int = 0
-    behind: int = 0
-    rows: int = 1
 
 
 class Mean:

@@ -19,10 +19,10 @@ from sparsedraft.maths.sampling import Sampling, sound
 from sparsedraft.models.tokenizers.retokenize import Detokenizer, Retokenizer, clean, inner, pieces, special_ids, tail
 from sparsedraft.models.tokenizers.vocab import surfaces
 from sparsedraft.speculate.drafters.model import ModelDrafter
-from sparsedraft.speculate.policy.lookahead import Policy, always
-from sparsedraft.speculate.sequence import Draft, Row
+from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
+from sparsedraft.speculate.policy.protocol import Policy, always
 from sparsedraft.speculate.tokenizers.uag import Readers
-from sparsedraft.writers.backend import Backend
+from sparsedraft.writers.protocol.backend import Backend
 
 GIVEN_UP = 3  # tokens at the seam that a longer one may replace
 CANDIDATES = 4  # longer tokens that are looked at
@@ -54,7 +54,7 @@ class RealignDrafter(ModelDrafter):
         self.longer = longer(drafter)
         self._first: dict[int, First] = {}  # by the row's index
 
-    def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
+    def propose(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> list[Draft]:
         self._first = self._begin(rows, wanted)
         firsts = [self._first.get(row.index) for row in rows]
         more = [
@@ -67,11 +67,11 @@ class RealignDrafter(ModelDrafter):
             for row, first, draft, n in zip(rows, firsts, rest, wanted, strict=True)
         ]
 
-    def _begun(self, row: Row) -> list[int]:
+    def _begun(self, row: TokenSequence) -> list[int]:
         first = self._first[row.index]
         return [*first.context, *first.drafted]
 
-    def _begin(self, rows: Sequence[Row], wanted: Sequence[int]) -> dict[int, "First"]:
+    def _begin(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> dict[int, "First"]:
         """The first draft of each row, from the logits after its context and after a little less of it."""
         contexts = [self.readers(row) if n > 0 else [] for row, n in zip(rows, wanted, strict=True)]
         room = self.backend.max_length
@@ -96,7 +96,7 @@ class RealignDrafter(ModelDrafter):
                 firsts[row.index] = first
         return firsts
 
-    def _choose(self, row: Row, context: list[int], logits: Tensor) -> "First | None":
+    def _choose(self, row: TokenSequence, context: list[int], logits: Tensor) -> "First | None":
         """The first draft, from logits [n + 1, V] after all but the last n, ..., all but the last, all of `context`."""
         sound(logits, "drafter", [len(context) - n for n in range(len(logits) - 1, -1, -1)])
         for n, token, odds in self.longer.instead(context, logits):
@@ -108,7 +108,7 @@ class RealignDrafter(ModelDrafter):
         return None if likeliest is None else First(context, [likeliest], [], reach)
 
     def _next(
-        self, row: Row, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
+        self, row: TokenSequence, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
     ) -> tuple[int | None, float]:
         return super()._next(row, drafted, logits, q, reach if drafted else self._first[row.index].reach)
 
@@ -118,13 +118,13 @@ class RealignDrafter(ModelDrafter):
         text, known = written.whole(drafted), written.whole(end)
         return text[len(known) :] if text.startswith(known) else ""
 
-    def _can_follow(self, row: Row, text: str) -> bool:
+    def _can_follow(self, row: TokenSequence, text: str) -> bool:
         """Whether the target, which has ended a token here, may go on with `text`: else it had written a longer one."""
         last = self.readers.by_row[row.index].last
         text += "a" if text[-1].isspace() else ""  # spaces are cut otherwise before a word than at the end
         return clean(pieces(self.target, last + text), len(last))
 
-    def _aligned(self, row: Row, first: "First", rest: list[int]) -> list[int]:
+    def _aligned(self, row: TokenSequence, first: "First", rest: list[int]) -> list[int]:
         """The target's tokens for what the drafter wrote in its own, up to its first special token."""
         drafted = [*first.drafted, *rest]
         end = next((i for i, token in enumerate(drafted) if token in self.cut), len(drafted))

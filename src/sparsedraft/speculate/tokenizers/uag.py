@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers.retokenize import Retokenizer
-from sparsedraft.speculate.drafters.model import ModelDrafter, VocabularyMap
-from sparsedraft.speculate.policy.lookahead import Policy, always
-from sparsedraft.speculate.sequence import Row
-from sparsedraft.writers.backend import Backend
+from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.sequence import TokenSequence
+from sparsedraft.speculate.policy.protocol import Policy, always
+from sparsedraft.writers.protocol.backend import Backend
 
 
 class Readers:
@@ -38,7 +39,7 @@ class Readers:
         self.by_row = [Retokenizer(target, drafter, own, before) for before, own in prompts]
         self.same: dict[int, int] = {}  # the drafter's ids of tokens that both have
 
-    def __call__(self, row: Row) -> list[int]:
+    def __call__(self, row: TokenSequence) -> list[int]:
         """Its ids, with the first bytes of a character that is not complete where the drafter has tokens for them."""
         reader, answer = self.by_row[row.index], row.tokens[row.prompt :]
         ids, begun = reader.ids(answer), reader.begun(answer)

@@ -17,11 +17,12 @@ from sparsedraft.native.model import native_model
 from sparsedraft.stages.distill.magpie import magpie
 from sparsedraft.stages.distill.rewrite import rewrite
 from sparsedraft.text.prompts import Prompt
-from sparsedraft.writers.conversation import DAY, Writer, respond
+from sparsedraft.writers.conversation import DAY, Responder, respond
 from sparsedraft.writers.native import NativeWriter
-from sparsedraft.writers.requests import Output
+from sparsedraft.writers.protocol.requests import Completion
+from sparsedraft.writers.protocol.writer import Writer
 from sparsedraft.writers.server.address import Endpoint
-from sparsedraft.writers.transformers import Engine, TransformersEngine
+from sparsedraft.writers.transformers.writer import TransformersWriter
 from sparsedraft.writers.units import Make
 
 MODES = ("respond", "rewrite", "magpie")
@@ -65,35 +66,35 @@ class Job:
         """The longest prompt and answer together, in tokens, as the target's config says."""
         return context_of(checkpoint.read_config(self.folder))
 
-    def engine(self) -> Engine:
-        """The engine: its model loaded, or its server asked whether it is there."""
+    def writer(self) -> Writer:
+        """The writer: its model loaded, or its server asked whether it is there."""
         tokenizer = self.tokenizer
         if self.native:
             return NativeWriter(native_model(self.folder), tokenizer, ends(self.folder, tokenizer), self.batch_size)
         if self.endpoint is None:
             dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
             model = checkpoint.load(self.folder, dtype=dtype, device=device)
-            return TransformersEngine(model, tokenizer, ends(self.folder, tokenizer), self.batch_size)
-        return self.endpoint.engine(tokenizer, self.skip_bad)
+            return TransformersWriter(model, tokenizer, ends(self.folder, tokenizer), self.batch_size)
+        return self.endpoint.writer(tokenizer, self.skip_bad)
 
-    def maker(self, engine: Engine, heard: Callable[[Output], None] = lambda output: None) -> Make:
-        """What turns a unit of conversations into rows; `heard` is told of every answer."""
-        writer = Writer(
-            engine, self.tokenizer, self.sampling, self.max_new_tokens, self.seed,
-            self.samples, self.top_k_logprobs, heard, self.context,
+    def maker(self, writer: Writer, on_completion: Callable[[Completion], None] = lambda output: None) -> Make:
+        """What turns a unit of conversations into rows; `on_completion` is called with every answer."""
+        responder = Responder(
+            writer, self.tokenizer, self.sampling, self.max_new_tokens, self.seed,
+            self.samples, self.top_k_logprobs, on_completion, self.context,
         )  # fmt: skip
-        same: dict[str, Any] = {"source": "target", "note": "", "mode": self.mode, "engine": engine.name}
+        same: dict[str, Any] = {"source": "target", "note": "", "mode": self.mode, "engine": writer.name}
         same["temperature"] = self.sampling.temperature
 
         def make(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
-            day = templates.day_there(writer.tokenizer) if self.endpoint else None
+            day = templates.day_there(responder.tokenizer) if self.endpoint else None
             made = same | ({DAY: day} if day else {})
             if self.mode == "rewrite":
-                rows = rewrite(writer, unit)
+                rows = rewrite(responder, unit)
             elif self.mode == "magpie":
-                rows = magpie(writer, unit, self.prompt_sampling, self.max_prompt_tokens)
+                rows = magpie(responder, unit, self.prompt_sampling, self.max_prompt_tokens)
             else:
-                rows = [asdict(answer) for answer in respond(writer, unit)]
+                rows = [asdict(answer) for answer in respond(responder, unit)]
             return [made | {k: v for k, v in row.items() if k not in UNSTORED} for row in rows]
 
         return make

@@ -21,8 +21,8 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.texts import text_of
 from sparsedraft.text import prompts
 from sparsedraft.text.prompts import Prompt
-from sparsedraft.writers.conversation import Answer, Writer, respond
-from sparsedraft.writers.requests import Request
+from sparsedraft.writers.conversation import Answer, Responder, respond
+from sparsedraft.writers.protocol.requests import Request
 
 WORDS = 3  # fewer are no prompt
 REPEATED = 6.0  # a text that zlib makes so many times shorter says one thing again and again
@@ -70,37 +70,37 @@ def malformed(text: str, finish_reason: str, special: Collection[str]) -> str:
 
 
 def magpie(
-    writer: Writer, chosen: Sequence[Prompt], prompt_sampling: Sampling, longest: int = 0
+    responder: Responder, chosen: Sequence[Prompt], prompt_sampling: Sampling, longest: int = 0
 ) -> list[dict[str, Any]]:
     """Rows of the conversations in `chosen`: prompts sampled as `prompt_sampling` says, then answered.
 
     A conversation whose prompt is malformed has one row that holds nothing but why it was dropped. Prompts of more than
     `longest` tokens, their template's included, are not written to their end: they would be left out (0: no limit).
     """
-    text, ids = header(writer.tokenizer)
-    requests = [_request(writer, p, text, ids, longest) for p in chosen]
-    special = special_tokens(writer.tokenizer)
+    text, ids = header(responder.tokenizer)
+    requests = [_request(responder, p, text, ids, longest) for p in chosen]
+    special = special_tokens(responder.tokenizer)
     written: dict[str, tuple[str, str]] = {}
     openings = {p.id: p.turns[0] for p in chosen}
-    for output in writer.engine.generate(requests, prompt_sampling):
+    for output in responder.writer.generate(requests, prompt_sampling):
         opening = openings[output.id]
         if output.dropped:
             written[output.id] = "", output.dropped
             continue
-        own = output.text if output.text is not None else _words(writer, opening, output.token_ids)
+        own = output.text if output.text is not None else _words(responder, opening, output.token_ids)
         why = malformed((opening + own).strip(), output.finish_reason, special) if own.strip() else "too short"
         written[output.id] = (opening + own).strip(), why
     good = [replace(p, turns=(written[p.id][0],)) for p in chosen if not written[p.id][1]]
-    answers: list[Answer] = respond(writer, good) if good else []
+    answers: list[Answer] = respond(responder, good) if good else []
     dropped = [{"prompt_id": p.id, "dropped": f"prompt {written[p.id][1]}"} for p in chosen if written[p.id][1]]
     return [*(asdict(answer) for answer in answers), *dropped]
 
 
-def _words(writer: Writer, opening: str, token_ids: Sequence[int]) -> str:
+def _words(responder: Responder, opening: str, token_ids: Sequence[int]) -> str:
     """What the target wrote behind `opening`: some decoders drop the space that a text begins with."""
-    begun = _begun(writer.tokenizer, opening)
-    own = [token for token in token_ids if token not in writer.engine.eos_ids]
-    whole, before = (text_of(writer.tokenizer, ids, special=True) for ids in ([*begun, *own], begun))
+    begun = _begun(responder.tokenizer, opening)
+    own = [token for token in token_ids if token not in responder.writer.eos_ids]
+    whole, before = (text_of(responder.tokenizer, ids, special=True) for ids in ([*begun, *own], begun))
     return whole[len(before) :]
 
 
@@ -135,11 +135,11 @@ def check_openings(
             )
 
 
-def _request(writer: Writer, prompt: Prompt, text: str, ids: list[int], longest: int) -> Request:
+def _request(responder: Responder, prompt: Prompt, text: str, ids: list[int], longest: int) -> Request:
     """What makes the target write the prompt: the user header (`text`, `ids`), and the words that it opens with."""
     (opening,) = prompt.turns
-    begun = _begun(writer.tokenizer, opening)
-    seed = seed_of(writer.seed, f"{prompt.id}/prompt")
+    begun = _begun(responder.tokenizer, opening)
+    seed = seed_of(responder.seed, f"{prompt.id}/prompt")
     asked = [*ids, *begun]
-    most = min(writer.max_new_tokens, longest - len(asked)) if longest else writer.max_new_tokens
+    most = min(responder.max_new_tokens, longest - len(asked)) if longest else responder.max_new_tokens
     return Request(prompt.id, asked, most, seed, raw=text + opening)

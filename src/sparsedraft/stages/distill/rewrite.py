@@ -9,7 +9,7 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill.verdict import verdict
 from sparsedraft.text.packing import Sample
 from sparsedraft.text.prompts import Prompt
-from sparsedraft.writers.conversation import Answer, Writer
+from sparsedraft.writers.conversation import Answer, Responder
 
 INSTRUCTION = (
     "Below are a task and a reference answer to it. With the reference as your guide, answer the task in your own "
@@ -48,7 +48,7 @@ def with_reference(prompt: Prompt) -> Prompt:
     return replace(prompt, turns=tuple(INSTRUCTION.format(task=t, reference=r) for t, r in asked))
 
 
-def rewrite(writer: Writer, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
+def rewrite(responder: Responder, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Rows of every turn, answered by the rewritten reference where it passes `verdict`, else by the reference itself.
 
     A row's `source` says which, and its `note` why the reference stayed. What is learnt is the answer to the task
@@ -59,43 +59,43 @@ def rewrite(writer: Writer, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
     for turn in range(max(len(p.turns) for p in chosen)):
         asked, plain = [], {}
         for p in chosen:
-            for s in range(writer.samples if len(p.turns) > turn else 0):
-                earlier = [kept[writer.name(p, t, s)] for t in range(turn)]
+            for s in range(responder.samples if len(p.turns) > turn else 0):
+                earlier = [kept[responder.name(p, t, s)] for t in range(turn)]
                 said = [answer.messages[-1]["content"] for answer in earlier]
                 own = p.messages(said)
                 task = INSTRUCTION.format(task=p.turns[turn], reference=p.references[turn])
                 shown = replace(p, turns=(*p.turns[:turn], task, *p.turns[turn + 1 :])).messages(said)
-                asked.append(writer.ask(p, turn, s, shown, earlier))
+                asked.append(responder.ask(p, turn, s, shown, earlier))
                 plain[asked[-1].id] = (own, p.references[turn])
-        writer.write(asked, top_k_logprobs=0)  # what it would say without the reference is scored below
+        responder.write(asked, top_k_logprobs=0)  # what it would say without the reference is scored below
         for answer in asked:
             kept[answer.id] = answer
             if answer.dropped:
                 continue
             own, reference = plain[answer.id]
             why = verdict(reference, answer.messages[-1]["content"], answer.finish_reason)
-            _settle(writer, answer, own, reference if why else "")
+            _settle(responder, answer, own, reference if why else "")
             rows[answer.id] = {"source": "reference" if why else "rewritten", "note": why}
-    if writer.top_k_logprobs:
-        _score(writer, [answer for answer in kept.values() if not answer.dropped])
-    names = [writer.name(p, t, s) for p in chosen for s in range(writer.samples) for t in range(len(p.turns))]
+    if responder.top_k_logprobs:
+        _score(responder, [answer for answer in kept.values() if not answer.dropped])
+    names = [responder.name(p, t, s) for p in chosen for s in range(responder.samples) for t in range(len(p.turns))]
     return [{**asdict(kept[name]), **rows.get(name, {})} for name in names]
 
 
-def _settle(writer: Writer, answer: Answer, messages: list[dict[str, str]], reference: str) -> None:
+def _settle(responder: Responder, answer: Answer, messages: list[dict[str, str]], reference: str) -> None:
     """Put the answer, or the `reference` in its place, under the task as it was asked."""
     text = reference or answer.messages[-1]["content"]
-    answer.prompt_ids = templates.chat_ids(writer.tokenizer, messages)
+    answer.prompt_ids = templates.chat_ids(responder.tokenizer, messages)
     answer.messages = [*messages, {"role": "assistant", "content": text}]
     if reference:
-        ids = writer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        answer.answer_ids = [*ids, *templates.end_of_turn(writer.tokenizer)]
+        ids = responder.tokenizer(text, add_special_tokens=False)["input_ids"]
+        answer.answer_ids = [*ids, *templates.end_of_turn(responder.tokenizer)]
         answer.finish_reason = "eos"
 
 
-def _score(writer: Writer, answers: Sequence[Answer]) -> None:
+def _score(responder: Responder, answers: Sequence[Answer]) -> None:
     """The target's likeliest tokens at every place of the answers, given the task alone."""
     samples = [Sample(a.id, a.prompt_ids, a.answer_ids) for a in answers]
-    scored = writer.engine.score(samples, writer.top_k_logprobs)
+    scored = responder.writer.score(samples, responder.top_k_logprobs)
     for answer, (ids, logprobs) in zip(answers, scored, strict=True):
         answer.topk_ids, answer.topk_logprobs = ids, [float(f"{v:.5g}") for v in logprobs]

@@ -41,7 +41,7 @@ class _Worker:
         self.make: Make | None = None
         self.failed = ""
         try:
-            self.make = job.maker(job.engine())
+            self.make = job.maker(job.writer())
         except (UserError, FloatingPointError) as error:
             self.failed = str(error)
 

@@ -173,7 +173,7 @@ def _write(job: Job, units: list[list[Prompt]], journal: Journal, workers: int) 
             for rows in scale.run_with_ray(units, job, journal, workers):
                 rate.add(len(rows), sum(len(row.get("answer_ids", ())) for row in rows))
         else:
-            for _ in run_units(units, job.maker(job.engine(), rate), journal, job.concurrency):
+            for _ in run_units(units, job.maker(job.writer(), rate), journal, job.concurrency):
                 pass
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsedraft.speculate.sequence import Step
+from sparsedraft.speculate.loop.sequence import Step
 
 
 @dataclass

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from sparsedraft.maths.sampling import Dice, Sampling, penalised, probabilities
 from sparsedraft.speculate.drafters.model import ModelDrafter
-from sparsedraft.speculate.sequence import Row
+from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.simulate import Read, over_chains
 from sparsedraft.writers.conversation import Answer
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 
 
 class Known:
@@ -37,7 +37,7 @@ class Known:
         self._lengths = [0 for _ in texts]
 
     @classmethod
-    def of(cls, target: Side, answers: Sequence[Answer]) -> "Known":
+    def of(cls, target: LoadedModel, answers: Sequence[Answer]) -> "Known":
         """In the place of `target`, which wrote `answers`."""
         return cls([[*a.prompt_ids, *a.answer_ids] for a in answers], target.width, target.context)
 
@@ -79,7 +79,7 @@ def chains(
     shares, found = torch.zeros(n), []
     for at in range(n):
         rest = answer[at:]
-        row = Row(0, tokens[: len(prompt) + at], len(prompt), len(tokens), Dice(0))
+        row = TokenSequence(0, tokens[: len(prompt) + at], len(prompt), len(tokens), Dice(0))
         left = len(tokens) if full is None else max(0, full - len(drafter.read(row)))
         drafted = min(k, room - at - 1, left)
         # a token that the drafter cannot write ends the chain: the chance of that draft, and of those behind it, is 0

@@ -6,17 +6,18 @@ from dataclasses import asdict
 from typing import Any
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.decode import Times, finished
-from sparsedraft.speculate.pair import Pair, Prompted
-from sparsedraft.speculate.policy.lookahead import Constant, Policy
-from sparsedraft.speculate.sequence import Step
+from sparsedraft.speculate.loop.decode import Times, finished
+from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.pair import Pair, PromptPair
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.speculate.policy.protocol import Policy
 from sparsedraft.stages.evaluate.acceptance import Histogram
-from sparsedraft.writers.backend import Backend
+from sparsedraft.writers.protocol.backend import Backend
 
 
 def run(
     pair: Pair,
-    asked: Prompted,
+    asked: PromptPair,
     policy: Policy,
     sampling: Sampling,
     new_tokens: int,
@@ -54,7 +55,7 @@ def run(
     return tokens, histogram.to_dict(), measures
 
 
-def reading(pair: Pair, asked: Prompted) -> dict[str, float]:
+def reading(pair: Pair, asked: PromptPair) -> dict[str, float]:
     """Seconds in which each model reads its prompt but for the last token, from nothing; `run` then goes on from there.
 
     A prompt that fills the drafter's context is not read: it would not draft.
@@ -77,7 +78,7 @@ def reading(pair: Pair, asked: Prompted) -> dict[str, float]:
 
 
 def told(
-    pair: Pair, asked: Sequence[Prompted], k: int, sampling: Sampling, new_tokens: int, seeds: Sequence[int],
+    pair: Pair, asked: Sequence[PromptPair], k: int, sampling: Sampling, new_tokens: int, seeds: Sequence[int],
     target: Backend,
 ) -> list[tuple[list[int], dict[str, Any], dict[str, int]]]:  # fmt: skip
     """(tokens, histogram, `compared`) of several answers, decoded at once with `target` in the pair's target's place,

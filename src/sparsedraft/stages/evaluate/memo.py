@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.hashing import text_hash
 from sparsedraft.text.packing import PackedRow, answer_logits
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 
 MOST = 16 << 30  # bytes on disk: about 50,000 places of a text, of 152,000 tokens in bfloat16
 
@@ -22,7 +22,7 @@ MOST = 16 << 30  # bytes on disk: about 50,000 places of a text, of 152,000 toke
 class TargetLogits:
     """The logits of `target`, kept in files of `folder` up to `most` bytes, and half of what the disk has left."""
 
-    def __init__(self, target: Side, folder: Path, most: int = MOST) -> None:
+    def __init__(self, target: LoadedModel, folder: Path, most: int = MOST) -> None:
         self.target, self.folder = target, folder
         folder.mkdir(exist_ok=True)
         held = sum(file.stat().st_size for file in folder.iterdir())

@@ -7,7 +7,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.speculate.pair import LOOKUP, check_route
-from sparsedraft.speculate.policy.lookahead import NAMES, policy_named
+from sparsedraft.speculate.policy.policies import NAMES, policy_named
 from sparsedraft.writers.server.secret import shown
 
 POLICIES = tuple(name for name in NAMES if name != "constant")

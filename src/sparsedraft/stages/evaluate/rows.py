@@ -7,9 +7,10 @@ from typing import Any
 
 from sparsedraft.base.console import console, track
 from sparsedraft.speculate.drafters.model import ModelDrafter
-from sparsedraft.speculate.pair import Pair, Prompted
+from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.speculate.policy.learned import Learned
-from sparsedraft.speculate.policy.lookahead import Constant, Policy
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.speculate.policy.protocol import Policy
 from sparsedraft.stages.evaluate import loop
 from sparsedraft.stages.evaluate.known import Known, chains, shorter
 from sparsedraft.stages.evaluate.memo import TargetLogits
@@ -187,7 +188,7 @@ class Reader:
         histograms = {str(k): shorter(steps, k).to_dict() for k in self.options.numbers}
         return histograms, float(shares.double().mean())
 
-    def _asked(self, answer: Answer) -> Prompted:
+    def _asked(self, answer: Answer) -> PromptPair:
         return self.pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
 
     def _room(self, answer: Answer) -> int:

@@ -16,12 +16,12 @@ from sparsedraft.models.ends import ends
 from sparsedraft.models.macs import macs_of_config
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.writers.loaded import LoadedModel
+from sparsedraft.writers.protocol.writer import Writer
 from sparsedraft.writers.server.address import Endpoint
-from sparsedraft.writers.side import Side
-from sparsedraft.writers.transformers import Engine
 
 
-class Served(Side):
+class Served(LoadedModel):
     """The target behind `endpoint`, as the config and the tokenizer in `folder` describe it.
 
     Its MACs are those of the config, no weight pruned. Raises UserError where these cannot be read.
@@ -32,9 +32,9 @@ class Served(Side):
         super().__init__(_absent, tokenizer, ends(folder, tokenizer))
         self.folder, self.endpoint = folder, endpoint
 
-    def writer(self, batch_size: int) -> Engine:
+    def writer(self, batch_size: int) -> Writer:
         """The server; what it decodes at once, it decides itself."""
-        return self.endpoint.engine(self.tokenizer)
+        return self.endpoint.writer(self.tokenizer)
 
     @cached_property
     def config(self) -> PretrainedConfig:

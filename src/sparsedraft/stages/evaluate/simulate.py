@@ -19,11 +19,11 @@ from transformers import PreTrainedModel
 
 from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.models.decoder import context_length, embedding_rows
-from sparsedraft.speculate.drafters.model import VocabularyMap
+from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.text.packing import PackedRow, Sample, answer_logits, groups, pack
-from sparsedraft.writers.abilities import abilities
-from sparsedraft.writers.backend import Backend
+from sparsedraft.writers.protocol.backend import Backend
+from sparsedraft.writers.transformers.abilities import abilities
 
 ROW = 1024  # tokens packed into one pass
 

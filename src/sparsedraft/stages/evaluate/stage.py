@@ -26,7 +26,7 @@ from sparsedraft.models.tokenizers.texts import text_of
 from sparsedraft.native.weights import is_packed, pattern_of
 from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.policy.learned import policies
-from sparsedraft.speculate.policy.lookahead import Constant
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate import summary
 from sparsedraft.stages.evaluate.known import Known
 from sparsedraft.stages.evaluate.memo import MOST, TargetLogits
@@ -35,9 +35,9 @@ from sparsedraft.stages.evaluate.rows import Reader, allowed, alpha_of
 from sparsedraft.stages.evaluate.served import Served
 from sparsedraft.stages.evaluate.speedup import break_even, improvement_factor
 from sparsedraft.text import prompts
-from sparsedraft.writers.conversation import Answer, answer_all
+from sparsedraft.writers.conversation import Answer, Responder, answer_all
+from sparsedraft.writers.loaded import LoadedModel, check_drafts
 from sparsedraft.writers.server.address import Endpoint
-from sparsedraft.writers.side import Side, check_drafts
 
 ANSWERS, ROWS = "answers.jsonl", "rows.jsonl"  # with a dot in front: those of an evaluation under way
 # options that are no part of the result's: where and how fast a server answers, and what is an input of its own
@@ -150,9 +150,11 @@ class _Evaluation:
         self.answers = self._target_answers(chosen)
         self.place = {answer.id: index for index, answer in enumerate(self.answers)}
 
-    def _load(self, folder: Path) -> Side:
+    def _load(self, folder: Path) -> LoadedModel:
         o = self.options
-        return Side.load(folder, dtype=o.dtype, device=o.device, runtime=o.runtime, template_args=o.template_args)
+        return LoadedModel.load(
+            folder, dtype=o.dtype, device=o.device, runtime=o.runtime, template_args=o.template_args
+        )
 
     def _check_tokenizer(self, folder: Path) -> None:
         tokenizer = checkpoint.load_tokenizer(folder)
@@ -170,18 +172,22 @@ class _Evaluation:
             pair.check_tree(self.options.tree, policy)
 
     def _target_answers(self, chosen: Sequence[prompts.Prompt]) -> list[Answer]:
-        return answer_all(
-            self.side.writer(self.options.batch_size),
-            self.side.context,
+        o = self.options
+        responder = Responder(
+            self.side.writer(o.batch_size),
             self.tokenizer,
+            o.sampling,
+            o.max_new_tokens,
+            o.seed,
+            context=self.side.context,
+        )
+        return answer_all(
+            responder,
             chosen,
             journal=self.work / f".{ANSWERS}",
             description="target answers",
-            sampling=self.options.sampling,
-            max_new_tokens=self.options.max_new_tokens,
-            batch_size=self.options.batch_size,
-            seed=self.options.seed,
-            concurrency=self.options.concurrency if isinstance(self.side, Served) else 0,
+            batch_size=o.batch_size,
+            concurrency=o.concurrency if isinstance(self.side, Served) else 0,
         )
 
     def result(self) -> dict[str, Any]:

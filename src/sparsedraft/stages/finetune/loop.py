@@ -35,7 +35,7 @@ from sparsedraft.stages.finetune.sharding import part, reshard, value
 from sparsedraft.stages.finetune.state import State
 from sparsedraft.text import packing
 from sparsedraft.text.packing import PackedRow, Sample
-from sparsedraft.writers.abilities import abilities
+from sparsedraft.writers.transformers.abilities import abilities
 
 
 @dataclass(frozen=True)

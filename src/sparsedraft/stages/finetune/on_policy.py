@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from sparsedraft.base.hashing import seed_of
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.text.packing import PackedRow, Sample, pack, unpack
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.writing import generate_batch
+from sparsedraft.writers.protocol.requests import Request
+from sparsedraft.writers.transformers.completions import generate_batch
 
 BATCH = 32  # answers sampled at once
 

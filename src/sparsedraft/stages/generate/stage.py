@@ -13,11 +13,12 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.retokenize import Detokenizer
 from sparsedraft.models.tokenizers.templates import Arguments
-from sparsedraft.speculate.pair import LOOKUP, Pair, Prompted
-from sparsedraft.speculate.policy.lookahead import policy_named
-from sparsedraft.speculate.sequence import Step, Stops
+from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.loop.stops import Stops
+from sparsedraft.speculate.pair import LOOKUP, Pair, PromptPair
+from sparsedraft.speculate.policy.policies import policy_named
 from sparsedraft.text import prompts
-from sparsedraft.writers.side import Side
+from sparsedraft.writers.loaded import LoadedModel
 
 
 def stream(
@@ -50,8 +51,8 @@ def stream(
     if raw and template_args:
         raise UserError(f"--template-arg {next(iter(template_args))} does nothing under --raw: leave one of them out.")
     templates.check(checkpoint.load_tokenizer(target), template_args or {})
-    p = Side.load(target, **loading)
-    q = LOOKUP if drafter == LOOKUP else None if drafter is None else Side.load(drafter, **loading)
+    p = LoadedModel.load(target, **loading)
+    q = LOOKUP if drafter == LOOKUP else None if drafter is None else LoadedModel.load(drafter, **loading)
     pair = Pair.of(p, q, uag, sampling)
     if tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {tree} needs a model that drafts: give one as --drafter, or leave it out.")
@@ -95,7 +96,7 @@ def stream(
 class _Answer:
     """One answer as it grows; written to stdout as it does, if `live`, else at its end."""
 
-    def __init__(self, side: Side, stops: Stops | None, live: bool) -> None:
+    def __init__(self, side: LoadedModel, stops: Stops | None, live: bool) -> None:
         self.stops, self.live = stops, live
         self.tokens: list[int] = []
         self.steps: list[Step] = []
@@ -140,7 +141,7 @@ class _Answer:
         return found
 
 
-def _prompted(pair: Pair, text: str, raw: bool) -> Prompted:
+def _prompted(pair: Pair, text: str, raw: bool) -> PromptPair:
     """UserError for what no tokenizer takes, and for a prompt that leaves the drafter's context no room."""
     if prompts.half_surrogate(text):
         raise UserError(f"--prompt {text!a:.60} is not UTF-8 text: give it in that encoding.")

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.writers.server.endpoint import EndpointEngine
+from sparsedraft.writers.server.endpoint import EndpointWriter
 from sparsedraft.writers.server.secret import shown
 from sparsedraft.writers.server.server import Server
 
@@ -33,11 +33,11 @@ class Endpoint:
             if not seconds <= LONGEST:
                 raise UserError(f"--{option} {seconds:g} is not possible: give at most {LONGEST:g} seconds, a day.")
 
-    def engine(self, tokenizer: PreTrainedTokenizerBase, skip: bool | None = None) -> EndpointEngine:
-        """The server as an engine; it is asked whether it is there. `skip`: see EndpointEngine."""
+    def writer(self, tokenizer: PreTrainedTokenizerBase, skip: bool | None = None) -> EndpointWriter:
+        """The server as a Writer; it is asked whether it is there. `skip`: see EndpointWriter."""
         server = Server(self.url, timeout=self.timeout, retries=self.retries, wait=self.retry_wait)
         self.tell_day(tokenizer)
-        return EndpointEngine(server, self.served, tokenizer, skip)
+        return EndpointWriter(server, self.served, tokenizer, skip)
 
     def tell_day(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Say on the console which day the server's template tells the model, where it is not the pinned one."""

@@ -18,7 +18,7 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.texts import text_of
 from sparsedraft.text.packing import Sample
 from sparsedraft.writers.conversation import REFUSED
-from sparsedraft.writers.requests import Output, Request
+from sparsedraft.writers.protocol.requests import Completion, Request
 from sparsedraft.writers.server import reported, thoughts, trial
 from sparsedraft.writers.server.finish import CUT, ENDED
 from sparsedraft.writers.server.reported import Ids, Place
@@ -28,12 +28,12 @@ SKIPPED = (400, 413, 422)  # statuses that speak of the one request
 FIRST = 8  # answers after which it is judged whether a server refuses all, or none is of use
 
 
-class EndpointEngine:
+class EndpointWriter:
     """The model `served` by `server`, whose tokenizer is `tokenizer`.
 
     Servers send text, so the token ids of an answer are the text's own, encoded again; where the model had spelt it
     otherwise they differ from what it wrote. Raises UserError, as Server does and for a server of another model.
-    `skip`: what the server refuses is left out (an Output says so); None where the command has no such option.
+    `skip`: what the server refuses is left out (a Completion says so); None where the command has no such option.
     """
 
     name = "endpoint"
@@ -60,7 +60,9 @@ class EndpointEngine:
                 "--served-name, or start it with the target."
             )
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0
+    ) -> Iterator[Completion]:
         """One call for each request, in their order."""
         self._try(sampling, top_k_logprobs)
         for request in requests:
@@ -77,7 +79,7 @@ class EndpointEngine:
             "out --top-k-logprobs, or use --engine transformers."
         )
 
-    def _left_out(self, request: Request, error: Refused) -> Output:
+    def _left_out(self, request: Request, error: Refused) -> Completion:
         """In the place of an answer that the server refuses; the error where it does not speak of this request alone.
 
         A server that has refused the first FIRST and answered none does not mind the prompts, but an option.
@@ -88,7 +90,7 @@ class EndpointEngine:
         if not self.skip or (self._refused >= FIRST and not self._answered):
             hint = "" if self.skip else ", or pass --skip-bad to leave out what it refuses"
             raise Refused(f"{str(error).removesuffix('.')}{hint}.", error.status) from None
-        return Output(request.id, dropped=REFUSED)
+        return Completion(request.id, dropped=REFUSED)
 
     def _options(self, request: Request, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
         """(what every server knows, what some know more)."""
@@ -101,7 +103,7 @@ class EndpointEngine:
         }
         return options, ({"top_k": sampling.top_k} if sampling.top_k else {})
 
-    def _chat(self, request: Request, sampling: Sampling, k: int) -> Output:
+    def _chat(self, request: Request, sampling: Sampling, k: int) -> Completion:
         options, extra = self._options(request, sampling)
         options |= {"messages": request.messages, **extra, **self._template}
         what = f"prompt {request.id}"
@@ -200,7 +202,7 @@ class EndpointEngine:
             return False  # no room for one more
         return again.finish_reason == ENDED and (again.text, again.thoughts) == (choice.text, choice.thoughts)
 
-    def _raw(self, request: Request, sampling: Sampling) -> Output:
+    def _raw(self, request: Request, sampling: Sampling) -> Completion:
         options, extra = self._options(request, sampling)
         text, bos = str(request.raw), self.tokenizer.bos_token
         if bos and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
@@ -208,15 +210,15 @@ class EndpointEngine:
         choice = self.server.complete(f"prompt {request.id}", options | {"prompt": text, **extra})
         return self._output(request, choice) if choice.whole else self._unwhole(request, choice)
 
-    def _unwhole(self, request: Request, choice: Choice) -> Output:
+    def _unwhole(self, request: Request, choice: Choice) -> Completion:
         """In the place of an answer that is not the model's own."""
-        return Output(request.id, dropped=f"finish reason {choice.finish_reason}")
+        return Completion(request.id, dropped=f"finish reason {choice.finish_reason}")
 
-    def _output(self, request: Request, choice: Choice) -> Output:
+    def _output(self, request: Request, choice: Choice) -> Completion:
         """The answer in the target's tokens."""
         ids = self._ids(choice.text)
         written = [*ids, *self.end] if choice.finish_reason == ENDED else ids
-        return Output(request.id, written, choice.finish_reason, text=choice.text)
+        return Completion(request.id, written, choice.finish_reason, text=choice.text)
 
     def _count_soft(self, why: str) -> None:
         """Stop where the first FIRST answers bring no log-probabilities that can be learnt from; `why` is this one's.

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.models.tokenizers.texts import text_of
-from sparsedraft.writers.requests import Output
+from sparsedraft.writers.protocol.requests import Completion
 from sparsedraft.writers.server.finish import ENDED
 
 UNKNOWN = -1e4  # log-probability of a token at a place of which the server said nothing; exp of it is 0
@@ -83,7 +83,7 @@ class Ids:
 
 
 def add(
-    output: Output, places: Sequence[Place], k: int, id_of: Ids, eos_ids: frozenset[int], end: Sequence[int]
+    output: Completion, places: Sequence[Place], k: int, id_of: Ids, eos_ids: frozenset[int], end: Sequence[int]
 ) -> str:
     """Put the server's own tokens and the k likeliest in place of the re-encoded ones; return why not, or "".
 

@@ -1,8 +1,7 @@
-"""What writes a model's tokens: the same few calls, whether the model is in this process or behind a server."""
+"""A transformers model of this process as a Writer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -10,26 +9,13 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.decoder import context_length
 from sparsedraft.text import packing
 from sparsedraft.text.packing import Sample
-from sparsedraft.writers.abilities import backend_of, reads_whole
-from sparsedraft.writers.requests import Output, Request, check_top_k
-from sparsedraft.writers.writing import generate_batch
-
-
-class Engine(Protocol):
-    """Answers requests."""
-
-    name: str
-    eos_ids: frozenset[int]
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
-        """Each request's output as it finishes, in no particular order."""
-
-    def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
-        """For each sample the k likeliest ids at every answer token, and their log-probabilities, flattened."""
+from sparsedraft.writers.protocol.requests import Completion, Request, check_top_k
+from sparsedraft.writers.transformers.abilities import backend_of, reads_whole
+from sparsedraft.writers.transformers.completions import generate_batch
 
 
 @dataclass
-class TransformersEngine:
+class TransformersWriter:
     """A model in this process; `eos_ids` end a text (see `ends`), `batch_size` rows are decoded at once."""
 
     model: PreTrainedModel
@@ -41,7 +27,9 @@ class TransformersEngine:
     def __post_init__(self) -> None:
         self.context = context_length(self.model)
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0) -> Iterator[Output]:
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0
+    ) -> Iterator[Completion]:
         """See `generate_batch`."""
         return generate_batch(
             self.model,

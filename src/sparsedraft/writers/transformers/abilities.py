@@ -3,7 +3,7 @@
 Families differ in how they keep what they have read (keys and values, windows and chunks of them, recurrent states) and
 in which masks and positions they obey; their configs call this by many names, and no name is asked for here. Each trial
 runs our own code on texts longer than anything in the tiny model is wide, and holds its logits against those of
-transformers' own loop (see `writers.alone`).
+transformers' own loop (see `writers.transformers.alone`).
 """
 
 import random
@@ -20,11 +20,12 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.decoder import embedding_rows
 from sparsedraft.models.shrink import build, shrunk, transformers_class
 from sparsedraft.text.packing import Sample, answer_logits, pack
-from sparsedraft.writers.alone import AloneBackend
-from sparsedraft.writers.backend import Backend, TransformersBackend
-from sparsedraft.writers.batching import together
-from sparsedraft.writers.requests import Request
-from sparsedraft.writers.switching import SwitchingBackend, reads_again, switch_of
+from sparsedraft.writers.protocol.backend import Backend
+from sparsedraft.writers.protocol.requests import Request
+from sparsedraft.writers.transformers.alone import AloneBackend
+from sparsedraft.writers.transformers.backend import TransformersBackend
+from sparsedraft.writers.transformers.padded import together
+from sparsedraft.writers.transformers.switching import SwitchingBackend, reads_again, switch_of
 
 FAR, NEAR, MORE = 29, 19, 5  # tokens of a trial's texts: three windows and two, each with a part of another; and drafts
 LIKE = 0.05  # of the logits' spread: how far apart two ways of computing them may lie

@@ -7,11 +7,11 @@ from transformers import PreTrainedModel
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.decoder import context_length, embedding_rows
-from sparsedraft.writers.abilities import abilities
-from sparsedraft.writers.alone import AloneBackend
-from sparsedraft.writers.batching import together
-from sparsedraft.writers.requests import Output, Request, Written, check_fits, check_top_k, extend
-from sparsedraft.writers.switching import switch_of
+from sparsedraft.writers.protocol.requests import ActiveRequest, Completion, Request, check_fits, check_top_k, extend
+from sparsedraft.writers.transformers.abilities import abilities
+from sparsedraft.writers.transformers.alone import AloneBackend
+from sparsedraft.writers.transformers.padded import together
+from sparsedraft.writers.transformers.switching import switch_of
 
 
 @torch.no_grad()  # not inference_mode: weights that FSDP2 gathers in it could not be trained with afterwards
@@ -23,7 +23,7 @@ def generate_batch(
     sampling: Sampling,
     eos_ids: frozenset[int],
     top_k_logprobs: int = 0,
-) -> Iterator[Output]:
+) -> Iterator[Completion]:
     """Answer every request, `batch_size` rows at once; yields each output as it finishes.
 
     With `top_k_logprobs` k > 0, every written token comes with the k likeliest ids and their log-probabilities (of the
@@ -57,9 +57,9 @@ def _sorted(model: PreTrainedModel, requests: Sequence[Request]) -> tuple[list[l
 
 def _alone(
     model: PreTrainedModel, request: Request, sampling: Sampling, eos_ids: frozenset[int], top_k_logprobs: int
-) -> Output:
+) -> Completion:
     """One answer as transformers itself writes it."""
-    backend, row, new = AloneBackend(model), Written.begin(request), request.prompt_ids
+    backend, row, new = AloneBackend(model), ActiveRequest.begin(request), request.prompt_ids
     while not row.finished:
         extend([row], backend.forward([new], [1])[0], sampling, eos_ids, top_k_logprobs)
         new = row.output.token_ids[-1:]

@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.kvcache import held, new_cache
-from sparsedraft.writers.requests import Output, Request, Written, extend
+from sparsedraft.writers.protocol.requests import ActiveRequest, Completion, Request, extend
 
 REFILL = 0.25  # share of the rows that must be free before a prefill interrupts the others
 PREFILL_TOKENS = 4096  # prefilled at once at most: bounds the activations
@@ -24,10 +24,10 @@ class _Batch:
     """The rows being decoded: their shared cache, its mask [B, L], and the last token of each."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model, self.rows = model, list[Written]()
+        self.model, self.rows = model, list[ActiveRequest]()
         self.cache, self.mask = new_cache(), torch.empty(0, 0, dtype=torch.long, device=model.device)
 
-    def admit(self, rows: Sequence[Written]) -> Tensor:
+    def admit(self, rows: Sequence[ActiveRequest]) -> Tensor:
         """Prefill `rows` together and join them on; return their next-token logits [b, V]."""
         width = max(len(row.request.prompt_ids) for row in rows)
         padded = [[0] * (width - len(r.request.prompt_ids)) + list(r.request.prompt_ids) for r in rows]
@@ -97,7 +97,7 @@ def together(
     sampling: Sampling,
     eos_ids: frozenset[int],
     top_k_logprobs: int,
-) -> Iterator[Output]:
+) -> Iterator[Completion]:
     """Answer every request, `batch_size` rows at once: `writing.generate_batch` for a model that takes padded rows."""
     # Longest first: rows that start together are of like length, so little of a prefill is padding.
     queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
@@ -106,10 +106,10 @@ def together(
         free = batch_size - len(batch.rows)
         if queue and free >= min(len(queue), max(1, round(REFILL * batch_size))):
             while queue and len(batch.rows) < batch_size:
-                rows = [Written.begin(queue.pop(0))]
+                rows = [ActiveRequest.begin(queue.pop(0))]
                 room = min(batch_size - len(batch.rows), PREFILL_TOKENS // max(1, len(rows[0].request.prompt_ids)))
                 while queue and len(rows) < room:
-                    rows.append(Written.begin(queue.pop(0)))
+                    rows.append(ActiveRequest.begin(queue.pop(0)))
                 extend(rows, batch.admit(rows), sampling, eos_ids, top_k_logprobs)
         else:
             extend(batch.rows, batch.step(), sampling, eos_ids, top_k_logprobs)

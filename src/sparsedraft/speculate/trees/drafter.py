@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling, penalised, probabilities, sound
-from sparsedraft.speculate.accept import without
-from sparsedraft.speculate.sequence import Draft, Row
-from sparsedraft.writers.backend import TreeBackend
+from sparsedraft.speculate.loop.accept import without
+from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
+from sparsedraft.writers.protocol.backend import TreeBackend
 
 
 @dataclass
@@ -49,7 +49,7 @@ class TreeDrafter:
     def select(self, rows: Sequence[int]) -> None:
         """One row: nothing to choose."""
 
-    def propose(self, rows: Sequence[Row], wanted: Sequence[int]) -> list[Draft]:
+    def propose(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> list[Draft]:
         if len(rows) != 1:
             raise UserError(f"a tree is drafted for one prompt at a time, and there are {len(rows)}.")
         (row,), (budget,) = rows, wanted
@@ -75,7 +75,7 @@ class TreeDrafter:
                 self._grow(tree, row, node, after[None], budget)
         return [Draft(tree.tokens, None if self.sampling.greedy else tree.q, tree.parents)]
 
-    def _grow(self, tree: _Tree, row: Row, parent: int, logits: Tensor, budget: int) -> None:
+    def _grow(self, tree: _Tree, row: TokenSequence, parent: int, logits: Tensor, budget: int) -> None:
         """Children of `parent` from the logits [1, V] after it, as many as `branching` and the budget allow."""
         before = tree.branch(parent)
         logits = sound(logits, "drafter", [len(row.tokens) + len(before)])

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from sparsedraft.models.decoder import context_of
-from sparsedraft.writers.backend import TransformersBackend
+from sparsedraft.writers.transformers.backend import TransformersBackend
 
 
 def switch_of(model: PreTrainedModel) -> int | None:

@@ -7,33 +7,12 @@ seed then gives the same distribution, not the same text.
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.speculate.policy.meter import Mean, Meter, Outcome
+from sparsedraft.speculate.policy.meter import Mean, Meter
+from sparsedraft.speculate.policy.protocol import Outcome, Policy, always
 
 NAMES = ("constant", "auto", "confidence", "bandit")
-
-
-class Policy(Protocol):
-    """Decides, step by step, how many tokens to draft."""
-
-    def wanted(self) -> int:
-        """At most how many in the next step."""
-        ...
-
-    def confident(self, reach: float) -> bool:
-        """Whether to draft a token that is accepted with probability `reach`, by the drafter's own reckoning."""
-        ...
-
-    def observe(self, outcome: Outcome) -> None:
-        """Learn from a step."""
-        ...
-
-
-def always(reach: float) -> bool:
-    """The confidence rule that never stops; whoever sees it need not know `reach`."""
-    return True
 
 
 class Constant:

@@ -27,7 +27,7 @@ class Request:
 
 
 @dataclass
-class Output:
+class Completion:
     """What was written. `min_gap` is the smallest lead of the best logit over the next on the way.
 
     `text`: a server's own words, of which `token_ids` are only the usual spelling. `dropped`: why there is no answer.
@@ -44,16 +44,16 @@ class Output:
 
 
 @dataclass
-class Written:
+class ActiveRequest:
     """A row under way."""
 
     request: Request
-    output: Output
+    output: Completion
     generator: torch.Generator
 
     @classmethod
-    def begin(cls, request: Request) -> "Written":
-        return cls(request, Output(request.id), torch.Generator().manual_seed(request.seed))
+    def begin(cls, request: Request) -> "ActiveRequest":
+        return cls(request, Completion(request.id), torch.Generator().manual_seed(request.seed))
 
     @property
     def ids(self) -> list[int]:
@@ -88,7 +88,7 @@ def check_top_k(model: PreTrainedModel, k: int) -> None:
         raise UserError(f"--top-k-logprobs {k} is more than the vocabulary of {vocabulary}: lower it.")
 
 
-def extend(rows: Sequence[Written], logits: Tensor, sampling: Sampling, eos_ids: frozenset[int], k: int) -> None:
+def extend(rows: Sequence[ActiveRequest], logits: Tensor, sampling: Sampling, eos_ids: frozenset[int], k: int) -> None:
     """Write the next token of every row from its logits [B, V]; with k > 0 keep the k likeliest, too."""
     logits = logits.float()
     if sampling.repetition_penalty != 1:

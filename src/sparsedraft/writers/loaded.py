@@ -20,16 +20,17 @@ from sparsedraft.native.cost import weights_of_model
 from sparsedraft.native.model import NativeModel, native_model, unsupported
 from sparsedraft.native.session import Rows, shared_pool
 from sparsedraft.native.weights import is_packed
-from sparsedraft.writers.abilities import abilities, backend_of, reads_whole
-from sparsedraft.writers.backend import Backend, TreeBackend
 from sparsedraft.writers.native import NativeWriter
 from sparsedraft.writers.prefix import PrefixCache
-from sparsedraft.writers.transformers import Engine, TransformersEngine
+from sparsedraft.writers.protocol.backend import Backend, TreeBackend
+from sparsedraft.writers.protocol.writer import Writer
+from sparsedraft.writers.transformers.abilities import abilities, backend_of, reads_whole
+from sparsedraft.writers.transformers.writer import TransformersWriter
 
 RUNTIMES = ("auto", "native", "transformers")
 
 
-class Side:
+class LoadedModel:
     """A model with its tokenizer. `model` is transformers' (or makes it, when it is asked for); `native`, if there is
     one, is what `backend` runs in its place."""
 
@@ -52,7 +53,7 @@ class Side:
         device: str = "cpu",
         runtime: str = "auto",
         template_args: Arguments | None = None,
-    ) -> "Side":
+    ) -> "LoadedModel":
         """The model `ref` (an id, a folder, packed or not, a .gguf file).
 
         `runtime`: native (weights as they are stored, float32 arithmetic), transformers, or auto: native where the
@@ -91,11 +92,11 @@ class Side:
             return Rows(self.native, rows, pool=shared_pool(torch.get_num_threads()))
         return backend_of(self.model, rows)
 
-    def writer(self, batch_size: int) -> Engine:
+    def writer(self, batch_size: int) -> Writer:
         """What writes whole answers with this model, by the same arithmetic as `backend`."""
         if self.native:
             return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
-        return TransformersEngine(self.model, self.tokenizer, self.eos_ids, batch_size)
+        return TransformersWriter(self.model, self.tokenizer, self.eos_ids, batch_size)
 
     def remembering(self, rows: int = 1) -> PrefixCache:
         """The same Backend each time, empty: it takes up what it has read before. One use at a time.

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Dice, Sampling, likeliest, penalised, probabilities, sound
-from sparsedraft.speculate.accept import accept_greedy, accept_sampled, accept_tree_greedy, accept_tree_sampled
-from sparsedraft.speculate.drafters.model import Drafter
-from sparsedraft.speculate.policy.lookahead import Policy
-from sparsedraft.speculate.policy.meter import Outcome
-from sparsedraft.speculate.sequence import Draft, Row, Step, Stops
-from sparsedraft.writers import masks
-from sparsedraft.writers.backend import Backend, TreeBackend
+from sparsedraft.speculate.loop.accept import accept_greedy, accept_sampled, accept_tree_greedy, accept_tree_sampled
+from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.sequence import Draft, Step, TokenSequence
+from sparsedraft.speculate.loop.stops import Stops
+from sparsedraft.speculate.policy.protocol import Outcome, Policy
+from sparsedraft.writers.protocol.backend import Backend, TreeBackend
+from sparsedraft.writers.transformers import masks
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Decoder:
         if len(prompts) != len(self.target.lengths):
             raise ValueError(f"{len(prompts)} prompts for {len(self.target.lengths)} rows: make a Decoder of as many.")
         rows = [
-            Row(i, list(ids), len(ids), len(ids) + _room(self.target, ids, max_new_tokens), self.dice(seed))
+            TokenSequence(i, list(ids), len(ids), len(ids) + _room(self.target, ids, max_new_tokens), self.dice(seed))
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         self._begun = True
@@ -108,7 +108,7 @@ class Decoder:
             return "stop"
         return "length" if written >= max_new_tokens else "context"
 
-    def _drop(self, going: list[Row], rows: list[Row]) -> None:
+    def _drop(self, going: list[TokenSequence], rows: list[TokenSequence]) -> None:
         if 0 < len(going) < len(rows):
             stay = {row.index for row in going}
             places = [b for b, row in enumerate(rows) if row.index in stay]
@@ -116,7 +116,7 @@ class Decoder:
             if self.drafter is not None:
                 self.drafter.select(places)
 
-    def _step(self, rows: list[Row], first: bool) -> list[Step]:
+    def _step(self, rows: list[TokenSequence], first: bool) -> list[Step]:
         """One pass of the target over every row, and what came of it."""
         start = self.clock()
         most = self.policy.wanted() if self.drafter is not None else 0
@@ -170,7 +170,7 @@ class Decoder:
         """The target where trees are drafted: one that reads them was asked for (see Pair.check_tree)."""
         return cast(TreeBackend, self.target)
 
-    def _verify(self, rows: list[Row], drafts: list[Draft]) -> list[Tensor]:
+    def _verify(self, rows: list[TokenSequence], drafts: list[Draft]) -> list[Tensor]:
         """The target's logits after each row's tokens and after each of its drafts; what it has not read, it reads."""
         lengths = self.target.lengths
         if drafts[0].parents:
@@ -183,7 +183,7 @@ class Decoder:
         ids = [row.tokens[n:] + draft.tokens for row, n, draft in zip(rows, lengths, drafts, strict=True)]
         return self.target.forward(ids, [len(draft.tokens) + 1 for draft in drafts])
 
-    def _accept(self, row: Row, draft: Draft, logits: Tensor) -> tuple[Step, list[int]]:
+    def _accept(self, row: TokenSequence, draft: Draft, logits: Tensor) -> tuple[Step, list[int]]:
         """The step of one row, which gets what it emits; and the drafts that were accepted, by number."""
         depths = masks.depths(draft.parents) if draft.parents else range(len(draft.tokens))
         logits = sound(logits, "target", [len(row.tokens) + i for i in (0, *(depth + 1 for depth in depths))])
@@ -208,7 +208,9 @@ class Decoder:
         nodes = nodes[: len(emitted)]
         return Step(draft.tokens, len(nodes), emitted, row.index, *tested), nodes
 
-    def _accept_chain(self, row: Row, draft: Draft, logits: Tensor) -> tuple[int, int, tuple[int, int, float]]:
+    def _accept_chain(
+        self, row: TokenSequence, draft: Draft, logits: Tensor
+    ) -> tuple[int, int, tuple[int, int, float]]:
         """(accepted, next token, what `Step` says of sampled drafts)."""
         logits = penalised(logits, self.sampling, row.tokens, draft.tokens)
         drafted = torch.tensor(draft.tokens)
@@ -224,7 +226,7 @@ class Decoder:
         tested = min(accepted + 1, len(drafted))
         return accepted, token, (tested, accepted, float(torch.minimum(p[:tested], q[:tested]).sum()))
 
-    def _accept_tree(self, row: Row, draft: Draft, logits: Tensor) -> tuple[list[int], int]:
+    def _accept_tree(self, row: TokenSequence, draft: Draft, logits: Tensor) -> tuple[list[int], int]:
         if self.sampling.repetition_penalty != 1:
             logits = torch.cat(
                 [penalised(logits[:1], self.sampling, row.tokens)]
@@ -239,7 +241,7 @@ class Decoder:
         assert draft.q is not None, "a tree that is sampled from comes with its distributions"
         return accept_tree_sampled(p, draft.q, draft.tokens, draft.parents, row.dice)
 
-    def _keep(self, rows: list[Row], drafts: list[Draft], kept: list[list[int]]) -> None:
+    def _keep(self, rows: list[TokenSequence], drafts: list[Draft], kept: list[list[int]]) -> None:
         """Roll the target's cache back to what was emitted, its last token not read yet; drafters do it themselves."""
         if drafts[0].parents:
             before = self.target.lengths[0] - len(drafts[0].tokens)
