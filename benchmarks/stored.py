@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.stages.evaluate.stage import ROWS
-from sparsedraft.stages.report.load import OPTIONAL, asked_for
+from sparsedraft.stages.report.older import OPTIONAL, expected_parts
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"
 CLAIMS = "claims.json"  # of a run whose rows are elsewhere
@@ -16,7 +16,7 @@ Rows = dict[str, list[dict[str, Any]]]  # of an evaluation, by drafter
 def read(run: Path, part: str) -> dict[str, Any] | None:
     """A stage's result; None if it has none, or lies there from before the recipe stopped asking for it."""
     file = run / part / "result.json"
-    if not file.is_file() or (part in OPTIONAL and part not in asked_for(run)):
+    if not file.is_file() or (part in OPTIONAL and part not in expected_parts(run)):
         return None
     return json.loads(file.read_text(encoding="utf-8"))
 

@@ -226,6 +226,15 @@ class Drafter(Section):
         return {field: name for field, name in wanted.items() if name is not None}
 
     @property
+    def stages(self) -> list[str]:
+        """The folders that its stages make, in their order."""
+        steps = [f"{stage}-{number}" for number in range(1, len(self.gradual) + 1) for stage in ("pruned", "finetuned")]
+        last = {
+            "pruned": self.prune is not None, "layer-dropped": self.drop_layers is not None, "finetuned": self.trained
+        }  # fmt: skip
+        return [*steps, *(stage for stage, made in last.items() if made)]
+
+    @property
     def slug(self) -> str:
         """The name as a folder name on any file system."""
         return slug(self.name)
@@ -295,6 +304,9 @@ class Recipe(Section):
     prune: Prune = Prune()
     finetune: Finetune = Finetune()
     drafters: list[Drafter] = Field(min_length=1)
+    baseline: str | None = (
+        None  # that the report's headline compares with; None: layer-pruned+distilled, if there is one
+    )
     eval: Eval = Eval()
     sampled: Eval | None = None  # a second evaluation, under sampling; None: there is none
     speed: Speed | None = None  # None: nothing is packed or timed
@@ -330,6 +342,8 @@ class Recipe(Section):
             raise ValueError("dtype float16 is no arithmetic to train in: set float32 or bfloat16")
         if not any(entry.report for entry in self.drafters):
             raise ValueError("no drafter has report: true, so there is nothing to evaluate")
+        if self.baseline is not None and not any(e.report and e.name == self.baseline for e in self.drafters):
+            raise ValueError(f"baseline '{self.baseline}' is no drafter that is evaluated: name one with report: true")
         for entry in filter(lambda entry: entry.trained, self.drafters):
             how, line = self.finetune_of(entry), self.lineage(entry)
             if self.distill.weights and self.needs_teacher(entry):

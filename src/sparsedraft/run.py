@@ -22,6 +22,7 @@ from sparsedraft.stages.prune import arguments
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.stage import prune
 from sparsedraft.stages.prune.streamed import Streamed
+from sparsedraft.stages.report import manifest
 from sparsedraft.stages.report.stage import report
 from sparsedraft.stages.report.tables import demo_table, speed_table
 from sparsedraft.text import prompts
@@ -78,12 +79,14 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
             recipe, entry, made, data, epoch, out / "drafters" / entry.slug, common | rendering
         )
         waiting.remove(entry)
+        _list(recipe, out)
     named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
     results = {}
     for part, section in _evaluations(recipe).items():
         console.rule(part)
         options = _options(recipe, section)
         results[part] = evaluate_to(out / part, recipe.target, named, section.prompts, options, overwrite=overwrite)
+        _list(recipe, out)
     timed = None
     if recipe.speed:
         target, packed = _packed(recipe, recipe.speed, named, data, out, overwrite)
@@ -97,6 +100,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
             )
         timed = _time(recipe, recipe.speed, target, packed, out, overwrite)
     _write(recipe, out)
+    _list(recipe, out, finished=True)
     console.rule("report")
     shown = report(out, overwrite=overwrite)
     for result in results.values():
@@ -211,6 +215,24 @@ def _time(
 def _write(recipe: Recipe, out: Path) -> None:
     with write_atomic(out / "recipe.yaml") as temporary:
         temporary.write_text(dump(recipe), encoding="utf-8")
+
+
+def _list(recipe: Recipe, out: Path, *, finished: bool = False) -> None:
+    """Write the manifest: what exists of the artifacts of `recipe`, until it is `finished` beside what was listed."""
+    drafters = []
+    for entry in recipe.drafters:
+        line = reversed(recipe.lineage(entry))
+        stages = [f"drafters/{ancestor.slug}/{stage}" for ancestor in line for stage in ancestor.stages]
+        packed = f"packed/{entry.slug}" if recipe.speed and entry.report else None
+        drafters.append(manifest.Drafter.at(out, entry.name, stages, packed))
+    plain = recipe.model_dump()
+    found = manifest.Manifest(
+        drafter=recipe.drafter,
+        baseline=manifest.baseline_of(plain, [entry.name for entry in recipe.drafters if entry.report]),
+        parts=manifest.parts_at(out, ["distilled", "eval", *manifest.optional_parts(plain)]),
+        drafters=drafters,
+    )
+    manifest.write(out, found, finished=finished)
 
 
 def make_drafter(

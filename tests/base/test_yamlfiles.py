@@ -11,7 +11,7 @@ from inside import call
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.yamlfiles import read_yaml
 from sparsedraft.recipe import Recipe, read
-from sparsedraft.stages.report.load import asked_for
+from sparsedraft.stages.report.older import expected_parts
 
 GOOD = "target: t\ndrafters: [{name: a, prune: {}}]\n"
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -53,7 +53,7 @@ def test_what_is_no_recipe(text: bytes, message: str, tmp_path: Path, monkeypatc
         assert said.startswith("error: recipe") or said.startswith(f"error: {file}"), said
         assert message in said and len(said) < 700, said
     assert not (tmp_path / "out").exists()
-    asked_for(tmp_path)
+    expected_parts(tmp_path)
 
 
 def test_every_field_of_another_type(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ import pytest
 
 from sparsedraft import recipe as recipes
 from sparsedraft.base import artifact
+from sparsedraft.base.sidefiles import read_as
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.plan import plan_recipe
 from sparsedraft.run import run_recipe
+from sparsedraft.stages.report.manifest import NAME, Manifest
 
 RECIPE = """
 target: {target}
@@ -55,6 +57,15 @@ def test_each_stage_is_an_artifact_and_prunes_further(name: str, done: tuple[rec
     assert abs(sum(result["tokens"] for result in results) - budget) <= row * len(results)
     last = artifact.read_provenance(folder / "pruned")
     assert last is not None and last["inputs"]["model"]["path"].endswith(chain[-3])
+
+
+def test_the_manifest_lists_the_stages_in_their_order(done: tuple[recipes.Recipe, Path]) -> None:
+    manifest = read_as(done[1] / NAME, Manifest)
+    stages = {drafter.name: [stage.folder for stage in drafter.stages] for drafter in manifest.drafters}
+    assert stages == {
+        name.replace("of", ":"): [f"drafters/{name}/{s}" for s in chain] for name, (chain, _) in CHAINS.items()
+    }
+    assert [*manifest.parts] == ["distilled", "eval"] and manifest.baseline is None
 
 
 def test_a_second_run_does_nothing(done: tuple[recipes.Recipe, Path]) -> None:

@@ -72,6 +72,7 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
         (["finetune.patience=-1"], r"finetune\.patience = -1 is not possible"),
         (["dtype=float16"], "dtype float16 is no arithmetic to train in: set float32 or bfloat16"),
         (["drafters=[]"], "drafters"),
+        (["baseline=best"], "baseline 'best' is no drafter that is evaluated: name one with report: true"),
         (["drafters=[{name: a, start: b}]"], "'a' has start 'b', which no drafter is called"),
         (["drafters=[{name: a, start: a}]"], "made from itself"),
         (["drafters=[{name: a}, {name: a}]"], "'a' occurs twice"),

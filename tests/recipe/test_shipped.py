@@ -14,6 +14,9 @@ from sparsedraft import recipe as recipes
 from sparsedraft.native import extension as native
 from sparsedraft.plan import plan_recipe
 from sparsedraft.run import run_recipe
+from sparsedraft.stages.report.cards import cards
+from sparsedraft.stages.report.load import load
+from sparsedraft.stages.report.manifest import NAME
 from tiny import build_llama
 
 RECIPES = ROOT / "recipes"
@@ -75,6 +78,7 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     assert "## Under sampling, temperature 1.0" in markdown
 
     assert use(result, "sd2-2of4", capsys).startswith("Why is the sky blue?")
+    same_without_a_manifest(tmp_path / "out", tmp_path / "older")
 
     import results
 
@@ -118,6 +122,29 @@ def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.Captur
     found = [cell.partition(" (")[0] for cell in row.strip("| ").split(" | ")[1:]]
     assert found == compared_by_hand(tmp_path / "out", "sd2-75")
     partial(tmp_path / "out", results, capsys)
+
+
+def same_without_a_manifest(run: Path, older: Path) -> None:
+    """A report shows the same of a run whose folders alone say what it holds."""
+    ignored = shutil.ignore_patterns("*.safetensors", "tokenizer*")
+    shutil.copytree(run, older, ignore=ignored)
+    (older / NAME).unlink()
+    ours, theirs = load(run), load(older)
+    assert ours.manifest.baseline == theirs.manifest.baseline == "layer-pruned+distilled"
+    for field in (
+        "result",
+        "example",
+        "distilled",
+        "sampled",
+        "speed",
+        "packed_eval",
+        "packed",
+        "curves",
+        "provenance",
+    ):
+        assert getattr(ours, field) == getattr(theirs, field), field
+    assert [*ours.provenance] == [*theirs.provenance] and [*ours.curves] == [*theirs.curves]
+    assert cards(ours) == cards(theirs)
 
 
 def compared_by_hand(run: Path, name: str) -> list[str]:

@@ -1,11 +1,8 @@
 """A model card for each drafter of a run, to be uploaded as its README.md: what it is and brings, how to use it."""
 
-from pathlib import Path
 from typing import Any
 
-from sparsedraft.base.errors import UserError
 from sparsedraft.base.places import slug
-from sparsedraft.base.yamlfiles import parse_yaml
 from sparsedraft.stages.report import tables
 from sparsedraft.stages.report.load import Run
 
@@ -16,14 +13,14 @@ def cards(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
-    made, k = _made(run, drafter["path"]), tables.middle_k(run.result)
+    made, k = _made(run, drafter["name"]), tables.middle_k(run.result)
     commands = {p["command"] for p in made.values()}
     found = [result for result in (run.result, run.sampled) if result]
     ks = run.result["k"]
     return {
         "drafter": drafter,
         "target": run.result["target"],
-        "base": _base(run) or run.result["target"],
+        "base": run.manifest.drafter or run.result["target"],
         "k": k,
         "what": _what(drafter, commands),
         "sparse": drafter["pattern"] != "dense",
@@ -43,43 +40,11 @@ def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _base(run: Run) -> str | None:
-    """The recipe's dense drafter."""
-    try:
-        recipe = parse_yaml(run.recipe, "recipe")
-    except UserError:
-        return None
-    return recipe.get("drafter") if isinstance(recipe, dict) else None
-
-
-def _made(run: Run, path: str) -> dict[str, dict[str, Any]]:
-    """Provenance of the stages of the run that led to the drafter at `path`, each before those that took it up."""
-
-    def stage(text: str) -> str | None:
-        return next(
-            (where for where in run.provenance if where != "." and Path(text).as_posix().endswith(f"/{where}")), None
-        )
-
-    chain: list[str] = []
-    at = stage(path)
-    while at is not None and at not in chain:
-        chain.insert(0, at)
-        found = run.provenance[at].get("inputs")
-        inputs = found if isinstance(found, dict) else {}
-        before = (
-            stage(p)
-            for p in _paths({name: value for name, value in inputs.items() if name not in ("data", "match_macs")})
-        )
-        at = next((where for where in before if where and where.startswith("drafters/")), None)
-    return {where: run.provenance[where] for where in ("distilled", *chain, "eval") if where in run.provenance}
-
-
-def _paths(value: Any) -> list[str]:
-    """Every "path" in a provenance's inputs."""
-    if isinstance(value, dict):
-        own = [value["path"]] if isinstance(value.get("path"), str) else []
-        return own + [p for item in value.values() for p in _paths(item)]
-    return [p for item in value for p in _paths(item)] if isinstance(value, list) else []
+def _made(run: Run, name: str) -> dict[str, dict[str, Any]]:
+    """Provenance of the stages that led to the drafter, each before those that took it up."""
+    stages = next((drafter.stages for drafter in run.manifest.drafters if drafter.name == name), [])
+    folders = ("distilled", *(stage.folder for stage in stages), "eval")
+    return {folder: run.provenance[folder] for folder in folders if folder in run.provenance}
 
 
 def _what(drafter: dict[str, Any], commands: set[str]) -> str:
@@ -125,7 +90,7 @@ def _speed(run: Run, drafter: dict[str, Any]) -> dict[str, Any] | None:
     if not timed or run.speed is None:
         return None
     header, rows = tables.speed_rows({**run.speed, "drafters": timed})
-    packed = run.packed.get(Path(timed[0]["path"]).name)
+    packed = run.packed.get(drafter["name"])
     if not rows or packed is None:
         return None
     return {

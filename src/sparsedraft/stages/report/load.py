@@ -9,11 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.sidefiles import read_as, read_object
-from sparsedraft.base.yamlfiles import read_yaml
+from sparsedraft.stages.report import older
+from sparsedraft.stages.report.manifest import NAME, Artifact, Manifest
 
 AGAIN = "make it again"
-
-OPTIONAL = ("sampled", "speed", "packed-eval")  # parts that a recipe may leave out
 
 
 class Drafter(BaseModel):
@@ -55,32 +54,18 @@ class Run:
     """Everything that the report shows; optional parts are empty where the run has none."""
 
     folder: Path
+    manifest: Manifest
     result: dict[str, Any]
     example: dict[str, Any] | None = None
     distilled: dict[str, Any] | None = None
     sampled: dict[str, Any] | None = None
     speed: dict[str, Any] | None = None
     packed_eval: dict[str, Any] | None = None
-    packed: dict[str, dict[str, Any]] = field(default_factory=dict)  # results of `pack` by folder
+    packed: dict[str, dict[str, Any]] = field(default_factory=dict)  # results of `pack` by drafter
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # log.jsonl by drafter
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)  # by artifact, relative to the run
     recipe: str = ""
     sources: list[Path] = field(default_factory=list)  # files that the report follows from
-
-
-def asked_for(folder: Path) -> set[str]:
-    """Those of the OPTIONAL parts that the run's recipe asks for; what an earlier recipe made is not shown."""
-    file = folder / "recipe.yaml"
-    try:  # as it is, no Recipe: an older version's may have other fields
-        recipe = read_yaml(file) if file.is_file() else None
-    except UserError:
-        recipe = None
-    if not isinstance(recipe, dict):
-        return set(OPTIONAL)
-    speed = recipe.get("speed")
-    speed = speed if isinstance(speed, dict) else {}
-    wanted = {"sampled": recipe.get("sampled"), "speed": speed, "packed-eval": speed.get("acceptance")}
-    return {part for part in OPTIONAL if wanted[part]}
 
 
 def load(folder: Path) -> Run:
@@ -90,32 +75,47 @@ def load(folder: Path) -> Run:
         raise UserError(
             f"{folder} is not the folder of a finished run (it lacks eval/result.json): give a run's --out."
         )
-    run = Run(folder, read_as(file, Evaluated, AGAIN).model_dump(exclude_unset=True), sources=[file])
-    run.example = _json(run, folder / "eval" / "example.json")
-    run.distilled = _json(run, folder / "distilled" / "result.json")
-    asked = asked_for(folder)
-    for part in (part for part in OPTIONAL if part in asked):
-        setattr(run, part.replace("-", "_"), _json(run, folder / part / "result.json"))
-    for file in sorted(folder.glob("packed/*/result.json")):
-        run.packed[file.parent.name] = read_object(file, AGAIN)
-        run.sources.append(file)
+    result = read_as(file, Evaluated, AGAIN).model_dump(exclude_unset=True)
+    manifest = manifest_of(folder, result)
+    run = Run(folder, manifest, result, sources=[file])
+    if (folder / NAME).is_file():
+        run.sources.append(folder / NAME)
+    parts = manifest.parts
+    run.example = _json(run, parts.get("eval"), "example")
+    run.distilled, run.sampled, run.speed, run.packed_eval = (
+        _json(run, parts.get(part), "result") for part in ("distilled", "sampled", "speed", "packed-eval")
+    )
+    run.packed = {d.name: found for d in manifest.drafters if (found := _json(run, d.packed, "result"))}
     recipe = folder / "recipe.yaml"
     run.recipe = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
-    names = {Path(d["path"]).parent.name: d["name"] for d in run.result["drafters"]}
-    for log in sorted(folder.glob("drafters/*/finetuned/log.jsonl")):
-        slug = log.parent.parent.name
-        run.curves[names.get(slug, slug)] = _lines(log)
+    for name, log in _logs(folder, manifest):
+        run.curves[name] = _lines(log)
         run.sources.append(log)
-    for file in sorted(folder.rglob("provenance.json")):
-        where = file.parent.relative_to(folder)
-        if "report" not in where.parts and not any(part.startswith(".") for part in where.parts):
-            run.provenance[str(where)] = read_as(file, Provenance, AGAIN).model_dump(exclude_unset=True)
+    for artifact in manifest.artifacts:
+        file = folder / artifact.files.get("provenance", "")
+        if file.is_file():
+            run.provenance[artifact.folder] = read_as(file, Provenance, AGAIN).model_dump(exclude_unset=True)
             run.sources.append(file)
     return run
 
 
-def _json(run: Run, file: Path) -> dict[str, Any] | None:
-    if not file.is_file():
+def manifest_of(folder: Path, result: dict[str, Any]) -> Manifest:
+    """The manifest of the run in `folder`; where it has none, one made from its folders. `result`: its evaluation."""
+    if (folder / NAME).is_file():
+        return read_as(folder / NAME, Manifest, AGAIN)
+    return older.manifest_of(folder, {drafter["name"]: drafter["path"] for drafter in result["drafters"]})
+
+
+def _logs(folder: Path, manifest: Manifest) -> list[tuple[str, Path]]:
+    """(drafter, log of its training) of those whose last stage trained them, by the log's path."""
+    trained = [d for d in manifest.drafters if d.stages and "log" in d.stages[-1].files]
+    files = {folder / drafter.stages[-1].files["log"]: drafter.name for drafter in trained}
+    return [(files[file], file) for file in sorted(files) if file.is_file()]
+
+
+def _json(run: Run, artifact: Artifact | None, kind: str) -> dict[str, Any] | None:
+    """What the file of that kind holds; None where there is none."""
+    if artifact is None or kind not in artifact.files or not (file := run.folder / artifact.files[kind]).is_file():
         return None
     run.sources.append(file)
     return read_object(file, AGAIN)

@@ -117,7 +117,7 @@ def _context(run: Run) -> dict[str, Any]:
     values = [v for _, row in categories for v in row]
     low, high = min(values), max(values)
     return {
-        "headline": tables.headline(result),
+        "headline": tables.headline(result, run.manifest.baseline),
         "result": result,
         "k": k,
         "header": header,

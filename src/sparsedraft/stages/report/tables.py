@@ -147,18 +147,21 @@ def category_rows(result: dict[str, Any], k: int) -> tuple[list[str], list[tuple
     return names, rows
 
 
-def headline(result: dict[str, Any]) -> str:
-    """What the numbers say, in one sentence."""
+def headline(result: dict[str, Any], baseline: str | None) -> str:
+    """What the numbers say, in one sentence.
+
+    It compares the drafter of the greatest MAL among those of no more MACs than `baseline` with it; where there is no
+    such drafter, the greatest MAL with the least.
+    """
     k = middle_k(result)
     mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
     macs = {d["name"]: d["macs_per_token"] for d in result["drafters"]}
-    other = "layer-pruned+distilled"
-    known = [n for n in mal if macs[n] is not None and macs.get(other) is not None]
-    equal = [n for n in known if mal[n] > mal[other] and 0 < macs[n] <= EQUAL * macs[other]]
+    known = [n for n in mal if macs[n] is not None and macs.get(baseline) is not None]
+    equal = [n for n in known if mal[n] > mal[baseline] and 0 < macs[n] <= EQUAL * macs[baseline]]
     best = max(equal or mal, key=lambda name: mal[name])
     text = f"{best} brings {mal[best]:.2f} tokens a step at K = {k}"
     if equal:
-        text += f", {mal[best] / mal[other]:.2f} times as many as {other} of no fewer MACs ({mal[other]:.2f})"
+        text += f", {mal[best] / mal[baseline]:.2f} times as many as {baseline} of no fewer MACs ({mal[baseline]:.2f})"
     elif len(mal) > 1:
         worst = min(mal, key=lambda name: mal[name])
         text += f", {mal[best] / mal[worst]:.2f} times as many as {worst} ({mal[worst]:.2f})"
