@@ -1,13 +1,9 @@
 """sparsedraft: sparse, self-distilled drafters for speculative decoding (SD²).
 
 Throughout, p is the target model and q the drafter; K is the number of tokens drafted a step.
-
-Once this is imported, transformers' from_pretrained loads packed folders, too.
 """
 
 from typing import TYPE_CHECKING, Any
-
-from sparsedraft import registration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +14,14 @@ if TYPE_CHECKING:
     from sparsedraft.native.session import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "load"]
+__all__ = ["Engine", "load", "register"]
 
-registration.install()
+
+def register() -> None:
+    """Let transformers' own `from_pretrained` load packed folders, too. It can be called any number of times."""
+    from sparsedraft.native import quantizer
+
+    quantizer.register()
 
 
 def load(
@@ -33,9 +34,9 @@ def load(
     """
     import torch
 
-    from sparsedraft.models import checkpoint
+    from sparsedraft.native import loading
 
-    return checkpoint.load(folder, dtype=dtype or torch.float32, device=device)
+    return loading.load(folder, dtype=dtype or torch.float32, device=device)
 
 
 def __getattr__(name: str) -> Any:

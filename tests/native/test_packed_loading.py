@@ -1,13 +1,11 @@
 """Loading packed folders: what is refused, what can be done with the model, and how transformers learns of them."""
 
 import copy
-import importlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,21 +13,23 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.quantizers import auto
 from transformers.quantizers.auto import AutoHfQuantizer
 
 import packed_folders
 import sparsedraft
 from packed_folders import BUILT, IDS, close, logits
-from sparsedraft import registration
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.models.tokenizers.texts import text_of
 from sparsedraft.native import quantizer
 from sparsedraft.native.modules import Packed, PackedEmbedding, _pool
 from sparsedraft.native.weights import HEAD_IDS
 from sparsedraft.stages.pack import stage as pack
 
 made = packed_folders.made  # fixtures
+sparsedraft.register()  # for from_pretrained below
 
 
 def change(edit: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
@@ -159,7 +159,7 @@ def test_load_and_engine_are_at_the_top(made) -> None:
         sparsedraft.load("/no/such/folder")
     from sparsedraft.native.session import Engine
 
-    assert sparsedraft.Engine is Engine and set(sparsedraft.__all__) == {"Engine", "load"}
+    assert sparsedraft.Engine is Engine and {"Engine", "load", "register"} <= {*sparsedraft.__all__}
     with pytest.raises(AttributeError, match="nothing_here"):
         sparsedraft.nothing_here  # noqa: B018
 
@@ -169,22 +169,31 @@ def test_a_plain_checkpoint_is_not_quantised_on_the_way(made) -> None:
         AutoModelForCausalLM.from_pretrained(made()[0], quantization_config=quantizer.SparsedraftConfig())
 
 
-def test_registered_once_whenever_transformers_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for again in (lambda: importlib.reload(sparsedraft), registration.install, lambda: importlib.reload(quantizer)):
-        again()
+def test_registering_twice_is_registering_once() -> None:
+    for _ in range(2):
+        sparsedraft.register()
     assert AutoHfQuantizer.supports_quant_method({"quant_method": "sparsedraft"})
-    monkeypatch.setattr(sparsedraft.native, "quantizer", ModuleType("half"))  # as when it imports transformers itself
-    registration.install()
-    host = tmp_path / "transformers" / "quantizers"  # a small one: the real one takes seconds
-    host.mkdir(parents=True)
-    (tmp_path / "transformers" / "__init__.py").touch()
-    (host / "__init__.py").touch()
-    (host / "auto.py").write_text("print('imported')")
+    assert auto.AUTO_QUANTIZER_MAPPING["sparsedraft"] is quantizer.SparsedraftQuantizer
+
+
+def test_a_command_registers_and_an_import_does_not(made) -> None:
+    """In a new process: the import brings neither torch nor transformers, adds no hook, registers nothing; `generate`
+    by transformers loads a packed folder all the same, and writes what the model here writes."""
+    _, folder = made()
     program = (
-        "import sys, importlib, sparsedraft; from sparsedraft import registration; importlib.reload(sparsedraft);"
-        "print('torch' in sys.modules); registration._register = lambda: print('registered');"
-        "import transformers.quantizers.auto; importlib.reload(sparsedraft)"
+        "import sys; before = list(sys.meta_path)\n"
+        "import sparsedraft\n"
+        "assert sys.meta_path == before and not {'torch', 'transformers'} & {*sys.modules}\n"
+        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known\n"
+        "assert 'sparsedraft' not in known\n"
+        "from sparsedraft.cli import main; main()\n"
     )
-    paths = f"{tmp_path}:{Path(sparsedraft.__file__).parents[1]}"
-    done = subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": paths}, capture_output=True, text=True)
-    assert done.stdout.split() == ["False", "imported", "registered", "registered"], done.stderr
+    options = ("--raw", "--prompt", "the fox", "--max-new-tokens", "5", "--runtime", "transformers")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "generate", str(folder), *options], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ids = checkpoint.load_tokenizer(folder)("the fox", return_tensors="pt")["input_ids"]
+    written = sparsedraft.load(folder).generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
+    expected = text_of(checkpoint.load_tokenizer(folder), written.tolist())
+    assert json.loads(done.stdout.splitlines()[-1])["text"] == expected

@@ -19,6 +19,7 @@ from sparsedraft.stages.pack import stage as pack
 from tiny import build_llama
 
 made, natively = packed_folders.made, packed_folders.natively  # fixtures
+sparsedraft.register()  # for from_pretrained below
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,14 @@
-"""Packed folders in transformers' from_pretrained: quantization method "sparsedraft".
-
-This is imported in the middle of transformers' own import (see sparsedraft.registration), so what needs the rest of
-transformers is imported where it is used.
-"""
+"""Packed folders in transformers' from_pretrained: quantization method "sparsedraft", once `register` was called."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -20,11 +17,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.native.modules import PARTS, Packed, PackedEmbedding, PackedHead, PackedLinear
 from sparsedraft.native.packed import TYPES
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from sparsedraft.native.weights import PackedWeights
+from sparsedraft.native.weights import HEAD_IDS, PackedWeights, is_packed
 
 METHOD = "sparsedraft"
 
@@ -61,10 +54,8 @@ class SparsedraftQuantizer(HfQuantizer):
         return super().get_new_dtype(converter, param, dtype)
 
     def _process_model_before_weight_loading(
-        self, model: "PreTrainedModel", checkpoint_files: Sequence[str] | None = None, **kwargs: Any
-    ) -> "PreTrainedModel":
-        from sparsedraft.native.weights import HEAD_IDS, PackedWeights, is_packed
-
+        self, model: PreTrainedModel, checkpoint_files: Sequence[str] | None = None, **kwargs: Any
+    ) -> PreTrainedModel:
         if not checkpoint_files:
             raise UserError("a packed checkpoint was given as a state dict: give its folder.")
         folder = Path(checkpoint_files[0]).parent
@@ -89,7 +80,7 @@ class SparsedraftQuantizer(HfQuantizer):
             }  # fmt: skip
         return model
 
-    def _replace(self, model: "PreTrainedModel", name: str, weights: "PackedWeights", dtype: torch.dtype) -> None:
+    def _replace(self, model: PreTrainedModel, name: str, weights: PackedWeights, dtype: torch.dtype) -> None:
         """A packed module in the place of the one that the header calls `name`."""
         prefix = f"{model.base_model_prefix}."
         found = dict(model.named_modules())
@@ -126,7 +117,7 @@ class SparsedraftQuantizer(HfQuantizer):
         model.set_submodule(full, new)
         self._stored |= {f"{full}.{part}" for part in PARTS}
 
-    def _tie(self, model: "PreTrainedModel", dtype: torch.dtype) -> None:
+    def _tie(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         """Heads tied to a packed embedding read that; transformers has no parameter of it that it could share."""
         for target, source in list(model.all_tied_weights_keys.items()):
             embedding = model.get_submodule(source.rpartition(".")[0])
@@ -146,7 +137,7 @@ class SparsedraftQuantizer(HfQuantizer):
             del model.all_tied_weights_keys[target]
             model._tied_weights_keys = {k: v for k, v in (model._tied_weights_keys or {}).items() if k != target}
 
-    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **kwargs: Any) -> "PreTrainedModel":
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         packed = [module for module in model.modules() if isinstance(module, Packed)]
         if not any(buffer.is_meta for module in packed for buffer in module.buffers()):  # else only names were asked
             for module in packed:
@@ -165,7 +156,7 @@ class SparsedraftQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         return False
 
-    def _dequantize(self, model: "PreTrainedModel", dtype: Any = None) -> "PreTrainedModel":
+    def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
         """An ordinary model of the same weights. Raises UserError where its head is trimmed: no linear does that."""
         packed = {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
         if any(isinstance(module, PackedHead) and module.ids is not None for module in packed.values()):
@@ -187,11 +178,8 @@ class SparsedraftQuantizer(HfQuantizer):
 
 
 def register() -> None:
-    """Make the method known to transformers; again and again does no harm."""
+    """Tell transformers how packed folders are loaded. It can be called any number of times."""
     if METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
         auto.register_quantization_config(METHOD)(SparsedraftConfig)
     if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
         auto.register_quantizer(METHOD)(SparsedraftQuantizer)
-
-
-register()

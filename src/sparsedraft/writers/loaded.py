@@ -17,6 +17,7 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.native import extension as native
 from sparsedraft.native.cost import weights_of_model
+from sparsedraft.native.loading import load
 from sparsedraft.native.model import NativeModel, native_model, unsupported
 from sparsedraft.native.session import Rows, shared_pool
 from sparsedraft.native.weights import is_packed
@@ -191,7 +192,7 @@ def _no_way_back(name: str, kind: str, use: str) -> str:
 
 
 def _checked(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    model = checkpoint.load(folder, dtype=dtype, device=device)
+    model = load(folder, dtype=dtype, device=device)
     if not is_packed(folder):  # whose zeros are proved as they are unpacked
         checkpoint.check_sparsity(model, folder)
     return model

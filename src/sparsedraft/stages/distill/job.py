@@ -13,6 +13,7 @@ from sparsedraft.models.decoder import context_of
 from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.native.loading import load
 from sparsedraft.native.model import native_model
 from sparsedraft.stages.distill.magpie import magpie
 from sparsedraft.stages.distill.rewrite import rewrite
@@ -73,7 +74,7 @@ class Job:
             return NativeWriter(native_model(self.folder), tokenizer, ends(self.folder, tokenizer), self.batch_size)
         if self.endpoint is None:
             dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
-            model = checkpoint.load(self.folder, dtype=dtype, device=device)
+            model = load(self.folder, dtype=dtype, device=device)
             return TransformersWriter(model, tokenizer, ends(self.folder, tokenizer), self.batch_size)
         return self.endpoint.writer(tokenizer, self.skip_bad)
 

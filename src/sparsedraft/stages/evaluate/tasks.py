@@ -12,6 +12,7 @@ import yaml
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
+from sparsedraft.native.loading import load
 from sparsedraft.speculate.pair import LOOKUP
 
 LOCAL = ("json", "csv", "parquet")  # loaders of `datasets` that read plain files
@@ -86,7 +87,7 @@ def _scores(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    model = checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
+    model = load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
     checkpoint.check_sparsity(model, folder)
     harness = HFLM(pretrained=model, tokenizer=checkpoint.load_tokenizer(folder), batch_size=batch_size)
     try:

@@ -22,6 +22,7 @@ from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.native.loading import load
 from sparsedraft.stages.finetune import checks, features, loop, state
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.masks import masks_of
@@ -183,12 +184,12 @@ def _load(
     hard = _hard(training, validation, settings) if soft else 0
     if hard and not settings.nll_weight:  # nothing to learn from those: they would but take up the budget
         training = [sample for sample in training if sample.soft]
-    model = checkpoint.load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
+    model = load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
     longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
     training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
     claim = checkpoint.check_sparsity(model, sources.drafter)
     teachers = {  # a model that is both teachers is in memory once
-        folder: checkpoint.load(folder, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
+        folder: load(folder, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
         for folder in {sources.teacher, sources.feature_teacher}
         if folder
     }
@@ -224,7 +225,7 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
     place = _free(out, inputs)
 
     def build(folder: Path) -> dict[str, Any]:
-        model = checkpoint.load(sources.drafter)
+        model = load(sources.drafter)
         state.load_weights(saved, model)
         checkpoint.save(model, loaded.tokenizer, folder, sparsity=loaded.claim)
         check_loads(folder)

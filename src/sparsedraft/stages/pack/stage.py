@@ -20,6 +20,7 @@ from sparsedraft.models.macs import skeleton
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import SHARD, Shards
 from sparsedraft.native import kinds, packed
+from sparsedraft.native.quantizer import register
 from sparsedraft.native.weights import FORMAT, HEAD_IDS, HEADER, VERSION, is_packed
 from sparsedraft.text import distilled
 
@@ -52,6 +53,7 @@ def pack(
 
     def build(work: Path) -> dict[str, Any]:
         result = _Packing(folder, work, weights).run(head_tokens, head_data)
+        register()  # what was written is loaded as transformers loads a packed folder
         check_loads(work)
         return result
 
