@@ -1,15 +1,14 @@
 """SIGKILL at random moments in every stage of a run; the same command goes on and ends with the same artifacts."""
 
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from clockless import clockless
+from forks import Fork
 
 STAGES = {  # stage: (its folder, about how many seconds it takes on the tiny model)
     "distill": ("distilled", 1.0),
@@ -31,21 +30,11 @@ drafters:
   - {{name: sd2, start: half, finetune: true}}
 eval: {{k: [1, 3], max_new_tokens: 12, simulate: false, batch_size: 8, limit: 12}}
 """
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-c",
-        "from sparsedraft.cli import main; main()",
-        "run",
-        "../recipe.yaml",
-        "--out",
-        "out",
-    ]
-    log = open(folder / "log", "a")  # noqa: SIM115
-    return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=ENVIRONMENT)
+def start(folder: Path) -> Fork:
+    log = folder / "log"
+    return Fork("run", "../recipe.yaml", "--out", "out", stdout=log, stderr=log, cwd=folder)
 
 
 def artifacts(out: Path) -> dict[str, Any]:
@@ -79,8 +68,6 @@ def test_killed_run_ends_with_the_same_artifacts(tiny_checkpoint: Path, tmp_path
             process.wait()
             kills[stage] += under_way
             if final.exists():  # it was faster than the kill: make the stage anew
-                import shutil
-
                 shutil.rmtree(final)
     assert kills == dict.fromkeys(STAGES, KILLS), "every stage was killed while at work"
     last = start(tmp_path / "cut")

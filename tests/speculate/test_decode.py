@@ -3,75 +3,19 @@
 import pytest
 import torch
 
+from known_drafters import GREEDY, WRONG, accepted_runs, decode, right, run, sometimes, text
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
-from sparsedraft.speculate.loop.decode import Decoder, Generation, generate, generate_all
+from sparsedraft.speculate.loop.decode import Decoder, generate, generate_all
 from sparsedraft.speculate.policy.policies import Constant, policy_named
 from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.simulate import simulate
 from sparsedraft.writers.prefix import shared
 from toys import Table, Toy, scripted
-
-GREEDY = Sampling()
-WRONG = 40
-
-
-def right(n: int) -> int:
-    """The target's token after n tokens."""
-    return n % 10 + 1
-
-
-def sometimes(n: int) -> int:
-    """A drafter's that is wrong after every text whose length 4 divides."""
-    return WRONG if n % 4 == 0 else right(n)
-
-
-def decode(
-    script, k: int, prompts: list[list[int]], n: int = 20, eos: int | None = None, branching: int = 1,
-    context: int | None = None, drafter_context: int | None = None,
-) -> tuple[list[Generation], Toy, Toy]:  # fmt: skip
-    """What `right` makes of the prompts, with a drafter that goes by `script` (None: without); target and drafter."""
-    target = scripted(right, len(prompts), max_length=context)
-    drafter, model = None, scripted(script, len(prompts), max_length=drafter_context)
-    if script is not None:
-        drafter = TreeDrafter(model, GREEDY, branching) if branching > 1 else ModelDrafter(model, GREEDY)
-    eos_ids = frozenset() if eos is None else frozenset({eos})
-    decoder = Decoder(target, drafter, Constant(k), GREEDY, eos_ids)
-    return generate_all(decoder, prompts, n, [0] * len(prompts)), target, model
-
-
-def run(script, k: int, n: int = 20, **options) -> tuple[Generation, Toy]:
-    (made,), target, _ = decode(script, k, [[0, 0, 0]], n, **options)
-    return made, target
-
-
-def text(start: int, n: int = 20) -> list[int]:
-    return [right(start + i) for i in range(n)]
-
-
-def accepted_runs(script, k: int, start: int, n: int) -> list[int]:
-    """Drafts accepted, step by step, of a chain of K = k."""
-    found, at, end = [], start, start + n
-    while at < end:
-        length = 0
-        while length < min(k, end - at - 1) and script(at + length) == right(at + length):
-            length += 1
-        found.append(length)
-        at += length + 1
-    return found
-
-
-def test_more_branches_than_tokens() -> None:
-    """A tree of 20 branches over 8 tokens: every token is a child, so one is always accepted."""
-    target = Table(1, 8)
-    decoder = Decoder(target, TreeDrafter(Table(2, 8), GREEDY, branching=20), Constant(30), GREEDY)
-    made = generate(decoder, [1, 2], 30)
-    assert made.tokens == generate(Decoder(Table(1, 8), None, Constant(0), GREEDY), [1, 2], 30).tokens
-    assert all(step.accepted for step in made.steps if len(step.drafted) >= 8)
 
 
 @pytest.mark.parametrize("k", range(1, 9))
@@ -120,114 +64,6 @@ def test_a_drafter_reads_every_token_once() -> None:
         assert model.fed == 3 + (drafted - steps) + (emitted - accepted) - unread
 
 
-# ---- trees
-
-
-def tree_depth(nodes: int) -> int:
-    """Nodes on the likeliest branch of a tree of branching 2, width 2: the first round costs 2 nodes, others 4."""
-    return 0 if nodes < 1 else 1 + max(0, -(-(nodes - 2) // 4))
-
-
-@pytest.mark.parametrize("k", range(1, 15))
-def test_tree_always_accepted(k: int) -> None:
-    made, target = run(lambda n: right(n), k, branching=2)
-    assert made.tokens == text(3)
-    expected, left = [], 20
-    while left:
-        expected.append(tree_depth(min(k, left - 1)))
-        left -= expected[-1] + 1
-    assert [step.accepted for step in made.steps] == expected
-    assert [len(step.emitted) for step in made.steps] == [depth + 1 for depth in expected]
-    assert target.passes == len(expected) + 1, "one for the prompt, then one a step"
-    assert Histogram.of_steps(made.steps, k).tokens == 20
-
-
-@pytest.mark.parametrize("k", [1, 2, 5, 9])
-def test_tree_never_accepted(k: int) -> None:
-    made, target = run(lambda n: WRONG, k, branching=3)
-    histogram = Histogram.of_steps(made.steps, k)
-    assert made.tokens == text(3) and histogram.counts == [20] + [0] * k
-    assert target.passes == 20 + 1 and histogram.drafted == sum(min(k, r - 1) for r in range(1, 21))
-
-
-@pytest.mark.parametrize("k", [2, 6, 10])
-def test_tree_sometimes_accepted(k: int) -> None:
-    made, _ = run(sometimes, k, n=24, branching=2)
-    expected, at = [], 3
-    while at < 27:
-        run_length = 0
-        while run_length < tree_depth(min(k, 27 - at - 1)) and (at + run_length) % 4:
-            run_length += 1
-        expected.append(run_length)
-        at += run_length + 1
-    assert [step.accepted for step in made.steps] == expected and made.tokens == text(3, 24)
-
-
-def test_a_tree_takes_the_second_guess_where_a_chain_fails() -> None:
-    def second(ids: list[int]) -> torch.Tensor:
-        logits = torch.zeros(50)
-        logits[WRONG], logits[right(len(ids))] = 20.0, 10.0
-        return logits
-
-    for branching, k, accepted in ((1, 2, 0), (2, 2, 1), (2, 6, 2), (3, 3, 1)):
-        model = Toy(second)
-        drafter = TreeDrafter(model, GREEDY, branching) if branching > 1 else ModelDrafter(model, GREEDY)
-        made = generate(Decoder(scripted(right), drafter, Constant(k), GREEDY), [0, 0, 0], 30)
-        assert made.tokens == text(3, 30)
-        assert {step.accepted for step in made.steps if len(step.drafted) == k} == {accepted}
-
-
-def test_a_tree_of_branching_1_drafts_the_chain() -> None:
-    for script in (right, sometimes):
-        target = scripted(right)
-        tree = Decoder(target, TreeDrafter(scripted(script), GREEDY, branching=1, width=1), Constant(4), GREEDY)
-        chain, _ = run(script, 4)
-        assert generate(tree, [0, 0, 0], 20) == chain
-
-
-# ---- several rows
-
-PROMPTS = [[0], [0, 0, 0], [0] * 6, [0] * 11, [0, 0]]
-
-
-@pytest.mark.parametrize("script", [right, sometimes, lambda n: WRONG], ids=["always", "sometimes", "never"])
-@pytest.mark.parametrize("k", [0, 1, 3, 8])
-@pytest.mark.parametrize("ends", [{}, {"eos": 7}, {"context": 22, "n": 30}, {"drafter_context": 12}], ids=str)
-def test_each_row_is_as_if_it_were_alone(script, k: int, ends: dict[str, int]) -> None:
-    """Rows of different lengths that end at different times, by eos, length or context."""
-    together, target, model = decode(script, k, PROMPTS, **ends)
-    alone = [decode(script, k, [prompt], **ends) for prompt in PROMPTS]
-    for i, (mine, ((single,), *_)) in enumerate(zip(together, alone, strict=True)):
-        assert (mine.tokens, mine.finish_reason) == (single.tokens, single.finish_reason)
-        assert [(s.drafted, s.accepted, s.emitted, s.row) for s in mine.steps] == [
-            (s.drafted, s.accepted, s.emitted, i) for s in single.steps
-        ]
-        assert Histogram.of_steps(mine.steps, k) == Histogram.of_steps(single.steps, k)
-    assert target.passes == max(len(made.steps) for made in together), "one pass a step for all rows"
-    assert target.fed == sum(one.fed for _, one, _ in alone), "nothing is read twice"
-    assert model.fed == sum(one.fed for _, _, one in alone)
-    if not ends:
-        expected = [accepted_runs(script, k, len(prompt), 20) for prompt in PROMPTS]
-        assert [[step.accepted for step in made.steps] for made in together] == expected
-    if "eos" in ends or "context" in ends:
-        assert len({len(made.tokens) for made in together}) > 2
-
-
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0), Sampling(0.8, 6, 0.9, 0.02, 1.3)], ids=str)
-@pytest.mark.parametrize("k", [1, 4])
-def test_a_rows_draws_do_not_depend_on_the_others(sampling: Sampling, k: int) -> None:
-    prompts, seeds = [[1, 2, 3], [4], [5, 6], [1, 2, 3]], [5, 6, 7, 8]
-
-    def made(rows: list[int]) -> list[list[int]]:
-        drafter = ModelDrafter(Table(2, 9, len(rows)), sampling)
-        decoder = Decoder(Table(1, 9, len(rows)), drafter, Constant(k), sampling, frozenset({8}))
-        return [one.tokens for one in generate_all(decoder, [prompts[b] for b in rows], 25, [seeds[b] for b in rows])]
-
-    alone = [made([b])[0] for b in range(4)]
-    assert made([0, 1, 2, 3]) == alone and made([2, 0]) == [alone[2], alone[0]]
-    assert (alone[0] == alone[3]) == sampling.greedy, "other seeds, other texts"
-
-
 WARPED = [GREEDY, Sampling(repetition_penalty=1.6), Sampling(0.9, 6, 0.9, 0.02, 1.5)]
 
 
@@ -247,35 +83,6 @@ def test_the_target_itself_as_drafter_is_always_accepted(kind: str, sampling: Sa
         )
     made = generate(Decoder(Table(1, 9), drafter, Constant(4), sampling), [1, 2, 3], 60)
     assert [step.accepted for step in made.steps] == [4] * 12
-
-
-@pytest.mark.parametrize("share", [0.0, 0.4, 0.6])
-def test_drafts_are_what_the_drafter_says_after_the_text(share: float) -> None:
-    """Whatever was rejected before: its cache holds the text and nothing else."""
-    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 0]]
-    model = Table(2, 9, 3).mixed_with(Table(1, 9), share)
-    fresh = Table(2, 9).mixed_with(Table(1, 9), share)
-    decoder = Decoder(Table(1, 9, 3), ModelDrafter(model, GREEDY), Constant(4), GREEDY)
-    rejected = 0
-    for prompt, made in zip(prompts, generate_all(decoder, prompts, 40, [0] * 3), strict=True):
-        at = list(prompt)
-        for step in made.steps:
-            said = list(at)
-            for _ in step.drafted:
-                said.append(int(fresh.after(said).argmax()))
-            assert step.drafted == said[len(at) :]
-            rejected += len(step.drafted) - step.accepted
-            at += step.emitted
-    assert rejected > 5
-
-
-def test_rows_with_nothing_to_write() -> None:
-    decoder = Decoder(scripted(right, 2), ModelDrafter(scripted(right, 2), GREEDY), Constant(3), GREEDY)
-    made = generate_all(decoder, [[0], [0, 0]], 0, [0, 0])
-    assert [one.tokens for one in made] == [[], []] and decoder.target.passes == 0  # type: ignore[attr-defined]
-
-
-# ---- where texts end
 
 
 def test_no_drafter_and_k_0_are_plain_decoding() -> None:
@@ -324,9 +131,6 @@ def test_simulation_knows_a_drafter_shorter_in_context() -> None:
         assert simulate(matches, 4, 20, context) == Histogram.of_steps(made.steps, 4)
 
 
-# ---- prompt lookup
-
-
 def test_prompt_lookup_copies_what_followed_the_latest_longest_match() -> None:
     look = PromptLookup(longest=3)._look
     assert look([1, 2, 3, 9, 8, 1, 2, 3], 2) == [9, 8]
@@ -343,9 +147,6 @@ def test_prompt_lookup_is_accepted_on_a_text_that_repeats() -> None:
     assert made.tokens == text(3, 60)
     assert target.passes == len(made.steps) <= 12 + 48 // 5 + 1
     assert all(step.accepted == len(step.drafted) for step in made.steps[12:])
-
-
-# ---- histograms and bad input
 
 
 def test_histograms_add_up_and_come_back_from_disk() -> None:
@@ -397,13 +198,6 @@ def test_bad_input_gets_one_clear_sentence() -> None:
             TreeDrafter(scripted(right), GREEDY, branching, width)
     with pytest.raises(UserError, match="a tree is drafted for one prompt at a time, and there are 2"):
         decode(right, 4, [[1], [1, 2]], branching=2)
-
-
-def test_a_row_that_the_drafter_reads_nothing_of_is_not_drafted_for() -> None:
-    drafter = ModelDrafter(scripted(right, 2), GREEDY, read=lambda row: row.tokens[4 - 4 * row.index :])
-    made = generate_all(Decoder(scripted(right, 2), drafter, Constant(2), GREEDY), [[0, 0, 0]] * 2, 9, [0, 0])
-    assert [one.tokens for one in made] == [text(3, 9)] * 2
-    assert [len(one.steps[0].drafted) for one in made] == [0, 2]
 
 
 def test_the_longest_common_prefix() -> None:

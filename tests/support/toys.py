@@ -1,6 +1,7 @@
 """Backends without weights: texts of known distribution, a clock that models move, and dice that try everything."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -101,13 +102,18 @@ def scripted(script: Callable[[int], int], rows: int = 1, width: int = 50, **opt
     return Toy(lambda ids: eye[script(len(ids))], rows, **options)  # type: ignore[arg-type]
 
 
+@cache
+def random_table(seed: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Logits [width + 1, width + 1, width] after each two tokens, and after fewer. Read only."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(width + 1, width + 1, width, generator=generator, dtype=torch.float64) * 1.5).to(dtype)
+
+
 class Table(Toy):
     """A Toy whose logits depend on the last two tokens, by a random table [V+1, V+1, V]."""
 
     def __init__(self, seed: int, width: int, *args: object, dtype: torch.dtype = torch.float32, **options: object):
-        generator = torch.Generator().manual_seed(seed)
-        self.table = torch.randn(width + 1, width + 1, width, generator=generator, dtype=torch.float64) * 1.5
-        self.table = self.table.to(dtype)
+        self.table = random_table(seed, width, dtype)
         super().__init__(lambda ids: self.rows_after(ids, 1)[0], *args, **options)  # type: ignore[arg-type]
 
     def rows_after(self, ids: list[int], n: int) -> Tensor:
