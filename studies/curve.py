@@ -1,6 +1,6 @@
 """MAL against what it took: one drafter of a finished run fine-tuned on fewer and more tokens, and on less data.
 
-    python benchmarks/curve.py RUN --drafter sd2-50 --tokens 37500,75000 --data-tokens 20000,40000:80000 --out FOLDER
+    python studies/curve.py RUN --drafter sd2-50 --tokens 37500,75000 --data-tokens 20000,40000:80000 --out FOLDER
 
 --tokens: budgets of fine-tuning on the run's whole data; --data-tokens: target tokens of a part of the data, without
 the prompts that validate, for the recipe's own budget or for one given behind a colon. Each row is scored by simulation
@@ -16,11 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import close, setup
-from patterns import score
+from scoring import KS, score
 from sparsedraft import recipe as recipes
 from sparsedraft.base.artifact import write_json
-from sparsedraft.base.console import console
 from sparsedraft.base.hashing import stable_order
 from sparsedraft.base.journal import read_lines
 from sparsedraft.models import checkpoint
@@ -32,6 +30,7 @@ from sparsedraft.stages.evaluate.stage import ANSWERS
 from sparsedraft.stages.report.tables import markdown
 from sparsedraft.text import distilled
 from sparsedraft.writers.conversation import Answer
+from study import Rows, close, setup
 
 VERSION = 2  # of the rows: their data's tokens are those of training
 
@@ -90,7 +89,7 @@ def positive(number: str) -> int:
     return value
 
 
-def chosen(recipe: Recipe, name: str) -> tuple[Drafter, Drafter]:
+def entries(recipe: Recipe, name: str) -> tuple[Drafter, Drafter]:
     """The drafter of that name, and the one that it starts from."""
     by_name = {entry.name: entry for entry in recipe.drafters}
     entry = by_name.get(name)
@@ -102,16 +101,82 @@ def chosen(recipe: Recipe, name: str) -> tuple[Drafter, Drafter]:
     return entry, by_name[entry.start]
 
 
-def same_run(run: Path, recipe: Recipe, drafter: str, out: Path) -> None:
+def check_same(run: Path, recipe: Recipe, drafter: str, out: Path) -> None:
     """End here if `out` holds rows of another run, recipe or drafter."""
     data = json.loads((run / "distilled/provenance.json").read_text(encoding="utf-8"))["fingerprint"]
-    wanted = {"data": data, "drafter": drafter, "recipe": recipe.model_dump(mode="json"), "version": VERSION}
-    if (out / "of.json").exists() and json.loads((out / "of.json").read_text(encoding="utf-8")) != wanted:
+    source = {"data": data, "drafter": drafter, "recipe": recipe.model_dump(mode="json"), "version": VERSION}
+    if (out / "of.json").exists() and json.loads((out / "of.json").read_text(encoding="utf-8")) != source:
         sys.exit(f"--out {out} holds the curve of another run, recipe or drafter: name a new folder.")
-    write_json(out / "of.json", wanted)
+    write_json(out / "of.json", source)
 
 
-def main(given: list[str] | None = None) -> list[dict[str, Any]]:
+class Curve:
+    """One drafter of a run, made again on other budgets and parts of the data."""
+
+    def __init__(self, run: Path, drafter: str, out: Path) -> None:
+        self.run, self.out, self.recipe = run, out, recipes.read(run / "recipe.yaml")
+        self.entry, self.start = entries(self.recipe, drafter)
+        self.how = self.recipe.finetune_of(self.entry)
+        check_same(run, self.recipe, self.entry.name, out)
+        self.rows = Rows(out)
+        self.answers = answers_of(self.recipe, run)
+
+    def note(self, label: str, folder: Path, **more: Any) -> None:
+        """Score the drafter in `folder`, unless its row is there."""
+        if not self.rows.lack(label):
+            return
+        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
+        training = {k: result[k] for k in ("tokens", "val_loss", "val_alpha") if k in result}
+        scored = score(folder, self.answers, dtype=self.recipe.eval.dtype or self.recipe.dtype)
+        self.rows.add({"label": label, **more, **training, **scored})
+
+    def ends(self) -> None:
+        """Rows of the dense drafter, of the one before fine-tuning, and of the run's own."""
+        drafters = self.run / "drafters"
+        self.note("dense", checkpoint.find(self.recipe.dense))
+        self.note(self.start.name, drafters / self.start.slug / self.start.stages[-1])
+        tokens = target_tokens(self.run / "distilled", self.how.validation_prompts)
+        self.note(self.entry.name, drafters / self.entry.slug / "finetuned", data=tokens)
+
+    def arm(self, label: str, data: Path, budget: int) -> None:
+        """The drafter fine-tuned on `budget` tokens of `data`, scored."""
+        if not self.rows.lack(label):
+            return
+        finetune = self.entry.finetune if isinstance(self.entry.finetune, dict) else {}
+        entry = self.entry.model_copy(update={"finetune": {**finetune, "tokens": budget}})
+        start = self.run / "drafters" / self.start.slug / self.start.stages[-1]
+        common = {"device": self.recipe.device, "dtype": self.recipe.dtype, "overwrite": False}
+        folder = self.out / label.replace(",", "").replace(" ", "-")
+        began = time.perf_counter()
+        drafter = make_drafter(self.recipe, entry, {self.start.name: str(start)}, data, budget, folder, common)
+        seconds = round(time.perf_counter() - began)
+        self.note(label, Path(drafter), data=target_tokens(data, self.how.validation_prompts), seconds=seconds)
+
+    def part(self, tokens: int, budget: int | None) -> None:
+        """The drafter fine-tuned on the first `tokens` target tokens of the data, for `budget` or the recipe's own."""
+        whole = distilled.read_result(self.run / "distilled")
+        epoch = whole["prompt_tokens"] + whole["target_tokens"]
+        data = part_of(self.run / "distilled", tokens, self.how.validation_prompts, self.out / f"data-{tokens}")
+        label = f"{self.entry.name} {tokens} of the data" + (f", {budget} tokens" if budget else "")
+        self.arm(label, data, budget or self.how.tokens or epoch)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The curve as Markdown."""
+    header = ["drafter", "training tokens", "data's target tokens", "loss, validation", "α, validation", "α"]
+    header += [f"MAL, K={k}" for k in KS]
+    cells = [
+        [
+            r["label"], f"{r.get('tokens', 0):,}", f"{r.get('data', 0):,}",
+            *(f"{r[k][-1]:.3f}" if k in r else "" for k in ("val_loss", "val_alpha")), f"{r['alpha']:.3f}",
+            *(f"{r[f'mal_{k}']:.2f}" for k in KS),
+        ]
+        for r in rows
+    ]  # fmt: skip
+    return markdown(header, cells)
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--drafter", default="sd2-50")
@@ -119,69 +184,18 @@ def main(given: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--data-tokens", type=parts_and_budgets, default=[], help="comma-separated, or tokens:budget")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args(given)
-    if not arguments.tokens and not arguments.data_tokens:
+    options = parser.parse_args(arguments)
+    if not options.tokens and not options.data_tokens:
         parser.error("give --tokens or --data-tokens: the budgets of the curve")
-    setup(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    run, out = arguments.run, arguments.out
-    recipe = recipes.read(run / "recipe.yaml")
-    entry, start = chosen(recipe, arguments.drafter)
-    last = "finetuned" if start.trained else "layer-dropped" if start.drop_layers else "pruned"
-    at = run / "drafters" / start.slug / last
-    how = recipe.finetune_of(entry)
-    same_run(run, recipe, entry.name, out)
-    journal = out / "rows.jsonl"
-    rows = read_lines(journal)
-    answers = answers_of(recipe, run)
-
-    def note(label: str, folder: Path, **more: Any) -> None:
-        if any(row["label"] == label for row in rows):
-            return
-        result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
-        found = {k: result[k] for k in ("tokens", "val_loss", "val_alpha") if k in result}
-        rows.append(
-            {"label": label, **more, **found, **score(folder, answers, dtype=recipe.eval.dtype or recipe.dtype)}
-        )
-        with open(journal, "a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-        console.print({k: v for k, v in rows[-1].items() if k != "answers"})
-
-    def arm(label: str, data: Path, budget: int) -> None:
-        if any(row["label"] == label for row in rows):
-            return
-        own = entry.finetune if isinstance(entry.finetune, dict) else {}
-        changed = entry.model_copy(update={"finetune": {**own, "tokens": budget}})
-        began, common = time.perf_counter(), {"device": recipe.device, "dtype": recipe.dtype, "overwrite": False}
-        folder = out / label.replace(",", "").replace(" ", "-")
-        made = make_drafter(recipe, changed, {start.name: str(at)}, data, budget, folder, common)
-        seconds = round(time.perf_counter() - began)
-        note(label, Path(made), data=target_tokens(data, how.validation_prompts), seconds=seconds)
-
-    note("dense", checkpoint.find(recipe.dense))
-    note(start.name, at)
-    own = target_tokens(run / "distilled", how.validation_prompts)
-    note(entry.name, run / "drafters" / entry.slug / "finetuned", data=own)
-    whole = distilled.read_result(run / "distilled")
-    epoch = whole["prompt_tokens"] + whole["target_tokens"]
-    for budget, _ in arguments.tokens:
-        arm(f"{entry.name} {budget} tokens", run / "distilled", budget)
-    for tokens, given_budget in arguments.data_tokens:
-        data = part_of(run / "distilled", tokens, how.validation_prompts, out / f"data-{tokens}")
-        label = f"{entry.name} {tokens} of the data" + (f", {given_budget} tokens" if given_budget else "")
-        arm(label, data, given_budget or how.tokens or epoch)
-    header = ["drafter", "training tokens", "data's target tokens", "loss, validation", "α, validation", "α"]
-    header += [f"MAL, K={k}" for k in (3, 5, 8)]
-    shown = [
-        [
-            r["label"], f"{r.get('tokens', 0):,}", f"{r.get('data', 0):,}",
-            *(f"{r[k][-1]:.3f}" if k in r else "" for k in ("val_loss", "val_alpha")), f"{r['alpha']:.3f}",
-            *(f"{r[f'mal_{k}']:.2f}" for k in (3, 5, 8)),
-        ]
-        for r in rows
-    ]  # fmt: skip
-    print(markdown(header, shown))
-    return rows
+    setup(options.threads)
+    curve = Curve(options.run, options.drafter, options.out)
+    curve.ends()
+    for budget, _ in options.tokens:
+        curve.arm(f"{curve.entry.name} {budget} tokens", options.run / "distilled", budget)
+    for tokens, budget in options.data_tokens:
+        curve.part(tokens, budget)
+    print(table(curve.rows.rows))
+    return curve.rows.rows
 
 
 if __name__ == "__main__":

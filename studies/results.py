@@ -1,7 +1,7 @@
 """The table of results of one finished run, from what lies in its folder.
 
-    python benchmarks/results.py RUN [--keep docs/results/NAME] [--into docs/RESULTS.md]
-    python benchmarks/results.py docs/results/NAME [--into docs/RESULTS.md]
+    python studies/results.py RUN [--keep docs/results/NAME] [--into docs/RESULTS.md]
+    python studies/results.py docs/results/NAME [--into docs/RESULTS.md]
 
 Markdown on stdout: each drafter's acceptance and MAL with their 95 % intervals (bootstrap over prompts), its cost, its
 measured speed and its size; the claims of the paper as this run answers them; SHA-256 of what the figures follow from.
@@ -156,12 +156,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--keep", type=Path, help="a folder for what the table follows from; its name is the run's")
     parser.add_argument("--into", type=Path, help="a Markdown file that gets the table")
-    chosen = parser.parse_args(arguments)
-    text = table(chosen.run)
-    if chosen.keep:
-        keep(chosen.run, chosen.keep)
-    if chosen.into:
-        put(text, (chosen.keep or chosen.run).resolve().name, chosen.into)
+    options = parser.parse_args(arguments)
+    text = table(options.run)
+    if options.keep:
+        keep(options.run, options.keep)
+    if options.into:
+        put(text, (options.keep or options.run).resolve().name, options.into)
     sys.stdout.write(text)
 
 

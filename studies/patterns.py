@@ -1,6 +1,6 @@
 """One-shot drafters of one model, pattern by pattern and method by method, against a target: α, MAL, layer-wise error.
 
-    python benchmarks/patterns.py TARGET DRAFTER --prompts FILE --calibration DATA [--generic FILE] --out FOLDER
+    python studies/patterns.py TARGET DRAFTER --prompts FILE --calibration DATA [--generic FILE] --out FOLDER
 
 The target answers the prompts once (--each N: the first N of each of Spec-Bench's six tasks by the hash of their ids).
 Each drafter is made, read over those answers (the greedy loop's own numbers, by simulation) and deleted; its row stays
@@ -9,27 +9,16 @@ parameters; --part 1/2 and --part 2/2 with one thread each, side by side, make t
 """
 
 import argparse
-import json
 import shutil
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from common import close, setup
-from sparsedraft.base.console import console
-from sparsedraft.base.hashing import stable_order
-from sparsedraft.maths.sampling import Sampling
+from scoring import answers_of, score, select
 from sparsedraft.models import checkpoint
-from sparsedraft.stages.evaluate.rows import allowed
-from sparsedraft.stages.evaluate.simulate import acceptance, simulate
-from sparsedraft.stages.evaluate.summary import mean_alpha, merge
-from sparsedraft.stages.finetune import quantize
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.stage import prune
-from sparsedraft.text import prompts
-from sparsedraft.writers.conversation import Answer, Responder, answer_all
-from sparsedraft.writers.loaded import LoadedModel
+from study import Rows, close, setup
 
 PATTERNS: list[dict[str, Any]] = [
     {"pattern": "unstructured", "sparsity": 0.5},
@@ -40,47 +29,6 @@ PATTERNS: list[dict[str, Any]] = [
     {"pattern": "unstructured", "sparsity": 0.75},
 ]
 METHODS: list[dict[str, Any]] = [{"method": "sparsegpt"}, {"method": "wanda"}, {"method": "sparsegpt", "refine": True}]
-KS = (3, 5, 8)
-OTHER_TASKS = ("translation", "summarization", "qa", "math_reasoning", "rag")  # the rest of Spec-Bench is MT-Bench
-
-
-def chosen(source: str, each: int | None) -> list[prompts.Prompt]:
-    """The prompts of `source`; with `each`, only so many of every task: those with the smallest SHA-256 of their id."""
-    found = prompts.read(source)
-    if each is None:
-        return found
-    tasks: dict[str, list[prompts.Prompt]] = defaultdict(list)
-    for prompt in stable_order(found, lambda prompt: prompt.id):
-        tasks[prompt.category if prompt.category in OTHER_TASKS else "mt_bench"].append(prompt)
-    return [prompt for task in sorted(tasks) for prompt in tasks[task][:each]]
-
-
-def answers_of(target: str, asked: list[prompts.Prompt], new_tokens: int, folder: Path) -> list[Answer]:
-    """The target's greedy answers; from the journal where they are done."""
-    side = LoadedModel.load(target, runtime="transformers")
-    return answer_all(
-        Responder(side.writer(16), side.tokenizer, Sampling(), new_tokens, context=side.context), asked,
-        journal=folder / "target.jsonl", description="target answers", batch_size=16,
-    )  # fmt: skip
-
-
-def score(drafter: Path, answers: list[Answer], quantized: str = "none", dtype: str = "float32") -> dict[str, Any]:
-    """α and MAL of the drafter in `drafter` on the target's answers, and α answer by answer.
-
-    With `quantized` int8 or int4, of the drafter with its linears rounded so.
-    """
-    model = checkpoint.load(drafter, dtype=checkpoint.dtype_named(dtype))
-    quantize.install(model, quantized)
-    pairs = [(a.prompt_ids, a.answer_ids) for a in answers]
-    rows: dict[int, dict[str, Any]] = {}
-    for index, (shares, _) in acceptance(model, pairs, None, Sampling()):
-        answer = answers[index]
-        histograms = {str(k): simulate(shares > 0.5, k, allowed(answer)).to_dict() for k in KS}
-        alpha = float(shares.double().mean())
-        rows[index] = {"alpha": alpha, "tokens": len(answer.answer_ids), "histograms": histograms}
-    found = list(rows.values())
-    each = [[rows[i]["alpha"], rows[i]["tokens"]] for i in sorted(rows)]
-    return {"alpha": mean_alpha(found), **{f"mal_{k}": merge(found, k).mal for k in KS}, "answers": each}
 
 
 def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -138,32 +86,27 @@ def main() -> list[dict[str, Any]]:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="only rows with this word in their label")
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    setup(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    journal = arguments.out / "rows.jsonl"
-    done = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    answers = answers_of(
-        arguments.target, chosen(arguments.prompts, arguments.each), arguments.new_tokens, arguments.out
-    )
-    part, parts = (int(n) for n in arguments.part.split("/"))
-    for number, spec in enumerate(plan(arguments)):
-        if number % parts != part - 1 or any(row["spec"] == spec for row in done) or arguments.only not in label(spec):
+    options = parser.parse_args()
+    setup(options.threads)
+    rows = Rows(options.out)
+    answers = answers_of(options.target, select(options.prompts, options.each), options.new_tokens, options.out)
+    part, parts = (int(n) for n in options.part.split("/"))
+    for number, spec in list(enumerate(plan(options)))[part - 1 :: parts]:
+        if options.only not in label(spec) or any(row["spec"] == spec for row in rows.rows):
             continue
-        work = arguments.out / f"drafter-{number}"
+        work = options.out / f"drafter-{number}"
         start = time.perf_counter()
-        folder, made = make(spec, arguments.drafter, work)
-        seconds = time.perf_counter() - start
-        row: dict[str, Any] = {
-            "label": label(spec), "spec": spec, "seconds": round(seconds, 1), **score(folder, answers),
-            **{k: made[k] for k in ("sparsity", "macs_per_token", "mean_relative_error", "dropped") if k in made},
-        }  # fmt: skip
-        done.append(row)
-        with open(journal, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        console.print(row)
+        folder, result = make(spec, options.drafter, work)
+        seconds = round(time.perf_counter() - start, 1)
+        kept = ("sparsity", "macs_per_token", "mean_relative_error", "dropped")
+        rows.add(
+            {
+                "label": label(spec), "spec": spec, "seconds": seconds, **score(folder, answers),
+                **{key: result[key] for key in kept if key in result},
+            }
+        )  # fmt: skip
         shutil.rmtree(work, ignore_errors=True)
-    return done
+    return rows.rows
 
 
 if __name__ == "__main__":

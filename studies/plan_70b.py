@@ -1,6 +1,6 @@
 """What recipes/llama-3.1-70b.yaml costs, from the models' published shapes: their configs need a licence to be fetched.
 
-    python benchmarks/plan_70b.py --evaluation spec_bench.jsonl [--gflops 400000] [--into docs/RESULTS.md]
+    python studies/plan_70b.py --evaluation spec_bench.jsonl [--gflops 400000] [--into docs/RESULTS.md]
 
 `sparsedraft plan` on folders that hold nothing but a config. Alpaca, the recipe's prompts, counts as so many prompts
 that the target writes itself. --gflops is an assumption: 400,000 is two fifths of an H100's dense bfloat16.
@@ -14,11 +14,11 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from common import ROOT, setup
 from results import put
 from sparsedraft import recipe as recipes
 from sparsedraft.plan import plan_recipe
 from sparsedraft.stages.report.tables import markdown
+from study import ROOT, setup
 
 ALPACA = 52_002  # prompts
 ROPE = {
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--evaluation", default="demo:eval", help="the prompts of eval, as a recipe names them")
     parser.add_argument("--gflops", type=float, default=400_000)
     parser.add_argument("--into", type=Path, help="a Markdown file that gets the tables")
-    chosen = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in SHAPES.items():
             config = LlamaConfig(
@@ -72,13 +72,13 @@ def main(arguments: list[str] | None = None) -> None:
             )  # fmt: skip
             config.save_pretrained(Path(folder) / name)
         parts = [
-            f"Drafter Llama-3.2-{drafter}, at {chosen.gflops:,.0f} Gflop/s a device (assumed), answers at their "
-            f"longest:\n\n{planned(drafter, chosen.evaluation, chosen.gflops, Path(folder))}"
+            f"Drafter Llama-3.2-{drafter}, at {options.gflops:,.0f} Gflop/s a device (assumed), answers at their "
+            f"longest:\n\n{planned(drafter, options.evaluation, options.gflops, Path(folder))}"
             for drafter in ("1B", "3B")
         ]
     text = "\n\n".join(parts) + "\n"
-    if chosen.into:
-        put(text, "the plan of llama-3.1-70b", chosen.into)
+    if options.into:
+        put(text, "the plan of llama-3.1-70b", options.into)
     sys.stdout.write(text)
 
 

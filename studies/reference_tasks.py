@@ -2,7 +2,7 @@
 docstring (the answer is its source), explain a topic of the language reference (the answer is its beginning), say what
 an installed package is for from its README (the answer is its summary), and translate Django's messages to English.
 
-    python benchmarks/reference_tasks.py FILE.jsonl [--limit N] [--longest CHARACTERS] [--kinds coding,explaining,...]
+    python studies/reference_tasks.py FILE.jsonl [--limit N] [--longest CHARACTERS] [--kinds coding,explaining,...]
 
 Rows hold `id`, `category`, `instruction` and `output`; the kinds take turns, each by the SHA-256 of its ids:
 same Python and same packages, same file. Django's wheel is downloaded by pip for its translations and not installed.
@@ -145,6 +145,6 @@ if __name__ == "__main__":
     parser.add_argument("--limit", type=int)
     parser.add_argument("--longest", type=int, help="of the tasks, in characters")
     parser.add_argument("--kinds", default=",".join(KINDS))
-    chosen = parser.parse_args()
-    found = rows(chosen.kinds.split(","), chosen.longest)[: chosen.limit]
-    chosen.file.write_text("".join(json.dumps(row) + "\n" for row in found))
+    options = parser.parse_args()
+    tasks = rows(options.kinds.split(","), options.longest)[: options.limit]
+    options.file.write_text("".join(json.dumps(row) + "\n" for row in tasks))

@@ -1,9 +1,9 @@
 r"""What fine-tuning is worth, loss by loss, at one budget: α and MAL of sparse drafters on a target's held-out answers.
 
-    python benchmarks/reference_tasks.py tasks.jsonl --longest 900
+    python studies/reference_tasks.py tasks.jsonl --longest 900
     sparsedraft distill TARGET tasks.jsonl --out DATA --limit 160 --max-new-tokens 128 \
         --top-k-logprobs 16 --evaluation FILE
-    python benchmarks/quality.py TARGET DRAFTER --data DATA --tasks tasks.jsonl --prompts FILE --out FOLDER
+    python studies/quality.py TARGET DRAFTER --data DATA --tasks tasks.jsonl --prompts FILE --out FOLDER
 
 The target answers the prompts (--each of each of Spec-Bench's tasks) once. Every arm is a drafter of a recipe: pruned
 on DATA, trained on --tokens tokens (prompts and answers, packed), scored by simulation, and deleted; its row stays in
@@ -18,16 +18,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import close, setup
-from patterns import answers_of, chosen, score
+from scoring import answers_of, score, select
 from sparsedraft.base.artifact import write_json
-from sparsedraft.base.console import console
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.recipe import Recipe
 from sparsedraft.run import make_drafter
 from sparsedraft.stages.distill.written import write
 from sparsedraft.text import distilled, prompts
+from study import Rows, close, setup
 
 PATTERNS: dict[str, dict[str, Any]] = {
     "50%": {"pattern": "unstructured", "sparsity": 0.5},
@@ -91,6 +90,46 @@ def references(data: Path, tasks: str, out: Path) -> Path:
     return out
 
 
+class Study:
+    """The arms of one pair of models: each is made, scored and deleted."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.rows = options, Rows(options.out)
+        self.answers = answers_of(options.target, select(options.prompts, options.each), 64, options.out)
+
+    def note(self, label: str, folder: Path, quantized: str = "none", **more: Any) -> None:
+        """Score the drafter in `folder`, unless its row is there."""
+        if self.rows.lack(label):
+            self.rows.add({"label": label, **more, **score(folder, self.answers, quantized)})
+
+    def make(self, recipe: Recipe, name: str, data: Path, folder: Path, start: Path | None = None) -> Path:
+        """The drafter `name` of `recipe`, made in `folder`; `start`: the one-shot drafter, if it is there."""
+        entry = next(e for e in recipe.drafters if e.name == name)
+        # pruning is the same for every arm, so only fine-tuning is in another dtype; 0: the budget is not an epoch
+        common = {**COMMON, "dtype": self.options.dtype} if start else COMMON
+        return Path(make_drafter(recipe, entry, {"one-shot": str(start)} if start else {}, data, 0, folder, common))
+
+    def arm(self, recipe: Recipe, pattern: str, name: str, start: Path) -> None:
+        """Train and score one arm; its own row is the last of it, so that it says that all of them are there."""
+        options = self.options
+        label = f"{pattern}, {name}, {options.tokens} tokens at {options.learning_rate:g}"
+        if not self.rows.lack(label):
+            return
+        data = options.data
+        if ARMS[name].get("data") == "references":
+            data = references(options.data, options.tasks, options.out / "references")
+        work = options.out / label.replace(" ", "_").replace(":", "of")  # an interrupted arm goes on
+        began = time.perf_counter()
+        drafter = self.make(recipe, name, data, work, start)
+        seconds = round(time.perf_counter() - began)
+        result = json.loads((drafter / "result.json").read_text())
+        if name in ("kl", "kl, int8-aware"):
+            self.note(f"{label}, in int8", drafter, "int8")
+        training = {key: result[key] for key in ("steps", "val_loss", "val_alpha")}
+        self.note(label, drafter, seconds=seconds, **training)
+        shutil.rmtree(work)
+
+
 def main() -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target")
@@ -106,56 +145,18 @@ def main() -> list[dict[str, Any]]:
     parser.add_argument("--dtype", default="float32", help="of fine-tuning; bfloat16 keeps float32 master weights")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    setup(arguments.threads)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    journal = arguments.out / "rows.jsonl"
-    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    answers = answers_of(arguments.target, chosen(arguments.prompts, arguments.each), 64, arguments.out)
-
-    def note(label: str, folder: Path, quantized: str = "none", **more: Any) -> None:
-        row = {"label": label, **more, **score(folder, answers, quantized)}
-        rows.append(row)
-        with open(journal, "a") as file:
-            file.write(json.dumps(row) + "\n")
-        console.print({k: v for k, v in row.items() if k != "answers"})
-
-    def missing(label: str) -> bool:
-        return all(row["label"] != label for row in rows)
-
-    if missing("dense"):
-        note("dense", checkpoint.find(arguments.drafter))
-    for pattern in arguments.patterns.split(","):
-        recipe = recipe_of(arguments.target, arguments.drafter, pattern, arguments.tokens, arguments.learning_rate)
-
-        def made(name: str, data: Path, folder: Path, have: dict[str, str], recipe: Recipe = recipe) -> Path:
-            entry = next(e for e in recipe.drafters if e.name == name)
-            # pruning is the same for every arm, so only fine-tuning is in another dtype; 0: the budget is not an epoch
-            common = {**COMMON, "dtype": arguments.dtype} if have else COMMON
-            return Path(make_drafter(recipe, entry, have, data, 0, folder, common))
-
-        start = made("one-shot", arguments.data, arguments.out / f"one-shot-{pattern}", {})
-        for quantized, label in (("none", f"{pattern}, one-shot"), ("int8", f"{pattern}, one-shot, in int8")):
-            if missing(label):
-                note(label, start, quantized)
-        for name in arguments.arms.split(";"):
-            label = f"{pattern}, {name}, {arguments.tokens} tokens at {arguments.learning_rate:g}"
-            if not missing(label):
-                continue
-            data = arguments.data
-            if ARMS[name].get("data") == "references":
-                data = references(arguments.data, arguments.tasks, arguments.out / "references")
-            work = arguments.out / label.replace(" ", "_").replace(":", "of")  # an interrupted arm goes on
-            began = time.perf_counter()
-            trained = made(name, data, work, {"one-shot": str(start)})
-            seconds = round(time.perf_counter() - began)
-            result = json.loads((trained / "result.json").read_text())
-            if name in ("kl", "kl, int8-aware") and missing(f"{label}, in int8"):
-                note(f"{label}, in int8", trained, "int8")
-            # the last row of an arm: that it is there says that all of them are
-            note(label, trained, seconds=seconds, **{k: result[k] for k in ("steps", "val_loss", "val_alpha")})
-            shutil.rmtree(work)
-    return rows
+    options = parser.parse_args()
+    setup(options.threads)
+    study = Study(options)
+    study.note("dense", checkpoint.find(options.drafter))
+    for pattern in options.patterns.split(","):
+        recipe = recipe_of(options.target, options.drafter, pattern, options.tokens, options.learning_rate)
+        start = study.make(recipe, "one-shot", options.data, options.out / f"one-shot-{pattern}")
+        study.note(f"{pattern}, one-shot", start)
+        study.note(f"{pattern}, one-shot, in int8", start, "int8")
+        for name in options.arms.split(";"):
+            study.arm(recipe, pattern, name, start)
+    return study.rows.rows
 
 
 if __name__ == "__main__":
