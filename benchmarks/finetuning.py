@@ -12,6 +12,7 @@ import torch
 
 from common import GIB, MODEL, close, measured, row, seconds, setup
 from sparsedraft.base.artifact import write_json
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
@@ -85,7 +86,7 @@ def half(model: str, folder: Path) -> Path:
     linears = decoder_linears(loaded)
     with torch.no_grad():
         for linear in linears.values():
-            linear.weight.mul_(Pattern().keep(linear.weight.abs(), 0.5))
+            linear.weight.mul_(keep_mask(Pattern(), linear.weight.abs(), 0.5))
     zeros = {name: count_zeros(linear.weight.detach()) for name, linear in linears.items()}
     claim = {"pattern": "unstructured", "sparsity": 0.5, "linears": zeros}
     checkpoint.save(loaded, checkpoint.load_tokenizer(model), folder, sparsity=claim)

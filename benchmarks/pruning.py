@@ -25,6 +25,7 @@ from sparsedraft.models.decoder import linears_of
 from sparsedraft.models.macs import skeleton
 from sparsedraft.stages.prune import calibration, memory, sequential, stage
 from sparsedraft.stages.prune.methods import METHODS
+from sparsedraft.stages.prune.options import PruneOptions
 from sparsedraft.stages.prune.sparsegpt import relative_error
 from sparsedraft.stages.prune.streamed import Streamed
 
@@ -69,7 +70,8 @@ def speed(model: str, tokens: int, pattern: str, source: str) -> dict:
     try:
         with tempfile.TemporaryDirectory() as folder:
             options: dict[str, Any] = {"pattern": pattern, "tokens": tokens, "sequence_length": LENGTH}
-            total = seconds(lambda: stage.prune(model, Path(folder) / "out", source, **options))
+            chosen = PruneOptions(model=model, out=Path(folder) / "out", calibration=source, **options)
+            total = seconds(lambda: stage.prune(chosen))
     finally:
         for (owner, name, _), original in zip(places, originals, strict=True):
             setattr(owner, name, original)

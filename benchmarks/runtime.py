@@ -21,6 +21,7 @@ from torch import Tensor
 
 from common import close, setup
 from sparsedraft.base.console import console
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import codes
 from sparsedraft.models import checkpoint
@@ -111,7 +112,7 @@ class Kernels:
         if layout == "dense":
             return weight
         pattern = Pattern(2, 4) if layout == "2:4" else Pattern(n, 8) if layout == "N:8" else Pattern()
-        return weight * pattern.keep(weight.abs(), 1 - density)
+        return weight * keep_mask(pattern, weight.abs(), 1 - density)
 
     def watch(self, matrices: list[Any], tokens: int = 1) -> Stopwatch:
         return lambda: extension().time_multiply(matrices, tokens, 1, self.pool)[0]

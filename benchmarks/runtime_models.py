@@ -24,6 +24,7 @@ from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.pack.stage import pack
+from sparsedraft.stages.prune.options import PruneOptions
 from sparsedraft.stages.prune.stage import prune
 from sparsedraft.text import prompts
 from sparsedraft.writers.loaded import LoadedModel
@@ -48,7 +49,8 @@ def drafters(target: Path, drafter: str, chosen: argparse.Namespace) -> dict[str
     found = {"dense": drafter}
     for name, pattern in PATTERNS.items():
         found[name] = str(out / name.replace(":", "of").replace(" %", ""))
-        prune(drafter, Path(found[name]), str(data), pattern=pattern, tokens=16384, refine=True)
+        how: dict[str, Any] = {"pattern": pattern, "tokens": 16384, "refine": True}
+        prune(PruneOptions(model=drafter, out=Path(found[name]), calibration=str(data), **how))
     if chosen.finetune:
         name = f"SD2 {chosen.finetune_pattern}"
         start = found[chosen.finetune_pattern]

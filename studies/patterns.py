@@ -17,6 +17,7 @@ from typing import Any
 from scoring import answers_of, score, select
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.prune.drop_layers import drop_layers
+from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions
 from sparsedraft.stages.prune.stage import prune
 from study import Rows, close, setup
 
@@ -36,18 +37,14 @@ def plan(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     base = {"calibration": arguments.calibration, "tokens": arguments.tokens}
     drops = [{"name": "drop", "of": share, **base, "tokens": 8192} for share in (0.5, 0.75)]
     by_method = [[{"name": "prune", **pattern, **method, **base} for pattern in PATTERNS] for method in METHODS]
-    auto = [
-        {"name": "prune", **pattern, "allocation": allocation, **base}
-        for allocation, patterns in (("auto", (2, 4, 0, 5)), ("owl", (0, 5)))
-        for pattern in (PATTERNS[i] for i in patterns)
-    ]
+    owl = [{"name": "prune", **PATTERNS[i], "allocation": "owl", **base} for i in (0, 5)]
     texts = [{"name": "prune", **PATTERNS[0], **base, "method": "sparsegpt", "tokens": n} for n in (1024, 16384)]
     if arguments.generic:
         generic = {"name": "prune", "method": "sparsegpt", "calibration": arguments.generic}
         texts += [{**generic, **PATTERNS[0], "tokens": n} for n in (1024, arguments.tokens)]
         texts += [{**generic, **PATTERNS[4], "tokens": arguments.tokens}]
     sparsegpt, wanda, refined = by_method
-    return [{"name": "dense"}, *drops, *sparsegpt, *auto[:2], *refined, *wanda, *texts, *auto[2:]]
+    return [{"name": "dense"}, *drops, *sparsegpt, *refined, *wanda, *texts, *owl]
 
 
 def label(spec: dict[str, Any]) -> str:
@@ -66,10 +63,11 @@ def make(spec: dict[str, Any], drafter: str, work: Path) -> tuple[Path, dict[str
     if spec["name"] == "dense":
         return checkpoint.find(drafter), {}
     if spec["name"] == "prune":
-        return work, prune(drafter, work, spec["calibration"], **options)
+        return work, prune(PruneOptions(model=drafter, out=work, calibration=spec["calibration"], **options))
     # every layer has the same MACs, so this is what --match-macs would find for uniform sparsity
     layers = round(spec["of"] * checkpoint.read_config(checkpoint.find(drafter)).num_hidden_layers)
-    return work, drop_layers(drafter, work, spec["calibration"], layers=layers, **options)
+    given = DropLayersOptions(model=drafter, out=work, calibration=spec["calibration"], layers=layers, **options)
+    return work, drop_layers(given)
 
 
 def main() -> list[dict[str, Any]]:

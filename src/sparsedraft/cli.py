@@ -10,24 +10,13 @@ from typing import Annotated, Any
 import typer
 from safetensors import SafetensorError
 
-from sparsedraft.base import bounds
+from sparsedraft.base.command import command
 from sparsedraft.base.console import complain, console, leads, quiet_libraries
 from sparsedraft.base.errors import UserError
 from sparsedraft.cli_train import distill, finetune
 from sparsedraft.cli_use import evaluate, generate, pack
-from sparsedraft.options import (
-    Calibration,
-    CalibrationTokens,
-    Device,
-    Dtype,
-    Out,
-    Overwrite,
-    Seed,
-    SequenceLength,
-    TemplateArg,
-    emit,
-    template_args,
-)
+from sparsedraft.options import Out, Overwrite, emit
+from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions
 
 # what the system says of a path that is not as it should be
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
@@ -85,93 +74,22 @@ def plan(
 app.command()(distill)
 
 
-@app.command()
-def prune(
-    model: Annotated[str, typer.Argument(help="The drafter to prune.")],
-    out: Out,
-    calibration: Calibration,
-    pattern: Annotated[str, typer.Option(help="unstructured, or N:M such as 2:4.")] = "unstructured",
-    sparsity: Annotated[
-        float | None, typer.Option(help="Share of each linear's weights to prune; default 0.5, or what N:M gives.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="sparsegpt, wanda or magnitude.")] = "sparsegpt",
-    allocation: Annotated[
-        str,
-        typer.Option(help="uniform, owl (outlier-weighted layers) or auto (least sum of measured errors, equal MACs)."),
-    ] = "uniform",
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Re-solve the weights that are left, with the mask fixed.")
-    ] = False,
-    tokens: CalibrationTokens = 65536,
-    sequence_length: SequenceLength = 512,
-    template_arg: TemplateArg = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    overwrite: Overwrite = False,
-) -> None:
+def prune(options: PruneOptions) -> None:
     """Prune every decoder linear of a model in one shot."""
     from sparsedraft.stages.prune.stage import prune as stage
 
-    emit(
-        stage(
-            model,
-            out,
-            calibration,
-            pattern=pattern,
-            sparsity=sparsity,
-            method=method,
-            allocation=allocation,
-            refine=refine,
-            tokens=tokens,
-            sequence_length=sequence_length,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            template_args=template_args(template_arg),
-            overwrite=overwrite,
-        )
-    )
+    emit(stage(options))
 
 
-@app.command("drop-layers")
-def drop_layers(
-    model: Annotated[str, typer.Argument(help="The drafter to cut.")],
-    out: Out,
-    calibration: Calibration,
-    layers: Annotated[
-        int | None, typer.Option(min=1, max=bounds.LAYERS, help="How many consecutive layers to drop.")
-    ] = None,
-    match_macs: Annotated[
-        str | None, typer.Option(help="Drop as many as bring the MACs nearest to this checkpoint's.")
-    ] = None,
-    tokens: CalibrationTokens = 65536,
-    sequence_length: SequenceLength = 512,
-    template_arg: TemplateArg = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    overwrite: Overwrite = False,
-) -> None:
+def drop_layers(options: DropLayersOptions) -> None:
     """Drop the consecutive block of layers with the smallest angular distance."""
     from sparsedraft.stages.prune.drop_layers import drop_layers as stage
 
-    emit(
-        stage(
-            model,
-            out,
-            calibration,
-            layers=layers,
-            match_macs=match_macs,
-            tokens=tokens,
-            sequence_length=sequence_length,
-            seed=seed,
-            device=device,
-            dtype=dtype,
-            template_args=template_args(template_arg),
-            overwrite=overwrite,
-        )
-    )
+    emit(stage(options))
+
+
+app.command()(command(PruneOptions, prune))
+app.command("drop-layers")(command(DropLayersOptions, drop_layers))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The recipe: one typed YAML file for the whole job, with dotted overrides; the unknown and impossible are errors."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +28,7 @@ from sparsedraft.base.places import slug
 from sparsedraft.base.yamlfiles import read_yaml
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.stages.distill.clean import Rules
+from sparsedraft.stages.prune.options import DropLayersSettings, PruneSettings, not_sexagesimal
 from sparsedraft.writers.server.secret import shown
 
 Length = Annotated[int, Field(ge=1, le=bounds.LENGTH)]  # tokens
@@ -45,11 +47,6 @@ def _number_or_policy(value: object) -> object:
 
 K = Annotated[int | str, BeforeValidator(_number_or_policy)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-def not_sexagesimal(value: Any) -> Any:
-    """N:M as it was meant: YAML 1.1 reads a bare 2:4 as 2·60 + 4."""
-    return "{}:{}".format(*divmod(value, 60)) if isinstance(value, int) and value > 1 else value
 
 
 class Section(BaseModel):
@@ -109,41 +106,6 @@ class Distill(Section):
         return self
 
 
-class Prune(Section):
-    """One-shot pruning; a drafter's own `prune` entry overrides these, field by field."""
-
-    pattern: str = "unstructured"
-    sparsity: Share | None = None  # None: 0.5, or what N:M gives
-    method: Literal["sparsegpt", "wanda", "magnitude"] = "sparsegpt"
-    allocation: Literal["uniform", "owl", "auto"] = "uniform"
-    refine: bool = False
-    tokens: Budget = 65536  # calibration tokens
-    sequence_length: int = Field(512, ge=2, le=bounds.LENGTH)  # tokens
-
-    @field_validator("pattern", mode="before")
-    @classmethod
-    def _not_sexagesimal(cls, value: Any) -> Any:
-        return not_sexagesimal(value)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        Pattern.parse(self.pattern).resolve(self.sparsity)
-        return self
-
-
-class DropLayers(Section):
-    """Layer-pruning: a number of layers, or as many as bring the MACs nearest to another drafter's."""
-
-    layers: int | None = Field(None, ge=1, le=bounds.LAYERS)
-    match_macs: str | None = None  # the name of another drafter of this recipe
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.layers is None) == (self.match_macs is None):
-            raise ValueError("takes either layers or match_macs")
-        return self
-
-
 class Finetune(Section):
     """Sparse fine-tuning; a drafter's own `finetune` entry overrides these, field by field.
 
@@ -195,7 +157,7 @@ class Drafter(Section):
     name: str = Field(min_length=1)
     start: str | None = None
     prune: dict[str, Any] | None = None
-    drop_layers: DropLayers | None = None
+    drop_layers: DropLayersSettings | None = None
     gradual: list[float | str] = []
     finetune: bool | dict[str, Any] = False
     report: bool = True  # False: only a step on the way to another
@@ -301,7 +263,7 @@ class Recipe(Section):
     allow_overlap: bool = False
     template_args: dict[str, JsonValue] = {}  # of the chat templates, such as enable_thinking: false
     distill: Distill = Distill()
-    prune: Prune = Prune()
+    prune: PruneSettings = PruneSettings()
     finetune: Finetune = Finetune()
     drafters: list[Drafter] = Field(min_length=1)
     baseline: str | None = (
@@ -373,18 +335,18 @@ class Recipe(Section):
         start = next((other for other in self.drafters if other.name == entry.start), None)
         return [entry, *(self.lineage(start) if start else [])]
 
-    def prune_of(self, entry: Drafter) -> Prune:
+    def prune_of(self, entry: Drafter) -> PruneSettings:
         """How `entry` is pruned: the recipe's `prune` with the entry's own fields on top."""
-        return Prune.model_validate({**self.prune.model_dump(), **(entry.prune or {})})
+        return PruneSettings.model_validate({**self.prune.model_dump(), **(entry.prune or {})})
 
-    def prunings(self, entry: Drafter) -> list[Prune]:
+    def prunings(self, entry: Drafter) -> list[PruneSettings]:
         """How `entry` is pruned, step by step: `gradual`, then `prune_of`; empty where it is not."""
         if entry.prune is None:
             return []
         last = self.prune_of(entry)
         kind = Pattern.parse(last.pattern)
         steps = [
-            Prune.model_validate(
+            PruneSettings.model_validate(
                 last.model_dump() | ({"pattern": at, "sparsity": None} if kind.m else {"sparsity": at})
             )
             for at in entry.gradual
@@ -460,12 +422,13 @@ def _sentence(error: ValidationError) -> str:
         return f"{where} is missing; set it."
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        return f"{where}: {message.rstrip('.')}."
+        plain = re.sub(r"<(\w+)>", r"\1", message).rstrip(".")
+        return f"{where}: {plain}."
     return f"{where} = {first['input']!r} is not possible: {message[0].lower()}{message[1:]}."
 
 
 def _known_keys() -> list[str]:
-    sections = (Recipe, Distill, Prune, DropLayers, Finetune, Drafter, Eval, Speed)
+    sections = (Recipe, Distill, PruneSettings, DropLayersSettings, Finetune, Drafter, Eval, Speed)
     return sorted({name for section in sections for name in section.model_fields})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.fields import Calibration
 from sparsedraft.base.places import check_apart
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
@@ -20,6 +21,7 @@ from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.pack.stage import check_packable, pack
 from sparsedraft.stages.prune import arguments
 from sparsedraft.stages.prune.drop_layers import drop_layers
+from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions, PruneSettings
 from sparsedraft.stages.prune.stage import prune
 from sparsedraft.stages.prune.streamed import Streamed
 from sparsedraft.stages.report import manifest
@@ -255,7 +257,16 @@ def make_drafter(
         last = number == len(chain)
         mark = "" if last else f"-{number}"  # the steps of `gradual` before the last
         console.rule(f"{entry.name}: prune{mark}")
-        prune(at, folder / f"pruned{mark}", str(data), **how.model_dump(), seed=recipe.seed, **common)
+        prune(
+            PruneOptions(
+                model=at,
+                out=folder / f"pruned{mark}",
+                calibration=str(data),
+                **how.part(PruneSettings),
+                seed=recipe.seed,
+                **common,
+            )
+        )
         at = str(folder / f"pruned{mark}")
         if not last:
             at = _finetune(recipe, entry, at, data, folder / f"finetuned{mark}", budgets[number - 1], common)
@@ -263,15 +274,16 @@ def make_drafter(
         console.rule(f"{entry.name}: drop-layers")
         matched = entry.drop_layers.match_macs
         drop_layers(
-            at,
-            folder / "layer-dropped",
-            str(data),
-            layers=entry.drop_layers.layers,
-            match_macs=made[matched] if matched else None,
-            tokens=recipe.prune.tokens,
-            sequence_length=recipe.prune.sequence_length,
-            seed=recipe.seed,
-            **common,
+            DropLayersOptions(
+                model=at,
+                out=folder / "layer-dropped",
+                calibration=str(data),
+                layers=entry.drop_layers.layers,
+                match_macs=made[matched] if matched else None,
+                **recipe.prune.part(Calibration),
+                seed=recipe.seed,
+                **common,
+            )
         )
         at = str(folder / "layer-dropped")
     return _finetune(recipe, entry, at, data, folder / "finetuned", budgets[-1], common) if entry.trained else at

@@ -13,9 +13,10 @@ from sparsedraft import recipe as recipes
 from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
 from sparsedraft.stages.distill.stage import distill
+from sparsedraft.stages.prune.options import DropLayersSettings, PruneSettings
 
 SECTIONS = {
-    "distill": recipes.Distill, "prune": recipes.Prune, "drop-layers": recipes.DropLayers,
+    "distill": recipes.Distill, "prune": PruneSettings, "drop-layers": DropLayersSettings,
     "finetune": recipes.Finetune, "eval": recipes.Eval,
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models.shards import write
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.stages.prune.stage import prune
+from stages import prune
 
 DEEP = "[" * 100_000
 LEVELS = "[" * 300 + "]" * 300

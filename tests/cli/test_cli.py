@@ -99,7 +99,7 @@ def test_commands_and_options_are_a_contract() -> None:
 
 @pytest.fixture(scope="module")
 def half(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from sparsedraft.stages.prune.stage import prune
+    from stages import prune
 
     out = tmp_path_factory.mktemp("half") / "half"
     prune(str(tiny_checkpoint), out, "demo:train", tokens=512, sequence_length=64)

@@ -9,6 +9,7 @@ import torch
 
 import packed_folders
 from blocks import code_blocks
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.native import packed
 from sparsedraft.native.weights import PackedWeights
@@ -32,7 +33,7 @@ def test_the_pages_reader_reads_every_kind(reader: dict[str, Any], kind: str, va
     if kind == "bitmask":
         weight[weight.abs() < 0.7] = 0
     elif kind != "dense":
-        weight = torch.where(Pattern.parse(kind).keep(weight.abs(), 0), weight, 0)
+        weight = torch.where(keep_mask(Pattern.parse(kind), weight.abs(), 0), weight, 0)
         weight[2, :32] = 0  # groups with fewer values than N
     entry, parts = packed.pack(weight, kind, values)
     found = reader["matrix"](entry.to_dict(), *(part(parts, name) for name in ("values", "index", "scale")))

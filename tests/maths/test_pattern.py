@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.maths.masks import keep_mask, obeys
 from sparsedraft.maths.pattern import Pattern
 
 NM = st.sampled_from([(1, 4), (2, 4), (4, 8), (3, 8), (7, 8), (8, 16), (1, 2)])
@@ -21,9 +22,9 @@ def test_nm_keeps_exactly_n_of_every_m_and_the_best_ones(
 ) -> None:
     n, m = nm
     pattern, s = Pattern(n, m), scores(rows, groups * m, seed)
-    keep = pattern.keep(s, pattern.resolve(None))
+    keep = keep_mask(pattern, s, pattern.resolve(None))
     grouped, values = keep.view(rows, groups, m), s.view(rows, groups, m)
-    assert (grouped.sum(-1) == n).all() and pattern.holds(keep.float())
+    assert (grouped.sum(-1) == n).all() and obeys(keep.float(), pattern)
     worst_kept = values.masked_fill(~grouped, torch.inf).amin(-1)
     best_pruned = values.masked_fill(grouped, -torch.inf).amax(-1)
     assert (worst_kept >= best_pruned).all()
@@ -32,18 +33,18 @@ def test_nm_keeps_exactly_n_of_every_m_and_the_best_ones(
 @given(st.integers(1, 20), st.integers(1, 30), st.floats(0.01, 0.99), st.integers(0, 99))
 def test_unstructured_count_is_exact_also_among_ties(rows: int, columns: int, sparsity: float, seed: int) -> None:
     s = scores(rows, columns, seed).round()  # many ties
-    keep = Pattern().keep(s, sparsity)
+    keep = keep_mask(Pattern(), s, sparsity)
     assert int((~keep).sum()) == round(sparsity * rows * columns)
     if keep.any() and not keep.all():
         assert s[keep].min() >= s[~keep].max()
 
 
-def test_holds_sees_one_weight_too_many() -> None:
+def test_obeys_sees_one_weight_too_many() -> None:
     weight = torch.tensor([[1.0, 0, 2, 0, 0, 3, 0, 4]])
-    assert Pattern(2, 4).holds(weight)
+    assert obeys(weight, Pattern(2, 4))
     weight[0, 1] = 5
-    assert not Pattern(2, 4).holds(weight)
-    assert not Pattern(2, 4).holds(torch.zeros(1, 6)) and Pattern().holds(weight)
+    assert not obeys(weight, Pattern(2, 4))
+    assert not obeys(torch.zeros(1, 6), Pattern(2, 4)) and obeys(weight, Pattern())
 
 
 @pytest.mark.parametrize("text", ["", "2-4", "0:4", "4:4", "5:4", "half", "2:4:8"])

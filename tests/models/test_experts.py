@@ -23,10 +23,9 @@ from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.inspect.stage import inspect
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.stages.prune.drop_layers import drop_layers
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.stages.report.cards import _what
 from sparsedraft.stages.report.tables import headline, macs_text, main_rows, speed_rows
+from stages import drop_layers, prune
 from timeless import timeless
 
 SMALL = {"tokens": 512, "sequence_length": 64}

@@ -13,9 +13,8 @@ from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.inspect import stage as inspection
-from sparsedraft.stages.prune.drop_layers import drop_layers
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.writers.transformers.abilities import abilities
+from stages import drop_layers, prune
 from timeless import timeless
 
 SMALL = {"tokens": 512, "sequence_length": 64}
@@ -29,7 +28,7 @@ def dense(request: pytest.FixtureRequest, tokenizer, tmp_path: Path) -> Path:
     return tmp_path / "dense"
 
 
-@pytest.mark.parametrize("options", [{"pattern": "2:4"}, {"pattern": "4:8", "allocation": "auto", "refine": True}])
+@pytest.mark.parametrize("options", [{"pattern": "2:4"}, {"pattern": "4:8", "allocation": "owl", "refine": True}])
 def test_pruned_by_layers_and_reloaded_by_plain_transformers(dense: Path, options: dict, tmp_path: Path) -> None:
     before = AutoModelForCausalLM.from_pretrained(dense)
     out = tmp_path / "half"

@@ -16,10 +16,9 @@ from sparsedraft.models.macs import macs_of_model
 from sparsedraft.native.session import Engine
 from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.stages.prune.drop_layers import drop_layers
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.protocol.requests import Request
+from stages import drop_layers, prune
 from tiny import build_llama, build_tokenizer
 
 SMALL = {"tokens": 256, "sequence_length": 64}

@@ -17,9 +17,9 @@ from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.inspect.stage import inspect
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.transformers.abilities import abilities
+from stages import prune
 
 SIZE = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,

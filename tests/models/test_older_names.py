@@ -10,8 +10,7 @@ import transformers as hf
 import other_readers
 from sparsedraft.models import checkpoint
 from sparsedraft.models.older_names import tokenizer_with_older_names, with_older_names
-from sparsedraft.stages.prune.drop_layers import drop_layers
-from sparsedraft.stages.prune.stage import prune
+from stages import drop_layers, prune
 from tiny import build_llama, build_tokenizer
 
 IDS = torch.randint(0, 300, (1, 200), generator=torch.Generator().manual_seed(0))

@@ -21,9 +21,8 @@ from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.inspect.stage import inspect
 from sparsedraft.stages.inspect.stage import table as inspection_table
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.stages.prune.drop_layers import drop_layers
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.writers.loaded import LoadedModel
+from stages import drop_layers, prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 State = dict[str, torch.Tensor]

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import codes
 from sparsedraft.native import extension as native
@@ -21,7 +22,7 @@ def sparse(weight: torch.Tensor, layout: str, n: int, density: float, generator:
     """`weight` with zeros that the layout can hold: full groups, groups with fewer, and rows of nothing else."""
     if layout in ("2:4", "N:8"):
         pattern = Pattern(2, 4) if layout == "2:4" else Pattern(n, 8)
-        weight = weight * pattern.keep(weight.abs(), 1 - n / pattern.m)
+        weight = weight * keep_mask(pattern, weight.abs(), 1 - n / pattern.m)
         weight = weight * (
             torch.rand(weight.shape[0], weight.shape[1] // pattern.m, 1, generator=generator) > 0.1
         ).expand(-1, -1, pattern.m).reshape(weight.shape)

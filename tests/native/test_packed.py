@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.native import kinds, packed
 from sparsedraft.native.weights import HEADER, PackedWeights
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.stages.prune.stage import prune
+from stages import prune
 
 KINDS = ("dense", "bitmask", "2:4", "4:8", "3:8", "1:8", "8:16", "7:32", "1:256")
 
@@ -26,7 +27,7 @@ def weight_of(kind: str, seed: int = 0) -> torch.Tensor:
     weight = torch.randn(13, 512, generator=torch.Generator().manual_seed(seed)).bfloat16()
     if kind != "dense":
         pattern = Pattern.parse(kind) if ":" in kind else Pattern()
-        weight *= pattern.keep(weight.abs().float(), pattern.resolve(None))
+        weight *= keep_mask(pattern, weight.abs().float(), pattern.resolve(None))
     weight[3] = 0
     weight[4, :256] *= torch.arange(256) % 3 == 0
     return weight
@@ -52,7 +53,7 @@ def test_bits_of_each_weight(kind: str, bits: float) -> None:
     weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(1)).half()
     if kind != "dense":
         pattern = Pattern.parse(kind) if ":" in kind else Pattern()
-        weight *= pattern.keep(weight.abs().float(), pattern.resolve(None))
+        weight *= keep_mask(pattern, weight.abs().float(), pattern.resolve(None))
     assert packed.size(packed.pack(weight, kind, "f16")[1]) * 8 == bits * weight.numel()
 
 
@@ -66,7 +67,7 @@ def test_kinds_are_chosen_by_what_the_weight_is(monkeypatch: pytest.MonkeyPatch)
     for kind in ("dense", "bitmask", "2:4", "4:8", "3:8", "1:8"):
         assert kinds.kind_of(weight_of(kind)[:3]) == kind
     assert kinds.kind_of(weight_of("8:16")[:3], "8:16") == "8:16" and kinds.kind_of(weight_of("8:16")[:3]) == "bitmask"
-    quarter = Pattern().keep(torch.randn(64, 512).abs(), 0.75) * torch.randn(64, 512)
+    quarter = keep_mask(Pattern(), torch.randn(64, 512).abs(), 0.75) * torch.randn(64, 512)
     assert kinds.kind_of(quarter) == "bitmask"
     for cpu, layout in (("portable", "window"), ("avx2", "window"), ("avx512", "bitmask"), ("amx", "bitmask")):
         monkeypatch.setattr(kinds, "fastest", lambda cpu=cpu: cpu)

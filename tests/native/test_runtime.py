@@ -20,10 +20,10 @@ from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.text import prompts
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.transformers.backend import TransformersBackend
+from stages import prune
 from timeless import timeless
 
 made = packed_folders.made  # fixture

@@ -19,8 +19,7 @@ import torch
 import transformers as hf
 
 from sparsedraft.models import checkpoint
-from sparsedraft.stages.prune.drop_layers import drop_layers
-from sparsedraft.stages.prune.stage import prune
+from stages import drop_layers, prune
 from tiny import build_tokenizer
 
 READERS = {

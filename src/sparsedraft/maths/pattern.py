@@ -1,10 +1,7 @@
-"""Sparsity patterns: which entries of a weight may be zero, and choosing them from scores."""
+"""Sparsity patterns by name: which entries of a weight may be zero. `masks` chooses them; no tensor is needed here."""
 
 import re
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 
@@ -53,35 +50,3 @@ class Pattern:
         """Raise UserError if `width` inputs cannot be cut into groups of M."""
         if self.m and width % self.m:
             raise UserError(f"linear {name} has {width} inputs, which {self} does not divide: choose another pattern.")
-
-    def keep(self, scores: Tensor, sparsity: float) -> Tensor:
-        """Keep-mask (bool [rows, columns]) that prunes the entries with the lowest `scores`.
-
-        Unstructured: exactly round(sparsity · entries) over the whole matrix; N:M: the M - N lowest of each group.
-        Ties go to the earlier entry, so that the result depends on nothing but the scores.
-        """
-        if self.m:
-            if self.n == self.m:
-                return torch.ones_like(scores, dtype=torch.bool)
-            rows, columns = scores.shape
-            order = scores.reshape(rows, columns // self.m, self.m).argsort(dim=-1, stable=True)
-            kept = torch.ones_like(order, dtype=torch.bool)
-            return kept.scatter_(-1, order[..., : self.m - self.n], False).reshape(rows, columns)
-        count = round(sparsity * scores.numel())
-        if not count:
-            return torch.ones_like(scores, dtype=torch.bool)
-        flat = scores.flatten()
-        least = flat.kthvalue(count).values  # a selection, several times faster than a sort
-        kept = flat > least
-        ties = (flat == least).nonzero().squeeze(1)
-        kept[ties[count - int((flat < least).sum()) :]] = True
-        return kept.reshape(scores.shape)
-
-    def holds(self, weight: Tensor) -> bool:
-        """Whether `weight` [rows, columns] obeys the pattern (unstructured always does)."""
-        if not self.m:
-            return True
-        if weight.shape[1] % self.m:
-            return False
-        groups = (weight != 0).reshape(weight.shape[0], -1, self.m)
-        return bool((groups.sum(-1) <= self.n).all())

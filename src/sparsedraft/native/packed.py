@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.maths.masks import obeys
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import codes
 
@@ -105,7 +106,7 @@ def pack(weight: Tensor, kind: str, values: str) -> tuple[Entry, dict[str, Tenso
     if kind == "bitmask":
         return entry, {"values": typed[kept], "index": pack_bits(kept.to(torch.uint8), 1), **out}
     pattern = entry.pattern
-    if not pattern.holds(weight):
+    if not obeys(weight, pattern):
         raise UserError(f"the weight is not {kind}: pack it with the pattern that it has.")
     groups = (entry.rows, entry.columns // pattern.m, pattern.m)
     first = (~kept).view(groups).to(torch.uint8).argsort(dim=-1, stable=True)[..., : pattern.n]

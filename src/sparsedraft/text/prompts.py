@@ -11,6 +11,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.hashing import stable_order
 from sparsedraft.text import rowfiles
 from sparsedraft.text.chats import FORMS, Message, chat_of
+from sparsedraft.text.names import DEMO
 
 HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for evaluation
 
@@ -72,7 +73,7 @@ def read(source: str, bad: list[str] | None = None) -> list[Prompt]:
     naming the row that cannot be read, unless `bad` is a list, which then gets what is wrong with each; an empty file
     is an error in any case.
     """
-    if source in ("demo", "demo:train", "demo:eval"):
+    if source in DEMO:
         return _demo(source.partition(":")[2])
     prompts: list[Prompt] = []
     seen: set[str] = set()

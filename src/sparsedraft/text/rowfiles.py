@@ -2,13 +2,12 @@
 
 import codecs
 import json
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.text.names import file_of
 
 LONGEST = 16 << 20  # bytes of a row: some four million tokens, several times the longest context
 CHUNK = 1 << 20
@@ -24,11 +23,9 @@ def rows(source: str) -> Iterator[tuple[str, Any]]:
     A line that is no JSON, or too long, comes as the ValueError or RecursionError that says so. UserError where the
     source as a whole cannot be read.
     """
-    path = Path(os.path.expanduser(source))  # Path.expanduser raises for a user that there is not
-    if path.suffix not in (".jsonl", ".json", ".parquet") and not path.exists():
+    path = file_of(source)
+    if path is None:
         return _dataset(source)
-    if not path.is_file():
-        raise UserError(f"prompts {source}: there is no such file; check the path.")
     return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
 
 
@@ -154,8 +151,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _dataset(source: str) -> Iterator[tuple[str, Any]]:
     name, _, split = source.partition(":")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise UserError(f"prompts {source}: no such file, and it is not a datasets id of the form owner/name:split.")
     from datasets import load_dataset
 
     try:

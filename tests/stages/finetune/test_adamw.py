@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.stages.finetune.adamw import MaskedAdamW, pack, unpack
 
@@ -17,7 +18,7 @@ def masked(
     torch.manual_seed(0)
     weight = torch.randn(shape)
     parsed = Pattern.parse(pattern)
-    keep = parsed.keep(weight.abs(), parsed.resolve(sparsity))
+    keep = keep_mask(parsed, weight.abs(), parsed.resolve(sparsity))
     return nn.Parameter(weight * keep), keep
 
 

@@ -20,7 +20,7 @@ from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.finetune.state import BEFORE, STATE
-from sparsedraft.stages.prune.stage import prune
+from stages import prune
 
 WAYS = {"ddp": ("--multi_gpu",), "fsdp": ("--use_fsdp", "--fsdp_version", "2")}
 SETTINGS = {  # three rows a step: two processes cannot divide them evenly

@@ -14,8 +14,8 @@ from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune, split
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.text.distilled import Sourced
+from stages import prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 BASE = {"sequence_length": 128, "tokens": 1000, "rows_per_step": 2}

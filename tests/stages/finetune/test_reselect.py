@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsedraft.maths.masks import keep_mask, obeys
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks
@@ -23,7 +24,7 @@ def problem(pattern: Pattern, rows: int, groups: int, seed: int) -> tuple[torch.
     generator = torch.Generator().manual_seed(seed)
     shape = (rows, groups * (pattern.m or 8))
     weight, gradient = (torch.randn(shape, generator=generator) for _ in range(2))
-    keep = pattern.keep(weight.abs(), pattern.resolve(None))
+    keep = keep_mask(pattern, weight.abs(), pattern.resolve(None))
     keep &= torch.rand(shape, generator=generator) > 0.05  # SparseGPT zeroes dead inputs beyond the pattern
     gradient[torch.rand(shape, generator=generator) < 0.1] = 0
     return weight * keep, gradient, keep
@@ -112,7 +113,7 @@ def test_weights_gradients_and_moments_follow_the_mask(name: str, tiny_llama) ->
 def pruned(model, pattern: Pattern) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         for linear in decoder_linears(model).values():
-            linear.weight.mul_(pattern.keep(linear.weight.abs(), pattern.resolve(None)))
+            linear.weight.mul_(keep_mask(pattern, linear.weight.abs(), pattern.resolve(None)))
     return masks.masks_of(model, list(decoder_linears(model)))
 
 
@@ -143,7 +144,7 @@ def test_training_moves_the_mask_keeps_the_pattern_and_resumes(name: str, tiny_l
     whole = one(tmp_path / "whole")
     assert whole[4][0] == 3, "the first move"
     for name, linear in decoder_linears(tiny_llama()).items():
-        assert pattern.holds(whole[1][f"{name}.weight"]) and int(whole[2][name].sum()) == int(whole[3][name].sum())
+        assert obeys(whole[1][f"{name}.weight"], pattern) and int(whole[2][name].sum()) == int(whole[3][name].sum())
         assert int((whole[1][f"{name}.weight"] == 0).sum()) == linear.weight.numel() // 2
     for die_at in (5, 9):
         with pytest.raises(KeyboardInterrupt):

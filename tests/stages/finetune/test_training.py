@@ -16,8 +16,8 @@ from sparsedraft.stages.finetune import masks
 from sparsedraft.stages.finetune.loop import Settings, train, validate
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.stage import finetune
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.text import packing
+from stages import prune
 from training import samples, sparse
 
 SMALL = {"tokens": 1500, "sequence_length": 64, "rows_per_step": 2}

@@ -18,7 +18,7 @@ from sparsedraft.models.macs import macs_of_model, nonzero_parameters
 from sparsedraft.native.model import native_model
 from sparsedraft.stages.inspect.stage import inspect
 from sparsedraft.stages.pack.stage import pack
-from sparsedraft.stages.prune.stage import prune
+from stages import prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 

@@ -15,9 +15,8 @@ from sparsedraft.models import checkpoint, shards
 from sparsedraft.models.reload import check_loads
 from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune import layer_drop, sequential
-from sparsedraft.stages.prune.drop_layers import drop_layers
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.stages.prune.streamed import Streamed
+from stages import drop_layers, prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 SIZE = {
@@ -35,7 +34,7 @@ def saved(config: PretrainedConfig, tokenizer, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "auto"])
+@pytest.mark.parametrize("allocation", ["uniform", "owl"])
 def test_per_layer_inputs_are_refused_before_any_work(allocation: str, tokenizer, tmp_path: Path) -> None:
     folder = saved(hf.Gemma4TextConfig(**GEMMA4, hidden_size_per_layer_input=8), tokenizer, tmp_path / "model")
     reason = "per_layer_input of layer 0 depends on the text"

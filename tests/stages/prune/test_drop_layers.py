@@ -13,9 +13,8 @@ from sparsedraft.models.decoder import decoder_layers
 from sparsedraft.models.older_names import with_older_names
 from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.prune import layer_drop, sequential
-from sparsedraft.stages.prune.drop_layers import drop_layers
-from sparsedraft.stages.prune.stage import prune
 from sparsedraft.stages.prune.streamed import Streamed
+from stages import drop_layers, prune
 
 SMALL = {"tokens": 1024, "sequence_length": 64}
 
@@ -93,7 +92,7 @@ def test_macs_of_layers_that_differ_are_counted_one_by_one() -> None:
 
 
 def test_a_sparse_drafter_keeps_its_mask_and_counts_its_zeros(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    for name, options in (("plain", {"pattern": "2:4"}), ("mixed", {"pattern": "4:8", "allocation": "auto"})):
+    for name, options in (("plain", {"pattern": "2:4"}), ("mixed", {"pattern": "4:8", "allocation": "owl"})):
         prune(str(tiny_checkpoint), tmp_path / name, "demo:train", **options, **SMALL)
         cut = tmp_path / f"{name}-cut"
         drop_layers(str(tmp_path / name), cut, "demo:train", layers=1, **SMALL)
@@ -150,7 +149,7 @@ def test_refusals(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path) 
     refused("either --layers or --match-macs")
     refused("either --layers or --match-macs", layers=1, match_macs=str(tiny_checkpoint))
     refused("--layers 4 of 4", layers=4)
-    refused("--layers 0 drops nothing", layers=0)
+    refused("--layers 0 is not possible: give 1 to 10000", layers=0)
     refused("nothing to drop", match_macs=str(tiny_checkpoint))
     model = tiny_llama()
     with torch.no_grad():

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune.adamw import MaskedAdamW
@@ -51,7 +52,7 @@ def moved(weight: Tensor, gradient: Tensor, keep: Tensor, pattern: Pattern, shar
     if pattern.m:
         return _swapped_in_groups(w, g, keep, pattern.m, budget)
     few = min(budget, int(keep.sum()), int((g > 0).sum())) / keep.numel()
-    return keep & Pattern().keep(w, few) | ~Pattern().keep(-g, few)  # (keep: all but the lowest)
+    return keep & keep_mask(Pattern(), w, few) | ~keep_mask(Pattern(), -g, few)  # (keep: all but the lowest)
 
 
 def _swapped_in_groups(w: Tensor, g: Tensor, keep: Tensor, size: int, budget: int) -> Tensor:

@@ -5,55 +5,43 @@ from typing import Any
 
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.fields import Calibration
 from sparsedraft.models import census, checkpoint, older_names, shards
 from sparsedraft.models.decoder import decoder_layers
 from sparsedraft.models.macs import skeleton
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.stages.prune import calibration as text
 from sparsedraft.stages.prune import layer_drop
+from sparsedraft.stages.prune.options import DropLayersOptions
 from sparsedraft.stages.prune.stage import calibration_source
 from sparsedraft.stages.prune.streamed import Streamed
 
 
-def drop_layers(
-    model: str,
-    out: Path,
-    calibration: str,
-    *,
-    layers: int | None = None,
-    match_macs: str | None = None,
-    tokens: int = 65536,
-    sequence_length: int = 512,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    template_args: Arguments | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Drop the block of consecutive layers with the smallest angular distance; write the checkpoint `out`.
+def drop_layers(options: DropLayersOptions) -> dict[str, Any]:
+    """Drop the block of consecutive layers with the smallest angular distance; write the checkpoint `options.out`.
 
     `layers` says how many, or `match_macs` names a checkpoint whose MACs the rest should come nearest to. One decoder
-    layer is in memory at a time. Raises UserError unless exactly one of the two is given, for a number that leaves no
-    layer, and where dropping nothing comes nearest.
+    layer is in memory at a time. Raises UserError for a number that leaves no layer, and where dropping nothing
+    comes nearest.
     """
-    if (layers is None) == (match_macs is None):
-        raise UserError("drop-layers takes either --layers or --match-macs: give one of them.")
-    if layers is not None and layers < 1:
-        raise UserError(f"--layers {layers} drops nothing: give at least 1.")
-    folder = checkpoint.find(model)
+    layers, match_macs = options.layers, options.match_macs
+    folder = checkpoint.find(options.model)
     shards.side_files(folder)  # refused now, not at the end
     matched = checkpoint.find(match_macs) if match_macs else None
-    tokenizer = text.tokenizer_for(folder, calibration, template_args or {})
+    tokenizer = text.tokenizer_for(folder, options.calibration, options.template_args)
 
     def build(work: Path) -> dict[str, Any]:
-        streamed = Streamed(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
+        streamed = Streamed(
+            folder, dtype=checkpoint.dtype_named(options.dtype), device=checkpoint.device_named(options.device)
+        )
         count = len(streamed)
         if layers is not None and layers >= count:
             mend = f"give at most {count - 1}" if count > 1 else "the model has but one"
             raise UserError(f"--layers {layers} of {count} would leave none: {mend}.")
-        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, streamed.model)
+        ids = text.sequences(
+            options.calibration, tokenizer, options.tokens, options.sequence_length, options.seed, streamed.model
+        )
         rows = list(census.rows(folder, streamed.shards))
         before = census.macs(folder, rows)
         by_layer = [0] * count
@@ -61,8 +49,8 @@ def drop_layers(
             by_layer[index] += row.size - row.zeros
         wanted = census.macs(matched) if matched else None
         nothing = UserError(
-            f"--match-macs {match_macs} has {wanted} MACs a token, to which {model} with {before} comes nearest as it "
-            "is: there is nothing to drop."
+            f"--match-macs {match_macs} has {wanted} MACs a token, to which {options.model} with {before} comes "
+            "nearest as it is: there is nothing to drop."
         )
         if wanted is not None and before - wanted < min(by_layer) / 2:  # known before the walk
             raise nothing
@@ -75,7 +63,7 @@ def drop_layers(
         _write(streamed, work, first, n)
         check_loads(work)
         return {
-            "model": model,
+            "model": options.model,
             "layers_before": count,
             "dropped": n,
             "first_dropped": first,
@@ -89,19 +77,20 @@ def drop_layers(
 
     inputs: dict[str, object] = {
         "model": folder,
-        "calibration": calibration_source(calibration),
-        **templates.inputs(template_args or {}),
+        "calibration": calibration_source(options.calibration),
+        **templates.inputs(options.template_args),
         "match_macs": matched,
         "options": {
             "layers": layers,
-            "tokens": tokens,
-            "sequence_length": sequence_length,
-            "device": device,
-            "dtype": dtype,
+            **options.part(Calibration),
+            "device": options.device,
+            "dtype": options.dtype,
         },
     }
-    reads = (model, calibration, match_macs)
-    return artifact.make(out, "drop-layers", inputs, build, seed=seed, overwrite=overwrite, reads=reads)
+    reads = (options.model, options.calibration, match_macs)
+    return artifact.make(
+        options.out, "drop-layers", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
+    )
 
 
 def _made(folder: Path) -> Path:

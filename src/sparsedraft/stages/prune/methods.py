@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.stages.prune import sparsegpt
 from sparsedraft.stages.prune.sparsegpt import Hessian
@@ -19,7 +20,7 @@ def wanda(
     """Wanda (Sun et al. 2024): prune the lowest |w| · ‖x‖₂ of each output row; the other weights stay as they are."""
     scores = _last(weight.float().abs() * hessian.norms(), zeros)
     if pattern.m:
-        keep = pattern.keep(scores, sparsity)
+        keep = keep_mask(pattern, scores, sparsity)
     else:  # row by row: the comparison group of the paper
         order = scores.argsort(dim=1, stable=True)[:, : round(sparsity * scores.shape[1])]
         keep = torch.ones_like(scores, dtype=torch.bool).scatter_(1, order, False)
@@ -32,7 +33,7 @@ def magnitude(
 ) -> tuple[Tensor, Tensor]:
     """Prune the smallest |w| of the matrix (or of each group of M); the Hessian is not looked at."""
     scores = _last(weight.float().abs(), zeros)
-    keep = pattern.keep(scores, sparsity) & (scores >= 0)
+    keep = keep_mask(pattern, scores, sparsity) & (scores >= 0)
     return torch.where(keep, weight, 0), keep
 
 

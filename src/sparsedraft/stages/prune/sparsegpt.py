@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 
 DAMPING = 0.01  # of H's mean diagonal, as in the paper
@@ -153,14 +154,14 @@ def prune(
             now = seen + int(open_.sum())
             count = W1.numel() - (now - seen) + round(share * now) - round(share * seen)
             scores = ((W[:, start:end] / diagonal) ** 2).masked_fill(~open_, -1)
-            keep = pattern.keep(scores, count / W1.numel()).T.contiguous()
+            keep = keep_mask(pattern, scores, count / W1.numel()).T.contiguous()
             seen = now
         for i in range(end - start):
             if pattern.m and i % pattern.m == 0:
                 group = slice(i, i + pattern.m)
                 open_ = free[:, start + i : start + i + pattern.m]
                 scores = ((W1[group].T / diagonal[group]) ** 2).masked_fill(~open_, -1)
-                keep[group] = (pattern.keep(scores, sparsity) & open_).T
+                keep[group] = (keep_mask(pattern, scores, sparsity) & open_).T
             e = W1[i] * ~keep[i] / diagonal[i]
             W1[i + 1 :].addr_(U1[i, i + 1 :], e, alpha=-1)
             error[i] = e

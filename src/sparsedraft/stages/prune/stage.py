@@ -17,56 +17,36 @@ from sparsedraft.models import census, checkpoint, shards
 from sparsedraft.models.decoder import count_zeros, linears_of
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.stages.prune import allocation as allocations
 from sparsedraft.stages.prune import calibration as text
 from sparsedraft.stages.prune import sequential
 from sparsedraft.stages.prune.methods import METHODS
+from sparsedraft.stages.prune.options import PruneOptions, PruneSettings
 from sparsedraft.stages.prune.refine import refine as refined
 from sparsedraft.stages.prune.sparsegpt import Hessian, relative_error
 from sparsedraft.stages.prune.streamed import Streamed
 
-ALLOCATIONS = ("uniform", "owl", "auto")
 
-
-def prune(
-    model: str,
-    out: Path,
-    calibration: str,
-    *,
-    pattern: str = "unstructured",
-    sparsity: float | None = None,
-    method: str = "sparsegpt",
-    allocation: str = "uniform",
-    refine: bool = False,
-    tokens: int = 65536,
-    sequence_length: int = 512,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    template_args: Arguments | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Prune every decoder linear of `model`, layer by layer, calibrated on `calibration`; write the checkpoint `out`.
+def prune(options: PruneOptions) -> dict[str, Any]:
+    """Prune every decoder linear of `options.model`, layer by layer; write the checkpoint `options.out`.
 
     One decoder layer is in memory at a time; what else is, `memory.peak` says. An interrupted run goes on with
     the first layer that is not finished. Everything but the pruned weights is copied as it is stored. In a model that
     claims zeros already, they stay: it is pruned further, never revived.
     Raises UserError for impossible options or pairs, and for NaN in weights or activations (which layer).
     """
-    wanted = Pattern.parse(pattern)
-    share = wanted.resolve(sparsity)
-    if method not in METHODS:
-        raise UserError(f"--method {method} is not known: choose one of {', '.join(METHODS)}.")
-    if allocation not in ALLOCATIONS:
-        raise UserError(f"--allocation {allocation} is not known: choose one of {', '.join(ALLOCATIONS)}.")
-    folder = checkpoint.find(model)
+    wanted, share = Pattern.parse(options.pattern), options.share
+    folder = checkpoint.find(options.model)
     shards.side_files(folder)  # refused now, not at the end
-    tokenizer = text.tokenizer_for(folder, calibration, template_args or {})
+    tokenizer = text.tokenizer_for(folder, options.calibration, options.template_args)
 
     def build(work: Path) -> dict[str, Any]:
-        streamed = Streamed(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
-        ids = text.sequences(calibration, tokenizer, tokens, sequence_length, seed, streamed.model)
+        streamed = Streamed(
+            folder, dtype=checkpoint.dtype_named(options.dtype), device=checkpoint.device_named(options.device)
+        )
+        ids = text.sequences(
+            options.calibration, tokenizer, options.tokens, options.sequence_length, options.seed, streamed.model
+        )
         for index, name, linear in streamed.linears():
             full, size = streamed.linear_name(index, name), linear.weight.numel()
             wanted.check_width(linear.in_features, full)
@@ -78,45 +58,45 @@ def prune(
         earlier = (checkpoint.claimed_sparsity(folder) or {"linears": {}})["linears"]
         pieces = work / ".layers"
         pieces.mkdir(exist_ok=True)
-        shares = _allocate(allocation, streamed, ids, work / ".measured", wanted, share)
+        shares = _allocate(options.allocation, streamed, ids, work / ".measured", wanted, share)
         activations = sequential.Activations(streamed, ids, work / ".hidden")
-        with track(f"pruning to {pattern} {share:.0%}", len(streamed), "layers") as tracker:
+        with track(f"pruning to {wanted} {share:.0%}", len(streamed), "layers") as tracker:
             tracker.advance(activations.start)
             for index, layer in sequential.walk(streamed, activations):
                 piece = pieces / f"{index:05}.safetensors"
                 if not piece.exists():
                     held = {name for name in linears_of(layer) if streamed.linear_name(index, name) in earlier}
-                    errors = _prune_layer(layer, index, activations, method, wanted, shares, refine, held)
+                    errors = _prune_layer(
+                        layer, index, activations, options.method, wanted, shares, options.refine, held
+                    )
                     _store(streamed, layer, index, piece, errors)
                 _restore(streamed, layer, index, piece)
                 tracker.advance()
         return {
-            "model": model,
+            "model": options.model,
             **_finish(streamed, pieces, work, wanted, shares),
-            "method": method,
-            "allocation": allocation,
-            "refined": refine,
+            "method": options.method,
+            "allocation": options.allocation,
+            "refined": options.refine,
             "calibration_tokens": ids.numel(),
         }
 
     inputs: dict[str, object] = {
         "model": folder,
-        "calibration": calibration_source(calibration),
-        **templates.inputs(template_args or {}),
+        "calibration": calibration_source(options.calibration),
+        **templates.inputs(options.template_args),
         "options": {
+            **options.part(PruneSettings),
             "pattern": str(wanted),
             "sparsity": share,
-            "method": method,
-            "allocation": allocation,
-            "refine": refine,
-            "tokens": tokens,
-            "sequence_length": sequence_length,
-            "device": device,
-            "dtype": dtype,
+            "device": options.device,
+            "dtype": options.dtype,
         },
     }
-    reads = (model, calibration)
-    return artifact.make(out, "prune", inputs, build, seed=seed, overwrite=overwrite, reads=reads)
+    reads = (options.model, options.calibration)
+    return artifact.make(
+        options.out, "prune", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
+    )
 
 
 def calibration_source(calibration: str) -> Path | str:
@@ -129,8 +109,7 @@ def _allocate(
 ) -> allocations.Shares:
     if allocation == "uniform":
         return allocations.uniform(model, sparsity)
-    measured = allocations.owl if allocation == "owl" else allocations.auto
-    return measured(model, ids, folder, pattern, sparsity)
+    return allocations.owl(model, ids, folder, pattern, sparsity)
 
 
 @torch.no_grad()

@@ -1,0 +1,92 @@
+"""Options that several stages have, each with its bounds and its help text."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, JsonValue
+
+from sparsedraft.base import bounds
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.options import Flag, Options, StageOptions, Text
+
+Out = Annotated[Path, Field(description="Folder to write; must be new, empty, or this command's own earlier result.")]
+Seed = Annotated[int, Field(ge=0, le=bounds.SEED, description="Seed of everything random.")]
+Device = Annotated[str, Field(description="torch device: cpu, cuda, cuda:1, mps, ...")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"], Field(description="Arithmetic: float32, bfloat16 or float16.")
+]
+Runtime = Annotated[
+    Literal["auto", "native", "transformers"],
+    Field(description="What runs the models: native (this CPU's own kernels), transformers, or auto: native where it "
+    "can."),
+]  # fmt: skip
+Overwrite = Annotated[
+    bool, Field(description="Replace the folder that this command made there from other inputs; it deletes no other.")
+]
+SequenceLength = Annotated[int, Field(ge=2, le=bounds.LENGTH, description="Length of a packed sequence, tokens.")]
+BatchSize = Annotated[int, Field(ge=1, le=bounds.ROWS, description="Rows decoded at once.")]
+MaxNewTokens = Annotated[int, Field(ge=1, le=bounds.LENGTH, description="Longest answer, tokens.")]
+ServedName = Annotated[str | None, Field(description="The target's name there; default: TARGET.")]
+
+
+def template_args(texts: Sequence[str]) -> dict[str, Any]:
+    """Arguments of a chat template from `name=value` texts; a value that is JSON (true, 3, "3") is that, else text.
+
+    UserError for a text of another form, and for a name that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name.isidentifier():
+            raise UserError(f"--template-arg {text} is not of the form name=value, such as enable_thinking=false.")
+        if name in found:
+            raise UserError(f"--template-arg {name} is given twice: leave one of them out.")
+        try:
+            found[name] = json.loads(value, parse_constant=str)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
+
+
+TemplateArgs = Annotated[
+    dict[str, JsonValue],
+    Flag("--template-arg"),
+    Text(list[str], template_args),
+    Field(description="name=value for the chat template, such as enable_thinking=false (as often as you like)."),
+]
+
+
+class Calibration(Options):
+    """How much text a stage that walks through the layers is calibrated on."""
+
+    tokens: int = Field(65536, ge=1, le=bounds.TOKENS, description="Calibration tokens.")
+    sequence_length: SequenceLength = 512
+
+
+class Drawing(Options):
+    """How the next token is drawn."""
+
+    temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 is greedy.")
+    top_k: int = Field(
+        0, ge=0, le=bounds.VOCABULARY, description="Sample among the k likeliest tokens; 0 is off."
+    )  # fmt: skip
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample among the likeliest tokens of this total probability; 1 is off."
+    )
+
+
+class Machine(StageOptions):
+    """How a stage runs: chat template, seed, device and arithmetic."""
+
+    template_args: TemplateArgs = Field(default_factory=dict)
+    seed: Seed = 0
+    device: Device = "cpu"
+    dtype: Dtype = "float32"
+
+
+class Replacing(StageOptions):
+    """A stage that writes a folder."""
+
+    overwrite: Overwrite = False

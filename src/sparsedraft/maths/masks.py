@@ -1,0 +1,40 @@
+"""Masks of a sparsity pattern: choosing from scores which weights to keep, and proving that a weight obeys it."""
+
+import torch
+from torch import Tensor
+
+from sparsedraft.maths.pattern import Pattern
+
+
+def keep_mask(pattern: Pattern, scores: Tensor, sparsity: float) -> Tensor:
+    """Keep-mask (bool [rows, columns]) that prunes the entries with the lowest `scores`.
+
+    Unstructured: exactly round(sparsity · entries) over the whole matrix; N:M: the M - N lowest of each group.
+    Ties go to the earlier entry, so that the result depends on nothing but the scores.
+    """
+    if pattern.m:
+        if pattern.n == pattern.m:
+            return torch.ones_like(scores, dtype=torch.bool)
+        rows, columns = scores.shape
+        order = scores.reshape(rows, columns // pattern.m, pattern.m).argsort(dim=-1, stable=True)
+        kept = torch.ones_like(order, dtype=torch.bool)
+        return kept.scatter_(-1, order[..., : pattern.m - pattern.n], False).reshape(rows, columns)
+    count = round(sparsity * scores.numel())
+    if not count:
+        return torch.ones_like(scores, dtype=torch.bool)
+    flat = scores.flatten()
+    least = flat.kthvalue(count).values  # a selection, several times faster than a sort
+    kept = flat > least
+    ties = (flat == least).nonzero().squeeze(1)
+    kept[ties[count - int((flat < least).sum()) :]] = True
+    return kept.reshape(scores.shape)
+
+
+def obeys(weight: Tensor, pattern: Pattern) -> bool:
+    """Whether `weight` [rows, columns] has the zeros that the pattern asks for (unstructured asks for none)."""
+    if not pattern.m:
+        return True
+    if weight.shape[1] % pattern.m:
+        return False
+    groups = (weight != 0).reshape(weight.shape[0], -1, pattern.m)
+    return bool((groups.sum(-1) <= pattern.n).all())
