@@ -1,0 +1,81 @@
+"""An evaluation that was interrupted goes on; a finished one takes more drafters."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from evaluated import GREEDY, raw
+from sparsedraft.base.errors import UserError
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.stages.evaluate.stage import evaluate_to
+from timeless import timeless
+
+
+def test_interrupted_evaluation_goes_on(models, tmp_path: Path, monkeypatch) -> None:
+    from sparsedraft.stages.evaluate import rows
+
+    target, drafters = models
+    whole = evaluate_to(tmp_path / "whole", target, drafters, "demo:eval", GREEDY)
+    original, calls = rows.Reader._loops, []
+
+    def dies(self, *args):
+        calls.append(1)
+        if len(calls) == 25:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(rows.Reader, "_loops", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_to(tmp_path / "cut", target, drafters, "demo:eval", GREEDY)
+    again = evaluate_to(tmp_path / "cut", target, drafters, "demo:eval", GREEDY)
+    assert timeless(again["drafters"]) == timeless(whole["drafters"])
+    assert len(calls) == 1 + 4 * whole["sequences"], (
+        "no finished sequence is decoded again: two drafters, the target beside"
+    )
+    assert raw(tmp_path / "cut") == raw(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("changed", [{"simulate": True}, {}, {"simulate": True, "temperature": 1.0}], ids=str)
+def test_a_finished_evaluation_takes_more_drafters(models, tmp_path: Path, monkeypatch, changed: dict) -> None:
+    from sparsedraft.stages.evaluate import rows
+
+    target, drafters = models
+    options = dataclasses.replace(GREEDY, limit=4, **changed)
+    whole = evaluate_to(tmp_path / "whole", target, drafters, "demo:eval", options)
+    evaluate_to(tmp_path / "grown", target, drafters[1:], "demo:eval", options)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "grown").iterdir()}
+    broken = tmp_path / "broken"
+    shutil.copytree(drafters[0][1], broken)
+    name = next(iter(decoder_linears(checkpoint.load(broken))))
+    (broken / "sparsity.json").write_text(json.dumps({"pattern": "2:4", "sparsity": 0.5, "linears": {name: 1}}))
+    for named, message in (
+        ([*drafters[1:], ("broken", str(broken))], "lies"),
+        ([("noisy", target)], r"changed: drafters\.noisy"),
+        ([("self", target)], "changed: drafters"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate_to(tmp_path / "grown", target, named, "demo:eval", options)
+        assert {file.name: file.read_bytes() for file in (tmp_path / "grown").iterdir()} == before
+        assert [*tmp_path.glob(".grown*")] == [], "a refused one leaves nothing in the way"
+
+    asked, original = [], rows.Reader.rows
+
+    def noted(self, answers, done):
+        asked.append((self.name, len(answers) - len(done)))
+        return original(self, answers, done)
+
+    monkeypatch.setattr(rows.Reader, "rows", noted)
+    monkeypatch.setattr("sparsedraft.writers.conversation.Writer.write", None)  # the target is not asked again
+    grown = evaluate_to(tmp_path / "grown", target, drafters, "demo:eval", options)
+    assert asked == [("self", whole["sequences"]), ("noisy", 0)]
+    assert timeless(grown["drafters"]) == timeless(whole["drafters"])
+    assert raw(tmp_path / "grown") == raw(tmp_path / "whole")
+    monkeypatch.undo()
+    asked.clear()
+    monkeypatch.setattr(rows.Reader, "rows", noted)
+    evaluate_to(tmp_path / "grown", target, drafters, "demo:eval", options, overwrite=True)
+    assert asked == [("self", whole["sequences"]), ("noisy", whole["sequences"])], "--overwrite takes nothing up"

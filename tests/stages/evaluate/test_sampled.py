@@ -1,0 +1,85 @@
+"""Under sampling the loop realises what the distributions say, each sequence by its own seed; and its times."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from evaluated import GREEDY
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.stages.evaluate import loop
+from sparsedraft.stages.evaluate.options import Options
+from sparsedraft.stages.evaluate.stage import evaluate_to
+from sparsedraft.writers.loaded import LoadedModel
+
+
+def test_sampled_realised_acceptance_agrees_with_the_expected(models, tmp_path: Path) -> None:
+    """At K = 1 a draft is accepted with probability Σ min(p, q): the two agree within four standard errors."""
+    target, drafters = models
+    options = Options(k=[1], temperature=1.0, max_new_tokens=24, limit=48, batch_size=16)
+    named = [("target", drafters[1][1])]  # a drafter may be called that
+    found = evaluate_to(tmp_path / "out", target, named, "demo:eval", options)["drafters"][0]
+    rate, drafted = found["k"]["1"]["acceptance_rate"], found["k"]["1"]["steps"]
+    assert 0.1 < found["alpha"] < 0.99
+    assert abs(rate - found["alpha"]) < 4 * (found["alpha"] * (1 - found["alpha"]) / drafted) ** 0.5 + 0.05
+
+
+def test_the_loop_is_timed_and_its_sampled_acceptance_is_as_expected(models, tmp_path: Path) -> None:
+    target, drafters = models
+    options = Options(k=[2, "auto"], temperature=0.8, max_new_tokens=24, limit=40, batch_size=16)
+    found = evaluate_to(tmp_path / "out", target, [drafters[1], ("lookup", "lookup")], "demo:eval", options)
+    noisy, lookup = found["drafters"]
+    for k in ("2", "auto"):
+        measured = noisy["k"][k]["measured"]
+        parts = measured["seconds"]
+        assert set(parts) == {"draft", "verify", "rollback", "sampling", "rest"} and min(parts.values()) >= 0
+        assert measured["speedup"] == pytest.approx(
+            measured["tokens_per_second"] / measured["target_tokens_per_second"]
+        )
+    low, high = noisy["k"]["2"]["measured"]["acceptance"]["difference_interval"]
+    assert low < 0 < high or min(abs(low), abs(high)) < 0.02, "realised - expected: 0 within its 95 % interval, or near"
+    mal, (low, high) = noisy["k"]["2"]["mal"], noisy["k"]["2"]["mal_interval"]
+    assert 1 <= low < mal < high <= 3
+    assert noisy["k"]["2"]["measured"]["c"] > 0.2, "a drafter of the target's size costs about as much"
+    assert lookup["macs_per_token"] == 0 and lookup["route"] == "lookup" and lookup["k"]["2"]["mal"] >= 1
+
+
+def test_what_reading_takes_is_timed_and_the_loop_goes_on_from_there(models, tmp_path: Path) -> None:
+    target, drafters = models
+    pair = Pair.of(LoadedModel.load(target), LoadedModel.load(drafters[1][1]), "auto", Sampling())
+    asked = pair.prompted(pair.target.tokenizer("the quick brown fox jumps over")["input_ids"])
+    fresh = loop.run(pair, asked, Constant(2), Sampling(), 12, 0)[0]
+    for _ in range(2):  # the second time from caches that hold an answer
+        found = loop.reading(pair, asked)
+        assert found.keys() == {"target", "drafter"} and min(found.values()) > 0
+        for side in (pair.target, pair.drafter):
+            assert side.remembering().backend.lengths == [len(asked.target) - 1], "the first step reads the last token"
+        assert loop.run(pair, asked, Constant(2), Sampling(), 12, 0)[0] == fresh
+    assert loop.reading(Pair.of(pair.target, "lookup", "auto", Sampling()), asked).keys() == {"target"}
+    assert loop.reading(pair, pair.prompted([5])).keys() == {"target", "drafter"}, "nothing to read"
+
+
+def test_answers_of_one_step_have_no_times_and_still_a_result(models, tmp_path: Path) -> None:
+    from sparsedraft.stages.report.tables import speed_table
+
+    target, drafters = models
+    result = evaluate_to(None, target, drafters, "demo:eval", dataclasses.replace(GREEDY, max_new_tokens=1, limit=2))
+    assert speed_table(result) is None
+    assert all(k["mal"] == 1 and "speedup" not in k["measured"] for d in result["drafters"] for k in d["k"].values())
+
+
+def test_each_sequence_is_sampled_by_its_own_seed(models, monkeypatch) -> None:
+    """The intervals are a bootstrap over prompts, which may not share their chances."""
+    target, drafters = models
+    seeds, run = [], loop.run
+
+    def heard(pair, asked, policy, sampling, new_tokens, seed, *rest):
+        seeds.append(seed)
+        return run(pair, asked, policy, sampling, new_tokens, seed, *rest)
+
+    monkeypatch.setattr(loop, "run", heard)
+    options = dataclasses.replace(GREEDY, k=[2], temperature=0.8, limit=3)
+    evaluate_to(None, target, drafters[:1], "demo:eval", options)
+    assert len(seeds) == 6 and len(set(seeds)) == 3
