@@ -117,8 +117,8 @@ class Curve:
         self.run, self.out, self.recipe = run, out, recipes.read(run / "recipe.yaml")
         self.entry, self.start = entries(self.recipe, drafter)
         self.how = self.recipe.finetune_of(self.entry)
-        check_same(run, self.recipe, self.entry.name, out)
         self.rows = Rows(out)
+        check_same(run, self.recipe, self.entry.name, out)
         self.answers = answers_of(self.recipe, run)
 
     def note(self, label: str, folder: Path, **more: Any) -> None:
