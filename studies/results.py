@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from comparisons import claims
-from sparsedraft.base.artifact import hash_path
+from sparsedraft.base.provenance import hash_path
 from sparsedraft.stages.report.tables import alone_rate, markdown, measured_factor, speed_rows, whole_factor
 from stored import CLAIMS, REFERENCE, best_measured, figure, further_timings, mean_tokens, read, timings
 

@@ -8,6 +8,8 @@ import pytest
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 
+GROWING = artifact.Tolerance(grows="parts")
+
 
 def build(work: Path) -> dict[str, int]:
     (work / "data.txt").write_text("x")
@@ -61,7 +63,7 @@ def test_other_inputs_are_refused_by_name_and_overwritten_on_demand(tmp_path: Pa
 
 def test_what_grows_is_made_anew_beside_the_old_one(tmp_path: Path) -> None:
     out, parts = tmp_path / "out", {"a": 1, "b": {"x": 2}}
-    artifact.make(out, "test", {"parts": parts, "m": 1}, build, grows="parts")
+    artifact.make(out, "test", {"parts": parts, "m": 1}, build, tolerance=GROWING)
 
     def from_old(work: Path) -> dict[str, str]:
         return {"old": (out / "data.txt").read_text()}
@@ -73,10 +75,10 @@ def test_what_grows_is_made_anew_beside_the_old_one(tmp_path: Path) -> None:
         ({"parts": {**parts, "c": 3}, "m": 1}, 1),
     ):
         with pytest.raises(UserError, match="made with other inputs"):
-            artifact.make(out, "test", inputs, from_old, seed=seed, grows="parts")
+            artifact.make(out, "test", inputs, from_old, seed=seed, tolerance=GROWING)
     with pytest.raises(UserError, match=r"changed: parts\.c"):
         artifact.make(out, "test", {"parts": {**parts, "c": 3}, "m": 1}, from_old)
-    grown = artifact.make(out, "test", {"parts": {**parts, "c": 3}, "m": 1}, from_old, grows="parts")
+    grown = artifact.make(out, "test", {"parts": {**parts, "c": 3}, "m": 1}, from_old, tolerance=GROWING)
     assert grown == {"old": "x"} and not (out / "data.txt").exists()
     provenance = artifact.read_provenance(out)
     assert provenance is not None and provenance["grown_from"]["finished"] <= provenance["finished"]
@@ -86,7 +88,7 @@ def test_an_interrupted_growth_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     def make(parts: str, build, **options) -> dict:
-        return artifact.make(out, "test", {"parts": dict.fromkeys(parts, 1)}, build, grows="parts", **options)
+        return artifact.make(out, "test", {"parts": dict.fromkeys(parts, 1)}, build, tolerance=GROWING, **options)
 
     def dies(work: Path) -> dict[str, int]:
         (work / ".scratch").write_text("half")
@@ -171,10 +173,17 @@ def test_interrupted_overwrite_goes_on_and_other_inputs_drop_it_on_demand(tmp_pa
     artifact.make(out, "test", {"n": 1}, build)
     with pytest.raises(KeyboardInterrupt):
         artifact.make(out, "test", {"n": 2}, dies, overwrite=True)
-    with pytest.raises(UserError, match=r"--out .*/out has an unfinished run .* \(changed: n\): pass --overwrite"):
-        artifact._open_work(artifact._Wanted(out, "test", {"n": 3}, "other", 0, False, None, None))
     seen = artifact.make(out, "test", {"n": 2}, lambda w: {"read": (w / ".journal").read_text()}, overwrite=True)
     assert seen == {"read": "half"}
+
+    out = tmp_path / "new"
+    with pytest.raises(KeyboardInterrupt):
+        artifact.make(out, "test", {"n": 2}, dies)
+    with pytest.raises(UserError, match=r"--out .*/new has an unfinished run .* \(changed: n\): pass --overwrite"):
+        artifact.make(out, "test", {"n": 3}, build)
+    assert artifact.make(out, "test", {"n": 3}, lambda w: {"left": (w / ".journal").exists()}, overwrite=True) == {
+        "left": False
+    }
 
 
 def test_places_that_cannot_be_are_refused(tmp_path: Path) -> None:

@@ -5,25 +5,20 @@ without the dot is always whole. The hidden folder survives a kill; the same com
 and goes on from whatever it finds there.
 """
 
-import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import cache, lru_cache
-from importlib import metadata
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.hashing import file_hash, text_hash
 from sparsedraft.base.places import (
     NOTE,
     PROVENANCE,
@@ -38,11 +33,10 @@ from sparsedraft.base.places import (
     read_provenance,
     remove,
 )
+from sparsedraft.base.provenance import circumstances, describe, differences, fingerprint, without_paths
 from sparsedraft.base.sidefiles import dumps, read_object
 
-PACKAGES = ("sparsedraft", "torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "numpy")
-GROWN_FROM = ("fingerprint", "commit", "finished", "seconds")  # what is kept of an older provenance
-VOLATILE = {PROVENANCE, "report", "recipe.yaml"}  # not part of what an artifact *is*
+GROWN_FROM = ("fingerprint", "commit", "finished", "seconds")  # what a provenance keeps of the one it grew from
 
 
 @contextmanager
@@ -70,114 +64,62 @@ def write_json(path: Path, obj: object) -> None:
         temporary.write_text(dumps(obj, indent=1) + "\n", encoding="utf-8")
 
 
-@lru_cache(maxsize=4096)
-def _file_hash(path: str, size: int, mtime_ns: int) -> str:
-    return file_hash(path)
+class State(Enum):
+    """What a folder holds, seen from the artifact that is to be made."""
+
+    ABSENT = auto()  # nothing
+    FOREIGN = auto()  # something that no command of ours made
+    OTHER_COMMAND = auto()  # the artifact of another command
+    SAME = auto()  # this artifact: same command, inputs and seed
+    SMALLER = auto()  # this artifact with fewer parts of the input that may grow
+    OTHER_INPUTS = auto()  # the artifact of this command from other inputs
 
 
-def hash_path(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's files (hidden ones and provenance left out)."""
-    if path.is_file():
-        stat = path.stat()
-        return _file_hash(str(path), stat.st_size, stat.st_mtime_ns)
-    total = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
-        parts = file.relative_to(path).parts
-        if not any(part.startswith(".") or part in VOLATILE for part in parts):
-            total.update(f"{'/'.join(parts)}\0{hash_path(file)}\n".encode(errors="surrogateescape"))
-    return total.hexdigest()
+@dataclass(frozen=True)
+class Tolerance:
+    """Inputs that may differ from those of an artifact that is there already: it is made again without --overwrite.
+
+    `anything`: all may (for an artifact that takes seconds and follows from what lies beside it). `grows`: the name of
+    an input that maps names to parts, or lists parts, and may have more of them; the old artifact stays at its place
+    for `build` to take from. `free`: dotted names of inputs that may change when the artifact grows, because no part
+    that is made already depends on them.
+    """
+
+    anything: bool = False
+    grows: str | None = None
+    free: Sequence[str] = ()
 
 
-def _describe(value: object) -> object:
-    """`value` as JSON; paths with the hash of what they hold."""
-    if isinstance(value, Path):
-        return {"path": str(value), "sha256": hash_path(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _describe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_describe(item) for item in value]
-    return value
+EXACT = Tolerance()
 
 
-def _without_paths(value: Any) -> Any:
-    """Drop where a path lay and keep its hash: the same bytes elsewhere are the same input."""
-    if isinstance(value, dict):
-        return value["sha256"] if set(value) == {"path", "sha256"} else {k: _without_paths(v) for k, v in value.items()}
-    return [_without_paths(item) for item in value] if isinstance(value, list) else value
+@dataclass(frozen=True)
+class _Order:
+    """An artifact that somebody asks for; `inputs` are described."""
+
+    out: Path
+    command: str
+    inputs: Any
+    seed: int
+    overwrite: bool
+    tolerance: Tolerance
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.command, self.inputs, self.seed)
+
+    @property
+    def work(self) -> Path:
+        """Where it is built."""
+        return partial_of(self.out)
 
 
-def fingerprint(command: str, inputs: Any, seed: int) -> str:
-    """SHA-256 over the command, its described inputs (paths by content) and the seed."""
-    text = json.dumps([command, _without_paths(inputs), seed], sort_keys=True, ensure_ascii=False)
-    return text_hash(text, "surrogatepass")
+@dataclass(frozen=True)
+class _Start:
+    """What the building of an artifact begins with."""
 
-
-@cache
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from, with "+changes" where it is dirty; None elsewhere."""
-    here = Path(__file__).parent
-    try:
-        command = ["git", "-C", str(here), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def _host() -> dict[str, object]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    return {"platform": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count(), "memory": memory}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
-    """The dotted names at which two input trees differ."""
-    if isinstance(old, dict) and isinstance(new, dict) and "sha256" not in new:
-        names: list[str] = []
-        for key in sorted({*old, *new}):
-            names += _changed(old.get(key), new.get(key), f"{prefix}{key}.")
-        return names
-    return [] if _without_paths(old) == _without_paths(new) else [prefix.rstrip(".") or "command"]
-
-
-def _has_grown(wanted: "_Wanted", old: Any, *, begun: bool = False) -> bool:
-    """Whether the inputs differ from `old` in nothing but what may: see `make`. `begun`: the old ones' artifact is
-    unfinished."""
-    name, free, new = wanted.grows, wanted.free, wanted.inputs
-    if name is None or not isinstance(old, dict):
-        return False
-    if any(changed not in free and changed.split(".")[0] != name for changed in _changed(old, new)):
-        return False
-    before, now = _parts(old.get(name)), _parts(new[name])
-    return before <= now or (begun and isinstance(new[name], list) and 2 * len(before & now) >= len(before))
-
-
-def _parts(value: Any) -> set[str]:
-    """The parts of a list, or of a mapping with their names, as JSON."""
-    parts = value.items() if isinstance(value, dict) else value or ()
-    return {json.dumps(_without_paths(part if isinstance(part, list) else [*part])) for part in parts}
-
-
-def _refuse(folder: Path, stored: dict[str, Any], command: str, inputs: Any) -> UserError:
-    if stored.get("command") != command:
-        return UserError(f"--out {folder} holds the result of '{stored.get('command')}': name another folder.")
-    names = ", ".join(_changed(stored.get("inputs"), inputs)) or "seed"
-    return UserError(
-        f"--out {folder} was made with other inputs (changed: {names}): name another folder, or pass --overwrite."
-    )
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    return read_object(folder / "result.json", "make it again with --overwrite")
+    drop: bool = False  # an unfinished run with other inputs goes
+    old: dict[str, Any] | None = None  # provenance of the finished artifact that this one grows from
 
 
 def make(
@@ -188,92 +130,167 @@ def make(
     *,
     seed: int = 0,
     overwrite: bool = False,
-    renew: bool = False,
-    grows: str | None = None,
-    free: Sequence[str] = (),
+    tolerance: Tolerance = EXACT,
     reads: Sequence[str | Path | None] = (),
 ) -> dict[str, Any]:
     """Make the artifact `out` by `build(work_folder)` unless it is already there; return build's result.
 
     Inputs that are `Path`s count by content. `build` must pick up what an interrupted call left in its work folder.
     Files whose names start with "." are scratch: there to resume from, deleted before the rename.
-    `overwrite`: an artifact that `command` made from other inputs is replaced; nothing else ever is.
-    `renew`: what was made from other inputs is made anew (for what takes seconds and follows from what lies there).
-    `grows`: an input that maps names to parts, or lists them. Where it has but got more of them the artifact is made
-    anew, too, while the old one still lies at `out`: there for `build` to take from. An unfinished one is taken up even
-    if parts of a list are gone, half of them at most. `free`: dotted names of other inputs, whose change leaves what is
-    made already as it is, and so hinders none of this.
+    `overwrite`: an artifact that `command` made from other inputs is replaced; nothing else ever is. `tolerance` says
+    which inputs may differ without it.
     `reads`: what else the command reads; those of them that are paths must not lie in `out`, nor it in them.
     Raises UserError if `out` holds something else, or another process is making it.
     """
     check_place(out)
     check_apart(out, inputs, reads)
-    described = _describe(dict(inputs))
-    wanted = _Wanted(out, command, described, fingerprint(command, described, seed), seed, overwrite, grows, None, free)
-    if _stands(wanted, renew)[0]:
+    order = _Order(out, command, describe(dict(inputs)), seed, overwrite, tolerance)
+    if _start(order) is None:
         console.print(f"{out}: already done", style="dim", soft_wrap=True)
         return _result(out)
     with locked(out):
-        done, wanted = _stands(wanted, renew)  # once more: another process may just have finished one
-        if done:
-            return _result(out)
-        check_neighbours(out, command)
-        work, aside = wanted.work, aside_of(out)
-        # provenance is written last: a run that was killed after it has but to be put in its place
-        if (read_provenance(work) or {}).get("fingerprint") != wanted.mark:
-            _build(wanted, build)
-        for scratch in work.glob(".*"):
-            shutil.rmtree(scratch) if scratch.is_dir() and not scratch.is_symlink() else scratch.unlink()
-        if aside.exists():
-            remove(aside)
-        if out.exists():  # in one step: half of a folder would be nobody's
-            os.replace(out, aside)
-        os.replace(work, out)
-        if aside.exists():
-            remove(aside)
+        start = _start(order)  # again: another process may have finished one in the meantime
+        if start is not None:
+            check_neighbours(out, command)
+            if (read_provenance(order.work) or {}).get("fingerprint") != order.fingerprint:
+                _build(order, start, build)
+            _put_in_place(order)
     return _result(out)
 
 
-def _stands(wanted: "_Wanted", renew: bool) -> tuple[bool, "_Wanted"]:
-    """(whether it is there already, what is to be made and how); UserError where what is there must stay."""
-    out = wanted.out
-    if not wanted.overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        stored = read_provenance(out) if out.is_dir() else None
-        if stored is None:
-            raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
-        if stored.get("fingerprint") == wanted.mark:
-            return True, wanted
-        grown = stored.get("seed") == wanted.seed and _has_grown(wanted, stored.get("inputs"))
-        if stored.get("command") != wanted.command or not (renew or grown):
-            raise _refuse(out, stored, wanted.command, wanted.inputs)
-        wanted = replace(wanted, overwrite=renew, old=stored if grown else None)
-    check_replaceable(out, wanted.command)
-    return False, wanted
+def _result(folder: Path) -> dict[str, Any]:
+    return read_object(folder / "result.json", "make it again with --overwrite")
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """An artifact still to be made; `old` is the provenance of the finished one that it grows from."""
-
-    out: Path
-    command: str
-    inputs: Any  # as _describe gives them
-    mark: str  # their fingerprint
-    seed: int
-    overwrite: bool
-    grows: str | None
-    old: dict[str, Any] | None
-    free: Sequence[str] = ()
-
-    @property
-    def work(self) -> Path:
-        """Where it is built."""
-        return partial_of(self.out)
+# ---- the state of the two folders
 
 
-def _build(wanted: _Wanted, build: Callable[[Path], dict[str, Any]]) -> None:
-    """Fill the work folder, its provenance last."""
-    started, work, old = _open_work(wanted), wanted.work, wanted.old
+def _state_of_out(order: _Order) -> tuple[State, dict[str, Any]]:
+    """What lies where the artifact is to be, and its provenance."""
+    out = order.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return State.ABSENT, {}
+    provenance = read_provenance(out) if out.is_dir() else None
+    if provenance is None:
+        return State.FOREIGN, {}
+    return _compared(order, provenance, provenance.get("seed") == order.seed), provenance
+
+
+def _state_of_work(order: _Order) -> tuple[State, dict[str, Any]]:
+    """What an interrupted run left in the work folder, and its note; others' folders are refused before.
+
+    A run that was killed before its first file was whole left nothing.
+    """
+    note = read_note(order.work) if order.work.exists() else None
+    if note is None:
+        return State.ABSENT, {}
+    same_seed = note.get("fingerprint") == fingerprint(order.command, note.get("inputs"), order.seed)
+    return _compared(order, note, same_seed, unfinished=True), note
+
+
+def _compared(order: _Order, record: dict[str, Any], same_seed: bool, unfinished: bool = False) -> State:
+    """The state of a folder of which `record` says command, inputs and fingerprint."""
+    if record.get("fingerprint") == order.fingerprint:
+        return State.SAME
+    if record.get("command") != order.command:
+        return State.OTHER_COMMAND
+    grown = same_seed and _has_grown(order, record.get("inputs"), unfinished)
+    return State.SMALLER if grown else State.OTHER_INPUTS
+
+
+def _has_grown(order: _Order, old: Any, unfinished: bool) -> bool:
+    """Whether the inputs differ from `old` by more parts alone, and what is free.
+
+    Of an unfinished artifact with a list of parts, up to half of them may be gone, too: the rest of the work counts.
+    """
+    name, new = order.tolerance.grows, order.inputs
+    if name is None or not isinstance(old, dict):
+        return False
+    changes = [change for change in differences(old, new) if change not in order.tolerance.free]
+    if any(change.split(".")[0] != name for change in changes):
+        return False
+    before, now = _parts(old.get(name)), _parts(new[name])
+    return before <= now or (unfinished and isinstance(new[name], list) and 2 * len(before & now) >= len(before))
+
+
+def _parts(value: Any) -> set[str]:
+    """The parts of a list, or of a mapping with their names, as JSON."""
+    parts = value.items() if isinstance(value, dict) else value or ()
+    return {json.dumps(without_paths(part if isinstance(part, list) else [*part])) for part in parts}
+
+
+# ---- what is done about them
+
+
+def _start(order: _Order) -> _Start | None:
+    """How to begin, by what lies at `out`; None where that is the artifact, UserError where it must stay."""
+    state, provenance = _state_of_out(order)
+    start = _Start(drop=order.overwrite)
+    if not order.overwrite:
+        match state:
+            case State.SAME:
+                return None
+            case State.FOREIGN:
+                raise UserError(f"--out {order.out} holds something else: name an empty or a new folder.")
+            case State.OTHER_COMMAND:
+                raise UserError(
+                    f"--out {order.out} holds the result of '{provenance.get('command')}': name another folder."
+                )
+            case State.OTHER_INPUTS if not order.tolerance.anything:
+                raise UserError(
+                    f"--out {order.out} was made with other inputs (changed: {_changes(order, provenance)}): name "
+                    "another folder, or pass --overwrite."
+                )
+            case State.OTHER_INPUTS:
+                start = _Start(drop=True)
+            case State.SMALLER:
+                start = _Start(old=provenance)
+    check_replaceable(order.out, order.command)
+    return start
+
+
+def _open_work(order: _Order, start: _Start) -> float:
+    """Make the work folder, or take up the one that an interrupted run left; when its work began, in seconds."""
+    state, note = _state_of_work(order)
+    # parts that were taken from a finished artifact do not stay where all is to be made from the start
+    borrowed = start.drop and note.get("growing")
+    match state:
+        case State.SAME if not borrowed:
+            return _taken_up(order, note)
+        case State.SMALLER if not start.drop:
+            write_json(order.work / NOTE, {**note, "inputs": order.inputs, "fingerprint": order.fingerprint})
+            return _taken_up(order, note)
+        case State.OTHER_INPUTS | State.OTHER_COMMAND if not start.drop:
+            # --overwrite would drop the finished artifact, too
+            drop = f"delete {order.work}" if start.old else "pass --overwrite to drop it"
+            raise UserError(
+                f"--out {order.out} has an unfinished run with other inputs (changed: {_changes(order, note)}): "
+                f"{drop}, or name another folder."
+            )
+    if order.work.exists():
+        remove(order.work)
+    order.work.mkdir(parents=True)
+    started = time.time()
+    begun = {"command": order.command, "inputs": order.inputs, "fingerprint": order.fingerprint}
+    write_json(order.work / NOTE, {**begun, "started": started, "growing": start.old is not None})
+    return started
+
+
+def _taken_up(order: _Order, note: dict[str, Any]) -> float:
+    """Say that an earlier run goes on; when it began, or now where its note does not say."""
+    console.print(f"{order.work}: going on where an earlier run stopped", style="dim", soft_wrap=True)
+    started, now = note.get("started"), time.time()
+    return started if isinstance(started, int | float) and 0 <= started <= now else now
+
+
+def _changes(order: _Order, record: dict[str, Any]) -> str:
+    """The names of the inputs that differ from those of `record`; where none does, it is the seed."""
+    return ", ".join(differences(record.get("inputs"), order.inputs)) or "seed"
+
+
+def _build(order: _Order, start: _Start, build: Callable[[Path], dict[str, Any]]) -> None:
+    """Fill the work folder; its provenance is written last, so that whoever finds it knows that all is there."""
+    started, work = _open_work(order, start), order.work
     try:
         result = build(work)
     except UserError:
@@ -281,58 +298,26 @@ def _build(wanted: _Wanted, build: Callable[[Path], dict[str, Any]]) -> None:
             remove(work)  # refused before any work was done: the mended command must not trip over it
         raise
     provenance = {
-        "command": wanted.command,
-        "inputs": wanted.inputs,
-        "fingerprint": wanted.mark,
-        "seed": wanted.seed,
-        "versions": _versions(),
-        "commit": _commit(),
-        "host": _host(),
-        "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.time() - started, 1),
-        **({"grown_from": {key: old.get(key) for key in GROWN_FROM}} if old else {}),
+        "command": order.command,
+        "inputs": order.inputs,
+        "fingerprint": order.fingerprint,
+        "seed": order.seed,
+        **circumstances(started),
+        **({"grown_from": {key: start.old.get(key) for key in GROWN_FROM}} if start.old else {}),
     }
     write_json(work / "result.json", result)
     write_json(work / PROVENANCE, provenance)
 
 
-def _began(note: dict[str, Any]) -> float:
-    """When the work that `note` is about began."""
-    started = note.get("started")
-    return started if isinstance(started, int | float) and 0 <= started <= time.time() else time.time()
-
-
-def _open_work(wanted: _Wanted) -> float:
-    """Make the work folder, or take up the one that an interrupted call left; return its birth.
-
-    Taken up is that of the same inputs, or of fewer parts of what grows; but where all is to be made anew
-    (`overwrite`) none that began with parts of the finished artifact.
-    """
-    work, growing = wanted.work, wanted.old is not None
-    note = work / NOTE
-    if work.exists():
-        stored = read_note(work)  # None: killed before its first file was whole, and nothing is lost by starting afresh
-        if stored is not None and not (wanted.overwrite and stored.get("growing")):
-            same = stored.get("fingerprint") == wanted.mark
-            seeded = stored.get("fingerprint") == fingerprint(wanted.command, stored.get("inputs"), wanted.seed)
-            grown = seeded and _has_grown(wanted, stored.get("inputs"), begun=True)
-            if not same and not wanted.overwrite and grown:
-                same = True
-                write_json(note, {**stored, "inputs": wanted.inputs, "fingerprint": wanted.mark})
-            if same:
-                console.print(f"{work}: going on where an earlier run stopped", style="dim", soft_wrap=True)
-                return _began(stored)
-        if stored is not None and not wanted.overwrite:
-            changed = ", ".join(_changed(stored.get("inputs"), wanted.inputs)) or "seed"
-            drop = f"delete {work}" if growing else "pass --overwrite to drop it"  # which would drop the finished one
-            raise UserError(
-                f"--out {wanted.out} has an unfinished run with other inputs (changed: {changed}): {drop}, or name "
-                "another folder."
-            )
-        remove(work)
-    work.mkdir(parents=True)
-    begun = {"command": wanted.command, "inputs": wanted.inputs, "fingerprint": wanted.mark}
-    started = time.time()
-    write_json(note, {**begun, "started": started, "growing": growing})
-    return started
+def _put_in_place(order: _Order) -> None:
+    """Rename the finished work folder to `out`; what stood there is set aside first and deleted last."""
+    work, aside = order.work, aside_of(order.out)
+    for scratch in work.glob(".*"):
+        shutil.rmtree(scratch) if scratch.is_dir() and not scratch.is_symlink() else scratch.unlink()
+    if aside.exists():
+        remove(aside)
+    if order.out.exists():  # renamed whole: half of a folder would say no longer whose it is
+        os.replace(order.out, aside)
+    os.replace(work, order.out)
+    if aside.exists():
+        remove(aside)

@@ -1,7 +1,7 @@
 """Where an artifact may be made: what its folder may replace, what must never be lost, and who is at work there.
 
-Beside the folder NAME lie, while it is made, `.NAME.partial` (the work), `.NAME.old` (what it replaces) and
-`.NAME.lock`. Each of these names may have been taken by somebody else; then nothing is deleted and nothing written.
+While the folder NAME is made, `.NAME.partial` (the work), `.NAME.old` (what it replaces) and `.NAME.lock` lie beside
+it. Somebody else may have taken one of these names; then nothing is deleted and nothing is written.
 """
 
 import fcntl
@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.sidefiles import read_object
 
 PROVENANCE, NOTE = "provenance.json", ".inputs.json"  # of a finished artifact, of one under way
+LONGEST = 240  # bytes of a name, of the 255 that file systems allow: ".", ".partial" and ".tmp" need room
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
@@ -28,12 +29,12 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
 
 
 def read_note(work: Path) -> dict[str, Any] | None:
-    """What is made in the work folder `work`: its command, inputs and fingerprint; None where it does not say."""
+    """The command, inputs and fingerprint of what is made in the folder `work`; None where it does not say."""
     try:
-        found = read_object(work / NOTE)
+        note = read_object(work / NOTE)
     except UserError:
-        return read_provenance(work)  # killed while its scratch files went away
-    return found if isinstance(found.get("fingerprint"), str) else None
+        return read_provenance(work)  # the run was killed while it deleted its scratch files
+    return note if isinstance(note.get("fingerprint"), str) else None
 
 
 def partial_of(out: Path) -> Path:
@@ -48,7 +49,7 @@ def aside_of(out: Path) -> Path:
 
 def check_place(out: Path) -> None:
     """Raise UserError for an `out` that cannot become a folder by renaming one beside it."""
-    if any(len(part.encode(errors="replace")) > 240 for part in out.parts):  # room for what stands around a name
+    if any(len(part.encode(errors="replace")) > LONGEST for part in out.parts):
         raise UserError(f"--out {str(out)[:40]}… is too long a name: shorten it.")
     if out.is_symlink():
         raise UserError(f"--out {out} is a symbolic link: name the folder itself.")
@@ -61,18 +62,19 @@ def check_place(out: Path) -> None:
 def check_apart(out: Path, inputs: Mapping[str, object], reads: Sequence[str | Path | None] = ()) -> None:
     """Raise UserError where `out` is, holds, or lies in something that the command reads.
 
-    Meant are the paths in `inputs`, however deep, and those of `reads` that exist; also through symbolic links.
+    It reads the paths in `inputs`, however deep they stand, and those of `reads` that exist. Symbolic links count as
+    what they lead to.
     """
     place = out.resolve()
-    named = [*_paths(inputs), *(("", Path(os.path.expanduser(read))) for read in reads if read is not None)]
-    for name, path in named:
+    sources = [*_paths(inputs), *(("", Path(os.path.expanduser(read))) for read in reads if read is not None)]
+    for name, path in sources:
         what = f"input {name} {path}" if name else f"input {path}"
         try:
             if not path.exists():  # a hub id
                 continue
             real = path.resolve()
             links = [file.resolve() for file in path.iterdir() if file.is_symlink()] if path.is_dir() else []
-        except OSError:  # no path at all, or one that this user may not see
+        except OSError:  # no path at all, or one that this user must not see
             continue
         if real == place or real in place.parents:
             raise UserError(f"--out {out} lies in the {what}: name a folder outside it.")
@@ -105,25 +107,23 @@ def check_replaceable(out: Path, command: str) -> None:
             "delete: name another folder."
         )
     for inside in sorted({file.parent for name in (PROVENANCE, NOTE) for file in out.rglob(name)} - {out}):
-        if (read_note(inside) or {}).get("command") != "report":  # which follows from what it lies in
+        if (read_note(inside) or {}).get("command") != "report":  # a report can be made again from `out`
             raise UserError(f"--out {out} also holds {inside}, which --overwrite would delete: move it elsewhere.")
 
 
 def check_neighbours(out: Path, command: str) -> None:
-    """Raise UserError where a name that making `out` needs is taken by something that it did not leave there."""
+    """Raise UserError where something else than an earlier run of `command` took a name that making `out` needs."""
     for path in (partial_of(out), aside_of(out)):
         if path.is_symlink() or (path.exists() and not path.is_dir()):
             raise _in_the_way(path, out)
-    for path, stored in ((partial_of(out), read_note), (aside_of(out), read_provenance)):
+    for path, read in ((partial_of(out), read_note), (aside_of(out), read_provenance)):
         if not path.exists() or {file.name for file in path.iterdir()} <= {NOTE, f".{NOTE}.tmp"}:
             continue
-        found = stored(path)
-        if found is None:
+        record = read(path)
+        if record is None:
             raise _in_the_way(path, out)
-        if found.get("command") != command:
-            raise UserError(
-                f"--out {out} has an unfinished run of '{found.get('command')}': delete {path}, or name another folder."
-            )
+        if (other := record.get("command")) != command:
+            raise UserError(f"--out {out} has an unfinished run of '{other}': delete {path}, or name another folder.")
     if link := next((file for file in partial_of(out).rglob("*") if file.is_symlink()), None):
         raise UserError(f"{link} is a symbolic link, which no run leaves there: delete it.")
 
@@ -133,7 +133,7 @@ def _in_the_way(path: Path, out: Path) -> UserError:
 
 
 def remove(folder: Path) -> None:
-    """Delete a folder of ours; what says that it is ours goes last, so that a kill leaves nothing unknown behind."""
+    """Delete a folder of ours. The files that say whose it is go last, so that a kill leaves no unknown folder."""
     for path in folder.iterdir():
         if path.name not in (PROVENANCE, NOTE):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -144,10 +144,11 @@ def remove(folder: Path) -> None:
 def locked(out: Path) -> Iterator[None]:
     """Hold the lock file of `out` while the block runs, so that two commands never build the same artifact.
 
-    Nothing is written to it, and no link followed: a file there that says something is somebody's, and is refused.
+    The system gives the lock back when its holder dies. The file is never written to, a link is not followed, and a
+    file that holds something is not ours and is refused. (filelock 4 leaves its file behind, and calls a place in use
+    where no file can be made.)
     """
     path = out.parent / f".{out.name}.lock"
-    made = UserError(f"--out {out} is being made by another process: wait for it or name another folder.")
     if path.is_symlink():
         raise UserError(f"{path}, the lock file of --out {out}, is a symbolic link: delete it.")
     try:
@@ -156,18 +157,24 @@ def locked(out: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): name a folder that can.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(file.fileno()), path.lstat()):
-                raise made  # its holder has just removed it, and a third locks another
-        except (BlockingIOError, FileNotFoundError):
-            raise made from None
+        if not _lock(file, path):
+            raise UserError(f"--out {out} is being made by another process: wait for it or name another folder.")
         if os.fstat(file.fileno()).st_size:
             raise _in_the_way(path, out)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[str], path: Path) -> bool:
+    """Lock `file` unless somebody else holds it, or has deleted it since it was opened: then a third may lock a new
+    file at `path`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 def slug(name: str) -> str:

@@ -13,9 +13,9 @@ import pyarrow.parquet as parquet
 from pydantic import BaseModel, ConfigDict, StrictInt
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.base.artifact import read_provenance
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.base.places import read_provenance
 from sparsedraft.base.sidefiles import read_as
 from sparsedraft.models.foreign import read_tokenizer
 from sparsedraft.models.tokenizers import templates

@@ -139,8 +139,10 @@ def distill(
         },
     }
     reads = (target, source, *evaluation_prompts)
-    may: dict[str, Any] = {"grows": "prompts", "free": ["options.skip_bad"]}
-    return artifact.make(out, "distill", inputs, build, seed=seed, overwrite=overwrite, reads=reads, **may)
+    tolerance = artifact.Tolerance(grows="prompts", free=["options.skip_bad"])
+    return artifact.make(
+        out, "distill", inputs, build, seed=seed, overwrite=overwrite, tolerance=tolerance, reads=reads
+    )
 
 
 def _units(job: Job, chosen: list[Prompt], skip_bad: bool) -> tuple[list[list[Prompt]], list[str]]:

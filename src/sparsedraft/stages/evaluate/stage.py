@@ -98,7 +98,14 @@ def evaluate_to(
     }
     reads = (target, source, *(ref for _, ref in drafters if ref != LOOKUP))
     return artifact.make(
-        out, "eval", inputs, build, seed=options.seed, overwrite=overwrite, grows="drafters", reads=reads
+        out,
+        "eval",
+        inputs,
+        build,
+        seed=options.seed,
+        overwrite=overwrite,
+        tolerance=artifact.Tolerance(grows="drafters"),
+        reads=reads,
     )
 
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.places import read_provenance
+from sparsedraft.base.provenance import hash_path
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.finetune import losses, quantize
 from sparsedraft.text import distilled
@@ -75,10 +76,10 @@ def check_teacher(teacher: str, folder: Path, data: Path) -> None:
 
     By the hash in the data's provenance; where that names no checkpoint (an endpoint wrote it), by the tokenizer.
     """
-    inputs = (artifact.read_provenance(data) or {}).get("inputs")
+    inputs = (read_provenance(data) or {}).get("inputs")
     written_by = inputs.get("target") if isinstance(inputs, dict) else None
     if isinstance(written_by, dict) and "sha256" in written_by:
-        if written_by["sha256"] != artifact.hash_path(folder):
+        if written_by["sha256"] != hash_path(folder):
             raise UserError(
                 f"--teacher {teacher} is not the model that wrote {data} ({written_by.get('path')} did): give that "
                 "one, or distill again."
