@@ -16,13 +16,13 @@ from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
-from sparsedraft.models.macs import skeleton
+from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill.written import write
 from sparsedraft.stages.finetune import loop, memory
 from sparsedraft.stages.finetune.masks import masks_of
 from sparsedraft.text import prompts
-from sparsedraft.text.packing import Sample
+from sparsedraft.text.sample import Sample
 
 LENGTH, STEPS = 512, 8
 
@@ -74,10 +74,10 @@ def ours(model, tokenizer) -> float:
 
 def fill(found: list[Sample]) -> float:
     """Share of the packed rows that is not empty."""
-    from sparsedraft.text.packing import bins
+    from sparsedraft.text.bins import first_fit
 
     lengths = [len(s) for s in found]
-    return sum(lengths) / (len(bins(lengths, LENGTH)) * LENGTH)
+    return sum(lengths) / (len(first_fit(lengths, LENGTH)) * LENGTH)
 
 
 def half(model: str, folder: Path) -> Path:

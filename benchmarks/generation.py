@@ -3,8 +3,8 @@
 from common import MODEL, close, row, seconds, setup
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
-from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.text import prompts
 from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.transformers.completions import generate_batch
@@ -16,7 +16,7 @@ def main() -> list[dict]:
     model, tokenizer = checkpoint.load(MODEL), checkpoint.load_tokenizer(MODEL)
     chosen = prompts.read("demo:train")[:PROMPTS]
     asked = [Request(p.id, templates.chat_ids(tokenizer, p.messages()), NEW_TOKENS) for p in chosen]
-    eos_ids = ends(checkpoint.find(MODEL), tokenizer)
+    eos_ids = end_ids(checkpoint.find(MODEL), tokenizer)
 
     def rate(requests: list[Request], batch_size: int) -> float:
         written = 0

@@ -22,7 +22,7 @@ from sparsedraft.base.console import console
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import linears_of
-from sparsedraft.models.macs import skeleton
+from sparsedraft.models.skeleton import skeleton
 from sparsedraft.stages.prune import calibration, memory, sequential, stage
 from sparsedraft.stages.prune.methods import METHODS
 from sparsedraft.stages.prune.options import PruneOptions

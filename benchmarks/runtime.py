@@ -26,7 +26,7 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import codes
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.models.macs import skeleton
+from sparsedraft.models.skeleton import skeleton
 from sparsedraft.native.extension import extension
 from sparsedraft.native.kinds import layout_of
 

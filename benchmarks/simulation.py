@@ -9,7 +9,7 @@ from common import MODEL, close, row, seconds, setup
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
@@ -28,7 +28,7 @@ def main() -> list[dict]:
     with torch.no_grad():  # noise, so that it is accepted in part
         for linear in decoder_linears(drafter).values():
             linear.weight += 0.15 * linear.weight.std() * torch.randn(linear.weight.shape)
-    eos_ids = ends(checkpoint.find(MODEL), tokenizer)
+    eos_ids = end_ids(checkpoint.find(MODEL), tokenizer)
     side = LoadedModel(target, tokenizer, eos_ids)
     with tempfile.TemporaryDirectory() as folder:
         answers = answer_all(

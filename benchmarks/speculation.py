@@ -21,8 +21,8 @@ from common import MODEL, close, row, setup
 from sparsedraft.base.console import console
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
-from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.speculate.loop.decode import Generation, generate
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
@@ -77,12 +77,12 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     chosen = parser.parse_args(arguments)
     tokenizer = checkpoint.load_tokenizer(chosen.target)
     target, drafter = checkpoint.load(chosen.target), checkpoint.load(chosen.drafter)
-    eos_ids = ends(checkpoint.find(chosen.target), tokenizer)
+    eos_ids = end_ids(checkpoint.find(chosen.target), tokenizer)
     other = checkpoint.load_tokenizer(chosen.drafter)
     across = (
         {} if other.get_vocab() == tokenizer.get_vocab() else {"tokenizer": tokenizer, "assistant_tokenizer": other}
     )
-    drafting = LoadedModel(drafter, other, ends(checkpoint.find(chosen.drafter), other))
+    drafting = LoadedModel(drafter, other, end_ids(checkpoint.find(chosen.drafter), other))
     pair = Pair.of(LoadedModel(target, tokenizer, eos_ids), drafting, chosen.uag, Sampling())
     both = [LoadedModel.load(ref) for ref in (chosen.target, chosen.drafter)]
     native = Pair.of(both[0], both[1], chosen.uag, Sampling()) if all(side.native for side in both) else None

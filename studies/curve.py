@@ -28,7 +28,7 @@ from sparsedraft.run import make_drafter
 from sparsedraft.stages.distill.written import write
 from sparsedraft.stages.evaluate.stage import ANSWERS
 from sparsedraft.stages.report.tables import markdown
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 from sparsedraft.writers.conversation import Answer
 from study import Rows, close, setup
 
@@ -49,7 +49,7 @@ def answers_of(recipe: Recipe, run: Path) -> list[Answer]:
 
 def sides(data: Path, held: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(training, validation): the rows of `data`, whose `held` prompts of the smallest SHA-256 validate."""
-    rows = distilled.read(data)
+    rows = dataset.read(data)
     ids = stable_order({row["prompt_id"] for row in rows}, str)
     validating = set(ids[:held])
     validation = [row for row in rows if row["prompt_id"] in validating]
@@ -154,7 +154,7 @@ class Curve:
 
     def part(self, tokens: int, budget: int | None) -> None:
         """The drafter fine-tuned on the first `tokens` target tokens of the data, for `budget` or the recipe's own."""
-        whole = distilled.read_result(self.run / "distilled")
+        whole = dataset.read_result(self.run / "distilled")
         epoch = whole["prompt_tokens"] + whole["target_tokens"]
         data = part_of(self.run / "distilled", tokens, self.how.validation_prompts, self.out / f"data-{tokens}")
         label = f"{self.entry.name} {tokens} of the data" + (f", {budget} tokens" if budget else "")

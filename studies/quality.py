@@ -21,11 +21,11 @@ from typing import Any
 from scoring import answers_of, score, select
 from sparsedraft.base.artifact import write_json
 from sparsedraft.models import checkpoint
-from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.recipe import Recipe
 from sparsedraft.run import make_drafter
 from sparsedraft.stages.distill.written import write
-from sparsedraft.text import distilled, prompts
+from sparsedraft.text import dataset, prompts
 from study import Rows, close, setup
 
 PATTERNS: dict[str, dict[str, Any]] = {
@@ -76,11 +76,11 @@ def references(data: Path, tasks: str, out: Path) -> Path:
         return out
     tokenizer = checkpoint.load_tokenizer(data / "tokenizer")
     written = {p.id: p.references[0] for p in prompts.read(tasks)}
-    rows = distilled.read(data)
+    rows = dataset.read(data)
     longest = max(len(row["answer_ids"]) for row in rows)
     for row in rows:
         text = written[row["prompt_id"]]
-        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *templates.end_of_turn(tokenizer)]
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], *end_of_turn(tokenizer)]
         row.update(
             answer_ids=ids[:longest], finish_reason="eos" if len(ids) <= longest else "length", source="reference",
             topk_ids=[], topk_logprobs=[], messages=[*row["messages"][:-1], {"role": "assistant", "content": text}],

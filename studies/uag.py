@@ -16,8 +16,8 @@ import torch
 from sparsedraft.base.console import console
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
-from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.speculate.loop.decode import Generation, generate
 from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.speculate.policy.policies import Constant
@@ -30,7 +30,7 @@ TIE = 1e-3  # logits this close come out in either order
 
 def loaded(ref: str) -> LoadedModel:
     model, tokenizer = checkpoint.load(ref), checkpoint.load_tokenizer(ref)
-    return LoadedModel(model, tokenizer, ends(checkpoint.find(ref), tokenizer))
+    return LoadedModel(model, tokenizer, end_ids(checkpoint.find(ref), tokenizer))
 
 
 def prompted_by(pair: Pair, prompt: prompts.Prompt) -> PromptPair:

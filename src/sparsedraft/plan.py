@@ -18,7 +18,8 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_layers, linears_of
-from sparsedraft.models.macs import dense_weights, macs_of_model, skeleton
+from sparsedraft.models.macs import dense_weights, macs_of_model
+from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.sources import locate
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed
 from sparsedraft.stages.evaluate import memo

@@ -11,7 +11,7 @@ from commands import ended, running, units_so_far, wait_until
 from faults import Proxy, proxied, slow
 from serving import ASKED
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_killed_while_a_server_answers(talker: Path, source: str, served: str, p
     again(talker, source, out, proxy.url)
     assert len(proxy.posts()) == before + len(ASKED) - kept, "finished rows are not asked for again"
     again(talker, source, whole, served)
-    assert sorted(row["id"] for row in distilled.read(out)) == [f"p{n}/0" for n in range(len(ASKED))]
+    assert sorted(row["id"] for row in dataset.read(out)) == [f"p{n}/0" for n in range(len(ASKED))]
     assert (out / "data-00000.parquet").read_bytes() == (whole / "data-00000.parquet").read_bytes()
 
 

@@ -18,7 +18,7 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.options import template_args
 from sparsedraft.run import run_recipe
 from sparsedraft.stages.prune import calibration
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 from tiny import TEMPLATE
 
 # as Qwen3's: unless it is told not to, the model may think before it answers
@@ -117,7 +117,7 @@ def test_distilled_rows_hold_them_and_plain_inputs_are_as_ever(call, own, thinke
     assert call(*words, "--out", tmp_path / "off", *OFF)["template_args"] == {"enable_thinking": False}
     assert "template_args" not in call(*words, "--out", tmp_path / "plain")
     for name, arguments in (("off", {"enable_thinking": False}), ("plain", {})):
-        for row in distilled.read(tmp_path / name):
+        for row in dataset.read(tmp_path / name):
             assert row["prompt_ids"] == expected(own, row["messages"][:-1], **arguments)
     noted, plain = (json.loads((tmp_path / n / "provenance.json").read_text())["inputs"] for n in ("off", "plain"))
     assert noted.pop("template_args") == {"enable_thinking": False} and noted == plain
@@ -131,8 +131,8 @@ def test_rows_without_their_tokenizer_are_known_under_their_own_arguments(call, 
     data = tmp_path / "data"
     call("distill", thinker, "demo:train", "--limit", 12, "--out", data, "--max-new-tokens", 12, *OFF)
     shutil.rmtree(data / "tokenizer")
-    assert distilled.same_tokenizer(data, own) and not templates.given(own)
-    found, rows = [*distilled.samples(data, own)], distilled.read(data)
+    assert dataset.same_tokenizer(data, own) and not templates.given(own)
+    found, rows = [*dataset.samples(data, own)], dataset.read(data)
     assert [sample.prompt_ids for sample in found] == [row["prompt_ids"] for row in rows]
     assert rows[0]["prompt_ids"] == expected(own, rows[0]["messages"][:-1], enable_thinking=False)
     assert "leave it out" in call("prune", thinker, "--calibration", data, "--out", tmp_path / "out", *OFF, code=2)
@@ -165,13 +165,13 @@ def test_calibration_and_training_where_a_template_is_applied(call, own, thinker
     assert "does not use it" in call("prune", thinker, "--calibration", source, *out, "--template-arg", "x=1", code=2)
     other = copy.deepcopy(own)
     other.add_tokens(["question"])
-    distilled.check_rendered(data, own, {})
+    dataset.check_rendered(data, own, {})
     assert "was written under" not in capsys.readouterr().err
-    distilled.check_rendered(data, other, {})
+    dataset.check_rendered(data, other, {})
     assert "was written under the template arguments enable_thinking=false" in capsys.readouterr().err
-    again = [*distilled.samples(data, templates.give(other, arguments))]
+    again = [*dataset.samples(data, templates.give(other, arguments))]
     assert [s.prompt_ids for s in again] == [expected(other, row["messages"][:-1], **arguments)
-                                             for row in distilled.read(data)]  # fmt: skip
+                                             for row in dataset.read(data)]  # fmt: skip
 
 
 def test_a_server_is_told(call, talker: Path, served: str, source: str, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ eval: {{k: [1], max_new_tokens: 4, limit: 2}}
     (tmp_path / "recipe.yaml").write_text(text)
     recipe = recipes.read(tmp_path / "recipe.yaml")
     run_recipe(recipe, tmp_path / "out")
-    for row in distilled.read(tmp_path / "out" / "distilled"):
+    for row in dataset.read(tmp_path / "out" / "distilled"):
         assert row["prompt_ids"] == expected(own, row["messages"][:-1], enable_thinking=False)
     inputs = json.loads((tmp_path / "out" / "eval" / "provenance.json").read_text())["inputs"]
     assert inputs["template_args"] == {"enable_thinking": False} and "template_args" not in inputs["options"]

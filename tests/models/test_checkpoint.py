@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import checkpoint
+from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import count_zeros, decoder_layers, decoder_linears
 
 
@@ -65,18 +65,18 @@ def test_a_checkpoint_that_lies_is_refused(copy: Path, tmp_path: Path) -> None:
     model, tokenizer = checkpoint.load(copy), checkpoint.load_tokenizer(copy)
     claim = {"pattern": "2:4", "sparsity": 0.5, "linears": half_zero(model)}
     checkpoint.save(model, tokenizer, tmp_path / "honest", sparsity=claim)
-    assert checkpoint.check_sparsity(checkpoint.load(tmp_path / "honest"), tmp_path / "honest") == claim
+    assert claims.check_claims(checkpoint.load(tmp_path / "honest"), tmp_path / "honest") == claim
     name = next(iter(claim["linears"]))
     with torch.no_grad():
         weight = decoder_linears(model)[name].weight
         weight[0, 0], weight[0, 5] = 1.0, 0.0  # as many zeros as before, but three of four are left in a group
     checkpoint.save(model, tokenizer, tmp_path / "liar", sparsity=claim)
     with pytest.raises(UserError, match=f"lies: {name}"):
-        checkpoint.check_sparsity(checkpoint.load(tmp_path / "liar"), tmp_path / "liar")
+        claims.check_claims(checkpoint.load(tmp_path / "liar"), tmp_path / "liar")
     count = {**claim, "pattern": "unstructured", "linears": {name: claim["linears"][name] + 1}}
     (tmp_path / "liar" / "sparsity.json").write_text(json.dumps(count))
     with pytest.raises(UserError, match="lies"):
-        checkpoint.check_sparsity(checkpoint.load(tmp_path / "liar"), tmp_path / "liar")
+        claims.check_claims(checkpoint.load(tmp_path / "liar"), tmp_path / "liar")
 
 
 def truncate(folder: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
-from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native import extension as native
 from sparsedraft.native.weights import PackedWeights
 from sparsedraft.stages.distill.job import Job
@@ -47,7 +47,7 @@ def job(folder: Path, runs_natively: bool) -> Job:
 
 def test_every_reader_of_the_folder_hears_all_of_them(folder: Path) -> None:
     tokenizer = checkpoint.load_tokenizer(folder)
-    assert ends(folder, tokenizer) == ALL
+    assert end_ids(folder, tokenizer) == ALL
     for runtime in RUNTIMES:
         side = LoadedModel.load(folder, runtime=runtime)
         assert side.eos_ids == ALL

@@ -10,7 +10,7 @@ import pytest
 from ggufs import rounded, same, write_gguf
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
-from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers.ends import end_ids
 from tiny import build_llama, build_tokenizer
 
 
@@ -76,4 +76,4 @@ def test_a_split_that_is_not_known(tmp_path: Path, tokenizer: Any) -> None:
 def test_every_id_that_the_file_says_ends_a_text(tmp_path: Path, tokenizer: Any) -> None:
     write_gguf(tmp_path / "a.gguf", build_llama(layers=1), tokenizer, ends={"eot": 310, "eom": 7})
     folder = checkpoint.find(tmp_path / "a.gguf")
-    assert ends(folder, checkpoint.load_tokenizer(folder)) == {tokenizer.eos_token_id, 310, 7}
+    assert end_ids(folder, checkpoint.load_tokenizer(folder)) == {tokenizer.eos_token_id, 310, 7}

@@ -9,7 +9,7 @@ import transformers as hf
 
 import other_readers
 from sparsedraft.models import checkpoint
-from sparsedraft.models.older_names import tokenizer_with_older_names, with_older_names
+from sparsedraft.models.config.older_names import tokenizer_with_older_names, with_older_names
 from stages import drop_layers, prune
 from tiny import build_llama, build_tokenizer
 

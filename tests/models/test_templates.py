@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.stages.distill import magpie, scale
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.options import Options
@@ -36,7 +37,7 @@ def test_the_day_is_the_same_on_every_day(tokenizer, template: str, day: str) ->
         plain = tokenizer.apply_chat_template(HI, tokenize=False, add_generation_prompt=generation_prompt)
         assert shown == f"{day}|{plain}"
     assert magpie.header(own)[0] == f"{day}|<|im_start|>user\n"
-    assert templates.end_of_turn(own) == [2]
+    assert end_of_turn(own) == [2]
 
 
 def test_a_template_without_extras_gives_transformers_own_tokens(tokenizer) -> None:

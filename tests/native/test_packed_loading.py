@@ -22,7 +22,7 @@ from packed_folders import BUILT, IDS, close, logits
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.native import quantizer
 from sparsedraft.native.modules import Packed, PackedEmbedding, _pool
 from sparsedraft.native.weights import HEAD_IDS

@@ -8,7 +8,7 @@ import pytest
 from sparsedraft import recipe as recipes
 from sparsedraft.base import artifact
 from sparsedraft.base.sidefiles import read_as
-from sparsedraft.models import checkpoint
+from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.plan import plan_recipe
 from sparsedraft.run import run_recipe
@@ -45,7 +45,7 @@ def test_each_stage_is_an_artifact_and_prunes_further(name: str, done: tuple[rec
     assert sorted(f.name for f in folder.iterdir()) == sorted(chain)
     models = [decoder_linears(checkpoint.load(folder / stage)) for stage in chain]
     for i, (stage, model) in enumerate(zip(chain, models, strict=True)):
-        claim = checkpoint.claimed_sparsity(folder / stage)
+        claim = claims.claim_of(folder / stage)
         assert claim is not None
         for linear_name, linear in model.items():
             size = linear.weight.numel()

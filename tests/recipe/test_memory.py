@@ -9,7 +9,7 @@ import pytest
 from common import GIB, measured
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.models.macs import skeleton
+from sparsedraft.models.skeleton import skeleton
 from sparsedraft.stages.finetune import memory as finetuning
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.prune import memory

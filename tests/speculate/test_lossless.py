@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from sparsedraft.maths.sampling import Sampling, probabilities
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.models.ends import ends
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.models.tokenizers.templates import chat_ids
 from sparsedraft.speculate.loop.decode import Generation, generate, generate_all
 from sparsedraft.speculate.pair import Pair
@@ -156,7 +156,7 @@ def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
     target, drafter = checkpoint.load(smollm2), noisy(checkpoint.load(smollm2), 0.15)
     tokenizer = checkpoint.load_tokenizer(smollm2)
     plain = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    eos_ids = ends(checkpoint.find(smollm2), tokenizer)
+    eos_ids = end_ids(checkpoint.find(smollm2), tokenizer)
     pair = Pair.of(LoadedModel(target, tokenizer, eos_ids), LoadedModel(drafter, tokenizer, eos_ids), "auto", GREEDY)
     prompts, texts = [], []
     for text, n, ks in (

@@ -7,7 +7,7 @@ import torch
 
 from across import GREEDY, PROMPT, Scripted, Words, decoded, run, sides, small, tiny_vocabulary
 from sparsedraft.maths.sampling import Dice
-from sparsedraft.models.tokenizers.retokenize import Retokenizer, inner
+from sparsedraft.models.tokenizers.retokenizer import Retokenizer, inner
 from sparsedraft.models.tokenizers.vocab import surfaces
 from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.speculate.pair import Pair, PromptPair

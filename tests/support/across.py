@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.models.tokenizers.retokenize import inner
+from sparsedraft.models.tokenizers.retokenizer import inner
 from sparsedraft.speculate.loop.decode import Generation, generate_all
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair, PromptPair

@@ -4,7 +4,7 @@ import torch
 
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks
-from sparsedraft.text.packing import Sample
+from sparsedraft.text.sample import Sample
 
 
 def samples(count: int, seed: int = 0) -> list[Sample]:

@@ -11,7 +11,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
-from sparsedraft.text import distilled, prompts, rowfiles
+from sparsedraft.text import dataset, prompts, records
 from sparsedraft.text.prompts import Aside, Prompt
 
 SYSTEM, ASKED, SAID = "be brief", "how many?", "seven"
@@ -106,7 +106,7 @@ def test_both_system_messages_reach_the_target(tiny_checkpoint: Path, tmp_path: 
     source = file(tmp_path, {"messages": said})
     tokenizer = checkpoint.load_tokenizer(tiny_checkpoint)
     distill(str(tiny_checkpoint), source, tmp_path / "out", max_new_tokens=4)
-    second = next(row for row in distilled.read(tmp_path / "out") if row["turn"] == 1)
+    second = next(row for row in dataset.read(tmp_path / "out") if row["turn"] == 1)
     own = second["messages"]
     assert [m["role"] for m in own] == ["system", "user", "assistant", "system", "user", "assistant"]
     assert second["prompt_ids"] == tokenizer.apply_chat_template(
@@ -167,7 +167,7 @@ def test_fields_that_say_nothing_are_no_tools(tmp_path: Path) -> None:
 def test_an_array_reads_as_lines_do(indent: int | None, chunk: int, tmp_path: Path, monkeypatch) -> None:
     rows = [*FORMS.values(), {"prompt": '[{\u2028é"]'}]
     expected = prompts.read(file(tmp_path, *rows))
-    monkeypatch.setattr(rowfiles, "CHUNK", chunk)
+    monkeypatch.setattr(records, "CHUNK", chunk)
     for name in ("p.json", "p.jsonl"):
         whole = "\ufeff\n " + json.dumps(rows, indent=indent, ensure_ascii=False)
         (tmp_path / name).write_text(whole, encoding="utf-8")
@@ -197,13 +197,13 @@ def test_a_damaged_array_is_refused_whole(text: str, message: str, tmp_path: Pat
 
 
 def test_a_line_without_an_end_is_one_bad_row(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(rowfiles, "LONGEST", 1000)
+    monkeypatch.setattr(records, "LONGEST", 1000)
     source = file(tmp_path, {"prompt": "a" * 5000}, {"prompt": "b"}, {"prompt": "c" * 970})
     with pytest.raises(UserError, match="line 1: has more than 1,000 bytes"):
         prompts.read(source)
     bad: list[str] = []
     assert [p.turns[0][0] for p in prompts.read(source, bad)] == ["b", "c"] and len(bad) == 1
     (tmp_path / "p.json").write_text(json.dumps([{"prompt": "a" * 5000}]))
-    monkeypatch.setattr(rowfiles, "CHUNK", 100)
+    monkeypatch.setattr(records, "CHUNK", 100)
     with pytest.raises(UserError, match=r"item 1: not JSON .*more than 1,000 characters"):
         prompts.read(str(tmp_path / "p.json"))

@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.models import shrink
+from sparsedraft.models import miniature
 from sparsedraft.speculate.loop.decode import generate_all
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
@@ -76,8 +76,8 @@ def config_of(family: str) -> tuple[type[hf.PreTrainedModel], hf.PretrainedConfi
     first = None
     for one in tries:
         try:
-            small = shrink.shrunk(made(**one))
-            shrink.build(kind, small)(torch.tensor([[5, 6, 7]] * 1))
+            small = miniature.shrunk(made(**one))
+            miniature.build(kind, small)(torch.tensor([[5, 6, 7]] * 1))
             return kind, small
         except Exception as error:
             first = first or error
@@ -86,7 +86,7 @@ def config_of(family: str) -> tuple[type[hf.PreTrainedModel], hf.PretrainedConfi
 
 
 def model_of(kind: type[hf.PreTrainedModel], config: hf.PretrainedConfig, seed: int) -> hf.PreTrainedModel:
-    model = shrink.build(kind, config)
+    model = miniature.build(kind, config)
     if seed:
         with torch.no_grad():
             generator = torch.Generator().manual_seed(seed)

@@ -8,13 +8,13 @@ import transformers as hf
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.models import checkpoint, shrink
+from sparsedraft.models import checkpoint, miniature
 from sparsedraft.models.decoder import context_length
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.generate.stage import stream
-from sparsedraft.text.distilled import read
+from sparsedraft.text.dataset import read
 from sparsedraft.writers.transformers.abilities import Abilities, abilities
 from sweep_families import sweep
 from tiny import build_tokenizer
@@ -79,7 +79,7 @@ def stateful(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         ),
     }[request.param]()  # fmt: skip
     folder = tmp_path_factory.mktemp(request.param)
-    model = shrink.build(hf.AutoModelForCausalLM.from_config(config).__class__, config)
+    model = miniature.build(hf.AutoModelForCausalLM.from_config(config).__class__, config)
     checkpoint.save(model, build_tokenizer(), folder)
     return folder
 

@@ -13,8 +13,8 @@ from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled
-from sparsedraft.text.packing import Sample
+from sparsedraft.text import dataset
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.native import NativeWriter
 from sparsedraft.writers.protocol.requests import Request
@@ -76,7 +76,7 @@ def test_distil_with_a_packed_target(made, tmp_path: Path) -> None:
     result = distill(
         folder, "demo:train", tmp_path / "native", engine="native", limit=5, max_new_tokens=6, batch_size=2
     )
-    rows = list(distilled.read(tmp_path / "native"))
+    rows = list(dataset.read(tmp_path / "native"))
     assert result["rows"] == len(rows) >= 5 and {row["engine"] for row in rows} == {"native"}
     with pytest.raises(UserError, match="--engine native computes in float32"):
         distill(folder, "demo:train", tmp_path / "bf16", engine="native", dtype="bfloat16")

@@ -12,17 +12,18 @@ from torch import Tensor
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.sidefiles import read_object
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.models import checkpoint, quantized
+from sparsedraft.models import checkpoint, claims, quantizers
 from sparsedraft.models.decoder import count_zeros, decoder_linears
-from sparsedraft.models.macs import dense_weights, skeleton
+from sparsedraft.models.macs import dense_weights
 from sparsedraft.models.matrices import active_experts, matrices, of_experts
 from sparsedraft.models.shards import Shards
+from sparsedraft.models.skeleton import skeleton
 
 GROUPS = (4, 8, 16, 32)  # the M of the patterns that are looked for
 
 
 @dataclass(frozen=True)
-class Row:
+class MatrixRecord:
     """One matrix of weights inside the decoder layers."""
 
     name: str
@@ -70,7 +71,7 @@ def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
             linears = decoder_linears(model)
             wanted = {name: shards.find(f"{name}.weight", model.base_model_prefix) for name in linears}
             found = {
-                name: stored for name, stored in wanted.items() if stored and not quantized.is_part(stored, shards)
+                name: stored for name, stored in wanted.items() if stored and not quantizers.is_part(stored, shards)
             }
             if found.keys() == linears.keys():
                 return found, True
@@ -79,25 +80,25 @@ def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
     inside = [
         name
         for name, shape in shards.shapes.items()
-        if re.search(r"\.\d+\.", f".{name}") and len(shape) >= 2 and not quantized.is_part(name, shards)
+        if re.search(r"\.\d+\.", f".{name}") and len(shape) >= 2 and not quantizers.is_part(name, shards)
     ]
     inside.sort(key=lambda name: [(int(part) if part.isdigit() else -1, part) for part in name.split(".")])
     return {name: name for name in inside}, False
 
 
-def rows(
+def records(
     folder: Path, shards: Shards | None = None, runs: Callable[[Tensor, bool], str | None] | None = None
-) -> Iterator[Row]:
+) -> Iterator[MatrixRecord]:
     """One row per matrix of the decoder's layers, read one at a time; `runs` says how one runs natively, from its
     weight and whether the checkpoint claims a pattern for it."""
     shards = shards or Shards(folder)
     errors = _errors(folder)
-    claimed = (checkpoint.claimed_sparsity(folder) or {}).get("linears", {})
+    claimed = (claims.claim_of(folder) or {}).get("linears", {})
     for name, stored in linear_names(folder, shards)[0].items():
         weight = shards.tensor(stored)
         error = next((e for key, e in errors.items() if f".{name}".endswith(f".{key}")), None)
         how = runs(weight, name in claimed) if runs else None
-        yield Row(name, shards.shapes[stored], count_zeros(weight), holds(weight), error, how)
+        yield MatrixRecord(name, shards.shapes[stored], count_zeros(weight), holds(weight), error, how)
 
 
 def _errors(folder: Path) -> dict[str, float]:
@@ -119,23 +120,23 @@ def nonzero_parameters(shards: Shards) -> tuple[int, int]:
     return sum(size - count_zeros(shards.tensor(name)) for name, size in sizes.items()), sum(sizes.values())
 
 
-def macs(folder: Path, found: list[Row] | None = None) -> int:
+def macs(folder: Path, found: list[MatrixRecord] | None = None) -> int:
     """MACs per token of a checkpoint, by its actual zeros, head included (DESIGN §1).
 
     UserError where its layers hold what is no matrix, or are stored otherwise than their config says.
     """
-    known = known_macs(folder, list(rows(folder, Shards(folder))) if found is None else found)
+    known = known_macs(folder, list(records(folder, Shards(folder))) if found is None else found)
     if known is None:
         raise UserError(f"model {folder} is not made of plain linears, so its MACs per token are not known.")
     return known
 
 
-def known_macs(folder: Path, found: list[Row]) -> int | None:
+def known_macs(folder: Path, found: list[MatrixRecord]) -> int | None:
     """The same from all rows of a checkpoint; None where it cannot be known. Of experts the active ones count."""
     config = checkpoint.read_config(folder)
     if not checkpoint.is_decoder_lm(config):
         return None
-    if quantized.format_of(config, Shards(folder)):
+    if quantizers.format_of(config, Shards(folder)):
         return None
     model = skeleton(config)
     wanted, active = matrices(model), active_experts(config)

@@ -2,11 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from pydantic import BaseModel, Field, StrictInt, StrictStr
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -19,20 +17,18 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sparsedraft.base.errors import UserError, first_line
-from sparsedraft.base.sidefiles import read_as, read_object
-from sparsedraft.maths.masks import obeys
-from sparsedraft.maths.pattern import Pattern
-from sparsedraft.models import older_names, quantized
-from sparsedraft.models.decoder import count_zeros, decoder_linears
-from sparsedraft.models.foreign import check_model, read_tokenizer
-from sparsedraft.models.heads import holds_other_head
-from sparsedraft.models.own_code import refuse_model_code
+from sparsedraft.base.sidefiles import read_object
+from sparsedraft.models import quantizers
+from sparsedraft.models.config import older_names
+from sparsedraft.models.config.remote_code import refuse_model_code
+from sparsedraft.models.config.schemas import check_model
+from sparsedraft.models.config.wrapper import text_model
 from sparsedraft.models.shards import Shards
+from sparsedraft.models.skeleton import UNREADABLE
 from sparsedraft.models.sources import locate
-from sparsedraft.models.wrapped import text_model
+from sparsedraft.models.tokenizers.reader import read_tokenizer
+from sparsedraft.models.tying import holds_other_head
 
-# what transformers raises for fields of a config.json that it does not check
-UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, StrictDataclassError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -101,7 +97,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     """
     stored = _stored_config(folder)
     config = text_model(stored)
-    for key in quantized.KEYS:
+    for key in quantizers.KEYS:
         if config is not stored and hasattr(stored, key):  # a wrapper says it for all of its models
             setattr(config, key, getattr(stored, key))
     if holds_other_head(config, folder):
@@ -132,7 +128,7 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
     """
     folder = find(ref)
     config = read_config(folder)
-    kind = quantized.check_runs(ref, config, Shards(folder), str(device))
+    kind = quantizers.check_runs(ref, config, Shards(folder), str(device))
     options: dict[str, Any] = {"device_map": {"": torch.device(device)}} if kind else {}  # such a model is not moved
     try:
         loaded: Any = (
@@ -144,7 +140,7 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
         )
     except (*UNREADABLE, ImportError, OSError, SafetensorError) as error:
         if kind:
-            raise quantized.unable(ref, kind, first_line(error)) from None
+            raise quantizers.unable(ref, kind, first_line(error)) from None
         raise UserError(f"model {ref} cannot be loaded ({first_line(error)}).") from None
     model, info = loaded
     if info["missing_keys"]:
@@ -230,63 +226,3 @@ def save(
     older_names.complete(folder)
     if sparsity is not None:
         (folder / "sparsity.json").write_text(json.dumps(sparsity, indent=1) + "\n")
-
-
-class Claim(BaseModel):
-    """What sparsity.json holds."""
-
-    pattern: StrictStr
-    sparsity: float = 0.0
-    linears: dict[str, Annotated[StrictInt, Field(ge=0)]]  # zeros
-    patterns: dict[str, StrictStr] = {}
-
-
-def claimed_sparsity(folder: Path) -> dict[str, Any] | None:
-    """What the checkpoint says of its zeros (`sparsity.json`), or None for a dense or foreign checkpoint.
-
-    {"pattern", "sparsity", "linears": {name: zeros}}, and "patterns": {name: pattern} for linears that have another one
-    than the rest ("dense" where nothing was pruned). UserError where the file cannot be read as that.
-    """
-    file = folder / "sparsity.json"
-    if not file.is_file():
-        return None
-    found = read_as(file, Claim, "prune the model again, or delete the file")
-    try:
-        for text in (found.pattern, *found.patterns.values()):
-            if text != "dense":
-                Pattern.parse(text)
-    except UserError as error:
-        raise UserError(f"{file} cannot be read ({error}): prune the model again, or delete the file.") from None
-    return found.model_dump(exclude_unset=True)
-
-
-def claimed_pattern(claim: dict[str, Any], name: str) -> Pattern:
-    """The pattern that `claim` names for one linear."""
-    text = claim.get("patterns", {}).get(name, claim["pattern"])
-    return Pattern() if text == "dense" else Pattern.parse(text)
-
-
-def check_sparsity(model: PreTrainedModel, folder: Path) -> dict[str, Any] | None:
-    """The checkpoint's claim of zeros, after proving it against the weights; None where it claims nothing.
-
-    Raises UserError if a linear has fewer zeros than claimed or breaks its N:M pattern.
-    """
-    claim = claimed_sparsity(folder)
-    if claim is None:
-        return None
-    linears = decoder_linears(model)
-    for name in claim["linears"]:
-        if name not in linears:
-            raise UserError(f"checkpoint {folder} claims a mask for {name}, which the model does not have.")
-        check_claim(claim, name, linears[name].weight.detach(), folder)
-    return claim
-
-
-def check_claim(claim: dict[str, Any], name: str, weight: torch.Tensor, folder: Path) -> None:
-    """Raise UserError if `weight` has fewer zeros than `claim` says, or breaks its N:M pattern."""
-    pattern, zeros = claimed_pattern(claim, name), claim["linears"][name]
-    if count_zeros(weight) < zeros or not obeys(weight, pattern):
-        raise UserError(
-            f"checkpoint {folder} lies: {name} is not {pattern} with {zeros} zeros as sparsity.json says; "
-            "prune it again."
-        )

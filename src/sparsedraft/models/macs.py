@@ -3,17 +3,12 @@
 Of experts the active ones count (see `matrices`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from sparsedraft.base.errors import UserError, first_line
-from sparsedraft.models.checkpoint import UNREADABLE
 from sparsedraft.models.decoder import count_zeros, decoder_layers
 from sparsedraft.models.matrices import matrices
+from sparsedraft.models.skeleton import skeleton
 
 
 def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int | None:
@@ -35,24 +30,6 @@ def dense_weights(model: PreTrainedModel) -> int:
     linears = {id(m): m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in inside}
     head = model.get_output_embeddings()
     return sum(m.weight.numel() for m in {**linears, id(head): head}.values())
-
-
-@contextmanager
-def building(config: PretrainedConfig) -> Iterator[None]:
-    """UserError where transformers cannot make modules of `config`, whose fields it hardly checks."""
-    try:
-        yield
-    except UNREADABLE as error:
-        raise UserError(
-            f"a config.json of type {config.model_type} describes no model that can be built ({first_line(error)}): "
-            "copy it again."
-        ) from None
-
-
-def skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of `config` with no memory behind its weights (torch's meta device); UserError where there is none."""
-    with building(config), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def macs_of_config(config: PretrainedConfig, sparsity: float = 0.0) -> int | None:

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from sparsedraft.base.errors import UserError, first_line
-from sparsedraft.models.checkpoint import UNREADABLE
+from sparsedraft.models.skeleton import UNREADABLE
 
 
 def check_loads(folder: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.sidefiles import read_as
-from sparsedraft.models.wrapped import text_names
+from sparsedraft.models.config.wrapper import text_names
 
 SHARD = 1 << 30  # bytes in an output file; a shard is mapped whole while it is written
 INDEX = "model.safetensors.index.json"

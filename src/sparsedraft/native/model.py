@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from sparsedraft.base.errors import Unsupported, UserError
-from sparsedraft.models import checkpoint, quantized
+from sparsedraft.models import checkpoint, quantizers
 from sparsedraft.models.decoder import context_of
-from sparsedraft.models.macs import building, skeleton
 from sparsedraft.models.shards import Shards
+from sparsedraft.models.skeleton import building, skeleton
 from sparsedraft.native import kinds
 from sparsedraft.native.extension import extension
 from sparsedraft.native.packed import Entry
@@ -53,7 +53,7 @@ class NativeModel:
 
 def unsupported(config: PretrainedConfig) -> str | None:
     """Why the engine does not run a model of `config`; None where it does."""
-    if quantised := quantized.method_of(config):
+    if quantised := quantizers.method_of(config):
         return QUANTISED.format(quantised)
     config = config.get_text_config()
     if config.model_type not in FAMILIES:
@@ -92,7 +92,7 @@ def native_model(folder: Path) -> NativeModel:
     _check_numbers(folder, config)
     _check_layer_types(folder, config)
     why = unsupported(whole)
-    if why is None and not is_packed(folder) and (kind := quantized.format_of(whole, Shards(folder))):
+    if why is None and not is_packed(folder) and (kind := quantizers.format_of(whole, Shards(folder))):
         why = QUANTISED.format(kind)
     if why:
         raise Unsupported(f"model {folder} cannot run natively, because {why}: give --runtime transformers.")

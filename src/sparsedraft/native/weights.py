@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.base.sidefiles import read_object
-from sparsedraft.models import checkpoint
+from sparsedraft.models import claims
 from sparsedraft.models.shards import Shards
 from sparsedraft.native import kinds
 from sparsedraft.native.packed import Entry, unpack
@@ -47,7 +47,7 @@ class PlainWeights:
         self._shards = Shards(folder)
         self.names = frozenset(self._shards.files)
         self.bytes = sum(map(self._shards.bytes, self.names))
-        self._claim = checkpoint.claimed_sparsity(folder) or {"linears": {}}
+        self._claim = claims.claim_of(folder) or {"linears": {}}
         self._folder = folder
 
     def vector(self, name: str) -> Tensor:
@@ -63,7 +63,7 @@ class PlainWeights:
             )
         linear = name.removesuffix(".weight")
         if linear in self._claim["linears"]:
-            checkpoint.check_claim(self._claim, linear, weight, self._folder)
+            claims.check_claim(self._claim, linear, weight, self._folder)
         return weight, None, kinds.kind_of(weight) if linear in self._claim["linears"] else "dense"
 
     def head_ids(self) -> Tensor | None:

@@ -11,7 +11,7 @@ import torch
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.models.tokenizers.vocab import same_tokens, surfaces
 from sparsedraft.native.extension import single_thread
 from sparsedraft.speculate.drafters.lookup import PromptLookup

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.hashing import stable_order
-from sparsedraft.text import rowfiles
+from sparsedraft.text import records
 from sparsedraft.text.chats import FORMS, Message, chat_of
 from sparsedraft.text.names import DEMO
 
@@ -77,7 +77,7 @@ def read(source: str, bad: list[str] | None = None) -> list[Prompt]:
         return _demo(source.partition(":")[2])
     prompts: list[Prompt] = []
     seen: set[str] = set()
-    for number, (where, row) in enumerate(rowfiles.rows(source)):
+    for number, (where, row) in enumerate(records.rows(source)):
         try:
             prompt = _prompt(row, f"{source}, {where}", number)
             if prompt.id in seen:
@@ -103,8 +103,8 @@ def spread(found: Sequence[Prompt], count: int) -> list[Prompt]:
 
 def _prompt(row: Any, where: str, index: int) -> Prompt:
     """One row, in whichever of the known forms it is."""
-    if isinstance(row, rowfiles.TooLong):
-        raise UserError(f"prompts {where}: has more than {rowfiles.LONGEST:,} bytes: take it out.")
+    if isinstance(row, records.TooLong):
+        raise UserError(f"prompts {where}: has more than {records.LONGEST:,} bytes: take it out.")
     if isinstance(row, ValueError | RecursionError):
         raise UserError(f"prompts {where}: not JSON ({getattr(row, 'msg', row)}); one object a line.")
     if not isinstance(row, Mapping):
@@ -117,8 +117,8 @@ def _prompt(row: Any, where: str, index: int) -> Prompt:
     texts += [aside.text for aside in prompt.asides]
     if any(half_surrogate(text) for text in texts):
         raise UserError(f"prompts {where}: half of a surrogate pair stands alone, which is no text; take it out.")
-    if sum(map(len, texts)) > rowfiles.LONGEST:
-        raise UserError(f"prompts {where}: has more than {rowfiles.LONGEST:,} characters: take it out.")
+    if sum(map(len, texts)) > records.LONGEST:
+        raise UserError(f"prompts {where}: has more than {records.LONGEST:,} characters: take it out.")
     return prompt
 
 

@@ -15,7 +15,7 @@ from sparsedraft.base.hashing import seed_of
 from sparsedraft.base.journal import Journal
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.protocol.requests import Completion, Request
 from sparsedraft.writers.protocol.writer import Writer

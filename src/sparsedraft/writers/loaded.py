@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import Unsupported, UserError
-from sparsedraft.models import checkpoint
+from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import context_length, embedding_rows
-from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_ids, end_of_turn
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.native import extension as native
 from sparsedraft.native.cost import weights_of_model
@@ -74,13 +74,13 @@ class LoadedModel:
         if runtime == "native" or (runtime == "auto" and its_own and not unsupported(config) and native.available()):
             try:
                 built = native_model(folder)
-                return cls(lambda: _checked(folder, kind, where), tokenizer, ends(folder, tokenizer), built)
+                return cls(lambda: _checked(folder, kind, where), tokenizer, end_ids(folder, tokenizer), built)
             except Unsupported as error:  # found in the weights, not in the config
                 if runtime == "native":
                     raise
                 console.print(f"{error} (auto runs it with transformers)", style="dim", markup=False, soft_wrap=True)
         model = _checked(folder, kind, where)
-        return cls(model, tokenizer, ends(folder, tokenizer))
+        return cls(model, tokenizer, end_ids(folder, tokenizer))
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -156,7 +156,7 @@ class LoadedModel:
         """The token that ends an answer."""
         if self.tokenizer.chat_template is None:  # a base model
             return self.tokenizer.eos_token_id
-        found = templates.end_of_turn(self.tokenizer)
+        found = end_of_turn(self.tokenizer)
         return found[0] if found else None
 
     def weights(self) -> dict[str, Any]:
@@ -194,5 +194,5 @@ def _no_way_back(name: str, kind: str, use: str) -> str:
 def _checked(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     model = load(folder, dtype=dtype, device=device)
     if not is_packed(folder):  # whose zeros are proved as they are unpacked
-        checkpoint.check_sparsity(model, folder)
+        claims.check_claims(model, folder)
     return model

@@ -11,7 +11,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.native.extension import single_thread
 from sparsedraft.native.model import NativeModel
 from sparsedraft.native.session import Rows, shared_pool
-from sparsedraft.text.packing import Sample
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.requests import ActiveRequest, Completion, Request, check_fits, extend
 
 PREFILL_TOKENS = 1024  # of prompts in one pass, at most (one prompt may be longer)

@@ -14,7 +14,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill import written
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled, prompts
+from sparsedraft.text import dataset, prompts
 from sparsedraft.writers import conversation
 from sparsedraft.writers.transformers import writer as engine
 
@@ -30,7 +30,7 @@ def data(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_rows_are_the_targets_own_greedy_answers(data: Path, tiny_checkpoint: Path) -> None:
     model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
-    rows, chosen = distilled.read(data), prompts.read("demo:train")[:20]
+    rows, chosen = dataset.read(data), prompts.read("demo:train")[:20]
     assert sorted(row["id"] for row in rows) == sorted(f"{p.id}/{t}" for p in chosen for t in range(len(p.turns)))
     for row in rows[:6]:
         assert row["prompt_ids"] == templates.chat_ids(tokenizer, row["messages"][:-1])
@@ -42,7 +42,7 @@ def test_rows_are_the_targets_own_greedy_answers(data: Path, tiny_checkpoint: Pa
 
 
 def test_a_second_turn_has_the_first_answer_in_context(data: Path) -> None:
-    rows = {row["id"]: row for row in distilled.read(data)}
+    rows = {row["id"]: row for row in dataset.read(data)}
     two = [row for row in rows.values() if row["turn"] == 1]
     assert two, "the demo has two-turn prompts"
     for row in two:
@@ -51,10 +51,10 @@ def test_a_second_turn_has_the_first_answer_in_context(data: Path) -> None:
 
 
 def test_result_counts_what_is_there(data: Path) -> None:
-    result, rows = json.loads((data / "result.json").read_text()), distilled.read(data)
+    result, rows = json.loads((data / "result.json").read_text()), dataset.read(data)
     assert result["rows"] == len(rows) and sum(result["finish_reasons"].values()) == len(rows)
     assert result["target_tokens"] == sum(len(row["answer_ids"]) for row in rows)
-    assert parquet.read_schema(data / "data-00000.parquet").names == distilled.SCHEMA.names
+    assert parquet.read_schema(data / "data-00000.parquet").names == dataset.SCHEMA.names
 
 
 def test_killed_distillation_ends_with_the_same_bytes(
@@ -78,7 +78,7 @@ def test_killed_distillation_ends_with_the_same_bytes(
             journal.read_bytes() + b'{"unit": 9, "rows": [{"id": "torn'
         )  # a kill in the middle of a write
     distill(str(tiny_checkpoint), "demo:train", out, top_k_logprobs=4, **OPTIONS)
-    rows = len(distilled.read(data))
+    rows = len(dataset.read(data))
     assert len(written) < rows + 25, "finished groups are not written again"
     for name in ("data-00000.parquet", "result.json"):
         assert (out / name).read_bytes() == (data / name).read_bytes()
@@ -88,21 +88,21 @@ def test_samples_are_several_and_seeded(tiny_checkpoint: Path, tmp_path: Path) -
     options = {"max_new_tokens": 8, "limit": 6, "samples": 2, "temperature": 1.0}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         distill(str(tiny_checkpoint), "demo:train", tmp_path / name, seed=seed, **options)
-    a, b, c = (distilled.read(tmp_path / name) for name in "abc")
+    a, b, c = (dataset.read(tmp_path / name) for name in "abc")
     assert a == b and [r["answer_ids"] for r in a] != [r["answer_ids"] for r in c]
     first = [r for r in a if r["prompt_id"] == a[0]["prompt_id"] and r["turn"] == 0]
     assert [r["sample"] for r in first] == [0, 1] and first[0]["answer_ids"] != first[1]["answer_ids"]
 
 
 def test_samples_in_the_ids_of_another_tokenizer(data: Path, tokenizer) -> None:
-    own = [*distilled.samples(data, tokenizer)]
+    own = [*dataset.samples(data, tokenizer)]
     assert own[0].topk_ids is not None and own[0].topk_ids.shape == (len(own[0].answer_ids), 4)
     import copy
 
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["question"])
-    again = [*distilled.samples(data, other)]
-    row = distilled.read(data)[0]
+    again = [*dataset.samples(data, other)]
+    row = dataset.read(data)[0]
     assert again[0].topk_ids is None and again[0].prompt_ids == templates.chat_ids(other, row["messages"][:-1])
     assert other.decode(again[0].answer_ids, skip_special_tokens=True).strip() == row["messages"][-1]["content"]
 
@@ -120,7 +120,7 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     refused("is empty", source=str(tmp_path / "empty.jsonl"))
     refused("exceed the context of 512", max_new_tokens=600)
     with pytest.raises(UserError, match="no distilled data folder"):
-        distilled.check(tmp_path)
+        dataset.check(tmp_path)
 
 
 def test_a_target_without_a_chat_template_is_refused(tiny_llama, tokenizer, tmp_path: Path) -> None:
@@ -156,14 +156,14 @@ def test_turns_that_no_longer_fit_are_dropped_and_counted(tiny_checkpoint: Path,
     )  # fmt: skip
     assert result["rows"] + sum(result["dropped"].values()) == 10, "every turn is accounted for"
     assert result["dropped"]["no room in the context"] > 0, "the case is one that overflows"
-    for row in distilled.read(tmp_path / "out"):
+    for row in dataset.read(tmp_path / "out"):
         assert len(row["prompt_ids"]) + 180 <= 512 and row["answer_ids"]
 
 
 def test_a_shard_is_closed_before_it_is_too_large_for_memory(
     data: Path, tokenizer, tmp_path: Path, monkeypatch
 ) -> None:
-    rows = distilled.read(data)
+    rows = dataset.read(data)
     most = max(len(r["prompt_ids"]) + len(r["answer_ids"]) + 2 * len(r["topk_ids"]) for r in rows)
     monkeypatch.setattr(written, "NUMBERS", 3 * most)
     written.write(tmp_path, rows, lambda row: "", len(rows), 4)
@@ -171,11 +171,11 @@ def test_a_shard_is_closed_before_it_is_too_large_for_memory(
     shutil.copy(data / "result.json", tmp_path)
     sizes = [parquet.read_metadata(file).num_rows for file in sorted(tmp_path.glob("data-*.parquet"))]
     assert len(sizes) > 2 and min(sizes[:-1]) >= 3 and sum(sizes) == len(rows)
-    for one, other in zip(distilled.samples(tmp_path, tokenizer), distilled.samples(data, tokenizer), strict=True):
+    for one, other in zip(dataset.samples(tmp_path, tokenizer), dataset.samples(data, tokenizer), strict=True):
         assert (one.id, one.prompt_ids, one.answer_ids) == (other.id, other.prompt_ids, other.answer_ids)
         assert one.topk_ids.shape == (len(one.answer_ids), 4) and (one.topk_ids == other.topk_ids).all()
         assert (one.topk_logprobs == other.topk_logprobs).all()
-    assert all(s.topk_ids is None for s in distilled.samples(data, tokenizer, soft=False))
+    assert all(s.topk_ids is None for s in dataset.samples(data, tokenizer, soft=False))
 
 
 def test_shards_that_are_not_what_was_written_are_refused(data: Path, tokenizer, tmp_path: Path) -> None:
@@ -192,12 +192,12 @@ def test_shards_that_are_not_what_was_written_are_refused(data: Path, tokenizer,
         shutil.copytree(data, folder)
         parquet.write_table(changed, folder / "data-00000.parquet")
         with pytest.raises(UserError, match=message):
-            list(distilled.samples(folder, tokenizer))
+            list(dataset.samples(folder, tokenizer))
 
 
 def test_an_answer_of_no_tokens_is_read(data: Path, tokenizer, tmp_path: Path) -> None:
     rows = parquet.read_table(data / "data-00000.parquet").to_pylist()
     rows[3] |= {"answer_ids": [], "topk_ids": [], "topk_logprobs": []}
     shutil.copytree(data, tmp_path / "data")
-    parquet.write_table(pa.Table.from_pylist(rows, schema=distilled.SCHEMA), tmp_path / "data" / "data-00000.parquet")
-    assert len([*distilled.samples(tmp_path / "data", tokenizer)][3].answer_ids) == 0
+    parquet.write_table(pa.Table.from_pylist(rows, schema=dataset.SCHEMA), tmp_path / "data" / "data-00000.parquet")
+    assert len([*dataset.samples(tmp_path / "data", tokenizer)][3].answer_ids) == 0

@@ -12,11 +12,11 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
-from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.stages.distill import magpie
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 from sparsedraft.writers.conversation import Responder
 from sparsedraft.writers.protocol.requests import Completion, Request
 from sparsedraft.writers.transformers.writer import TransformersWriter
@@ -32,7 +32,7 @@ def test_magpie_prompts_are_sampled_behind_the_user_header(tiny_checkpoint: Path
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         result = distill(str(tiny_checkpoint), None, tmp_path / name, seed=seed, **options)
         assert result["rows"] + sum(result["dropped"].values()) == 12 and result["prompts"] == 12
-    a, b, c = (distilled.read(tmp_path / name) for name in "abc")
+    a, b, c = (dataset.read(tmp_path / name) for name in "abc")
     asked = [row["messages"][0]["content"] for row in a]
     assert a == b and asked != [row["messages"][0]["content"] for row in c]
     assert len(set(asked)) == len(asked) and all(len(text) > 8 for text in asked)
@@ -49,7 +49,7 @@ def test_magpie_writes_no_prompt_beyond_what_may_stay(tiny_checkpoint: Path, mon
             asked.append(requests)
             return super().generate(requests, *more)
 
-    engine, asked = Kept(model, tokenizer, ends(tiny_checkpoint, tokenizer), 4), list[Sequence[Request]]()
+    engine, asked = Kept(model, tokenizer, end_ids(tiny_checkpoint, tokenizer), 4), list[Sequence[Request]]()
 
     def rows(longest: int, at_most: int) -> dict[str, list[int]]:
         """The prompts that stay of conversations written with `longest`."""
@@ -143,11 +143,11 @@ def test_magpie_prompts_begin_with_the_openings_in_turns(tiny_checkpoint: Path, 
     openings = ["Translate to German:", "", "Why is"]
     options = {"mode": "magpie", "max_new_tokens": 12, "limit": 9, "batch_size": 4}
     distill(str(tiny_checkpoint), None, tmp_path / "steered", openings=openings, **options)
-    rows = {row["prompt_id"]: row["messages"][0]["content"] for row in distilled.read(tmp_path / "steered")}
+    rows = {row["prompt_id"]: row["messages"][0]["content"] for row in dataset.read(tmp_path / "steered")}
     assert all(asked.startswith(openings[int(name[-7:]) % 3]) for name, asked in rows.items())
     assert {int(name[-7:]) % 3 for name in rows} == {0, 1, 2}
     distill(str(tiny_checkpoint), None, tmp_path / "left alone", **options)
-    alone = {row["prompt_id"]: row["messages"][0]["content"] for row in distilled.read(tmp_path / "left alone")}
+    alone = {row["prompt_id"]: row["messages"][0]["content"] for row in dataset.read(tmp_path / "left alone")}
     assert {n: text for n, text in rows.items() if int(n[-7:]) % 3 == 1}.items() <= alone.items()
     assert any(len(text) > len(openings[0]) for name, text in rows.items() if int(name[-7:]) % 3 == 0)
 

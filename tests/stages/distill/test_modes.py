@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import Journal, read_lines
-from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.stages.distill.clean import Rules
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import prompts
@@ -63,14 +63,14 @@ def test_impossible_options_are_refused(tiny_checkpoint: Path, alpaca: Path, tmp
 
 
 def test_end_of_turn_is_what_the_template_puts_there(tokenizer) -> None:
-    assert templates.end_of_turn(tokenizer) == [2]
+    assert end_of_turn(tokenizer) == [2]
     gemma = copy.deepcopy(tokenizer)  # a turn that ends with something else than EOS
     gemma.add_tokens(["<end_of_turn>"])
     gemma.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<end_of_turn>")
-    assert templates.end_of_turn(gemma) == gemma.convert_tokens_to_ids(["<end_of_turn>"])
+    assert end_of_turn(gemma) == gemma.convert_tokens_to_ids(["<end_of_turn>"])
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    assert templates.end_of_turn(bare) == [2]
+    assert end_of_turn(bare) == [2]
 
 
 @given(torn=st.binary(max_size=40).filter(lambda b: b"\n" not in b))

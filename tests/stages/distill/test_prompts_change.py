@@ -14,7 +14,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import read_lines
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 
 WORDS = [f"question {n} about {'apples ' * (n % 4)}" for n in range(12)]
 
@@ -56,7 +56,7 @@ def kept(out: Path) -> set[str]:
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    return distilled.read(out)
+    return dataset.read(out)
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])

@@ -13,8 +13,8 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill import rewrite, verdict
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled, packing, prompts
-from sparsedraft.text.packing import Sample
+from sparsedraft.text import bins, dataset, logits, prompts
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.conversation import Responder
 from sparsedraft.writers.transformers.writer import TransformersWriter
 
@@ -58,7 +58,7 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
     monkeypatch.setattr(rewrite, "verdict", only_one_fails)
     distill(str(tiny_checkpoint), str(alpaca), tmp_path / "out", mode="rewrite", max_new_tokens=6, top_k_logprobs=3)
     model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
-    rows = {row["id"]: row for row in distilled.read(tmp_path / "out")}
+    rows = {row["id"]: row for row in dataset.read(tmp_path / "out")}
     assert len(rows) == 8 and {row["mode"] for row in rows.values()} == {"rewrite"}
     kept = [row for row in rows.values() if row["source"] == "reference"]
     assert [row["messages"][-1]["content"] for row in kept] == ["three of 1 apples are left"]
@@ -67,7 +67,7 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
     for row in rows.values():  # what is learnt is the task's answer: the reference is in no prompt
         assert row["prompt_ids"] == templates.chat_ids(tokenizer, row["messages"][:-1])
         assert "Reference answer" not in tokenizer.decode(row["prompt_ids"])
-        scored = packing.logprobs(model, packing.pack([Sample("", row["prompt_ids"], row["answer_ids"])])).topk(3)
+        scored = logits.logprobs(model, bins.fill([Sample("", row["prompt_ids"], row["answer_ids"])])).topk(3)
         assert scored.indices.flatten().tolist() == row["topk_ids"]
         assert torch.allclose(scored.values.flatten(), torch.tensor(row["topk_logprobs"]), atol=2e-3)
     second = next(row for row in rows.values() if row["turn"] == 1)
@@ -88,7 +88,7 @@ def test_the_target_sees_the_reference_when_it_rewrites(tiny_checkpoint: Path, a
     distill(str(tiny_checkpoint), str(alpaca), tmp_path / "out", mode="rewrite", max_new_tokens=6, limit=3)
     model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
     asked = {p.id: p for p in prompts.read(str(alpaca))}
-    for row in distilled.read(tmp_path / "out"):
+    for row in dataset.read(tmp_path / "out"):
         shown = rewrite.with_reference(asked[row["prompt_id"]])
         ids = templates.chat_ids(tokenizer, shown.messages())
         alone = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()

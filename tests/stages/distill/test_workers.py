@@ -19,7 +19,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.stages.distill import scale
 from sparsedraft.stages.distill.job import Job
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled, prompts
+from sparsedraft.text import dataset, prompts
 
 LONG = {"max_new_tokens": 120, "batch_size": 1, "limit": 16}  # a unit is two conversations, and takes its time
 UNITS = 8
@@ -48,7 +48,7 @@ def test_rows_are_those_of_one_process_whatever_is_killed(tiny_checkpoint: Path,
         actors(process)[0].send_signal(signal.SIGKILL)
         assert units_so_far(out) < UNITS, "killed at work"
         said, told = ended(process, out)
-    assert json.loads(said.splitlines()[-1])["rows"] == len(distilled.read(one))
+    assert json.loads(said.splitlines()[-1])["rows"] == len(dataset.read(one))
     assert "Traceback" not in told
     for name in ("data-00000.parquet", "result.json"):
         assert (out / name).read_bytes() == (one / name).read_bytes()
@@ -84,7 +84,7 @@ def test_workers_of_a_server_in_a_recipe_and_a_refusal(talker: Path, served: str
         said, told = run(out, *words, "distill.workers=1")  # how many write is no part of what they write
         assert len(proxy.posts()) == before + len(ASKED) - kept
     assert json.loads(said.splitlines()[-1])["drafters"][0]["name"] == "cut"
-    rows, own = (distilled.read(folder) for folder in (out / "distilled", tmp_path / "own"))
+    rows, own = (dataset.read(folder) for folder in (out / "distilled", tmp_path / "own"))
     assert {row.pop("engine") for row in rows} == {"endpoint"} and {row.pop("engine") for row in own} == {
         "transformers"
     }

@@ -8,7 +8,9 @@ import torch
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.stages.evaluate.memo import TargetLogits
 from sparsedraft.stages.evaluate.simulate import acceptance, acceptance_of
-from sparsedraft.text.packing import Sample, answer_logits, pack
+from sparsedraft.text.bins import fill
+from sparsedraft.text.logits import answer_logits
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.loaded import LoadedModel
 
 PAIRS = [([5, 6, 7], [8, 9, 10, 11]), ([12, 13], [14, 15]), ([5, 6, 7, 8], [9])]
@@ -51,7 +53,7 @@ def test_sampled_acceptance_with_it_is_that_without(tiny_checkpoint: Path, tmp_p
 
 def test_keeps_no_more_than_it_may(tiny_checkpoint: Path, tmp_path: Path) -> None:
     side = LoadedModel.load(tiny_checkpoint, runtime="transformers")
-    rows = [pack([Sample("", *pair)]) for pair in PAIRS]
+    rows = [fill([Sample("", *pair)]) for pair in PAIRS]
     sizes = [len(pair[1]) * side.width * 4 for pair in PAIRS]
     folder = tmp_path / "kept"
     kept = TargetLogits(side, folder, most=sizes[0] + sizes[2])

@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sparsedraft.models import checkpoint
+from sparsedraft.models import checkpoint, claims
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune
@@ -90,8 +90,8 @@ def same_curve(folder: Path, reference: Path, tolerance: float = 1e-4) -> None:
 
 
 def same_mask(folder: Path, drafter: Path) -> None:
-    claim = checkpoint.check_sparsity(checkpoint.load(folder), folder)
-    assert claim == checkpoint.claimed_sparsity(drafter)
+    claim = claims.check_claims(checkpoint.load(folder), folder)
+    assert claim == claims.claim_of(drafter)
     before, after = (load_file(f / "model.safetensors") for f in (drafter, folder))
     assert before.keys() == after.keys()
     assert all(not after[f"{name}.weight"][before[f"{name}.weight"] == 0].any() for name in claim["linears"])
@@ -134,7 +134,7 @@ def test_everything_that_can_be_minimised_is_the_same_sharded(made: Path, tmp_pa
     )
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     before = load_file(made / "half" / "model.safetensors")
-    claim = checkpoint.check_sparsity(checkpoint.load(tmp_path / "two"), tmp_path / "two")
+    claim = claims.check_claims(checkpoint.load(tmp_path / "two"), tmp_path / "two")
     moved = differ = 0
     for name in claim["linears"]:
         zeros = [w[f"{name}.weight"] == 0 for w in weights]

@@ -13,8 +13,9 @@ from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import losses, masks
 from sparsedraft.stages.finetune.loop import Settings, cosine, count_steps, train, validate
 from sparsedraft.stages.finetune.objective import Objective
-from sparsedraft.text import packing
-from sparsedraft.text.packing import Sample, answer_logits
+from sparsedraft.text import bins
+from sparsedraft.text.logits import answer_logits
+from sparsedraft.text.sample import Sample
 from training import samples, sparse
 
 # ---- packing
@@ -22,7 +23,7 @@ from training import samples, sparse
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
 def test_bins_hold_every_sample_once_and_never_overflow(lengths: list[int]) -> None:
-    groups = packing.bins(lengths, 40)
+    groups = bins.first_fit(lengths, 40)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in group) <= 40 for group in groups)
     assert len(groups) <= 11 / 9 * -(-sum(lengths) // 40) + 1 or len(groups) <= len(lengths)
@@ -31,14 +32,14 @@ def test_bins_hold_every_sample_once_and_never_overflow(lengths: list[int]) -> N
 def test_packed_samples_do_not_see_each_other(tiny_llama) -> None:
     model, several = tiny_llama(), samples(4)
     with torch.no_grad():
-        packed = answer_logits(model, packing.pack(several))
-        alone = torch.cat([answer_logits(model, packing.pack([s])) for s in several])
+        packed = answer_logits(model, bins.fill(several))
+        alone = torch.cat([answer_logits(model, bins.fill([s])) for s in several])
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_loss_is_on_the_answers_tokens_only(tiny_llama) -> None:
     model, sample = tiny_llama(), samples(1)[0]
-    row = packing.pack([sample])
+    row = bins.fill([sample])
     assert row.tokens.tolist() == list(sample.answer_ids)
     with torch.no_grad():
         full = model(torch.tensor([[*sample.prompt_ids, *sample.answer_ids]])).logits[0]
@@ -50,14 +51,14 @@ def test_loss_is_on_the_answers_tokens_only(tiny_llama) -> None:
 
 
 def test_long_answers_are_cut_and_long_prompts_dropped() -> None:
-    kept, dropped = packing.fit([Sample("a", [1] * 5, [2] * 9), Sample("b", [1] * 10, [2])], 10)
+    kept, dropped = bins.truncate([Sample("a", [1] * 5, [2] * 9), Sample("b", [1] * 10, [2])], 10)
     assert dropped == 1 and [len(s) for s in kept] == [10] and len(kept[0].answer_ids) == 5
 
 
 def test_every_epoch_trains_on_every_sample_once() -> None:
     several = samples(30)
-    groups = len(packing.bins([len(s) for s in several], 64))
-    stream = packing.steps(several, 64, 1, seed=5)
+    groups = len(bins.first_fit([len(s) for s in several], 64))
+    stream = bins.steps(several, 64, 1, seed=5)
     for _ in range(2):
         seen = sum(sum(len(row.tokens) for row in next(stream)) for _ in range(groups))
         assert seen == sum(len(s.answer_ids) for s in several)
@@ -154,7 +155,7 @@ def test_validation_alpha_is_the_share_of_argmax_matches(tiny_llama) -> None:
             matches += int(logits[len(s.prompt_ids) - 1 + i].argmax() == token)
             total += 1
     assert 9 <= matches < total
-    assert validate(model, Objective(), [packing.pack(several)])["val_alpha"] == matches / total
+    assert validate(model, Objective(), [bins.fill(several)])["val_alpha"] == matches / total
 
 
 def test_gradients_are_clipped_to_the_norm(tiny_llama, tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_token_budget_becomes_steps() -> None:
     once = count_steps(several, Settings(sequence_length=64, rows_per_step=1))
     tokens = 3 * sum(len(s) for s in several)
     assert count_steps(several, Settings(sequence_length=64, rows_per_step=1, tokens=tokens)) == 3 * once
-    assert once == len(packing.bins([len(s) for s in several], 64))
+    assert once == len(bins.first_fit([len(s) for s in several], 64))
 
 
 def test_log_holds_steps_and_validations(tiny_llama, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune, split
-from sparsedraft.text.distilled import Sourced
+from sparsedraft.text.sample import Sample
 from stages import prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
@@ -207,11 +207,11 @@ def test_heads_padded_to_different_widths(target: int, drafter: int, tiny_llama,
 
 
 def test_a_validation_prompt_under_another_id_is_not_trained_on() -> None:
-    samples = [Sourced(f"{n}/0", [n, 1], [5, n], prompt_id=str(n)) for n in range(8)]
+    samples = [Sample(f"{n}/0", [n, 1], [5, n], prompt_id=str(n)) for n in range(8)]
     _, held = split(samples, 3)
-    twin = Sourced("twin/0", held[0].prompt_ids, [6, 6], prompt_id="twin")
+    twin = Sample("twin/0", held[0].prompt_ids, [6, 6], prompt_id="twin")
     training, validation = split([*samples, twin], 3)
     asked = {tuple(s.prompt_ids) for s in validation}
     assert not [s.id for s in training if tuple(s.prompt_ids) in asked] and len(training) in (4, 5)
     with pytest.raises(UserError, match="every prompt of the data is also a validation prompt"):
-        split([Sourced(name, [1], [2], prompt_id=name) for name in "ab"], 1)
+        split([Sample(name, [1], [2], prompt_id=name) for name in "ab"], 1)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sparsedraft.base.errors import UserError
 from sparsedraft.stages.finetune import features, losses, on_policy
 from sparsedraft.stages.finetune.objective import Objective
-from sparsedraft.text import packing
-from sparsedraft.text.packing import Sample, answer_logits
+from sparsedraft.text import bins
+from sparsedraft.text.logits import answer_logits
+from sparsedraft.text.sample import Sample
 from training import samples
 
 EOS = frozenset({2})
@@ -123,14 +124,14 @@ def test_sixteen_bits_still_sum_to_one() -> None:
 def soft(sample: Sample, target, k: int) -> Sample:
     """`sample` with the target's k likeliest tokens."""
     with torch.no_grad():
-        ids, logprobs = topk(answer_logits(target, packing.pack([sample])), k)
+        ids, logprobs = topk(answer_logits(target, bins.fill([sample])), k)
     return Sample(sample.id, sample.prompt_ids, sample.answer_ids, ids.numpy().astype(np.int32), logprobs.numpy())
 
 
 @pytest.mark.parametrize("name", losses.DIVERGENCES)
 def test_the_mixture_is_linear_and_stored_log_probabilities_stand_in_for_a_teacher(name: str, tiny_llama) -> None:
     target, model = tiny_llama(1, initializer_range=0.05), tiny_llama(initializer_range=0.05)  # no token near REST_P
-    row = packing.pack([soft(sample, target, 319) for sample in samples(3)])
+    row = bins.fill([soft(sample, target, 319) for sample in samples(3)])
     distillation, _ = Objective(name, target)(model, row)
     stored, _ = Objective(name)(model, row)
     torch.testing.assert_close(stored, distillation, rtol=1e-3, atol=1e-4)
@@ -142,7 +143,7 @@ def test_the_mixture_is_linear_and_stored_log_probabilities_stand_in_for_a_teach
 
 def test_an_own_row_has_no_nll_and_its_divergence_keeps_its_weight(tiny_llama) -> None:
     target, model, several = tiny_llama(1), tiny_llama(), samples(3)
-    own, theirs = packing.pack(several, own=True), packing.pack(several)
+    own, theirs = bins.fill(several, own=True), bins.fill(several)
     alone, _ = Objective("tvd", target)(model, theirs)
     mixed, _ = Objective("tvd", target, nll_weight=0.25)(model, own)
     torch.testing.assert_close(mixed, 0.75 * alone)
@@ -151,7 +152,7 @@ def test_an_own_row_has_no_nll_and_its_divergence_keeps_its_weight(tiny_llama) -
 
 def test_without_anything_to_compare_with(tiny_llama) -> None:
     with pytest.raises(UserError, match=r"--loss tvd compares distributions, and no row of this text has"):
-        Objective("tvd")(tiny_llama(), packing.pack(samples(2)))
+        Objective("tvd")(tiny_llama(), bins.fill(samples(2)))
 
 
 # ---- SquareHead
@@ -168,7 +169,7 @@ def test_square_head_is_the_relative_error_of_each_layer() -> None:
 
 
 def test_features_are_those_of_every_layer_and_only_in_training(tiny_llama) -> None:
-    dense, model, row = tiny_llama(), tiny_llama(), packing.pack(samples(2))
+    dense, model, row = tiny_llama(), tiny_llama(), bins.fill(samples(2))
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight.mul_(0.5)
     plain, features_too = Objective(), Objective(feature_teacher=dense, feature_weight=2.0)
@@ -187,7 +188,7 @@ def test_features_are_those_of_every_layer_and_only_in_training(tiny_llama) -> N
 
 
 def test_a_model_that_is_both_teachers_runs_once(tiny_llama) -> None:
-    both, model, row = tiny_llama(1), tiny_llama().train(), packing.pack(samples(2))
+    both, model, row = tiny_llama(1), tiny_llama().train(), bins.fill(samples(2))
     passes = []
     both.register_forward_hook(lambda *_: passes.append(1))
     shared, _ = Objective("kl", both, feature_teacher=both, feature_weight=1.0)(model, row)
@@ -211,16 +212,16 @@ def test_features_of_another_shape_are_refused(tiny_llama) -> None:
 
 def test_unpack_undoes_pack() -> None:
     several = samples(5)
-    back = packing.unpack(packing.pack(several))
+    back = bins.samples_in(bins.fill(several))
     assert [(s.prompt_ids, s.answer_ids) for s in back] == [(s.prompt_ids, s.answer_ids) for s in several]
 
 
-def rows(count: int) -> list[packing.PackedRow]:
+def rows(count: int) -> list[bins.Bin]:
     several = samples(3 * count)
-    return [packing.pack(several[3 * i : 3 * i + 3]) for i in range(count)]
+    return [bins.fill(several[3 * i : 3 * i + 3]) for i in range(count)]
 
 
-def rewritten(model, given: list, **options) -> list[packing.PackedRow]:
+def rewritten(model, given: list, **options) -> list[bins.Bin]:
     return on_policy.rewrite(
         model, given, **{"share": 1.0, "seed": 0, "step": 1, "eos_ids": EOS, "vocabulary": 320, **options}
     )
@@ -230,7 +231,7 @@ def test_own_rows_have_the_prompts_and_at_most_the_answers_length(tiny_llama) ->
     model, given = tiny_llama(), rows(4)
     for before, after in zip(given, rewritten(model, given), strict=True):
         assert after.own and not before.own
-        for a, b in zip(packing.unpack(before), packing.unpack(after), strict=True):
+        for a, b in zip(bins.samples_in(before), bins.samples_in(after), strict=True):
             assert a.prompt_ids == b.prompt_ids and a.answer_ids != b.answer_ids
             stopped = b.answer_ids[-1] == 2 and 2 not in b.answer_ids[:-1]
             assert len(b.answer_ids) == len(a.answer_ids) or (stopped and len(b.answer_ids) < len(a.answer_ids))
@@ -250,8 +251,8 @@ def test_own_rows_follow_from_weights_seed_and_step_alone(tiny_llama) -> None:
 
 
 def test_text_is_sampled_from_the_drafter_at_temperature_one(tiny_llama) -> None:
-    model, given = tiny_llama(initializer_range=0.1), [packing.pack([Sample("", [5, 6, 7], [8])] * 60)]
-    drawn = [s.answer_ids[0] for step in range(20) for s in packing.unpack(rewritten(model, given, step=step)[0])]
+    model, given = tiny_llama(initializer_range=0.1), [bins.fill([Sample("", [5, 6, 7], [8])] * 60)]
+    drawn = [s.answer_ids[0] for step in range(20) for s in bins.samples_in(rewritten(model, given, step=step)[0])]
     with torch.no_grad():
         q = model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
     top = q.topk(40).indices
@@ -281,9 +282,9 @@ def test_rows_that_are_not_chosen_stay_as_they_are(tiny_llama) -> None:
 
 def test_a_token_that_the_target_lacks_ends_the_answer(tiny_llama) -> None:
     model, given = tiny_llama(), rows(3)
-    free = [s.answer_ids for row in rewritten(model, given) for s in packing.unpack(row)]
-    cut = [s.answer_ids for row in rewritten(model, given, vocabulary=250) for s in packing.unpack(row)]
-    theirs = [s.answer_ids for row in given for s in packing.unpack(row)]
+    free = [s.answer_ids for row in rewritten(model, given) for s in bins.samples_in(row)]
+    cut = [s.answer_ids for row in rewritten(model, given, vocabulary=250) for s in bins.samples_in(row)]
+    theirs = [s.answer_ids for row in given for s in bins.samples_in(row)]
     assert any(max(ids) >= 250 for ids in free)
     for whole, short, target in zip(free, cut, theirs, strict=True):
         n = next((i for i, token in enumerate(whole) if token >= 250), len(whole))

@@ -12,8 +12,8 @@ from sparsedraft.maths.quantization import codes
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks, quantize
 from sparsedraft.stages.finetune.loop import Settings, train
-from sparsedraft.text import packing
-from sparsedraft.text.packing import answer_logits
+from sparsedraft.text import bins
+from sparsedraft.text.logits import answer_logits
 from training import samples, sparse
 
 LEVELS = {"int8": 127, "int4": 7}
@@ -68,7 +68,7 @@ def test_any_dtype_is_rounded_in_float32(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("scheme", LEVELS)
 def test_linears_compute_with_rounded_weights_and_parameters_stay(scheme: str, tiny_llama) -> None:
-    model, row = tiny_llama(), packing.pack(samples(2))
+    model, row = tiny_llama(), bins.fill(samples(2))
     rounded = copy.deepcopy(model)
     with torch.no_grad():
         for linear in decoder_linears(rounded).values():
@@ -89,7 +89,7 @@ def test_linears_compute_with_rounded_weights_and_parameters_stay(scheme: str, t
 
 
 def test_the_gradient_is_that_of_the_rounded_weights_passed_straight_through(tiny_llama) -> None:
-    model, row = tiny_llama(), packing.pack(samples(2))
+    model, row = tiny_llama(), bins.fill(samples(2))
     rounded = copy.deepcopy(model)
     with torch.no_grad():
         for linear in decoder_linears(rounded).values():

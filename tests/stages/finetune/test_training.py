@@ -9,14 +9,14 @@ from safetensors import safe_open
 
 from sparsedraft.base import processes
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import checkpoint
+from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune import masks
 from sparsedraft.stages.finetune.loop import Settings, train, validate
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.stage import finetune
-from sparsedraft.text import packing
+from sparsedraft.text import bins, sample
 from stages import prune
 from training import samples, sparse
 
@@ -87,7 +87,7 @@ def test_bfloat16_writes_the_checkpoint_as_the_drafter_was_stored(half: Path, da
     finetune(str(half), str(data), out, settings=Settings(**REAL), validation_prompts=4, dtype="bfloat16")
     with safe_open(out / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
-    assert checkpoint.check_sparsity(checkpoint.load(out), out) == checkpoint.claimed_sparsity(half)
+    assert claims.check_claims(checkpoint.load(out), out) == claims.claim_of(half)
 
 
 def test_float16_is_refused_in_one_sentence(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_gradient_checkpointing_keeps_the_numbers_and_drops_the_activations(tiny
 
         model.train()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss, _ = Objective()(model, packing.pack(samples(4)))
+            loss, _ = Objective()(model, bins.fill(samples(4)))
         loss.backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         seen[on] = (losses_of(tmp_path / str(on)), float(loss), gradients, stored)
@@ -153,7 +153,7 @@ def test_early_stopping_keeps_the_best_validation(tiny_llama, tmp_path: Path) ->
     assert 0 < best["step"] < checks[-1]["step"], "the case is one where the last is not the best"
     assert result["kept_step"] == best["step"] and result["steps"] == best["step"] + 3 * 2, "three validations later"
     assert result["val_alpha"] == [checks[0]["val_alpha"], best["val_alpha"]]
-    rows = [packing.pack(samples(12)[start : start + 2]) for start in range(0, 12, 2)]
+    rows = [bins.fill(samples(12)[start : start + 2]) for start in range(0, 12, 2)]
     assert validate(model, Objective(), rows)["val_alpha"] == pytest.approx(best["val_alpha"], abs=1e-9)
 
 
@@ -161,7 +161,7 @@ def test_early_stopping_returns_a_drafter_that_only_got_worse_as_it_was(tiny_lla
     target = tiny_llama()
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     own = [  # what the drafter itself would say: it starts at α = 1
-        packing.Sample(s.id, s.prompt_ids, target.generate(
+        sample.Sample(s.id, s.prompt_ids, target.generate(
             torch.tensor([s.prompt_ids]), max_new_tokens=8, do_sample=False, eos_token_id=None
         )[0, len(s.prompt_ids):].tolist())
         for s in samples(4)
@@ -204,7 +204,7 @@ def test_divergence_leaves_the_last_good_weights_as_a_checkpoint(half: Path, dat
     saved = json.loads((place / "result.json").read_text())["step"]
     assert f"after step {saved}" in said and saved >= 1
     model = checkpoint.load(place)
-    assert checkpoint.check_sparsity(model, place) == checkpoint.claimed_sparsity(half)
+    assert claims.check_claims(model, place) == claims.claim_of(half)
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
     assert [p.name for p in tmp_path.iterdir()] == ["out.last-good"], "nothing to trip over"
     calm = Settings(learning_rate=1e-5, **REAL)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralCon
 
 import packed_folders
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import checkpoint, shards
+from sparsedraft.models import checkpoint, claims, shards
 from sparsedraft.models.census import holds, macs
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.macs import macs_of_model, nonzero_parameters
@@ -100,7 +100,7 @@ def test_a_lie_and_damage_are_seen(tiny_checkpoint: Path, tmp_path: Path) -> Non
     for text in ("{", "[]", "[" * 200_000, '{"pattern": "2:4"}', '{"pattern": "5", "linears": {}}'):
         (tmp_path / "half" / "sparsity.json").write_text(text)
         with pytest.raises(UserError, match=r"sparsity\.json cannot be read"):
-            checkpoint.claimed_sparsity(tmp_path / "half")
+            claims.claim_of(tmp_path / "half")
     with pytest.raises(UserError, match="no such folder"):
         inspect(str(tmp_path / "none"))
 

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, MixtralForCausalLM, SmolLM3Config
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import census, checkpoint
+from sparsedraft.models import census, checkpoint, claims
+from sparsedraft.models.config.older_names import with_older_names
 from sparsedraft.models.decoder import decoder_layers
-from sparsedraft.models.older_names import with_older_names
 from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.prune import layer_drop, sequential
 from sparsedraft.stages.prune.streamed import Streamed
@@ -96,7 +96,7 @@ def test_a_sparse_drafter_keeps_its_mask_and_counts_its_zeros(tiny_checkpoint: P
         prune(str(tiny_checkpoint), tmp_path / name, "demo:train", **options, **SMALL)
         cut = tmp_path / f"{name}-cut"
         drop_layers(str(tmp_path / name), cut, "demo:train", layers=1, **SMALL)
-        claim = checkpoint.check_sparsity(checkpoint.load(cut), cut)
+        claim = claims.check_claims(checkpoint.load(cut), cut)
         assert claim and len(claim["linears"]) == 21 and claim["sparsity"] == pytest.approx(0.5, abs=0.1)
         assert inspection.inspect(str(cut))["claim_holds"]
     options = {"match_macs": str(tmp_path / "plain-cut"), **SMALL}  # one of four sparse layers, not of four dense ones

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import census, checkpoint
+from sparsedraft.models import census, checkpoint, claims
 from sparsedraft.models.decoder import decoder_layers, decoder_linears, linears_of
 from sparsedraft.models.macs import macs_of_model
 from sparsedraft.stages.inspect import stage as inspection
@@ -278,7 +278,7 @@ def test_bfloat16_checkpoint_is_written_as_it_was_read(tiny_llama, tokenizer, tm
         prune(str(tmp_path / "b16"), tmp_path / dtype, "demo:train", dtype=dtype, pattern="2:4", **SMALL)
         model = AutoModelForCausalLM.from_pretrained(tmp_path / dtype)
         assert model.dtype == torch.bfloat16
-        assert checkpoint.check_sparsity(model, tmp_path / dtype)
+        assert claims.check_claims(model, tmp_path / dtype)
 
 
 def test_a_model_without_plain_linears_says_which_module(tiny_checkpoint: Path, tmp_path: Path) -> None:

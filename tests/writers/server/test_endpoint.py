@@ -17,7 +17,7 @@ from sparsedraft.base.journal import read_lines
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 from sparsedraft.writers.server.reported import UNKNOWN
 from sparsedraft.writers.server.server import Server
 
@@ -47,7 +47,7 @@ def ask(talker: Path, source: str) -> Callable[..., list[dict[str, Any]]]:
     def ask(url: str, out: Path, **options: Any) -> list[dict[str, Any]]:
         given = {"engine": "endpoint", "url": url, "served_name": "tiny/talker", **OPTIONS, **options}
         distill(str(talker), given.pop("source", source), out, **given)
-        return distilled.read(out)
+        return dataset.read(out)
 
     return ask
 
@@ -57,7 +57,7 @@ def own(talker: Path, source: str, tmp_path_factory: pytest.TempPathFactory) -> 
     """The rows that the engine `transformers` makes of the same."""
     out = tmp_path_factory.mktemp("own") / "out"
     distill(str(talker), source, out, max_new_tokens=16, top_k_logprobs=K)
-    return distilled.read(out)
+    return dataset.read(out)
 
 
 def same(rows: list[dict[str, Any]], others: list[dict[str, Any]], *but: str) -> bool:
@@ -84,9 +84,9 @@ def test_of_an_unusual_spelling_the_text_is_the_same(served: str, tiny_checkpoin
     server = {"engine": "endpoint", "url": served, "served_name": "tiny/random"}
     distill(str(tiny_checkpoint), "demo:train", tmp_path / "served", **common, **server)
     tokenizer = checkpoint.load_tokenizer(tiny_checkpoint)
-    rows = {row["id"]: row for row in distilled.read(tmp_path / "served")}
+    rows = {row["id"]: row for row in dataset.read(tmp_path / "served")}
     spelt_otherwise = 0
-    for row in distilled.read(tmp_path / "own"):
+    for row in dataset.read(tmp_path / "own"):
         if row["turn"]:
             continue  # its context may differ by marks that the server left out
         text = str(tokenizer.decode(row["answer_ids"], skip_special_tokens=True))
@@ -121,7 +121,7 @@ def test_magpie_goes_through_raw_completions(ask, talker: Path, proxy: Proxy, tm
     asked = tmp_path / "asked.jsonl"
     asked.write_text("\n".join(json.dumps({"id": r["prompt_id"], "prompt": r["messages"][0]["content"]}) for r in rows))
     distill(str(talker), str(asked), tmp_path / "again", max_new_tokens=24)
-    assert same(rows, distilled.read(tmp_path / "again"), "engine", "mode")
+    assert same(rows, dataset.read(tmp_path / "again"), "engine", "mode")
 
 
 def test_a_raw_prompt_gets_one_bos(served: str, talker: Path, tokenizer, proxy: Proxy) -> None:

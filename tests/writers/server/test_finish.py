@@ -12,7 +12,7 @@ from serving import ASKED
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.conversation import Responder, answer_all
 from sparsedraft.writers.protocol.requests import Request
@@ -53,8 +53,8 @@ def test_what_is_not_the_models_own_is_left_out_and_counted(talker: Path, tmp_pa
         options = {"engine": "endpoint", "url": server.url, "served_name": "m", "max_new_tokens": 16}
         result = distill(str(talker), str(source), tmp_path / "out", **options)
         assert result["rows"] == 3 and result["dropped"] == {f"finish reason {word}": 1}
-        assert {row["prompt_id"] for row in distilled.read(tmp_path / "out")} == {"p0", "p1", "p3"}
-        assert {row["finish_reason"] for row in distilled.read(tmp_path / "out")} == {"eos"}
+        assert {row["prompt_id"] for row in dataset.read(tmp_path / "out")} == {"p0", "p1", "p3"}
+        assert {row["finish_reason"] for row in dataset.read(tmp_path / "out")} == {"eos"}
 
 
 @pytest.mark.parametrize("word", ["abort", "error", None])
@@ -86,14 +86,14 @@ def test_an_end_with_the_last_allowed_token(talker: Path, served: str, tmp_path:
     source.write_text("\n".join(json.dumps({"id": f"p{n}", "prompt": text}) for n, text in enumerate(ASKED)))
     server = {"engine": "endpoint", "url": served, "served_name": "tiny/talker", "concurrency": 1}
     distill(str(talker), str(source), tmp_path / "long", max_new_tokens=32)
-    lengths = {len(row["answer_ids"]) for row in distilled.read(tmp_path / "long")}
+    lengths = {len(row["answer_ids"]) for row in dataset.read(tmp_path / "long")}
     most = sorted(lengths)[len(lengths) // 2]  # some are longer, some shorter, some exactly so long
     distill(str(talker), str(source), tmp_path / "own", max_new_tokens=most)
     with proxied(served) as proxy:
         said_there: list[str] = []
         proxy.always = edited(lambda call, body: said_there.append(body["choices"][0]["finish_reason"]) or body)
         distill(str(talker), str(source), tmp_path / "served", max_new_tokens=most, **{**server, "url": proxy.url})
-    own, rows = (sorted(distilled.read(tmp_path / n), key=lambda row: row["id"]) for n in ("own", "served"))
+    own, rows = (sorted(dataset.read(tmp_path / n), key=lambda row: row["id"]) for n in ("own", "served"))
     reasons = [row["finish_reason"] for row in own]
     exactly = [row["id"] for row in own if row["finish_reason"] == "eos" and len(row["answer_ids"]) == most]
     assert exactly and said_there.count("length") > reasons.count("length"), "the server calls some ends cuts"

@@ -16,7 +16,7 @@ from serving import ASKED
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import read_lines
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 from sparsedraft.writers.server import trial
 
 LEADS = [3.0, 1.0, 0.0, -1.0, -2.0]  # logits of the first five tokens at every place of the model that is played here
@@ -125,7 +125,7 @@ def test_what_is_not_the_models_stops_before_a_row_is_asked(
     assert result["rows"] == len(ASKED) * options.get("samples", 1) and len(run.asked) == result["rows"]
     if k := options.get("top_k_logprobs"):
         expected = torch.tensor(LEADS, dtype=torch.float64).log_softmax(-1)[:k].tolist()
-        for row in distilled.read(out):
+        for row in dataset.read(out):
             assert row["topk_ids"][:k] == [64, 65, 66, 67] and row["topk_logprobs"][:k] == pytest.approx(
                 expected, abs=2e-3
             )
@@ -198,4 +198,4 @@ def test_transformers_serve_without_do_sample(
             distill(str(tiny_checkpoint), source, tmp_path / "out", served_name="tiny/random", **options)
         assert len(seen) == 2 * len(trial.OPEN) and not set(seen) & set(ASKED)
         distill(str(talker), source, tmp_path / "heard", served_name="tiny/talker", **options)
-    assert len({row["messages"][-1]["content"] for row in distilled.read(tmp_path / "heard")}) > 3
+    assert len({row["messages"][-1]["content"] for row in dataset.read(tmp_path / "heard")}) > 3

@@ -22,8 +22,10 @@ from sparsedraft.stages.finetune import losses
 from sparsedraft.stages.finetune.loop import Settings, _gradients, validate
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.stage import finetune
-from sparsedraft.text import distilled, packing
-from sparsedraft.text.packing import Sample, answer_logits, pack
+from sparsedraft.text import bins, dataset
+from sparsedraft.text.bins import fill
+from sparsedraft.text.logits import answer_logits
+from sparsedraft.text.sample import Sample
 
 K = 5
 
@@ -40,7 +42,7 @@ def sample(seed: int, soft: bool) -> Sample:
 
 def expected(model, samples: list[Sample], name: str, w: float) -> torch.Tensor:
     """Each sample read alone: the mean divergence over all places with a distribution, the mean NLL over all."""
-    logits = [answer_logits(model, pack([s])) for s in samples]
+    logits = [answer_logits(model, fill([s])) for s in samples]
     pairs = zip(logits, samples, strict=True)
     known = [(x, torch.tensor(s.topk_ids), torch.tensor(s.topk_logprobs)) for x, s in pairs if s.soft]
     q, ids, logprobs = (torch.cat(part) for part in zip(*known, strict=True))
@@ -54,7 +56,7 @@ def expected(model, samples: list[Sample], name: str, w: float) -> torch.Tensor:
 def test_a_mixed_step_is_the_mean_over_what_is_known(name: str, w: float, tiny_llama) -> None:
     model = tiny_llama(initializer_range=0.05)
     parts = [[sample(1, True), sample(2, False), sample(3, True)], [sample(4, False)], [sample(5, True)]]
-    rows, objective = [pack(part) for part in parts], Objective(name, nll_weight=w)
+    rows, objective = [fill(part) for part in parts], Objective(name, nll_weight=w)
     wanted = expected(model, [s for part in parts for s in part], name, w)
     wanted.backward()
     gradients = [p.grad.clone() for p in model.parameters()]
@@ -69,20 +71,20 @@ def test_a_mixed_step_is_the_mean_over_what_is_known(name: str, w: float, tiny_l
 
 def test_a_step_without_any_has_the_nll_alone(tiny_llama) -> None:
     model, part = tiny_llama(), [sample(1, False), sample(2, False)]
-    plain = losses.nll(answer_logits(model, pack(part)), pack(part).tokens)
-    mixed = _gradients(model, Objective("kl", nll_weight=0.3), [pack(part)], Accelerator(cpu=True))
+    plain = losses.nll(answer_logits(model, fill(part)), fill(part).tokens)
+    mixed = _gradients(model, Objective("kl", nll_weight=0.3), [fill(part)], Accelerator(cpu=True))
     assert mixed == pytest.approx(0.3 * plain.item(), rel=1e-5)
     with pytest.raises(UserError, match="no row of the validation data has log-probabilities"):
-        validate(model, Objective("kl", nll_weight=0.3), [pack(part)])
+        validate(model, Objective("kl", nll_weight=0.3), [fill(part)])
 
 
 def test_what_is_known_keeps_its_numbers_beside_what_is_not() -> None:
     first, second = sample(1, True), sample(2, False)
-    row = pack([second, first])
+    row = fill([second, first])
     assert row.soft.tolist() == [False] * len(second.answer_ids) + [True] * len(first.answer_ids)
     assert torch.equal(row.topk_ids[row.soft], torch.tensor(first.topk_ids).long())
     assert torch.equal(row.topk_logprobs[row.soft], torch.tensor(first.topk_logprobs))
-    assert not packing.pack([second]).soft.any() and packing.pack([first]).soft.all()
+    assert not bins.fill([second]).soft.any() and bins.fill([first]).soft.all()
 
 
 def edited(data: Path, out: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Path:
@@ -100,7 +102,7 @@ def edited(data: Path, out: Path, change: Callable[[dict[str, Any]], dict[str, A
 def test_finetuning_is_that_on_the_rows_that_have_them(tiny_checkpoint, tiny_llama, tokenizer, tmp_path) -> None:
     distill(str(tiny_checkpoint), "demo:train", tmp_path / "data", limit=16, max_new_tokens=8, top_k_logprobs=4)
     checkpoint.save(tiny_llama(3, layers=2), tokenizer, tmp_path / "drafter")
-    names = sorted({row["prompt_id"] for row in distilled.read(tmp_path / "data")},
+    names = sorted({row["prompt_id"] for row in dataset.read(tmp_path / "data")},
                    key=lambda name: hashlib.sha256(name.encode()).hexdigest())  # fmt: skip
     lacking = set(names[6:9])  # 4 are held out
 

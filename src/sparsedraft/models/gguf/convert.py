@@ -12,7 +12,7 @@ import torch
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.hashing import file_hash
-from sparsedraft.models import older_names
+from sparsedraft.models.config import older_names
 from sparsedraft.models.gguf.header import Header, Strings, shown
 from sparsedraft.models.gguf.parts import join, read_parts
 

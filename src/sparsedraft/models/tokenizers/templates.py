@@ -170,18 +170,5 @@ def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, A
         raise _broken(tokenizer, error) from None
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that ends an assistant's turn, as a list: what the chat template puts there, else EOS, else none."""
-    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": MARK}]
-    try:
-        shown = render(tokenizer, chat) if tokenizer.chat_template else ""
-    except TemplateError:
-        shown = ""
-    ids = tokenizer(shown.partition(MARK)[2].lstrip(), add_special_tokens=False)["input_ids"]
-    if ids and ids[0] in tokenizer.get_added_vocab().values():
-        return [int(ids[0])]
-    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-
-
 def _broken(tokenizer: PreTrainedTokenizerBase, error: Exception) -> UserError:
     return UserError(f"the chat template of {tokenizer.name_or_path} fails ({error}): mend it.")

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.models.tokenizers.retokenize import special_ids
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import special_ids, text_of
 
 
 class Stops:

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.maths.sampling import Sampling, sound
-from sparsedraft.models.tokenizers.retokenize import Detokenizer, Retokenizer, clean, inner, pieces, special_ids, tail
+from sparsedraft.models.tokenizers.detokenizer import Detokenizer, special_ids, tail
+from sparsedraft.models.tokenizers.retokenizer import Retokenizer, clean, inner, pieces
 from sparsedraft.models.tokenizers.vocab import surfaces
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.models.tokenizers.retokenize import Retokenizer
+from sparsedraft.models.tokenizers.retokenizer import Retokenizer
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.sequence import TokenSequence

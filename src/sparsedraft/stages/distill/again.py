@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.base.journal import Journal
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.conversation import DAY
 from sparsedraft.writers.units import key_of
@@ -33,9 +33,9 @@ def take_up(finished: Path, journal: Journal, chosen: Sequence[Prompt], samples:
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
     """As they were in the journal: without what an optional column lacks, and with the day that they are of, or all
     days of the folder where it has several, since no column says whose is which."""
-    found = distilled.read_result(folder).get("template_dates", ())
+    found = dataset.read_result(folder).get("template_dates", ())
     days = sorted({day for counted in found for day in counted.split(OR)})
     day = {DAY: OR.join(days)} if days else {}
-    for batch in distilled.batches(folder):
+    for batch in dataset.batches(folder):
         for row in batch.to_pylist():
             yield day | {name: value for name, value in row.items() if name not in MADE and value is not None}

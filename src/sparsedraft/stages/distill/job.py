@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import context_of
-from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.native.loading import load
 from sparsedraft.native.model import native_model
@@ -71,11 +71,11 @@ class Job:
         """The writer: its model loaded, or its server asked whether it is there."""
         tokenizer = self.tokenizer
         if self.native:
-            return NativeWriter(native_model(self.folder), tokenizer, ends(self.folder, tokenizer), self.batch_size)
+            return NativeWriter(native_model(self.folder), tokenizer, end_ids(self.folder, tokenizer), self.batch_size)
         if self.endpoint is None:
             dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)
             model = load(self.folder, dtype=dtype, device=device)
-            return TransformersWriter(model, tokenizer, ends(self.folder, tokenizer), self.batch_size)
+            return TransformersWriter(model, tokenizer, end_ids(self.folder, tokenizer), self.batch_size)
         return self.endpoint.writer(tokenizer, self.skip_bad)
 
     def maker(self, writer: Writer, on_completion: Callable[[Completion], None] = lambda output: None) -> Make:

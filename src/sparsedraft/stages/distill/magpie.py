@@ -18,7 +18,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.hashing import seed_of
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.text import prompts
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.conversation import Answer, Responder, respond

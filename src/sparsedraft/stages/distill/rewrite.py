@@ -6,9 +6,10 @@ from typing import Any
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.stages.distill.verdict import verdict
-from sparsedraft.text.packing import Sample
 from sparsedraft.text.prompts import Prompt
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.conversation import Answer, Responder
 
 INSTRUCTION = (
@@ -89,7 +90,7 @@ def _settle(responder: Responder, answer: Answer, messages: list[dict[str, str]]
     answer.messages = [*messages, {"role": "assistant", "content": text}]
     if reference:
         ids = responder.tokenizer(text, add_special_tokens=False)["input_ids"]
-        answer.answer_ids = [*ids, *templates.end_of_turn(responder.tokenizer)]
+        answer.answer_ids = [*ids, *end_of_turn(responder.tokenizer)]
         answer.finish_reason = "eos"
 
 

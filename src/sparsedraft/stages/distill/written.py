@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 
 from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.errors import UserError
-from sparsedraft.text.distilled import SCHEMA
+from sparsedraft.text.dataset import SCHEMA
 
 SHARD = 10_000  # rows in a file, at most,
 NUMBERS = 4_000_000  # and of token ids and log-probabilities: as Python's objects these take some 36 bytes each

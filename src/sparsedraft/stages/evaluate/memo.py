@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.hashing import text_hash
-from sparsedraft.text.packing import PackedRow, answer_logits
+from sparsedraft.text.bins import Bin
+from sparsedraft.text.logits import answer_logits
 from sparsedraft.writers.loaded import LoadedModel
 
 MOST = 16 << 30  # bytes on disk: about 50,000 places of a text, of 152,000 tokens in bfloat16
@@ -28,7 +29,7 @@ class TargetLogits:
         held = sum(file.stat().st_size for file in folder.iterdir())
         self.left = min(most - held, shutil.disk_usage(folder).free // 2)
 
-    def packed(self, model: PreTrainedModel, row: PackedRow) -> Tensor:
+    def packed(self, model: PreTrainedModel, row: Bin) -> Tensor:
         """`answer_logits` of the target's transformers model."""
         key = torch.cat([row.ids[0], row.positions[0], row.predict]).tolist()
         return self._kept(key, lambda: answer_logits(model, row)).to(row.ids.device)

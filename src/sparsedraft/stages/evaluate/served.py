@@ -12,9 +12,9 @@ from transformers import PretrainedConfig
 
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import context_of
-from sparsedraft.models.ends import ends
 from sparsedraft.models.macs import macs_of_config
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.protocol.writer import Writer
@@ -29,7 +29,7 @@ class Served(LoadedModel):
 
     def __init__(self, folder: Path, endpoint: Endpoint, template_args: Arguments) -> None:
         tokenizer = templates.give(checkpoint.load_tokenizer(folder), template_args)
-        super().__init__(_absent, tokenizer, ends(folder, tokenizer))
+        super().__init__(_absent, tokenizer, end_ids(folder, tokenizer))
         self.folder, self.endpoint = folder, endpoint
 
     def writer(self, batch_size: int) -> Writer:

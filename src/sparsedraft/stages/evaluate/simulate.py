@@ -21,7 +21,9 @@ from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabili
 from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.stages.evaluate.acceptance import Histogram
-from sparsedraft.text.packing import PackedRow, Sample, answer_logits, groups, pack
+from sparsedraft.text.bins import Bin, assign, fill
+from sparsedraft.text.logits import answer_logits
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.backend import Backend
 from sparsedraft.writers.transformers.abilities import abilities
 
@@ -135,7 +137,7 @@ def acceptance(
     p: PreTrainedModel | None,
     sampling: Sampling,
     vocabulary: VocabularyMap | None = None,
-    reading: Callable[[PreTrainedModel, PackedRow], Tensor] = answer_logits,
+    reading: Callable[[PreTrainedModel, Bin], Tensor] = answer_logits,
     wanted: Collection[int] | None = None,
 ) -> Iterator[tuple[int, Acceptance]]:
     """For each (prompt ids, target-written ids), its index and the acceptance at each place, in no fixed order.
@@ -159,10 +161,10 @@ def acceptance(
         return
     samples = [Sample(str(i), pairs[i][0], pairs[i][1][: readable[i]]) for i in places]
     longest = max(len(s) for s in samples)
-    for chosen in groups(samples, max(ROW, longest), abilities(q).packs and (p is None or abilities(p).packs)):
+    for chosen in assign(samples, max(ROW, longest), abilities(q).packs and (p is None or abilities(p).packs)):
         if not any(places[i] in wanted for i in chosen):
             continue
-        row, group = pack([samples[i] for i in chosen]).to(q.device), [places[i] for i in chosen]
+        row, group = fill([samples[i] for i in chosen]).to(q.device), [places[i] for i in chosen]
         lengths = [readable[i] for i in group]
 
         def warped(logits: Tensor, group: list[int] = group, lengths: list[int] = lengths) -> Tensor:

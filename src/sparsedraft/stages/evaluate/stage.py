@@ -18,11 +18,11 @@ from sparsedraft.base import artifact
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import read_lines
-from sparsedraft.models import checkpoint, quantized
+from sparsedraft.models import checkpoint, claims, quantizers
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.sources import locate
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.native.weights import is_packed, pattern_of
 from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.policy.learned import policies
@@ -147,7 +147,7 @@ class _Evaluation:
             self.side.check_takes_back("verify drafts: give --simulate")
         for folder in drafters.values():  # before the target's long work
             if folder is not None:
-                quantized.check_runs(folder, checkpoint.read_config(folder), Shards(folder), options.device)
+                quantizers.check_runs(folder, checkpoint.read_config(folder), Shards(folder), options.device)
                 self._check_tokenizer(folder)
                 check_drafts(folder)
         if options.tree > 1:
@@ -217,7 +217,7 @@ class _Evaluation:
             kept = []
             for name, folder in self.drafters.items():
                 pair = self._pair(name, folder)
-                claim = checkpoint.claimed_sparsity(folder) if folder else None
+                claim = claims.claim_of(folder) if folder else None
                 have = {row["id"] for row in done if row["drafter"] == name}
                 reader = Reader(name, pair, self.ks, self.options, theirs, self.work)
                 rows = complete(name, reader.rows(self.answers, have))

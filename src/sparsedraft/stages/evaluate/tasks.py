@@ -11,7 +11,7 @@ import yaml
 
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import checkpoint
+from sparsedraft.models import checkpoint, claims
 from sparsedraft.native.loading import load
 from sparsedraft.speculate.pair import LOOKUP
 
@@ -88,7 +88,7 @@ def _scores(
     from lm_eval.models.huggingface import HFLM
 
     model = load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
-    checkpoint.check_sparsity(model, folder)
+    claims.check_claims(model, folder)
     harness = HFLM(pretrained=model, tokenizer=checkpoint.load_tokenizer(folder), batch_size=batch_size)
     try:
         found = lm_eval.simple_evaluate(

@@ -10,7 +10,7 @@ from sparsedraft.base.places import read_provenance
 from sparsedraft.base.provenance import hash_path
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.finetune import losses, quantize
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 
 if TYPE_CHECKING:
     from sparsedraft.stages.finetune.loop import Settings
@@ -64,7 +64,7 @@ def check_settings(settings: "Settings", teacher: str | None, feature_teacher: s
 
 def check_vocabulary(loss: str, data: Path, tokenizer: PreTrainedTokenizerBase, drafter: str) -> None:
     """Raise UserError where `loss` compares distributions over tokens and the drafter's tokens are not the target's."""
-    if loss != "nll" and not distilled.same_tokenizer(data, tokenizer):
+    if loss != "nll" and not dataset.same_tokenizer(data, tokenizer):
         raise UserError(
             f"--loss {loss} compares distributions over tokens, but drafter {drafter} has another tokenizer than the "
             f"target that wrote {data}: use --loss nll, or a drafter of the target's family."
@@ -84,7 +84,7 @@ def check_teacher(teacher: str, folder: Path, data: Path) -> None:
                 f"--teacher {teacher} is not the model that wrote {data} ({written_by.get('path')} did): give that "
                 "one, or distill again."
             )
-    elif not distilled.same_tokenizer(data, checkpoint.load_tokenizer(folder)):
+    elif not dataset.same_tokenizer(data, checkpoint.load_tokenizer(folder)):
         raise UserError(
             f"--teacher {teacher} has another tokenizer than the model that wrote {data}: give that model, or distill "
             "again."

@@ -33,8 +33,9 @@ from sparsedraft.stages.finetune.on_policy import rewrite
 from sparsedraft.stages.finetune.reselect import Schedule, reselect
 from sparsedraft.stages.finetune.sharding import part, reshard, value
 from sparsedraft.stages.finetune.state import State
-from sparsedraft.text import packing
-from sparsedraft.text.packing import PackedRow, Sample
+from sparsedraft.text import bins
+from sparsedraft.text.bins import Bin
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.transformers.abilities import abilities
 
 
@@ -75,7 +76,7 @@ def cosine(step: int, steps: int, warmup: float) -> float:
 
 def count_steps(samples: Sequence[Sample], settings: Settings, packable: bool = True) -> int:
     """Optimizer steps that use up the token budget."""
-    rows = len(packing.groups(samples, settings.sequence_length, packable))
+    rows = len(bins.assign(samples, settings.sequence_length, packable))
     epoch = sum(len(s) for s in samples)
     return max(1, round((settings.tokens or epoch) / epoch * rows / settings.rows_per_step))
 
@@ -86,7 +87,7 @@ class Diverged(UserError):
 
 @torch.no_grad()
 def validate(
-    model: PreTrainedModel, objective: Objective, rows: Sequence[PackedRow], accelerator: Accelerator | None = None
+    model: PreTrainedModel, objective: Objective, rows: Sequence[Bin], accelerator: Accelerator | None = None
 ) -> dict[str, float]:
     """Mean loss and α over the answer tokens of `rows`, which the processes of `accelerator` divide among them.
 
@@ -143,8 +144,8 @@ def train(
     schedule = Schedule(settings.reselect_every, settings.reselect_share, steps)
     keeps_best = bool(settings.patience)
     state = State(folder, model, optimizer, writes=accelerator.is_main_process, keeps_best=keeps_best)
-    rows_held_out = packing.groups(validation, settings.sequence_length, packable)
-    held_out = [packing.pack([validation[i] for i in group]) for group in rows_held_out]
+    rows_held_out = bins.assign(validation, settings.sequence_length, packable)
+    held_out = [bins.fill([validation[i] for i in group]) for group in rows_held_out]
 
     def check(step: int, tokens: int) -> None:
         figures = validate(model, objective, held_out, accelerator)
@@ -164,7 +165,7 @@ def train(
     if not done:
         check(0, 0)
     seen = int(state.log[-1]["tokens"])
-    batches = packing.steps(training, settings.sequence_length, settings.rows_per_step, settings.seed, packable)
+    batches = bins.steps(training, settings.sequence_length, settings.rows_per_step, settings.seed, packable)
     with track("fine-tuning", steps, "steps") as tracker:
         tracker.advance(done)
         for step, rows in enumerate(islice(batches, done, steps), done + 1):
@@ -256,7 +257,7 @@ def _prepare(
     return wrapped, optimizer
 
 
-def _gradients(model: nn.Module, objective: Objective, rows: Sequence[PackedRow], accelerator: Accelerator) -> float:
+def _gradients(model: nn.Module, objective: Objective, rows: Sequence[Bin], accelerator: Accelerator) -> float:
     """Add up the gradients of one step over `rows`, dense; every answer token of the step weighs the same (in a
     divergence, every one whose distribution is known).
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sparsedraft.base.errors import UserError
 from sparsedraft.stages.finetune import losses
 from sparsedraft.stages.finetune.features import square_head
-from sparsedraft.text.packing import PackedRow, outputs
+from sparsedraft.text.bins import Bin
+from sparsedraft.text.logits import outputs
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Objective:
     feature_teacher: nn.Module | None = None
     feature_weight: float = 0.0
 
-    def share(self, rows: Sequence[PackedRow]) -> float:
+    def share(self, rows: Sequence[Bin]) -> float:
         """The share of the answer tokens of `rows` whose distribution is known; 1 where nothing stored is needed."""
         if self.loss == "nll" or self.teacher is not None:
             return 1.0
@@ -46,7 +47,7 @@ class Objective:
             "as --teacher, distill with --top-k-logprobs, or use --loss nll."
         )
 
-    def __call__(self, model: nn.Module, row: PackedRow, share: float = 1.0) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, row: Bin, share: float = 1.0) -> tuple[Tensor, Tensor]:
         """(mean loss over the row's answer tokens, how many of them are the drafter's argmax).
 
         The row is one of several whose losses are added up, weighed by their answer tokens: with the `share` of all of
@@ -62,7 +63,7 @@ class Objective:
         return (loss + self.feature_weight * square_head(dense, hidden) if features else loss), agree
 
     @torch.no_grad()
-    def _teachers(self, row: PackedRow, features: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+    def _teachers(self, row: Bin, features: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:
         """The target's logits and the dense drafter's hidden states, each where it is wanted."""
         p_logits: Tensor | None = None
         dense: tuple[Tensor, ...] = ()
@@ -73,7 +74,7 @@ class Objective:
             _, dense = outputs(self.feature_teacher, row, hidden_states=True)
         return p_logits, dense
 
-    def _on_logits(self, logits: Tensor, p_logits: Tensor | None, row: PackedRow, share: float) -> Tensor:
+    def _on_logits(self, logits: Tensor, p_logits: Tensor | None, row: Bin, share: float) -> Tensor:
         if self.loss == "nll":
             return losses.nll(logits, row.tokens)
         if p_logits is not None:
@@ -85,7 +86,7 @@ class Objective:
         loss = (1 - self.nll_weight) * loss
         return loss if row.own else loss + self.nll_weight * losses.nll(logits, row.tokens)
 
-    def _stored(self, logits: Tensor, row: PackedRow, share: float) -> Tensor:
+    def _stored(self, logits: Tensor, row: Bin, share: float) -> Tensor:
         """The divergence from what is stored: its mean where all is known, else as `__call__` says."""
         known = int(row.soft.sum())
         if known == 0 and share == 1:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from sparsedraft.base.hashing import seed_of
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.text.packing import PackedRow, Sample, pack, unpack
+from sparsedraft.text.bins import Bin, fill, samples_in
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.transformers.completions import generate_batch
 
@@ -26,14 +27,14 @@ def chosen(share: float, seed: int, step: int, rows: int) -> list[int]:
 
 def rewrite(
     model: PreTrainedModel,
-    rows: Sequence[PackedRow],
+    rows: Sequence[Bin],
     *,
     share: float,
     seed: int,
     step: int,
     eos_ids: frozenset[int],
     vocabulary: int,
-) -> list[PackedRow]:
+) -> list[Bin]:
     """`rows`, of which a `share` have answers that `model` sampled at temperature 1: same prompts, no longer answers.
 
     An answer ends before a token beyond `vocabulary`, the target's embedding rows (heads are padded to different
@@ -43,7 +44,7 @@ def rewrite(
     (FSDP needs that) and gets the same rows. `model` is the plain module, not DDP's wrapper; it is left in eval mode.
     """
     picked = chosen(share, seed, step, len(rows))
-    samples = {(row, i): sample for row in picked for i, sample in enumerate(unpack(rows[row]))}
+    samples = {(row, i): sample for row in picked for i, sample in enumerate(samples_in(rows[row]))}
     requests = [
         Request(f"{row}/{i}", s.prompt_ids, len(s.answer_ids), seed_of(seed, step, row, i))
         for (row, i), s in samples.items()
@@ -65,5 +66,5 @@ def rewrite(
             for (owner, i), s in samples.items()
             if owner == row
         ]
-        result[row] = pack(own, own=True)
+        result[row] = fill(own, own=True)
     return result

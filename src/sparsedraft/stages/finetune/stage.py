@@ -15,20 +15,20 @@ from sparsedraft.base import artifact, places, processes
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.hashing import stable_order
-from sparsedraft.models import checkpoint, quantized
+from sparsedraft.models import checkpoint, claims, quantizers
 from sparsedraft.models.decoder import context_length, count_zeros, embedding_rows
-from sparsedraft.models.ends import ends
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.native.loading import load
 from sparsedraft.stages.finetune import checks, features, loop, state
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.masks import masks_of
 from sparsedraft.stages.finetune.objective import Objective
-from sparsedraft.text import distilled, packing
-from sparsedraft.text.packing import Sample
+from sparsedraft.text import bins, dataset
+from sparsedraft.text.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def finetune(
                     work,
                     teacher=loaded.teachers[sources.teacher] if sources.teacher else None,
                     feature_teacher=loaded.teachers[sources.feature_teacher] if sources.feature_teacher else None,
-                    patterns={name: checkpoint.claimed_pattern(claim, name) for name in masks} if claim else {},
-                    eos_ids=ends(sources.drafter, loaded.tokenizer),
+                    patterns={name: claims.pattern_of(claim, name) for name in masks} if claim else {},
+                    eos_ids=end_ids(sources.drafter, loaded.tokenizer),
                     accelerator=accelerator,
                 )
             except loop.Diverged as error:
@@ -127,7 +127,7 @@ def finetune(
                 checkpoint.save(model, loaded.tokenizer, work, sparsity=claim, weights=weights)
                 check_loads(work)
                 if claim:  # what is on disk counts, not what was in memory
-                    checkpoint.check_sparsity(checkpoint.load(work), work)
+                    claims.check_claims(checkpoint.load(work), work)
             result |= {"rows_without_logprobs": loaded.hard} if loaded.hard else {}
             return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
@@ -146,11 +146,11 @@ def _find(
     template_args: Arguments,
 ) -> _Sources:
     """Where everything lies; UserError for models and data that do not belong together."""
-    source, folder = distilled.check(Path(data)), checkpoint.find(drafter)
-    quantized.check_plain(drafter, checkpoint.read_config(folder), Shards(folder), "finetune")
+    source, folder = dataset.check(Path(data)), checkpoint.find(drafter)
+    quantizers.check_plain(drafter, checkpoint.read_config(folder), Shards(folder), "finetune")
     tokenizer = checkpoint.load_tokenizer(folder)
     templates.check(tokenizer, template_args)
-    distilled.check_rendered(source, tokenizer, template_args)
+    dataset.check_rendered(source, tokenizer, template_args)
     checks.check_vocabulary(settings.loss, source, tokenizer, drafter)
     teacher_folder = feature_folder = None
     if teacher:
@@ -161,7 +161,7 @@ def _find(
         checks.check_feature_tokenizer(feature_teacher, feature_folder, tokenizer)
         sizes = checkpoint.read_config(feature_folder), checkpoint.read_config(folder)
         features.check_match(*sizes, feature_teacher)
-    if settings.reselect_every and checkpoint.claimed_sparsity(folder) is None:
+    if settings.reselect_every and claims.claim_of(folder) is None:
         raise UserError(
             f"--reselect-every {settings.reselect_every} moves a mask, and drafter {drafter} claims none: prune it "
             "first."
@@ -180,21 +180,21 @@ def _load(
     """Read data and models; UserError for what cannot be used."""
     tokenizer = templates.give(checkpoint.load_tokenizer(sources.drafter), template_args)
     soft = settings.loss != "nll" and sources.teacher is None
-    training, validation = split([*distilled.samples(sources.data, tokenizer, soft)], validation_prompts)
+    training, validation = split([*dataset.samples(sources.data, tokenizer, soft)], validation_prompts)
     hard = _hard(training, validation, settings) if soft else 0
     if hard and not settings.nll_weight:  # nothing to learn from those: they would but take up the budget
         training = [sample for sample in training if sample.soft]
     model = load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
     longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
     training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
-    claim = checkpoint.check_sparsity(model, sources.drafter)
+    claim = claims.check_claims(model, sources.drafter)
     teachers = {  # a model that is both teachers is in memory once
         folder: load(folder, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
         for folder in {sources.teacher, sources.feature_teacher}
         if folder
     }
     for path, reader in {sources.drafter: model, **teachers}.items():
-        distilled.check_ids([*training, *validation], embedding_rows(reader), str(path))
+        dataset.check_ids([*training, *validation], embedding_rows(reader), str(path))
     return _Loaded(model, tokenizer, claim, training, validation, teachers, hard)
 
 
@@ -261,7 +261,7 @@ def recounted(claim: dict[str, Any], weights: Mapping[str, Tensor], stored: torc
     return {**claim, "linears": zeros, "sparsity": sum(zeros.values()) / size}
 
 
-def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tuple[list[Sample], list[Sample]]:
+def split(samples: Sequence[Sample], validation_prompts: int) -> tuple[list[Sample], list[Sample]]:
     """(training, validation): whole prompts go to validation, those whose id has the smallest SHA-256.
 
     A prompt of another id but the same tokens as one in validation goes to neither.
@@ -283,7 +283,7 @@ def split(samples: Sequence[distilled.Sourced], validation_prompts: int) -> tupl
 
 
 def _fit(samples: list[Sample], length: int, kind: str) -> list[Sample]:
-    kept, dropped = packing.fit(samples, length)
+    kept, dropped = bins.truncate(samples, length)
     if dropped:
         console.print(f"{dropped} {kind} samples dropped: their prompt alone fills {length} tokens")
     if not kept:

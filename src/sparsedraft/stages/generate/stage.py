@@ -11,7 +11,7 @@ from sparsedraft.base.hashing import seed_of
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.retokenize import Detokenizer
+from sparsedraft.models.tokenizers.detokenizer import Detokenizer
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops

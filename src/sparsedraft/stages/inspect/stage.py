@@ -10,8 +10,8 @@ from transformers import PretrainedConfig
 
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import checkpoint, quantized
-from sparsedraft.models.census import Row, holds, known_macs, linear_names, nonzero_parameters, rows
+from sparsedraft.models import checkpoint, claims, quantizers
+from sparsedraft.models.census import MatrixRecord, holds, known_macs, linear_names, nonzero_parameters, records
 from sparsedraft.models.decoder import count_zeros
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.sources import locate
@@ -33,15 +33,15 @@ def inspect(ref: str) -> dict[str, Any]:
     names, _ = linear_names(folder, shards)
     with track("inspecting", len(names), "matrices") as tracker:
         found = []
-        for row in rows(folder, shards, native_layouts.plain if native_layouts.runs_here(folder) else None):
+        for row in records(folder, shards, native_layouts.plain if native_layouts.runs_here(folder) else None):
             found.append(row)
             tracker.advance()
     size, zeros = sum(row.size for row in found), sum(row.zeros for row in found)
     nonzero, parameters = nonzero_parameters(shards)
-    claim = checkpoint.claimed_sparsity(folder)
+    claim = claims.claim_of(folder)
     return {
         **_named(folder, config),
-        "quantized": quantized.format_of(config, shards),
+        "quantized": quantizers.format_of(config, shards),
         "macs_per_token": known_macs(folder, found),
         "macs_dense": known_macs(folder, [replace(row, zeros=0) for row in found]),
         "parameters": parameters,
@@ -78,7 +78,7 @@ def _inspect_packed(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
                 continue
             if re.search(r"\.\d+\.", f".{linear}"):
                 runs = native_layouts.packed(values, weights.entries[linear].kind)
-                found.append(Row(linear, tuple(values.shape), zeros, holds(values), None, runs))
+                found.append(MatrixRecord(linear, tuple(values.shape), zeros, holds(values), None, runs))
             elif linear == "lm_head" or config.get_text_config().tie_word_embeddings:
                 ids = weights.head_ids()
                 outside = values.shape[1] * (values.shape[0] if ids is None else len(ids))
@@ -104,7 +104,7 @@ def _inspect_packed(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
 def _claim_holds(claim: dict[str, Any], folder: Path, names: dict[str, str], shards: Shards) -> bool:
     try:
         for name in claim["linears"]:
-            checkpoint.check_claim(claim, name, shards.tensor(names[name]), folder)
+            claims.check_claim(claim, name, shards.tensor(names[name]), folder)
     except (UserError, KeyError):
         return False
     return True

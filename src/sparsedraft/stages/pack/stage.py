@@ -13,16 +13,16 @@ from sparsedraft.base import artifact
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.sidefiles import read_object
-from sparsedraft.models import checkpoint, quantized, shards
+from sparsedraft.models import checkpoint, claims, quantizers, shards
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.models.ends import ends
-from sparsedraft.models.macs import skeleton
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import SHARD, Shards
+from sparsedraft.models.skeleton import skeleton
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native import kinds, packed
 from sparsedraft.native.quantizer import register
 from sparsedraft.native.weights import FORMAT, HEAD_IDS, HEADER, VERSION, is_packed
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 
 WEIGHTS = ("f16", "bf16", "int8")
 
@@ -69,7 +69,7 @@ def check_packable(model: str, folder: Path) -> None:
     if is_packed(folder):
         raise UserError(f"model {model} is packed already: pack the checkpoint it came from.")
     config = checkpoint.read_config(folder)
-    quantized.check_plain(model, config, Shards(folder), "pack")
+    quantizers.check_plain(model, config, Shards(folder), "pack")
     decoder_linears(skeleton(config))
 
 
@@ -84,12 +84,12 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
     if not any(Path(data).glob("data-*.parquet")):
         raise UserError(f"--head-data {data} is no distilled data folder: make one with 'sparsedraft distill'.")
     tokenizer = checkpoint.load_tokenizer(folder)
-    if not distilled.same_tokenizer(Path(data), tokenizer):
+    if not dataset.same_tokenizer(Path(data), tokenizer):
         raise UserError(
             f"--head-data {data} is of another tokenizer than {folder}: distill data of a model that has it."
         )
     counts = np.zeros(vocabulary, dtype=np.int64)
-    for batch in distilled.batches(Path(data), ["id", "answer_ids"]):
+    for batch in dataset.batches(Path(data), ["id", "answer_ids"]):
         ids = batch["answer_ids"].flatten().to_numpy()
         if len(beyond := np.flatnonzero(ids >= vocabulary)):
             row = pc.list_parent_indices(batch["answer_ids"])[int(beyond[0])].as_py()
@@ -98,7 +98,7 @@ def frequent(folder: Path, data: str, count: int, vocabulary: int) -> tuple[Tens
                 f"head's {vocabulary} lack: it is of another tokenizer."
             )
         counts += np.bincount(ids, minlength=vocabulary)
-    first = {i for i in ends(folder, tokenizer) if i < vocabulary}
+    first = {i for i in end_ids(folder, tokenizer) if i < vocabulary}
     if count < len(first):
         raise UserError(f"--head-tokens {count} cannot hold the {len(first)} tokens that end a text: give more.")
     order = sorted(range(vocabulary), key=lambda i: (i not in first, -int(counts[i]), i))[:count]
@@ -110,7 +110,7 @@ class _Packing:
     def __init__(self, folder: Path, work: Path, weights: str) -> None:
         self.folder, self.work, self.weights = folder, work, weights
         self.shards = Shards(folder)
-        self.claim = checkpoint.claimed_sparsity(folder) or {"linears": {}}
+        self.claim = claims.claim_of(folder) or {"linears": {}}
         model = skeleton(checkpoint.read_config(folder))
         self.prefix = model.base_model_prefix
         self.linears = {self.shards.find(f"{name}.weight", self.prefix): name for name in decoder_linears(model)}
@@ -191,14 +191,14 @@ class _Packing:
         stored = linear or name.removesuffix(".weight")
         claimed = linear is not None and linear in self.claim["linears"]
         if linear is not None and claimed:
-            checkpoint.check_claim(self.claim, linear, tensor, self.folder)
+            claims.check_claim(self.claim, linear, tensor, self.folder)
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"model {self.folder} has a weight in {stored} that is not finite: mend the checkpoint.")
         if head and ids is not None:
             tensor = tensor[ids.long()]
         kind = "dense"
         if linear is not None and claimed:
-            kind = kinds.kind_of(tensor, str(checkpoint.claimed_pattern(self.claim, linear)))
+            kind = kinds.kind_of(tensor, str(claims.pattern_of(self.claim, linear)))
         entry, parts = packed.pack(tensor, kind, self.weights)
         self._note_error(tensor, entry, parts, stored)
         self.entries[stored] = entry.to_dict()

@@ -12,7 +12,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.templates import Arguments
-from sparsedraft.text import distilled, prompts
+from sparsedraft.text import dataset, prompts
 
 
 def tokenizer_for(folder: Path, source: str, template_args: Arguments) -> PreTrainedTokenizerBase:
@@ -24,7 +24,7 @@ def tokenizer_for(folder: Path, source: str, template_args: Arguments) -> PreTra
     tokenizer = checkpoint.load_tokenizer(folder)
     templates.check(tokenizer, template_args)
     if Path(source).is_dir():
-        distilled.check_rendered(Path(source), tokenizer, template_args)
+        dataset.check_rendered(Path(source), tokenizer, template_args)
     return templates.give(tokenizer, template_args)
 
 
@@ -47,9 +47,9 @@ def sequences(
         raise UserError(f"--sequence-length {length} is more than the model's context of {context}: lower it.")
     path = Path(source)
     if path.is_dir():
-        found = [*distilled.samples(path, tokenizer, soft=False)]
+        found = [*dataset.samples(path, tokenizer, soft=False)]
         if model is not None:
-            distilled.check_ids(found, embedding_rows(model), "the model")
+            dataset.check_ids(found, embedding_rows(model), "the model")
         texts = [[*sample.prompt_ids, *sample.answer_ids] for sample in found]
     else:
         texts = [templates.chat_ids(tokenizer, p.messages()) for p in prompts.read(source)]

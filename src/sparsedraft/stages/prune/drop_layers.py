@@ -6,10 +6,11 @@ from typing import Any
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Calibration
-from sparsedraft.models import census, checkpoint, older_names, shards
+from sparsedraft.models import census, checkpoint, claims, shards
+from sparsedraft.models.config import older_names
 from sparsedraft.models.decoder import decoder_layers
-from sparsedraft.models.macs import skeleton
 from sparsedraft.models.reload import check_loads
+from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.prune import calibration as text
 from sparsedraft.stages.prune import layer_drop
@@ -42,7 +43,7 @@ def drop_layers(options: DropLayersOptions) -> dict[str, Any]:
         ids = text.sequences(
             options.calibration, tokenizer, options.tokens, options.sequence_length, options.seed, streamed.model
         )
-        rows = list(census.rows(folder, streamed.shards))
+        rows = list(census.records(folder, streamed.shards))
         before = census.macs(folder, rows)
         by_layer = [0] * count
         for (index, _, _), row in zip(streamed.linears(), rows, strict=True):
@@ -120,12 +121,12 @@ def _write(model: Streamed, work: Path, first: int, n: int) -> None:
     shards.copy_side_files(model.folder, work)
     config.save_pretrained(work)
     older_names.complete(work)
-    claim = checkpoint.claimed_sparsity(model.folder)
+    claim = claims.claim_of(model.folder)
     if claim:  # a sparse drafter that loses layers keeps the mask of those that stay
         prefix = f"{model.prefix}."
         for key in ("linears", "patterns"):
             if key in claim:
                 claim[key] = {new: v for old, v in claim[key].items() if (new := renamed(old, prefix))}
-        size = sum(row.size for row in census.rows(work) if row.name in claim["linears"])
+        size = sum(row.size for row in census.records(work) if row.name in claim["linears"])
         claim["sparsity"] = sum(claim["linears"].values()) / size
         artifact.write_json(work / "sparsity.json", claim)

@@ -13,7 +13,7 @@ from sparsedraft.base import artifact
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.models import census, checkpoint, shards
+from sparsedraft.models import census, checkpoint, claims, shards
 from sparsedraft.models.decoder import count_zeros, linears_of
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.tokenizers import templates
@@ -55,7 +55,7 @@ def prune(options: PruneOptions) -> dict[str, Any]:
                     f"sparsity {share:g} prunes {'nothing' if share < 0.5 else 'all'} of the {size} weights of {full}: "
                     "give a share further from 0 and 1."
                 )
-        earlier = (checkpoint.claimed_sparsity(folder) or {"linears": {}})["linears"]
+        earlier = (claims.claim_of(folder) or {"linears": {}})["linears"]
         pieces = work / ".layers"
         pieces.mkdir(exist_ok=True)
         shares = _allocate(options.allocation, streamed, ids, work / ".measured", wanted, share)
@@ -217,7 +217,7 @@ def _finish(model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares:
     written = shards.Shards(work)  # what is on disk counts, not what was in memory
     for name in claim["linears"]:
         stored_name = model.stored_name(f"{name}.weight")
-        checkpoint.check_claim(claim | {"patterns": patterns}, name, written.tensor(stored_name), work)
+        claims.check_claim(claim | {"patterns": patterns}, name, written.tensor(stored_name), work)
     check_loads(work)
     nonzero, parameters = census.nonzero_parameters(written)
     varied = len(set(shares.values())) > 1

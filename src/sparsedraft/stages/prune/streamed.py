@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import checkpoint, quantized
+from sparsedraft.models import checkpoint, quantizers
 from sparsedraft.models.decoder import linears_of, named_layers
 from sparsedraft.models.shards import Shards
 
@@ -27,7 +27,7 @@ class Streamed:
         self.folder, self.dtype, self.device = folder, dtype, torch.device(device)
         self.shards = Shards(folder)
         config = checkpoint.read_config(folder)
-        quantized.check_plain(folder, config, self.shards, "pruning or dropping layers")
+        quantizers.check_plain(folder, config, self.shards, "pruning or dropping layers")
         with init_empty_weights(include_buffers=False):  # buffers such as rotary frequencies are computed, not stored
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         for name, buffer in self.model.named_buffers():

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from sparsedraft.base.hashing import text_hash
 from sparsedraft.stages.report import plots
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 
 SAMPLES = 10
 COLUMNS = [
@@ -35,10 +35,10 @@ def read_page(folder: Path) -> DataPage:
 
     UserError where the data is damaged.
     """
-    page = DataPage(distilled.read_result(folder))
+    page = DataPage(dataset.read_result(folder))
 
     def counted() -> Iterator[dict[str, Any]]:
-        for batch in distilled.batches(folder, COLUMNS):
+        for batch in dataset.batches(folder, COLUMNS):
             for row in batch.to_pylist():
                 for name, counter in page.counts.items():
                     counter[row[name]] += 1

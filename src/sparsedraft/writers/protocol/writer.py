@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.text.packing import Sample
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.requests import Completion, Request
 
 

@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.models.ends import ends
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.texts import text_of
-from sparsedraft.text.packing import Sample
+from sparsedraft.models.tokenizers.detokenizer import text_of
+from sparsedraft.models.tokenizers.ends import end_ids, end_of_turn
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.conversation import REFUSED
 from sparsedraft.writers.protocol.requests import Completion, Request
 from sparsedraft.writers.server import reported, thoughts, trial
@@ -42,8 +42,8 @@ class EndpointWriter:
         self, server: Server, served: str, tokenizer: PreTrainedTokenizerBase, skip: bool | None = None
     ) -> None:
         self.server, self.served, self.tokenizer, self.skip = server, served, tokenizer, skip
-        self.end = templates.end_of_turn(tokenizer)
-        self.eos_ids = frozenset(self.end) | ends(Path(tokenizer.name_or_path), tokenizer)
+        self.end = end_of_turn(tokenizer)
+        self.eos_ids = frozenset(self.end) | end_ids(Path(tokenizer.name_or_path), tokenizer)
         self._names_ids = True  # until the server refuses to
         self._by_tokens = False  # whether it must be asked for tokens to get the thoughts
         self._tried: set[tuple[Sampling, int]] = set()

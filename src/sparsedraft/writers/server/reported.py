@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.writers.protocol.requests import Completion
 from sparsedraft.writers.server.finish import ENDED
 

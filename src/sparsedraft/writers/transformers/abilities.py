@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.decoder import embedding_rows
-from sparsedraft.models.shrink import build, shrunk, transformers_class
-from sparsedraft.text.packing import Sample, answer_logits, pack
+from sparsedraft.models.miniature import build, shrunk, transformers_class
+from sparsedraft.text.bins import fill
+from sparsedraft.text.logits import answer_logits
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.backend import Backend
 from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.transformers.alone import AloneBackend
@@ -185,7 +187,7 @@ def _packs(model: PreTrainedModel) -> bool:
     samples = [Sample(str(n), _text(model, n)[:-MORE], _text(model, n)[-MORE:]) for n in (FAR, NEAR)]
     training = model.training
     model.eval()
-    packed = answer_logits(model, pack(samples).to(model.device)).split(MORE)
-    single = [answer_logits(model, pack([sample]).to(model.device)) for sample in samples]
+    packed = answer_logits(model, fill(samples).to(model.device)).split(MORE)
+    single = [answer_logits(model, fill([sample]).to(model.device)) for sample in samples]
     model.train(training)
     return all(map(_alike, packed, single))

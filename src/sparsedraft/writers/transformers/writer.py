@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.decoder import context_length
-from sparsedraft.text import packing
-from sparsedraft.text.packing import Sample
+from sparsedraft.text import bins, logits
+from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.requests import Completion, Request, check_top_k
 from sparsedraft.writers.transformers.abilities import backend_of, reads_whole
 from sparsedraft.writers.transformers.completions import generate_batch
@@ -46,7 +46,7 @@ class TransformersWriter:
         found, whole = [], reads_whole(self.model)
         for sample in samples:
             if whole:
-                logprobs = packing.logprobs(self.model, packing.pack([sample]).to(self.model.device))
+                logprobs = logits.logprobs(self.model, bins.fill([sample]).to(self.model.device))
             else:
                 ids, n = [*sample.prompt_ids, *sample.answer_ids], len(sample.answer_ids)
                 logprobs = backend_of(self.model).forward([ids[:-1]], [n])[0].float().log_softmax(-1)

@@ -8,11 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from sparsedraft.base.errors import UserError
 from sparsedraft.base.sidefiles import read_as
-from sparsedraft.models.own_code import refuse_tokenizer_code
 
 Ids = StrictInt | list[StrictInt] | None
 Token = StrictStr | dict[str, Any] | None
@@ -97,19 +94,9 @@ def check_model(folder: Path) -> None:
     _check(folder, MODEL)
 
 
-def read_tokenizer(folder: Path, what: str, mend: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`, which works; UserError, of `what` and with a `mend`, where there is none."""
+def check_tokenizer(folder: Path) -> None:
+    """UserError where a file of the tokenizer cannot be what transformers reads."""
     _check(folder, TOKENIZER)
-    refuse_tokenizer_code(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        tokenizer.decode(tokenizer("a b")["input_ids"])
-    except BaseException as error:  # tokenizers raises plain Exceptions, and panics that are none
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = (str(error).strip().splitlines() or ["no tokenizer files"])[0]
-        raise UserError(f"{what} has no tokenizer that can be read ({reason}): {mend}.") from None
-    return tokenizer
 
 
 def _check(folder: Path, schemas: dict[str, type[BaseModel]]) -> None:

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.places import read_provenance
 from sparsedraft.base.sidefiles import read_as
-from sparsedraft.models.foreign import read_tokenizer
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.ends import end_of_turn
+from sparsedraft.models.tokenizers.reader import read_tokenizer
 from sparsedraft.models.tokenizers.templates import Arguments
-from sparsedraft.text import rowchecks
-from sparsedraft.text.packing import Sample
-from sparsedraft.text.reads_back import reads_back
+from sparsedraft.text import dataset_checks
+from sparsedraft.text.readback import reads_back
+from sparsedraft.text.sample import Sample
 
 SOFT = ("topk_ids", "topk_logprobs")
 NEEDED = ("id", "prompt_id", "messages", "prompt_ids", "answer_ids", "finish_reason", *SOFT)
@@ -86,15 +87,15 @@ def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.R
     """The rows a thousand at a time, in order, `columns` of them (default: all).
 
     UserError where a shard is damaged, of another kind, or lacking (which is known at the end), and for a row that is
-    not what `distill` writes (see `rowchecks`).
+    not what `distill` writes (see `dataset_checks`).
     """
     wanted, count = read_result(folder)["rows"], 0
     for file in sorted(check(folder).glob("data-*.parquet")):
         try:
             shard, before = parquet.ParquetFile(file), 0
-            rowchecks.check_types(shard.schema_arrow, SCHEMA, [*(columns or NEEDED)], file)
+            dataset_checks.check_types(shard.schema_arrow, SCHEMA, [*(columns or NEEDED)], file)
             for batch in shard.iter_batches(1024, columns=columns):
-                rowchecks.check_rows(batch.select([*(columns or NEEDED)]), file, before)
+                dataset_checks.check_rows(batch.select([*(columns or NEEDED)]), file, before)
                 before += len(batch)
                 count += len(batch)
                 yield batch
@@ -160,14 +161,7 @@ def check_ids(samples: Iterable[Sample], rows: int, name: str) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Sourced(Sample):
-    """A sample, and the prompt it came from."""
-
-    prompt_id: str = ""
-
-
-def samples(folder: Path, tokenizer: PreTrainedTokenizerBase, soft: bool = True) -> Iterator[Sourced]:
+def samples(folder: Path, tokenizer: PreTrainedTokenizerBase, soft: bool = True) -> Iterator[Sample]:
     """The rows as samples in the ids of `tokenizer`, one after the other; with `soft` the labels that are stored.
 
     The target's own ids where the tokenizer is the same; else the text of the conversation, tokenized again under the
@@ -182,11 +176,11 @@ def samples(folder: Path, tokenizer: PreTrainedTokenizerBase, soft: bool = True)
             yield from (_again(row, tokenizer) for row in batch.to_pylist())
 
 
-def _own_ids(batch: pa.RecordBatch, soft: bool) -> Iterator[Sourced]:
+def _own_ids(batch: pa.RecordBatch, soft: bool) -> Iterator[Sample]:
     """The soft labels stay what the file has, 6 bytes a label: as two of Python's objects they would be some 70."""
     rows = batch.drop_columns([*SOFT] if soft else []).to_pylist()
     for i, row in enumerate(rows):
-        found = Sourced(row["id"], row["prompt_ids"], row["answer_ids"], prompt_id=row["prompt_id"])
+        found = Sample(row["id"], row["prompt_ids"], row["answer_ids"], prompt_id=row["prompt_id"])
         if soft:
             n = len(row["answer_ids"])
             ids, logprobs = (batch[name][i].values.to_numpy(zero_copy_only=False) for name in SOFT)
@@ -195,9 +189,9 @@ def _own_ids(batch: pa.RecordBatch, soft: bool) -> Iterator[Sourced]:
         yield found
 
 
-def _again(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sourced:
+def _again(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:
     ids = templates.chat_ids(tokenizer, row["messages"][:-1])
     answer = tokenizer(row["messages"][-1]["content"], add_special_tokens=False)["input_ids"]
     if row["finish_reason"] == "eos":
-        answer = [*answer, *templates.end_of_turn(tokenizer)]
-    return Sourced(row["id"], ids, answer, prompt_id=row["prompt_id"])
+        answer = [*answer, *end_of_turn(tokenizer)]
+    return Sample(row["id"], ids, answer, prompt_id=row["prompt_id"])

@@ -13,7 +13,7 @@ import pytest
 
 from sparsedraft import cli
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 
 AT = 3  # the row that is damaged
 
@@ -131,7 +131,7 @@ def test_wider_numbers_are_the_same_data(data: Path, tokenizer, tmp_path: Path) 
     """As pandas or polars would write it back."""
     kinds = {"answer_ids": pa.large_list(pa.int64()), "topk_logprobs": pa.list_(pa.float32()), "id": pa.large_string()}
     damaged(data, tmp_path / "data", lambda row: None, **kinds)
-    one, other = ([*distilled.samples(folder, tokenizer)] for folder in (data, tmp_path / "data"))
+    one, other = ([*dataset.samples(folder, tokenizer)] for folder in (data, tmp_path / "data"))
     for left, right in zip(one, other, strict=True):
         assert (left.id, left.answer_ids, left.topk_ids.tolist()) == (
             right.id,

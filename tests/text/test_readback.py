@@ -14,7 +14,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.pack.stage import frequent
 from sparsedraft.stages.prune.calibration import sequences
-from sparsedraft.text import distilled
+from sparsedraft.text import dataset
 from tiny import CORPUS, build_llama, build_tokenizer
 
 STORED = ROOT / "docs" / "results"
@@ -58,7 +58,7 @@ def others(tmp_path: Path) -> list[Path]:
 def test_the_right_tokenizer_gets_the_targets_own_ids(stored: tuple[Path, Path], tiny_checkpoint: Path) -> None:
     whole, bare = stored
     tokenizer = checkpoint.load_tokenizer(tiny_checkpoint)
-    ids = [[*distilled.samples(data, tokenizer, soft=False)] for data in (whole, bare)]
+    ids = [[*dataset.samples(data, tokenizer, soft=False)] for data in (whole, bare)]
     assert ids[0] == ids[1]
     calibration = [sequences(str(data), tokenizer, 400, 40, seed=0) for data in (whole, bare)]
     assert torch.equal(*calibration)
@@ -70,17 +70,17 @@ def test_another_tokenizer_is_told_apart(stored: tuple[Path, Path], others: list
     whole, bare = stored
     for folder in others:
         tokenizer = checkpoint.load_tokenizer(folder)
-        assert not distilled.same_tokenizer(bare, tokenizer)
+        assert not dataset.same_tokenizer(bare, tokenizer)
         with pytest.raises(UserError, match="is of another tokenizer than"):
             frequent(folder, str(bare), 50, 320)
-        again = [*distilled.samples(bare, tokenizer, soft=False)]  # the text, in this tokenizer's ids
-        assert again == [*distilled.samples(whole, tokenizer, soft=False)]
+        again = [*dataset.samples(bare, tokenizer, soft=False)]  # the text, in this tokenizer's ids
+        assert again == [*dataset.samples(whole, tokenizer, soft=False)]
 
 
 def test_a_tokenizer_without_a_template_proves_nothing(stored: tuple[Path, Path], tmp_path: Path) -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = None
-    assert not distilled.same_tokenizer(stored[1], tokenizer)
+    assert not dataset.same_tokenizer(stored[1], tokenizer)
 
 
 def test_the_repositorys_own_data_has_ids_of_no_other_tokenizer(smollm2: Path) -> None:
@@ -88,4 +88,4 @@ def test_the_repositorys_own_data_has_ids_of_no_other_tokenizer(smollm2: Path) -
     folders = [file.parent for file in STORED.glob("*/distilled/data-00000.parquet")]
     assert folders, "the stored results hold data"
     for folder in folders:  # Qwen's
-        assert not distilled.same_tokenizer(folder, tokenizer)
+        assert not dataset.same_tokenizer(folder, tokenizer)

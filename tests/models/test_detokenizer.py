@@ -4,8 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sparsedraft.models.tokenizers.retokenize import Detokenizer
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import Detokenizer, text_of
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.stages.generate.stage import _Answer

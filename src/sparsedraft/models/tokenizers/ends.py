@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.sidefiles import read_object
+from sparsedraft.models.tokenizers import templates
 
 
-def ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every id that ends a text of the checkpoint in `folder`: those that its tokenizer, its config.json (a text model
     inside a wrapper: both) and its generation_config.json name as `eos_token_id`, one or a list.
 
@@ -22,6 +24,19 @@ def ends(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
             for part in (fields, text if isinstance(text, dict) else {}):
                 found |= set(_ids(part.get("eos_token_id")))
     return frozenset(found)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token that ends an assistant's turn, as a list: what the chat template puts there, else EOS, else none."""
+    chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": templates.MARK}]
+    try:
+        shown = templates.render(tokenizer, chat) if tokenizer.chat_template else ""
+    except TemplateError:
+        shown = ""
+    ids = tokenizer(shown.partition(templates.MARK)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    if ids and ids[0] in tokenizer.get_added_vocab().values():
+        return [int(ids[0])]
+    return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
 
 def _ids(value: object) -> Iterable[int]:

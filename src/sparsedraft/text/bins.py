@@ -8,33 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from sparsedraft.text.sample import Sample
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One conversation: token ids of the prompt (template included) and of the target's answer.
-
-    `topk_ids` and `topk_logprobs` [answer tokens, k] are the target's likeliest tokens at each place, where known.
-    """
-
-    id: str
-    prompt_ids: Sequence[int]
-    answer_ids: Sequence[int]
-    topk_ids: np.ndarray | None = None
-    topk_logprobs: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.answer_ids)
-
-    @property
-    def soft(self) -> bool:
-        """Whether the target's likeliest tokens are known."""
-        return self.topk_ids is not None and self.topk_ids.shape[1] > 0
-
-
-@dataclass(frozen=True)
-class PackedRow:
+class Bin:
     """One row of length L: `ids` [1, L], `positions` [1, L], and the n positions that predict an answer token.
 
     `predict` [n] indexes the row at the token before each answer token; `tokens` [n] are those answer tokens, and
@@ -51,12 +31,12 @@ class PackedRow:
     soft: Tensor
     own: bool = False
 
-    def to(self, device: torch.device) -> "PackedRow":
+    def to(self, device: torch.device) -> "Bin":
         """The same row on `device`."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "own"})
 
 
-def fit(samples: Sequence[Sample], length: int) -> tuple[list[Sample], int]:
+def truncate(samples: Sequence[Sample], length: int) -> tuple[list[Sample], int]:
     """(samples cut to `length` tokens, how many were dropped because their prompt alone fills it)."""
     kept = [s for s in samples if len(s.prompt_ids) < length and len(s.answer_ids) > 0]
     return [_cut(s, length - len(s.prompt_ids)) for s in kept], len(samples) - len(kept)
@@ -75,31 +55,31 @@ def _cut(sample: Sample, n: int) -> Sample:
     )
 
 
-def bins(lengths: Sequence[int], length: int) -> list[list[int]]:
+def first_fit(lengths: Sequence[int], length: int) -> list[list[int]]:
     """First-fit decreasing: indices of samples grouped so that each group's lengths add up to at most `length`.
 
     Within 22 % of the least possible number of groups (Johnson 1973), and far nearer on many short samples.
     """
-    groups: list[list[int]] = []
+    assign: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         where = next((g for g, free in enumerate(room) if free >= lengths[index]), None)
         if where is None:
-            groups.append([])
+            assign.append([])
             room.append(length)
-            where = len(groups) - 1
-        groups[where].append(index)
+            where = len(assign) - 1
+        assign[where].append(index)
         room[where] -= lengths[index]
-    return groups
+    return assign
 
 
-def groups(samples: Sequence[Sample], length: int, packable: bool) -> list[list[int]]:
+def assign(samples: Sequence[Sample], length: int, packable: bool) -> list[list[int]]:
     """Indices of the samples of each row of at most `length` tokens; one a row for a model that is not `packable`."""
-    return bins([len(s) if packable else length for s in samples], length)
+    return first_fit([len(s) if packable else length for s in samples], length)
 
 
-def pack(samples: Sequence[Sample], own: bool = False) -> PackedRow:
-    """Lay `samples` end to end in one row; `own` as in PackedRow."""
+def fill(samples: Sequence[Sample], own: bool = False) -> Bin:
+    """Lay `samples` end to end in one row; `own` as in Bin."""
     ids: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
@@ -118,7 +98,7 @@ def pack(samples: Sequence[Sample], own: bool = False) -> PackedRow:
         [s.topk_logprobs[:, :width] if s.topk_logprobs is not None and s.soft else e for s, e in pairs]
     )
     soft = np.concatenate([np.full(len(s.answer_ids), s.soft) for s in samples])
-    return PackedRow(
+    return Bin(
         torch.tensor([ids]),
         torch.tensor([positions]),
         torch.tensor(predict),
@@ -130,7 +110,7 @@ def pack(samples: Sequence[Sample], own: bool = False) -> PackedRow:
     )
 
 
-def unpack(row: PackedRow) -> list[Sample]:
+def samples_in(row: Bin) -> list[Sample]:
     """The samples that `pack` laid end to end, without ids and soft labels."""
     ids, n = row.ids[0].tolist(), row.ids.shape[1]
     starts = (row.positions[0] == 0).nonzero().squeeze(1).tolist()
@@ -141,41 +121,18 @@ def unpack(row: PackedRow) -> list[Sample]:
     ]
 
 
-def answer_logits(model: nn.Module, row: PackedRow) -> Tensor:
-    """Logits [n, V] at the n positions of `row` that predict an answer token; the head runs on no other."""
-    return outputs(model, row)[0]
-
-
-def outputs(model: nn.Module, row: PackedRow, hidden_states: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """(`answer_logits`, the hidden states [1, L, hidden] after each layer, if asked for: the last one normalised)."""
-    out = model(
-        input_ids=row.ids,
-        position_ids=row.positions,
-        logits_to_keep=row.predict,
-        use_cache=False,
-        **({"output_hidden_states": True} if hidden_states else {}),
-    )
-    return out.logits[0], out.hidden_states[1:] if hidden_states else ()
-
-
-@torch.inference_mode()
-def logprobs(model: nn.Module, row: PackedRow) -> Tensor:
-    """Log-probabilities [n, V], float32, at the n positions of `row` that predict an answer token."""
-    return answer_logits(model, row).float().log_softmax(-1)
-
-
 def steps(
     samples: Sequence[Sample], length: int, rows_per_step: int, seed: int, packable: bool = True
-) -> Iterator[list[PackedRow]]:
+) -> Iterator[list[Bin]]:
     """Endless optimizer steps of `rows_per_step` packed rows; each epoch is shuffled and packed anew from the seed."""
     generator = torch.Generator().manual_seed(seed)
-    waiting: list[PackedRow] = []
+    waiting: list[Bin] = []
     while True:
         order = torch.randperm(len(samples), generator=generator).tolist()
         shuffled = [samples[i] for i in order]
-        rows = groups(shuffled, length, packable)
+        rows = assign(shuffled, length, packable)
         for row in torch.randperm(len(rows), generator=generator).tolist():  # else long samples come first
-            waiting.append(pack([shuffled[i] for i in sorted(rows[row])]))
+            waiting.append(fill([shuffled[i] for i in sorted(rows[row])]))
             if len(waiting) == rows_per_step:
                 yield waiting
                 waiting = []

@@ -12,8 +12,8 @@ import packed_folders
 from packed_folders import IDS, SMALL, close
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
-from sparsedraft.models.ends import ends
 from sparsedraft.models.macs import macs_of_config
+from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native.session import Engine
 from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.pack.stage import pack
@@ -104,7 +104,7 @@ def test_what_is_written_of_it_is_a_plain_checkpoint(wrapper, tmp_path: Path) ->
         assert not (tmp_path / place / "preprocessor_config.json").exists()
         model, info = hf.AutoModelForCausalLM.from_pretrained(tmp_path / place, output_loading_info=True)
         assert type(model).__name__ == PLAIN[name] and not info["missing_keys"] and not info["unexpected_keys"]
-        assert ends(tmp_path / place, build_tokenizer()) == ({2, 9} if name == "gemma3" else {2})
+        assert end_ids(tmp_path / place, build_tokenizer()) == ({2, 9} if name == "gemma3" else {2})
         if place == "saved":
             with torch.no_grad():
                 close(model(IDS).logits[0], expected, 1e-5)

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.texts import text_of
+from sparsedraft.models.tokenizers.detokenizer import text_of
 
 ANSWERS = 0.9  # of the rows: an answer that was cut inside a character, or spells a special token, reads otherwise
 

@@ -10,18 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sparsedraft.models.tokenizers.retokenize import (
+from sparsedraft.models.tokenizers.detokenizer import BROKEN, LONGEST, Detokenizer, special_ids, tail
+from sparsedraft.models.tokenizers.retokenizer import (
     BEHIND,
-    BROKEN,
     CONTEXT,
-    LONGEST,
-    Detokenizer,
     Piece,
     Retokenizer,
     inner,
-    special_ids,
     spliced,
-    tail,
 )
 from sparsedraft.models.tokenizers.vocab import surfaces
 from tokens import FAITHFUL, TEXTS, built

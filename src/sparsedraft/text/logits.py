@@ -1,0 +1,29 @@
+"""A model's logits over a bin, at the positions that predict an answer token."""
+
+import torch
+from torch import Tensor, nn
+
+from sparsedraft.text.bins import Bin
+
+
+def answer_logits(model: nn.Module, row: Bin) -> Tensor:
+    """Logits [n, V] at the n positions of `row` that predict an answer token; the head runs on no other."""
+    return outputs(model, row)[0]
+
+
+def outputs(model: nn.Module, row: Bin, hidden_states: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """(`answer_logits`, the hidden states [1, L, hidden] after each layer, if asked for: the last one normalised)."""
+    out = model(
+        input_ids=row.ids,
+        position_ids=row.positions,
+        logits_to_keep=row.predict,
+        use_cache=False,
+        **({"output_hidden_states": True} if hidden_states else {}),
+    )
+    return out.logits[0], out.hidden_states[1:] if hidden_states else ()
+
+
+@torch.inference_mode()
+def logprobs(model: nn.Module, row: Bin) -> Tensor:
+    """Log-probabilities [n, V], float32, at the n positions of `row` that predict an answer token."""
+    return answer_logits(model, row).float().log_softmax(-1)
