@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
+CSRC := src/sparsedraft/native/csrc
 
 .PHONY: demo test check docs figures bench bench-runtime other-readers sanitize fuzz aarch64 old-cpu clean
 
@@ -26,7 +27,7 @@ bench: $(STAMP)
 # only where there is none (macOS) the plain one.
 TORCH := torch==2.13.0
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard src/sparsedraft/native/csrc/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard $(CSRC)/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)+cpu" --index-url $(TORCH_INDEX) \
 		|| $(BIN)/pip install -q "$(TORCH)"
@@ -70,9 +71,8 @@ fuzz: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_cached.py --cases $(CASES)
 
 # The portable kernels on an emulated aarch64 give the bits that they give here (Debian: qemu-user, g++-aarch64-linux-gnu)
-CSRC := src/sparsedraft/native/csrc
-PORTABLE := -std=c++20 -O2 -ffp-contract=off -static -pthread tests/native/cross_check.cpp \
-	$(CSRC)/relay.cpp $(CSRC)/kernels.cpp $(CSRC)/kernels_portable.cpp
+PORTABLE := -std=c++20 -O2 -ffp-contract=off -static -pthread -I$(CSRC) tests/native/cross_check.cpp \
+	$(wildcard $(CSRC)/layout/*.cpp) $(CSRC)/kernels/select.cpp $(CSRC)/kernels/portable.cpp
 aarch64:
 	mkdir -p build/cross
 	$(CXX) $(PORTABLE) -o build/cross/here

@@ -11,8 +11,8 @@ import packed_folders
 from blocks import code_blocks
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.native import packed
-from sparsedraft.native.weights import PackedWeights
+from sparsedraft.native.packed_folder import PackedReader
+from sparsedraft.native.packed_format import pack_matrix, unpack_matrix
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 made = packed_folders.made
@@ -35,9 +35,9 @@ def test_the_pages_reader_reads_every_kind(reader: dict[str, Any], kind: str, va
     elif kind != "dense":
         weight = torch.where(keep_mask(Pattern.parse(kind), weight.abs(), 0), weight, 0)
         weight[2, :32] = 0  # groups with fewer values than N
-    entry, parts = packed.pack(weight, kind, values)
+    entry, parts = pack_matrix(weight, kind, values)
     found = reader["matrix"](entry.to_dict(), *(part(parts, name) for name in ("values", "index", "scale")))
-    assert torch.equal(torch.from_numpy(found), dense(*packed.unpack("w", entry, parts)))
+    assert torch.equal(torch.from_numpy(found), dense(*unpack_matrix("w", entry, parts)))
 
 
 def part(parts: dict[str, torch.Tensor], name: str) -> Any:
@@ -49,7 +49,7 @@ def test_the_pages_reader_reads_a_folder(
     reader: dict[str, Any], made: Callable[..., tuple[Path, Path]], pattern: str | None, weights: str
 ) -> None:
     _, folder = made("llama", False, pattern, weights)
-    stored = PackedWeights(folder)
+    stored = PackedReader(folder)
     found = reader["read"](folder)
     assert set(found) == set(stored.entries)
     for name, weight in found.items():

@@ -10,7 +10,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native import extension as native
-from sparsedraft.native.weights import PackedWeights
+from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.stages.distill.job import Job
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.served import Served
@@ -23,7 +23,7 @@ from sparsedraft.writers.server.address import Endpoint
 from tiny import build_llama, build_tokenizer
 
 ALL = {2, 301, 310, 317}  # of the tokenizer, of config.json (two), of generation_config.json
-RUNTIMES = ["transformers", *(["native"] if native._module()[0] is not None else [])]
+RUNTIMES = ["transformers", *(["native"] if native.is_built() else [])]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_trimmed_head_keeps_all_of_them(folder: Path, tmp_path: Path) -> None:
     ids, _ = frequent(folder, data, 4, 320)
     assert set(ids.tolist()) == ALL
     pack(str(folder), tmp_path / "trimmed", head_tokens=20, head_data=data)
-    kept = PackedWeights(tmp_path / "trimmed").head_ids()
+    kept = PackedReader(tmp_path / "trimmed").head_ids()
     assert kept is not None and set(kept.tolist()) >= ALL
     with pytest.raises(UserError, match="--head-tokens 3 cannot hold the 4 tokens that end a text"):
         frequent(folder, data, 3, 320)

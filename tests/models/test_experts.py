@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.macs import macs_of_config, macs_of_model, nonzero_parameters
-from sparsedraft.native.cost import weights_of_model
+from sparsedraft.native.cost import cost_of_model
 from sparsedraft.plan import plan_recipe
 from sparsedraft.recipe import Recipe, Speed
 from sparsedraft.run import run_recipe
@@ -91,7 +91,7 @@ def test_macs_are_those_of_the_active_experts(family: str, tokenizer, tmp_path: 
     found = inspect(str(folder))
     assert macs_of_config(make()) == macs_of_model(model) == macs
     assert found["macs_per_token"] == found["macs_dense"] == macs
-    weights = weights_of_model(model)
+    weights = cost_of_model(model)
     assert weights["macs_per_token"] == macs and weights["sparsity"] == 0
     assert weights["nonzero_params"] == nonzero_parameters(model)[0] == found["nonzero_parameters"]
 
@@ -105,7 +105,7 @@ def test_zeros_in_experts_count_by_their_share(qwen3: Path, tmp_path: Path, toke
     assert macs_of_model(model) == FAMILIES["qwen3"][1] - fewer
     checkpoint.save(model, tokenizer, tmp_path / "zeros")
     assert inspect(str(tmp_path / "zeros"))["macs_per_token"] == FAMILIES["qwen3"][1] - fewer
-    assert 0 < weights_of_model(model)["sparsity"] < 0.05
+    assert 0 < cost_of_model(model)["sparsity"] < 0.05
 
 
 def test_evaluated_as_a_target_and_reported(qwen3: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_fp8_runs_as_transformers_unpacks_it(dense: Path, tmp_path: Path) -> Non
     assert found["drafters"][0]["alpha"] == 1 and found["drafters"][0]["c"] == 1
 
 
-@pytest.mark.skipif(native._module()[0] is None, reason="not built")
+@pytest.mark.skipif(not native.is_built(), reason="not built")
 def test_auto_takes_transformers_for_what_only_the_weights_tell(tiny_llama, tokenizer, tmp_path: Path) -> None:
     """A bias in the MLP: a llama that transformers runs, and the engine does not."""
     model = tiny_llama(mlp_bias=True)

@@ -1,12 +1,12 @@
-// Prints a checksum of what the portable kernels give for each layout, type of values and number of tokens, and of what they
-// compute for attention, norms and gates of every size. `make aarch64` runs it on this machine and on an emulated aarch64: the
-// lines must be the same. (tests/test_kernels.py and tests/test_kernel_bits.py compare a CPU's own kernels.)
+// Prints a checksum of the portable kernels' results: products in each layout, type of values and number of tokens; attention, norms
+// and gates of every size. `make aarch64` runs it on this machine and on an emulated aarch64: the lines must be the same.
+// (test_kernels.py and test_kernel_bits.py compare the sets of kernels of one CPU.)
 #include <cstdio>
 #include <cstring>
 #include <vector>
 
-#include "../src/sparsedraft/runtime/csrc/linear.hpp"
-#include "../src/sparsedraft/runtime/csrc/relay.hpp"
+#include "engine/linear.hpp"
+#include "layout/lay_out.hpp"
 
 using namespace sparsedraft;
 
@@ -86,12 +86,12 @@ int main() {
       const std::vector<uint8_t> raw = weights(type, rows, columns, c.kept, c.of);
       std::vector<float> scale(rows);
       for (float& f : scale) f = static_cast<float>(draw() % 100 + 1) / 4096.0f;
-      const Matrix m = relay(raw.data(), type, rows, columns, c.layout, c.n, type == Values::i8 ? scale.data() : nullptr);
+      const Matrix m = lay_out(raw.data(), type, rows, columns, c.layout, c.n, type == Values::i8 ? scale.data() : nullptr);
       for (const int tokens : {1, 2, 5, 17}) {
         std::vector<float> x(columns * tokens);
         for (float& f : x) f = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
         Pool pool(2);
-        Buffer buffer;
+        ActivationBuffer buffer;
         buffer.resize(columns, tokens);
         for (int t = 0; t < tokens; ++t) std::copy_n(x.data() + t * columns, columns, buffer.row(t));
         std::vector<float> y(padded(rows, kRows) * tokens);

@@ -1,10 +1,10 @@
-// Work that throws in the threads of a pool: what it threw reaches the caller once all have stopped, and the pool goes on working.
-// tests/test_out_of_memory.py builds and runs it.
+// Work that throws in the threads of a pool: the exception reaches the caller once all threads have stopped, and the pool goes on
+// working. test_out_of_memory.py builds and runs this.
 #include <cstdio>
 #include <new>
 #include <stdexcept>
 
-#include "../src/sparsedraft/runtime/csrc/pool.hpp"
+#include "engine/pool.hpp"
 
 using sparsedraft::Pool;
 
@@ -28,6 +28,11 @@ bool throws(Pool& pool, size_t count, const Work& work) {
   return false;
 }
 
+int fail(const char* what) {
+  std::puts(what);
+  return 1;
+}
+
 }  // namespace
 
 int main() {
@@ -38,22 +43,29 @@ int main() {
       std::atomic<int> busy{0};
       const auto sometimes = [&](size_t first, size_t last) {  // without workers all in one piece
         ++busy;
-        for (; first < last; ++first)
-          if (first % 7 == round % 7) --busy, throw std::bad_alloc();
+        for (; first < last; ++first) {
+          if (first % 7 != round % 7) continue;
+          --busy;
+          throw std::bad_alloc();
+        }
         --busy;
       };
-      if (!throws<std::bad_alloc>(pool, 64, sometimes)) return std::puts("bad_alloc is lost"), 1;
-      if (busy) return std::puts("somebody still works"), 1;
-      if (!throws<std::runtime_error>(pool, 64, [](size_t, size_t) { throw std::runtime_error("all"); })) return std::puts("error lost"), 1;
-      if (!works(pool)) return std::puts("the pool is spoilt"), 1;
+      if (!throws<std::bad_alloc>(pool, 64, sometimes)) return fail("bad_alloc is lost");
+      if (busy) return fail("somebody still works");
+      if (!throws<std::runtime_error>(pool, 64, [](size_t, size_t) { throw std::runtime_error("all"); })) return fail("error lost");
+      if (!works(pool)) return fail("the pool is spoilt");
     }
     std::atomic<int> others{0};
     const auto only_workers = [&](size_t, size_t) {
-      if (std::this_thread::get_id() != caller) ++others, throw std::bad_alloc();
+      if (std::this_thread::get_id() != caller) {
+        ++others;
+        throw std::bad_alloc();
+      }
       while (threads > 1 && !others) std::this_thread::yield();
     };
-    if (throws<std::bad_alloc>(pool, 64, only_workers) != (threads > 1)) return std::puts("a worker's bad_alloc is lost"), 1;
-    if (!works(pool)) return std::puts("the pool is spoilt"), 1;
+    if (throws<std::bad_alloc>(pool, 64, only_workers) != (threads > 1)) return fail("a worker's bad_alloc is lost");
+    if (!works(pool)) return fail("the pool is spoilt");
   }
-  return std::puts("sound"), 0;
+  std::puts("sound");
+  return 0;
 }

@@ -16,11 +16,11 @@ from sparsedraft.models import checkpoint
 from sparsedraft.native import extension as native
 from sparsedraft.native import model as native_models
 from sparsedraft.native.model import native_model
-from sparsedraft.native.session import Engine, Rows
+from sparsedraft.native.session import Engine, Session
 from sparsedraft.writers.prefix import PrefixCache
 from sparsedraft.writers.transformers.backend import TransformersBackend
 
-pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extension was not built")
+pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was not built")
 
 SIZE = {
     "vocab_size": 320, "hidden_size": 48, "intermediate_size": 104, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -131,7 +131,7 @@ def test_drafts_are_greedy(tmp_path: Path) -> None:
     assert engine.draft(6, text[8]) == expected and engine.length == 14
     assert engine.draft(0, 1) == [] and engine.length == 14
     engine.rollback(0)  # several unread tokens, as after a step whose drafts were all accepted
-    assert engine._rows.draft(6, text) == expected and engine.length == 14
+    assert engine._session.draft(6, text) == expected and engine.length == 14
 
 
 def test_drafts_are_sampled(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_draft_beyond_the_context_changes_nothing(tmp_path: Path) -> None:
 def test_backends_agree(tmp_path: Path) -> None:
     """The loop's two backends, rows and all."""
     model = saved(FAMILIES["qwen3"], tmp_path)
-    both = [Rows(native_model(tmp_path), 2, threads=1), TransformersBackend(model, 2)]
+    both = [Session(native_model(tmp_path), 2, threads=1), TransformersBackend(model, 2)]
     seen = []
     for backend in both:
         out = backend.forward([ids_of(9), ids_of(4, 1)], [1, 2])
@@ -194,9 +194,9 @@ def test_a_row_is_selected_once_or_not_at_all(tmp_path: Path) -> None:
     """By every backend in the same way, and where it is refused all rows are as they were."""
     model = saved(FAMILIES["qwen3"], tmp_path)
     for backend in (
-        Rows(native_model(tmp_path), 2, threads=1),
+        Session(native_model(tmp_path), 2, threads=1),
         TransformersBackend(model, 2),
-        PrefixCache(Rows(native_model(tmp_path), 2, threads=1)),
+        PrefixCache(Session(native_model(tmp_path), 2, threads=1)),
     ):
         backend.forward([[5, 6], [7]], [1, 1])
         for wrong in ([0, 0], [1, 0, 1], [2], [-1]):
@@ -206,7 +206,7 @@ def test_a_row_is_selected_once_or_not_at_all(tmp_path: Path) -> None:
         backend.select([1])
         found = backend.forward([[9]], [1])[0]
         assert torch.equal(found.argmax(-1), model(torch.tensor([[7, 9]])).logits[0, -1:].argmax(-1))
-    engine = Rows(native_model(tmp_path), 2, threads=1)._engine
+    engine = Session(native_model(tmp_path), 2, threads=1)._session
     with pytest.raises(ValueError, match="each once"):
         engine.select([0, 0])
     assert engine.lengths == [0, 0], "no row is lost"
@@ -218,7 +218,7 @@ def test_a_row_is_selected_once_or_not_at_all(tmp_path: Path) -> None:
 def test_rows_do_not_touch_each_other(tmp_path: Path) -> None:
     """Several sequences in one pass: each has the bits that it has alone."""
     saved(FAMILIES["gemma3"], tmp_path, torch.bfloat16)
-    rows, chance = Rows(native_model(tmp_path), 3, threads=2), random.Random(1)
+    rows, chance = Session(native_model(tmp_path), 3, threads=2), random.Random(1)
     alone = [Engine(rows.model, pool=rows.pool) for _ in range(3)]
     for turn in range(30):
         if turn == 20:

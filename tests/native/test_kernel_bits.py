@@ -15,9 +15,9 @@ from sparsedraft.native import extension as native
 from sparsedraft.native.model import native_model
 from sparsedraft.native.session import Engine
 
-pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extension was not built")
+pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was not built")
 
-NAMES = native.extension().names() if native._module()[0] else []  # of the sets of kernels that run here
+NAMES = native.extension().names() if native.is_built() else []  # of the sets of kernels that run here
 
 
 def numbers(*shape: int, seed: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import codes
 from sparsedraft.native import extension as native
 
-pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extension was not built")
+pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was not built")
 
 LAYOUTS = [("dense", 0), ("2:4", 2), *(("N:8", n) for n in range(1, 8)), ("bitmask", 0), ("window", 0)]
-NAMES = native.extension().names() if native._module()[0] else []  # of the sets of kernels that run here
+NAMES = native.extension().names() if native.is_built() else []  # of the sets of kernels that run here
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8}
 
 

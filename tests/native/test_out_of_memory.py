@@ -16,7 +16,7 @@ from sparsedraft.native import extension as native
 from tiny import build_llama
 
 COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
-BUILT = native._module()[0] is not None
+BUILT = native.is_built()
 LINUX = pytest.mark.skipif(not BUILT or sys.platform != "linux", reason="needs the extension, and Linux's limits")
 
 ENGINE = """
@@ -24,7 +24,7 @@ import resource, sys
 sys.path.insert(0, sys.argv[2])
 import tiny, torch
 from pathlib import Path
-from sparsedraft.native.session import Engine, Rows
+from sparsedraft.native.session import Engine, Session
 from sparsedraft.native.model import native_model
 
 def within(megabytes):
@@ -33,7 +33,7 @@ def within(megabytes):
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
 model = native_model(Path(sys.argv[1]))
-rows, alone = Rows(model, 2, threads=1), Engine(model, threads=1)
+rows, alone = Session(model, 2, threads=1), Engine(model, threads=1)
 text = [*range(5, 40)]
 rows.forward([text, [7, 8]], [0, 0])
 alone.forward(text, 0)
@@ -87,8 +87,9 @@ def test_threads_that_cannot_be_started() -> None:
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
 def test_what_a_thread_throws_reaches_the_caller(tmp_path: Path) -> None:
     program = tmp_path / "check"
+    source, include = ROOT / "tests" / "native" / "pool_check.cpp", ROOT / "src" / "sparsedraft" / "native" / "csrc"
     subprocess.run(
-        [COMPILER, "-std=c++20", "-O1", "-pthread", ROOT / "tests" / "native" / "pool_check.cpp", "-o", program],
+        [COMPILER, "-std=c++20", "-O1", "-pthread", f"-I{include}", source, "-o", program],
         check=True,
     )
     done = subprocess.run([program], capture_output=True, text=True)

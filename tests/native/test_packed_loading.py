@@ -24,8 +24,8 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.native import quantizer
-from sparsedraft.native.modules import Packed, PackedEmbedding, _pool
-from sparsedraft.native.weights import HEAD_IDS
+from sparsedraft.native.modules import PackedEmbedding, PackedModule, _pool
+from sparsedraft.native.packed_folder import HEAD_IDS
 from sparsedraft.stages.pack import stage as pack
 
 made = packed_folders.made  # fixtures
@@ -105,7 +105,7 @@ def test_packed_models_are_not_saved_but_dequantised(made, tmp_path: Path) -> No
         with pytest.raises(UserError, match="cannot be saved"):
             model.save_pretrained(tmp_path / "saved")
         plain = model.dequantize()
-        assert not any(isinstance(m, Packed) for m in plain.modules())
+        assert not any(isinstance(m, PackedModule) for m in plain.modules())
         assert all(p.requires_grad and not p.is_meta for p in plain.parameters())
         same = plain.get_input_embeddings().weight is plain.get_output_embeddings().weight
         assert same == tied and len(decoder_linears(plain)) == 14
@@ -152,7 +152,7 @@ def test_several_files_and_the_base_model(made, tmp_path: Path, monkeypatch: pyt
 
 def test_load_and_engine_are_at_the_top(made) -> None:
     source, folder = made()
-    assert not any(isinstance(m, Packed) for m in sparsedraft.load(source).modules())
+    assert not any(isinstance(m, PackedModule) for m in sparsedraft.load(source).modules())
     model = sparsedraft.load(str(folder), dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16 and not model.training
     with pytest.raises(UserError, match="no such folder"):

@@ -12,7 +12,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.native import extension as native
-from sparsedraft.native.session import Rows
+from sparsedraft.native.session import Session
 from sparsedraft.speculate.loop.decode import generate, generate_all
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant, policy_named
@@ -27,7 +27,7 @@ from stages import prune
 from timeless import timeless
 
 made = packed_folders.made  # fixture
-pytestmark = pytest.mark.skipif(native._module()[0] is None, reason="the extension was not built")
+pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was not built")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_which_runtime(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -
     def runs(**options: str) -> type:
         return type(LoadedModel.load(tiny_checkpoint, **options).backend(1))
 
-    assert runs() is Rows and runs(runtime="native") is Rows
+    assert runs() is Session and runs(runtime="native") is Session
     assert runs(runtime="transformers") is TransformersBackend and runs(dtype="bfloat16") is TransformersBackend
     with pytest.raises(UserError, match="--runtime onnx is not known"):
         runs(runtime="onnx")

@@ -16,7 +16,7 @@ from sparsedraft.native.modules import PackedLinear
 from sparsedraft.stages.pack import stage as pack
 from tiny import build_llama, build_tokenizer
 
-BUILT = native._module()[0] is not None
+BUILT = native.is_built()
 IDS = torch.tensor([[5, 250, 17, 301, 99, 4, 4, 120]])
 SMALL = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests/support python tests/tools/fuzz_cached.py [--cases 100000] [--seed 0]
 
-A case takes the kept matrices of a tiny packed folder (see sparsedraft.native.relaid), changes bytes of the streams or
-fields of the index, signs the result as if that were what had been kept, and reads a text with one set of kernels.
-Loading never fails for it, and no kernel leaves what is there; each matrix's stream lies in memory of exactly its
+A case takes the cached matrices of a tiny packed folder (see sparsedraft.native.layout_cache), changes bytes of the
+streams or fields of the index, signs the result as if that had been cached, and reads a text with one set of kernels.
+Loading never fails, and no kernel reads or writes outside of the matrix: each stream lies in memory of exactly its
 size, so that AddressSanitizer (`make sanitize`) sees the first byte too many.
 """
 
@@ -29,10 +29,10 @@ import fuzz_packed
 from fuzz_packed import ODD, change_bytes
 from packed_folders import build, save
 from sparsedraft.base.console import track
+from sparsedraft.native import architecture, layout, layout_cache, model
 from sparsedraft.native import extension as native
-from sparsedraft.native import kinds, model, relaid
+from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.session import Engine
-from sparsedraft.native.weights import PackedWeights
 from sparsedraft.stages.pack.stage import pack
 
 TEXT = [5, 17, 99]
@@ -65,7 +65,7 @@ def bases(root: Path) -> list[Base]:
             config["layer_types"] = config["layer_types"][:1]
         (folder / "config.json").write_text(json.dumps(config))  # one layer has them all, in half the time
         logits = Engine(folder, threads=1).forward(TEXT)
-        at = relaid.place(folder)
+        at = layout_cache.location(folder)
         assert at is not None
         kept = (at / "index.json").read_bytes(), (at / "streams").read_bytes()
         bases.append(Base(folder, *kept, logits))
@@ -142,9 +142,9 @@ class Remembered:
         return self.known[key]
 
 
-def remembering(folder: Path) -> PackedWeights:
+def remembering(folder: Path) -> PackedReader:
     """The weights in `folder`, each of which is read once."""
-    weights = PackedWeights(folder)
+    weights = PackedReader(folder)
     for method in ("matrix", "vector", "scale"):
         setattr(weights, method, Remembered(getattr(weights, method)))
     return weights
@@ -157,7 +157,7 @@ def watched(root: Path) -> Iterator[Counter[str]]:
     What lies in the packed folders is read once, as nobody harms them.
     """
     calls: Counter[str] = Counter()
-    module, lay_out = native.extension(), kinds.lay_out
+    module, lay_out = native.extension(), layout.lay_out
     matrix_of = module.matrix_of
 
     def taken(parts: Any, stream: np.ndarray) -> Any:
@@ -172,12 +172,12 @@ def watched(root: Path) -> Iterator[Counter[str]]:
     environment = {"SPARSEDRAFT_NATIVE_CACHE": "copy", "SPARSEDRAFT_CACHE": str(root)}
     with (
         mock.patch.dict("os.environ", environment),
-        mock.patch.object(relaid, "SMALLEST", 0),
+        mock.patch.object(layout_cache, "SMALLEST", 0),
         mock.patch.object(module, "matrix_of", taken),
-        mock.patch.object(kinds, "lay_out", laid),
+        mock.patch.object(layout, "lay_out", laid),
         mock.patch.object(model.checkpoint, "read_config", Remembered(model.checkpoint.read_config)),
-        mock.patch.object(model, "_rotary", Remembered(model._rotary, id)),
-        mock.patch.object(model, "weights_of", Remembered(remembering)),
+        mock.patch.object(architecture, "rotary_embedding", Remembered(architecture.rotary_embedding, id)),
+        mock.patch.object(model, "reader_of", Remembered(remembering)),
     ):
         yield calls
 
@@ -195,13 +195,15 @@ def run(cases: Sequence[int], seed: int) -> Counter[str]:
             rng = random.Random(f"{seed}-{case}")
             base, kernels = rng.choice(known), rng.choice(native.extension().names())
             index, streams, exact = damaged(base, rng)
-            at = relaid.place(base.folder)
+            at = layout_cache.location(base.folder)
             assert at is not None
             at.mkdir(exist_ok=True)
             (at / "index.json").write_bytes(index)
             (at / "streams").write_bytes(streams)
             calls.clear()
-            writes = contextlib.nullcontext() if case % 10 == 0 else mock.patch.object(relaid.Relaid, "write")
+            writes = (
+                contextlib.nullcontext() if case % 10 == 0 else mock.patch.object(layout_cache.LayoutCache, "write")
+            )
             try:
                 with writes:  # of what was made anew, now and then: it takes longer than all the rest
                     logits = Engine(base.folder, threads=1, kernels=kernels).forward(TEXT)

@@ -24,7 +24,7 @@ from packed_folders import SMALL, build, save
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.native.session import Engine
-from sparsedraft.native.weights import weights_of
+from sparsedraft.native.weight_reader import reader_of
 from sparsedraft.stages.pack.stage import pack
 
 FILES = (
@@ -126,10 +126,10 @@ def damage(file: Path, rng: random.Random) -> None:
 def outcome(folder: Path) -> str:
     """ "loaded" or "refused"; anything else is a failure that raises."""
     try:
-        weights = weights_of(folder)
-        for name in sorted(weights.names):
+        reader = reader_of(folder)
+        for name in sorted(reader.names):
             if name.endswith("_proj.weight"):
-                weights.matrix(name)
+                reader.matrix(name)
         engine = Engine(folder, threads=1)
         logits = engine.forward([5, 17, 99][: engine.max_length or 3], 1)
         assert logits.shape[0] == 1 and logits.dtype == torch.float32

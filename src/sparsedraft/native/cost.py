@@ -1,4 +1,4 @@
-"""What a model costs a token, and how sparse it is, whether its matrices are packed or plain."""
+"""What a model costs a token, and how sparse it is: plain, packed in transformers, or native."""
 
 from typing import Any
 
@@ -9,53 +9,72 @@ from transformers import PreTrainedModel
 from sparsedraft.models.decoder import count_zeros, decoder_layers
 from sparsedraft.models.macs import macs_of_model, nonzero_parameters
 from sparsedraft.models.matrices import matrices
-from sparsedraft.native.modules import Packed, PackedHead
+from sparsedraft.native.model import NativeModel
+from sparsedraft.native.modules import PackedHead, PackedModule
 
 
-def weights_of_model(model: PreTrainedModel) -> dict[str, Any]:
-    """What Side.weights says of a transformers model: None for what its structure does not tell."""
+def _cost(macs: int | None, nonzero: int | None, sparsity: float | None, whole: float | None) -> dict[str, Any]:
+    return {
+        "macs_per_token": macs,
+        "nonzero_params": nonzero,
+        "sparsity": sparsity,  # of the decoder linears
+        "sparsity_whole_model": whole,
+    }
+
+
+def cost_of_model(model: PreTrainedModel) -> dict[str, Any]:
+    """macs_per_token, nonzero_params, sparsity and sparsity_whole_model of a transformers model, packed or plain.
+
+    None for what the model's structure does not tell (see models.matrices).
+    """
     if holds_packed(model):
-        return packed_weights(model)
-    found = matrices(model)
+        return cost_of_packed_model(model)
+    linears = matrices(model)
     zeros = size = 0
-    if found is not None:
-        zeros = sum(count_zeros(matrix.weight) for matrix in found.values())
-        size = sum(matrix.weight.numel() for matrix in found.values())
+    if linears is not None:
+        zeros = sum(count_zeros(matrix.weight) for matrix in linears.values())
+        size = sum(matrix.weight.numel() for matrix in linears.values())
     # what a quantiser packs is not one number for each weight
     nonzero, parameters = (None, None) if getattr(model, "is_quantized", False) else nonzero_parameters(model)
-    return {
-        "macs_per_token": macs_of_model(model),
-        "nonzero_params": nonzero,
-        "sparsity": zeros / size if size else None,
-        "sparsity_whole_model": None if nonzero is None or not parameters else 1 - nonzero / parameters,
-    }
+    whole = None if nonzero is None or not parameters else 1 - nonzero / parameters
+    return _cost(macs_of_model(model), nonzero, zeros / size if size else None, whole)
 
 
 def holds_packed(model: nn.Module) -> bool:
-    """Whether the model's matrices are packed ones, not nn.Linear."""
-    return any(isinstance(module, Packed) for module in model.modules())
+    """Whether the model's matrices are packed modules, not nn.Linear."""
+    return any(isinstance(module, PackedModule) for module in model.modules())
 
 
-def packed_weights(model: PreTrainedModel) -> dict[str, Any]:
-    """What Side.weights says, of a packed model; a trimmed head costs the rows that it has."""
+def cost_of_packed_model(model: PreTrainedModel) -> dict[str, Any]:
+    """The same of a packed model in transformers; a trimmed head costs the rows that it has."""
     inside = {id(module) for layer in decoder_layers(model) for module in layer.modules()}
-    found = [module for module in model.modules() if isinstance(module, Packed) and not _tied(module)]
-    counted = {id(m): (int(torch.count_nonzero(values)), values.numel()) for m in found for values, _ in [m.unpacked()]}
-    nonzero = sum(counted[id(m)][0] for m in found if id(m) in inside)
-    weights = sum(counted[id(m)][1] for m in found if id(m) in inside)
-    others_nonzero, others = nonzero_parameters(model)
-    others_nonzero += sum(counted[id(m)][0] for m in found if id(m) not in inside)
-    others += sum(counted[id(m)][1] for m in found if id(m) not in inside)
+    linear_nonzero = linear_weights = 0
+    other_nonzero, others = nonzero_parameters(model)
+    for module in model.modules():
+        if not isinstance(module, PackedModule) or _tied(module):
+            continue
+        values, _ = module.unpacked()
+        nonzero = int(torch.count_nonzero(values))
+        if id(module) in inside:
+            linear_nonzero += nonzero
+            linear_weights += values.numel()
+        else:
+            other_nonzero += nonzero
+            others += values.numel()
     head = model.get_output_embeddings()
     rows = len(head.ids) if isinstance(head, PackedHead) and head.ids is not None else head.out_features
-    return {
-        "macs_per_token": nonzero + rows * model.config.get_text_config().hidden_size,
-        "nonzero_params": others_nonzero + nonzero,
-        "sparsity": 1 - nonzero / weights,
-        "sparsity_whole_model": 1 - (others_nonzero + nonzero) / (others + weights),
-    }
+    macs = linear_nonzero + rows * model.config.get_text_config().hidden_size
+    nonzero = other_nonzero + linear_nonzero
+    return _cost(macs, nonzero, 1 - linear_nonzero / linear_weights, 1 - nonzero / (others + linear_weights))
 
 
-def _tied(module: Packed) -> bool:
-    """Whether its rows are another's, which are counted there."""
+def _tied(module: PackedModule) -> bool:
+    """Whether the module reads another's rows, which are counted there."""
     return isinstance(module, PackedHead) and not module._buffers
+
+
+def cost_of_native_model(model: NativeModel) -> dict[str, Any]:
+    """The same of a native model."""
+    nonzero = model.other_nonzero + model.linear_nonzero
+    whole = 1 - nonzero / (model.other_parameters + model.linear_weights)
+    return _cost(model.macs_per_token, nonzero, 1 - model.linear_nonzero / model.linear_weights, whole)

@@ -20,8 +20,13 @@ def _module() -> tuple[Any, str]:
     return _native, ""
 
 
+def is_built() -> bool:
+    """Whether the extension can be used."""
+    return _module()[0] is not None
+
+
 def available() -> bool:
-    """Whether the extension is there; says once what is missing where it is not."""
+    """Whether the extension can be used; tells the user once what is missing where it cannot."""
     module, why = _module()
     if module is None:
         _say_once(
@@ -37,7 +42,7 @@ def _say_once(text: str) -> None:
 
 
 def extension() -> Any:
-    """The extension; UserError where there is none."""
+    """The compiled module; UserError where there is none."""
     module, why = _module()
     if module is None:
         raise UserError(
@@ -48,7 +53,7 @@ def extension() -> Any:
 
 
 def pool(threads: int) -> Any:
-    """So many threads of the extension; UserError where the system does not give them."""
+    """A pool of `threads` threads; UserError where the system does not start so many."""
     try:
         return extension().Pool(threads)
     except RuntimeError as error:
@@ -56,14 +61,14 @@ def pool(threads: int) -> Any:
 
 
 def fastest() -> str:
-    """The kernels that this CPU takes: portable, avx2, avx512 or amx (portable, too, where none were built)."""
+    """The fastest set of kernels that this CPU runs: portable, avx2, avx512 or amx (portable where none were built)."""
     module, _ = _module()
     return "portable" if module is None else module.kernels()
 
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """torch on one thread: its others spin for milliseconds after each call, on the cores that the engine needs."""
+    """torch on one thread: its other threads spin for milliseconds after each call, on cores that the engine needs."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

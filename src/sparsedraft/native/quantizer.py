@@ -15,20 +15,21 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.native.modules import PARTS, Packed, PackedEmbedding, PackedHead, PackedLinear
-from sparsedraft.native.packed import TYPES
-from sparsedraft.native.weights import HEAD_IDS, PackedWeights, is_packed
+from sparsedraft.native.modules import PackedEmbedding, PackedHead, PackedLinear, PackedModule
+from sparsedraft.native.packed_folder import HEAD_IDS, PackedReader, is_packed
+from sparsedraft.native.packed_format import PARTS, VALUE_TYPES
 
 METHOD = "sparsedraft"
 
 
 class SparsedraftConfig(QuantizationConfigMixin):
-    """`quantization_config` of a packed folder's config.json: `weights`, a key of TYPES, is how values are stored."""
+    """`quantization_config` of a packed folder's config.json; `weights`, a key of VALUE_TYPES: the type of values."""
 
     def __init__(self, weights: str = "int8", **unknown: Any) -> None:
-        if weights not in TYPES:
+        if weights not in VALUE_TYPES:
             raise UserError(
-                f"quantization_config.weights is {weights!r}, not one of {', '.join(TYPES)}: pack the checkpoint again."
+                f"quantization_config.weights is {weights!r}, not one of {', '.join(VALUE_TYPES)}: "
+                "pack the checkpoint again."
             )
         self.quant_method: Any = METHOD
         self.weights = weights
@@ -64,7 +65,7 @@ class SparsedraftQuantizer(HfQuantizer):
                 f"packed model {folder} has no packed.json: fetch the whole folder, as sparsedraft.load does."
             )
         with torch.device("cpu"):  # else numbers that are read would be made on the meta device, as the model is
-            weights = PackedWeights(folder)
+            weights = PackedReader(folder)
             self._head_ids = weights.head_ids()
         dtype = model.dtype
         for name in weights.entries:
@@ -80,7 +81,7 @@ class SparsedraftQuantizer(HfQuantizer):
             }  # fmt: skip
         return model
 
-    def _replace(self, model: PreTrainedModel, name: str, weights: PackedWeights, dtype: torch.dtype) -> None:
+    def _replace(self, model: PreTrainedModel, name: str, weights: PackedReader, dtype: torch.dtype) -> None:
         """A packed module in the place of the one that the header calls `name`."""
         prefix = f"{model.base_model_prefix}."
         found = dict(model.named_modules())
@@ -93,7 +94,7 @@ class SparsedraftQuantizer(HfQuantizer):
         with torch.device("cpu"):
             parts = {part: t.to("meta") for part, t in weights.tensors(name).items()}
         ids = self._head_ids if original is model.get_output_embeddings() else None
-        new: Packed
+        new: PackedModule
         if type(original) is nn.Linear:
             shape = (original.out_features if ids is None else len(ids), original.in_features)
             fits = ids is None or int(ids[-1]) < original.out_features
@@ -138,7 +139,7 @@ class SparsedraftQuantizer(HfQuantizer):
             model._tied_weights_keys = {k: v for k, v in (model._tied_weights_keys or {}).items() if k != target}
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
-        packed = [module for module in model.modules() if isinstance(module, Packed)]
+        packed = [module for module in model.modules() if isinstance(module, PackedModule)]
         if not any(buffer.is_meta for module in packed for buffer in module.buffers()):  # else only names were asked
             for module in packed:
                 module.prepare()
@@ -158,7 +159,7 @@ class SparsedraftQuantizer(HfQuantizer):
 
     def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:
         """An ordinary model of the same weights. Raises UserError where its head is trimmed: no linear does that."""
-        packed = {name: module for name, module in model.named_modules() if isinstance(module, Packed)}
+        packed = {name: module for name, module in model.named_modules() if isinstance(module, PackedModule)}
         if any(isinstance(module, PackedHead) and module.ids is not None for module in packed.values()):
             raise UserError(
                 "a packed model with a trimmed head cannot be dequantised: load the checkpoint it came from."

@@ -1,4 +1,4 @@
-"""The native engine: sequences of one model, their caches, and the logits of whatever follows."""
+"""Sequences of a native model: their caches, and the logits after more tokens."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -18,79 +18,83 @@ from sparsedraft.native.extension import pool as new_pool
 from sparsedraft.native.model import NativeModel, native_model
 
 
-class Rows:
-    """Several sequences of one model, read in one pass: what writers.protocol.backend.TreeBackend asks for.
+class Session:
+    """Several sequences of one model, read in one pass; it implements writers.protocol.backend.TreeBackend.
 
-    `threads` defaults to torch's; `pool` are the threads of another engine, with which this one takes turns. The logits
-    of a token have the same bits whether it was read alone or with others, of its own sequence or of other ones.
-    Where memory runs out calls raise MemoryError; then nothing has changed.
+    `threads` defaults to torch's; `pool` holds the threads of another session, with which this one takes turns. A
+    token's logits have the same bits whether it is read alone or beside others, of its own sequence or of another.
+    Where memory runs out, calls raise MemoryError, and nothing has changed.
     """
 
     def __init__(
         self,
         model: NativeModel,
-        rows: int = 1,
+        sequences: int = 1,
         *,
         threads: int | None = None,
         pool: Any = None,
         kernels: str | None = None,
     ) -> None:
         native = extension()
+        make = getattr(native, "Session", None) or native.Engine  # an extension built before it was renamed
         self.model, self.passes = model, 0
         self.pool = pool or new_pool(threads or torch.get_num_threads())
-        self._engine: Any = native.Engine(model.handle, self.pool, rows, kernels)
+        self._session: Any = make(model.handle, self.pool, sequences, kernels)
         self._map = None if model.head_ids is None else model.head_ids.numpy()
         self.max_length: int | None = model.handle.max_length or None
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens in the cache of each row."""
-        return self._engine.lengths
+        """Tokens in the cache of each sequence."""
+        return self._session.lengths
 
     def forward(self, ids: Sequence[Sequence[int]], logits: Sequence[int]) -> list[Tensor]:
-        """Append ids[b] to row b; float32 logits [logits[b], V] after the last of them, -inf outside of a trimmed head.
+        """Append ids[b] to sequence b; float32 logits [logits[b], V] after its last tokens (-inf: not in the head).
 
         Raises ValueError for ids outside of the vocabulary, or more than the context holds; nothing has changed then.
         """
-        found = self._run([list(row) for row in ids], list(logits), None)
-        return list(found.split(list(logits)))
+        rows = self._run([list(tokens) for tokens in ids], list(logits), None)
+        return list(rows.split(list(logits)))
 
     def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
-        """Logits [n, V] after n more nodes of a tree behind the one row (see TreeBackend)."""
+        """Logits [n, V] after n more nodes of a tree behind the only sequence (see TreeBackend)."""
         return self._run([list(ids)], [len(ids)], list(parents))
 
     def _run(self, ids: list[list[int]], logits: list[int], parents: list[int] | None) -> Tensor:
         self.passes += 1
-        found = self._engine.forward(ids, logits, parents)
+        rows = self._session.forward(ids, logits, parents)
         if self._map is not None:  # by numpy: torch would wake threads that spin on the engine's cores
-            whole = np.full((len(found), self.model.handle.vocabulary), -np.inf, np.float32)
-            whole[:, self._map] = found
-            found = whole
-        return torch.from_numpy(found)
+            whole = np.full((len(rows), self.model.handle.vocabulary), -np.inf, np.float32)
+            whole[:, self._map] = rows
+            rows = whole
+        return torch.from_numpy(rows)
 
     def keep(self, length: int, nodes: Sequence[int]) -> None:
         """After a tree behind `length` tokens: keep those, and these of its nodes."""
-        self._engine.keep(length, list(nodes))
+        self._session.keep(length, list(nodes))
 
     def rollback(self, lengths: Sequence[int]) -> None:
-        """Keep only the first lengths[b] tokens of each row."""
-        self._engine.rollback(list(lengths))
+        """Keep only the first lengths[b] tokens of each sequence."""
+        self._session.rollback(list(lengths))
 
     def select(self, rows: Sequence[int]) -> None:
-        """Forget all other rows; ValueError where one is not there, or named twice, and nothing has changed then."""
+        """Keep these sequences, in this order.
+
+        ValueError where one is not there or named twice; nothing has changed then.
+        """
         check_selected(rows, len(self.lengths))
-        self._engine.select(list(rows))
+        self._session.select(list(rows))
 
     def draft(self, k: int, ids: Sequence[int]) -> list[int]:
-        """Append `ids` to the one row and draft `k` tokens greedily; all but the last of those are then cached, too.
+        """Append `ids` to the only sequence and draft `k` tokens greedily; all but the last draft are then cached, too.
 
         Raises FloatingPointError where logits hold NaN or infinity, ValueError for ids outside of the vocabulary or
         more than the context holds; nothing has changed then.
         """
         before = self.lengths[0]
-        if k > 0 and self.max_length and (wanted := before + len(ids) + k - 1) > self.max_length:
-            raise ValueError(f"the context holds {self.max_length} tokens, not {wanted}")
-        tokens = self._engine.draft(list(ids), k, self._map)
+        if k > 0 and self.max_length and (needed := before + len(ids) + k - 1) > self.max_length:
+            raise ValueError(f"the context holds {self.max_length} tokens, not {needed}")
+        tokens = self._session.draft(list(ids), k, self._map)
         self.passes += len(tokens)
         if tokens and tokens[-1] < 0:
             read = self.lengths[0]
@@ -101,15 +105,15 @@ class Rows:
 
 @cache
 def shared_pool(threads: int) -> Any:
-    """So many threads for all engines that take turns: two pools' threads would spin against each other."""
+    """One pool for all sessions that take turns: the threads of two would spin against each other."""
     return new_pool(threads)
 
 
 class Engine:
-    """A model and one sequence of it.
+    """The native engine of one sequence: a model, and a Session of one sequence.
 
-    `model` is a checkpoint folder (packed or plain), or a NativeModel that several engines share. An engine belongs to
-    one thread at a time; two engines run side by side. Raises UserError where the model cannot run natively.
+    `model` is a checkpoint folder (packed or plain), or a NativeModel that several engines share. One thread uses an
+    engine at a time; two engines run side by side. Raises UserError where the model cannot run natively.
     """
 
     def __init__(
@@ -121,42 +125,42 @@ class Engine:
         pool: Any = None,
     ) -> None:
         self.model = model if isinstance(model, NativeModel) else native_model(locate(str(model)))
-        self._rows = Rows(self.model, threads=threads, pool=pool, kernels=kernels)
-        self.pool, self.max_length = self._rows.pool, self._rows.max_length
+        self._session = Session(self.model, threads=threads, pool=pool, kernels=kernels)
+        self.pool, self.max_length = self._session.pool, self._session.max_length
 
     @property
     def length(self) -> int:
         """Tokens in the cache."""
-        return self._rows.lengths[0]
+        return self._session.lengths[0]
 
     def forward(self, ids: Sequence[int], logits: int = 1, parents: Sequence[int] | None = None) -> Tensor:
-        """Append `ids`; return the float32 logits [logits, V] after the last of them (-inf outside of a trimmed head).
+        """Append `ids`; the float32 logits [logits, V] after the last of them (-inf outside of a trimmed head).
 
         With `parents`, `ids` are the last nodes of a tree behind the sequence, whose parent each is (-1: its end).
         Raises ValueError for ids outside of the vocabulary, or more than the context holds.
         """
-        return self._rows._run([list(ids)], [logits], None if parents is None else list(parents))
+        return self._session._run([list(ids)], [logits], None if parents is None else list(parents))
 
     def rollback(self, n: int) -> None:
         """Keep only the first `n` tokens."""
-        self._rows.rollback([n])
+        self._session.rollback([n])
 
     def keep(self, length: int, nodes: Sequence[int]) -> None:
         """After a tree behind `length` tokens: keep those, and these of its nodes."""
-        self._rows.keep(length, nodes)
+        self._session.keep(length, nodes)
 
     def draft(self, k: int, last: int) -> list[int]:
         """The `k` likeliest tokens, one after the other, after the token `last`; all but the last are then cached.
 
         Raises FloatingPointError where logits hold NaN or infinity, ValueError where the context is too short.
         """
-        return self._rows.draft(k, [last])
+        return self._session.draft(k, [last])
 
     def draft_sampled(self, k: int, last: int, sampling: Sampling, seed: int = 0) -> tuple[list[int], Tensor]:
-        """`k` tokens drawn one after the other after `last`, and the distributions [k, V] that each was drawn from.
+        """`k` tokens drawn one after the other after `last`, and the distributions [k, V] that they were drawn from.
 
-        All but the last are then cached. The same as the speculative loop's own drafts but for the repetition penalty,
-        which would need the text; UserError where `sampling` has one. FloatingPointError as in `draft`.
+        All but the last are then cached. These are the drafts of the speculative loop, without a repetition penalty,
+        which would need the text: UserError where `sampling` has one. FloatingPointError as in `draft`.
         """
         if sampling.repetition_penalty != 1:
             raise UserError("draft_sampled takes no repetition penalty: it does not know the text; leave it at 1.")

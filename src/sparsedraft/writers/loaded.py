@@ -16,11 +16,12 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids, end_of_turn
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.native import extension as native
-from sparsedraft.native.cost import weights_of_model
+from sparsedraft.native.architecture import unsupported
+from sparsedraft.native.cost import cost_of_model, cost_of_native_model
 from sparsedraft.native.loading import load
-from sparsedraft.native.model import NativeModel, native_model, unsupported
-from sparsedraft.native.session import Rows, shared_pool
-from sparsedraft.native.weights import is_packed
+from sparsedraft.native.model import NativeModel, native_model
+from sparsedraft.native.packed_folder import is_packed
+from sparsedraft.native.session import Session, shared_pool
 from sparsedraft.writers.native import NativeWriter
 from sparsedraft.writers.prefix import PrefixCache
 from sparsedraft.writers.protocol.backend import Backend, TreeBackend
@@ -90,7 +91,7 @@ class LoadedModel:
     def backend(self, rows: int) -> Backend:
         """A Backend of so many rows, which reads trees where `takes_trees` says so."""
         if self.native:
-            return Rows(self.native, rows, pool=shared_pool(torch.get_num_threads()))
+            return Session(self.native, rows, pool=shared_pool(torch.get_num_threads()))
         return backend_of(self.model, rows)
 
     def writer(self, batch_size: int) -> Writer:
@@ -164,16 +165,7 @@ class LoadedModel:
 
         None for what the model's structure does not tell (see models.matrices).
         """
-        if self.native:
-            n = self.native
-            nonzero = n.others_nonzero + n.nonzero
-            return {
-                "macs_per_token": n.macs_per_token,
-                "nonzero_params": nonzero,
-                "sparsity": 1 - n.nonzero / n.weights,
-                "sparsity_whole_model": 1 - nonzero / (n.others + n.weights),
-            }
-        return weights_of_model(self.model)
+        return cost_of_native_model(self.native) if self.native else cost_of_model(self.model)
 
 
 def check_drafts(folder: Path) -> None:

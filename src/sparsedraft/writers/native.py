@@ -10,7 +10,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.native.extension import single_thread
 from sparsedraft.native.model import NativeModel
-from sparsedraft.native.session import Rows, shared_pool
+from sparsedraft.native.session import Session, shared_pool
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.requests import ActiveRequest, Completion, Request, check_fits, extend
 
@@ -39,7 +39,7 @@ class NativeWriter:
         self._check_top_k(top_k_logprobs)
         queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
         pool = shared_pool(torch.get_num_threads())
-        rows = Rows(self.model, max(1, min(self.batch_size, len(queue))), pool=pool)
+        rows = Session(self.model, max(1, min(self.batch_size, len(queue))), pool=pool)
         written: list[ActiveRequest | None] = [None] * len(rows.lengths)
         while queue or any(written):
             read, new = [0] * len(written), 0
@@ -66,7 +66,7 @@ class NativeWriter:
         pool, found = shared_pool(torch.get_num_threads()), []
         for sample in samples:
             n = len(sample.answer_ids)
-            logits = Rows(self.model, pool=pool).forward([[*sample.prompt_ids, *sample.answer_ids][:-1]], [n])[0]
+            logits = Session(self.model, pool=pool).forward([[*sample.prompt_ids, *sample.answer_ids][:-1]], [n])[0]
             best = logits.log_softmax(-1).topk(k, dim=-1)
             found.append((best.indices.flatten().tolist(), best.values.flatten().tolist()))
         return found

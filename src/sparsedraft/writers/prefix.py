@@ -68,7 +68,7 @@ class PrefixCache:
             self._lengths[row] = len(self._held[row])
 
     def _draft(self, k: int, ids: Sequence[int]) -> list[int]:
-        """See native.session.Rows."""
+        """See native.session.Session."""
         unread = self._new(0, ids, 1)
         self._cut()
         tokens = self.backend.draft(k, unread)  # type: ignore[attr-defined]

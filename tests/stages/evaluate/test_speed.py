@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sparsedraft import recipe as recipes
 from sparsedraft.base.errors import UserError
-from sparsedraft.native.weights import is_packed
+from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.plan import plan_recipe
 from sparsedraft.run import run_recipe
 

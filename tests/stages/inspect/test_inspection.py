@@ -156,7 +156,7 @@ def test_the_engine_says_the_same(tmp_path: Path) -> None:
     source = packed_folders.save(packed_folders.build("llama", False), tmp_path / "half", "2:4", torch.bfloat16)
     pack(str(source), tmp_path / "packed", weights="int8")
     for folder in (source, tmp_path / "packed"):
-        runs = native_model(folder).runs
+        runs = native_model(folder).layouts
         assert {row["name"]: row["runs"] for row in inspect(str(folder))["linears"]} == {
             name: how for name, how in runs.items() if name != "lm_head"
         }

@@ -23,7 +23,7 @@ from sparsedraft.models.shards import Shards
 from sparsedraft.models.sources import locate
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.detokenizer import text_of
-from sparsedraft.native.weights import is_packed, pattern_of
+from sparsedraft.native.packed_folder import is_packed, pattern_of
 from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.policy.learned import policies
 from sparsedraft.speculate.policy.policies import Constant

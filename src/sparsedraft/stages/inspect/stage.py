@@ -15,8 +15,8 @@ from sparsedraft.models.census import MatrixRecord, holds, known_macs, linear_na
 from sparsedraft.models.decoder import count_zeros
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.sources import locate
-from sparsedraft.native import layouts as native_layouts
-from sparsedraft.native.weights import PackedWeights, is_packed
+from sparsedraft.native import layout_description
+from sparsedraft.native.packed_folder import PackedReader, is_packed
 
 
 def inspect(ref: str) -> dict[str, Any]:
@@ -33,7 +33,9 @@ def inspect(ref: str) -> dict[str, Any]:
     names, _ = linear_names(folder, shards)
     with track("inspecting", len(names), "matrices") as tracker:
         found = []
-        for row in records(folder, shards, native_layouts.plain if native_layouts.runs_here(folder) else None):
+        for row in records(
+            folder, shards, layout_description.of_plain if layout_description.runs_natively(folder) else None
+        ):
             found.append(row)
             tracker.advance()
     size, zeros = sum(row.size for row in found), sum(row.zeros for row in found)
@@ -66,7 +68,7 @@ def _named(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
 
 def _inspect_packed(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
     """`inspect` of a packed folder."""
-    weights, found, outside, nonzero, parameters = PackedWeights(folder), [], 0, 0, 0
+    weights, found, outside, nonzero, parameters = PackedReader(folder), [], 0, 0, 0
     with track("inspecting", len(weights.names), "tensors") as tracker:
         for name in sorted(weights.names):
             linear = name.removesuffix(".weight")
@@ -77,7 +79,7 @@ def _inspect_packed(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
             if linear not in weights.entries:
                 continue
             if re.search(r"\.\d+\.", f".{linear}"):
-                runs = native_layouts.packed(values, weights.entries[linear].kind)
+                runs = layout_description.of_packed(values, weights.entries[linear].kind)
                 found.append(MatrixRecord(linear, tuple(values.shape), zeros, holds(values), None, runs))
             elif linear == "lm_head" or config.get_text_config().tie_word_embeddings:
                 ids = weights.head_ids()

@@ -19,9 +19,9 @@ from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import SHARD, Shards
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.tokenizers.ends import end_ids
-from sparsedraft.native import kinds, packed
+from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER, VERSION, is_packed
+from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, stored_bytes, unpack_matrix
 from sparsedraft.native.quantizer import register
-from sparsedraft.native.weights import FORMAT, HEAD_IDS, HEADER, VERSION, is_packed
 from sparsedraft.text import dataset
 
 WEIGHTS = ("f16", "bf16", "int8")
@@ -198,17 +198,17 @@ class _Packing:
             tensor = tensor[ids.long()]
         kind = "dense"
         if linear is not None and claimed:
-            kind = kinds.kind_of(tensor, str(claims.pattern_of(self.claim, linear)))
-        entry, parts = packed.pack(tensor, kind, self.weights)
+            kind = kind_of(tensor, str(claims.pattern_of(self.claim, linear)))
+        entry, parts = pack_matrix(tensor, kind, self.weights)
         self._note_error(tensor, entry, parts, stored)
         self.entries[stored] = entry.to_dict()
         if linear is not None:
-            self.linear_bytes += packed.size(parts)
+            self.linear_bytes += stored_bytes(parts)
             self.linear_dense_bytes += 2 * tensor.numel()
         return {f"{stored}.{part}": value.clone() for part, value in parts.items()}
 
-    def _note_error(self, tensor: Tensor, entry: packed.Entry, parts: dict[str, Tensor], name: str) -> None:
-        values, scale = packed.unpack(name, entry, parts)  # which proves the file, too
+    def _note_error(self, tensor: Tensor, entry: MatrixEntry, parts: dict[str, Tensor], name: str) -> None:
+        values, scale = unpack_matrix(name, entry, parts)  # which proves the file, too
         back = values.float() if scale is None else values * scale[:, None]
         largest = tensor.float().abs().amax(1).clamp(min=1e-30)
         self.error = max(self.error, float(((back - tensor.float()).abs().amax(1) / largest).max()))

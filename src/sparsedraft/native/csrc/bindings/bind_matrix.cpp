@@ -1,0 +1,89 @@
+// Matrices: see bindings.hpp.
+#include "bindings/bindings.hpp"
+#include "layout/check.hpp"
+#include "layout/lay_out.hpp"
+
+namespace sparsedraft {
+namespace {
+
+constexpr const char* kValues[] = {"f32", "f16", "bf16", "i8"};                   // in the order of Values
+constexpr const char* kLayouts[] = {"dense", "2:4", "N:8", "bitmask", "window"};  // in the order of Layout
+
+using Stream = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+Layout layout_named(const std::string& name) {
+  for (size_t i = 0; i < std::size(kLayouts); ++i)
+    if (name == kLayouts[i]) return static_cast<Layout>(i);
+  throw std::invalid_argument("no layout is named " + name);
+}
+
+std::shared_ptr<Matrix> matrix(const Raw& values, const std::string& type, const std::string& layout, int n,
+                               std::optional<Floats> scale) {
+  const Values v = values_named(type);
+  check_type(values, v);
+  require(!scale || scale->size() == values.shape(0), "there must be one scale for each row");
+  const void* data = values.data();
+  const float* scales = scale ? scale->data() : nullptr;
+  const size_t rows = values.shape(0);
+  const size_t columns = values.shape(1);
+  nb::gil_scoped_release release;
+  return std::make_shared<Matrix>(lay_out(data, v, rows, columns, layout_named(layout), n, scales));
+}
+
+// The fields of a matrix, for a file: see matrix_of. The stream is the matrix's own memory.
+nb::dict parts_of(const std::shared_ptr<Matrix>& m) {
+  nb::dict d;
+  d["rows"] = m->rows;
+  d["columns"] = m->columns;
+  d["layout"] = kLayouts[static_cast<int>(m->layout)];
+  d["values"] = kValues[static_cast<int>(m->values)];
+  d["n"] = m->n;
+  d["tiles"] = m->tiles;
+  d["order"] = m->order;
+  d["scale"] = m->scale;
+  d["stream"] = nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(m->stream.data(), {m->stream.size()}, nb::cast(m));
+  return d;
+}
+
+// The matrix of these fields. Its `stream` is read where it lies, from the beginning of a cache line on, and must outlive it.
+// std::invalid_argument for what lay_out would not make.
+std::shared_ptr<Matrix> matrix_of(const nb::dict& d, const Stream& stream) {
+  auto m = std::make_shared<Matrix>();
+  m->rows = nb::cast<size_t>(d["rows"]);
+  m->columns = nb::cast<size_t>(d["columns"]);
+  m->layout = layout_named(nb::cast<std::string>(d["layout"]));
+  m->values = values_named(nb::cast<std::string>(d["values"]));
+  m->n = nb::cast<int>(d["n"]);
+  m->tiles = nb::cast<std::vector<size_t>>(d["tiles"]);
+  m->order = nb::cast<std::vector<int32_t>>(d["order"]);
+  m->scale = nb::cast<std::vector<float>>(d["scale"]);
+  require(reinterpret_cast<uintptr_t>(stream.data()) % kCacheLine == 0, "a stream must begin on a cache line");
+  m->stream = Bytes(stream.data(), stream.size());
+  nb::gil_scoped_release release;
+  check(*m);
+  return m;
+}
+
+}  // namespace
+
+Values values_named(const std::string& name) {
+  for (size_t i = 0; i < std::size(kValues); ++i)
+    if (name == kValues[i]) return static_cast<Values>(i);
+  throw std::invalid_argument("values are f32, f16, bf16 or i8, not " + name);
+}
+
+void check_type(const Raw& array, Values type) {
+  require(array.ndim() == 2 && array.itemsize() == size_of(type), "values must be a matrix of the type that is named");
+}
+
+void bind_matrix(nb::module_& m) {
+  nb::class_<Matrix>(m, "Matrix")
+      .def_prop_ro("rows", [](const Matrix& x) { return x.rows; })
+      .def_prop_ro("columns", [](const Matrix& x) { return x.columns; })
+      .def_prop_ro("bytes", &Matrix::bytes);
+  m.def("matrix", &matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none());
+  m.def("parts_of", &parts_of, "matrix"_a);
+  m.def("matrix_of", &matrix_of, "parts"_a, "stream"_a, nb::keep_alive<0, 2>());
+}
+
+}  // namespace sparsedraft

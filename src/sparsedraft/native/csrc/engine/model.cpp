@@ -1,0 +1,31 @@
+#include "engine/model.hpp"
+
+#include <cstring>
+
+#include "layout/half.hpp"
+
+namespace sparsedraft {
+
+void EmbeddingTable::read(size_t row, float* out) const {
+  const uint8_t* p = bytes.data() + row * columns * size_of(values);
+  for (size_t i = 0; i < columns; ++i) {
+    if (values == Values::i8) {
+      out[i] = static_cast<float>(static_cast<int8_t>(p[i])) * scale[row];
+    } else if (values == Values::f32) {
+      std::memcpy(out + i, p + 4 * i, 4);
+    } else {
+      uint16_t bits;
+      std::memcpy(&bits, p + 2 * i, 2);
+      out[i] = values == Values::f16 ? half_to_float(bits) : bfloat_to_float(bits);
+    }
+  }
+}
+
+size_t Model::bytes() const {
+  size_t total = head->bytes();
+  for (const Layer& l : layers)
+    for (const auto* m : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) total += (*m)->bytes();
+  return total;
+}
+
+}  // namespace sparsedraft

@@ -1,0 +1,101 @@
+#include "engine/session.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+namespace sparsedraft {
+namespace {
+
+// The first largest of x [n]; -1 where one is a NaN or an infinity that no softmax survives. In lanes, so that it becomes vectors.
+int64_t likeliest(const float* x, size_t n) {
+  constexpr size_t kLanes = 16;
+  float most[kLanes];
+  int32_t unsound[kLanes] = {};
+  std::fill(most, most + kLanes, -INFINITY);
+  const auto look = [&](size_t lane, float value) {
+    most[lane] = value > most[lane] ? value : most[lane];
+    unsound[lane] |= !(value < INFINITY);
+  };
+  size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (size_t lane = 0; lane < kLanes; ++lane) look(lane, x[i + lane]);
+  for (; i < n; ++i) look(0, x[i]);
+  if (std::any_of(unsound, unsound + kLanes, [](int32_t bad) { return bad != 0; })) return -1;
+  return std::find(x, x + n, *std::max_element(most, most + kLanes)) - x;
+}
+
+}  // namespace
+
+Session::Session(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, int sequences, const Kernels& kernels)
+    : model_(std::move(model)), pass_(model_, std::move(pool), kernels) {
+  constexpr int kMost = 4096;
+  if (sequences < 1 || sequences > kMost) throw std::invalid_argument("rows must be from 1 to 4096");
+  for (int i = 0; i < sequences; ++i) sequences_.push_back(std::make_unique<Sequence>(*model_));
+}
+
+std::unique_ptr<float[]> Session::forward(std::vector<std::vector<int64_t>> ids, const std::vector<int>& logits,
+                                          const std::vector<int32_t>* parents) {
+  if (ids.size() != size() || logits.size() != size() || (parents && size() != 1))
+    throw std::invalid_argument("there must be ids and wanted logits for each row, and trees for one");
+  std::vector<Chunk> chunks;
+  int total = 0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i].empty() && !logits[i] && size() > 1) continue;
+    total += logits[i];
+    chunks.push_back({sequences_[i].get(), std::move(ids[i]), logits[i], false, {}});
+  }
+  if (parents) {
+    chunks[0].tree = true;
+    chunks[0].parents = *parents;
+  }
+  const size_t rows = head_rows();
+  const size_t stride = pass_.logits_stride();
+  std::unique_ptr<float[]> out(new float[rows * std::max(0, total)]);  // before anything changes: memory may not suffice
+  const float* found = chunks.empty() ? nullptr : pass_.run(chunks);
+  for (int t = 0; t < total; ++t) std::copy_n(found + t * stride, rows, out.get() + t * rows);
+  return out;
+}
+
+std::vector<int64_t> Session::draft(std::vector<int64_t> ids, int count, const int64_t* map) {
+  std::vector<int64_t> out;
+  Sequence& sequence = only();
+  for (int i = 0; i < count; ++i) {
+    const std::vector<Chunk> chunks{{&sequence, std::move(ids), 1, false, {}}};
+    const int64_t best = likeliest(pass_.run(chunks), head_rows());
+    out.push_back(best < 0 || !map ? best : map[best]);
+    if (best < 0) break;
+    ids = {out.back()};
+  }
+  return out;
+}
+
+void Session::rollback(const std::vector<size_t>& lengths) {
+  if (lengths.size() != size()) throw std::invalid_argument("there must be a length for each row");
+  for (size_t i = 0; i < lengths.size(); ++i) sequences_[i]->rollback(lengths[i]);
+}
+
+void Session::keep(size_t length, const std::vector<int32_t>& nodes) { only().keep(length, nodes); }
+
+void Session::select(const std::vector<size_t>& which) {
+  std::vector<bool> available(size(), true);
+  for (const size_t i : which) {
+    if (i >= size() || !available[i]) throw std::invalid_argument("selected rows must be there, each once");
+    available[i] = false;
+  }
+  std::vector<std::unique_ptr<Sequence>> selected(which.size());
+  for (size_t i = 0; i < which.size(); ++i) selected[i] = std::move(sequences_[which[i]]);
+  sequences_ = std::move(selected);
+}
+
+std::vector<size_t> Session::lengths() const {
+  std::vector<size_t> out;
+  for (const auto& sequence : sequences_) out.push_back(sequence->length());
+  return out;
+}
+
+Sequence& Session::only() {
+  if (size() != 1) throw std::invalid_argument("drafts and trees need an engine of one row");
+  return *sequences_[0];
+}
+
+}  // namespace sparsedraft

@@ -1,0 +1,35 @@
+// Several sequences of one model, each with its caches: what the Python side calls a session.
+#pragma once
+
+#include "engine/forward_pass.hpp"
+
+namespace sparsedraft {
+
+class Session {
+ public:
+  // Throws std::invalid_argument unless there are 1 to 4096 `sequences`.
+  Session(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, int sequences, const Kernels& kernels);
+
+  // Appends ids[i] to sequence i (which may get none); logits[i] of them are wanted. `parents`: the ids are the last nodes of a tree
+  // behind the only sequence. Returns all logits [sum of logits, head rows], one behind the other. Throws as ForwardPass::run.
+  std::unique_ptr<float[]> forward(std::vector<std::vector<int64_t>> ids, const std::vector<int>& logits,
+                                   const std::vector<int32_t>* parents);
+  // Reads `ids` into the only sequence and drafts `count` tokens greedily; row r of the head stands for token map[r] (no map: r). A
+  // last token of -1: logits that hold NaN or infinity.
+  std::vector<int64_t> draft(std::vector<int64_t> ids, int count, const int64_t* map);
+
+  void rollback(const std::vector<size_t>& lengths);  // keep the first lengths[i] tokens of sequence i
+  void keep(size_t length, const std::vector<int32_t>& nodes);  // see Sequence::keep; of the only sequence
+  void select(const std::vector<size_t>& which);  // keep these sequences, in this order; throws before any has moved
+  std::vector<size_t> lengths() const;
+  size_t size() const { return sequences_.size(); }
+  size_t head_rows() const { return pass_.model().head->rows; }
+
+ private:
+  Sequence& only();
+  std::shared_ptr<const Model> model_;
+  ForwardPass pass_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;
+};
+
+}  // namespace sparsedraft

@@ -1,0 +1,79 @@
+// kernels/: what runs on a CPU's vectors. READ THIS FIRST.
+//
+// A set of kernels is one Kernels struct: products of a laid-out matrix, and what a layer computes beside products. There are
+// four sets, for four kinds of CPU; all give the same bits. select.cpp asks the CPU which of them it runs.
+//
+// Read in this order:
+//   kernels.hpp          what a set offers (this file)
+//   simd_portable.hpp    8 lanes of floats and integers in plain C++: the specification of each operation
+//   attention.inc, elementwise.inc   attention; quantisation, norm and gate
+//   multiply.inc         products: which function for which layout, how many tokens at once
+//   multiply_floats.inc, multiply_int8.inc   products, one function a layout
+//   spread.inc           a mask of bits -> a dense tile
+//   simd_avx2.hpp        the same operations in 256 bits
+//   wide.inc, simd_avx512.inc   two tiles at once in 512 bits
+//   amx.inc              dense int8 and masks times many tokens on AMX
+//   portable.cpp, avx2.cpp, avx512.cpp   the sets; select.cpp chooses one
+//
+// Why files are included several times. Each set is the same source compiled for another CPU, so it must lie in a namespace of
+// its own: an inline function or template with one name for two sets would be merged by the linker, and code for AVX-512
+// would run on a CPU without it. So portable.cpp, avx2.cpp and avx512.cpp each set VECTORS (the namespace) and include
+// kernels.inc, which includes the others; apart.cmake proves at build time that nothing is shared. And multiply.inc is written
+// for vectors of any width: wide.inc includes it once more, in the namespace `wide`, for two tiles at once. A template over a
+// class of vectors would do the same and be harder to read: every `load(p)` would become `V::load(p)`.
+#pragma once
+
+#include <vector>
+
+#include "layout/matrix.hpp"
+
+namespace sparsedraft {
+
+constexpr int kGroup = 16;  // tokens that Kernels::split takes together
+
+// Inputs of a product: `tokens` rows, each padded to the matrix's width with zeros. As floats; for matrices of int8 also as 16-bit
+// integers with a scale for every kBlock of them: x = q * scale. (15 bits lose about 1e-5 of a block's largest value; 8 bits
+// would cost acceptance.)
+struct Activations {
+  const float* x = nullptr;
+  const int16_t* q = nullptr;
+  const float* scale = nullptr;    // [tokens, blocks]
+  size_t width = 0;                // inputs of a token, padded
+  size_t blocks = 0;               // scales of a token
+  int tokens = 0;
+  const uint8_t* bytes = nullptr;  // q once more as Kernels::split lays it out; null where no matrix wants that
+};
+
+struct Kernels {
+  const char* name;
+  // y[t * stride + r] = sum over c of W[r, c] x[t, c] for the rows r of the tiles from `first` to `last`; y has room for whole
+  // tiles of rows.
+  void (*multiply)(const Matrix& w, const Activations& x, float* y, size_t stride, size_t first, size_t last);
+  // q = round(x / scale), scale = max |x| / 32767 over each kBlock of x [width].
+  void (*quantize)(const float* x, size_t width, int16_t* q, float* scale);
+  // Whether `multiply` reads what `split` writes of so many tokens: 2 * width * kGroup bytes for every kGroup. Null: never.
+  bool (*wants_split)(const Matrix& m, int tokens);
+  void (*split)(const int16_t* q, size_t width, int tokens, uint8_t* out);
+  // out = x / sqrt(mean(x^2) + eps) * weight; `one_more`: times (1 + weight), as Gemma has it.
+  void (*rms_norm)(const float* x, const float* weight, float eps, bool one_more, float* out, size_t n);
+  // gate = act(gate) * up; act is SiLU, or with `gelu` GELU in its tanh approximation.
+  void (*gated)(float* gate, const float* up, size_t n, bool gelu);
+  // out = sum over j of softmax(scale * query . key[j]) value[j], over `count` keys and values, which lie `dim` apart; `seen`
+  // (null: the first ones) says which they are. `scores` is scratch of `count`.
+  void (*attend)(const float* query, const float* keys, const float* values, size_t dim, size_t count, float scale,
+                 const int32_t* seen, float* scores, float* out);
+};
+
+extern const Kernels kernels_portable;
+#ifdef SPARSEDRAFT_AVX2
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+const Kernels* kernels_amx();  // null where the compiler or this CPU has no AMX; call it only where kernels_avx512 run
+#endif
+
+// The sets that this CPU runs, the fastest first.
+std::vector<const Kernels*> available();
+// The fastest set that this CPU runs, or the one of this name (std::invalid_argument where it does not run here).
+const Kernels& kernels(const char* name = nullptr);
+
+}  // namespace sparsedraft

@@ -1,0 +1,103 @@
+// The operations of simd_portable.hpp in 256 bits with AVX2, FMA and F16C.
+//
+// avx2.cpp and avx512.cpp each include this once, with their own VECTORS: for CPUs with AVX-512 the same source compiles to twice
+// as many registers, and integer sums to one instruction (why not shared: see kernels.hpp).
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace sparsedraft::VECTORS {
+
+struct F {
+  __m256 v;
+};
+struct I {
+  __m256i v;
+};
+
+inline F zero() { return {_mm256_setzero_ps()}; }
+inline F load(const float* p) { return {_mm256_loadu_ps(p)}; }
+inline void store(float* p, F a) { _mm256_storeu_ps(p, a.v); }
+inline F splat(float x) { return {_mm256_set1_ps(x)}; }
+inline F splat4(const float* p) { return {_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p))}; }  // 4 floats, twice
+inline F add(F a, F b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F sub(F a, F b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F mul(F a, F b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F div(F a, F b) { return {_mm256_div_ps(a.v, b.v)}; }
+inline F fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F max(F a, F b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F min(F a, F b) { return {_mm256_min_ps(a.v, b.v)}; }
+inline F round(F a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F absolute(F a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
+inline F permute8(F x, I i) { return {_mm256_permutevar8x32_ps(x.v, i.v)}; }  // low 3 bits of each index
+inline F permute4(F x, I i) { return {_mm256_permutevar_ps(x.v, i.v)}; }      // low 2 bits, within each half
+inline F to_float(I a) { return {_mm256_cvtepi32_ps(a.v)}; }
+inline I to_int(F a) { return {_mm256_cvtps_epi32(a.v)}; }
+inline F as_float(I a) { return {_mm256_castsi256_ps(a.v)}; }
+inline F halves(const uint8_t* p) {  // 8 float16
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+
+inline I izero() { return {_mm256_setzero_si256()}; }
+inline I iload(const void* p) { return {_mm256_loadu_si256(static_cast<const __m256i*>(p))}; }
+inline void istore(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
+inline I splat32(int32_t x) { return {_mm256_set1_epi32(x)}; }
+inline I splat32(const void* p) { return {_mm256_set1_epi32(*static_cast<const int32_t*>(p))}; }
+inline I splat128(const void* p) {
+  return {_mm256_broadcastsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
+}
+inline I bits_and(I a, I b) { return {_mm256_and_si256(a.v, b.v)}; }
+inline I bits_or(I a, I b) { return {_mm256_or_si256(a.v, b.v)}; }
+template <int S>
+inline I left32(I a) {
+  return {_mm256_slli_epi32(a.v, S)};
+}
+template <int S>
+inline I right32(I a) {
+  return {_mm256_srli_epi32(a.v, S)};
+}
+inline I right32(I a, I by) { return {_mm256_srlv_epi32(a.v, by.v)}; }
+inline I add32(I a, I b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline I low_bytes(I a) { return {_mm256_srai_epi16(_mm256_slli_epi16(a.v, 8), 8)}; }  // of 16 pairs, sign kept
+inline I high_bytes(I a) { return {_mm256_srai_epi16(a.v, 8)}; }
+inline I add_dot16(I sum, I a, I b) {  // and the sums of neighbours' products
+#ifdef __AVX512VNNI__
+  return {_mm256_dpwssd_epi32(sum.v, a.v, b.v)};
+#else
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
+#endif
+}
+inline I shuffle(I x, I i) { return {_mm256_shuffle_epi8(x.v, i.v)}; }  // bytes, within each half
+inline I zip_low(I a, I b) { return {_mm256_unpacklo_epi8(a.v, b.v)}; }  // of each half
+inline I zip_high(I a, I b) { return {_mm256_unpackhi_epi8(a.v, b.v)}; }
+inline I odd16(I even, I odd) { return {_mm256_blend_epi16(even.v, odd.v, 0xAA)}; }
+inline void store16(int16_t* p, I a) {  // 8 int32 to 8 int16, which they fit
+  const __m256i packed = _mm256_packs_epi32(a.v, a.v);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+inline float sum(F a) {
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+inline float largest(F a) {
+  const __m128 half = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  const __m128 quarter = _mm_max_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
+}
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+// out[i] = values[places[i]], or 0 where places[i] is 0x80: 8 or 16 bytes.
+inline void spread8(uint8_t* out, const uint8_t* values, const uint8_t* places) {
+  const __m128i i = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(places));
+  const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(x, i));
+}
+inline void spread16(uint8_t* out, const uint8_t* values, const uint8_t* places) {
+  const __m128i i = _mm_loadu_si128(reinterpret_cast<const __m128i*>(places));
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(x, i));
+}
+
+}  // namespace sparsedraft::VECTORS

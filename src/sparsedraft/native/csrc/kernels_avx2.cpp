@@ -1,7 +1,0 @@
-#define VECTORS simd_avx2
-#define SPARSEDRAFT_TOKENS 6
-#define SPARSEDRAFT_KERNELS kernels_avx2
-#define KERNELS_NAME "avx2"
-#include "simd_avx2.hpp"
-
-#include "kernels.inc"

@@ -1,0 +1,119 @@
+#include "layout/lay_out.hpp"
+
+#include <algorithm>
+#include <future>
+#include <numeric>
+#include <thread>
+
+#include "layout/tiles.hpp"
+
+namespace sparsedraft {
+namespace {
+
+void check_arguments(Values type, size_t rows, size_t columns, Layout layout, int n, const float* scale) {
+  const auto require = [](bool holds, const char* what) {
+    if (!holds) throw std::invalid_argument(what);
+  };
+  require(rows && columns && rows <= kMostRows && columns <= kMostColumns, "a matrix of impossible size");
+  require(layout != Layout::n_eight || (n >= 1 && n <= 7), "N:8 needs an N from 1 to 7");
+  require(type != Values::f32 || layout == Layout::dense, "sparse layouts hold 16-bit or int8 values");
+  require(type != Values::i8 || scale, "int8 values need a scale for each row");
+  require(layout != Layout::window || padded(columns, kColumns) <= kMostWindowColumns, "a window needs at most 65536 columns");
+}
+
+// Rows by their number of weights, most first, so that the rows of a tile have about equally many; -1 for lanes without one.
+std::vector<int32_t> order_by_density(const Source& source) {
+  std::vector<size_t> count(source.rows);
+  for (size_t r = 0; r < source.rows; ++r)
+    for (size_t c = 0; c < source.columns; ++c) count[r] += !source.is_zero(source.bits(r, c));
+  std::vector<int32_t> order(source.rows);
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return count[a] > count[b]; });
+  order.resize(padded(source.rows, kRows), -1);
+  return order;
+}
+
+struct Part {  // neighbouring tiles
+  Stream stream;
+  std::vector<size_t> tiles;  // where each begins in `stream`
+};
+
+Part write_tiles(const Source& source, const Matrix& m, size_t first, size_t last) {
+  Part part;
+  Stream& stream = part.stream;
+  for (size_t tile = first; tile < last; ++tile) {
+    part.tiles.push_back(stream.out.size());
+    switch (m.layout) {
+      case Layout::dense: write_dense(source, tile, m.width(), stream); break;
+      case Layout::two_four: write_two_four(source, tile, m.width(), stream); break;
+      case Layout::n_eight: write_n_eight(source, tile, m.width(), m.n, stream); break;
+      case Layout::bitmask: write_bitmask(source, tile, m.width(), stream); break;
+      case Layout::window: write_window(source, tile, m.width(), stream); break;
+    }
+    if (tile == first) stream.out.reserve(stream.out.size() * (last - first) / 4 * 5);  // the others are about as large
+  }
+  return part;
+}
+
+// All tiles, by several threads where there are many.
+std::vector<Part> write_parts(const Source& source, const Matrix& m, size_t tiles) {
+  const size_t cores = std::max(1u, std::thread::hardware_concurrency());
+  const size_t helpers = std::min<size_t>({tiles / 32, cores - 1, 7});
+  const auto begin_of = [&](size_t part) { return tiles * part / (helpers + 1); };
+  const auto write = [&](size_t part) { return write_tiles(source, m, begin_of(part), begin_of(part + 1)); };
+  std::vector<std::future<Part>> futures;
+  for (size_t i = 1; i <= helpers; ++i)  // deferred: where the system gives no thread
+    futures.push_back(std::async(std::launch::async | std::launch::deferred, write, i));
+  std::vector<Part> parts;
+  parts.push_back(write(0));
+  for (auto& future : futures) parts.push_back(future.get());
+  return parts;
+}
+
+// The parts one behind the other: Matrix::stream and Matrix::tiles. Each part's memory goes as soon as it is copied.
+void join(std::vector<Part>& parts, size_t tiles, Matrix& m) {
+  size_t size = 0;
+  m.tiles.reserve(tiles + 1);
+  for (const Part& part : parts) {
+    for (const size_t tile : part.tiles) m.tiles.push_back(size + tile);
+    size += part.stream.out.size();
+  }
+  m.tiles.push_back(size);
+  m.stream = Bytes(size + kSlack);
+  uint8_t* to = m.stream.writable();
+  for (Part& part : parts) {
+    to = std::copy(part.stream.out.begin(), part.stream.out.end(), to);
+    std::vector<uint8_t>().swap(part.stream.out);
+  }
+  std::memset(to, 0, kSlack);
+}
+
+}  // namespace
+
+Matrix lay_out(const void* values, Values type, size_t rows, size_t columns, Layout layout, int n, const float* scale) {
+  check_arguments(type, rows, columns, layout, n, scale);
+  Matrix m;
+  m.rows = rows;
+  m.columns = columns;
+  m.layout = layout;
+  m.values = type;
+  m.n = n;
+  Source source{static_cast<const uint8_t*>(values), type, rows, columns, nullptr};
+  if (layout == Layout::window) {
+    m.order = order_by_density(source);
+    source.order = m.order.data();
+  }
+  const size_t tiles = padded(rows, kRows) / kRows;
+  std::vector<Part> parts = write_parts(source, m, tiles);
+  join(parts, tiles, m);
+  if (type == Values::i8) {
+    m.scale.assign(tiles * kRows, 0.0f);
+    for (size_t i = 0; i < tiles * kRows; ++i) {
+      const size_t row = source.row(i / kRows, static_cast<int>(i % kRows));
+      if (row < rows) m.scale[i] = scale[row];
+    }
+  }
+  return m;
+}
+
+}  // namespace sparsedraft

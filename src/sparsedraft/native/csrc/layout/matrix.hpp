@@ -1,0 +1,61 @@
+// layout/: a weight matrix as the kernels read it. READ THIS FIRST.
+//
+// Checkpoints hold a matrix row by row. The kernels read tiles: 8 rows, row r of a tile in SIMD lane r, columns padded to a
+// multiple of 64 with zeros. A tile is one sequential stream of bytes, so a kernel reads memory from front to back and nothing
+// else. This folder makes tiles from rows, and checks tiles that come from a file.
+//
+// Read in this order:
+//   matrix.hpp    a matrix and its five layouts (this file)
+//   records.hpp   the bytes of a tile in each layout
+//   lay_out.hpp   rows -> tiles (lay_out.cpp; tiles_*.cpp write one layout each)
+//   check.hpp     tiles from a file -> the same tiles, or an error
+//   bytes.hpp, half.hpp   memory; float16 and bfloat16
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "layout/bytes.hpp"
+
+namespace sparsedraft {
+
+enum class Values : uint8_t { f32, f16, bf16, i8 };  // the type of a weight's value
+
+// How a tile stores its weights. Sparse layouts hold 16-bit or int8 values.
+enum class Layout : uint8_t {
+  dense,     // every weight
+  two_four,  // 2 weights of each 4 consecutive inputs, and their places
+  n_eight,   // N weights of each 8 consecutive inputs, and their places
+  bitmask,   // a bit for each weight, and the values whose bit is set
+  window,    // a window of 8 inputs slides over the columns; at each step a lane gives one weight that lies in it
+};
+
+constexpr int kRows = 8;      // rows of a tile: the 32-bit lanes of 256 bits
+constexpr int kColumns = 64;  // columns are padded to a multiple of this
+constexpr int kBlock = 512;   // inputs that share an activation scale: 127 * 32767 * 512 still fits in 31 bits
+constexpr int kSlack = 64;    // bytes that kernels may read past a stream's end
+constexpr size_t kMostRows = size_t{1} << 28;
+constexpr size_t kMostColumns = size_t{1} << 24;
+constexpr size_t kMostWindowColumns = 65536;  // padded: the column of a window is written in 16 bits
+
+inline size_t size_of(Values v) { return v == Values::f32 ? 4 : v == Values::i8 ? 1 : 2; }
+
+struct Matrix {
+  size_t rows = 0;     // as the checkpoint has them
+  size_t columns = 0;  // as the checkpoint has them
+  Layout layout = Layout::dense;
+  Values values = Values::f32;
+  int n = 0;                   // N of Layout::n_eight
+  Bytes stream;                // the tiles, one behind the other, and kSlack
+  std::vector<size_t> tiles;   // where each tile begins in `stream`, and the end of the last
+  std::vector<int32_t> order;  // window only: the row in each lane of each tile; -1: none
+  std::vector<float> scale;    // i8 only: of the row in each lane of each tile; weight = value * scale
+
+  size_t tile_count() const { return tiles.empty() ? 0 : tiles.size() - 1; }
+  size_t width() const { return padded(columns, kColumns); }
+  size_t bytes() const { return stream.size() + scale.size() * 4; }
+};
+
+}  // namespace sparsedraft

@@ -1,0 +1,98 @@
+"""A packed folder: packed.json says how each matrix is stored, safetensors files hold the tensors."""
+
+from collections import Counter
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.sidefiles import read_object
+from sparsedraft.models.shards import Shards
+from sparsedraft.native.packed_format import PARTS, MatrixEntry, unpack_matrix
+
+HEADER = "packed.json"
+FORMAT, VERSION = "sparsedraft-packed", 1
+HEAD_IDS = "sparsedraft.head_ids"  # the tensor with the tokens of a trimmed head, ascending (int32)
+
+
+def is_packed(folder: Path) -> bool:
+    return (folder / HEADER).is_file()
+
+
+def read_header(folder: Path) -> dict[str, MatrixEntry]:
+    """The packed matrices of `folder` by the name of their linear; UserError where the header cannot be read."""
+    file = folder / HEADER
+    raw = read_object(file, "pack the checkpoint again")
+    if raw.get("format") != FORMAT or not isinstance(raw.get("linears"), dict):
+        raise UserError(f"packed header {file} is not a {FORMAT} one: pack the checkpoint again.")
+    if raw.get("version") != VERSION:
+        raise UserError(
+            f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads {VERSION}: pack the "
+            "checkpoint again."
+        )
+    return {name: MatrixEntry.parse(name, entry) for name, entry in raw["linears"].items()}
+
+
+def pattern_of(folder: Path) -> str:
+    """The pattern of most linears of a packed folder: dense, unstructured or N:M."""
+    kinds = Counter(entry.kind for name, entry in read_header(folder).items() if name.endswith("_proj"))
+    kind = kinds.most_common(1)[0][0] if kinds else "dense"
+    return "unstructured" if kind == "bitmask" else kind
+
+
+class PackedReader:
+    """Reads the weights of a packed folder (see weight_reader.WeightReader).
+
+    Raises UserError where the header cannot be read or does not fit the tensors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.entries = read_header(folder)
+        self._shards = Shards(folder)
+        stored = set(self._shards.files)
+        self.bytes = sum(map(self._shards.bytes, stored))
+        parts = {f"{name}.{part}" for name in self.entries for part in PARTS}
+        lacking = [name for name in self.entries if f"{name}.values" not in stored]
+        if lacking:
+            raise UserError(f"packed folder {folder} lacks the values of {lacking[0]}: pack the checkpoint again.")
+        self.names = frozenset({f"{name}.weight" for name in self.entries} | (stored - parts - {HEAD_IDS}))
+
+    def vector(self, name: str) -> Tensor:
+        return self._shards.tensor(name).float()
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The stored tensors of the matrix `name`."""
+        names = {part: f"{name}.{part}" for part in PARTS}
+        return {part: self._shards.tensor(full) for part, full in names.items() if full in self._shards.files}
+
+    def scale(self, name: str) -> Tensor | None:
+        """The scale of the matrix `name` as stored; None where it has none."""
+        return self._scales.get(f"{name}.scale")
+
+    @cached_property
+    def _scales(self) -> dict[str, Tensor]:
+        """All scales at once: they are small, and one by one they would take longer than the rest of loading."""
+        return self._shards.several([name for name in self._shards.files if name.endswith(".scale")])
+
+    def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
+        linear = name.removesuffix(".weight")
+        if linear not in self.entries:
+            raise UserError(f"packed folder {self.folder} does not pack {linear}: pack the checkpoint again.")
+        entry = self.entries[linear]
+        values, scale = unpack_matrix(linear, entry, self.tensors(linear))
+        return values, scale, entry.kind
+
+    def head_ids(self) -> Tensor | None:
+        if HEAD_IDS not in self._shards.files:
+            return None
+        ids = self._shards.tensor(HEAD_IDS)
+        if ids.dtype != torch.int32 or ids.dim() != 1 or not _ascends(ids):
+            raise UserError(f"packed folder {self.folder} has head ids that do not ascend: pack the checkpoint again.")
+        return ids.long()
+
+
+def _ascends(ids: Tensor) -> bool:
+    return len(ids) > 0 and int(ids[0]) >= 0 and bool((ids[1:] > ids[:-1]).all())

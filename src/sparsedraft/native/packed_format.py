@@ -1,0 +1,243 @@
+"""The packed format of one matrix: its non-zero values and their places, row by row, independent of any machine.
+
+Its `kind` says which weights are stored:
+
+    dense      values [rows, columns]
+    N:M        values [rows, columns/M · N], and index: the place of each value in its group of M, ascending, in
+               place_bits(M) bits, lowest bits first, each row filled up to whole bytes (uint8 [rows, ...]). A group
+               with fewer than N values has zeros at the lowest free places.
+    bitmask    values [number of non-zeros], and index: one bit for each weight, lowest bit first (uint8
+               [rows, ⌈columns/8⌉])
+
+Values are float16, bfloat16, float32, or int8 with `scale` (float32 [rows]): weight = value · scale.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.masks import obeys
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.maths.quantization import codes
+
+VALUE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
+PARTS = ("values", "index", "scale")  # the tensors of a matrix
+LARGEST = 1 << 28  # rows or columns of a matrix: more than any has, and products stay in 64 bits
+GROUPS = range(2, 257)  # the M of N:M
+DENSE = 0.9  # from this density on the places cost more than the zeros save
+
+
+@dataclass(frozen=True)
+class MatrixEntry:
+    """What the header says of one matrix. `kind`: dense, bitmask or N:M; `values`: a key of VALUE_TYPES."""
+
+    kind: str
+    values: str
+    rows: int
+    columns: int
+
+    @classmethod
+    def parse(cls, name: str, raw: Any) -> "MatrixEntry":
+        """The entry `raw` of a header; UserError, naming the matrix, where this version cannot read it."""
+
+        def wrong(field: str, value: object, mend: str) -> UserError:
+            return UserError(
+                f"packed matrix {name} has {field} {repr(value)[:200]}, {mend}: pack the checkpoint again."
+            )
+
+        if not isinstance(raw, dict) or set(raw) != {"kind", "values", "rows", "columns"}:
+            raise wrong("the entry", raw, "not kind, values, rows and columns")
+        for field in ("rows", "columns"):
+            if type(raw[field]) is not int or not 0 < raw[field] < LARGEST:
+                raise wrong(field, raw[field], f"not a number from 1 to {LARGEST - 1}")
+        if not isinstance(raw["values"], str) or raw["values"] not in VALUE_TYPES:
+            raise wrong("values", raw["values"], f"not one of {', '.join(VALUE_TYPES)}")
+        entry = cls(**raw)
+        if entry.kind not in ("dense", "bitmask"):
+            try:
+                pattern = Pattern.parse(entry.kind) if isinstance(entry.kind, str) else Pattern()
+            except UserError:
+                pattern = Pattern()
+            if pattern.m not in GROUPS:
+                raise wrong("kind", entry.kind, "not dense, bitmask or N:M")
+            if entry.columns % pattern.m:
+                raise wrong("columns", entry.columns, f"which {entry.kind} does not divide")
+        return entry
+
+    @classmethod
+    def describe(cls, values: Tensor, kind: str) -> "MatrixEntry":
+        """The entry of a matrix whose `values` [rows, columns] are packed as `kind`."""
+        names = {dtype: name for name, dtype in VALUE_TYPES.items()}
+        return cls(kind, names[values.dtype], *values.shape)
+
+    @property
+    def pattern(self) -> Pattern:
+        return Pattern() if self.kind in ("dense", "bitmask") else Pattern.parse(self.kind)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def index_shape(self) -> tuple[int, int] | None:
+        """Shape of the index; None for dense matrices, which have none."""
+        if self.kind == "dense":
+            return None
+        m = self.pattern
+        bits = self.columns if self.kind == "bitmask" else self.columns // m.m * m.n * place_bits(m.m)
+        return self.rows, -(-bits // 8)
+
+    def tensor_types(self) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
+        """dtype and shape of each tensor that is stored; the shape of `values` (None) depends on the index."""
+        types: dict[str, tuple[torch.dtype, tuple[int, ...] | None]] = {"values": (VALUE_TYPES[self.values], None)}
+        if (shape := self.index_shape()) is not None:
+            types["index"] = (torch.uint8, shape)
+        if self.values == "int8":
+            types["scale"] = (torch.float32, (self.rows,))
+        return types
+
+
+def kind_of(weight: Tensor, claimed: str | None = None) -> str:
+    """The kind to pack `weight` [rows, columns] as: the sparsest of 2:4 and N:8 that it obeys, else by its density.
+
+    `claimed` is the pattern that the checkpoint claims; one of another M (such as 8:16) is kept.
+    """
+    nonzero = weight != 0
+    density = float(nonzero.float().mean())
+    if weight.shape[1] % 8 == 0:
+        n = max(1, int(nonzero.view(weight.shape[0], -1, 8).sum(-1).max()))
+        # an empty slot of N:8 costs as much as a value: worth it while few are empty
+        if n < 8 and density >= 0.9 * n / 8:
+            return "2:4" if n == 4 and obeys(weight, Pattern(2, 4)) else f"{n}:8"
+    if claimed not in (None, "unstructured", "dense") and obeys(weight, Pattern.parse(claimed)):
+        return claimed
+    return "dense" if density > DENSE else "bitmask"
+
+
+def place_bits(m: int) -> int:
+    """Bits of a place in a group of `m`: 2, 4 or 8, so that none spans two bytes."""
+    return 2 if m <= 4 else 4 if m <= 16 else 8
+
+
+def pack_matrix(weight: Tensor, kind: str, values: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
+    """`weight` [rows, columns] as an entry and its tensors (PARTS, as far as there are any).
+
+    Raises UserError where the weight breaks the N:M, or does not fit float16.
+    """
+    entry = MatrixEntry(kind, values, *weight.shape)
+    nonzero = weight != 0
+    out: dict[str, Tensor] = {}
+    if values == "int8":
+        q, scale = codes(weight, "int8")
+        typed, out["scale"] = q[:, 0], scale[:, 0, 0].contiguous()
+    else:
+        typed = weight.to(VALUE_TYPES[values])
+        if not bool(torch.isfinite(typed).all()):
+            raise UserError(
+                f"a weight of {float(weight.float().abs().max()):g} does not fit {values}: give --weights bf16."
+            )
+    if kind == "dense":
+        return entry, {"values": typed.contiguous(), **out}
+    if kind == "bitmask":
+        return entry, {"values": typed[nonzero], "index": pack_mask(nonzero), **out}
+    pattern = entry.pattern
+    if not obeys(weight, pattern):
+        raise UserError(f"the weight is not {kind}: pack it with the pattern that it has.")
+    groups = (entry.rows, entry.columns // pattern.m, pattern.m)
+    nonzero_first = (~nonzero).view(groups).to(torch.uint8).argsort(dim=-1, stable=True)
+    places = nonzero_first[..., : pattern.n].sort(dim=-1).values
+    out["values"] = typed.reshape(groups).gather(-1, places).flatten(1).contiguous()
+    out["index"] = pack_places(places.flatten(1).to(torch.uint8), place_bits(pattern.m))
+    return entry, out
+
+
+def unpack_matrix(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """(values [rows, columns] with zeros where nothing is stored, and the scale [rows] of int8, else None).
+
+    Everything is checked before it is used. UserError, naming the matrix, where sizes, types or places are wrong.
+    """
+    _check_tensors(name, entry, tensors)
+    values, scale = tensors["values"], tensors.get("scale")
+    if entry.kind == "dense":
+        if tuple(values.shape) != (entry.rows, entry.columns):
+            raise _damaged(name, f"has values {list(values.shape)}")
+        return values, scale
+    unpack = _unpack_bitmask if entry.kind == "bitmask" else _unpack_groups
+    return unpack(name, entry, values, tensors["index"]), scale
+
+
+def _check_tensors(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> None:
+    """UserError unless the tensors have the names, types and shapes that the entry needs, and are finite."""
+    types = entry.tensor_types()
+    if set(tensors) != set(types):
+        raise _damaged(name, f"holds {', '.join(sorted(tensors))} and not {', '.join(sorted(types))}")
+    for key, (dtype, shape) in types.items():
+        if tensors[key].dtype != dtype or (shape is not None and tuple(tensors[key].shape) != shape):
+            raise _damaged(name, f"has {key} of {tensors[key].dtype} {list(tensors[key].shape)}")
+    values, scale = tensors["values"], tensors.get("scale")
+    if scale is not None and not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise _damaged(name, "has a scale that is not a positive number")
+    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        raise _damaged(name, "has a value that is not finite")
+
+
+def _unpack_bitmask(name: str, entry: MatrixEntry, values: Tensor, index: Tensor) -> Tensor:
+    mask = unpack_mask(index, entry.columns)
+    if values.dim() != 1 or values.numel() != int(mask.sum()):
+        raise _damaged(name, f"has {values.numel()} values for a mask of {int(mask.sum())}")
+    out = torch.zeros(entry.rows, entry.columns, dtype=values.dtype)
+    out[mask] = values
+    return out
+
+
+def _unpack_groups(name: str, entry: MatrixEntry, values: Tensor, index: Tensor) -> Tensor:
+    n, m = entry.pattern.n, entry.pattern.m
+    count = entry.columns // m * n
+    if tuple(values.shape) != (entry.rows, count):
+        raise _damaged(name, f"has values {list(values.shape)}")
+    places = unpack_places(index, place_bits(m), count).view(entry.rows, -1, n).short()  # m may be 256: no byte
+    if not bool((places < m).all()) or not bool((places[..., 1:] > places[..., :-1]).all()):
+        raise _damaged(name, f"has places that are not {n} different ones of {m}, in order")
+    out = torch.zeros(entry.rows, entry.columns // m, m, dtype=values.dtype)
+    out.scatter_(-1, places.long(), values.view(entry.rows, -1, n))
+    return out.view(entry.rows, entry.columns)
+
+
+def _damaged(name: str, what: str) -> UserError:
+    return UserError(f"packed matrix {name} {what}: the file is damaged, pack the checkpoint again.")
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """bool [rows, n] as bytes [rows, ⌈n / 8⌉], lowest bit first."""
+    return torch.from_numpy(np.packbits(mask.numpy(), axis=1, bitorder="little"))
+
+
+def unpack_mask(packed: Tensor, count: int) -> Tensor:
+    """The first `count` bits of each row of what `pack_mask` gave: bool [rows, count]."""
+    bits = np.unpackbits(packed.numpy(), axis=1, count=count, bitorder="little")
+    return torch.from_numpy(bits.view(bool))
+
+
+def pack_places(places: Tensor, bits: int) -> Tensor:
+    """uint8 [rows, n], each below 2^bits, as bytes [rows, ⌈n · bits / 8⌉], lowest bits first.
+
+    By shifts: numpy.packbits would need every place as single bits first, several times the memory.
+    """
+    per_byte = 8 // bits
+    padding = -places.shape[1] % per_byte
+    grouped = torch.nn.functional.pad(places, (0, padding)).view(places.shape[0], -1, per_byte)
+    shifts = torch.arange(per_byte, dtype=torch.uint8) * bits
+    return (grouped << shifts).sum(-1, dtype=torch.uint8)
+
+
+def unpack_places(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The first `count` places of each row of what `pack_places` gave: uint8 [rows, count]."""
+    shifts = torch.arange(8 // bits, dtype=torch.uint8) * bits
+    return ((packed[..., None] >> shifts) & ((1 << bits) - 1)).flatten(1)[:, :count].contiguous()
+
+
+def stored_bytes(tensors: dict[str, Tensor]) -> int:
+    """Bytes of the tensors on disk."""
+    return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -1,0 +1,234 @@
+"""The packed format: round trips bit for bit, and no file, however broken, gets past the checks."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.masks import keep_mask
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import count_zeros, decoder_linears
+from sparsedraft.native import layout, packed_format
+from sparsedraft.native.packed_folder import HEADER, PackedReader
+from sparsedraft.native.packed_format import VALUE_TYPES, MatrixEntry, kind_of, pack_matrix, unpack_matrix
+from sparsedraft.stages.pack.stage import pack
+from stages import prune
+
+KINDS = ("dense", "bitmask", "2:4", "4:8", "3:8", "1:8", "8:16", "7:32", "1:256")
+
+
+def weight_of(kind: str, seed: int = 0) -> torch.Tensor:
+    """bfloat16 [13, 512] of this kind, one row of zeros, one group that is not full."""
+    weight = torch.randn(13, 512, generator=torch.Generator().manual_seed(seed)).bfloat16()
+    if kind != "dense":
+        pattern = Pattern.parse(kind) if ":" in kind else Pattern()
+        weight *= keep_mask(pattern, weight.abs().float(), pattern.resolve(None))
+    weight[3] = 0
+    weight[4, :256] *= torch.arange(256) % 3 == 0
+    return weight
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("values", VALUE_TYPES)
+def test_round_trip(kind: str, values: str) -> None:
+    weight = weight_of(kind)
+    entry, tensors = pack_matrix(weight, kind, values)
+    back, scale = unpack_matrix("w", MatrixEntry.parse("w", json.loads(json.dumps(entry.to_dict()))), tensors)
+    assert bool(((back != 0) <= (weight != 0)).all()), "what was pruned stays zero"
+    if scale is None:
+        assert torch.equal(back.double(), weight.double())
+    else:
+        assert bool(((back * scale[:, None] - weight.float()).abs() <= scale[:, None] / 2 * (1 + 1e-5)).all())
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("dense", 16), ("bitmask", 9), ("2:4", 9), ("4:8", 10), ("2:8", 5), ("8:16", 10)]
+)
+def test_bits_of_each_weight(kind: str, bits: float) -> None:
+    weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(1)).half()
+    if kind != "dense":
+        pattern = Pattern.parse(kind) if ":" in kind else Pattern()
+        weight *= keep_mask(pattern, weight.abs().float(), pattern.resolve(None))
+    assert packed_format.stored_bytes(pack_matrix(weight, kind, "f16")[1]) * 8 == bits * weight.numel()
+
+
+def test_places_that_span_no_byte() -> None:
+    for bits in (2, 4, 8):
+        numbers = torch.randint(0, 1 << bits, (3, 13), dtype=torch.uint8, generator=torch.Generator().manual_seed(bits))
+        assert torch.equal(packed_format.unpack_places(packed_format.pack_places(numbers, bits), bits, 13), numbers)
+
+
+def test_kinds_are_chosen_by_what_the_weight_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind in ("dense", "bitmask", "2:4", "4:8", "3:8", "1:8"):
+        assert kind_of(weight_of(kind)[:3]) == kind
+    assert kind_of(weight_of("8:16")[:3], "8:16") == "8:16" and kind_of(weight_of("8:16")[:3]) == "bitmask"
+    quarter = keep_mask(Pattern(), torch.randn(64, 512).abs(), 0.75) * torch.randn(64, 512)
+    assert kind_of(quarter) == "bitmask"
+    for cpu, name in (("portable", "window"), ("avx2", "window"), ("avx512", "bitmask"), ("amx", "bitmask")):
+        monkeypatch.setattr(layout, "fastest", lambda cpu=cpu: cpu)
+        assert layout.layout_of("bitmask", 0.25, 512) == (name, 0)
+        assert layout.layout_of("bitmask", 0.1, 512) == ("window", 0)
+    assert layout.layout_of("8:16", 0.5, 512) == ("bitmask", 0)
+
+
+def test_what_does_not_fit() -> None:
+    with pytest.raises(UserError, match="does not fit f16: give --weights bf16"):
+        pack_matrix(torch.full((2, 8), 1e5), "dense", "f16")
+    with pytest.raises(UserError, match="the weight is not 2:4"):
+        pack_matrix(torch.ones(2, 8), "2:4", "f16")
+
+
+# ---- folders
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pruned")
+    patterns = {"2:4": {"pattern": "2:4"}, "3:8": {"pattern": "3:8"}, "half": {"pattern": "unstructured"}}
+    for name, options in patterns.items():
+        prune(
+            str(tiny_checkpoint),
+            root / name.replace(":", "of"),
+            "demo:train",
+            method="magnitude",
+            tokens=512,
+            sequence_length=64,
+            **options,
+        )
+    return {"dense": tiny_checkpoint, **{name: root / name.replace(":", "of") for name in patterns}}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("dense", "dense"), ("2:4", "2:4"), ("3:8", "3:8"), ("half", "bitmask")])
+@pytest.mark.parametrize("weights", ["f16", "bf16", "int8"])
+def test_a_checkpoint_packed(pruned: dict[str, Path], name: str, kind: str, weights: str, tmp_path: Path) -> None:
+    result = pack(str(pruned[name]), tmp_path / "packed", weights=weights)
+    model = checkpoint.load(pruned[name])
+    assert result["kinds"] == {kind: len(decoder_linears(model))}
+    assert result["bytes"] == sum(
+        t.numel() * t.element_size() for t in load_file(tmp_path / "packed/model.safetensors").values()
+    )
+    stored = PackedReader(tmp_path / "packed")
+    for linear, module in decoder_linears(model).items():
+        values, scale, _ = stored.matrix(f"{linear}.weight")
+        weight = module.weight.detach()
+        if weights == "int8":
+            assert scale is not None and bool(
+                ((values * scale[:, None] - weight).abs() <= scale[:, None] * 0.500001).all()
+            )
+        else:
+            assert torch.equal(values, weight.to(values.dtype))
+        assert count_zeros(values) >= count_zeros(weight)
+    assert stored.vector("model.norm.weight").equal(model.model.norm.weight)
+    assert pack(str(pruned[name]), tmp_path / "packed", weights=weights) == result, (
+        "a finished folder is not made again"
+    )
+
+
+def test_a_liar_is_not_packed(pruned: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(pruned["2:4"], tmp_path / "liar")
+    tensors = load_file(tmp_path / "liar/model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0] = 1
+    save_file(tensors, tmp_path / "liar/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lies: model\.layers\.1\.mlp\.up_proj is not 2:4"):
+        pack(str(tmp_path / "liar"), tmp_path / "packed")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "int3"}, "--weights int3 is not known"),
+        ({"head_tokens": 10}, "--head-tokens and --head-data belong together"),
+        ({"head_tokens": 10, "head_data": "demo:train"}, "demo:train is no distilled data folder"),
+    ],
+)
+def test_options_that_make_no_sense(tiny_checkpoint: Path, tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pack(str(tiny_checkpoint), tmp_path / "packed", **options)
+    assert not (tmp_path / "packed").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "is not a sparsedraft-packed one"),
+        ({"version": 2}, "is of version 2, and this reads 1"),
+        ({"linears": []}, "is not a sparsedraft-packed one"),
+        ({"kind": "4:2"}, "has kind '4:2', not dense, bitmask or N:M"),
+        ({"kind": 7}, "has kind 7"),
+        ({"values": "f8"}, "has values 'f8', not one of"),
+        ({"values": []}, r"has values \[\], not one of"),
+        ({"rows": -1}, "has rows -1, not a number from 1"),
+        ({"rows": True}, "has rows True, not a number from 1"),
+        ({"columns": 1 << 40}, "has columns 1099511627776, not a number"),
+        ({"columns": 63}, "has columns 63, which 2:4 does not divide"),
+        ({"rows": 65}, "the file is damaged"),
+        ({"more": 1}, "has the entry"),
+    ],
+)
+def test_headers_that_are_wrong(pruned: dict[str, Path], tmp_path: Path, change: dict, message: str) -> None:
+    pack(str(pruned["2:4"]), tmp_path / "packed")
+    header = json.loads((tmp_path / "packed" / HEADER).read_text())
+    name = "model.layers.0.self_attn.q_proj"
+    place = header if set(change) & {"format", "version", "linears"} else header["linears"][name]
+    place.update(change)
+    (tmp_path / "packed" / HEADER).write_text(json.dumps(header))
+    with pytest.raises(UserError, match=message):
+        PackedReader(tmp_path / "packed").matrix(f"{name}.weight")
+
+
+def broken(
+    entry: MatrixEntry, tensors: dict[str, torch.Tensor], chance: random.Random
+) -> tuple[MatrixEntry, dict[str, torch.Tensor]]:
+    """One thing or another changed."""
+    tensors = {key: value.clone() for key, value in tensors.items()}
+    what = chance.randrange(7)
+    key = chance.choice(sorted(tensors))
+    if what == 0:
+        del tensors[key]
+    elif what == 1:
+        tensors[key] = tensors[key].flatten()[: chance.randrange(tensors[key].numel())]
+    elif what == 2:
+        tensors[key] = tensors[key].to(chance.choice([torch.float32, torch.int64, torch.uint8, torch.int8]))
+    elif what == 3:  # bytes
+        raw = tensors[key].view(torch.uint8).flatten()
+        for _ in range(chance.randrange(1, 9)):
+            raw[chance.randrange(len(raw))] = chance.randrange(256)
+    elif what == 4:
+        entry = MatrixEntry(entry.kind, entry.values, chance.randrange(1, 40), chance.randrange(1, 80) * 8)
+    elif what == 5:
+        entry = MatrixEntry(
+            chance.choice(["dense", "bitmask", "2:4", "4:8", "1:8"]), entry.values, entry.rows, entry.columns
+        )
+    else:
+        tensors[chance.choice(["values", "index", "scale", "more"])] = torch.zeros(
+            chance.randrange(99), dtype=torch.uint8
+        )
+    return entry, tensors
+
+
+def test_fuzz() -> None:
+    """A matrix that was tampered with is refused with one sentence, or is a matrix of the shape that it says."""
+    chance, refused = random.Random(0), 0
+    whole = {
+        (k, v): pack_matrix(weight_of(k, 1)[:, :128], k, v)
+        for k in ("dense", "bitmask", "2:4", "3:8")
+        for v in VALUE_TYPES
+    }
+    for _ in range(3000):
+        entry, tensors = broken(*whole[chance.choice(sorted(whole))], chance)
+        try:
+            values, scale = unpack_matrix("w", entry, tensors)
+        except UserError as error:
+            assert "packed matrix w" in str(error) and "\n" not in str(error)
+            refused += 1
+            continue
+        assert tuple(values.shape) == (entry.rows, entry.columns) and values.dtype == VALUE_TYPES[entry.values]
+        assert bool(torch.isfinite(values.float()).all())
+        assert scale is None or (len(scale) == entry.rows and bool((scale > 0).all()))
+    assert refused > 1500
