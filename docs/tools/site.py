@@ -1,8 +1,10 @@
-"""Pages that the build of the site writes: one a command, from the command's own options, and the changelog.
+"""Pages that the build of the site writes: one a command, from the command's own options; the modules; the changelog.
 
 A hook of mkdocs (see mkdocs.yml). Nothing it writes is stored in the repository, so no page can lag behind its command.
 """
 
+import ast
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the written pages to those that lie in docs/."""
     written = {f"commands/{name}.md": command_page(name, command) for name, command in commands().items()}
     written["commands/index.md"] = index_page()
+    written["modules.md"] = modules_page()
     written["changelog.md"] = changelog()
     for path, text in written.items():
         files.append(File.generated(config, path, content=text))
@@ -44,6 +47,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def changelog() -> str:
     file = ROOT / "CHANGELOG.md"
     return file.read_text(encoding="utf-8") if file.is_file() else "# Changelog\n\nNo version is released yet.\n"
+
+
+def modules_page() -> str:
+    """Every module with the first sentence of its docstring, a table for each folder."""
+    source = ROOT / "src" / "sparsedraft"
+    out = ["# Modules", "", "Every Python module of `src/sparsedraft`, with its own first sentence.", ""]
+    modules = sorted(file.relative_to(source) for file in source.rglob("*.py") if file.name != "__init__.py")
+    for folder, files in groupby(sorted(modules, key=lambda file: (file.parent, file)), key=lambda file: file.parent):
+        out += [f"## {'sparsedraft' if folder == Path() else folder}", "", "| module | what it is |", "| --- | --- |"]
+        out += [f"| `{file.name}` | {cell(first_sentence(source / file))} |" for file in files] + [""]
+    return "\n".join(out)
+
+
+def first_sentence(file: Path) -> str:
+    """The first paragraph of a module's docstring."""
+    told = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    return " ".join(told.partition("\n\n")[0].split())
 
 
 def index_page() -> str:
