@@ -18,7 +18,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.distill.written import write
+from sparsedraft.stages.distill.datafolder import write
 from sparsedraft.stages.finetune import loop, memory
 from sparsedraft.stages.finetune.masks import masks_of
 from sparsedraft.text import prompts

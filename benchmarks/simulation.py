@@ -14,7 +14,7 @@ from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate.acceptance import Histogram
-from sparsedraft.stages.evaluate.simulate import acceptance, simulate
+from sparsedraft.stages.evaluate.simulation import acceptance, simulate
 from sparsedraft.text.prompts import read
 from sparsedraft.writers.conversation import Responder, answer_all
 from sparsedraft.writers.loaded import LoadedModel

@@ -24,7 +24,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.recipe import Recipe
 from sparsedraft.run import make_drafter
-from sparsedraft.stages.distill.written import write
+from sparsedraft.stages.distill.datafolder import write
 from sparsedraft.text import dataset, prompts
 from study import Rows, close, setup
 

@@ -8,7 +8,7 @@ from sparsedraft.base.hashing import stable_order
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.evaluate.rows import allowed
-from sparsedraft.stages.evaluate.simulate import acceptance, simulate
+from sparsedraft.stages.evaluate.simulation import acceptance, simulate
 from sparsedraft.stages.evaluate.summary import mean_alpha, merge
 from sparsedraft.stages.finetune import quantize
 from sparsedraft.text import prompts

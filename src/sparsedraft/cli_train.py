@@ -122,7 +122,7 @@ def distill(
     overwrite: Overwrite = False,
 ) -> None:
     """Let the target write the answers that the drafter will learn from."""
-    from sparsedraft.stages.distill.clean import Rules
+    from sparsedraft.stages.distill.cleaner import Rules
     from sparsedraft.stages.distill.stage import distill as stage
 
     rules = Rules(

@@ -27,7 +27,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.places import slug
 from sparsedraft.base.yamlfiles import read_yaml
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.stages.distill.clean import Rules
+from sparsedraft.stages.distill.cleaner import Rules
 from sparsedraft.stages.prune.options import DropLayersSettings, PruneSettings, not_sexagesimal
 from sparsedraft.writers.server.secret import shown
 

@@ -13,7 +13,7 @@ from sparsedraft.native import extension as native
 from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.stages.distill.job import Job
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.evaluate.served import Served
+from sparsedraft.stages.evaluate.servertarget import ServerTarget
 from sparsedraft.stages.finetune import loop
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune
@@ -42,7 +42,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(folder: Path, runs_natively: bool) -> Job:
     greedy = Sampling()
-    return Job(folder, "respond", None, greedy, greedy, 8, 1, 0, 4, 0, "cpu", "float32", native=runs_natively)
+    engine = "native" if runs_natively else "transformers"
+    return Job(folder, "respond", engine, None, greedy, greedy, 8, 1, 0, 4, 0, "cpu", "float32")
 
 
 def test_every_reader_of_the_folder_hears_all_of_them(folder: Path) -> None:
@@ -53,7 +54,7 @@ def test_every_reader_of_the_folder_hears_all_of_them(folder: Path) -> None:
         assert side.eos_ids == ALL
         assert side.writer(2).eos_ids == ALL
         assert job(folder, runtime == "native").writer().eos_ids == ALL
-    assert Served(folder, Endpoint("http://localhost:1/v1", "model"), {}).eos_ids == ALL
+    assert ServerTarget(folder, Endpoint("http://localhost:1/v1", "model"), {}).eos_ids == ALL
 
 
 def test_a_trimmed_head_keeps_all_of_them(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_of_turn
-from sparsedraft.stages.distill import magpie, scale
+from sparsedraft.stages.distill import magpie, ray_workers
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.stages.evaluate.stage import evaluate_to
@@ -68,7 +68,7 @@ def test_the_day_is_told_whoever_asks_the_server(
     (tmp_path / "p.jsonl").write_text('{"prompt": "how many apples are left?"}\n')
     target = shutil.copytree(talker, tmp_path / "model")
     (target / "chat_template.jinja").write_text(CLOCK)
-    monkeypatch.setattr(scale, "run_with_ray", lambda *args: iter(()))
+    monkeypatch.setattr(ray_workers, "run_with_ray", lambda *args: iter(()))
     asked = {"engine": "endpoint", "url": "http://127.0.0.1:9/v1", "served_name": "m", "workers": 2}
     with pytest.raises(UserError, match="not one row is left"):
         distill(str(target), str(tmp_path / "p.jsonl"), tmp_path / "out", **asked)

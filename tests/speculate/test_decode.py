@@ -13,7 +13,7 @@ from sparsedraft.speculate.loop.decode import Decoder, generate, generate_all
 from sparsedraft.speculate.policy.policies import Constant, policy_named
 from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.stages.evaluate.acceptance import Histogram
-from sparsedraft.stages.evaluate.simulate import simulate
+from sparsedraft.stages.evaluate.simulation import simulate
 from sparsedraft.writers.prefix import shared
 from toys import Table, Toy, scripted
 

@@ -13,8 +13,8 @@ from sparsedraft.speculate.loop.decode import Decoder, generate
 from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate.acceptance import Histogram
-from sparsedraft.stages.evaluate.known import Known, chains, shorter
-from sparsedraft.stages.evaluate.simulate import acceptance_of, expected, simulate
+from sparsedraft.stages.evaluate.simulation import acceptance_of, expected, simulate
+from sparsedraft.stages.evaluate.transcript import Transcript, chains, shorter
 from toys import Table, outcomes
 
 V, LENGTH, PROMPT = 3, 4, [1, 2, 1]
@@ -134,7 +134,7 @@ def test_where_nothing_is_drawn_a_known_text_tells_all(sampling: Sampling, eos: 
 
     accepted = 0
     for (text, histogram), _ in outcomes(run):
-        known = Known([[*PROMPT, *text]], V, None)
+        known = Transcript([[*PROMPT, *text]], V, None)
         made = generate(Decoder(known, PromptLookup(), Constant(2), sampling, eos), PROMPT, LENGTH + 2)
         assert tuple(made.tokens) == text and Histogram.of_steps(made.steps, 2) == histogram
         accepted += histogram.accepted

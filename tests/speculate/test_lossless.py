@@ -13,7 +13,7 @@ from sparsedraft.speculate.loop.decode import Generation, generate, generate_all
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import NAMES, Constant, policy_named
 from sparsedraft.stages.evaluate.acceptance import Histogram
-from sparsedraft.stages.evaluate.simulate import acceptance, simulate
+from sparsedraft.stages.evaluate.simulation import acceptance, simulate
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.transformers.backend import TransformersBackend
 from tiny import build_llama, build_tokenizer

@@ -12,7 +12,7 @@ import torch
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.distill import written
+from sparsedraft.stages.distill import datafolder
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset, prompts
 from sparsedraft.writers import conversation
@@ -60,11 +60,11 @@ def test_result_counts_what_is_there(data: Path) -> None:
 def test_killed_distillation_ends_with_the_same_bytes(
     data: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    finished, written = conversation._complete, []
+    finished, calls = conversation._complete, []
 
     def dies(*args):
-        written.append(1)
-        if len(written) in (11, 20):  # in the second group, and there again
+        calls.append(1)
+        if len(calls) in (11, 20):  # in the second group, and there again
             raise KeyboardInterrupt
         finished(*args)
 
@@ -79,7 +79,7 @@ def test_killed_distillation_ends_with_the_same_bytes(
         )  # a kill in the middle of a write
     distill(str(tiny_checkpoint), "demo:train", out, top_k_logprobs=4, **OPTIONS)
     rows = len(dataset.read(data))
-    assert len(written) < rows + 25, "finished groups are not written again"
+    assert len(calls) < rows + 25, "finished groups are not written again"
     for name in ("data-00000.parquet", "result.json"):
         assert (out / name).read_bytes() == (data / name).read_bytes()
 
@@ -165,8 +165,8 @@ def test_a_shard_is_closed_before_it_is_too_large_for_memory(
 ) -> None:
     rows = dataset.read(data)
     most = max(len(r["prompt_ids"]) + len(r["answer_ids"]) + 2 * len(r["topk_ids"]) for r in rows)
-    monkeypatch.setattr(written, "NUMBERS", 3 * most)
-    written.write(tmp_path, rows, lambda row: "", len(rows), 4)
+    monkeypatch.setattr(datafolder, "NUMBERS", 3 * most)
+    datafolder.write(tmp_path, rows, lambda row: "", len(rows), 4)
     shutil.copytree(data / "tokenizer", tmp_path / "tokenizer")
     shutil.copy(data / "result.json", tmp_path)
     sizes = [parquet.read_metadata(file).num_rows for file in sorted(tmp_path.glob("data-*.parquet"))]

@@ -54,7 +54,7 @@ def test_magpie_writes_no_prompt_beyond_what_may_stay(tiny_checkpoint: Path, mon
     def rows(longest: int, at_most: int) -> dict[str, list[int]]:
         """The prompts that stay of conversations written with `longest`."""
         writer = Responder(engine, tokenizer, Sampling(), 150)
-        made = magpie.magpie(writer, magpie.wanted(24, ["the quick", ""]), Sampling(1.0), longest)
+        made = magpie.magpie(writer, magpie.blanks(24, ["the quick", ""]), Sampling(1.0), longest)
         stay = (row for row in made if not row["dropped"] and len(row["prompt_ids"]) <= at_most)
         return {row["id"]: row["prompt_ids"] for row in stay}
 
@@ -106,7 +106,7 @@ def test_magpie_asks_for_header_and_opening_and_joins_what_comes(tokenizer: PreT
     assert spaced.decode(words) == "the sky", "the first space is lost alone"
     for of, engine in ((spaced, Scripted(token_ids=words)), (tokenizer, Scripted(token_ids=[9], text=" the sky"))):
         text, ids = magpie.header(of)
-        rows = magpie.magpie(Responder(engine, of, Sampling(), 5), magpie.wanted(1, ["Why is"]), Sampling(1.0))
+        rows = magpie.magpie(Responder(engine, of, Sampling(), 5), magpie.blanks(1, ["Why is"]), Sampling(1.0))
         assert list(engine.asked[0].prompt_ids) == [*ids, *of("Why is", add_special_tokens=False)["input_ids"]]
         assert engine.asked[0].raw == f"{text}Why is"
         assert rows[0]["messages"][0]["content"] == "Why is the sky"
@@ -120,7 +120,7 @@ def test_magpie_drops_special_tokens_without_a_role_and_bare_openings(tokenizer:
         ([], "too short"),
     ):
         writer = Responder(Scripted(token_ids=token_ids), tokenizer, Sampling(), 5)
-        (row,) = magpie.magpie(writer, magpie.wanted(1, ["Tell me please,"]), Sampling(1.0))
+        (row,) = magpie.magpie(writer, magpie.blanks(1, ["Tell me please,"]), Sampling(1.0))
         assert row["dropped"].startswith(f"prompt {why}")
 
 

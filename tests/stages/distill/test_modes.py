@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import Journal, read_lines
 from sparsedraft.models.tokenizers.ends import end_of_turn
-from sparsedraft.stages.distill.clean import Rules
+from sparsedraft.stages.distill.cleaner import Rules
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import prompts
 

@@ -76,7 +76,7 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
 
 def test_a_rewritten_turn_that_no_longer_fits_is_dropped(tiny_llama, tokenizer, alpaca: Path) -> None:
     prompt = prompts.read(str(alpaca))[-1]
-    longest = len(templates.chat_ids(tokenizer, rewrite.with_reference(prompt).messages()[:1])) + 6
+    longest = len(templates.chat_ids(tokenizer, rewrite.as_asked(prompt).messages()[:1])) + 6
     engine = TransformersWriter(tiny_llama(), tokenizer, frozenset())
     writer = Responder(engine, tokenizer, Sampling(), 6, top_k_logprobs=2, context=longest)
     first, second = rewrite.rewrite(writer, [prompt])
@@ -89,7 +89,7 @@ def test_the_target_sees_the_reference_when_it_rewrites(tiny_checkpoint: Path, a
     model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
     asked = {p.id: p for p in prompts.read(str(alpaca))}
     for row in dataset.read(tmp_path / "out"):
-        shown = rewrite.with_reference(asked[row["prompt_id"]])
+        shown = rewrite.as_asked(asked[row["prompt_id"]])
         ids = templates.chat_ids(tokenizer, shown.messages())
         alone = model.generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
         passed = alone[-1] == 2 and tokenizer.decode(alone[:-1]).strip()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.stages.distill.clean import Cleaner, Rules
+from sparsedraft.stages.distill.cleaner import Cleaner, Rules
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text.prompts import Prompt
 

@@ -16,7 +16,7 @@ from faults import proxied, refused
 from serving import ASKED
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
-from sparsedraft.stages.distill import scale
+from sparsedraft.stages.distill import ray_workers
 from sparsedraft.stages.distill.job import Job
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset, prompts
@@ -92,7 +92,7 @@ def test_workers_of_a_server_in_a_recipe_and_a_refusal(talker: Path, served: str
 
 
 def job(folder: Path) -> Job:
-    return Job(folder, "respond", None, Sampling(), Sampling(1.0), 4, 1, 0, 4, 0, "cpu", "float32")
+    return Job(folder, "respond", "transformers", None, Sampling(), Sampling(1.0), 4, 1, 0, 4, 0, "cpu", "float32")
 
 
 def batch(number: int) -> dict[str, np.ndarray]:
@@ -101,21 +101,21 @@ def batch(number: int) -> dict[str, np.ndarray]:
 
 
 def test_a_worker_sends_rows_or_what_is_wrong(tiny_checkpoint: Path, tiny_llama, tokenizer, tmp_path: Path) -> None:
-    good = scale._Worker(job(tiny_checkpoint), 1)(batch(3))
+    good = ray_workers._Worker(job(tiny_checkpoint), 1)(batch(3))
     assert good["unit"] == [3] and good["failed"] == [""] and json.loads(good["rows"][0])[0]["id"] == "p3/0"
     model = tiny_llama()
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(torch.inf).nan_to_num_(3e38)  # finite, but what follows is not
     checkpoint.save(model, tokenizer, tmp_path / "wild")
-    assert "the logits of prompt p0/0 hold NaN" in scale._Worker(job(tmp_path / "wild"), 1)(batch(0))["failed"][0]
-    missing = scale._Worker(job(tmp_path / "none"), 1)(batch(0))
+    assert "the logits of prompt p0/0 hold NaN" in ray_workers._Worker(job(tmp_path / "wild"), 1)(batch(0))["failed"][0]
+    missing = ray_workers._Worker(job(tmp_path / "none"), 1)(batch(0))
     assert missing["rows"] == [""] and "none" in missing["failed"][0]
 
 
 def test_threads_are_shared_among_workers(tiny_checkpoint: Path) -> None:
     before = torch.get_num_threads()
     try:
-        scale._Worker(job(tiny_checkpoint), 2)
+        ray_workers._Worker(job(tiny_checkpoint), 2)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -7,7 +7,7 @@ import torch
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.stages.evaluate.memo import TargetLogits
-from sparsedraft.stages.evaluate.simulate import acceptance, acceptance_of
+from sparsedraft.stages.evaluate.simulation import acceptance, acceptance_of
 from sparsedraft.text.bins import fill
 from sparsedraft.text.logits import answer_logits
 from sparsedraft.text.sample import Sample

@@ -20,7 +20,7 @@ def test_interrupted_evaluation_goes_on(models, tmp_path: Path, monkeypatch) -> 
 
     target, drafters = models
     whole = evaluate_to(tmp_path / "whole", target, drafters, "demo:eval", GREEDY)
-    original, calls = rows.Reader._loops, []
+    original, calls = rows.Measurement._loops, []
 
     def dies(self, *args):
         calls.append(1)
@@ -28,7 +28,7 @@ def test_interrupted_evaluation_goes_on(models, tmp_path: Path, monkeypatch) -> 
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(rows.Reader, "_loops", dies)
+    monkeypatch.setattr(rows.Measurement, "_loops", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate_to(tmp_path / "cut", target, drafters, "demo:eval", GREEDY)
     again = evaluate_to(tmp_path / "cut", target, drafters, "demo:eval", GREEDY)
@@ -62,13 +62,13 @@ def test_a_finished_evaluation_takes_more_drafters(models, tmp_path: Path, monke
         assert {file.name: file.read_bytes() for file in (tmp_path / "grown").iterdir()} == before
         assert [*tmp_path.glob(".grown*")] == [], "a refused one leaves nothing in the way"
 
-    asked, original = [], rows.Reader.rows
+    asked, original = [], rows.Measurement.rows
 
     def noted(self, answers, done):
         asked.append((self.name, len(answers) - len(done)))
         return original(self, answers, done)
 
-    monkeypatch.setattr(rows.Reader, "rows", noted)
+    monkeypatch.setattr(rows.Measurement, "rows", noted)
     monkeypatch.setattr("sparsedraft.writers.conversation.Writer.write", None)  # the target is not asked again
     grown = evaluate_to(tmp_path / "grown", target, drafters, "demo:eval", options)
     assert asked == [("self", whole["sequences"]), ("noisy", 0)]
@@ -76,6 +76,6 @@ def test_a_finished_evaluation_takes_more_drafters(models, tmp_path: Path, monke
     assert raw(tmp_path / "grown") == raw(tmp_path / "whole")
     monkeypatch.undo()
     asked.clear()
-    monkeypatch.setattr(rows.Reader, "rows", noted)
+    monkeypatch.setattr(rows.Measurement, "rows", noted)
     evaluate_to(tmp_path / "grown", target, drafters, "demo:eval", options, overwrite=True)
     assert asked == [("self", whole["sequences"]), ("noisy", whole["sequences"])], "--overwrite takes nothing up"

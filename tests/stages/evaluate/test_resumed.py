@@ -78,19 +78,19 @@ def test_killed_after_any_row(
     options = {"k": [2], "max_new_tokens": 6, "batch_size": 2, "runtime": runtime, **case}
     drafters = 1 if "tree" in case else 2
     evaluated(tmp_path / "whole", models, options, drafters)
-    wanted, real = counted(tmp_path / "whole"), rows.Reader.rows
+    wanted, real = counted(tmp_path / "whole"), rows.Measurement.rows
     total = len(wanted["rows.jsonl"])
     for last in range(total):
         left = iter(range(last))
 
-        def dying(self: rows.Reader, *args: Any, left=left):
+        def dying(self: rows.Measurement, *args: Any, left=left):
             for row in real(self, *args):
                 if next(left, None) is None:
                     raise Killed  # the row's work is done, and it is not written
                 yield row
 
         with monkeypatch.context() as patch:
-            patch.setattr(rows.Reader, "rows", dying)
+            patch.setattr(rows.Measurement, "rows", dying)
             with pytest.raises(Killed):
                 evaluated(tmp_path / f"cut{last}", models, options, drafters)
         evaluated(tmp_path / f"cut{last}", models, options, drafters)

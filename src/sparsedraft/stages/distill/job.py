@@ -28,16 +28,17 @@ from sparsedraft.writers.units import Make
 
 MODES = ("respond", "rewrite", "magpie")
 ENGINES = ("transformers", "native", "endpoint")
-UNSTORED = ("min_gap", "max_new_tokens")  # of an Answer: matter to evaluation only
+UNSTORED = ("min_gap", "max_new_tokens")  # fields of an Answer that only an evaluation needs
 
 
 @dataclass(frozen=True)
 class Job:
-    """How the target in `folder` writes: engine, mode, lengths in tokens."""
+    """How the target in `folder` writes. Lengths are in tokens."""
 
     folder: Path
-    mode: str
-    endpoint: Endpoint | None  # None: in this process
+    mode: str  # one of MODES
+    engine: str  # one of ENGINES
+    endpoint: Endpoint | None  # None: the engine runs in this process
     sampling: Sampling
     prompt_sampling: Sampling  # of the prompts that magpie writes
     max_new_tokens: int
@@ -47,7 +48,6 @@ class Job:
     seed: int
     device: str
     dtype: str
-    native: bool = False  # the native engine, where there is no endpoint
     max_prompt_tokens: int = 0  # of the prompts that magpie writes; 0: no limit
     template_args: Arguments = field(default_factory=dict)  # of the chat template
     skip_bad: bool = False  # leave out what a server refuses
@@ -70,7 +70,7 @@ class Job:
     def writer(self) -> Writer:
         """The writer: its model loaded, or its server asked whether it is there."""
         tokenizer = self.tokenizer
-        if self.native:
+        if self.engine == "native":
             return NativeWriter(native_model(self.folder), tokenizer, end_ids(self.folder, tokenizer), self.batch_size)
         if self.endpoint is None:
             dtype, device = checkpoint.dtype_named(self.dtype), checkpoint.device_named(self.device)

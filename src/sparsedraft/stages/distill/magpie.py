@@ -28,7 +28,7 @@ WORDS = 3  # fewer are no prompt
 REPEATED = 6.0  # a text that zlib makes so many times shorter says one thing again and again
 
 
-def wanted(count: int, openings: Sequence[str] = ()) -> list[Prompt]:
+def blanks(count: int, openings: Sequence[str] = ()) -> list[Prompt]:
     """`count` conversations whose prompts are still to be written, each after the next of `openings`, in turns."""
     begun = openings or ("",)
     return [Prompt(f"magpie-{number:07}", (begun[number % len(begun)],)) for number in range(count)]

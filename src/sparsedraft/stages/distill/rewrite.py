@@ -19,7 +19,7 @@ INSTRUCTION = (
 )
 
 
-def referenced(chosen: Sequence[Prompt], bad: list[str] | None = None) -> list[Prompt]:
+def with_references(chosen: Sequence[Prompt], bad: list[str] | None = None) -> list[Prompt]:
     """The prompts that have a reference answer to every turn.
 
     Raises UserError for one that has not, unless `bad` is a list, which then gets what is wrong with each; that none is
@@ -43,7 +43,7 @@ def referenced(chosen: Sequence[Prompt], bad: list[str] | None = None) -> list[P
     return found
 
 
-def with_reference(prompt: Prompt) -> Prompt:
+def as_asked(prompt: Prompt) -> Prompt:
     """The prompt as the target will see it; its turns are longer by the references."""
     asked = zip(prompt.turns, prompt.references, strict=False)
     return replace(prompt, turns=tuple(INSTRUCTION.format(task=t, reference=r) for t, r in asked))

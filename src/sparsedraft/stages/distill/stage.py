@@ -1,9 +1,11 @@
 """The `distill` stage: prompts in, a data folder of the target's answers out."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base import artifact, bounds
 from sparsedraft.base.console import console, track
@@ -14,10 +16,9 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.sources import locate
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.templates import Arguments
-from sparsedraft.stages.distill import again, magpie, rewrite, scale
-from sparsedraft.stages.distill.clean import Cleaner, Rules
+from sparsedraft.stages.distill import datafolder, magpie, ray_workers, reuse, rewrite
+from sparsedraft.stages.distill.cleaner import Cleaner, Rules
 from sparsedraft.stages.distill.job import ENGINES, MODES, Job
-from sparsedraft.stages.distill.written import write
 from sparsedraft.text import prompts
 from sparsedraft.text.overlap import check_no_overlap
 from sparsedraft.text.prompts import Prompt
@@ -69,91 +70,139 @@ def distill(
     `evaluation_prompts`, it is an error if one of them is among the prompts, and rows that hold one are left out.
     Raises UserError for bad options, prompts, models or servers.
     """
-    rules = rules or Rules()
     _check_options(mode, engine, url, source, limit, samples, temperature, prompt_temperature, top_k_logprobs)
     if openings and mode != "magpie":
         raise UserError(
             f"--opening {openings[0]!r} begins prompts that the target writes: leave it out, or --mode magpie."
         )
-    served = (served_name or target, concurrency, timeout, retries, retry_wait)
-    endpoint = None if url is None else Endpoint(url, *served)
+    patience = (timeout, retries, retry_wait)
+    endpoint = None if url is None else Endpoint(url, served_name or target, concurrency, *patience)
     if engine == "native" and (device, dtype) != ("cpu", "float32"):
         raise UserError(f"--engine native computes in float32 on the CPU, not in {dtype} on {device}: leave these out.")
+    rules = rules or Rules()
     if mode == "magpie" and not rules.near_duplicates:
         rules = replace(rules, near_duplicates=NEAR)
-    sampling = Sampling(temperature, top_k, top_p)
-    folder = locate(target, weights=False) if engine == "endpoint" else checkpoint.find(target)
-    arguments = template_args or {}
-    tokenizer = templates.give(checkpoint.load_tokenizer(folder), arguments)
-    templates.check(tokenizer, arguments)
-    evaluation = [prompt for name in evaluation_prompts for prompt in prompts.read(name)]
-    bad: list[str] = []
-    if source is None:
-        chosen = magpie.wanted(limit or 0, openings)
-    else:
-        chosen = prompts.read(source, bad if skip_bad else None)[:limit]
-    if source is not None:
-        check_no_overlap(chosen, evaluation)
-        templates.require(tokenizer)  # a model without a template is refused before it is loaded
-    if mode == "rewrite":
-        chosen = rewrite.referenced(chosen, bad if skip_bad else None)
     job = Job(
-        folder, mode, endpoint, sampling, Sampling(prompt_temperature), max_new_tokens, samples, top_k_logprobs,
-        batch_size, seed, device, dtype, engine == "native", rules.max_prompt_tokens, arguments, skip_bad,
-    )  # fmt: skip
-    if source is None:
-        magpie.check_openings(openings or [""], tokenizer, max_new_tokens, job.context, rules.max_prompt_tokens)
+        folder=checkpoint.find(target) if endpoint is None else locate(target, weights=False),
+        mode=mode,
+        engine=engine,
+        endpoint=endpoint,
+        sampling=Sampling(temperature, top_k, top_p),
+        prompt_sampling=Sampling(prompt_temperature),
+        max_new_tokens=max_new_tokens,
+        samples=samples,
+        top_k_logprobs=top_k_logprobs,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        max_prompt_tokens=rules.max_prompt_tokens,
+        template_args=template_args or {},
+        skip_bad=skip_bad,
+    )
+    tokenizer = job.tokenizer
+    templates.check(tokenizer, job.template_args)
+    corpus = _choose_prompts(job, tokenizer, source, limit, openings, evaluation_prompts)
 
     def build(work: Path) -> dict[str, Any]:
-        journal = Journal(work / ".rows.jsonl", again=REFUSED)  # perhaps it takes them now
+        journal = Journal(work / ".rows.jsonl", again=REFUSED)  # perhaps the server takes them now
         if not overwrite:
-            again.take_up(out, journal, chosen, samples)
-        units, skipped = _units(job, chosen, skip_bad)
-        _write(job, units, journal, workers)
-        cleaner = Cleaner(rules, evaluation)
-        tokenizer.save_pretrained(work / "tokenizer")
+            reuse.take_up(out, journal, corpus.prompts, samples)
+        units, misfits = _units(job, corpus.prompts)
+        _write_units(job, units, journal, workers)
         rows = journal.rows([key_of(prompt) for unit in units for prompt in unit])
-        result = write(work, rows, cleaner.reason, sum(len(unit) for unit in units), top_k_logprobs)
-        _check_soft(result, top_k_logprobs)
-        result |= templates.inputs(arguments)
-        return result | _left_out(result, [*bad, *skipped], skip_bad)
+        count = sum(len(unit) for unit in units)
+        result = datafolder.write(work, rows, Cleaner(rules, corpus.evaluation).reason, count, top_k_logprobs)
+        tokenizer.save_pretrained(work / "tokenizer")
+        _report_soft(result, top_k_logprobs)
+        result |= templates.inputs(job.template_args)
+        return result | _report_skipped(result, [*corpus.faults, *misfits], skip_bad)
 
-    inputs: dict[str, object] = {
-        "target": folder if endpoint is None else checkpoint.described(folder),
-        "prompts": [[*p.described, *p.references] for p in chosen],
-        "evaluation": [[p.id, *p.turns] for p in evaluation],
-        "rules": asdict(rules),
-        **templates.inputs(arguments),
-        "options": {
-            "mode": mode,
-            "engine": engine,
-            "max_new_tokens": max_new_tokens,
-            "sampling": asdict(sampling),
-            "prompt_temperature": prompt_temperature,
-            "samples": samples,
-            "top_k_logprobs": top_k_logprobs,
-            "skip_bad": skip_bad,
-            # where and how fast a server answers is no part of what it says
-            **({"served": job.endpoint.served} if job.endpoint else {"batch_size": batch_size, "device": device}),
-            "dtype": dtype,
-        },
-    }
-    reads = (target, source, *evaluation_prompts)
-    tolerance = artifact.Tolerance(grows="prompts", free=["options.skip_bad"])
     return artifact.make(
-        out, "distill", inputs, build, seed=seed, overwrite=overwrite, tolerance=tolerance, reads=reads
+        out,
+        "distill",
+        _inputs(job, corpus, rules),
+        build,
+        seed=seed,
+        overwrite=overwrite,
+        tolerance=artifact.Tolerance(grows="prompts", free=["options.skip_bad"]),
+        reads=(target, source, *evaluation_prompts),
     )
 
 
-def _units(job: Job, chosen: list[Prompt], skip_bad: bool) -> tuple[list[list[Prompt]], list[str]]:
-    """(the prompts that fit the context, in units of work; why the others are left out). UserError without `skip_bad`
-    for one that does not fit."""
+@dataclass(frozen=True)
+class Corpus:
+    """The prompts to answer, those kept for evaluation, and what is wrong with each row that was skipped."""
+
+    prompts: list[Prompt]
+    evaluation: list[Prompt]
+    faults: list[str]
+
+
+def _choose_prompts(
+    job: Job,
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | None,
+    limit: int | None,
+    openings: Sequence[str],
+    evaluation: Sequence[str],
+) -> Corpus:
+    """The first `limit` prompts of `source`, or (magpie) as many that are still to be written.
+
+    UserError for prompts that the job cannot answer, and for one that is kept for evaluation.
+    """
+    kept = [prompt for name in evaluation for prompt in prompts.read(name)]
+    if source is None:
+        magpie.check_openings(openings or [""], tokenizer, job.max_new_tokens, job.context, job.max_prompt_tokens)
+        return Corpus(magpie.blanks(limit or 0, openings), kept, [])
+    faults: list[str] = []
+    found = prompts.read(source, faults if job.skip_bad else None)[:limit]
+    check_no_overlap(found, kept)
+    templates.require(tokenizer)  # a model without a template is refused before it is loaded
+    if job.mode == "rewrite":
+        found = rewrite.with_references(found, faults if job.skip_bad else None)
+    return Corpus(found, kept, faults)
+
+
+def _inputs(job: Job, corpus: Corpus, rules: Rules) -> dict[str, object]:
+    """What the data depend on: the artifact's inputs."""
+    return {
+        "target": job.folder if job.endpoint is None else checkpoint.described(job.folder),
+        "prompts": [[*p.described, *p.references] for p in corpus.prompts],
+        "evaluation": [[p.id, *p.turns] for p in corpus.evaluation],
+        "rules": asdict(rules),
+        **templates.inputs(job.template_args),
+        "options": {
+            "mode": job.mode,
+            "engine": job.engine,
+            "max_new_tokens": job.max_new_tokens,
+            "sampling": asdict(job.sampling),
+            "prompt_temperature": job.prompt_sampling.temperature,
+            "samples": job.samples,
+            "top_k_logprobs": job.top_k_logprobs,
+            "skip_bad": job.skip_bad,
+            # where and how fast a server answers is no part of what it says
+            **(
+                {"served": job.endpoint.served}
+                if job.endpoint
+                else {"batch_size": job.batch_size, "device": job.device}
+            ),
+            "dtype": job.dtype,
+        },
+    }
+
+
+def _units(job: Job, chosen: list[Prompt]) -> tuple[list[list[Prompt]], list[str]]:
+    """(the prompts that fit the context, in units of work; what is wrong with each of the rest).
+
+    UserError for one that does not fit, unless the job skips such.
+    """
     lengths, skipped = [0] * len(chosen), []
     if job.mode != "magpie":
-        asked = [rewrite.with_reference(p) for p in chosen] if job.mode == "rewrite" else chosen
+        asked = [rewrite.as_asked(p) for p in chosen] if job.mode == "rewrite" else chosen
         measured = fits(job.tokenizer, asked, job.max_new_tokens, job.context)
         skipped = [why for _, why in measured if why]
-        if skipped and not skip_bad:
+        if skipped and not job.skip_bad:
             raise UserError(f"{skipped[0]}, or pass --skip-bad.")
         chosen = [p for p, (_, why) in zip(chosen, measured, strict=True) if not why]
         lengths = [length for length, why in measured if not why]
@@ -163,8 +212,8 @@ def _units(job: Job, chosen: list[Prompt], skip_bad: bool) -> tuple[list[list[Pr
     return units_of(chosen, lengths, 1 if job.endpoint else GROUP * job.batch_size), skipped
 
 
-def _write(job: Job, units: list[list[Prompt]], journal: Journal, workers: int) -> None:
-    """Let the job write what `journal` lacks."""
+def _write_units(job: Job, units: list[list[Prompt]], journal: Journal, workers: int) -> None:
+    """Write the conversations that `journal` lacks, and commit each unit to it."""
     asked = [prompt for unit in units for prompt in unit]
     with track("distilling", sum(len(p.turns) for p in asked) * job.samples, "answers") as tracker:
         tracker.advance(sum(journal.count(key_of(prompt)) for prompt in asked))
@@ -172,14 +221,14 @@ def _write(job: Job, units: list[list[Prompt]], journal: Journal, workers: int) 
         if workers > 1:
             if job.endpoint:
                 job.endpoint.tell_day(job.tokenizer)  # nobody sees what the workers say
-            for rows in scale.run_with_ray(units, job, journal, workers):
+            for rows in ray_workers.run_with_ray(units, job, journal, workers):
                 rate.add(len(rows), sum(len(row.get("answer_ids", ())) for row in rows))
         else:
             for _ in run_units(units, job.maker(job.writer(), rate), journal, job.concurrency):
                 pass
 
 
-def _check_soft(result: dict[str, Any], k: int) -> None:
+def _report_soft(result: dict[str, Any], k: int) -> None:
     """Say how many rows have no log-probabilities, where these were asked for; UserError where none has."""
     if k and not result["rows_with_topk"]:
         raise UserError(
@@ -190,7 +239,7 @@ def _check_soft(result: dict[str, Any], k: int) -> None:
         console.print(f"{without} of {result['rows']} rows have no log-probabilities: the server named tokens by text")
 
 
-def _left_out(result: dict[str, Any], reasons: list[str], skip_bad: bool) -> dict[str, int]:
+def _report_skipped(result: dict[str, Any], reasons: list[str], skip_bad: bool) -> dict[str, int]:
     """What the result says of prompts that were left out (`reasons`), and of turns that a server refused."""
     for reason in reasons[:10]:
         console.print(f"skipped: {reason}", style="dim", soft_wrap=True)

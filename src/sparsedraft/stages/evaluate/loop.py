@@ -77,7 +77,7 @@ def reading(pair: Pair, asked: PromptPair) -> dict[str, float]:
     return found
 
 
-def told(
+def replay(
     pair: Pair, asked: Sequence[PromptPair], k: int, sampling: Sampling, new_tokens: int, seeds: Sequence[int],
     target: Backend,
 ) -> list[tuple[list[int], dict[str, Any], dict[str, int]]]:  # fmt: skip

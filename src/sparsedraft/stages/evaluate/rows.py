@@ -12,11 +12,11 @@ from sparsedraft.speculate.policy.learned import Learned
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.policy.protocol import Policy
 from sparsedraft.stages.evaluate import loop
-from sparsedraft.stages.evaluate.known import Known, chains, shorter
 from sparsedraft.stages.evaluate.memo import TargetLogits
 from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.served import Served
-from sparsedraft.stages.evaluate.simulate import Acceptance, acceptance, acceptance_of, expected, simulate
+from sparsedraft.stages.evaluate.servertarget import ServerTarget
+from sparsedraft.stages.evaluate.simulation import Acceptance, acceptance, acceptance_of, expected, simulate
+from sparsedraft.stages.evaluate.transcript import Transcript, chains, shorter
 from sparsedraft.writers.conversation import Answer
 
 READ = 4096  # prompt tokens in one pass: activations take memory
@@ -55,7 +55,7 @@ def realised(drafts: dict[str, dict[str, Any]]) -> float:
 
 
 @dataclass(frozen=True)
-class Reader:
+class Measurement:
     """`pair`'s drafter over answers, by K's and policies `ks`; `theirs` is what the target thinks of these."""
 
     name: str
@@ -86,7 +86,7 @@ class Reader:
         """Take up nothing of the answer before, which a resumed evaluation has not read; the native engine may: its
         numbers do not depend on it."""
         for side in (self.pair.target, self.pair.drafter):
-            if side is not None and not side.native and not isinstance(side, Served):
+            if side is not None and not side.native and not isinstance(side, ServerTarget):
                 side.remembering().clear()
 
     def _each(self, answers: Sequence[Answer], done: Container[str]) -> Iterator[tuple[Answer, dict[str, Any]]]:
@@ -126,8 +126,8 @@ class Reader:
                 asked = [self._asked(answer) for answer in batch]
                 seeds, by_k = [answer.seed for answer in batch], {}
                 for k in self.options.numbers:
-                    known = Known.of(self.pair.target, batch)
-                    by_k[str(k)] = loop.told(self.pair, asked, k, self.options.sampling, room, seeds, known)
+                    known = Transcript.of(self.pair.target, batch)
+                    by_k[str(k)] = loop.replay(self.pair, asked, k, self.options.sampling, room, seeds, known)
                 for i, answer in enumerate(batch):
                     found = {k: of_k[i] for k, of_k in by_k.items()}
                     if any(tokens != list(answer.answer_ids) for tokens, _, _ in found.values()):

@@ -28,12 +28,12 @@ from sparsedraft.speculate.pair import LOOKUP, Pair
 from sparsedraft.speculate.policy.learned import policies
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate import summary
-from sparsedraft.stages.evaluate.known import Known
 from sparsedraft.stages.evaluate.memo import MOST, TargetLogits
 from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.rows import Reader, allowed, alpha_of
-from sparsedraft.stages.evaluate.served import Served
+from sparsedraft.stages.evaluate.rows import Measurement, allowed, alpha_of
+from sparsedraft.stages.evaluate.servertarget import ServerTarget
 from sparsedraft.stages.evaluate.speedup import break_even, improvement_factor
+from sparsedraft.stages.evaluate.transcript import Transcript
 from sparsedraft.text import prompts
 from sparsedraft.writers.conversation import Answer, Responder, answer_all
 from sparsedraft.writers.loaded import LoadedModel, check_drafts
@@ -141,7 +141,9 @@ class _Evaluation:
     ) -> None:
         self.work, self.target_name, self.options, self.tokenizer = work, target, options, tokenizer
         self.ks: list[int | str] = [*options.numbers, *options.policies]
-        self.side = Served(target_folder, endpoint, options.template_args) if endpoint else self._load(target_folder)
+        self.side = (
+            ServerTarget(target_folder, endpoint, options.template_args) if endpoint else self._load(target_folder)
+        )
         self.drafters = drafters
         if not options.simulate:
             self.side.check_takes_back("verify drafts: give --simulate")
@@ -194,7 +196,7 @@ class _Evaluation:
             journal=self.work / f".{ANSWERS}",
             description="target answers",
             batch_size=o.batch_size,
-            concurrency=o.concurrency if isinstance(self.side, Served) else 0,
+            concurrency=o.concurrency if isinstance(self.side, ServerTarget) else 0,
         )
 
     def result(self) -> dict[str, Any]:
@@ -219,7 +221,7 @@ class _Evaluation:
                 pair = self._pair(name, folder)
                 claim = claims.claim_of(folder) if folder else None
                 have = {row["id"] for row in done if row["drafter"] == name}
-                reader = Reader(name, pair, self.ks, self.options, theirs, self.work)
+                reader = Measurement(name, pair, self.ks, self.options, theirs, self.work)
                 rows = complete(name, reader.rows(self.answers, have))
                 kept += rows
                 shown.append(self._summary(name, folder, pair, claim, rows, dense))
@@ -330,7 +332,7 @@ class _Evaluation:
         pair = self._pair(best["name"], self.drafters[best["name"]])
         asked = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
         simulated = self.options.simulate and self.options.sampling.greedy
-        known = Known.of(self.side, [answer]) if simulated else None
+        known = Transcript.of(self.side, [answer]) if simulated else None
         decoder = pair.decoder([asked], Constant(k), self.options.sampling, target=known)
         example = {
             "drafter": best["name"],

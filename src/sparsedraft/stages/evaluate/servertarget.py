@@ -21,7 +21,7 @@ from sparsedraft.writers.protocol.writer import Writer
 from sparsedraft.writers.server.address import Endpoint
 
 
-class Served(LoadedModel):
+class ServerTarget(LoadedModel):
     """The target behind `endpoint`, as the config and the tokenizer in `folder` describe it.
 
     Its MACs are those of the config, no weight pruned. Raises UserError where these cannot be read.

@@ -29,7 +29,7 @@ from sparsedraft.writers.transformers.abilities import abilities
 
 ROW = 1024  # tokens packed into one pass
 
-Read = Callable[[Sequence[int], int], Tensor]  # a model's logits [n, V] after each of the last n of some tokens
+LogitsAfter = Callable[[Sequence[int], int], Tensor]  # a model's logits [n, V] after each of the last n of some tokens
 
 
 class Acceptance(NamedTuple):
@@ -97,7 +97,7 @@ def acceptance_of(
     q: Backend,
     prompt: Sequence[int],
     output: Sequence[int],
-    p: Read | None,
+    p: LogitsAfter | None,
     sampling: Sampling,
     vocabulary: VocabularyMap | None,
     known: int,

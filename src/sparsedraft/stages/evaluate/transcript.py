@@ -19,12 +19,12 @@ from sparsedraft.maths.sampling import Dice, Sampling, penalised, probabilities
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.stages.evaluate.acceptance import Histogram
-from sparsedraft.stages.evaluate.simulate import Read, over_chains
+from sparsedraft.stages.evaluate.simulation import LogitsAfter, over_chains
 from sparsedraft.writers.conversation import Answer
 from sparsedraft.writers.loaded import LoadedModel
 
 
-class Known:
+class Transcript:
     """A target whose texts are known, one a row, as a Backend: its logits leave no choice but a text's next token.
 
     `texts` are whole sequences, `width` is V, `max_length` the context of the model whose texts they are. Behind tokens
@@ -37,7 +37,7 @@ class Known:
         self._lengths = [0 for _ in texts]
 
     @classmethod
-    def of(cls, target: LoadedModel, answers: Sequence[Answer]) -> "Known":
+    def of(cls, target: LoadedModel, answers: Sequence[Answer]) -> "Transcript":
         """In the place of `target`, which wrote `answers`."""
         return cls([[*a.prompt_ids, *a.answer_ids] for a in answers], target.width, target.context)
 
@@ -66,7 +66,13 @@ Chain = tuple[int, list[float]]  # how many drafts a step would make, and the ch
 
 
 def chains(
-    drafter: ModelDrafter, p: Read, prompt: Sequence[int], answer: Sequence[int], k: int, room: int, sampling: Sampling
+    drafter: ModelDrafter,
+    p: LogitsAfter,
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    k: int,
+    room: int,
+    sampling: Sampling,
 ) -> tuple[Tensor, list[Chain]]:
     """(Σ_v min(p, q) [n] at each place of the text, whose mean is α; the `Chain` of a step with K = k from there on).
 
