@@ -26,7 +26,7 @@ from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.recipe import Drafter, Recipe
 from sparsedraft.run import make_drafter
 from sparsedraft.stages.distill.datafolder import write
-from sparsedraft.stages.evaluate.stage import ANSWERS
+from sparsedraft.stages.evaluate.evaluation import ANSWERS
 from sparsedraft.stages.report.tables import markdown
 from sparsedraft.text import dataset
 from sparsedraft.writers.conversation import Answer

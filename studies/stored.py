@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparsedraft.stages.evaluate.stage import ROWS
+from sparsedraft.stages.evaluate.evaluation import ROWS
 from sparsedraft.stages.report.older import OPTIONAL, expected_parts
 
 REFERENCE, CUT = "dense", "layer-pruned+distilled"

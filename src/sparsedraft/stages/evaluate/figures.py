@@ -1,0 +1,104 @@
+"""The figures of one drafter, from its rows: acceptance, costs, and what the loop took."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.models.claims import claim_of
+from sparsedraft.native.packed_folder import is_packed, pattern_of
+from sparsedraft.speculate.pair import LOOKUP, Pair
+from sparsedraft.stages.evaluate import summary
+from sparsedraft.stages.evaluate.options import Options
+from sparsedraft.stages.evaluate.rows import alpha_of
+from sparsedraft.stages.evaluate.speedup import break_even, improvement_factor
+
+VERIFY_COST = 1.0  # v: one target pass verifies K+1 tokens at the cost of one, as long as memory binds
+
+
+def drafter_figures(
+    name: str,
+    folder: Path | None,
+    pair: Pair,
+    rows: Sequence[dict[str, Any]],
+    options: Options,
+    dense: int | None,
+) -> dict[str, Any]:
+    """What the result says of the drafter in `folder` (None: look-up).
+
+    `dense` is the target's MACs per token. Where these or the drafter's are not known, c and what follows from it are
+    None.
+    """
+    ks: list[int | str] = [*options.numbers, *options.policies]
+    weights = pair.drafter.weights() if pair.drafter else {"macs_per_token": 0}
+    macs = weights["macs_per_token"]
+    c = None if macs is None or not dense else macs / dense
+    by_k = {str(k): _figures_at(rows, k, c, options) for k in ks}
+    factors = {} if c is None else {k: by_k[str(k)]["improvement_factor"] for k in options.numbers}
+    best = max(factors, key=lambda k: factors[k]) if factors else None
+    return {
+        "name": name,
+        "path": str(folder or LOOKUP),
+        "route": pair.route,
+        "k": by_k,
+        "alpha": summary.mean_alpha(rows),
+        "alpha_interval": summary.alpha_interval(rows),
+        "alpha_of": alpha_of(pair, options),
+        **weights,
+        "macs_vs_dense": c,
+        "pattern": _pattern(folder),
+        "c": c,
+        "v": VERIFY_COST,
+        "break_even": {str(k): None if c is None else break_even(k, c, VERIFY_COST) for k in options.numbers},
+        "best_k": best if options.numbers else ks[0],
+        "by_category": summary.by_category(rows, ks),
+        **_by_task(rows, ks),
+    }
+
+
+def _figures_at(rows: Sequence[dict[str, Any]], k: int | str, c: float | None, options: Options) -> dict[str, Any]:
+    """The figures of one K or policy."""
+    histogram = summary.merge(rows, k)
+    drafted = histogram.drafted / histogram.steps  # fewer than K at the ends, and whatever a policy chose
+    at = k if isinstance(k, int) else drafted
+    figures: dict[str, Any] = {
+        "mal": histogram.mal,
+        "mal_interval": summary.mal_interval(rows, k),
+        "acceptance_rate": histogram.acceptance_rate,
+        "histogram": histogram.counts,
+        "steps": histogram.steps,
+        "tokens": histogram.tokens,
+        "drafted_per_step": drafted,
+        "improvement_factor": None if c is None else improvement_factor(histogram.mal, at, c, VERIFY_COST),
+    }
+    if not options.simulate:
+        figures["measured"] = _measured(rows, k, options)
+    return figures
+
+
+def _measured(rows: Sequence[dict[str, Any]], k: int | str, options: Options) -> dict[str, Any]:
+    """What the real loop took and did at one K or policy."""
+    measured = summary.timed(rows, k)
+    if measured and isinstance(k, int):
+        measured["break_even"] = break_even(k, measured["c"], measured["v"])
+    if (sampled := summary.agreement(rows, k)) is not None:
+        measured["acceptance"] = sampled
+    if options.temperature == 0:
+        measured["differing"] = sum(not row["loops"][str(k)]["same"] for row in rows)
+    return measured
+
+
+def _by_task(rows: Sequence[dict[str, Any]], ks: Sequence[int | str]) -> dict[str, Any]:
+    """Spec-Bench's own table, where the rows are of its categories."""
+    if not summary.is_spec_bench(rows):
+        return {}
+    return {"by_task": summary.by_category(rows, ks, summary.spec_bench_task)}
+
+
+def _pattern(folder: Path | None) -> str:
+    """How the drafter is sparse, as its checkpoint says; "none" where no model drafts."""
+    if folder is None:
+        return "none"
+    if is_packed(folder):
+        return pattern_of(folder)
+    claim = claim_of(folder)
+    return claim["pattern"] if claim else "dense"
