@@ -1,5 +1,7 @@
 """Speed-up arithmetic: what a mean accepted length is worth at a given cost of drafting and verifying."""
 
+from scipy.optimize import brentq
+
 
 def improvement_factor(mal: float, k: float, c: float, v: float = 1.0) -> float:
     """Tokens per unit of target time against plain decoding: MAL / (v + K·c).
@@ -18,13 +20,11 @@ def expected_length(a: float, k: int) -> float:
 def break_even(k: int, c: float, v: float = 1.0) -> float | None:
     """The per-token acceptance at which speculation with K = `k` costs as much as it gives; None if it never pays.
 
-    The root in 0..1 of `expected_length(a, k)` = v + K·c, which rises with a, so bisection finds it.
+    It is the root `a` in 0..1 of `expected_length(a, k)` = v + K·c, whose left side rises from 1 to K+1.
     """
     cost = v + k * c
     if cost > k + 1:
         return None
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expected_length(middle, k) < cost else (low, middle)
-    return high
+    if cost <= 1:  # it pays even where no draft is accepted
+        return 0.0
+    return float(brentq(lambda a: expected_length(a, k) - cost, 0, 1, xtol=1e-15))
