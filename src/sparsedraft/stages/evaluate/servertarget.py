@@ -1,6 +1,6 @@
 """A target that a server runs, to evaluate drafters against what it says: its weights are not needed here.
 
-Greedily, all that the loop sees of a target is its text (see simulate.py and known.py), and a server gives
+Greedily, all that the loop sees of a target is its text (see simulation.py and transcript.py), and a server gives
 that. What it gives is text, encoded again: a token that it had spelt otherwise counts as it is encoded.
 """
 
