@@ -69,7 +69,7 @@ def test_a_finished_evaluation_takes_more_drafters(models, tmp_path: Path, monke
         return original(self, answers, done)
 
     monkeypatch.setattr(rows.Measurement, "rows", noted)
-    monkeypatch.setattr("sparsedraft.writers.conversation.Writer.write", None)  # the target is not asked again
+    monkeypatch.setattr("sparsedraft.writers.conversation.Responder.write", None)  # the target is not asked again
     grown = evaluate_to(tmp_path / "grown", target, drafters, "demo:eval", options)
     assert asked == [("self", whole["sequences"]), ("noisy", 0)]
     assert timeless(grown["drafters"]) == timeless(whole["drafters"])
