@@ -1,7 +1,8 @@
-"""What the benchmarks share: the model, a stopwatch, and the closing line."""
+"""What the benchmarks share: the cache folder, stopwatches, commands in their own processes, and the command line."""
 
+import argparse
 import json
-import platform
+import statistics
 import subprocess
 import sys
 import time
@@ -11,11 +12,18 @@ from typing import Any
 
 import torch
 
-from sparsedraft.base.console import console, quiet_libraries
+from record import Table
+from sparsedraft.base.console import quiet_libraries
+from sparsedraft.base.errors import UserError
+from sparsedraft.models.sources import cache_folder
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ROOT = Path(__file__).parent.parent
+CACHE = cache_folder() / "bench"  # models, data and peers that the benchmarks make for themselves
 GIB = 2**30
+IDLE = 0.3  # seconds until torch's idle OpenMP threads have fallen asleep; awake they slow down what is timed next
+
+Stopwatch = Callable[[], float]  # one measurement, in seconds
 
 # A child counts the memory of the process that started it until its own program begins, so a large parent would pass
 # for a large child: a small process stands between the two.
@@ -37,11 +45,58 @@ def setup(threads: int = 2) -> None:
     torch.manual_seed(0)
 
 
+def parser(description: str | None, threads: int = 2) -> argparse.ArgumentParser:
+    """The command line that all benchmarks share; each adds its own options."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument(
+        "--quick", action="store_true", help="minutes: the smallest model, few repetitions, a check only"
+    )
+    found.add_argument("--record", action="store_true", help="also write the result to benchmarks/results")
+    found.add_argument("--threads", type=int, default=threads)
+    return found
+
+
+def run(name: str, options: argparse.Namespace, work: Callable[[argparse.Namespace, Table], None]) -> None:
+    """Run the benchmark `name`; the last line on stdout is its rows, {"rows": [{"name", "ratio", "goal"}, ...]}."""
+    if options.quick and options.record:
+        sys.exit("error: --quick is a check whose figures mean nothing: leave out --record.")
+    setup(options.threads)
+    table = Table(name)
+    try:
+        work(options, table)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if options.record:
+        table.write(options.threads)
+    table.close()
+
+
 def seconds(work: Callable[[], Any]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def torch_seconds(work: Callable[[], Any]) -> float:
+    """Wall time of torch's `work`, and a pause after it that is not counted: see IDLE."""
+    taken = seconds(work)
+    time.sleep(IDLE)
+    return taken
+
+
+def against(subject: Stopwatch, others: list[Stopwatch], repeat: int = 7) -> tuple[float, list[float]]:
+    """(median seconds of `subject`, median ratio of each other's seconds to it); measured in turns, `repeat` times."""
+    for watch in (subject, *others):
+        watch()  # warm-up
+    times: list[float] = []
+    ratios: list[list[float]] = [[] for _ in others]
+    for _ in range(repeat):
+        times.append(subject())
+        for watch, column in zip(others, ratios, strict=True):
+            column.append(watch() / times[-1])
+    return statistics.median(times), [statistics.median(column) for column in ratios]
 
 
 def measured(*arguments: str | Path, env: Mapping[str, str] | None = None) -> tuple[dict[str, Any], float]:
@@ -52,15 +107,9 @@ def measured(*arguments: str | Path, env: Mapping[str, str] | None = None) -> tu
     return json.loads(result), int(peak) / GIB
 
 
-def row(name: str, value: float, goal: float, unit: str = "x", better: str = "more", **details: Any) -> dict[str, Any]:
-    """One line of the table; printed, and returned for the closing JSON."""
-    met = value >= goal if better == "more" else value <= goal
-    sign = "at least" if better == "more" else "at most"
-    console.print(f"{name}: {value:.2f} {unit} (goal: {sign} {goal:g}) {'met' if met else 'NOT MET'} {details or ''}")
-    return {"name": name, "value": round(value, 3), "unit": unit, "goal": goal, "met": met, **details}
-
-
-def close(rows: list[dict[str, Any]]) -> None:
-    """The last line on stdout."""
-    hardware = {"machine": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(json.dumps({"hardware": hardware, "rows": rows}), flush=True)
+def command(*arguments: str | Path) -> None:
+    """Run `sparsedraft ARGUMENTS` in a process of its own. UserError where it fails."""
+    try:
+        measured(*arguments)
+    except subprocess.CalledProcessError:
+        raise UserError(f"sparsedraft {arguments[0]} failed: its sentence stands above.") from None

@@ -1,16 +1,20 @@
 """Fine-tuning: tokens/s against a bare forward + backward + step on the same token shape; peak memory against `plan`.
 
-python benchmarks/finetuning.py [MODEL] [--only speed,memory]
+    python benchmarks/finetuning.py [MODEL] [--only speed,memory]
+
+About 10 minutes.
 """
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common import GIB, MODEL, close, measured, row, seconds, setup
+from common import GIB, MODEL, measured, parser, run, seconds
+from record import Table
 from sparsedraft.base.artifact import write_json
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
@@ -22,9 +26,15 @@ from sparsedraft.stages.distill.datafolder import write
 from sparsedraft.stages.finetune import loop, memory
 from sparsedraft.stages.finetune.masks import masks_of
 from sparsedraft.text import prompts
+from sparsedraft.text.bins import first_fit
 from sparsedraft.text.sample import Sample
 
-LENGTH, STEPS = 512, 8
+LENGTH = 512  # tokens of a row
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # options of the command, and of the formula
+    "float32": ((), {}),
+    "checkpointed activations": (("--gradient-checkpointing",), {"gradient_checkpointing": True}),
+    "bfloat16": (("--dtype", "bfloat16"), {}),
+}
 
 
 def samples(tokenizer) -> list[Sample]:
@@ -33,50 +43,47 @@ def samples(tokenizer) -> list[Sample]:
     return [Sample(p.id, templates.chat_ids(tokenizer, p.messages()), answer) for p in prompts.read("demo:train")]
 
 
-def bare(model) -> float:
+def bare(model, steps: int) -> float:
     """Tokens/s of forward, backward and step with a loss on every token, and nothing else."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     ids = torch.randint(0, model.config.vocab_size, (1, LENGTH))
 
     def work() -> None:
-        for _ in range(STEPS):
+        for _ in range(steps):
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
     model.train()
-    work()
-    return STEPS * LENGTH / seconds(work)
+    work()  # warm-up
+    return steps * LENGTH / seconds(work)
 
 
-def ours(model, tokenizer) -> float:
+def ours(model, tokenizer, steps: int) -> float:
     """Tokens/s of the training loop with a mask, from its own steps (validation and saving left out)."""
     with torch.no_grad():
         for linear in decoder_linears(model).values():
             linear.weight[:, ::2] = 0
     masks = masks_of(model, list(decoder_linears(model)))
-    found = samples(tokenizer)
+    rows = samples(tokenizer)
+    training, validation = rows[8:], rows[:8]
     settings = loop.Settings(
-        tokens=2 * STEPS * LENGTH, learning_rate=1e-5, sequence_length=LENGTH, rows_per_step=1,
+        tokens=2 * steps * LENGTH, learning_rate=1e-5, sequence_length=LENGTH, rows_per_step=1,
         validate_every=10**6, save_every=10**6,
     )  # fmt: skip
-    import time
-
     marks: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         loop.train(
-            model, masks, found[8:], found[:8], settings, Path(folder),
+            model, masks, training, validation, settings, Path(folder),
             after_step=lambda step: marks.append(time.perf_counter()),
         )  # fmt: skip
-    first, last = STEPS - 1, 2 * STEPS - 2  # after the warm-up, before the last step's validation
-    return (last - first) * LENGTH * fill(found[8:]) / (marks[last] - marks[first])
+    first, last = steps - 1, 2 * steps - 2  # after the warm-up, before the last step's validation
+    return (last - first) * LENGTH * fill(training) / (marks[last] - marks[first])
 
 
-def fill(found: list[Sample]) -> float:
+def fill(rows: list[Sample]) -> float:
     """Share of the packed rows that is not empty."""
-    from sparsedraft.text.bins import first_fit
-
-    lengths = [len(s) for s in found]
+    lengths = [len(row) for row in rows]
     return sum(lengths) / (len(first_fit(lengths, LENGTH)) * LENGTH)
 
 
@@ -109,48 +116,40 @@ def data(tokenizer, folder: Path) -> Path:
     return folder
 
 
-def peaks(model: str, tokenizer, rows_per_step: int = 2) -> list[dict]:
+def peaks(model: str, tokenizer, cases: list[str], table: Table, rows_per_step: int = 2) -> None:
     """Peak resident memory of the command in a process of its own, and how near the formula comes, case by case."""
-    found = samples(tokenizer)
-    answers = sum(len(s.answer_ids) for s in found) / sum(map(len, found))
-    lines = []
+    rows = samples(tokenizer)
+    answers = sum(len(row.answer_ids) for row in rows) / sum(map(len, rows))
+    shapes = skeleton(checkpoint.read_config(checkpoint.find(model)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        drafter, rows = half(model, folder / "half"), data(tokenizer, folder / "data")
-        options = ("--sequence-length", LENGTH, "--tokens", 2 * rows_per_step * LENGTH, "--validation-prompts", 4)
-        for case, extra, changed in (
-            ("float32", (), {}),
-            ("checkpointed activations", ("--gradient-checkpointing",), {"gradient_checkpointing": True}),
-            ("bfloat16", ("--dtype", "bfloat16"), {}),
-        ):
-            command = ("finetune", drafter, rows, "--out", folder / case, *map(str, options), *extra)
-            _, gib = measured(*command, "--rows-per-step", str(rows_per_step))
-            settings = loop.Settings(sequence_length=LENGTH, rows_per_step=rows_per_step, **changed)  # type: ignore[arg-type]
-            predicted = memory.peak(
-                skeleton(checkpoint.read_config(checkpoint.find(model))), settings,
-                density=0.5, halves=case == "bfloat16", answers=answers,
-            ) / GIB  # fmt: skip
-            details: dict = {"gib": round(gib, 2), "predicted_gib": round(predicted, 2)}
-            off = abs(predicted / gib - 1)
-            lines.append(row(f"fine-tuning, {case}: plan's peak off by", off, 0.2, unit="", better="less", **details))
-    return lines
+        command: list[str | Path] = ["finetune", half(model, folder / "half"), data(tokenizer, folder / "data")]
+        command += ["--sequence-length", str(LENGTH), "--tokens", str(2 * rows_per_step * LENGTH)]
+        command += ["--validation-prompts", "4", "--rows-per-step", str(rows_per_step)]
+        for case in cases:
+            more, changes = CASES[case]
+            _, gib = measured(*command, "--out", folder / case, *more)
+            settings = loop.Settings(sequence_length=LENGTH, rows_per_step=rows_per_step, **changes)
+            halves = case == "bfloat16"
+            predicted = memory.peak(shapes, settings, density=0.5, halves=halves, answers=answers) / GIB
+            figures: dict[str, Any] = {"gib": round(gib, 2), "predicted_gib": round(predicted, 2)}
+            table.limit(f"fine-tuning, {case}: plan's peak off by", abs(predicted / gib - 1), 0.2, **figures)
 
 
-def main(arguments: list[str] | None = None) -> list[dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default=MODEL)
-    parser.add_argument("--only", default="speed,memory")
-    chosen = parser.parse_args(arguments)
-    tokenizer = checkpoint.load_tokenizer(chosen.model)
-    lines: list[dict] = peaks(chosen.model, tokenizer) if "memory" in chosen.only else []
-    if "speed" in chosen.only:
-        reference = bare(checkpoint.load(chosen.model))
-        reached = ours(checkpoint.load(chosen.model), tokenizer)
-        details: dict = {"tokens_per_second": round(reached, 1), "bare_tokens_per_second": round(reference, 1)}
-        lines.append(row("fine-tuning against a bare loop", reached / reference, 0.8, **details))
-    return lines
+def work(options: argparse.Namespace, table: Table) -> None:
+    tokenizer = checkpoint.load_tokenizer(options.model)
+    cases, steps = (["bfloat16"], 2) if options.quick else ([*CASES], 8)
+    if "memory" in options.only:
+        peaks(options.model, tokenizer, cases, table)
+    if "speed" in options.only:
+        reference = bare(checkpoint.load(options.model), steps)
+        reached = ours(checkpoint.load(options.model), tokenizer, steps)
+        figures = {"tokens_per_second": round(reached, 1), "bare_tokens_per_second": round(reference, 1)}
+        table.ratio("fine-tuning / a bare loop", reached / reference, 0.8, **figures)
 
 
 if __name__ == "__main__":
-    setup()
-    close(main())
+    arguments = parser(__doc__)
+    arguments.add_argument("model", nargs="?", default=MODEL)
+    arguments.add_argument("--only", default="speed,memory")
+    run("finetuning", arguments.parse_args(), work)

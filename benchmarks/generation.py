@@ -1,6 +1,15 @@
-"""Data generation: batched and refilled, against one prompt at a time; same prompts, same engine, same run."""
+"""Data generation: batched and refilled, against one prompt at a time; same prompts, same engine, same run.
 
-from common import MODEL, close, row, seconds, setup
+    python benchmarks/generation.py [--quick]
+
+About 3 minutes.
+"""
+
+import argparse
+from typing import Any
+
+from common import MODEL, parser, run, seconds
+from record import Table
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
@@ -9,35 +18,35 @@ from sparsedraft.text import prompts
 from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.transformers.completions import generate_batch
 
-PROMPTS, NEW_TOKENS, BATCH = 96, 128, 48
+
+def rate(model: Any, requests: list[Request], batch_size: int, eos_ids: frozenset[int]) -> float:
+    """Tokens a second of the answers to `requests`."""
+    how: dict[str, Any] = {"sampling": Sampling(), "eos_ids": eos_ids, "top_k_logprobs": 0}
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        for output in generate_batch(model, requests, batch_size=batch_size, **how):
+            written += len(output.token_ids)
+
+    taken = seconds(write)
+    return written / taken
 
 
-def main() -> list[dict]:
+def work(options: argparse.Namespace, table: Table) -> None:
+    count, length, batch = (16, 24, 8) if options.quick else (96, 128, 48)
     model, tokenizer = checkpoint.load(MODEL), checkpoint.load_tokenizer(MODEL)
-    chosen = prompts.read("demo:train")[:PROMPTS]
-    asked = [Request(p.id, templates.chat_ids(tokenizer, p.messages()), NEW_TOKENS) for p in chosen]
     eos_ids = end_ids(checkpoint.find(MODEL), tokenizer)
-
-    def rate(requests: list[Request], batch_size: int) -> float:
-        written = 0
-
-        def work() -> None:
-            nonlocal written
-            for output in generate_batch(
-                model, requests, batch_size=batch_size, sampling=Sampling(), eos_ids=eos_ids, top_k_logprobs=0
-            ):
-                written += len(output.token_ids)
-
-        taken = seconds(work)
-        return written / taken
-
-    rate(asked[:4], 4)  # warm-up
-    alone = rate(asked[::8], 1)  # every eighth prompt: tokens/s does not need them all
-    batched = rate(asked, BATCH)
-    details: dict = {"tokens_per_second": round(batched, 1), "alone_tokens_per_second": round(alone, 1)}
-    return [row("data generation, batched against one prompt at a time", batched / alone, 5, **details)]
+    requests = [
+        Request(prompt.id, templates.chat_ids(tokenizer, prompt.messages()), length)
+        for prompt in prompts.read("demo:train")[:count]
+    ]
+    rate(model, requests[:4], 4, eos_ids)  # warm-up
+    alone = rate(model, requests[::8], 1, eos_ids)  # every eighth prompt: tokens/s does not need them all
+    batched = rate(model, requests, batch, eos_ids)
+    figures = {"tokens_per_second": round(batched, 1), "alone_tokens_per_second": round(alone, 1)}
+    table.ratio("data generation, batched / one prompt at a time", batched / alone, 5, **figures)
 
 
 if __name__ == "__main__":
-    setup()
-    close(main())
+    run("generation", parser(__doc__).parse_args(), work)

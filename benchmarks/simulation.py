@@ -1,11 +1,19 @@
-"""Evaluation by simulation against the real loop: the same prompts, the same drafter, all of K = 1, 2, 3, 5, 8."""
+"""Evaluation by simulation against the real loop: the same prompts, the same drafter, all of K = 1, 2, 3, 5, 8.
 
+    python benchmarks/simulation.py [--quick]
+
+About 3 minutes.
+"""
+
+import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from common import MODEL, close, row, seconds, setup
+from common import MODEL, parser, run, seconds
+from record import Table
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
@@ -16,49 +24,68 @@ from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.simulation import acceptance, simulate
 from sparsedraft.text.prompts import read
-from sparsedraft.writers.conversation import Responder, answer_all
+from sparsedraft.writers.conversation import Answer, Responder, answer_all
 from sparsedraft.writers.loaded import LoadedModel
 
-KS, PROMPTS, NEW_TOKENS = (1, 2, 3, 5, 8), 6, 48
+KS = (1, 2, 3, 5, 8)
 
 
-def main() -> list[dict]:
-    target, drafter = checkpoint.load(MODEL), checkpoint.load(MODEL)
-    tokenizer = checkpoint.load_tokenizer(MODEL)
-    with torch.no_grad():  # noise, so that it is accepted in part
-        for linear in decoder_linears(drafter).values():
+def noisy(model: Any) -> Any:
+    """`model` with noise on its decoder linears, so that its drafts are accepted in part."""
+    with torch.no_grad():
+        for linear in decoder_linears(model).values():
             linear.weight += 0.15 * linear.weight.std() * torch.randn(linear.weight.shape)
-    eos_ids = end_ids(checkpoint.find(MODEL), tokenizer)
-    side = LoadedModel(target, tokenizer, eos_ids)
+    return model
+
+
+def answers_of(target: LoadedModel, count: int, tokens: int) -> list[Answer]:
+    """The target's greedy answers to the first `count` prompts."""
+    responder = Responder(target.writer(count), target.tokenizer, Sampling(), tokens, context=target.context)
     with tempfile.TemporaryDirectory() as folder:
-        answers = answer_all(
-            Responder(side.writer(PROMPTS), tokenizer, Sampling(), NEW_TOKENS, context=side.context),
-            read("demo:eval")[:PROMPTS], journal=Path(folder) / "journal", description="target", batch_size=PROMPTS,
-        )  # fmt: skip
-    pair = Pair.of(side, LoadedModel(drafter, tokenizer, eos_ids), "off", Sampling())
-    found: dict[str, list[Histogram]] = {"real": [], "simulated": []}
+        journal = Path(folder) / "journal"
+        return answer_all(responder, read("demo:eval")[:count], journal=journal, description="target", batch_size=count)
 
-    def real() -> None:
-        for answer in answers:
-            for k in KS:
-                decoder = pair.decoder([pair.prompted(list(answer.prompt_ids))], Constant(k), Sampling())
-                made = generate(decoder, list(answer.prompt_ids), NEW_TOKENS)
-                found["real"].append(Histogram.of_steps(made.steps, k))
 
-    def simulated() -> None:
-        pairs = [(a.prompt_ids, a.answer_ids) for a in answers]
-        matches = dict(acceptance(drafter, pairs, None, Sampling()))
-        for index in range(len(answers)):
-            found["simulated"] += [simulate(matches[index].kept > 0.5, k, NEW_TOKENS) for k in KS]
+def real(pair: Pair, answers: list[Answer], tokens: int) -> list[Histogram]:
+    """Accepted drafts by answer and K, from the decoding loop."""
+    found = []
+    for answer in answers:
+        ids = list(answer.prompt_ids)
+        for k in KS:
+            text = generate(pair.decoder([pair.prompted(ids)], Constant(k), Sampling()), ids, tokens)
+            found.append(Histogram.of_steps(text.steps, k))
+    return found
 
-    simulated()  # warm-up
-    found["simulated"].clear()
-    quick, slow = seconds(simulated), seconds(real)
-    assert found["real"] == found["simulated"], "simulation and real loop differ"
-    details: dict = {"seconds": round(quick, 2), "real_seconds": round(slow, 2), "histograms_equal": True}
-    return [row("evaluation by simulation against the real loop", slow / quick, 10, **details)]
+
+def simulated(drafter: Any, answers: list[Answer], tokens: int) -> list[Histogram]:
+    """The same, from one reading of the answers."""
+    matches = dict(acceptance(drafter, [(a.prompt_ids, a.answer_ids) for a in answers], None, Sampling()))
+    return [simulate(matches[index].kept > 0.5, k, tokens) for index in range(len(answers)) for k in KS]
+
+
+def work(options: argparse.Namespace, table: Table) -> None:
+    count, tokens = (2, 12) if options.quick else (6, 48)
+    tokenizer, eos_ids = (
+        checkpoint.load_tokenizer(MODEL),
+        end_ids(checkpoint.find(MODEL), checkpoint.load_tokenizer(MODEL)),
+    )
+    target = LoadedModel(checkpoint.load(MODEL), tokenizer, eos_ids)
+    drafter = noisy(checkpoint.load(MODEL))
+    answers = answers_of(target, count, tokens)
+    pair = Pair.of(target, LoadedModel(drafter, tokenizer, eos_ids), "off", Sampling())
+    histograms: dict[str, list[Histogram]] = {}
+
+    def keep(name: str, found: list[Histogram]) -> None:
+        histograms[name] = found
+
+    simulated(drafter, answers, tokens)  # warm-up
+    quick = seconds(lambda: keep("simulated", simulated(drafter, answers, tokens)))
+    slow = seconds(lambda: keep("real", real(pair, answers, tokens)))
+    if histograms["real"] != histograms["simulated"]:
+        raise RuntimeError("simulation and the real loop accept different drafts")
+    figures = {"seconds": round(quick, 2), "real_seconds": round(slow, 2), "histograms_equal": True}
+    table.ratio("evaluation by simulation / the real loop", slow / quick, 10, **figures)
 
 
 if __name__ == "__main__":
-    setup()
-    close(main())
+    run("simulation", parser(__doc__).parse_args(), work)
