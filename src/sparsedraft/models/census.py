@@ -121,7 +121,7 @@ def nonzero_parameters(shards: Shards) -> tuple[int, int]:
 
 
 def macs(folder: Path, found: list[MatrixRecord] | None = None) -> int:
-    """MACs per token of a checkpoint, by its actual zeros, head included (DESIGN §1).
+    """MACs per token of a checkpoint, by its actual zeros, head included (docs/method.md, Terms).
 
     UserError where its layers hold what is no matrix, or are stored otherwise than their config says.
     """

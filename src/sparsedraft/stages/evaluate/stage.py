@@ -37,7 +37,9 @@ def evaluate_to(
     *,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate `drafters` (name, checkpoint) against `target` on the prompts of `source`; the result of DESIGN §3.
+    """Evaluate `drafters` (name, checkpoint) against `target` on the prompts of `source`.
+
+    docs/method.md says what the result holds.
 
     A drafter called "lookup" drafts from the text so far (prompt look-up). Writes result.json, rows.jsonl,
     answers.jsonl (the target's, by unit of work) and example.json to `out` (None: nowhere). An interrupted evaluation
