@@ -143,9 +143,10 @@ def acceptance(
     """For each (prompt ids, target-written ids), its index and the acceptance at each place, in no fixed order.
 
     Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is None). Sampled: Σ min(p, q) of the warped
-    distributions. `vocabulary` maps the drafter's logits to the target's tokens where the heads differ in width. As in the loop, the drafter reads tokens that it has no row for as 0, and places beyond its context
-    count 0. `reading` gives the target's logits. With `wanted` only those indices are yielded, read together with the
-    others that they would have been read with, so that they have the same bits. FloatingPointError for NaN logits of
+    distributions. `vocabulary` maps the drafter's logits to the target's tokens where the heads differ in width. As in
+    the loop, the drafter reads tokens that it has no row for as 0, and places beyond its context count 0. `reading`
+    gives the target's logits. With `wanted` only those indices are yielded, read together with the others that they
+    would have been read with, so that they have the same bits. FloatingPointError for NaN logits of
     the drafter.
     """
     room, known = context_length(q), embedding_rows(q)

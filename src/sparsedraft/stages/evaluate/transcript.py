@@ -7,7 +7,8 @@ pass does not tell. But the text is known, and that is all of the target that th
   text's next token. So the real loop runs with a `Known` target in the model's place; its histogram is the real one,
   greedy, and one of its draws under sampling.
 - `intersection` under sampling: given the text, a draft stood where its token x does with the chance
-  min(p(x), q(x)) / p(x) (see stages.evaluate.simulation), with q that of the chain of drafts that are the text's tokens.
+  min(p(x), q(x)) / p(x) (see stages.evaluate.simulation), q being that of the chain of drafts that are the text's
+  tokens.
 """
 
 from collections.abc import Sequence
