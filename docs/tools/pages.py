@@ -4,6 +4,7 @@ A hook of mkdocs (see mkdocs.yml). Nothing it writes is stored in the repository
 """
 
 import ast
+import json
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     written = {f"commands/{name}.md": command_page(name, command) for name, command in commands().items()}
     written["commands/index.md"] = index_page()
     written["modules.md"] = modules_page()
+    written["records.md"] = records_page()
     written["changelog.md"] = changelog()
     for path, text in written.items():
         files.append(File.generated(config, path, content=text))
@@ -57,6 +59,27 @@ def modules_page() -> str:
     for folder, files in groupby(sorted(modules, key=lambda file: (file.parent, file)), key=lambda file: file.parent):
         out += [f"## {'sparsedraft' if folder == Path() else folder}", "", "| module | what it is |", "| --- | --- |"]
         out += [f"| `{file.name}` | {cell(first_sentence(source / file))} |" for file in files] + [""]
+    return "\n".join(out)
+
+
+def records_page() -> str:
+    """The rows of every stored benchmark, newest first."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in (ROOT / "benchmarks" / "results").glob("*.json")]
+    out = [
+        "# Records of speed",
+        "",
+        "Every record in `benchmarks/results`, newest first. A ratio is better when it is larger.",
+        "",
+    ]
+    for record in sorted(found, key=lambda record: (record["date"], record["benchmark"]), reverse=True):
+        machine = record["machine"]
+        out += [f"## {record['date']} · {record['benchmark']}", "", "```", record["command"], "```", ""]
+        out += [f"{machine['cpus']} CPUs, {machine['cpu']}; commit {record['commit']}.", ""]
+        out += ["| row | ratio | goal | reached |", "| --- | ---: | ---: | --- |"]
+        for row in record["rows"]:
+            reached = "yes" if row["ratio"] >= row["goal"] else "no"
+            out.append(f"| {cell(row['name'])} | {row['ratio']:.2f} | {row['goal']:g} | {reached} |")
+        out.append("")
     return "\n".join(out)
 
 
