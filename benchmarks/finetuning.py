@@ -15,7 +15,7 @@ import torch
 
 from common import GIB, MODEL, measured, parser, run, seconds
 from record import Table
-from sparsedraft.base.artifact import write_json
+from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from sparsedraft.base.artifact import write_json
 from sparsedraft.base.console import console
+from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.base.places import slug
 from sparsedraft.native import extension
 

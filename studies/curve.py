@@ -18,9 +18,9 @@ from typing import Any
 
 from scoring import KS, score
 from sparsedraft import recipe as recipes
-from sparsedraft.base.artifact import write_json
 from sparsedraft.base.hashing import stable_order
 from sparsedraft.base.journal import read_lines
+from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.recipe import Drafter, Recipe

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scoring import answers_of, score, select
-from sparsedraft.base.artifact import write_json
+from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.recipe import Recipe

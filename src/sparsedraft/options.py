@@ -11,7 +11,7 @@ import typer
 from sparsedraft.base import bounds
 from sparsedraft.base.console import leads
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import dumps
+from sparsedraft.base.jsonfiles import dumps
 
 Out = Annotated[Path, typer.Option(help="Folder to write; must be new, empty, or this command's own earlier result.")]
 Seed = Annotated[int, typer.Option(min=0, max=bounds.SEED, help="Seed of everything random.")]

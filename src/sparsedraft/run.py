@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Calibration
+from sparsedraft.base.files import write_atomic
 from sparsedraft.base.places import check_apart
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates

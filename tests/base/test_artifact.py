@@ -7,6 +7,8 @@ import pytest
 
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.files import write_atomic
+from sparsedraft.base.jsonfiles import write_json
 
 GROWING = artifact.Tolerance(grows="parts")
 
@@ -259,8 +261,8 @@ def test_paths_count_by_content_and_not_by_place(tmp_path: Path) -> None:
 
 def test_failed_atomic_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
-    artifact.write_json(file, {"a": 1})
-    with pytest.raises(OSError, match="disk"), artifact.write_atomic(file) as temporary:
+    write_json(file, {"a": 1})
+    with pytest.raises(OSError, match="disk"), write_atomic(file) as temporary:
         temporary.write_text("half")
         raise OSError("disk")
     assert json.loads(file.read_text()) == {"a": 1} and len(list(tmp_path.iterdir())) == 1

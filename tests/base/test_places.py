@@ -13,6 +13,7 @@ import pytest
 from inside import call
 from sparsedraft.base import artifact, places
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import shards
 from sparsedraft.stages.finetune.stage import _free
 
@@ -171,7 +172,7 @@ def test_atomic_writing_follows_no_link(tmp_path: Path) -> None:
     secret, file = tmp_path / "secret", tmp_path / "x.json"
     secret.write_text("mine")
     (tmp_path / ".x.json.tmp").symlink_to(secret)
-    artifact.write_json(file, {"a": 1})
+    write_json(file, {"a": 1})
     assert secret.read_text() == "mine" and json.loads(file.read_text()) == {"a": 1} and not file.is_symlink()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from sparsedraft import recipe as recipes
 from sparsedraft.base import artifact
-from sparsedraft.base.sidefiles import read_as
+from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.plan import plan_recipe

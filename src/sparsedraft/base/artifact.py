@@ -9,8 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.jsonfiles import read_object, write_json
 from sparsedraft.base.places import (
     NOTE,
     PROVENANCE,
@@ -34,34 +34,8 @@ from sparsedraft.base.places import (
     remove,
 )
 from sparsedraft.base.provenance import circumstances, describe, differences, fingerprint, without_paths
-from sparsedraft.base.sidefiles import dumps, read_object
 
 GROWN_FROM = ("fingerprint", "commit", "finished", "seconds")  # what a provenance keeps of the one it grew from
-
-
-@contextmanager
-def write_atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; renamed to it when the block succeeds, removed when it does not.
-
-    What a kill or somebody else left under that name goes first: writing must not follow a link.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    if temporary.is_dir() and not temporary.is_symlink():
-        raise UserError(f"{temporary} is in the way of writing {path.name} and not ours: move it.")
-    temporary.unlink(missing_ok=True)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, obj: object) -> None:
-    """Write `obj` as indented JSON, atomically."""
-    with write_atomic(path) as temporary:
-        temporary.write_text(dumps(obj, indent=1) + "\n", encoding="utf-8")
 
 
 class State(Enum):

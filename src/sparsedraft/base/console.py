@@ -1,7 +1,7 @@
-"""Everything that is written for people: progress and tables, all on stderr, so that stdout stays for results.
+"""Everything that is written for people: progress and tables, all on stderr, so that stdout is free for results.
 
-Names, ids and paths come from users and files, so no text is markup here, and no character steers the terminal: what is
-to be dim or bold says so by `style`.
+Names, ids and paths come from users and files. So no text is read as markup and no character steers the terminal;
+`style` alone makes text dim or bold.
 """
 
 import logging
@@ -29,21 +29,21 @@ from rich.text import Text
 
 
 def leads() -> bool:
-    """Whether this process is alone or the first of those that a launcher started: it alone speaks."""
+    """Whether this process is alone, or the first of several that a launcher started: only that one writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-# controls but for tab and line feed, what turns the direction of writing, and halves of characters
+# control characters other than tab and line feed, marks of writing direction, and halves of surrogate pairs
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
     """`text` with every character that would steer a terminal written as an escape, such as \\x1b."""
-    return STEERING.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return STEERING.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class _Plain(Console):
-    """A console to which a string, also in a table or a rule, is nothing but its visible characters."""
+    """A console that prints a string, also in a table or a rule, as nothing but its visible characters."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **{**options, "markup": False, "emoji": False})
@@ -55,18 +55,18 @@ if not console.is_terminal:  # a log file has no width: keep tables whole
 
 
 def complain(text: str) -> None:
-    """Say in one sentence what is wrong."""
+    """Print `text`, a sentence that says what is wrong."""
     console.print(Text.assemble(("error:", "bold red"), " ", visible(text)), soft_wrap=True)
 
 
 class Tracker:
-    """A handle on one progress bar; where there is no terminal, a line every half minute."""
+    """A handle on one progress bar; without a terminal it prints a line every half minute."""
 
     EVERY = 30.0  # seconds
 
     def __init__(self, progress: Progress, task: TaskID, unit: str) -> None:
         self._progress, self._id, self._unit = progress, task, unit
-        self._said = time.monotonic()
+        self._last_line = time.monotonic()
 
     @property
     def _task(self) -> Task:
@@ -75,8 +75,8 @@ class Tracker:
     def advance(self, n: float = 1) -> None:
         """Move on by `n` units."""
         self._progress.advance(self._id, n)
-        if not console.is_terminal and time.monotonic() - self._said > self.EVERY:
-            self._said = time.monotonic()
+        if not console.is_terminal and time.monotonic() - self._last_line > self.EVERY:
+            self._last_line = time.monotonic()
             self.say(f"of {self._task.total:.0f} " if self._task.total else "")
 
     def note(self, text: str) -> None:
@@ -84,7 +84,7 @@ class Tracker:
         self._progress.update(self._id, note=visible(text))
 
     def say(self, of: str = "") -> None:
-        """Print where the work is, as a line."""
+        """Print how far the work is, as a line."""
         task = self._task
         done = f"{task.completed:.0f} {of}{self._unit} in {task.elapsed or 0:.1f} s"
         console.print(f"{task.description}: {done} {task.fields['note']}")
@@ -92,7 +92,7 @@ class Tracker:
 
 @contextmanager
 def track(description: str, total: float | None, unit: str) -> Iterator[Tracker]:
-    """Show a progress bar of `total` `unit`s while the block runs (None: not known beforehand)."""
+    """Show a progress bar of `total` units while the block runs; None: their number is not known beforehand."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -112,7 +112,7 @@ def track(description: str, total: float | None, unit: str) -> Iterator[Tracker]
 
 
 def quiet_libraries() -> None:
-    """Silence the libraries' own bars and warnings: they would tear ours apart. Errors still come through."""
+    """Silence the libraries' bars and warnings, which would break into ours. Their errors still come through."""
     import datasets
     import transformers
 

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and what other errors say in one line."""
+"""The one exception that means "the user can mend this", and the message of any other error in one line."""
 
 
 class UserError(Exception):
@@ -9,10 +9,13 @@ class UserError(Exception):
 
 
 class Unsupported(UserError):
-    """What the native engine does not run, though transformers may: `--runtime auto` takes transformers then."""
+    """The native engine does not run this model, but transformers may: `--runtime auto` takes transformers then."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind where it says nothing. A line that ends with a colon is not yet one."""
+    """The first line of an error's message, or its type where the message is empty.
+
+    A line that ends with a colon only announces the next, so that one is added.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,7 +1,7 @@
 """A journal of finished units of work: one JSON line each, appended as they finish, read back in any order.
 
-A unit is a few conversations, and each of these is known by a key that says all of what was asked: so what is finished
-stands whatever else is asked beside it later. Only the place of each is kept in memory, which a journal may exceed.
+A unit is a few conversations. The key of a conversation is made from everything that is asked in it, so a finished one
+stays finished whatever else is asked later. Memory holds only the place of each; a journal may be larger than memory.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 
 from sparsedraft.base.console import console
 
-OPEN = 8  # lines that are kept read: conversations of one line are mostly asked for one after the other
+LINES = 8  # that stay in memory: conversations of one line are mostly asked for one after the other
 
 
-def whole_lines(path: Path) -> None:
-    """Cut a line that was torn by a kill off the end of a JSON-lines file."""
+def _cut_torn_line(path: Path) -> None:
+    """Cut off the last line of a JSON-lines file where a kill left it unfinished."""
     if not path.exists():
         return
     with open(path, "r+b") as file:
@@ -27,8 +27,8 @@ def whole_lines(path: Path) -> None:
             step = min(position, 1 << 16)
             position -= step
             file.seek(position)
-            if (found := file.read(step).rfind(b"\n")) >= 0:
-                end = position + found + 1
+            if (newline := file.read(step).rfind(b"\n")) >= 0:
+                end = position + newline + 1
                 break
         else:
             end = 0
@@ -36,21 +36,24 @@ def whole_lines(path: Path) -> None:
 
 
 def read_lines(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file that an interrupted run may have left, each with the fields `needed`."""
-    found: list[dict[str, Any]] = []
+    """The objects of a JSON-lines file, up to the first that is damaged or lacks one of the fields `needed`.
+
+    An interrupted run may have left the file: what cannot be read is cut off, with a remark.
+    """
+    objects: list[dict[str, Any]] = []
 
     def take(line: dict[str, Any], place: int) -> None:
         if not all(name in line for name in needed):
             raise KeyError
-        found.append(line)
+        objects.append(line)
 
     _take(path, take)
-    return found
+    return objects
 
 
 def _take(path: Path, take: Callable[[dict[str, Any], int], None]) -> None:
-    """`take` the object of every line, and its first byte; from one on that cannot be taken the file is cut."""
-    whole_lines(path)
+    """`take` the object of every line and the place of its first byte; the file ends before the first that fails."""
+    _cut_torn_line(path)
     if not path.exists():
         return
     place = 0
@@ -68,31 +71,31 @@ def _take(path: Path, take: Callable[[dict[str, Any], int], None]) -> None:
 
 
 class Journal:
-    """Rows by the key of their conversation, in the file `path`; what an interrupted run left there is taken up.
+    """Rows by the key of their conversation, in the file `path`, which an interrupted run may have left.
 
-    A line holds a unit's rows and, under "keys", the key of each of its conversations by id: that is a row's
-    "prompt_id". Conversations of which a row was dropped for the reason `again` count as not finished. A line without
-    "keys", as earlier versions wrote them, is of those conversations whose keys by id are in `unnamed`.
+    A line holds the rows of a unit and, under "keys", the key of each of its conversations by id; the id is a row's
+    "prompt_id". A conversation with a row that was dropped for the reason `again` counts as not finished. Earlier
+    versions wrote lines without "keys": `unnamed` has the keys of their conversations by id.
     """
 
     def __init__(self, path: Path, again: str = "", unnamed: Mapping[str, str] | None = None) -> None:
         self.path = path
         self._places: dict[str, tuple[int, str, int]] = {}  # line's first byte, id, rows
-        self._read = lru_cache(OPEN)(self._line)
+        self._read = lru_cache(LINES)(self._line)
         keys = unnamed or {}
 
         def take(unit: dict[str, Any], place: int) -> None:
-            held = {row["prompt_id"] for row in unit["rows"]}
-            named = unit.get("keys", {name: key for name, key in keys.items() if name in held})
-            self._note(named, unit["rows"], place, again)
+            ids = {row["prompt_id"] for row in unit["rows"]}
+            keys_by_id = unit.get("keys", {name: key for name, key in keys.items() if name in ids})
+            self._note(keys_by_id, unit["rows"], place, again)
 
         _take(path, take)
 
     def _note(self, keys: Mapping[str, str], rows: Sequence[Mapping[str, Any]], place: int, again: str = "") -> None:
-        left = {row["prompt_id"] for row in rows if again and row.get("dropped") == again}
+        unfinished = {row["prompt_id"] for row in rows if again and row.get("dropped") == again}
         counts = Counter(row["prompt_id"] for row in rows)
         for name, key in keys.items():
-            if name not in left:
+            if name not in unfinished:
                 self._places[key] = (place, name, counts[name])
 
     def _line(self, place: int) -> list[dict[str, Any]]:
@@ -113,7 +116,7 @@ class Journal:
         return self._places[key][2] if key in self else 0
 
     def append(self, keys: Mapping[str, str], rows: Sequence[dict[str, Any]]) -> None:
-        """Commit the rows of a unit, whose conversations have these `keys` by id; what is there already stays."""
+        """Commit the rows of a unit with the `keys` of its conversations by id; what is there already stays."""
         keys = {name: key for name, key in keys.items() if key not in self}
         if not keys:
             return
@@ -124,7 +127,7 @@ class Journal:
         self._note(keys, rows, place)
 
     def rows(self, keys: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Every row of these conversations, in this order; those that are not there are left out."""
+        """Every row of these conversations, in the order of `keys`; conversations that are not there are left out."""
         for key in keys:
             if key in self:
                 place, name, _ = self._places[key]

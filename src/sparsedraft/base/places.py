@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_object
+from sparsedraft.base.jsonfiles import read_object
 
 PROVENANCE, NOTE = "provenance.json", ".inputs.json"  # of a finished artifact, of one under way
 LONGEST = 240  # bytes of a name, of the 255 that file systems allow: ".", ".partial" and ".tmp" need room

@@ -1,7 +1,7 @@
-"""Several processes that work as one, through accelerate: which leads, how they agree, and who writes.
+"""Several processes that work as one, through accelerate: which one leads, how they agree, and which one writes.
 
-`accelerate launch` or `torchrun` starts them; without either there is one, and nothing here costs anything. The main
-process owns the artifact folder (see `artifact.make`); the others work beside it in the same folder, so on several
+`accelerate launch` or `torchrun` starts them; without either there is one process, and nothing here costs anything. The
+main process owns the artifact folder (see `artifact.make`). The others work beside it in the same folder, so on several
 machines the folder must lie on a file system that all of them see.
 """
 
@@ -35,11 +35,11 @@ PRECISION = {"float32": "no", "bfloat16": "bf16"}
 
 
 @contextmanager
-def accelerated(device: str, dtype: str) -> Iterator[Accelerator]:
-    """accelerate's view of this process and its companions, training in `dtype` with float32 weights.
+def open_accelerator(device: str, dtype: str) -> Iterator[Accelerator]:
+    """accelerate's view of this process and the others of its launch, training in `dtype` with float32 weights.
 
-    A process that was launched alone works on `device`; launched with others, on the one that accelerate assigns.
-    Raises UserError for a dtype that cannot be trained in, here or at all.
+    A process alone works on `device`; one of several works on the device that accelerate assigns. Raises UserError for
+    a dtype that cannot be trained in, on this device or at all.
     """
     if dtype not in PRECISION:
         raise UserError(
@@ -47,7 +47,7 @@ def accelerated(device: str, dtype: str) -> Iterator[Accelerator]:
             "loss scaling."
         )
     alone = "LOCAL_RANK" not in os.environ
-    AcceleratorState._reset_state(reset_partial_state=alone)  # of what used accelerate in this process before
+    AcceleratorState._reset_state(reset_partial_state=alone)  # an earlier training in this process may have set it
     plugin = _sharding(dtype) if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true" else None
     with patch_environment(**({"ACCELERATE_TORCH_DEVICE": device} if alone else {})):
         try:
@@ -56,15 +56,15 @@ def accelerated(device: str, dtype: str) -> Iterator[Accelerator]:
                 mixed_precision=PRECISION[dtype],
                 fsdp_plugin=plugin,
                 kwargs_handlers=[
-                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else gradients are there twice
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else gradients are in memory twice
                     InitProcessGroupKwargs(timeout=PATIENCE),
                 ],
             )
         except ValueError as error:
             raise UserError(f"--dtype {dtype} cannot be used on {device} ({error}): give float32.") from None
     if plugin and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        # accelerate 1.15 turns to FSDP on accelerators only (the list in AcceleratorState.__init__ lacks MULTI_CPU) and
-        # would silently use DDP; all that it then calls works on CPUs with gloo
+        # accelerate 1.15 takes FSDP on accelerators only (the list in AcceleratorState.__init__ lacks MULTI_CPU) and
+        # would silently use DDP here; everything that its FSDP calls works on CPUs with gloo
         accelerator.state.fsdp_plugin = plugin
         accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     try:
@@ -75,53 +75,54 @@ def accelerated(device: str, dtype: str) -> Iterator[Accelerator]:
 
 
 def _sharding(dtype: str) -> FullyShardedDataParallelPlugin:
-    """FSDP2 as `accelerate launch --use_fsdp` was told to; each decoder layer is a unit unless it said otherwise."""
+    """FSDP2 as `accelerate launch --use_fsdp` asks for it; each decoder layer is a unit unless it says otherwise."""
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("--fsdp_version 1 of accelerate launch is not supported: give --fsdp_version 2.")
     unset = os.environ.get("FSDP_AUTO_WRAP_POLICY", "NO_WRAP").upper() == "NO_WRAP"
-    halves = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="TRANSFORMER_BASED_WRAP" if unset else None,
-        mixed_precision_policy=halves if dtype == "bfloat16" else None,
-        cpu_ram_efficient_loading=False,  # it leaves all processes but the first without the zeros that are the mask
+        mixed_precision_policy=mixed if dtype == "bfloat16" else None,
+        cpu_ram_efficient_loading=False,  # else only the first process sees the zeros that are the mask
     )
 
 
-def agreed(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """`work()`, in the main process first and then in the others; where it fails in one, it fails in all.
+def in_turn(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """The result of `work`, which runs in the main process first and then in the others; if one fails, all fail.
 
-    So no process waits for one that has given up, and the user reads one sentence. Raises what `work` raised, and in
-    the other processes UserError or RuntimeError of the same text.
+    So no process waits for one that has given up, and the user reads one sentence. Raises what `work` raised; in the
+    other processes that is a UserError or RuntimeError with the same text.
     """
     result: Any = None
-    failed: Exception | None = None
+    failure: Exception | None = None
     for turn in (accelerator.is_main_process, not accelerator.is_main_process):
         try:
             result = work() if turn else result
         except Exception as error:
-            failed = error
-        said = [] if failed is None else [(isinstance(failed, UserError), str(failed))]
-        first = next(iter(gather_object(said)), None)
-        if failed is not None:
-            raise failed
+            failure = error
+        report = [] if failure is None else [(isinstance(failure, UserError), str(failure))]
+        first = next(iter(gather_object(report)), None)  # of all processes
+        if failure is not None:
+            raise failure
         if first is not None:
-            raise UserError(first[1]) if first[0] else RuntimeError(f"another process failed: {first[1]}")
+            mendable, text = first
+            raise UserError(text) if mendable else RuntimeError(f"another process failed: {text}")
     return result
 
 
-def divided(rows: Sequence[T], accelerator: Accelerator) -> Iterator[tuple[T, bool]]:
+def share_of(rows: Sequence[T], accelerator: Accelerator) -> Iterator[tuple[T, bool]]:
     """This process's share of `rows`, each with whether it counts.
 
     Every process gets equally many, because they meet in each forward and backward pass; where the rows do not divide
-    evenly, some get one that does not count.
+    evenly, the last processes get one more that does not count.
     """
     for start in range(0, len(rows), accelerator.num_processes):
-        mine = start + accelerator.process_index
-        yield (rows[mine], True) if mine < len(rows) else (rows[start], False)
+        index = start + accelerator.process_index
+        yield (rows[index], True) if index < len(rows) else (rows[start], False)
 
 
-def summed(accelerator: Accelerator, *values: float) -> list[float]:
+def sum_over_processes(accelerator: Accelerator, *values: float) -> list[float]:
     """The sum of each value over all processes."""
     if accelerator.num_processes == 1:
         return list(values)
@@ -139,10 +140,10 @@ def make(
     overwrite: bool = False,
     reads: Sequence[str | Path | None] = (),
 ) -> dict[str, Any]:
-    """`artifact.make` in the main process, while the others run `build` beside it; returns its result.
+    """`artifact.make` in the main process, while the others run `build` beside it; its result, {} in the others.
 
-    Locking, resuming, renaming and provenance are the main process's alone. Where it has nothing to build, or refuses
-    to, the others return at once.
+    Only the main process locks, resumes, renames and writes the provenance. Where it has nothing to build, or refuses
+    to build, the others return at once.
     """
     if not accelerator.is_main_process:
         work = broadcast_object_list([None])[0]

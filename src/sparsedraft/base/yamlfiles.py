@@ -1,4 +1,4 @@
-"""YAML as people write it, read with bounds: plain data, no tags, no key twice, no more than a person writes."""
+"""YAML files that people write: plain data without tags or double keys, and no more of it than a person writes."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ DEEPEST = 50  # levels
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader, to which a key that stands twice is an error."""
+    """SafeLoader that takes a double key as an error."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """The same of a text; `name` is what the sentence calls it."""
+    """What the YAML `text` holds; `name` is what the sentence of a UserError calls it."""
     try:
         node = yaml.compose(text, _Loader)
         if node is not None and _size(node, {}, 0) > MOST:
@@ -59,7 +59,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
-    """How many values a node is with every alias written out; RecursionError for one inside of itself."""
+    """How many values `node` stands for with every alias written out; RecursionError where it contains itself."""
     if depth > DEEPEST:
         raise RecursionError
     if isinstance(node, yaml.ScalarNode):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_object
+from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint, claims, quantizers
 from sparsedraft.models.decoder import count_zeros, decoder_linears

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sparsedraft.base.errors import UserError, first_line
-from sparsedraft.base.sidefiles import read_object
+from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models import quantizers
 from sparsedraft.models.config import older_names
 from sparsedraft.models.config.remote_code import refuse_model_code

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, StrictInt, StrictStr
 from transformers import PreTrainedModel
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_as
+from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.maths.masks import obeys
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.decoder import count_zeros, decoder_linears

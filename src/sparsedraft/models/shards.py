@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_as
+from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.models.config.wrapper import text_names
 
 SHARD = 1 << 30  # bytes in an output file; a shard is mapped whole while it is written

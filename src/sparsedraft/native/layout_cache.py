@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_as
+from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.models.shards import weight_files
 from sparsedraft.models.sources import cache_folder
 from sparsedraft.native.extension import extension

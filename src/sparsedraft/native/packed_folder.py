@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_object
+from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models.shards import Shards
 from sparsedraft.native.packed_format import PARTS, MatrixEntry, unpack_matrix
 

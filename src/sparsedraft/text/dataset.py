@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.base.places import read_provenance
-from sparsedraft.base.sidefiles import read_as
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.models.tokenizers.reader import read_tokenizer

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from scripted import Scripted, said, scripted
-from sparsedraft.base.artifact import read_provenance
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import read_lines
+from sparsedraft.base.places import read_provenance
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset

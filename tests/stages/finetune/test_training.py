@@ -58,7 +58,7 @@ def test_bfloat16_moves_float32_weights_by_less_than_it_can_tell(tiny_llama, tmp
     keep = sparse(model)
     before = {name: linear.weight.detach().clone() for name, linear in decoder_linears(model).items()}
     settings = Settings(learning_rate=2e-6, **SMALL)
-    with processes.accelerated("cpu", "bfloat16") as accelerator:
+    with processes.open_accelerator("cpu", "bfloat16") as accelerator:
         train(model, keep, samples(20), samples(4, 9), settings, tmp_path, accelerator=accelerator)
     for name, linear in decoder_linears(model).items():
         weight, old = linear.weight.detach()[keep[name]], before[name][keep[name]]
@@ -74,7 +74,7 @@ def test_bfloat16_computes_in_bfloat16_and_learns_the_same(tiny_llama, tmp_path:
         (tmp_path / dtype).mkdir()
         model = tiny_llama()
         keep = sparse(model)
-        with processes.accelerated("cpu", dtype) as accelerator:
+        with processes.open_accelerator("cpu", dtype) as accelerator:
             settings = Settings(learning_rate=1e-3, **SMALL)
             train(model, keep, samples(20), samples(4, 9), settings, tmp_path / dtype, accelerator=accelerator)
         curves[dtype] = losses_of(tmp_path / dtype)

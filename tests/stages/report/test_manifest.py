@@ -7,7 +7,7 @@ import pytest
 
 from evaluations import RESULT
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_as
+from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.stages.report.load import load
 from sparsedraft.stages.report.manifest import NAME, Drafter, Manifest, baseline_of, parts_at, write
 from sparsedraft.stages.report.tables import headline

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparsedraft.base.sidefiles import read_object
+from sparsedraft.base.jsonfiles import read_object
 
 THETA, PARTIAL = "rope_theta", "partial_rotary_factor"
 OLD_NAMES = {  # of the base and of the rotated share of a head, where a family has its own

@@ -9,7 +9,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_object
+from sparsedraft.base.jsonfiles import read_object
 
 
 def refuse_model_code(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, model_validator
 
-from sparsedraft.base.sidefiles import read_as
+from sparsedraft.base.jsonfiles import read_as
 
 Ids = StrictInt | list[StrictInt] | None
 Token = StrictStr | dict[str, Any] | None

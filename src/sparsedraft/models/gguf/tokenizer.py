@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_object
+from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models.gguf.header import Header, shown
 
 # How text is split before merges, by llama.cpp's name for it: transformers knows some and takes GPT-2's for all others

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.files import write_atomic
 from sparsedraft.text.dataset import SCHEMA
 
 SHARD = 10_000  # rows in a file, at most,

@@ -8,10 +8,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.base import artifact
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.files import write_atomic
 from sparsedraft.base.journal import read_lines
+from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint, quantizers
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers.vocab import same_tokens
@@ -87,11 +88,11 @@ class Evaluation:
         answers = self._target_answers(prompts)
         dense = self.target.weights()["macs_per_token"]
         rows, figures = self._measure(answers, dense)
-        with artifact.write_atomic(self.work / ROWS) as temporary:
+        with write_atomic(self.work / ROWS) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with artifact.write_atomic(self.work / ANSWERS) as temporary:
+        with write_atomic(self.work / ANSWERS) as temporary:
             shutil.copy(self.work / f".{ANSWERS}", temporary)
-        artifact.write_json(self.work / "example.json", self._example(answers, figures))
+        write_json(self.work / "example.json", self._example(answers, figures))
         return {
             "target": self.target_name,
             "temperature": self.options.temperature,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsedraft.base.artifact import write_atomic
+from sparsedraft.base.files import write_atomic
 from sparsedraft.base.hashing import text_hash
 from sparsedraft.text.bins import Bin
 from sparsedraft.text.logits import answer_logits

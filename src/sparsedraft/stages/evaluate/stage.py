@@ -13,6 +13,7 @@ from typing import Any
 
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.files import write_atomic
 from sparsedraft.models import checkpoint
 from sparsedraft.models.sources import locate
 from sparsedraft.models.tokenizers import templates
@@ -106,7 +107,7 @@ def _take_up(finished: Path, work: Path) -> list[tuple[Path, int]]:
         return []
     copies = []
     for name in (ROWS, ANSWERS):  # in this order: after a kill, rows without their answers are copied again
-        with artifact.write_atomic(work / f".{name}") as temporary:
+        with write_atomic(work / f".{name}") as temporary:
             shutil.copy(finished / name, temporary)
         copies.append((work / f".{name}", (finished / name).stat().st_size))
     return copies

@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsedraft.base.artifact import write_json
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.processes import divided, summed
+from sparsedraft.base.jsonfiles import write_json
+from sparsedraft.base.processes import share_of, sum_over_processes
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.checkpoint import stored_dtype
 from sparsedraft.models.decoder import decoder_linears, embedding_rows
@@ -99,14 +99,14 @@ def validate(
     loss, agree, count = 0.0, 0.0, 0.0
     if (share := objective.share(rows)) == 0:
         raise objective.unknown("the validation data")
-    for row, counts in divided(rows, accelerator):
+    for row, counts in share_of(rows, accelerator):
         mean, matches = objective(model, row.to(accelerator.device), share)
         if counts:
             loss += float(mean) * len(row.tokens)
             agree += int(matches)
             count += len(row.tokens)
     reshard(model)
-    loss, agree, count = summed(accelerator, loss, agree, count)
+    loss, agree, count = sum_over_processes(accelerator, loss, agree, count)
     return {"val_loss": loss / count, "val_alpha": agree / count}
 
 
@@ -266,7 +266,7 @@ def _gradients(model: nn.Module, objective: Objective, rows: Sequence[Bin], acce
     model.train()
     answer_tokens = sum(len(row.tokens) for row in rows)
     known = objective.share(rows)  # 0: the NLL alone
-    mine = list(divided(rows, accelerator))
+    mine = list(share_of(rows, accelerator))
     total = 0.0
     for index, (row, counts) in enumerate(mine):
         waits = index < len(mine) - 1 and not accelerator.is_fsdp2  # FSDP would keep whole gradients meanwhile
@@ -275,7 +275,7 @@ def _gradients(model: nn.Module, objective: Objective, rows: Sequence[Bin], acce
             share = loss * (counts * len(row.tokens) / answer_tokens)
             (share * accelerator.num_processes).backward()  # accelerate's wrappers take the mean over processes
         total += float(share.detach())
-    return summed(accelerator, total)[0]
+    return sum_over_processes(accelerator, total)[0]
 
 
 def _diverged(settings: Settings, step: int) -> Diverged:

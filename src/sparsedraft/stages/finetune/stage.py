@@ -83,9 +83,9 @@ def finetune(
     """
     checks.check_settings(settings, teacher, feature_teacher)
     checkpoint.device_named(device)
-    with processes.accelerated(device, dtype) as accelerator:
+    with processes.open_accelerator(device, dtype) as accelerator:
         arguments = template_args or {}
-        sources = processes.agreed(
+        sources = processes.in_turn(
             accelerator, lambda: _find(drafter, data, settings, teacher, feature_teacher, arguments)
         )
         inputs: dict[str, object] = {
@@ -98,7 +98,7 @@ def finetune(
         }
 
         def build(work: Path) -> dict[str, Any]:
-            loaded = processes.agreed(
+            loaded = processes.in_turn(
                 accelerator, lambda: _load(sources, accelerator, settings, validation_prompts, dtype, arguments)
             )
             model, claim = loaded.model, loaded.claim

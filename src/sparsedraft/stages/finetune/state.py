@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.console import console
+from sparsedraft.base.files import write_atomic
 from sparsedraft.stages.finetune.adamw import MaskedAdamW, pack, unpack
 from sparsedraft.stages.finetune.sharding import local, part, whole
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsedraft.base import artifact
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_object
+from sparsedraft.base.jsonfiles import read_object, write_json
 from sparsedraft.models import checkpoint, claims, quantizers, shards
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.reload import check_loads
@@ -133,12 +133,12 @@ class _Packing:
             ids, missed = frequent(self.folder, head_data, head_tokens, self.shards.shapes[embedding][0])
         self._write(ids)
         header = {"format": FORMAT, "version": VERSION, "weights": self.weights, "linears": self.entries}
-        artifact.write_json(self.work / HEADER, header)
+        write_json(self.work / HEADER, header)
         shards.copy_side_files(self.folder, self.work)
         checkpoint.write_config(self.folder, self.work)
         config = read_object(self.work / "config.json")
         config["quantization_config"] = {"quant_method": "sparsedraft", "weights": self.weights}
-        artifact.write_json(self.work / "config.json", config)
+        write_json(self.work / "config.json", config)
         kinds_of = Counter(entry["kind"] for name, entry in self.entries.items() if name in self.linears.values())
         return {
             "weights": self.weights,
@@ -178,7 +178,7 @@ class _Packing:
             (self.work / "model-00001.safetensors").rename(self.work / "model.safetensors")
             return
         where = {key: f"model-{i:05}.safetensors" for i, file in enumerate(files, 1) for key in file}
-        artifact.write_json(self.work / shards.INDEX, {"metadata": {"total_size": self.bytes}, "weight_map": where})
+        write_json(self.work / shards.INDEX, {"metadata": {"total_size": self.bytes}, "weight_map": where})
 
     def _packed(self, name: str, ids: Tensor | None) -> dict[str, Tensor]:
         tensor = self.shards.tensor(name)

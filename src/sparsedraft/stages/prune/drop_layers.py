@@ -6,6 +6,7 @@ from typing import Any
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Calibration
+from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import census, checkpoint, claims, shards
 from sparsedraft.models.config import older_names
 from sparsedraft.models.decoder import decoder_layers
@@ -129,4 +130,4 @@ def _write(model: Streamed, work: Path, first: int, n: int) -> None:
                 claim[key] = {new: v for old, v in claim[key].items() if (new := renamed(old, prefix))}
         size = sum(row.size for row in census.records(work) if row.name in claim["linears"])
         claim["sparsity"] = sum(claim["linears"].values()) / size
-        artifact.write_json(work / "sparsity.json", claim)
+        write_json(work / "sparsity.json", claim)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.files import write_atomic
 from sparsedraft.stages.prune import sequential
 from sparsedraft.stages.prune.sequential import Activations
 from sparsedraft.stages.prune.streamed import Streamed

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsedraft.base.artifact import write_atomic
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_json
+from sparsedraft.base.files import write_atomic
+from sparsedraft.base.jsonfiles import read_json
 from sparsedraft.models.decoder import linears_of
 from sparsedraft.stages.prune import arguments
 from sparsedraft.stages.prune.sparsegpt import Hessian

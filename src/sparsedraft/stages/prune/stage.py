@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sparsedraft.base import artifact
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.files import write_atomic
+from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import census, checkpoint, claims, shards
 from sparsedraft.models.decoder import count_zeros, linears_of
@@ -179,7 +181,7 @@ def _store(model: Streamed, layer: nn.Module, index: int, file: Path, errors: di
                 f"layer {index}, {name}: a weight is too large for {str(source.dtype).removeprefix('torch.')}, in "
                 "which the checkpoint is stored: convert it to bfloat16 or float32 first."
             )
-    with artifact.write_atomic(file) as temporary:
+    with write_atomic(file) as temporary:
         save_file(tensors, temporary, metadata={name: repr(error) for name, error in errors.items()})
 
 
@@ -213,7 +215,7 @@ def _finish(model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares:
         if shares[index, name] == 0 or (pattern.m and own != pattern):
             patterns[full] = "dense" if shares[index, name] == 0 else str(own)
     claim["sparsity"] = sum(claim["linears"].values()) / size
-    artifact.write_json(work / "sparsity.json", claim | ({"patterns": patterns} if patterns else {}))
+    write_json(work / "sparsity.json", claim | ({"patterns": patterns} if patterns else {}))
     written = shards.Shards(work)  # what is on disk counts, not what was in memory
     for name in claim["linears"]:
         stored_name = model.stored_name(f"{name}.weight")

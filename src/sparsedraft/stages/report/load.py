@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from sparsedraft.base.errors import UserError, first_line
-from sparsedraft.base.sidefiles import read_as, read_object
+from sparsedraft.base.jsonfiles import read_as, read_object
 from sparsedraft.stages.report import older
 from sparsedraft.stages.report.manifest import NAME, Artifact, Manifest
 

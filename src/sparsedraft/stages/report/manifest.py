@@ -10,9 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel
 
-from sparsedraft.base.artifact import write_json
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.sidefiles import read_as
+from sparsedraft.base.jsonfiles import read_as, write_json
 
 NAME = "manifest.json"
 FILES = {"result": "result.json", "provenance": "provenance.json", "example": "example.json", "log": "log.jsonl"}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.base.places import slug
-from sparsedraft.base.sidefiles import read_object
 from sparsedraft.base.yamlfiles import read_yaml
 from sparsedraft.stages.report.manifest import (
     FILES,

@@ -1,4 +1,4 @@
-"""The JSON files beside a checkpoint's weights and in our own folders: one reader, one sentence for what is wrong."""
+"""JSON files, beside a checkpoint's weights and in our own folders: one reader, and one sentence for what is wrong."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.base.files import write_atomic
 
 DEEPEST = 100  # levels
-LARGEST = 1 << 28  # bytes: several times the largest tokenizer.json there is
+LARGEST = 1 << 28  # bytes: several times the largest tokenizer.json that exists
 COPY = "copy or download it again"
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -24,10 +25,10 @@ def read_json(path: Path, mend: str = COPY) -> Any:
     try:
         if (size := path.stat().st_size) > LARGEST:
             raise UserError(f"{path} has {size:,} bytes, more than any such file needs: {mend}.")
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
-        if _deep(found):
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        if _deep(value):
             raise RecursionError
-        return found
+        return value
     except RecursionError:
         raise UserError(f"{path} cannot be read (nested too deep): {mend}.") from None
     except (OSError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
@@ -35,18 +36,18 @@ def read_json(path: Path, mend: str = COPY) -> Any:
 
 
 def read_object(path: Path, mend: str = COPY) -> dict[str, Any]:
-    """The same, of a file that must hold a JSON object."""
-    found = read_json(path, mend)
-    if not isinstance(found, dict):
-        raise UserError(f"{path} cannot be read (it holds {_name(found)}, not an object): {mend}.")
-    return found
+    """What `read_json` reads, from a file that must hold a JSON object."""
+    value = read_json(path, mend)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} cannot be read (it holds {_name(value)}, not an object): {mend}.")
+    return value
 
 
 def read_as(path: Path, schema: type[Schema], mend: str = COPY) -> Schema:
-    """The same, of a file whose format is our own: checked against `schema`; the first wrong field is named."""
-    found = read_object(path, mend)
+    """The object in a file of our own format, checked against `schema`; UserError names the first wrong field."""
+    value = read_object(path, mend)
     try:
-        return schema.model_validate(found)
+        return schema.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "the whole"
@@ -56,28 +57,34 @@ def read_as(path: Path, schema: type[Schema], mend: str = COPY) -> Schema:
 
 
 def _deep(value: object) -> bool:
-    """Whether it is nested deeper than DEEPEST, so that whatever walks it need not fear for its stack."""
-    level: list[Any] = [value] if _holds(value) else []
+    """Whether `value` is nested deeper than DEEPEST; what is not can be walked by recursion."""
+    level: list[Any] = [value] if _is_container(value) else []
     for _ in range(DEEPEST):
         if not level:
             return False
         parts = (item.values() if isinstance(item, dict) else item for item in level)
-        level = [part for items in parts for part in items if _holds(part)]
+        level = [part for items in parts for part in items if _is_container(part)]
     return bool(level)
 
 
-def _holds(value: object) -> bool:
+def _is_container(value: object) -> bool:
     return isinstance(value, dict | list)
 
 
 def dumps(value: object, indent: int | None = None) -> str:
-    """`value` as JSON to be read by people, too: escaped only where it has what UTF-8 cannot hold, as some paths do."""
+    """`value` as JSON that people can read: escaped only where it has what UTF-8 cannot hold, as some paths do."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
         return json.dumps(value, indent=indent)
     return text
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Write `obj` as indented JSON, atomically."""
+    with write_atomic(path) as temporary:
+        temporary.write_text(dumps(obj, indent=1) + "\n", encoding="utf-8")
 
 
 def _name(value: object) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from evaluations import RESULT
 from inside import call
-from sparsedraft.base import sidefiles
+from sparsedraft.base import jsonfiles
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.shards import write
 from sparsedraft.stages.distill.stage import distill
@@ -183,7 +183,7 @@ def test_what_the_reader_takes(tmp_path: Path) -> None:
     for depth, good in ((99, True), (101, False), (990, False), (100_000, False)):
         file.write_text('{"a":' + "[" * (depth - 1) + "]" * (depth - 1) + "}")
         if good:
-            assert "a" in sidefiles.read_object(file)
+            assert "a" in jsonfiles.read_object(file)
         else:
             with pytest.raises(UserError, match="nested too deep"):
-                sidefiles.read_object(file)
+                jsonfiles.read_object(file)
