@@ -8,17 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsedraft.maths.sampling import Dice
-from sparsedraft.speculate.loop import accept, decode
-from sparsedraft.speculate.loop.accept import (
-    accept_greedy,
-    accept_sampled,
-    accept_tree_greedy,
-    accept_tree_sampled,
-    children,
-    residual,
-    without,
-)
-from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.loop.accept import accept_greedy, accept_sampled, residual
+from sparsedraft.speculate.trees.accept import accept_tree_greedy, accept_tree_sampled, children, without
 from toys import Chances, outcomes
 
 V = 4
@@ -163,9 +154,3 @@ def test_a_tree_of_one_branch_is_a_chain() -> None:
             path, _ = accept_tree_sampled(p, q, drafted, [-1, 0, 1], tree)
             assert path == list(range(accepted))
             assert torch.equal(chain.drawn_from[0], tree.drawn_from[0])
-
-
-def test_module_is_what_the_loop_uses() -> None:
-    for name in ("accept_greedy", "accept_sampled", "accept_tree_greedy", "accept_tree_sampled"):
-        assert getattr(decode, name) is getattr(accept, name)
-    assert Step([], 0, []).drafted == []

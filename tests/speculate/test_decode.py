@@ -132,7 +132,7 @@ def test_simulation_knows_a_drafter_shorter_in_context() -> None:
 
 
 def test_prompt_lookup_copies_what_followed_the_latest_longest_match() -> None:
-    look = PromptLookup(longest=3)._look
+    look = PromptLookup(longest=3)._look_up
     assert look([1, 2, 3, 9, 8, 1, 2, 3], 2) == [9, 8]
     assert look([1, 2, 7, 5, 2, 6, 1, 2], 3) == [7, 5, 2], "two tokens that match go before one that is nearer"
     assert look([2, 7, 2, 6, 2], 1) == [6], "of equal matches the latest"

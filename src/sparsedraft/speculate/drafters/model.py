@@ -1,4 +1,4 @@
-"""Where drafts come from: a model, or the text so far."""
+"""Drafts from a model, token by token."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,26 +7,29 @@ from torch import Tensor
 from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
+from sparsedraft.speculate.loop.verify import ChainVerifier, Verifier
 from sparsedraft.speculate.policy.protocol import always
 from sparsedraft.writers.prefix import shared
 from sparsedraft.writers.protocol.backend import Backend
 
 
 class ModelDrafter:
-    """A model that drafts token by token, all rows at once.
+    """A model that drafts token by token, for all sequences at once.
 
-    `read` gives the ids of a row as the drafter sees them (default: the target's); `vocabulary` maps its logits to the
-    target's; `confident` says whether a draft is worth its time: from the product of the top probabilities of its place
-    and those before it, before anything is drawn there, so that it cannot bias the draw. `certain`: take the likeliest
-    token, with no q to go with it.
+    `read` gives the ids of a sequence as the drafter reads them (default: the target's). `vocabulary` maps the
+    drafter's logits to the target's ids. `confident` decides whether a token is worth its time, before it is drawn, so
+    that it cannot bias the draw: it gets the product of the top probabilities up to that place. `certain`: take the
+    likeliest token, without a q.
     """
+
+    verifier: Verifier = ChainVerifier()
 
     def __init__(
         self,
         backend: Backend,
         sampling: Sampling,
         *,
-        read: Callable[[TokenSequence], list[int]] = lambda row: row.tokens,
+        read: Callable[[TokenSequence], list[int]] = lambda sequence: sequence.tokens,
         vocabulary: VocabularyMap | None = None,
         confident: Callable[[float], bool] = always,
         certain: bool = False,
@@ -34,78 +37,82 @@ class ModelDrafter:
         self.backend, self.sampling, self.read, self.vocabulary = backend, sampling, read, vocabulary
         self.confident, self.certain = confident, certain or sampling.greedy
         plain = self.certain and vocabulary is None and confident is always and sampling.repetition_penalty == 1
-        self._at_once = getattr(backend, "draft", None) if plain else None  # the native engine's: no logits leave it
-        self._own = vocabulary.inverse() if vocabulary else {}  # from the target's ids
-        self._seen: list[list[int]] = [[] for _ in backend.lengths]  # what each row of the cache holds
+        self._draft_natively = getattr(backend, "draft", None) if plain else None  # whole drafts, without logits
+        self._drafter_ids = vocabulary.inverse() if vocabulary else {}  # by the target's ids
+        self._cached: list[list[int]] = [[] for _ in backend.lengths]  # what each row of the cache holds
 
     def select(self, rows: Sequence[int]) -> None:
         self.backend.select(rows)
-        self._seen = [self._seen[b] for b in rows]
+        self._cached = [self._cached[b] for b in rows]
 
-    def propose(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> list[Draft]:
-        contexts = [self.read(row) if n > 0 else [] for row, n in zip(rows, wanted, strict=True)]
-        room = self.backend.max_length
-        left = [
-            (n if room is None else min(n, room - len(context))) if context else 0  # nothing to go on from
-            for n, context in zip(wanted, contexts, strict=True)
-        ]
-        unread = self._unread(contexts, [n > 0 for n in left])
-        if self._at_once and len(rows) == 1 and left[0] > 0:
-            tokens = self._at_once(left[0], unread[0])
-            self._seen[0] += [*unread[0], *tokens[:-1]]
+    def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
+        contexts = [self.read(s) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
+        limits = [self._limit(len(context), limit) for context, limit in zip(contexts, limits, strict=True)]
+        unread = self._unread(contexts, [limit > 0 for limit in limits])
+        if self._draft_natively and len(sequences) == 1 and limits[0] > 0:
+            tokens = self._draft_natively(limits[0], unread[0])
+            self._cached[0] += [*unread[0], *tokens[:-1]]
             return [Draft(tokens)]
-        drafts: list[list[int]] = [[] for _ in rows]
-        q: list[list[Tensor]] = [[] for _ in rows]
-        reach = [1.0] * len(rows)
+        drafts: list[list[int]] = [[] for _ in sequences]
+        q: list[list[Tensor]] = [[] for _ in sequences]
+        reach = [1.0] * len(sequences)
         while any(unread):
-            found = self.backend.forward(unread, [int(bool(ids)) for ids in unread])
+            logits = self.backend.forward(unread, [int(bool(ids)) for ids in unread])
             for b, ids in enumerate(unread):
-                self._seen[b] += ids
+                self._cached[b] += ids
                 unread[b] = []
                 if not ids:
                     continue
-                token, reach[b] = self._next(rows[b], drafts[b], found[b], q[b], reach[b])
+                token, reach[b] = self._next(sequences[b], drafts[b], logits[b], q[b], reach[b])
                 if token is None:
                     continue
                 drafts[b].append(token)
-                if len(drafts[b]) < left[b]:
-                    unread[b] = [self._own[token] if self._own else token]
-        return [Draft(drafted, None if self.certain else q[b]) for b, drafted in enumerate(drafts)]
+                if len(drafts[b]) < limits[b]:
+                    unread[b] = [self._drafter_id(token)]
+        return [Draft(tokens, None if self.certain else q[b]) for b, tokens in enumerate(drafts)]
 
-    def distributions(self, row: TokenSequence, drafted: Sequence[int]) -> Tensor:
-        """q [n + 1, V] after `row` and after each of its n drafts: what `propose` draws from where it draws these.
+    def distributions(self, sequence: TokenSequence, drafted: Sequence[int]) -> Tensor:
+        """q [n + 1, V] after `sequence` and after each of n drafts: what `propose` draws from where it draws these.
 
-        The drafter has one row, and its context has room for them.
+        The drafter has one sequence, and its context has room for the drafts.
         """
-        (unread,) = self._unread([self.read(row)], [True])
-        unread += [self._own[token] if self._own else token for token in drafted]
+        (unread,) = self._unread([self.read(sequence)], [True])
+        unread += [self._drafter_id(token) for token in drafted]
         logits = self.backend.forward([unread], [len(drafted) + 1])[0]
-        self._seen[0] += unread
-        logits = sound(logits, "drafter", range(len(row.tokens), len(row.tokens) + len(logits)))
+        self._cached[0] += unread
+        logits = sound(logits, "drafter", range(len(sequence.tokens), len(sequence.tokens) + len(logits)))
         logits = logits if self.vocabulary is None else self.vocabulary.logits(logits)
-        return probabilities(penalised(logits, self.sampling, row.tokens, drafted), self.sampling)
+        return probabilities(penalised(logits, self.sampling, sequence.tokens, drafted), self.sampling)
+
+    def _limit(self, context: int, limit: int) -> int:
+        """The most tokens that can be drafted after `context` tokens; 0 where there are none to go on from."""
+        room = self.backend.max_length
+        return (limit if room is None else min(limit, room - context)) if context else 0
+
+    def _drafter_id(self, token: int) -> int:
+        return self._drafter_ids[token] if self._drafter_ids else token
 
     def _unread(self, contexts: list[list[int]], active: list[bool]) -> list[list[int]]:
-        """The ids that each row has yet to read, after its cache is back at what it has in common with them."""
+        """The ids that each row has yet to read; its cache is rolled back to what it shares with its context."""
         common = [
-            min(shared(seen, context), len(context) - 1) if on else len(seen)
-            for seen, context, on in zip(self._seen, contexts, active, strict=True)
+            min(shared(cached, context), len(context) - 1) if on else len(cached)
+            for cached, context, on in zip(self._cached, contexts, active, strict=True)
         ]
         self.backend.rollback(common)
-        self._seen = [seen[:n] for seen, n in zip(self._seen, common, strict=True)]
+        self._cached = [cached[:n] for cached, n in zip(self._cached, common, strict=True)]
         return [context[n:] if on else [] for context, n, on in zip(contexts, common, active, strict=True)]
 
     def _next(
-        self, row: TokenSequence, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
+        self, sequence: TokenSequence, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
     ) -> tuple[int | None, float]:
-        """The next draft after `drafted`, from logits [1, V]; its distribution goes to `q`. None: stop here.
+        """(the next draft after `drafted` or None to stop, `reach` times its top probability), from logits [1, V].
 
-        `reach` is the chance of those before it, and is handed back with its own.
+        The distribution that it was drawn from is appended to `q`.
         """
-        logits = sound(logits, "drafter", [len(row.tokens) + len(drafted)])
+        logits = sound(logits, "drafter", [len(sequence.tokens) + len(drafted)])
         if self.vocabulary is not None:
             logits = self.vocabulary.logits(logits)
-        logits = penalised(logits, self.sampling, [*row.tokens, *drafted])[0]
+        logits = penalised(logits, self.sampling, [*sequence.tokens, *drafted])[0]
         if self.certain:
             if self.confident is not always:
                 reach *= float(logits.float().softmax(-1).max())
@@ -115,4 +122,4 @@ class ModelDrafter:
         if not self.confident(reach):
             return None, reach
         q.append(distribution)
-        return row.dice.draw(distribution), reach
+        return sequence.dice.draw(distribution), reach

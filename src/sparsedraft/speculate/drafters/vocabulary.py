@@ -8,20 +8,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VocabularyMap:
-    """Tokens that both vocabularies hold: `target[i]` and `drafter[i]` are the ids of the same token.
-
-    `width` is the target's V.
-    """
+    """Shared tokens: `target[i]` and `drafter[i]` are the ids of the same token. `width` is the target's V."""
 
     target: Tensor
     drafter: Tensor
     width: int
 
     def logits(self, q_logits: Tensor) -> Tensor:
-        """Drafter logits [n, V_q] over the target's ids [n, V_p]: -inf for what the drafter does not share."""
-        found = q_logits.new_full((*q_logits.shape[:-1], self.width), -torch.inf)
-        found[..., self.target] = q_logits[..., self.drafter]
-        return found
+        """Drafter logits [n, V_q] over the target's ids [n, V_p]: -inf for tokens that the drafter does not share."""
+        mapped = q_logits.new_full((*q_logits.shape[:-1], self.width), -torch.inf)
+        mapped[..., self.target] = q_logits[..., self.drafter]
+        return mapped
 
     def inverse(self) -> dict[int, int]:
         """The drafter's id of each shared token, by the target's."""

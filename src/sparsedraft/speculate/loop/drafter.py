@@ -4,15 +4,21 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
+from sparsedraft.speculate.loop.verify import Verifier
 
 
 class Drafter(Protocol):
-    """Proposes tokens for rows of sequences. It may hold a state per row, in the order of the rows it is given."""
+    """Proposes tokens for sequences. It may hold a state for each, in the order in which they are given.
 
-    def propose(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> list[Draft]:
-        """At most wanted[b] tokens to follow rows[b].tokens."""
+    `verifier` verifies drafts of the shape that this drafter makes.
+    """
+
+    verifier: Verifier
+
+    def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
+        """For each sequence a draft of at most limits[b] tokens, which follow its tokens."""
         ...
 
     def select(self, rows: Sequence[int]) -> None:
-        """Only these rows go on (by their place in the last call)."""
+        """Forget all sequences but these, given by their places in the last call."""
         ...

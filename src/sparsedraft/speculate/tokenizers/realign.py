@@ -30,9 +30,9 @@ CANDIDATES = 4  # longer tokens that are looked at
 
 
 class RealignDrafter(ModelDrafter):
-    """A drafter whose text is encoded again as the target's tokens.
+    """A drafter whose text is encoded again, as the target's tokens.
 
-    `ends`: its end-of-turn ids; `eos`: the target's, whose head knows the first `width` ids.
+    `ends`: the drafter's end-of-turn ids; `eos`: the target's, whose head has the first `width` ids.
     """
 
     def __init__(
@@ -48,39 +48,39 @@ class RealignDrafter(ModelDrafter):
         policy: Policy | None = None,
     ) -> None:
         confident = policy.confident if policy is not None else always
-        super().__init__(backend, Sampling(), read=self._begun, confident=confident, certain=True)
+        super().__init__(backend, Sampling(), read=self._after_first, confident=confident, certain=True)
         self.readers, self.target, self.drafter, self.eos, self.ends = readers, target, drafter, eos, ends
         self.width = width
         self.cut = ends | special_ids(drafter)
         self.longer = longer(drafter)
-        self._first: dict[int, First] = {}  # by the row's index
+        self._firsts: dict[int, First] = {}  # by the sequence's index
 
-    def propose(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> list[Draft]:
-        self._first = self._begin(rows, wanted)
-        firsts = [self._first.get(row.index) for row in rows]
+    def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
+        self._firsts = self._first_tokens(sequences, limits)
+        firsts = [self._firsts.get(sequence.index) for sequence in sequences]
         more = [
-            n - 1 if first is not None and first.drafted[-1] not in self.cut else 0
-            for first, n in zip(firsts, wanted, strict=True)
+            limit - 1 if first is not None and first.drafted[-1] not in self.cut else 0
+            for first, limit in zip(firsts, limits, strict=True)
         ]
-        rest = super().propose(rows, more)
+        rest = super().propose(sequences, more)
         return [
-            Draft(self._aligned(row, first, draft.tokens)[:n] if first is not None else [])
-            for row, first, draft, n in zip(rows, firsts, rest, wanted, strict=True)
+            Draft(self._target_tokens(sequence, first, draft.tokens)[:limit] if first is not None else [])
+            for sequence, first, draft, limit in zip(sequences, firsts, rest, limits, strict=True)
         ]
 
-    def _begun(self, row: TokenSequence) -> list[int]:
-        first = self._first[row.index]
+    def _after_first(self, sequence: TokenSequence) -> list[int]:
+        first = self._firsts[sequence.index]
         return [*first.context, *first.drafted]
 
-    def _begin(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> dict[int, "First"]:
-        """The first draft of each row, from the logits after its context and after a little less of it."""
-        contexts = [self.readers(row) if n > 0 else [] for row, n in zip(rows, wanted, strict=True)]
+    def _first_tokens(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> dict[int, "First"]:
+        """The first drafted token of each sequence, from the logits after its context and after a little less of it."""
+        contexts = [self.readers(s) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
         room = self.backend.max_length
         active = [bool(context) and (room is None or len(context) < room) for context in contexts]
-        # What may be given up: tokens of the answer, with one before them that is left.
+        # Tokens of the answer may be given up, as long as one token stays before them.
         back = [
-            min(GIVEN_UP, len(self.readers.by_row[row.index].answer), len(context) - 1) if on else 0
-            for row, context, on in zip(rows, contexts, active, strict=True)
+            min(GIVEN_UP, len(self.readers.by_row[sequence.index].answer), len(context) - 1) if on else 0
+            for sequence, context, on in zip(sequences, contexts, active, strict=True)
         ]
         heads = [context[: len(context) - n] for context, n in zip(contexts, back, strict=True)]
         unread = [
@@ -89,55 +89,58 @@ class RealignDrafter(ModelDrafter):
         ]
         if not any(unread):
             return {}
-        found = self.backend.forward(unread, [n + 1 if on else 0 for n, on in zip(back, active, strict=True)])
+        logits = self.backend.forward(unread, [n + 1 if on else 0 for n, on in zip(back, active, strict=True)])
         firsts = {}
-        for b, row in enumerate(rows):
-            self._seen[b] += unread[b]
-            if active[b] and (first := self._choose(row, contexts[b], found[b])) is not None:
-                firsts[row.index] = first
+        for b, sequence in enumerate(sequences):
+            self._cached[b] += unread[b]
+            if active[b] and (first := self._choose(sequence, contexts[b], logits[b])) is not None:
+                firsts[sequence.index] = first
         return firsts
 
-    def _choose(self, row: TokenSequence, context: list[int], logits: Tensor) -> "First | None":
+    def _choose(self, sequence: TokenSequence, context: list[int], logits: Tensor) -> "First | None":
         """The first draft, from logits [n + 1, V] after all but the last n, ..., all but the last, all of `context`."""
         sound(logits, "drafter", [len(context) - n for n in range(len(logits) - 1, -1, -1)])
         for n, token, odds in self.longer.instead(context, logits):
             kept, end = context[: len(context) - n], context[len(context) - n :]
-            text = self._written(kept, end, [token])
-            if text and self._can_follow(row, text):
+            text = self._text_in_place_of(kept, end, [token])
+            if text and self._can_follow(sequence, text):
                 return First(kept, [token], end, odds / (1 + odds))
-        likeliest, reach = super()._next(row, [], logits[-1:], [], 1.0)
+        likeliest, reach = super()._next(sequence, [], logits[-1:], [], 1.0)
         return None if likeliest is None else First(context, [likeliest], [], reach)
 
     def _next(
-        self, row: TokenSequence, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
+        self, sequence: TokenSequence, drafted: list[int], logits: Tensor, q: list[Tensor], reach: float
     ) -> tuple[int | None, float]:
-        return super()._next(row, drafted, logits, q, reach if drafted else self._first[row.index].reach)
+        return super()._next(sequence, drafted, logits, q, reach if drafted else self._firsts[sequence.index].reach)
 
-    def _written(self, kept: list[int], end: list[int], drafted: list[int]) -> str:
-        """What `drafted` adds to the text of `kept` and `end`, if it stands in the place of `end`."""
-        written = Detokenizer(self.drafter, tail(self.drafter, kept))
-        text, known = written.whole(drafted), written.whole(end)
+    def _text_in_place_of(self, kept: list[int], end: list[int], drafted: list[int]) -> str:
+        """What `drafted`, in the place of `end` behind `kept`, adds to the text of `end`."""
+        decoded = Detokenizer(self.drafter, tail(self.drafter, kept))
+        text, known = decoded.whole(drafted), decoded.whole(end)
         return text[len(known) :] if text.startswith(known) else ""
 
-    def _can_follow(self, row: TokenSequence, text: str) -> bool:
-        """Whether the target, which has ended a token here, may go on with `text`: else it had written a longer one."""
-        last = self.readers.by_row[row.index].last
+    def _can_follow(self, sequence: TokenSequence, text: str) -> bool:
+        """Whether the target, which has ended a token here, may go on with `text`. If not, it would have written a
+        longer token."""
+        last = self.readers.by_row[sequence.index].last
         text += "a" if text[-1].isspace() else ""  # spaces are cut otherwise before a word than at the end
         return clean(pieces(self.target, last + text), len(last))
 
-    def _aligned(self, row: TokenSequence, first: "First", rest: list[int]) -> list[int]:
-        """The target's tokens for what the drafter wrote in its own, up to its first special token."""
+    def _target_tokens(self, sequence: TokenSequence, first: "First", rest: list[int]) -> list[int]:
+        """The target's tokens for what the drafter wrote, up to the drafter's first special token."""
         drafted = [*first.drafted, *rest]
         end = next((i for i, token in enumerate(drafted) if token in self.cut), len(drafted))
-        text = self._written(first.context, first.end, drafted[:end])
-        tokens = continuation(self.target, row.tokens[row.prompt :], self.readers.by_row[row.index], text)
+        text = self._text_in_place_of(first.context, first.end, drafted[:end])
+        reader = self.readers.by_row[sequence.index]
+        tokens = continuation(self.target, sequence.tokens[sequence.prompt :], reader, text)
         tokens = [*takewhile(lambda token: token < self.width, tokens)]
         ended = not self.ends.isdisjoint(drafted[end : end + 1])
         return [*tokens, self.eos] if ended and self.eos is not None else tokens
 
 
 class First:
-    """A draft's first token, in the place of `end` behind `context`; `reach`: how likely it is, of the two."""
+    """The first token of a draft: `drafted`, in the place of `end` behind `context`. `reach`: the probability of the
+    token, of the two."""
 
     def __init__(self, context: list[int], drafted: list[int], end: list[int], reach: float) -> None:
         self.context, self.drafted, self.end, self.reach = context, drafted, end, reach

@@ -23,9 +23,9 @@ from sparsedraft.writers.protocol.backend import Backend
 
 
 class Readers:
-    """The rows as the drafter reads them: a Retokenizer each.
+    """The sequences as the drafter reads them: a Retokenizer each.
 
-    `prompts`: the rows' prompts as (target, drafter) ids; `known`: ids that the drafter can read, others become 0.
+    `prompts`: the prompts as (target, drafter) ids. `known`: how many ids the drafter can read; others become 0.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Readers:
         self.by_row = [Retokenizer(target, drafter, own, before) for before, own in prompts]
         self.same: dict[int, int] = {}  # the drafter's ids of tokens that both have
 
-    def __call__(self, row: TokenSequence) -> list[int]:
-        """Its ids, with the first bytes of a character that is not complete where the drafter has tokens for them."""
-        reader, answer = self.by_row[row.index], row.tokens[row.prompt :]
+    def __call__(self, sequence: TokenSequence) -> list[int]:
+        """The drafter's ids, with the first bytes of an incomplete character where the drafter has tokens for them."""
+        reader, answer = self.by_row[sequence.index], sequence.tokens[sequence.prompt :]
         ids, begun = reader.ids(answer), reader.begun(answer)
         ids += [self.same[t] for t in begun] if all(t in self.same for t in begun) else []
         return [token if token < self.known else 0 for token in ids]

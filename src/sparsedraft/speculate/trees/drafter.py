@@ -1,7 +1,7 @@
 """Draft trees: several tokens a place under a budget of nodes, read by the target in one pass.
 
-Each round the drafter reads the `width` likeliest leaves at once, and every one of them gets `branching` children: the
-likeliest tokens (greedy), or draws without replacement (sampling). How many children a leaf gets is settled before they
+Each round the drafter reads the `width` likeliest leaves at once, and each of them gets `branching` children: the
+likeliest tokens (greedy), or draws without replacement (sampling). How many children a leaf gets is decided before they
 are drawn, and none is thrown away, so that `accept_tree_sampled` stays exact.
 """
 
@@ -12,14 +12,18 @@ from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling, penalised, probabilities, sound
-from sparsedraft.speculate.loop.accept import without
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
+from sparsedraft.speculate.loop.verify import Verifier
+from sparsedraft.speculate.trees.accept import without
+from sparsedraft.speculate.trees.draft import TreeDraft, branch
+from sparsedraft.speculate.trees.verify import TreeVerifier
 from sparsedraft.writers.protocol.backend import TreeBackend
 
 
 @dataclass
 class _Tree:
-    """Nodes drafted so far; `read` of them, by number, are in the drafter's cache in this order."""
+    """The nodes drafted so far. `reach[i]`: the probability, for the drafter, of the branch down to node i. `read`: the
+    nodes in the drafter's cache, in the order in which they lie there."""
 
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
@@ -28,16 +32,31 @@ class _Tree:
     read: list[int] = field(default_factory=list)
 
     def branch(self, node: int) -> list[int]:
-        """The tokens from the root to `node`, itself included."""
-        found: list[int] = []
-        while node >= 0:
-            found.append(self.tokens[node])
-            node = self.parents[node]
-        return found[::-1]
+        """The tokens from the root to `node`."""
+        return branch(self.tokens, self.parents, node)
+
+    def add(self, token: int, parent: int, probability: float, q: Tensor | None) -> None:
+        """A node below `parent`, with its probability there."""
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.reach.append((self.reach[parent] if parent >= 0 else 1.0) * probability)
+        if q is not None:
+            self.q.append(q)
+
+    def likeliest_leaves(self, width: int, room: int) -> list[int]:
+        """The `width` likeliest leaves that were not read yet; of these, those whose children `room` tokens can hold.
+
+        The likeliest spend the budget of nodes first.
+        """
+        leaves = set(range(len(self.tokens))) - set(self.parents) - set(self.read)
+        best = sorted(leaves, key=lambda node: (-self.reach[node], node))[:width]
+        return [node for node in best if len(self.branch(node)) < room]
 
 
 class TreeDrafter:
-    """A model that drafts trees for one row. `wanted` is the budget of nodes."""
+    """A model that drafts trees for one sequence. The limit of a draft is its number of nodes."""
+
+    verifier: Verifier = TreeVerifier()
 
     def __init__(self, backend: TreeBackend, sampling: Sampling, branching: int = 2, width: int = 2) -> None:
         if branching < 1 or width < 1:
@@ -47,69 +66,62 @@ class TreeDrafter:
         self._tree = _Tree()
 
     def select(self, rows: Sequence[int]) -> None:
-        """One row: nothing to choose."""
+        """Does nothing: there is one sequence."""
 
-    def propose(self, rows: Sequence[TokenSequence], wanted: Sequence[int]) -> list[Draft]:
-        if len(rows) != 1:
-            raise UserError(f"a tree is drafted for one prompt at a time, and there are {len(rows)}.")
-        (row,), (budget,) = rows, wanted
-        self._back_to(row.tokens)
-        room = budget if self.backend.max_length is None else self.backend.max_length - len(row.tokens)
+    def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
+        if len(sequences) != 1:
+            raise UserError(f"a tree is drafted for one prompt at a time, and there are {len(sequences)}.")
+        (sequence,), (budget,) = sequences, limits
+        self._roll_back(sequence.tokens)
+        room = budget if self.backend.max_length is None else self.backend.max_length - len(sequence.tokens)
         tree = self._tree
         if min(budget, room) <= 0:
             return [Draft()]
-        logits = self.backend.forward([row.tokens[len(self._prefix) :]], [1])[0]
-        self._prefix = list(row.tokens)
-        self._grow(tree, row, -1, logits, budget)
-        while len(tree.tokens) < budget:
-            leaves = set(range(len(tree.tokens))) - set(tree.parents) - set(tree.read)
-            chosen = sorted(leaves, key=lambda node: (-tree.reach[node], node))[: self.width]
-            chosen = [node for node in chosen if len(tree.branch(node)) < room]  # the likeliest spends the budget first
-            if not chosen:
-                break
-            place = {node: i for i, node in enumerate([*tree.read, *chosen])}
-            parents = [place[p] if (p := tree.parents[node]) >= 0 else -1 for node in place]
-            found = self.backend.forward_tree([tree.tokens[node] for node in chosen], parents)
-            tree.read += chosen
-            for node, after in zip(chosen, found, strict=True):
-                self._grow(tree, row, node, after[None], budget)
-        return [Draft(tree.tokens, None if self.sampling.greedy else tree.q, tree.parents)]
+        logits = self.backend.forward([sequence.tokens[len(self._prefix) :]], [1])[0]
+        self._prefix = list(sequence.tokens)
+        self._grow(sequence, -1, logits, budget)
+        while len(tree.tokens) < budget and (leaves := tree.likeliest_leaves(self.width, room)):
+            for leaf, after in zip(leaves, self._read(leaves), strict=True):
+                self._grow(sequence, leaf, after[None], budget)
+        return [TreeDraft(tree.tokens, None if self.sampling.greedy else tree.q, tree.parents)]
 
-    def _grow(self, tree: _Tree, row: TokenSequence, parent: int, logits: Tensor, budget: int) -> None:
-        """Children of `parent` from the logits [1, V] after it, as many as `branching` and the budget allow."""
+    def _read(self, leaves: list[int]) -> Tensor:
+        """The drafter's logits [n, V] after each of n leaves, which its cache then holds."""
+        tree = self._tree
+        places = {node: place for place, node in enumerate([*tree.read, *leaves])}
+        parents = [places[parent] if (parent := tree.parents[node]) >= 0 else -1 for node in places]
+        tree.read += leaves
+        return self.backend.forward_tree([tree.tokens[node] for node in leaves], parents)
+
+    def _grow(self, sequence: TokenSequence, parent: int, logits: Tensor, budget: int) -> None:
+        """Add children of `parent` from the logits [1, V] after it, as many as `branching` and the budget allow."""
+        tree = self._tree
         before = tree.branch(parent)
-        logits = sound(logits, "drafter", [len(row.tokens) + len(before)])
-        logits = penalised(logits, self.sampling, [*row.tokens, *before])[0]
+        logits = sound(logits, "drafter", [len(sequence.tokens) + len(before)])
+        logits = penalised(logits, self.sampling, [*sequence.tokens, *before])[0]
         count = min(self.branching, budget - len(tree.tokens), logits.shape[-1])
-        above = tree.reach[parent] if parent >= 0 else 1.0
         if self.sampling.greedy:
             best = logits.float().softmax(-1).topk(count)
             for token, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-                self._add(tree, token, parent, above * probability, None)
+                tree.add(token, parent, probability, None)
             return
-        whole = left = probabilities(logits, self.sampling)
+        q = left = probabilities(logits, self.sampling)
         for _ in range(count):
             if not bool(left.sum() > 0):
                 return
-            token = row.dice.draw(left)
-            self._add(tree, token, parent, above * float(whole[token]), left)
+            token = sequence.dice.draw(left)
+            tree.add(token, parent, float(q[token]), left)
             left = without(left, token)
 
-    def _add(self, tree: _Tree, token: int, parent: int, reach: float, q: Tensor | None) -> None:
-        tree.tokens.append(token)
-        tree.parents.append(parent)
-        tree.reach.append(reach)
-        if q is not None:
-            tree.q.append(q)
-
-    def _back_to(self, tokens: list[int]) -> None:
-        """Keep of the cache what `tokens`, which begin with the prefix, went on with; start a new tree."""
-        tree, at, path = self._tree, -1, []
+    def _roll_back(self, tokens: list[int]) -> None:
+        """Keep in the cache the branch with which `tokens` went on after the prefix, and begin a new tree."""
+        tree, node, path = self._tree, -1, []
         for token in tokens[len(self._prefix) : len(tokens) - 1]:
-            at = next((n for n in tree.read if tree.parents[n] == at and tree.tokens[n] == token), len(tree.tokens))
-            if at == len(tree.tokens):
+            below = (n for n in tree.read if tree.parents[n] == node and tree.tokens[n] == token)
+            if (child := next(below, None)) is None:
                 break
-            path.append(tree.read.index(at))
+            node = child
+            path.append(tree.read.index(node))
         self.backend.keep(len(self._prefix), path)
         self._prefix = [*self._prefix, *tokens[len(self._prefix) : len(self._prefix) + len(path)]]
         self._tree = _Tree()

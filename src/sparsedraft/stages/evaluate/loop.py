@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.speculate.loop.decode import Times, finished
 from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.loop.times import Times, synchronized
 from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.policy.protocol import Policy
@@ -72,7 +72,7 @@ def reading(pair: Pair, asked: PromptPair) -> dict[str, float]:
         start = time.perf_counter()
         if read:
             with pair.around():
-                finished(backend.forward([read], [1]))
+                synchronized(backend.forward([read], [1]))
         found[name] = round(time.perf_counter() - start, 6)
     return found
 
