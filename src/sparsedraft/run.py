@@ -137,7 +137,7 @@ def _rendering(recipe: Recipe) -> dict[str, Any]:
     if not recipe.template_args:
         return {}
     target, dense = (checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))
-    return {} if target.get_vocab() == dense.get_vocab() else templates.used(dense, recipe.template_args)
+    return {} if same_tokens(target, dense) else templates.used(dense, recipe.template_args)
 
 
 def _check_tokenizers(recipe: Recipe) -> None:

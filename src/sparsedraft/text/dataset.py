@@ -21,6 +21,7 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.models.tokenizers.reader import read_tokenizer
 from sparsedraft.models.tokenizers.templates import Arguments
+from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.text import dataset_checks
 from sparsedraft.text.readback import reads_back
 from sparsedraft.text.sample import Sample
@@ -116,7 +117,7 @@ def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
         rows = (row for batch in batches(folder, named) for row in batch.to_pylist())
         return reads_back(islice(rows, PROOF), templates.give(copy.copy(tokenizer), _written_under(folder)))
     own = read_tokenizer(folder / "tokenizer", f"data {folder}", "distill it again")
-    return own.get_vocab() == tokenizer.get_vocab()
+    return same_tokens(own, tokenizer)
 
 
 def _written_under(folder: Path) -> Arguments:

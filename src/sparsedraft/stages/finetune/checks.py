@@ -9,6 +9,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.places import read_provenance
 from sparsedraft.base.provenance import hash_path
 from sparsedraft.models import checkpoint
+from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.stages.finetune import losses, quantize
 from sparsedraft.text import dataset
 
@@ -93,7 +94,7 @@ def check_teacher(teacher: str, folder: Path, data: Path) -> None:
 
 def check_feature_tokenizer(teacher: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError unless the feature teacher reads the drafter's own token ids."""
-    if checkpoint.load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+    if not same_tokens(checkpoint.load_tokenizer(folder), tokenizer):
         raise UserError(
             f"--feature-teacher {teacher} has another tokenizer than the drafter: name the dense model that the "
             "drafter was pruned from."
