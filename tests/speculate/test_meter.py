@@ -2,7 +2,9 @@
 
 import pytest
 
-from sparsedraft.speculate.policy.meter import WORST, Meter, Recent
+from sparsedraft.speculate.policy.budget import LossBudget
+from sparsedraft.speculate.policy.means import Recent
+from sparsedraft.speculate.policy.meter import Meter
 from sparsedraft.speculate.policy.protocol import Outcome
 
 
@@ -11,7 +13,7 @@ def test_plain_steps_of_uneven_length_are_not_speculations_loss() -> None:
     meter = Meter(8)
     for i in range(200):
         meter.observe(Outcome(0, 0, 1, 0.0, 2.0 if i % 4 == 0 else 1.0))
-    assert meter.lost == 0 and meter.allowed(3) == 1
+    assert meter.budget.lost == 0 and meter.allowed(3) == 1
 
 
 def test_recent_values_by_hand() -> None:
@@ -33,49 +35,61 @@ def test_what_many_rows_take_does_not_judge_one() -> None:
         for _ in range(12):
             meter.observe(Outcome(0, 0, 1, 0.0, plain, rows=n))
             meter.observe(Outcome(2, 1, 2, 1.0, plain + 1.0, rows=n))
-        assert meter.plain == plain and meter.seconds(2) == pytest.approx(plain + 1.0)
+        assert meter.estimates.plain == plain and meter.estimates.seconds(2) == pytest.approx(plain + 1.0)
     meter.observe(Outcome(0, 0, 1, 0.0, 3.0, rows=9))
-    assert meter.plain == 3.0 and meter.seconds(2) == pytest.approx(4.0), "known from before: about as many rows"
+    assert meter.estimates.plain == 3.0 and meter.estimates.seconds(2) == pytest.approx(4.0), (
+        "known from before: about as many rows"
+    )
 
 
 def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
     """Hundred tokens at 0.01, four drafts at 0.1; what speculation saved before pays for it."""
     meter = Meter(8)
     meter.observe(Outcome(1, 1, 2, 2.1, 9.0, begins=True, prompt=True, late=100))
-    assert meter.costs.reading.value is None, "as a draft's price is not known yet"
+    assert meter.estimates.costs.reading.value is None, "as a draft's price is not known yet"
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     for _ in range(5):
         meter.observe(Outcome(4, 4, 5, 0.4, 1.4))
-        assert meter.costs.reading.value == pytest.approx(0.02)
-    assert meter.lost == -meter.GAINS and meter.saved == pytest.approx(5 * 3.6 - meter.GAINS)
+        assert meter.estimates.costs.reading.value == pytest.approx(0.02)
+    assert meter.budget.lost == -meter.budget.GAINS and meter.budget.saved == pytest.approx(
+        5 * 3.6 - meter.budget.GAINS
+    )
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0, behind=100))
     meter.observe(Outcome(4, 0, 1, 1.4, 2.4, late=100))
-    assert meter.costs.draft.value == pytest.approx(0.1) and meter.costs.reading.value == pytest.approx(0.015, rel=0.03)
-    assert meter.lost == pytest.approx(-meter.GAINS + 0.4) and meter.saved == pytest.approx(5 * 3.6 - meter.GAINS - 1)
+    assert meter.estimates.costs.draft.value == pytest.approx(
+        0.1
+    ) and meter.estimates.costs.reading.value == pytest.approx(0.015, rel=0.03)
+    assert meter.budget.lost == pytest.approx(-meter.budget.GAINS + 0.4) and meter.budget.saved == pytest.approx(
+        5 * 3.6 - meter.budget.GAINS - 1
+    )
     for _ in range(9):
         meter.observe(Outcome(4, 0, 1, 1.4, 2.4, late=100))
-    assert meter.costs.draft.value == pytest.approx(0.1), "however often"
-    meter.saved, meter.lost = 0.0, 0.0
+    assert meter.estimates.costs.draft.value == pytest.approx(0.1), "however often"
+    meter.budget.saved, meter.budget.lost = 0.0, 0.0
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0, behind=1000))
     assert meter.allowed(2) == 0, "ten steps' time"
-    meter.saved = 20.0
+    meter.budget.saved = 20.0
     assert meter.allowed(2) == 2
     for _ in range(100):
         meter.observe(Outcome(4, 4, 5, 0.4, 1.4))
-    assert meter.saved == 50, "plain steps, and no more"
+    assert meter.budget.saved == 50, "plain steps, and no more"
     meter.observe(Outcome(4, 4, 5, 100.0, 101.0, late=100))
-    assert meter.costs.reading.value < 0.04, "what the machine held up is not how fast the drafter reads"
+    assert meter.estimates.costs.reading.value < 0.04, "what the machine held up is not how fast the drafter reads"
 
 
 def test_a_drafter_that_was_asked_and_drafted_nothing_has_a_price() -> None:
     meter = Meter(8)
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     for _ in range(2):
-        assert meter.begins
+        assert not meter.estimates.knows_drafts
         meter.observe(Outcome(0, 0, 1, 0.1, 1.1, asked=True))
-    assert not meter.begins and meter.costs.draft.value == pytest.approx(0.1) and meter.lost == pytest.approx(0.2)
+    assert (
+        meter.estimates.knows_drafts
+        and meter.estimates.costs.draft.value == pytest.approx(0.1)
+        and meter.budget.lost == pytest.approx(0.2)
+    )
     meter.observe(Outcome(0, 0, 1, 0.6, 1.6, asked=True, late=50))
-    assert meter.costs.reading.value == pytest.approx(0.01) and meter.lost == pytest.approx(0.8)
+    assert meter.estimates.costs.reading.value == pytest.approx(0.01) and meter.budget.lost == pytest.approx(0.8)
 
 
 def test_a_price_that_is_too_high_is_put_right_by_what_is_read_late() -> None:
@@ -86,7 +100,7 @@ def test_a_price_that_is_too_high_is_put_right_by_what_is_read_late() -> None:
         meter.observe(Outcome(1, 0, 1, 0.4, 1.4))
     for _ in range(7):
         meter.observe(Outcome(3, 0, 1, 0.3 + 0.3, 1.6, late=30))
-    assert meter.costs.draft.value == pytest.approx(0.2), "at most: reading included"
+    assert meter.estimates.costs.draft.value == pytest.approx(0.2), "at most: reading included"
 
 
 def test_a_machine_that_slept_gives_no_credit() -> None:
@@ -94,46 +108,59 @@ def test_a_machine_that_slept_gives_no_credit() -> None:
     meter = Meter(8)
     for seconds in (1.0, 1.0, 3600.0, 1.0):
         meter.observe(Outcome(0, 0, 1, 0.0, seconds))
-    assert meter.spent < 10
+    assert meter.budget.spent < 10
 
 
 def test_meter_by_hand() -> None:
     meter = Meter(8)
     meter.observe(Outcome(3, 1, 2, 9.0, 99.0, begins=True, prompt=True))  # acceptance counts, time does not
     assert (
-        meter.acceptance.value == 0.5 and meter.plain is None and meter.measures and meter.begins and meter.spent == 0
+        meter.estimates.acceptance.value == 0.5
+        and meter.estimates.plain is None
+        and meter.measures_target
+        and not meter.estimates.knows_drafts
+        and meter.budget.spent == 0
     )
     meter.observe(Outcome(0, 0, 1, 0.0, 2.0))
     meter.observe(Outcome(4, 4, 5, 0.4, 3.4))
-    assert meter.plain == 2 and meter.costs.draft.value == pytest.approx(0.1)
-    assert meter.lost == pytest.approx(3.4 - 5 * 2)
-    assert [meter.seconds(k) for k in (0, 2, 4)] == pytest.approx([2, 2.2, 2.4]), "once: it may have been held up"
+    assert meter.estimates.plain == 2 and meter.estimates.costs.draft.value == pytest.approx(0.1)
+    assert meter.budget.lost == pytest.approx(3.4 - 5 * 2)
+    assert [meter.estimates.seconds(k) for k in (0, 2, 4)] == pytest.approx([2, 2.2, 2.4]), (
+        "once: it may have been held up"
+    )
     meter.observe(Outcome(4, 4, 5, 0.4, 3.4))
-    assert [meter.seconds(k) for k in (0, 2, 4, 6)] == pytest.approx([2, 2.5 + 0.2, 3 + 0.4, 3.5 + 0.6])
-    expected, weight = meter.EXPECTED
+    assert [meter.estimates.seconds(k) for k in (0, 2, 4, 6)] == pytest.approx([2, 2.5 + 0.2, 3 + 0.4, 3.5 + 0.6])
+    expected, weight = meter.estimates.PRIOR_ACCEPTANCE, meter.estimates.PRIOR_DRAFTS
     a = (expected * weight + 1 * 0.95**2 + 4 * 0.95 + 4) / (weight + 2 * 0.95**2 + 4 * 0.95 + 4)
-    assert meter.tokens(2) == pytest.approx(1 + a + a * a)
-    assert meter.rate(2) == pytest.approx(meter.tokens(2) / 2.7)
+    assert meter.estimates.tokens(2) == pytest.approx(1 + a + a * a)
+    assert meter.estimates.rate(2) == pytest.approx(meter.estimates.tokens(2) / 2.7)
     assert meter.reach == 8, "twice four, and no more than k_max"
-    assert meter.lost == -meter.GAINS * 2, "more than that it may not lose again"
-    assert meter.saved == pytest.approx(2 * (5 * 2 - 3.4) - meter.GAINS * 2) and meter.spent == 0
+    assert meter.budget.lost == -meter.budget.GAINS * 2, "more than that it may not lose again"
+    assert meter.budget.saved == pytest.approx(2 * (5 * 2 - 3.4) - meter.budget.GAINS * 2) and meter.budget.spent == 0
 
 
 def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> None:
     meter = Meter(8)
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     meter.observe(Outcome(1, 0, 1, 0.5, 1.5))  # nothing accepted: half a step lost
-    assert meter.lost == pytest.approx(0.5) and meter.best == 1, "one rejected draft is no verdict"
-    while meter.allowed(1) or meter.measures:
-        meter.observe(Outcome(0, 0, 1, 0.0, 1.0) if meter.measures else Outcome(1, 0, 1, 0.5, 1.5))
-    assert meter.lost <= meter.CREDIT + 0.5, "the credit is used up, and the last lost more than was expected"
-    lost, one, three = meter.lost, *(meter.seconds(k) - meter.tokens(k) for k in (1, meter.TRIAL))
+    assert meter.budget.lost == pytest.approx(0.5) and meter.best == 1, "one rejected draft is no verdict"
+    while meter.allowed(1) or meter.measures_target:
+        meter.observe(Outcome(0, 0, 1, 0.0, 1.0) if meter.measures_target else Outcome(1, 0, 1, 0.5, 1.5))
+    assert meter.budget.lost <= meter.budget.CREDIT + 0.5, (
+        "the credit is used up, and the last lost more than was expected"
+    )
+    lost, one, three = (
+        meter.budget.lost,
+        *(meter.estimates.seconds(k) - meter.estimates.tokens(k) for k in (1, meter.TRIAL)),
+    )
     assert 0 < one < three
     while meter.allowed(1) == 0:
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
-    assert meter.spent == pytest.approx((lost + one - meter.CREDIT) / WORST, abs=2), "lost, one draft's loss, credit"
+    assert meter.budget.spent == pytest.approx((lost + one - meter.budget.CREDIT) / LossBudget.SHARE, abs=2), (
+        "lost, one draft's loss, credit"
+    )
     assert meter.allowed(0) == 0, "three drafts cost more"
     while meter.allowed(0) == 0:
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     assert meter.allowed(0) == meter.TRIAL
-    assert meter.spent == pytest.approx((lost + three - meter.CREDIT) / WORST, abs=2)
+    assert meter.budget.spent == pytest.approx((lost + three - meter.budget.CREDIT) / LossBudget.SHARE, abs=2)

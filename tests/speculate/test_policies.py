@@ -31,7 +31,9 @@ def test_auto_finds_the_best_k_of_the_closed_formula(a: float, c: float, v: Cost
     usual = found.most_common(1)[0][0]
     assert factor(a, usual, c, v) > 0.98 * factor(a, best, c, v), f"{usual} for {best}"
     assert abs(usual - best) <= 1
-    assert rule.meter.costs.draft.value == pytest.approx(c) and rule.meter.plain == pytest.approx(v(1))
+    assert rule.meter.estimates.costs.draft.value == pytest.approx(c) and rule.meter.estimates.plain == pytest.approx(
+        v(1)
+    )
 
 
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
@@ -115,13 +117,15 @@ def test_the_next_answer_is_of_its_own_kind() -> None:
     rule = Auto(8)
     World(0.0, 0.2).write(rule, 1000)
     assert rule.meter.best == 0
-    drafts = rule.meter.acceptance.weight
+    drafts = rule.meter.estimates.acceptance.weight
     rule.observe(Outcome(0, 0, 1, 0.0, 5.0, begins=True, prompt=True))
     assert rule.meter.best > 0
-    assert rule.meter.acceptance.weight == pytest.approx(0.3 * drafts), "it counts a little"
+    assert rule.meter.estimates.acceptance.weight == pytest.approx(0.3 * drafts), "it counts a little"
     rule.observe(Outcome(0, 0, 1, 0.0, 1.0))
     rule.observe(Outcome(1, 0, 1, 5.0, 6.0, prompt=True, late=50))
-    assert rule.meter.acceptance.weight == pytest.approx(0.3 * drafts * 0.95 + 1), "once an answer, whoever reads when"
+    assert rule.meter.estimates.acceptance.weight == pytest.approx(0.3 * drafts * 0.95 + 1), (
+        "once an answer, whoever reads when"
+    )
 
 
 @pytest.mark.parametrize(

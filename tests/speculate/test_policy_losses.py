@@ -4,7 +4,7 @@ import pytest
 
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.loop.decode import Decoder, generate
-from sparsedraft.speculate.policy.meter import WORST, Meter
+from sparsedraft.speculate.policy.budget import LossBudget
 from sparsedraft.speculate.policy.policies import Auto, policy_named
 from worlds import GREEDY, Cost, Moody, World, drafted, factor, flat
 
@@ -25,12 +25,12 @@ from worlds import GREEDY, Cost, Moody, World, drafted, factor, flat
 def test_where_speculation_loses_the_time_is_that_of_plain_decoding(
     name: str, a: float, c: float, v: Cost, n: int, read: float
 ) -> None:
-    """At most WORST of the time and CREDIT steps more, and what the last trials lose beyond what was expected; also
+    """At most SHARE of the time and CREDIT steps more, and what the last trials lose beyond what was expected; also
     where the drafter first reads what was written since the last, at `read` of a draft's price a token."""
     assert all(factor(a, k, c, v) < factor(a, 0, c, v) for k in range(1, 9)), "no K pays"
     world = World(a, c, v, read=read * c)
     made = world.write(policy_named(name), n)
-    assert world.clock.now <= ((1 + WORST) * n + Meter.CREDIT + 2) * v(1)
+    assert world.clock.now <= ((1 + LossBudget.SHARE) * n + LossBudget.CREDIT + 2) * v(1)
     assert drafted(made, 100)[0] > 75, "K = 0, but for trials"
 
 
@@ -40,7 +40,7 @@ def test_a_slow_first_step_of_the_target_does_not_make_speculation_look_good(nam
     passes = iter([1.0, 1.6])
     world = World(0.0, 0.1, lambda n: next(passes, 1.0))
     world.write(policy_named(name), 300)
-    assert world.clock.now <= (1 + WORST) * 300 + Meter.CREDIT + 4
+    assert world.clock.now <= (1 + LossBudget.SHARE) * 300 + LossBudget.CREDIT + 4
 
 
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
@@ -60,7 +60,10 @@ def test_a_step_that_the_machine_held_up_is_no_verdict(name: str, at: int) -> No
 def test_what_speculation_may_lose_before_it_has_shown_anything() -> None:
     """Two plain steps' time: the draft with the prompt, four of half a step each, and the one that goes beyond."""
     rule = Auto(1)
-    rule.meter.EXPECTED = 0.999, 1e6  # so that it drafts as long as it may
+    rule.meter.estimates.PRIOR_ACCEPTANCE, rule.meter.estimates.PRIOR_DRAFTS = (
+        0.999,
+        1e6,
+    )  # so that it drafts as long as it may
     made = World(0.0, 0.5).write(rule, 20)
     assert 5 <= sum(len(step.drafted) for step in made.steps) <= 6
 
@@ -82,7 +85,7 @@ def test_a_target_that_warms_up_does_not_make_speculation_look_good(name: str, s
     passes = iter(range(10**6))
     world = World(0.0, 0.1, lambda n: times if next(passes) < steps else 1.0)
     world.write(policy_named(name), 800)
-    assert world.clock.now - steps * (times - 1) <= (1 + WORST) * 800 + 14
+    assert world.clock.now - steps * (times - 1) <= (1 + LossBudget.SHARE) * 800 + 14
 
 
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])

@@ -25,7 +25,7 @@ def test_realign_proposes_what_the_drafter_says(target: str, drafter: str, monke
     k = 5
     texts = [*TEXTS.values()]
     said: list[str] = []
-    written = RealignDrafter._written
+    written = RealignDrafter._text_in_place_of
 
     def spy(self: RealignDrafter, kept: list[int], end: list[int], drafted: list[int]) -> str:
         said.append(written(self, kept, end, drafted))

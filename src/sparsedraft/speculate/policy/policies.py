@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.speculate.policy.meter import Mean, Meter
+from sparsedraft.speculate.policy.means import Mean
+from sparsedraft.speculate.policy.meter import Meter
 from sparsedraft.speculate.policy.protocol import Outcome, Policy, always
 
 NAMES = ("constant", "auto", "confidence", "bandit")
@@ -36,8 +37,8 @@ class Auto:
     """The K from 0 to `k_max` whose expected tokens per second are most, from measured costs and acceptance.
 
     That is the improvement factor MAL / (v(K) + K·c) with c and v measured, and the break-even formula where it comes
-    out at K = 0: then the target decodes alone, but for short trials that cost at most WORST of the time and
-    Meter.CREDIT steps, the drafter's reading of the prompt not counted.
+    out at K = 0: then the target decodes alone, but for short trials that cost at most LossBudget.SHARE of the time
+    and LossBudget.CREDIT steps, the drafter's reading of the prompt not counted.
     """
 
     def __init__(self, k_max: int = 8) -> None:
@@ -75,7 +76,7 @@ class Confidence:
         self._tokens.add(outcome.emitted)
         self._seconds.add(took)
         n = max(1, round(outcome.drafted))
-        seconds = self.meter.seconds(n) - self.meter.seconds(n - 1)
+        seconds = self.meter.estimates.seconds(n) - self.meter.estimates.seconds(n - 1)
         rate = (self._tokens.value or 0.0) / (self._seconds.value or math.inf)
         self.threshold = min(0.9, max(0.02, rate * seconds))
 
