@@ -31,7 +31,7 @@ def test_realign_proposes_what_the_drafter_says(target: str, drafter: str, monke
         said.append(written(self, kept, end, drafted))
         return said[-1]
 
-    monkeypatch.setattr(RealignDrafter, "_written", spy)
+    monkeypatch.setattr(RealignDrafter, "_text_in_place_of", spy)
     drafted = accepted = ends = 0
     for text in texts:
         p, q, asked = sides(target, drafter, [text])
