@@ -101,7 +101,7 @@ class Decoder:
         if len(prompts) != len(self.target.lengths):
             raise ValueError(f"{len(prompts)} prompts for {len(self.target.lengths)} rows: make a Decoder of as many.")
         sequences = [
-            TokenSequence(i, list(ids), len(ids), len(ids) + _room(self.target, ids, max_new_tokens), self.dice(seed))
+            _sequence(i, ids, _room(self.target, ids, max_new_tokens), max_new_tokens, self.dice(seed))
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         self._started = True
@@ -113,14 +113,6 @@ class Decoder:
             first = False
             yield from steps
             sequences = self._select([s for s in sequences if not s.finish_reason], sequences)
-
-    def finish_reason(self, tokens: Sequence[int], max_new_tokens: int, written: int) -> str:
-        """Why a sequence whose last `written` tokens are the answer ended."""
-        if written and tokens[-1] in self.eos_ids:
-            return "eos"
-        if self.stops is not None and written and self.stops.first(tokens, written, 1) is not None:
-            return "stop"
-        return "length" if written >= max_new_tokens else "context"
 
     def _select(self, going: list[TokenSequence], sequences: list[TokenSequence]) -> list[TokenSequence]:
         """`going`, the only ones of `sequences` that the caches hold from now on."""
@@ -136,10 +128,10 @@ class Decoder:
         """Append to `sequence` what was accepted and the target's token, up to the sequence's end."""
         emitted, reason = self._cut(sequence, [*(draft.tokens[i] for i in verdict.accepted), verdict.token])
         sequence.tokens += emitted
-        sequence.finish_reason = reason or ("" if sequence.room > 0 else "length")
+        sequence.finish_reason = reason or ("" if sequence.room > 0 else sequence.limit)
         accepted = min(len(verdict.accepted), len(emitted))
         tested = (verdict.tested, verdict.kept, verdict.expected)
-        return Step(draft.tokens, accepted, emitted, sequence.index, *tested)
+        return Step(draft.tokens, accepted, emitted, sequence.index, *tested, sequence.finish_reason)
 
     def _cut(self, sequence: TokenSequence, emitted: list[int]) -> tuple[list[int], str]:
         """(`emitted` up to the token that ends the text, "eos" or "stop"); all of it and "" where none does."""
@@ -196,10 +188,13 @@ def generate_all(
     for step in decoder.decode(prompts, max_new_tokens, seeds):
         answers[step.row].steps.append(step)
         answers[step.row].tokens += step.emitted
-    for ids, answer in zip(prompts, answers, strict=True):
-        tokens = [*ids, *answer.tokens]
-        answer.finish_reason = decoder.finish_reason(tokens, max_new_tokens, len(answer.tokens))
+        answers[step.row].finish_reason = step.finish_reason
     return answers
+
+
+def _sequence(index: int, prompt_ids: list[int], room: int, max_new_tokens: int, dice: Dice) -> TokenSequence:
+    limit = "length" if room == max_new_tokens else "context"
+    return TokenSequence(index, list(prompt_ids), len(prompt_ids), len(prompt_ids) + room, dice, limit)
 
 
 def _room(target: Backend, prompt_ids: Sequence[int], max_new_tokens: int) -> int:

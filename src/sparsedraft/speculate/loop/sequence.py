@@ -16,7 +16,8 @@ class TokenSequence:
     prompt: int
     end: int
     dice: Dice
-    finish_reason: str = ""  # "eos", "stop" or "length" once it has ended
+    limit: str = "length"  # what `end` comes from: "length" (max_new_tokens), or "context" (the target's)
+    finish_reason: str = ""  # once it has ended: "eos", "stop", or its `limit`
 
     @property
     def room(self) -> int:
@@ -44,3 +45,4 @@ class Step:
     tested: int = 0  # sampled drafts that the rule looked at: up to the first rejection
     kept: int = 0  # of these, the accepted ones
     expected: float = 0.0  # Σ over the tested ones of Σ_v min(p(v), q(v))
+    finish_reason: str = ""  # why the sequence ended with this step; "" where it goes on
