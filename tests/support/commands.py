@@ -1,14 +1,12 @@
 """`sparsedraft` as a process of its own, to be stopped half-way."""
 
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from forks import Fork
 from serving import ENVIRONMENT
 
 GREEDY = {"RAY_worker_niceness": "0"}  # else Ray's workers give way to all else, and on a busy machine never come up
@@ -16,18 +14,12 @@ PATIENCE = 300  # seconds, for machines that are busy with other things
 
 
 @contextmanager
-def running(out: Path, *words: object) -> Iterator[subprocess.Popen]:
+def running(out: Path, *words: object) -> Iterator[Fork]:
     """`sparsedraft WORDS --out OUT` at work, killed at the end; it says what it says to OUT.stdout and OUT.stderr."""
-    command = [sys.executable, "-c", "from sparsedraft.cli import main; main()", *map(str, words), "--out", str(out)]
-    with open(f"{out}.stdout", "w") as said, open(f"{out}.stderr", "w") as told:
-        process = subprocess.Popen(
-            command,
-            stdout=said,
-            stderr=told,
-            env=ENVIRONMENT | GREEDY,
-            # a shell's background jobs ignore it, and hand that on: Ctrl-C is to work as at a terminal
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+    stdout, stderr = Path(f"{out}.stdout"), Path(f"{out}.stderr")
+    stdout.write_text("")
+    stderr.write_text("")
+    process = Fork(*words, "--out", out, stdout=stdout, stderr=stderr, env=ENVIRONMENT | GREEDY)
     try:
         yield process
     finally:
@@ -41,7 +33,7 @@ def run(out: Path, *words: object, code: int = 0) -> tuple[str, str]:
         return ended(process, out, code)
 
 
-def ended(process: subprocess.Popen, out: Path, code: int = 0) -> tuple[str, str]:
+def ended(process: Fork, out: Path, code: int = 0) -> tuple[str, str]:
     """What it wrote to stdout and stderr, after it ended with `code`."""
     found = process.wait(timeout=PATIENCE)
     said, told = (Path(f"{out}.{name}").read_text() for name in ("stdout", "stderr"))
@@ -55,7 +47,7 @@ def units_so_far(out: Path) -> int:
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
-def wait_until(there: Callable[[], Any], process: subprocess.Popen, out: Path) -> Any:
+def wait_until(there: Callable[[], Any], process: Fork, out: Path) -> Any:
     """The first true value of `there`, while the process runs."""
     start = time.monotonic()
     while time.monotonic() - start < PATIENCE:

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import torch
 
 from commands import ended, run, running, units_so_far, wait_until
 from faults import proxied, refused
+from forks import Fork
 from serving import ASKED
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
@@ -25,7 +25,7 @@ LONG = {"max_new_tokens": 120, "batch_size": 1, "limit": 16}  # a unit is two co
 UNITS = 8
 
 
-def actors(process: subprocess.Popen) -> list[psutil.Process]:
+def actors(process: Fork) -> list[psutil.Process]:
     """The processes of Ray Data's actors at work under `process`."""
     found = psutil.Process(process.pid).children(recursive=True)
     return [child for child in found if "_Worker" in " ".join(child.cmdline())]
