@@ -9,10 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 from serving import ENVIRONMENT
+from sparsedraft import cli
+from sparsedraft.base.console import console, leads
 
 # What the commands import when they run, models of the tests included. A name that is not there is passed over.
 HEAVY = [
@@ -29,13 +33,20 @@ SERVER.set_forkserver_preload(HEAVY)
 class Fork:
     """`sparsedraft WORDS` in a forked process, with as much of `subprocess.Popen` as tests need.
 
-    It works in the folder `cwd` and appends what it writes to the files `stdout` and `stderr`.
+    It works in the folder `cwd` and appends what it writes to the files `stdout` and `stderr`. `main` is what it runs
+    in the place of the command line: a function of a module, which finds WORDS in sys.argv and returns an exit code.
     """
 
     def __init__(
-        self, *words: object, stdout: Path, stderr: Path, cwd: Path | None = None, env: Mapping[str, str] = ENVIRONMENT
+        self,
+        *words: object,
+        stdout: Path,
+        stderr: Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] = ENVIRONMENT,
+        main: Callable[[], object] = cli.main,
     ) -> None:
-        arguments = ([*map(str, words)], str(stdout), str(stderr), str(cwd or Path.cwd()), dict(env))
+        arguments = (main, [*map(str, words)], str(stdout), str(stderr), str(cwd or Path.cwd()), dict(env))
         self._process = SERVER.Process(target=_work, args=arguments)
         self._process.start()
         assert self._process.pid is not None
@@ -63,7 +74,9 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def _work(words: list[str], stdout: str, stderr: str, cwd: str, env: dict[str, str]) -> None:
+def _work(
+    main: Callable[[], object], words: list[str], stdout: str, stderr: str, cwd: str, env: dict[str, str]
+) -> None:
     for number, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
@@ -71,10 +84,6 @@ def _work(words: list[str], stdout: str, stderr: str, cwd: str, env: dict[str, s
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["sparsedraft", *words]
-
-    import torch
-
-    from sparsedraft.cli import main
-
+    console.quiet = not leads()  # as if it were imported in this environment
     torch.set_num_threads(1)
-    main()
+    sys.exit(main())  # type: ignore[arg-type]

@@ -146,6 +146,19 @@ def reference(logits: Tensor, sampling: Sampling, context: Sequence[int]) -> Ten
     return scores.softmax(-1)
 
 
+def likely(table: Table, prompt: Sequence[int], sampling: Sampling, length: int) -> dict[tuple[int, ...], float]:
+    """The probability of every text of `length` tokens after `prompt`, by `reference`."""
+    found: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(length):
+        longer = {}
+        for text, chance in found.items():
+            context = [*prompt, *text]
+            after = reference(table.after(context), sampling, context).tolist()
+            longer |= {(*text, token): chance * p for token, p in enumerate(after)}
+        found = longer
+    return found
+
+
 class Chances:
     """Dice that take one path through all draws; `outcomes` leads them through every path."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands import run
+from inside import call
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.evaluate.tasks import run_tasks
@@ -64,10 +64,14 @@ def test_a_local_task_gives_the_accuracy_of_the_likelihoods(task: Path, tiny_che
         assert entry["tasks"]["apples"]["acc"] == pytest.approx(accuracy(folder))
 
 
-def test_command(task: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_command(
+    task: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     pytest.importorskip("lm_eval")
     out = tmp_path / "out"
-    said, _ = run(out, "eval", tiny_checkpoint, tiny_checkpoint, "--tasks", f" {task} ,", "--limit", 4)
+    words = ("eval", tiny_checkpoint, tiny_checkpoint, "--tasks", f" {task} ,", "--limit", 4, "--out", out)
+    assert call(monkeypatch, *words) == 0
+    said = capsys.readouterr().out
     result = json.loads(said.splitlines()[-1])
     assert [m["name"] for m in result["models"]] == ["target", tiny_checkpoint.name]
     assert 0 <= result["models"][0]["tasks"]["apples"]["acc"] <= 1

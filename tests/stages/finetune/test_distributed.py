@@ -2,19 +2,24 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from forks import Fork
+from serving import ENVIRONMENT, free_port
+from sparsedraft.cli import guarded
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
@@ -27,7 +32,6 @@ SETTINGS = {  # three rows a step: two processes cannot divide them evenly
     "learning_rate": 1e-3, "tokens": 9000, "sequence_length": 160, "rows_per_step": 3, "save_every": 2,
     "validate_every": 5,
 }  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def command(made: Path, out: Path, *extra: str) -> list[str]:
 
 
 def launched(way: str, *program: str, **options) -> subprocess.Popen:
-    """Two processes of `program` by accelerate."""
+    """Two processes of `program` by accelerate's own launcher."""
     launcher = (sys.executable, "-m", "accelerate.commands.launch", *WAYS[way], "--num_processes", "2")
     ports = ("--main_process_port", "0")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT}
@@ -77,6 +81,36 @@ def finished(process: subprocess.Popen) -> tuple[int, str, str]:
     finally:
         process.kill()
     return process.returncode, out, err
+
+
+def ranks(
+    way: str, folder: Path, *words: object, folders: tuple[Path | None, ...] = (None, None), **options: Any
+) -> tuple[list[int], str, str]:
+    """(exit codes, stdout, stderr) of two forked processes with what accelerate's launcher would tell them."""
+    launch = launch_command_parser().parse_args([*WAYS[way], "--num_processes", "2", "script"])
+    args, *_ = _validate_launch_command(launch)
+    rendezvous = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    shared = prepare_multi_gpu_env(args) | ENVIRONMENT | rendezvous
+    processes = [
+        Fork(
+            *words, stdout=folder / f"stdout{rank}", stderr=folder / f"stderr{rank}", cwd=cwd,
+            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, **options,
+        )
+        for rank, cwd in enumerate(folders)
+    ]  # fmt: skip
+    try:
+        codes = [process.wait(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    out, err = ("".join((folder / f"{name}{rank}").read_text() for rank in (0, 1)) for name in ("stdout", "stderr"))
+    return codes, out, err
 
 
 def same_curve(folder: Path, reference: Path, tolerance: float = 1e-4) -> None:
@@ -125,8 +159,8 @@ def test_everything_that_can_be_minimised_is_the_same_sharded(made: Path, tmp_pa
     one = finetune(str(made / "half"), str(made / "data"), tmp_path / "one", settings=settings, validation_prompts=4,
                    **teachers)  # fmt: skip
     extra = [f"--{name.replace('_', '-')}={value}" for name, value in (changed | teachers).items()]
-    code, out, err = finished(launched("fsdp", "--module", "sparsedraft", *command(made, tmp_path / "two", *extra)))
-    assert code == 0, err[-3000:]
+    codes, out, err = ranks("fsdp", tmp_path, *command(made, tmp_path / "two", *extra))
+    assert codes == [0, 0], err[-3000:]
     two = json.loads(out)
     same_curve(tmp_path / "two", tmp_path / "one", tolerance=2e-3)
     assert two["quantization"]["quantized"]["val_loss"] == pytest.approx(
@@ -150,8 +184,8 @@ def test_sharded_in_bfloat16_with_all_that_can_be_asked_for(made: Path, tmp_path
     settings = Settings(**SETTINGS, **changed)  # type: ignore[arg-type]
     options = {"settings": settings, "validation_prompts": 4, "dtype": "bfloat16"}
     expected = finetune(str(made / "half"), str(made / "data"), tmp_path / "one", **options)
-    code, out, err = finished(launched("fsdp", "--module", "sparsedraft", *command(made, tmp_path / "two", *extra)))
-    assert code == 0, err[-3000:]
+    codes, out, err = ranks("fsdp", tmp_path, *command(made, tmp_path / "two", *extra))
+    assert codes == [0, 0], err[-3000:]
     got = json.loads(out)
     assert got["val_loss"] == pytest.approx(expected["val_loss"], rel=0.02)
     same_mask(tmp_path / "two", made / "half")
@@ -175,28 +209,26 @@ def test_runs_go_on_with_another_number_of_processes(made: Path, alone: Path, tm
     out = tmp_path / "out"
     work = tmp_path / ".out.partial"
 
-    def until(step: int, process: subprocess.Popen) -> None:
+    def until(step: int, process: subprocess.Popen | Fork) -> None:
         while saved_step(work) < step:
             assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
             time.sleep(0.01)
 
     with open(tmp_path / "log", "w") as log:
         sharded = launched("fsdp", "--module", "sparsedraft", *command(made, out), stdout=log, stderr=log)
-        until(2, sharded)
-        workers = psutil.Process(sharded.pid).children()
-        next(w for w in workers if w.environ()["RANK"] == "1").send_signal(signal.SIGKILL)
-        assert sharded.wait(timeout=120) != 0, "the other does not wait for ever"
-        first = saved_step(work)
-        single = subprocess.Popen(
-            [sys.executable, "-m", "sparsedraft", *command(made, out)], stdout=log, stderr=log, env=ENVIRONMENT
-        )
-        until(first + 4, single)
-        single.send_signal(signal.SIGKILL)
-        single.wait()
+    until(2, sharded)
+    workers = psutil.Process(sharded.pid).children()
+    next(w for w in workers if w.environ()["RANK"] == "1").send_signal(signal.SIGKILL)
+    assert sharded.wait(timeout=120) != 0, "the other does not wait for ever"
+    first = saved_step(work)
+    single = Fork(*command(made, out), stdout=tmp_path / "log", stderr=tmp_path / "log")
+    until(first + 4, single)
+    single.kill()
+    single.wait()
     second = saved_step(work)
     assert 2 <= first < second < json.loads((alone / "result.json").read_text())["steps"], "each did a part"
-    code, _, err = finished(launched("ddp", "--module", "sparsedraft", *command(made, out)))
-    assert code == 0, err[-3000:]
+    codes, _, err = ranks("ddp", tmp_path, *command(made, out))
+    assert codes == [0, 0], err[-3000:]
     same_curve(out, alone)
     same_mask(out, made / "half")
 
@@ -204,38 +236,23 @@ def test_runs_go_on_with_another_number_of_processes(made: Path, alone: Path, tm
 def test_what_one_process_lacks_stops_both_with_one_sentence(made: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     shutil.copytree(made / "half", tmp_path / "here" / "half")
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import os\n"
-        "os.chdir({'0': 'here', '1': 'elsewhere'}[os.environ['RANK']])\n"
-        "from sparsedraft.cli import main\n"
-        "main()\n"
-    )
-    arguments = ["finetune", "half", str(made / "data"), "--out", str(tmp_path / "out")]
-    code, out, err = finished(launched("ddp", str(script), *arguments, cwd=tmp_path))
-    assert code != 0 and out == ""
+    words = ["finetune", "half", made / "data", "--out", tmp_path / "out"]
+    codes, out, err = ranks("ddp", tmp_path, *words, folders=(tmp_path / "here", tmp_path / "elsewhere"))
+    assert codes == [2, 0] and out == "", "the main one speaks, and a launcher stops all that go on"
     assert err.count("error: ") == 1 and "no such folder" in err
     assert not (tmp_path / "out").exists() and not (tmp_path / ".out.partial").exists()
 
 
+def diverging() -> int:
+    """A fine-tuning whose loss diverges; its drafter, data and folder are sys.argv's."""
+    half, data, out = sys.argv[1:]
+    rising = Settings(learning_rate=1e8, clip=1e30, warmup=1.0, tokens=9000, sequence_length=160, save_every=1)
+    return guarded(lambda: finetune(half, data, Path(out), settings=rising, validation_prompts=4))
+
+
 def test_divergence_in_two_processes_leaves_one_last_good_checkpoint(made: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from sparsedraft.cli import guarded\n"
-        "from sparsedraft.stages.finetune.loop import Settings\n"
-        "from sparsedraft.stages.finetune.stage import finetune\n"
-        "half, data, out = sys.argv[1:]\n"
-        "rising = Settings(learning_rate=1e8, clip=1e30, warmup=1.0, tokens=9000, sequence_length=160, save_every=1)\n"
-        "sys.exit(guarded(lambda: finetune(half, data, Path(out), settings=rising, validation_prompts=4)))\n"
-    )
-    program = (str(script), str(made / "half"), str(made / "data"), str(tmp_path / "out"))
-    code, _, err = finished(launched("fsdp", *program))
-    assert (
-        code != 0
-        and err.count("makes the loss diverge") == 1
-        and str(tmp_path / "out.last-good") in err.replace("\n", "")
-    )
+    codes, _, err = ranks("fsdp", tmp_path, made / "half", made / "data", tmp_path / "out", main=diverging)
+    assert codes == [2, 0] and err.count("makes the loss diverge") == 1
+    assert str(tmp_path / "out.last-good") in err.replace("\n", "")
     same_mask(tmp_path / "out.last-good", made / "half")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.last-good", "script.py"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["out.last-good"]

@@ -86,6 +86,7 @@ def _scores(
 ) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
     model = load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
     claims.check_claims(model, folder)
@@ -94,6 +95,8 @@ def _scores(
         found = lm_eval.simple_evaluate(
             harness, tasks=tasks, limit=limit, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed,
             fewshot_random_seed=seed, log_samples=False, bootstrap_iters=1000,
+            # lm-eval reads its thousands of task files, for seconds, to know a task by its name
+            task_manager=TaskManager(include_defaults=any(isinstance(task, str) for task in tasks)),
         )  # fmt: skip
     except (KeyError, ValueError, ConnectionError, FileNotFoundError) as error:
         names = ", ".join(task if isinstance(task, str) else task["task"] for task in tasks)
