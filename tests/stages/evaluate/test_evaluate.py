@@ -13,7 +13,7 @@ from renumbered import renumbered_copy
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.macs import macs_of_model
-from sparsedraft.stages.evaluate.rows import realised
+from sparsedraft.stages.evaluate.rows import compared_share
 from sparsedraft.stages.evaluate.stage import evaluate_to
 from timeless import timeless
 from tiny import build_llama
@@ -135,7 +135,7 @@ def test_a_perfect_drafter_has_no_draft_rejected(models, tmp_path: Path) -> None
     evaluate_to(tmp_path / "out", target, [drafters[0]], "demo:eval", options)
     rows = whole(tmp_path / "out")
     assert rows and all(x["compared"] == x["accepted"] > 0 for row in rows for x in row["loops"].values())
-    assert all(realised(row["loops"]) == 1 == row["alpha"] for row in rows)
+    assert all(compared_share(row["loops"]) == 1 == row["alpha"] for row in rows)
 
 
 def test_spec_bench_prompts_get_its_table(models, tmp_path: Path) -> None:

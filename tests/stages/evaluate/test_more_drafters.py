@@ -20,7 +20,7 @@ def test_interrupted_evaluation_goes_on(models, tmp_path: Path, monkeypatch) -> 
 
     target, drafters = models
     whole = evaluate_to(tmp_path / "whole", target, drafters, "demo:eval", GREEDY)
-    original, calls = rows.Measurement._loops, []
+    original, calls = rows.Measurement._run_loop, []
 
     def dies(self, *args):
         calls.append(1)
@@ -28,7 +28,7 @@ def test_interrupted_evaluation_goes_on(models, tmp_path: Path, monkeypatch) -> 
             raise KeyboardInterrupt
         return original(self, *args)
 
-    monkeypatch.setattr(rows.Measurement, "_loops", dies)
+    monkeypatch.setattr(rows.Measurement, "_run_loop", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate_to(tmp_path / "cut", target, drafters, "demo:eval", GREEDY)
     again = evaluate_to(tmp_path / "cut", target, drafters, "demo:eval", GREEDY)

@@ -25,10 +25,10 @@ class Histogram:
     @classmethod
     def of_steps(cls, steps: Sequence[Step], k: int) -> "Histogram":
         """The histogram of the real loop's steps."""
-        found = cls(k)
+        histogram = cls(k)
         for step in steps:
-            found.add(step.accepted, len(step.drafted), len(step.emitted))
-        return found
+            histogram.add(step.accepted, len(step.drafted), len(step.emitted))
+        return histogram
 
     def add(self, accepted: int, drafted: int, emitted: int, chance: float = 1) -> None:
         """Count one step, or the `chance` of one."""

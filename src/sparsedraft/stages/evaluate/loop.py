@@ -17,7 +17,7 @@ from sparsedraft.writers.protocol.backend import Backend
 
 def run(
     pair: Pair,
-    asked: PromptPair,
+    prompts: PromptPair,
     policy: Policy,
     sampling: Sampling,
     new_tokens: int,
@@ -28,12 +28,12 @@ def run(
     """(tokens, histogram, measures) of one answer; the histogram has a place for `most` accepted drafts at least.
 
     Seconds, steps, drafts and tokens leave the first step out, which is `first` (and reads the prompt, unless `reading`
-    or another policy has); the histogram does not.
+    or another policy has read it); the histogram does not.
     """
-    decoder = pair.decoder([asked], policy, sampling, branching=branching, again=True)
+    decoder = pair.decoder([prompts], policy, sampling, branching=branching, again=True)
     steps: list[Step] = []
     first = Times()
-    for step in decoder.decode([asked.target], new_tokens, [seed]):
+    for step in decoder.decode([prompts.target], new_tokens, [seed]):
         if not steps:
             first, decoder.times = decoder.times, Times()
         steps.append(step)
@@ -55,13 +55,13 @@ def run(
     return tokens, histogram.to_dict(), measures
 
 
-def reading(pair: Pair, asked: PromptPair) -> dict[str, float]:
-    """Seconds in which each model reads its prompt but for the last token, from nothing; `run` then goes on from there.
+def reading(pair: Pair, prompts: PromptPair) -> dict[str, float]:
+    """Seconds that each model takes to read its prompt, without the last token, from an empty cache.
 
-    A prompt that fills the drafter's context is not read: it would not draft.
+    `run` then starts from that cache. A prompt that fills the drafter's context is not read: it would not draft.
     """
-    found = {}
-    for name, side, ids in (("target", pair.target, asked.target), ("drafter", pair.drafter, asked.drafter)):
+    seconds = {}
+    for name, side, ids in (("target", pair.target, prompts.target), ("drafter", pair.drafter, prompts.drafter)):
         if side is None:
             continue
         backend = side.remembering()
@@ -73,33 +73,32 @@ def reading(pair: Pair, asked: PromptPair) -> dict[str, float]:
         if read:
             with pair.around():
                 synchronized(backend.forward([read], [1]))
-        found[name] = round(time.perf_counter() - start, 6)
-    return found
+        seconds[name] = round(time.perf_counter() - start, 6)
+    return seconds
 
 
 def replay(
-    pair: Pair, asked: Sequence[PromptPair], k: int, sampling: Sampling, new_tokens: int, seeds: Sequence[int],
+    pair: Pair, prompts: Sequence[PromptPair], k: int, sampling: Sampling, new_tokens: int, seeds: Sequence[int],
     target: Backend,
 ) -> list[tuple[list[int], dict[str, Any], dict[str, int]]]:  # fmt: skip
     """(tokens, histogram, `compared`) of several answers, decoded at once with `target` in the pair's target's place,
     an empty Backend of a row each."""
-    decoder = pair.decoder(asked, Constant(k), sampling, again=True, target=target)
-    steps: list[list[Step]] = [[] for _ in asked]
-    for step in decoder.decode([prompt.target for prompt in asked], new_tokens, seeds):
+    decoder = pair.decoder(prompts, Constant(k), sampling, again=True, target=target)
+    steps: list[list[Step]] = [[] for _ in prompts]
+    for step in decoder.decode([prompt.target for prompt in prompts], new_tokens, seeds):
         steps[step.row].append(step)
     return [
         (
-            [token for step in own for token in step.emitted],
-            Histogram.of_steps(own, max([k, *(len(step.drafted) for step in own)])).to_dict(),
-            compared(own),
+            [token for step in of_prompt for token in step.emitted],
+            Histogram.of_steps(of_prompt, max([k, *(len(step.drafted) for step in of_prompt)])).to_dict(),
+            compared(of_prompt),
         )
-        for own in steps
+        for of_prompt in steps
     ]
 
 
 def compared(steps: Sequence[Step]) -> dict[str, int]:
-    """Of the drafts: those that the target's own choice was held against (none behind a rejected one), and those that
-    were accepted."""
+    """How many drafts were compared with the target's own choice (none after a rejected one), and how many accepted."""
     return {
         "accepted": sum(step.accepted for step in steps),
         "compared": sum(min(step.accepted + 1, len(step.drafted)) for step in steps),

@@ -1,4 +1,4 @@
-"""What the target thinks of its own answers, read once for all drafters: sampled acceptance asks for it each time."""
+"""The target's logits along its own answers, computed once for all drafters: sampled acceptance needs them often."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -26,8 +26,8 @@ class TargetLogits:
     def __init__(self, target: LoadedModel, folder: Path, most: int = MOST) -> None:
         self.target, self.folder = target, folder
         folder.mkdir(exist_ok=True)
-        held = sum(file.stat().st_size for file in folder.iterdir())
-        self.left = min(most - held, shutil.disk_usage(folder).free // 2)
+        used = sum(file.stat().st_size for file in folder.iterdir())
+        self.left = min(most - used, shutil.disk_usage(folder).free // 2)
 
     def packed(self, model: PreTrainedModel, row: Bin) -> Tensor:
         """`answer_logits` of the target's transformers model."""
@@ -43,9 +43,9 @@ class TargetLogits:
         if file.exists():
             with suppress(SafetensorError, OSError, LookupError):  # else it is read again
                 return load_file(file)["logits"]
-        found = read()
-        if found.nbytes <= self.left:
-            self.left -= found.nbytes
+        logits = read()
+        if logits.nbytes <= self.left:
+            self.left -= logits.nbytes
             with write_atomic(file) as temporary:
-                save_file({"logits": found.contiguous().cpu()}, temporary)
-        return found
+                save_file({"logits": logits.contiguous().cpu()}, temporary)
+        return logits

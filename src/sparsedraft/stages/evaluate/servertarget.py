@@ -1,7 +1,7 @@
-"""A target that a server runs, to evaluate drafters against what it says: its weights are not needed here.
+"""A target that a server runs: its text is enough to evaluate drafters, its weights are not needed here.
 
-Greedily, all that the loop sees of a target is its text (see simulation.py and transcript.py), and a server gives
-that. What it gives is text, encoded again: a token that it had spelt otherwise counts as it is encoded.
+Under greedy decoding the loop sees nothing of a target but its text (see simulation.py and transcript.py), and a server
+sends that. The text is encoded here: where the server wrote other tokens for the same text, these count as encoded.
 """
 
 from functools import cached_property

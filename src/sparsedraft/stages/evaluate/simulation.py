@@ -1,11 +1,11 @@
 """The real loop's numbers without the loop: one teacher-forced pass of the drafter over the target's own output.
 
-Under greedy decoding every accepted prefix is the target's own text, so what the drafter would draft after it is known
-from that text: the run accepted from a position is the run of argmax matches there, for every K at once.
+Under greedy decoding every accepted prefix is the target's own text, so the text alone says what the drafter drafts
+after it: the run of drafts accepted from a position is the run of argmax matches there, for every K at once.
 
-Under sampling the loop's text has the target's own distribution, and given a text its drafts were accepted one by one
-independently: of the chance p(x) of a token x, min(p(x), q(x)) is that of an accepted draft. So from a text that the
-target sampled alone the expected numbers follow exactly, over all the chances of accepting.
+Under sampling the loop's text has the target's own distribution, and given a text its drafts were accepted one by one,
+independently: of the chance p(x) of a token x, the part min(p(x), q(x)) is that of an accepted draft. So the expected
+numbers follow exactly from a text that the target sampled alone, summed over all ways of accepting.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -33,20 +33,19 @@ LogitsAfter = Callable[[Sequence[int], int], Tensor]  # a model's logits [n, V] 
 
 
 class Acceptance(NamedTuple):
-    """At each of n places of a target's text: the chance [n] that a draft is accepted there, whichever it is (Σ_v
-    min(p, q), whose mean is α), and the chance [n] that the token of the text was one. Greedy: both are 1 or 0."""
+    """Two chances at each of n places of a target's text; greedy, both are 1 or 0."""
 
-    shares: Tensor
-    kept: Tensor
+    shares: Tensor  # [n]: that a draft is accepted there, whichever it is: Σ_v min(p(v), q(v)), whose mean is α
+    kept: Tensor  # [n]: that the text's token x was an accepted draft: min(p(x), q(x)) / p(x)
 
 
 def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> Histogram:
     """The histogram of the greedy loop with K = k on an output of n tokens, of which `matches` [n] the drafter guessed.
 
-    `room` is how many tokens could have been written (n < room: the output ended itself); `context` how many more
-    tokens fit the drafter's context (None: no limit), beyond which it drafts nothing.
+    `room` is how many tokens could have been written; where n < room, the output ended itself. `context` is how many
+    tokens fit the drafter's context after the prompt (None: no limit); beyond it the drafter drafts nothing.
     """
-    n, found, at = len(matches), Histogram(k), 0
+    n, histogram, at = len(matches), Histogram(k), 0
     # run[i]: matches in a row from i on
     run = [0] * (n + 1)
     for i, match in reversed(list(enumerate(matches.tolist()))):
@@ -55,9 +54,9 @@ def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> 
         drafted = max(0, min(k, room - at - 1, k if context is None else context - at))
         accepted = min(run[at], drafted)
         emitted = min(accepted + 1, n - at)  # the last accepted draft may be the end of the sequence
-        found.add(accepted, drafted, emitted)
+        histogram.add(accepted, drafted, emitted)
         at += emitted
-    return found
+    return histogram
 
 
 def expected(kept: Tensor, k: int, room: int, context: int | None = None) -> Histogram:
@@ -74,23 +73,28 @@ def expected(kept: Tensor, k: int, room: int, context: int | None = None) -> His
 
 
 def over_chains(chains: Sequence[tuple[int, Sequence[float]]], k: int) -> Histogram:
-    """The expected histogram of the sampled loop, from what a step would do that starts at each place of the text: how
-    many drafts (at most k) it would make, and the chance of each of them that stands in the text, the others accepted.
+    """The expected histogram of the sampled loop, from the chain of drafts of a step that starts at each place.
+
+    A chain says how many drafts (at most k) the step makes, and for each of the text's tokens among them the chance
+    that it was an accepted draft, given that those before it were.
     """
-    n, found = len(chains), Histogram(k)
+    n, histogram = len(chains), Histogram(k)
     starts = [1.0, *[0.0] * n]  # the chance that a step starts at each place
     for at, (drafted, chances) in enumerate(chains):
         alive = starts[at]
         for accepted, chance in enumerate(chances):
             lost = alive * (1 - chance)  # the text's token is the target's own, in the draft's place
-            found.add(accepted, drafted, accepted + 1, lost)
+            histogram.add(accepted, drafted, accepted + 1, lost)
             starts[at + accepted + 1] += lost
             alive -= lost
         accepted = min(drafted, n - at)
         emitted = min(accepted + 1, n - at)
-        found.add(accepted, drafted, emitted, alive)
+        histogram.add(accepted, drafted, emitted, alive)
         starts[at + emitted] += alive
-    return found
+    return histogram
+
+
+Text = tuple[Sequence[int], Sequence[int]]  # the prompt's ids, and those that the target wrote
 
 
 def acceptance_of(
@@ -102,84 +106,104 @@ def acceptance_of(
     vocabulary: VocabularyMap | None,
     known: int,
 ) -> Acceptance:
-    """`acceptance` of one answer by the drafter's empty Backend and the target's logits; `known`: tokens that the
-    drafter has a row for."""
-    n = len(output) if q.max_length is None else max(0, min(len(output), q.max_length - len(prompt)))
+    """`acceptance` of one text by the drafter's empty Backend `q` and the target's logits.
+
+    The drafter has a row for the tokens below `known`.
+    """
+    n = _readable(q.max_length, prompt, output)
     if not n:
-        return Acceptance(torch.zeros(len(output)), torch.zeros(len(output)))
+        return _nowhere(output)
     ids = [*prompt, *output[:n]]
-    logits = q.forward([[token if token < known else 0 for token in ids[:-1]]], [n])[0]
-    sound(logits, "drafter", range(len(prompt), len(ids)))
-    logits = logits if vocabulary is None else vocabulary.logits(logits)
-    logits = penalised(logits, sampling, prompt, output[:n])
-    theirs = None if p is None else penalised(p(ids[:-1], n), sampling, prompt, output[:n])
-    return Acceptance(
-        *(pad(x, (0, len(output) - n)) for x in _compared(logits, theirs, torch.tensor(ids[-n:]), sampling))
-    )
-
-
-def _compared(q: Tensor, p: Tensor | None, tokens: Tensor, sampling: Sampling) -> Acceptance:
-    """From logits [n, V] of drafter and target (None: greedy) and the text's tokens [n]."""
-    if p is None:
-        matches = (likeliest(q) == tokens.cpu()).float()
-        return Acceptance(matches, matches)
-    mine, theirs = probabilities(q, sampling), probabilities(p, sampling)
-    least = torch.minimum(theirs, mine)
-    at = tokens.to(q.device)[:, None]
-    kept = (least.gather(-1, at) / theirs.gather(-1, at)).squeeze(-1)
-    return Acceptance(least.sum(-1), kept.nan_to_num(0.0))  # 0/0: the text's token is not the target's after all
+    q_logits = q.forward([[token if token < known else 0 for token in ids[:-1]]], [n])[0]
+    sound(q_logits, "drafter", range(len(prompt), len(ids)))
+    q_logits = q_logits if vocabulary is None else vocabulary.logits(q_logits)
+    q_logits = penalised(q_logits, sampling, prompt, output[:n])
+    p_logits = None if p is None else penalised(p(ids[:-1], n), sampling, prompt, output[:n])
+    return _extended(_compare(q_logits, p_logits, torch.tensor(ids[-n:]), sampling), output)
 
 
 @torch.inference_mode()
 def acceptance(
     q: PreTrainedModel,
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    texts: Sequence[Text],
     p: PreTrainedModel | None,
     sampling: Sampling,
     vocabulary: VocabularyMap | None = None,
     reading: Callable[[PreTrainedModel, Bin], Tensor] = answer_logits,
-    wanted: Collection[int] | None = None,
+    places: Collection[int] | None = None,
 ) -> Iterator[tuple[int, Acceptance]]:
-    """For each (prompt ids, target-written ids), its index and the acceptance at each place, in no fixed order.
+    """The place of each text in `texts`, and the acceptance along its output; in no fixed order.
 
-    Greedy: 1 where the drafter's argmax is the target's token, else 0 (`p` is None). Sampled: Σ min(p, q) of the warped
-    distributions. `vocabulary` maps the drafter's logits to the target's tokens where the heads differ in width. As in
-    the loop, the drafter reads tokens that it has no row for as 0, and places beyond its context count 0. `reading`
-    gives the target's logits. With `wanted` only those indices are yielded, read together with the others that they
-    would have been read with, so that they have the same bits. FloatingPointError for NaN logits of
-    the drafter.
+    Greedy (`p` is None): 1 where the drafter's argmax is the target's token, else 0. Sampled: Σ_v min(p, q) of the
+    warped distributions. `vocabulary` maps the drafter's logits to the target's tokens where the heads differ in width.
+    As in the loop, the drafter reads a token that it has no row for as 0, and drafts nothing beyond its context, which
+    counts 0. `reading` gives the target's logits. With `places` only these texts are yielded; they are read in the same
+    bins as if all were, so that their logits have the same bits. FloatingPointError for NaN logits of the drafter.
     """
-    room, known = context_length(q), embedding_rows(q)
-    readable = [
-        len(output) if room is None else max(0, min(len(output), room - len(prompt))) for prompt, output in pairs
-    ]
-    wanted = range(len(pairs)) if wanted is None else wanted
-    none = (torch.zeros(len(output)) for _, output in pairs)
-    yield from ((i, Acceptance(zeros, zeros)) for i, zeros in enumerate(none) if not readable[i] and i in wanted)
-    places = [i for i, n in enumerate(readable) if n]
-    if not places:
-        return
-    samples = [Sample(str(i), pairs[i][0], pairs[i][1][: readable[i]]) for i in places]
-    longest = max(len(s) for s in samples)
-    for chosen in assign(samples, max(ROW, longest), abilities(q).packs and (p is None or abilities(p).packs)):
-        if not any(places[i] in wanted for i in chosen):
+    places = range(len(texts)) if places is None else places
+    lengths = [_readable(context_length(q), prompt, output) for prompt, output in texts]
+    yield from ((place, _nowhere(texts[place][1])) for place, n in enumerate(lengths) if not n and place in places)
+    readable = [place for place, n in enumerate(lengths) if n]
+    samples = [Sample(str(place), texts[place][0], texts[place][1][: lengths[place]]) for place in readable]
+    longest = max((len(sample) for sample in samples), default=0)
+    for group in assign(samples, max(ROW, longest), abilities(q).packs and (p is None or abilities(p).packs)):
+        if not any(readable[i] in places for i in group):
             continue
-        row, group = fill([samples[i] for i in chosen]).to(q.device), [places[i] for i in chosen]
-        lengths = [readable[i] for i in group]
+        inside = [samples[i] for i in group]
+        row = fill(inside).to(q.device)
+        p_logits = None if p is None else reading(p, row)
+        found = _of_bin(_drafter_logits(q, row, vocabulary), p_logits, row, inside, sampling)
+        for i, of_sample in zip(group, found, strict=True):
+            if (place := readable[i]) in places:
+                yield place, _extended(of_sample, texts[place][1])
 
-        def warped(logits: Tensor, group: list[int] = group, lengths: list[int] = lengths) -> Tensor:
-            if sampling.repetition_penalty == 1:
-                return logits
-            parts = zip(group, logits.split(lengths), strict=True)
-            return torch.cat([penalised(x, sampling, *pairs[i]) for i, x in parts])
 
-        logits = answer_logits(q, replace(row, ids=row.ids.where(row.ids < known, 0)))
-        sound(logits, "drafter", (row.positions[0, row.predict] + 1).tolist())
-        logits = warped(logits if vocabulary is None else vocabulary.logits(logits))
-        theirs = None if p is None else warped(reading(p, row))
-        compared = _compared(logits, theirs, row.tokens, sampling)
-        for i, shares, kept in zip(group, *(x.cpu().split(lengths) for x in compared), strict=True):
-            if i not in wanted:
-                continue
-            beyond = (0, len(pairs[i][1]) - readable[i])
-            yield i, Acceptance(pad(shares, beyond), pad(kept, beyond))
+def _drafter_logits(q: PreTrainedModel, row: Bin, vocabulary: VocabularyMap | None) -> Tensor:
+    """The drafter's logits [n, V] at the places of the bin's outputs, by the target's tokens."""
+    logits = answer_logits(q, replace(row, ids=row.ids.where(row.ids < embedding_rows(q), 0)))
+    sound(logits, "drafter", (row.positions[0, row.predict] + 1).tolist())
+    return logits if vocabulary is None else vocabulary.logits(logits)
+
+
+def _of_bin(
+    q: Tensor, p: Tensor | None, row: Bin, samples: Sequence[Sample], sampling: Sampling
+) -> Iterator[Acceptance]:
+    """The acceptance of each of the samples in a bin, from logits [n, V] of drafter and target (None: greedy)."""
+    sizes = [len(sample.answer_ids) for sample in samples]
+
+    def penalise(logits: Tensor) -> Tensor:
+        if sampling.repetition_penalty == 1:
+            return logits
+        parts = zip(samples, logits.split(sizes), strict=True)
+        return torch.cat([penalised(part, sampling, sample.prompt_ids, sample.answer_ids) for sample, part in parts])
+
+    found = _compare(penalise(q), None if p is None else penalise(p), row.tokens, sampling)
+    yield from (Acceptance(*parts) for parts in zip(*(x.cpu().split(sizes) for x in found), strict=True))
+
+
+def _compare(q: Tensor, p: Tensor | None, tokens: Tensor, sampling: Sampling) -> Acceptance:
+    """From logits [n, V] of drafter and target (None: greedy) and the text's tokens [n]."""
+    if p is None:
+        matches = (likeliest(q) == tokens.cpu()).float()
+        return Acceptance(matches, matches)
+    q_chances, p_chances = probabilities(q, sampling), probabilities(p, sampling)
+    least = torch.minimum(p_chances, q_chances)
+    at = tokens.to(q.device)[:, None]
+    kept = (least.gather(-1, at) / p_chances.gather(-1, at)).squeeze(-1)  # min(p(x), q(x)) / p(x)
+    return Acceptance(least.sum(-1), kept.nan_to_num(0.0))  # 0/0: the text's token is not the target's after all
+
+
+def _readable(context: int | None, prompt: Sequence[int], output: Sequence[int]) -> int:
+    """How many of the output's tokens a drafter with this context can draft."""
+    return len(output) if context is None else max(0, min(len(output), context - len(prompt)))
+
+
+def _nowhere(output: Sequence[int]) -> Acceptance:
+    """Of a text that the drafter cannot read."""
+    return Acceptance(torch.zeros(len(output)), torch.zeros(len(output)))
+
+
+def _extended(found: Acceptance, output: Sequence[int]) -> Acceptance:
+    """The same with 0 at the places of the output that lie beyond the drafter's context."""
+    beyond = (0, len(output) - len(found.shares))
+    return Acceptance(pad(found.shares, beyond), pad(found.kept, beyond))

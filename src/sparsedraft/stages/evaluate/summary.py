@@ -17,10 +17,10 @@ Row = dict[str, Any]
 
 def merge(rows: Sequence[Row], k: int | str) -> Histogram:
     """The histogram of all `rows` together for K = k, or for the policy k."""
-    found = [row["histograms"][str(k)] for row in rows]
-    most = max(len(h["counts"]) for h in found) - 1
+    histograms = [row["histograms"][str(k)] for row in rows]
+    most = max(len(h["counts"]) for h in histograms) - 1
     total = Histogram(most)
-    for h in found:
+    for h in histograms:
         counts = [*h["counts"], *[0] * (most + 1 - len(h["counts"]))]
         total += Histogram.from_dict(most, {**h, "counts": counts})
     return total
@@ -83,14 +83,14 @@ def alpha_interval(rows: Sequence[Row]) -> list[float]:
 
 def by_category(rows: Sequence[Row], ks: Sequence[int | str], name: Callable[[str], str] = str) -> dict[str, Any]:
     """α, sequences and MAL of each category, and where the loop was timed the speed-up; `name` may join categories."""
-    found: dict[str, Any] = {}
+    categories: dict[str, Any] = {}
     for category in sorted({name(row["category"]) for row in rows}):
-        mine = [row for row in rows if name(row["category"]) == category]
-        mal = {str(k): merge(mine, k).mal for k in ks}
-        found[category] = {"alpha": mean_alpha(mine), "sequences": len(mine), "mal": mal}
-        if all("alone" in row for row in mine):
-            found[category]["speedup"] = {str(k): timed(mine, k).get("speedup") for k in ks}
-    return found
+        of_category = [row for row in rows if name(row["category"]) == category]
+        mal = {str(k): merge(of_category, k).mal for k in ks}
+        categories[category] = {"alpha": mean_alpha(of_category), "sequences": len(of_category), "mal": mal}
+        if all("alone" in row for row in of_category):
+            categories[category]["speedup"] = {str(k): timed(of_category, k).get("speedup") for k in ks}
+    return categories
 
 
 def spec_bench_task(category: str) -> str:
@@ -124,7 +124,7 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
         "tokens_per_second": rate,
         "target_tokens_per_second": plain_rate,
         "speedup": rate / plain_rate,
-        **({"speedup_interval": found} if (found := speedup_interval(rows, k)) else {}),
+        **({"speedup_interval": interval_of_prompts} if (interval_of_prompts := speedup_interval(rows, k)) else {}),
         **whole,
         "c": parts["draft"] / drafted / step if drafted else 0.0,
         "v": parts["verify"] / max(1, steps) / step,
@@ -137,12 +137,12 @@ def _end_to_end(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     """Tokens per second and speed-up of whole answers, from the prompt's first token on; sampled, each its own."""
     n, s, plain_n, plain_s = (sum(map(part, rows)) for part in _whole(k))
     speedup, draws = _whole_speedups(rows, k)
-    found = _wider(speedup, draws, _count(rows))
+    interval_of_prompts = _wider(speedup, draws, _count(rows))
     return {
         "tokens_per_second": n / s,
         "target_tokens_per_second": plain_n / plain_s,
         "speedup": speedup,
-        **({"speedup_interval": found} if found else {}),
+        **({"speedup_interval": interval_of_prompts} if interval_of_prompts else {}),
     }
 
 

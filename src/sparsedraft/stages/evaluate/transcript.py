@@ -1,14 +1,13 @@
-"""The real loop's numbers where the drafter does not read the target's own tokens, still without the target's passes.
+"""The real loop's numbers from a transcript of the target, for drafts that depend on where a step starts.
 
-Across tokenizers what is drafted depends on where a step starts, and so does what look-up finds: one teacher-forced
-pass does not tell. But the text is known, and that is all of the target that the loop sees:
+Across tokenizers, and with look-up, a step drafts other tokens where it starts elsewhere, so one teacher-forced pass is
+not enough. The loop sees nothing of a target but its text, and that is known:
 
 - Drafts without a distribution (greedy, `realign`, look-up) are compared with the target's own choice, which is the
-  text's next token. So the real loop runs with a `Known` target in the model's place; its histogram is the real one,
-  greedy, and one of its draws under sampling.
-- `intersection` under sampling: given the text, a draft stood where its token x does with the chance
-  min(p(x), q(x)) / p(x) (see stages.evaluate.simulation), q being that of the chain of drafts that are the text's
-  tokens.
+  text's next token. So the real loop runs with a `Transcript` in the target's place. Its histogram is the real one
+  under greedy decoding, and one of its draws under sampling.
+- `intersection` under sampling: given the text, the draft x was accepted with the chance min(p(x), q(x)) / p(x) (see
+  `simulation`), where q follows the chain of drafts that are the text's tokens.
 """
 
 from collections.abc import Sequence
@@ -26,11 +25,10 @@ from sparsedraft.writers.loaded import LoadedModel
 
 
 class Transcript:
-    """A target whose texts are known, one a row, as a Backend: its logits leave no choice but a text's next token.
+    """A Backend whose logits allow one token at each place: the next one of a known text, one text a row.
 
-    `texts` are whole sequences, `width` is V, `max_length` the context of the model whose texts they are. Behind tokens
-    that a text does not have the logits mean nothing, and the loop asks them nothing: it has rejected the drafts that
-    lead there.
+    `texts` are whole sequences, `width` is V, `max_length` the context of the model that wrote them. After a token that
+    is not in the text the logits mean nothing; the loop never uses them, since it has rejected that draft.
     """
 
     def __init__(self, texts: Sequence[Sequence[int]], width: int, max_length: int | None) -> None:
@@ -39,7 +37,7 @@ class Transcript:
 
     @classmethod
     def of(cls, target: LoadedModel, answers: Sequence[Answer]) -> "Transcript":
-        """In the place of `target`, which wrote `answers`."""
+        """The transcript of `answers`, which `target` wrote."""
         return cls([[*a.prompt_ids, *a.answer_ids] for a in answers], target.width, target.context)
 
     @property
@@ -52,18 +50,18 @@ class Transcript:
         return [self._after(*row) for row in zip(self._texts, self._lengths, logits, strict=True)]
 
     def _after(self, text: list[int], length: int, n: int) -> Tensor:
-        following = text[length - n + 1 : length + 1]
-        following += [0] * (n - len(following))  # behind the end of the text nothing is emitted
-        return torch.full((n, self._width), -torch.inf).scatter_(1, torch.tensor(following)[:, None], 0.0)
+        tokens = text[length - n + 1 : length + 1]
+        tokens += [0] * (n - len(tokens))  # after the end of the text nothing is emitted
+        return torch.full((n, self._width), -torch.inf).scatter_(1, torch.tensor(tokens)[:, None], 0.0)
 
     def rollback(self, lengths: Sequence[int]) -> None:
-        self._lengths = [min(own, wanted) for own, wanted in zip(self._lengths, lengths, strict=True)]
+        self._lengths = [min(length, limit) for length, limit in zip(self._lengths, lengths, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
         self._texts, self._lengths = [self._texts[b] for b in rows], [self._lengths[b] for b in rows]
 
 
-Chain = tuple[int, list[float]]  # how many drafts a step would make, and the chance of each that stands in the text
+Chain = tuple[int, list[float]]  # how many drafts a step makes, and for each text token among them its chance
 
 
 def chains(
@@ -75,37 +73,37 @@ def chains(
     room: int,
     sampling: Sampling,
 ) -> tuple[Tensor, list[Chain]]:
-    """(Σ_v min(p, q) [n] at each place of the text, whose mean is α; the `Chain` of a step with K = k from there on).
+    """(Σ_v min(p, q) [n] at each place of the text, whose mean is α; the `Chain` of a step with K = k from each place).
 
-    `drafter` samples, from a part of the target's vocabulary; `p` reads the target; `room` as in `simulate`.
+    `drafter` samples from a part of the target's vocabulary; `p` gives the target's logits; `room` as in `simulate`.
     """
     n, tokens, vocabulary, full = len(answer), [*prompt, *answer], drafter.vocabulary, drafter.backend.max_length
-    assert vocabulary is not None, "a drafter with all of the target's tokens reads its text: see measure.simulate"
+    assert vocabulary is not None, "a drafter with all of the target's tokens reads its text: see evaluate.simulation"
     writable = vocabulary.inverse().keys()
-    theirs = probabilities(penalised(p(tokens[:-1], n), sampling, prompt, answer), sampling).cpu()
-    shares, found = torch.zeros(n), []
+    p_chances = probabilities(penalised(p(tokens[:-1], n), sampling, prompt, answer), sampling).cpu()
+    shares, chains_at = torch.zeros(n), []
     for at in range(n):
         rest = answer[at:]
         row = TokenSequence(0, tokens[: len(prompt) + at], len(prompt), len(tokens), Dice(0))
         left = len(tokens) if full is None else max(0, full - len(drafter.read(row)))
         drafted = min(k, room - at - 1, left)
-        # a token that the drafter cannot write ends the chain: the chance of that draft, and of those behind it, is 0
+        # a token that the drafter cannot write ends the chain: that draft and those after it have the chance 0
         dead = next((i for i, token in enumerate(rest) if token not in writable), len(rest))
         wanted = min(max(1, drafted), dead + 1, len(rest), left)  # one at least, for α
         chances: list[float] = []
         if wanted:
-            mine = drafter.distributions(row, rest[: wanted - 1]).cpu()  # the chain's drafts are the text's tokens
-            least = torch.minimum(theirs[at : at + wanted], mine)
+            q_chances = drafter.distributions(row, rest[: wanted - 1]).cpu()  # the chain's drafts are the text's tokens
+            least = torch.minimum(p_chances[at : at + wanted], q_chances)
             shares[at] = least[0].sum()
             these = torch.tensor(rest[:wanted])[:, None]
             chances = (
-                (least.gather(1, these) / theirs[at : at + wanted].gather(1, these)).nan_to_num(0.0)[:, 0].tolist()
+                (least.gather(1, these) / p_chances[at : at + wanted].gather(1, these)).nan_to_num(0.0)[:, 0].tolist()
             )
         possible = min(drafted, len(rest))
-        found.append((drafted, [*chances, *[0.0] * possible][:possible]))
-    return shares, found
+        chains_at.append((drafted, [*chances, *[0.0] * possible][:possible]))
+    return shares, chains_at
 
 
-def shorter(found: Sequence[Chain], k: int) -> Histogram:
+def shorter(chains_at: Sequence[Chain], k: int) -> Histogram:
     """The expected histogram with K = k, from chains of as many drafts or more."""
-    return over_chains([(min(k, drafted), chances[:k]) for drafted, chances in found], k)
+    return over_chains([(min(k, drafted), chances[:k]) for drafted, chances in chains_at], k)
