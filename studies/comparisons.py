@@ -12,15 +12,17 @@ from sparsedraft.stages.report.tables import markdown, middle_k
 from stored import CLAIMS, CUT, REFERENCE, Rows, best_measured, by_drafter, figure, further_timings, mean_tokens, read
 
 
-def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> list[str]:
-    """The paper's comparisons, prompt by prompt: MAL at K = 5 or the middle one, and speed-ups at each drafter's best K
-    (their intervals know nothing of its having been chosen). From the run's rows, or as `keep` has stored them."""
+def claims(run: Path, result: dict[str, Any], timing: dict[str, Any] | None) -> list[str]:
+    """The paper's comparisons, prompt by prompt, from the run's rows or as `keep` has stored them.
+
+    MAL at K = 5 or the middle one; speed-ups at each drafter's best K, whose intervals ignore that it was chosen.
+    """
     if (run / CLAIMS).is_file():
         return list(json.loads((run / CLAIMS).read_text(encoding="utf-8")))
     k = middle_k(result)
     if not (run / "eval" / ROWS).is_file():
         return []
-    parts = {part: found for part in ("eval", "sampled", "packed-eval") if (found := read(run, part))}
+    parts = {part: evaluation for part in ("eval", "sampled", "packed-eval") if (evaluation := read(run, part))}
     evaluated = {part: by_drafter(run / part) for part in parts}
     columns: dict[str, Callable[[str], str]] = {}
     if CUT in evaluated["eval"]:
@@ -28,36 +30,36 @@ def claims(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> l
     for part, label in (("eval", "MAL"), ("sampled", "MAL, sampled"), ("packed-eval", "MAL, packed")):
         if REFERENCE in evaluated.get(part, {}):
             columns[f"{label} / {REFERENCE}'s"] = partial(_loss, evaluated[part], REFERENCE, middle_k(parts[part]))
-    if timed:
-        columns |= _speeds(run / "speed", timed)
+    if timing:
+        columns |= _speeds(run / "speed", timing)
     names = [name for name in evaluated["eval"] if name != REFERENCE]
     rows = [[name, *(cell(name) for cell in columns.values())] for name in names]
-    of_speed = ", speed-up at each drafter's best K" if timed else ""
-    said = [
+    of_speed = ", speed-up at each drafter's best K" if timing else ""
+    paragraphs = [
         f"Prompt by prompt, MAL at K={k}{of_speed}:",
         markdown(["drafter", *columns], rows),
     ]
-    for folder, found in further_timings(run).items():
-        speeds = _speeds(folder, found)
-        shown = [[d["name"], *(cell(d["name"]) for cell in speeds.values())] for d in found["drafters"]]
+    for folder, other in further_timings(run).items():
+        speeds = _speeds(folder, other)
+        cells = [[d["name"], *(cell(d["name"]) for cell in speeds.values())] for d in other["drafters"]]
         if speeds:
-            said += [
-                f"The same of the answers of {mean_tokens(found):.0f} tokens:",
-                markdown(["drafter", *speeds], shown),
+            paragraphs += [
+                f"The same of the answers of {mean_tokens(other):.0f} tokens:",
+                markdown(["drafter", *speeds], cells),
             ]
-    return said
+    return paragraphs
 
 
-def _speeds(evaluation: Path, timed: dict[str, Any]) -> dict[str, Callable[[str], str]]:
+def _speeds(evaluation: Path, timing: dict[str, Any]) -> dict[str, Callable[[str], str]]:
     """Columns of a table: how many times the dense drafter's speed-up, each at its best K."""
-    best = {d["name"]: best_measured(d)[0] for d in timed["drafters"]}
+    best = {d["name"]: best_measured(d)[0] for d in timing["drafters"]}
     if REFERENCE not in best:
         return {}
     loops = by_drafter(evaluation)
     dense = loops[REFERENCE], best[REFERENCE]
 
     def cell(against: Callable[..., tuple[float, list[float]]], name: str) -> str:
-        """One that was evaluated since, and not timed yet, has none."""
+        """A dash for a drafter that is evaluated and not timed yet."""
         return figure(*against(loops[name], best[name], *dense)) if name in best else "-"
 
     columns: dict[str, Callable[[str], str]] = {f"speed-up / {REFERENCE}'s": partial(cell, speedup_against)}

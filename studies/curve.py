@@ -47,22 +47,22 @@ def answers_of(recipe: Recipe, run: Path) -> list[Answer]:
     return [answers[name] for name in sorted(answers) if not answers[name].dropped]
 
 
-def sides(data: Path, held: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training, validation): the rows of `data`, whose `held` prompts of the smallest SHA-256 validate."""
+def sides(data: Path, count: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training, validation): the rows of `data`, whose `count` prompts of the smallest SHA-256 validate."""
     rows = dataset.read(data)
     ids = stable_order({row["prompt_id"] for row in rows}, str)
-    validating = set(ids[:held])
+    validating = set(ids[:count])
     validation = [row for row in rows if row["prompt_id"] in validating]
-    asked = {tuple(row["prompt_ids"]) for row in validation}  # under another id they neither train nor validate
-    training = [row for row in rows if row["prompt_id"] not in validating and tuple(row["prompt_ids"]) not in asked]
+    texts = {tuple(row["prompt_ids"]) for row in validation}  # under another id they neither train nor validate
+    training = [row for row in rows if row["prompt_id"] not in validating and tuple(row["prompt_ids"]) not in texts]
     return training, validation
 
 
-def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:
+def part_of(data: Path, tokens: int, count: int, out: Path) -> Path:
     """The first rows of `data` that hold so many target tokens, and those that validate."""
     if (out / "result.json").exists():
         return out
-    training, validation = sides(data, held)
+    training, validation = sides(data, count)
     sums = itertools.accumulate((len(row["answer_ids"]) for row in training), initial=0)
     rows = [*(row for row, before in zip(training, sums, strict=False) if before < tokens), *validation]
     checkpoint.load_tokenizer(data / "tokenizer").save_pretrained(out / "tokenizer")
@@ -70,17 +70,17 @@ def part_of(data: Path, tokens: int, held: int, out: Path) -> Path:
     return out
 
 
-def target_tokens(data: Path, held: int) -> int:
+def target_tokens(data: Path, count: int) -> int:
     """What there is to train on: without the prompts that validate."""
-    return sum(len(row["answer_ids"]) for row in sides(data, held)[0])
+    return sum(len(row["answer_ids"]) for row in sides(data, count)[0])
 
 
-def parts_and_budgets(given: str) -> list[tuple[int, int | None]]:
+def parts_and_budgets(text: str) -> list[tuple[int, int | None]]:
     """(target tokens of the data, training tokens if given) of each "tokens" or "tokens:budget". ValueError."""
-    found = [tuple(map(positive, part.split(":"))) for part in filter(None, given.split(","))]
-    if any(len(part) > 2 for part in found):
+    pairs = [tuple(map(positive, part.split(":"))) for part in filter(None, text.split(","))]
+    if any(len(part) > 2 for part in pairs):
         raise ValueError
-    return [(part[0], part[1] if len(part) > 1 else None) for part in found]
+    return [(part[0], part[1] if len(part) > 1 else None) for part in pairs]
 
 
 def positive(number: str) -> int:

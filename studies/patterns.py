@@ -58,7 +58,7 @@ def label(spec: dict[str, Any]) -> str:
 
 
 def make(spec: dict[str, Any], drafter: str, work: Path) -> tuple[Path, dict[str, Any]]:
-    """The drafter of one row: its folder, and what its stage said."""
+    """The drafter of one row: its folder, and the result of its stage."""
     options = {k: v for k, v in spec.items() if k not in ("name", "calibration", "of")}
     if spec["name"] == "dense":
         return checkpoint.find(drafter), {}
@@ -66,8 +66,8 @@ def make(spec: dict[str, Any], drafter: str, work: Path) -> tuple[Path, dict[str
         return work, prune(PruneOptions(model=drafter, out=work, calibration=spec["calibration"], **options))
     # every layer has the same MACs, so this is what --match-macs would find for uniform sparsity
     layers = round(spec["of"] * checkpoint.read_config(checkpoint.find(drafter)).num_hidden_layers)
-    given = DropLayersOptions(model=drafter, out=work, calibration=spec["calibration"], layers=layers, **options)
-    return work, drop_layers(given)
+    drop = DropLayersOptions(model=drafter, out=work, calibration=spec["calibration"], layers=layers, **options)
+    return work, drop_layers(drop)
 
 
 def main() -> list[dict[str, Any]]:

@@ -47,9 +47,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def planned(drafter: str, evaluation: str, gflops: float, folder: Path) -> str:
     """The plan with this drafter, in Markdown."""
-    given = [f"target={folder / '70B'}", f"drafter={folder / drafter}", f"eval.prompts={evaluation}"]
-    given += ["distill.prompts=null", "distill.mode=magpie", f"distill.limit={ALPACA}"]
-    plan = plan_recipe(recipes.read(ROOT / "recipes/llama-3.1-70b.yaml", given), gflops=gflops)
+    overrides = [f"target={folder / '70B'}", f"drafter={folder / drafter}", f"eval.prompts={evaluation}"]
+    overrides += ["distill.prompts=null", "distill.mode=magpie", f"distill.limit={ALPACA}"]
+    plan = plan_recipe(recipes.read(ROOT / "recipes/llama-3.1-70b.yaml", overrides), gflops=gflops)
     stages = [*plan["stages"], {**plan, "stage": "all", "tokens": sum(s["tokens"] for s in plan["stages"])}]
     rows = []
     for s in stages:

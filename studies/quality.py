@@ -110,7 +110,7 @@ class Study:
         return Path(make_drafter(recipe, entry, {"one-shot": str(start)} if start else {}, data, 0, folder, common))
 
     def arm(self, recipe: Recipe, pattern: str, name: str, start: Path) -> None:
-        """Train and score one arm; its own row is the last of it, so that it says that all of them are there."""
+        """Train and score one arm. Its row comes last, so that an arm with a row is complete."""
         options = self.options
         label = f"{pattern}, {name}, {options.tokens} tokens at {options.learning_rate:g}"
         if not self.rows.lack(label):

@@ -37,24 +37,24 @@ def acceptance(result: dict[str, Any]) -> str:
     return markdown(["drafter", "α", *(f"MAL, K={k}" for k in ks)], rows)
 
 
-def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str:
+def cost(run: Path, result: dict[str, Any], timing: dict[str, Any] | None) -> str:
     """MACs, c, factor, best K, and where the packed drafters were timed: speed and bytes."""
-    measured = {d["name"]: d for d in timed["drafters"]} if timed else {}
+    measured = {d["name"]: d for d in timing["drafters"]} if timing else {}
     rows = []
     # where no dense drafter was evaluated, the target is its own
     dense = next((d["macs_per_token"] for d in result["drafters"] if d["name"] == REFERENCE), None)
     against = "vs the target" if dense is None else "vs the dense drafter"
     dense = dense or result["dense_macs_per_token"]
     header = ["drafter", "MACs per token", against, "c by MACs", "improvement factor (K)"]
-    header += ["c", "K", "speed-up", "with the prompt", "tokens/s", "MB on disk"] if timed else []
+    header += ["c", "K", "speed-up", "with the prompt", "tokens/s", "MB on disk"] if timing else []
     for d in result["drafters"]:
         best = d["k"][str(d["best_k"])]
         row = [d["name"], f"{d['macs_per_token'] / 1e6:.0f} M"]
         row += [f"{d['macs_per_token'] / dense - 1:+.1%}", f"{d['c']:.3f}"]
         row += [f"{best['improvement_factor']:.2f} ({d['best_k']})"]
-        if timed and d["name"] not in measured:  # evaluated since, not timed yet
+        if timing and d["name"] not in measured:  # evaluated since, not timed yet
             row += ["-"] * 6
-        elif timed:
+        elif timing:
             k, m = best_measured(measured[d["name"]])
             packed = read(run, f"packed/{Path(measured[d['name']]['path']).name}")
             row += [f"{m['c']:.2f}", k, measured_factor(m), whole_factor(m), f"{m['tokens_per_second']:.1f}"]
@@ -63,15 +63,15 @@ def cost(run: Path, result: dict[str, Any], timed: dict[str, Any] | None) -> str
     return markdown(header, rows)
 
 
-def further(timed: dict[str, Any]) -> list[str]:
+def further(timing: dict[str, Any]) -> list[str]:
     """What a further timing of the same drafters gave: a table between two sentences."""
-    header, rows = speed_rows(timed)
-    mal = {d["name"]: d["k"] for d in timed["drafters"]}
-    said = f"Answers of {mean_tokens(timed):.0f} tokens on average ({timed['prompts']} prompts, "
-    said += f"{timed['sequences']} answers):"
-    shown = [[*row[:2], f"{mal[row[0]][row[1]]['mal']:.2f}", *row[2:]] for row in rows]
-    alone = f"The target alone, beside each of these drafters: {alone_rate(timed)} tokens/s."
-    return [said, markdown([*header[:2], "MAL", *header[2:]], shown), alone]
+    header, rows = speed_rows(timing)
+    mal = {d["name"]: d["k"] for d in timing["drafters"]}
+    heading = f"Answers of {mean_tokens(timing):.0f} tokens on average ({timing['prompts']} prompts, "
+    heading += f"{timing['sequences']} answers):"
+    cells = [[*row[:2], f"{mal[row[0]][row[1]]['mal']:.2f}", *row[2:]] for row in rows]
+    alone = f"The target alone, beside each of these drafters: {alone_rate(timing)} tokens/s."
+    return [heading, markdown([*header[:2], "MAL", *header[2:]], cells), alone]
 
 
 def origins(run: Path) -> dict[str, dict[str, Any]]:
@@ -79,14 +79,14 @@ def origins(run: Path) -> dict[str, dict[str, Any]]:
     file = run / "origins.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
-    found = {}
+    artifacts = {}
     for folder in (f for part in HASHED for f in sorted(run.glob(part)) if (f / "provenance.json").is_file()):
-        made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        found[str(folder.relative_to(run))] = {
+        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        artifacts[str(folder.relative_to(run))] = {
             "sha256": hash_path(folder),
-            **{key: made[key] for key in ("commit", "seed", "seconds", "finished", "host", "versions")},
+            **{key: provenance[key] for key in ("commit", "seed", "seconds", "finished", "host", "versions")},
         }
-    return found
+    return artifacts
 
 
 def keep(run: Path, out: Path) -> None:
@@ -101,9 +101,9 @@ def keep(run: Path, out: Path) -> None:
         (out / file.relative_to(run)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, out / file.relative_to(run))
     shutil.copyfile(run / "recipe.yaml", out / "recipe.yaml")
-    greedy, timed = read(run, "eval"), timings(run)
+    greedy, timing = read(run, "eval"), timings(run)
     (out / CLAIMS).write_text(
-        json.dumps(claims(run, greedy, timed) if greedy else [], indent=1) + "\n", encoding="utf-8"
+        json.dumps(claims(run, greedy, timing) if greedy else [], indent=1) + "\n", encoding="utf-8"
     )
     (out / "origins.json").write_text(json.dumps(origins(run), indent=1) + "\n", encoding="utf-8")
 
@@ -112,17 +112,17 @@ def put(text: str, name: str, file: Path) -> None:
     """Write `text` between the two comments in `file` that name it, which come to its end where there are none."""
     first, last = f"<!-- results of {name} -->\n", f"<!-- end of {name} -->\n"
     before = file.read_text(encoding="utf-8") if file.is_file() else ""
-    head, found, rest = before.partition(first)
-    if found and last not in rest:
+    head, mark, rest = before.partition(first)
+    if mark and last not in rest:
         sys.exit(f"{file} has no line {last.strip()!r} after {first.strip()!r}: put it back where the table ends.")
-    tail = rest.partition(last)[2] if found else ""
+    tail = rest.partition(last)[2] if mark else ""
     file.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
 
 
 def table(run: Path) -> str:
     """Everything about the finished run in `run`, as Markdown."""
     greedy, sampled, packed, data = (read(run, part) for part in ("eval", "sampled", "packed-eval", "distilled"))
-    timed = timings(run)
+    timing = timings(run)
     if greedy is None:
         sys.exit(f"{run} has no eval/result.json: give the folder of a finished run.")
     out = [
@@ -134,13 +134,13 @@ def table(run: Path) -> str:
     if packed:
         out += [f"Packed, {packed['target_tokens']} target tokens:"]
         out.append(acceptance(packed))
-    out.append(cost(run, greedy, timed))
-    if timed:
-        alone = f"The target alone, beside each drafter: {alone_rate(timed)} tokens/s"
-        out.append(f"{alone} ({timed['prompts']} prompts; the drafters packed).")
-    for found in further_timings(run).values():
-        out += further(found)
-    out += claims(run, greedy, timed)
+    out.append(cost(run, greedy, timing))
+    if timing:
+        alone = f"The target alone, beside each drafter: {alone_rate(timing)} tokens/s"
+        out.append(f"{alone} ({timing['prompts']} prompts; the drafters packed).")
+    for evaluation in further_timings(run).values():
+        out += further(evaluation)
+    out += claims(run, greedy, timing)
     if data:
         out.append(f"Distilled data: {data['rows']} answers, {data['target_tokens']:,} target tokens.")
     rows = [

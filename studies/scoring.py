@@ -21,11 +21,11 @@ OTHER_TASKS = ("translation", "summarization", "qa", "math_reasoning", "rag")  #
 
 def select(source: str, each: int | None) -> list[prompts.Prompt]:
     """The prompts of `source`; with `each`, only so many of every task: those with the smallest SHA-256 of their id."""
-    found = prompts.read(source)
+    questions = prompts.read(source)
     if each is None:
-        return found
+        return questions
     tasks: dict[str, list[prompts.Prompt]] = defaultdict(list)
-    for prompt in stable_order(found, lambda prompt: prompt.id):
+    for prompt in stable_order(questions, lambda prompt: prompt.id):
         tasks[prompt.category if prompt.category in OTHER_TASKS else "mt_bench"].append(prompt)
     return [prompt for task in sorted(tasks) for prompt in tasks[task][:each]]
 

@@ -14,7 +14,7 @@ Rows = dict[str, list[dict[str, Any]]]  # of an evaluation, by drafter
 
 
 def read(run: Path, part: str) -> dict[str, Any] | None:
-    """A stage's result; None if it has none, or lies there from before the recipe stopped asking for it."""
+    """The result of a part of the run; None where there is none, or where the recipe does not ask for it any more."""
     file = run / part / "result.json"
     if not file.is_file() or (part in OPTIONAL and part not in expected_parts(run)):
         return None
@@ -23,20 +23,20 @@ def read(run: Path, part: str) -> dict[str, Any] | None:
 
 def timings(run: Path) -> dict[str, Any] | None:
     """The evaluation that was timed."""
-    timed = read(run, "speed")
-    return timed if timed and measured(timed) else None
+    timing = read(run, "speed")
+    return timing if timing and measured(timing) else None
 
 
 def further_timings(run: Path) -> dict[Path, dict[str, Any]]:
     """Further timings of the run's drafters, by their folders: those of `sparsedraft eval` that are called speed-*."""
-    found = {f.parent: json.loads(f.read_text(encoding="utf-8")) for f in sorted(run.glob("speed-*/result.json"))}
-    return {folder: result for folder, result in found.items() if measured(result)}
+    results = {f.parent: json.loads(f.read_text(encoding="utf-8")) for f in sorted(run.glob("speed-*/result.json"))}
+    return {folder: result for folder, result in results.items() if measured(result)}
 
 
 def measured(evaluation: dict[str, Any]) -> bool:
     """Whether its loops were timed: not by simulation, nor where every answer ended with its first step."""
-    found = [k.get("measured") for d in evaluation["drafters"] for k in d["k"].values()]
-    return bool(found) and all(found)
+    figures = [k.get("measured") for d in evaluation["drafters"] for k in d["k"].values()]
+    return bool(figures) and all(figures)
 
 
 def by_drafter(evaluation: Path) -> Rows:
@@ -44,11 +44,11 @@ def by_drafter(evaluation: Path) -> Rows:
     file = evaluation / ROWS
     if not file.is_file():
         sys.exit(f"{file} is missing, and {evaluation.parent} has no {CLAIMS}: give the run itself, or keep it again.")
-    found: Rows = {}
+    rows: Rows = {}
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        found.setdefault(row["drafter"], []).append(row)
-    return found
+        rows.setdefault(row["drafter"], []).append(row)
+    return rows
 
 
 def best_measured(drafter: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -57,9 +57,9 @@ def best_measured(drafter: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return k, drafter["k"][k]["measured"]
 
 
-def mean_tokens(timed: dict[str, Any]) -> float:
+def mean_tokens(timing: dict[str, Any]) -> float:
     """The length of an answer."""
-    return float(timed["target_tokens"] / timed["sequences"])
+    return float(timing["target_tokens"] / timing["sequences"])
 
 
 def figure(value: float, interval: list[float], digits: int = 2) -> str:

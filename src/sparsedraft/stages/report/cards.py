@@ -13,9 +13,9 @@ def cards(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
-    made, k = _made(run, drafter["name"]), tables.middle_k(run.result)
-    commands = {p["command"] for p in made.values()}
-    found = [result for result in (run.result, run.sampled) if result]
+    provenance, k = _provenance(run, drafter["name"]), tables.middle_k(run.result)
+    commands = {entry["command"] for entry in provenance.values()}
+    evaluations = [result for result in (run.result, run.sampled) if result]
     ks = run.result["k"]
     return {
         "drafter": drafter,
@@ -26,21 +26,21 @@ def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
         "sparse": drafter["pattern"] != "dense",
         "trained": "finetune" in commands,
         "same": drafter.get("route", "same") == "same",
-        "conditions": "; ".join(_conditions(result) for result in found),
+        "conditions": "; ".join(_conditions(result) for result in evaluations),
         "header": ["", "α", *(f"MAL, K={n}" for n in ks)],
-        "rows": [row for result in found if (row := _row(result, drafter["name"], ks))],
+        "rows": [row for result in evaluations if (row := _row(result, drafter["name"], ks))],
         "categories": [
             [name or "(none)", f"{c['alpha']:.3f}", f"{c['mal'][str(k)]:.2f}"]
             for name, c in sorted(drafter["by_category"].items())
         ],
         "speed": _speed(run, drafter),
         "distilled": run.distilled,
-        "provenance": made,
+        "provenance": provenance,
         "recipe": run.recipe.strip(),
     }
 
 
-def _made(run: Run, name: str) -> dict[str, dict[str, Any]]:
+def _provenance(run: Run, name: str) -> dict[str, dict[str, Any]]:
     """Provenance of the stages that led to the drafter, each before those that took it up."""
     stages = next((drafter.stages for drafter in run.manifest.drafters if drafter.name == name), [])
     folders = ("distilled", *(stage.folder for stage in stages), "eval")
@@ -86,15 +86,15 @@ def _with_interval(value: float, interval: list[float] | None, digits: int) -> s
 
 def _speed(run: Run, drafter: dict[str, Any]) -> dict[str, Any] | None:
     """The packed drafter's measured speed; None where nothing was timed."""
-    timed = [d for d in run.speed["drafters"] if d["name"] == drafter["name"]] if run.speed else []
-    if not timed or run.speed is None:
+    timing = [d for d in run.speed["drafters"] if d["name"] == drafter["name"]] if run.speed else []
+    if not timing or run.speed is None:
         return None
-    header, rows = tables.speed_rows({**run.speed, "drafters": timed})
+    header, rows = tables.speed_rows({**run.speed, "drafters": timing})
     packed = run.packed.get(drafter["name"])
     if not rows or packed is None:
         return None
     return {
-        "header": header[1:], "rows": [row[1:] for row in rows], "alone": tables.alone_rate({"drafters": timed}),
+        "header": header[1:], "rows": [row[1:] for row in rows], "alone": tables.alone_rate({"drafters": timing}),
         "prompts": run.speed["prompts"], "megabytes": round(packed["bytes"] / 1e6), "weights": packed["weights"],
         "head_tokens": packed.get("head_tokens"), "packed_target": run.speed["target"] != run.result["target"],
     }  # fmt: skip

@@ -12,7 +12,7 @@ from sparsedraft.base.jsonfiles import read_as, read_object
 from sparsedraft.stages.report import older
 from sparsedraft.stages.report.manifest import NAME, Artifact, Manifest
 
-AGAIN = "make it again"
+AGAIN = "make it again"  # the mend of a damaged file
 
 
 class Drafter(BaseModel):
@@ -85,7 +85,7 @@ def load(folder: Path) -> Run:
     run.distilled, run.sampled, run.speed, run.packed_eval = (
         _json(run, parts.get(part), "result") for part in ("distilled", "sampled", "speed", "packed-eval")
     )
-    run.packed = {d.name: found for d in manifest.drafters if (found := _json(run, d.packed, "result"))}
+    run.packed = {d.name: sizes for d in manifest.drafters if (sizes := _json(run, d.packed, "result"))}
     recipe = folder / "recipe.yaml"
     run.recipe = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
     for name, log in _logs(folder, manifest):
@@ -124,9 +124,9 @@ def _json(run: Run, artifact: Artifact | None, kind: str) -> dict[str, Any] | No
 def _lines(log: Path) -> list[dict[str, Any]]:
     """The entries of a training's log.jsonl."""
     try:
-        found = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        entries = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{log} cannot be read ({first_line(error)}): {AGAIN}.") from None
-    if not all(isinstance(entry, dict) for entry in found):
+    if not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{log} cannot be read (a line of it is no object): {AGAIN}.")
-    return found
+    return entries

@@ -51,8 +51,8 @@ class Drafter(BaseModel):
     @classmethod
     def at(cls, run: Path, name: str, stages: Sequence[str], packed: str | None) -> Self:
         """The drafter whose artifacts are in these folders of `run`, as far as they exist."""
-        made = [found for folder in stages if (found := Artifact.at(run, folder))]
-        return cls(name=name, stages=made, packed=Artifact.at(run, packed) if packed else None)
+        artifacts = [artifact for folder in stages if (artifact := Artifact.at(run, folder))]
+        return cls(name=name, stages=artifacts, packed=Artifact.at(run, packed) if packed else None)
 
 
 class Manifest(BaseModel):
@@ -70,8 +70,8 @@ class Manifest(BaseModel):
         """Every artifact once, by folder."""
         packed = [drafter.packed for drafter in self.drafters if drafter.packed]
         stages = [stage for drafter in self.drafters for stage in drafter.stages]
-        found = {Path(artifact.folder): artifact for artifact in (*self.parts.values(), *stages, *packed)}
-        return [found[folder] for folder in sorted(found)]
+        by_folder = {Path(artifact.folder): artifact for artifact in (*self.parts.values(), *stages, *packed)}
+        return [by_folder[folder] for folder in sorted(by_folder)]
 
     def over(self, earlier: "Manifest") -> "Manifest":
         """This manifest of a run under way with what `earlier` lists and it does not: a finished run that grows."""
@@ -90,15 +90,15 @@ def write(run: Path, manifest: Manifest, *, finished: bool) -> None:
 
 def parts_at(run: Path, names: Sequence[str]) -> dict[str, Artifact]:
     """Those of the parts `names` that `run` has."""
-    return {name: found for name in names if (found := Artifact.at(run, name))}
+    return {name: artifact for name in names if (artifact := Artifact.at(run, name))}
 
 
 def optional_parts(recipe: Mapping[str, Any]) -> list[str]:
     """The parts that `recipe`, as plain data, asks for and another may leave out."""
     speed = recipe.get("speed")
     speed = speed if isinstance(speed, Mapping) else {}
-    wanted = {"sampled": recipe.get("sampled"), "speed": speed, "packed-eval": speed.get("acceptance")}
-    return [part for part, section in wanted.items() if section]
+    sections = {"sampled": recipe.get("sampled"), "speed": speed, "packed-eval": speed.get("acceptance")}
+    return [part for part, section in sections.items() if section]
 
 
 def baseline_of(recipe: Mapping[str, Any], drafters: Sequence[str]) -> str | None:

@@ -21,25 +21,25 @@ from sparsedraft.stages.report.manifest import (
 )
 
 OPTIONAL = ("sampled", "speed", "packed-eval")  # parts that a recipe may leave out
-MEND = "make it again"
+MEND = "make it again"  # the mend of a damaged file
 
 
 def manifest_of(folder: Path, evaluated: Mapping[str, str]) -> Manifest:
     """The manifest of the run in `folder`; `evaluated`: the paths of the drafters of its evaluation, by name."""
     recipe, expected = plain_recipe(folder) or {}, expected_parts(folder)
-    found = {artifact.folder: artifact for artifact in _artifacts(folder)}
+    artifacts = {artifact.folder: artifact for artifact in _artifacts(folder)}
     drafters = []
     for name, path in evaluated.items():
-        packed = found.get(f"packed/{slug(name)}")
-        drafters.append(Drafter(name=name, stages=_stages(folder, path, found), packed=packed))
+        packed = artifacts.get(f"packed/{slug(name)}")
+        drafters.append(Drafter(name=name, stages=_stages(folder, path, artifacts), packed=packed))
     named = {stage.folder for drafter in drafters for stage in drafter.stages}
-    for where, artifact in found.items():  # steps on the way, and drafters that the evaluation has not
+    for where, artifact in artifacts.items():  # steps on the way, and drafters that the evaluation has not
         if where.startswith("drafters/") and where not in named:
             drafters.append(Drafter(name=Path(where).parent.name, stages=[artifact]))
     named |= {f"packed/{slug(name)}" for name in evaluated}
     parts = {
         where: artifact
-        for where, artifact in found.items()
+        for where, artifact in artifacts.items()
         if where not in named and not where.startswith("drafters/") and (where not in OPTIONAL or where in expected)
     }
     dense = recipe.get("drafter")
@@ -77,22 +77,22 @@ def _artifacts(folder: Path) -> Iterator[Artifact]:
             yield artifact
 
 
-def _stages(folder: Path, path: str, found: Mapping[str, Artifact]) -> list[Artifact]:
+def _stages(folder: Path, path: str, artifacts: Mapping[str, Artifact]) -> list[Artifact]:
     """The artifacts that led to the drafter at `path`: from each, the one among its inputs that is of this run, too."""
 
     def of_run(text: str) -> str | None:
         posix = Path(text).as_posix()
-        return next((at for at in found if at.startswith("drafters/") and posix.endswith(f"/{at}")), None)
+        return next((at for at in artifacts if at.startswith("drafters/") and posix.endswith(f"/{at}")), None)
 
     chain: list[str] = []
     at = of_run(path)
     while at is not None and at not in chain:
         chain.insert(0, at)
-        provenance = found[at].files.get("provenance")
+        provenance = artifacts[at].files.get("provenance")
         inputs = read_object(folder / provenance, MEND).get("inputs") if provenance else None
         models = {name: value for name, value in (inputs or {}).items() if name not in ("data", "match_macs")}
         at = next((start for text in _paths(models) if (start := of_run(text))), None)
-    return [found[where] for where in chain]
+    return [artifacts[where] for where in chain]
 
 
 def _paths(value: Any) -> list[str]:

@@ -50,8 +50,8 @@ def _style(index: int) -> dict[str, Any]:
 def mal_against_macs(result: dict[str, Any], k: int) -> Figure:
     """One labelled point per drafter of known MACs: these against the dense model, MAL at K = k."""
     figure, axes = _axes("MACs per token, share of the target's", f"tokens per step (MAL), K = {k}")
-    known = [d for d in result["drafters"] if d["macs_vs_dense"] is not None]
-    points = [(d["macs_vs_dense"], d["k"][str(k)]["mal"], d["name"]) for d in known]
+    drafters = [d for d in result["drafters"] if d["macs_vs_dense"] is not None]
+    points = [(d["macs_vs_dense"], d["k"][str(k)]["mal"], d["name"]) for d in drafters]
     heights = label_heights([y for _, y, _ in points], gap=0.075 * max(1.0, max(y for _, y, _ in points) - 1))
     for index, ((x, y, name), height) in enumerate(zip(points, heights, strict=True)):
         style = _style(index)

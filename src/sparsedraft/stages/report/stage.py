@@ -82,10 +82,10 @@ def _make(
         for name, (_, figure) in figures.items():
             (work / f"{name}.png").write_bytes(plots.png(figure))
             (work / f"{name}.svg").write_text(plots.svg(figure, name), encoding="utf-8")
-        shown = {name: (title, Markup(plots.svg(figure, name))) for name, (title, figure) in figures.items()}
+        inline = {name: (title, Markup(plots.svg(figure, name))) for name, (title, figure) in figures.items()}
         titles = {name: title for name, (title, _) in figures.items()}
         html, markdown = (_template(f"{template}.{kind}.j2") for kind in ("html", "md"))
-        (work / "report.html").write_text(html.render(context, plots=shown), encoding="utf-8")
+        (work / "report.html").write_text(html.render(context, plots=inline), encoding="utf-8")
         (work / "report.md").write_text(visible(markdown.render(context, plots=titles)), encoding="utf-8")
         for name, card in context.get("cards", {}).items():
             (work / "cards").mkdir(exist_ok=True)
@@ -143,12 +143,12 @@ def _second(result: dict[str, Any]) -> dict[str, Any]:
     return {"header": header, "rows": rows, **{key: result[key] for key in ("temperature", "prompts", "simulated")}}
 
 
-def _speed(timed: dict[str, Any]) -> dict[str, Any] | None:
+def _speed(evaluation: dict[str, Any]) -> dict[str, Any] | None:
     """What the templates show of the packed drafters' measured speed."""
-    header, rows = tables.speed_rows(timed)
+    header, rows = tables.speed_rows(evaluation)
     if not rows:
         return None
-    return {"header": header, "rows": rows, "alone": tables.alone_rate(timed), "prompts": timed["prompts"]}
+    return {"header": header, "rows": rows, "alone": tables.alone_rate(evaluation), "prompts": evaluation["prompts"]}
 
 
 def _figures(run: Run) -> dict[str, tuple[str, Figure]]:

@@ -60,12 +60,12 @@ def spec_bench_table(result: dict[str, Any]) -> Table | None:
     for index, name in enumerate(["drafter", "K", *tasks, "overall"]):
         table.add_column(name, justify="left" if index == 0 else "right")
     for d in result["drafters"]:
-        for k, found in d["k"].items():
+        for k, figures in d["k"].items():
             cells = [
                 _with_speedup(task["mal"][k], task.get("speedup", {}).get(k))
                 for _, task in sorted(d["by_task"].items())
             ]
-            overall = _with_speedup(found["mal"], found.get("measured", {}).get("speedup"))
+            overall = _with_speedup(figures["mal"], figures.get("measured", {}).get("speedup"))
             table.add_row(d["name"], k, *cells, overall)
     return table
 
@@ -80,15 +80,15 @@ def speed_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     header += ["c", "v", "draft", "verify", "loop"]
     rows = []
     for d in result["drafters"]:
-        for k, found in d["k"].items():
-            m = found.get("measured", {})
+        for k, figures in d["k"].items():
+            m = figures.get("measured", {})
             if not m.get("seconds"):
                 continue
             seconds, total = m["seconds"], sum(m["seconds"].values())
             shares = [seconds["draft"] / total, seconds["verify"] / total, m["overhead"]]
             rows.append([
                 d["name"], str(k), f"{m['tokens_per_second']:.1f}", measured_factor(m), whole_factor(m),
-                UNKNOWN if found["improvement_factor"] is None else f"{found['improvement_factor']:.2f}x",
+                UNKNOWN if figures["improvement_factor"] is None else f"{figures['improvement_factor']:.2f}x",
                 f"{m['c']:.2f}", f"{m['v']:.2f}", *(f"{share:.0%}" for share in shares),
             ])  # fmt: skip
     return header, rows
@@ -101,20 +101,20 @@ def whole_factor(measured: dict[str, Any]) -> str:
 
 def measured_factor(measured: dict[str, Any]) -> str:
     """The speed-up with its interval; results of before there was one have none."""
-    found = f"{measured['speedup']:.2f}x"
+    speedup = f"{measured['speedup']:.2f}x"
     if "speedup_interval" not in measured:
-        return found
+        return speedup
     low, high = measured["speedup_interval"]
-    return f"{found} ({low:.2f}-{high:.2f})"
+    return f"{speedup} ({low:.2f}-{high:.2f})"
 
 
 def alone_rate(result: dict[str, Any]) -> str:
     """Tokens a second of the target without a drafter, where the loop was timed: from the least to the most."""
     rates = [
-        found["measured"]["target_tokens_per_second"]
+        figures["measured"]["target_tokens_per_second"]
         for d in result["drafters"]
-        for found in d["k"].values()
-        if found.get("measured", {}).get("seconds")
+        for figures in d["k"].values()
+        if figures.get("measured", {}).get("seconds")
     ]
     least, most = f"{min(rates):.1f}", f"{max(rates):.1f}"
     return least if least == most else f"{least} to {most}"
@@ -156,8 +156,8 @@ def headline(result: dict[str, Any], baseline: str | None) -> str:
     k = middle_k(result)
     mal = {d["name"]: d["k"][str(k)]["mal"] for d in result["drafters"]}
     macs = {d["name"]: d["macs_per_token"] for d in result["drafters"]}
-    known = [n for n in mal if macs[n] is not None and macs.get(baseline) is not None]
-    equal = [n for n in known if mal[n] > mal[baseline] and 0 < macs[n] <= EQUAL * macs[baseline]]
+    counted = [n for n in mal if macs[n] is not None and macs.get(baseline) is not None]
+    equal = [n for n in counted if mal[n] > mal[baseline] and 0 < macs[n] <= EQUAL * macs[baseline]]
     best = max(equal or mal, key=lambda name: mal[name])
     text = f"{best} brings {mal[best]:.2f} tokens a step at K = {k}"
     if equal:
