@@ -17,7 +17,8 @@ from sparsedraft.stages.evaluate.servertarget import ServerTarget
 from sparsedraft.stages.finetune import loop
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import finetune
-from sparsedraft.stages.pack.stage import frequent, pack
+from sparsedraft.stages.pack.head import frequent_tokens
+from sparsedraft.stages.pack.stage import pack
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.server.address import Endpoint
 from tiny import build_llama, build_tokenizer
@@ -59,13 +60,13 @@ def test_every_reader_of_the_folder_hears_all_of_them(folder: Path) -> None:
 
 def test_a_trimmed_head_keeps_all_of_them(folder: Path, tmp_path: Path) -> None:
     data = str(folder.parent / "data")
-    ids, _ = frequent(folder, data, 4, 320)
+    ids, _ = frequent_tokens(folder, data, 4, 320)
     assert set(ids.tolist()) == ALL
     pack(str(folder), tmp_path / "trimmed", head_tokens=20, head_data=data)
     kept = PackedReader(tmp_path / "trimmed").head_ids()
     assert kept is not None and set(kept.tolist()) >= ALL
     with pytest.raises(UserError, match="--head-tokens 3 cannot hold the 4 tokens that end a text"):
-        frequent(folder, data, 3, 320)
+        frequent_tokens(folder, data, 3, 320)
 
 
 def test_the_drafters_own_rows_end_at_all_of_them(

@@ -27,6 +27,7 @@ from sparsedraft.native import quantizer
 from sparsedraft.native.modules import PackedEmbedding, PackedModule, _pool
 from sparsedraft.native.packed_folder import HEAD_IDS
 from sparsedraft.stages.pack import stage as pack
+from sparsedraft.stages.pack import writer
 
 made = packed_folders.made  # fixtures
 sparsedraft.register()  # for from_pretrained below
@@ -140,7 +141,7 @@ def test_copies_are_whole_and_threads_shared(made) -> None:
 
 def test_several_files_and_the_base_model(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = made(tied=False)
-    monkeypatch.setattr(pack, "SHARD", 1 << 14)
+    monkeypatch.setattr(writer, "SHARD", 1 << 14)
     pack.pack(str(source), tmp_path / "out", weights="f16")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     plain = checkpoint.load(source)

@@ -91,7 +91,7 @@ def test_a_trimmed_head_is_minus_infinity_elsewhere(
     family: str, tied: bool, made, natively: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = torch.arange(2, 320, 3, dtype=torch.int32)
-    monkeypatch.setattr(pack, "frequent", lambda *_: (ids, 0.0))
+    monkeypatch.setattr(pack, "frequent_tokens", lambda *_: (ids, 0.0))
     source, _ = made(family, tied)
     data = source / "config.json"  # any file: nothing reads it here
     pack.pack(str(source), tmp_path / "out", weights="f16", head_tokens=len(ids), head_data=str(data))

@@ -12,7 +12,7 @@ from places import ROOT
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.pack.stage import frequent
+from sparsedraft.stages.pack.head import frequent_tokens
 from sparsedraft.stages.prune.calibration import sequences
 from sparsedraft.text import dataset
 from tiny import CORPUS, build_llama, build_tokenizer
@@ -62,7 +62,7 @@ def test_the_right_tokenizer_gets_the_targets_own_ids(stored: tuple[Path, Path],
     assert ids[0] == ids[1]
     calibration = [sequences(str(data), tokenizer, 400, 40, seed=0) for data in (whole, bare)]
     assert torch.equal(*calibration)
-    heads = [frequent(tiny_checkpoint, str(data), 50, 320) for data in (whole, bare)]
+    heads = [frequent_tokens(tiny_checkpoint, str(data), 50, 320) for data in (whole, bare)]
     assert torch.equal(heads[0][0], heads[1][0]) and heads[0][1] == heads[1][1]
 
 
@@ -72,7 +72,7 @@ def test_another_tokenizer_is_told_apart(stored: tuple[Path, Path], others: list
         tokenizer = checkpoint.load_tokenizer(folder)
         assert not dataset.same_tokenizer(bare, tokenizer)
         with pytest.raises(UserError, match="is of another tokenizer than"):
-            frequent(folder, str(bare), 50, 320)
+            frequent_tokens(folder, str(bare), 50, 320)
         again = [*dataset.samples(bare, tokenizer, soft=False)]  # the text, in this tokenizer's ids
         assert again == [*dataset.samples(whole, tokenizer, soft=False)]
 

@@ -1,0 +1,134 @@
+"""Writes a packed folder: each matrix packed, all else as it is in the checkpoint."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsedraft.base.console import track
+from sparsedraft.base.errors import UserError
+from sparsedraft.base.jsonfiles import read_object, write_json
+from sparsedraft.models import checkpoint, claims, shards
+from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.models.shards import SHARD, Shards
+from sparsedraft.models.skeleton import skeleton
+from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER, VERSION
+from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, stored_bytes, unpack_matrix
+
+
+class PackedWriter:
+    """Packs the checkpoint in `folder` into `work`, its values as `weights`.
+
+    Raises UserError where the checkpoint is not whole, or lies about its mask, or holds what does not fit.
+    """
+
+    def __init__(self, folder: Path, work: Path, weights: str) -> None:
+        self.folder, self.work, self.weights = folder, work, weights
+        self.shards = Shards(folder)
+        self.claim = claims.claim_of(folder) or {"linears": {}}
+        model = skeleton(checkpoint.read_config(folder))
+        self.prefix = model.base_model_prefix
+        self.linears = {self.shards.find(f"{name}.weight", self.prefix): name for name in decoder_linears(model)}
+        self.config = checkpoint.read_config(folder).get_text_config()
+        lacking = [name for tensor, name in self.linears.items() if tensor is None]
+        if lacking:
+            raise UserError(f"model {folder} lacks {lacking[0]}: give a whole checkpoint.")
+        self.entries: dict[str, Any] = {}
+        self.error = 0.0  # largest rounding error, as a share of the row's largest value
+        self.bytes = self.dense_bytes = self.linear_bytes = self.linear_dense_bytes = 0
+
+    def vocabulary(self) -> int:
+        """Rows of the embedding; UserError where there is none."""
+        embedding = next((name for name in self.shards.files if name.endswith("embed_tokens.weight")), None)
+        if embedding is None:
+            raise UserError(
+                f"model {self.folder} has no embed_tokens, so its head cannot be trimmed: leave out --head-tokens."
+            )
+        return self.shards.shapes[embedding][0]
+
+    def write(self, head_ids: Tensor | None) -> dict[str, Any]:
+        """Write the folder, the head trimmed to `head_ids`; its kinds, bytes and rounding error."""
+        self._write_tensors(head_ids)
+        header = {"format": FORMAT, "version": VERSION, "weights": self.weights, "linears": self.entries}
+        write_json(self.work / HEADER, header)
+        shards.copy_side_files(self.folder, self.work)
+        checkpoint.write_config(self.folder, self.work)
+        config = read_object(self.work / "config.json")
+        config["quantization_config"] = {"quant_method": "sparsedraft", "weights": self.weights}
+        write_json(self.work / "config.json", config)
+        kinds = Counter(entry["kind"] for name, entry in self.entries.items() if name in self.linears.values())
+        return {
+            "weights": self.weights,
+            "kinds": dict(kinds),
+            "bytes": self.bytes,
+            "dense_f16_bytes": self.dense_bytes,
+            "linear_bytes": self.linear_bytes,
+            "linear_dense_f16_bytes": self.linear_dense_bytes,
+            "rounding_error": self.error,
+        }
+
+    def _write_tensors(self, head_ids: Tensor | None) -> None:
+        """All tensors, in files of bounded size."""
+        pending: dict[str, Tensor] = {} if head_ids is None else {HEAD_IDS: head_ids}
+        files: list[dict[str, int]] = []  # of each file: the bytes of its tensors
+        tied = bool(self.config.tie_word_embeddings)
+
+        def flush() -> None:
+            if pending:
+                name = f"model-{len(files) + 1:05}.safetensors"
+                shards.save_file(pending, self.work / name, metadata={"format": "pt"})
+                files.append({key: t.numel() * t.element_size() for key, t in pending.items()})
+                pending.clear()
+
+        with track("packing", len(self.shards.files), "tensors") as tracker:
+            for name in sorted(self.shards.files):
+                tracker.advance(1)
+                if name == "lm_head.weight" and tied:
+                    continue
+                pending.update(self._packed(name, head_ids))
+                if stored_bytes(pending) > SHARD:
+                    flush()
+        flush()
+        self.bytes = sum(sum(file.values()) for file in files)
+        if len(files) == 1:
+            (self.work / "model-00001.safetensors").rename(self.work / "model.safetensors")
+            return
+        where = {key: f"model-{i:05}.safetensors" for i, file in enumerate(files, 1) for key in file}
+        write_json(self.work / shards.INDEX, {"metadata": {"total_size": self.bytes}, "weight_map": where})
+
+    def _packed(self, name: str, head_ids: Tensor | None) -> dict[str, Tensor]:
+        """What is stored of the checkpoint's tensor `name`: parts of a packed matrix, or the tensor itself."""
+        tensor = self.shards.tensor(name)
+        if tensor.is_floating_point():
+            self.dense_bytes += 2 * tensor.numel()
+        linear = self.linears.get(name)
+        head = name == "lm_head.weight"
+        if linear is None and not head and not name.endswith("embed_tokens.weight"):
+            return {name: tensor.clone()}
+        stored = linear or name.removesuffix(".weight")
+        claimed = linear is not None and linear in self.claim["linears"]
+        if linear is not None and claimed:
+            claims.check_claim(self.claim, linear, tensor, self.folder)
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"model {self.folder} has a weight in {stored} that is not finite: mend the checkpoint.")
+        if head and head_ids is not None:
+            tensor = tensor[head_ids.long()]
+        kind = "dense"
+        if linear is not None and claimed:
+            kind = kind_of(tensor, str(claims.pattern_of(self.claim, linear)))
+        entry, parts = pack_matrix(tensor, kind, self.weights)
+        self._note_error(tensor, entry, parts, stored)
+        self.entries[stored] = entry.to_dict()
+        if linear is not None:
+            self.linear_bytes += stored_bytes(parts)
+            self.linear_dense_bytes += 2 * tensor.numel()
+        return {f"{stored}.{part}": value.clone() for part, value in parts.items()}
+
+    def _note_error(self, tensor: Tensor, entry: MatrixEntry, parts: dict[str, Tensor], name: str) -> None:
+        """Unpack what was packed, which checks it, and note the largest rounding error."""
+        values, scale = unpack_matrix(name, entry, parts)
+        weight = values.float() if scale is None else values * scale[:, None]
+        largest = tensor.float().abs().amax(1).clamp(min=1e-30)
+        self.error = max(self.error, float(((weight - tensor.float()).abs().amax(1) / largest).max()))
