@@ -29,8 +29,8 @@ class MatrixRecord:
     name: str
     shape: tuple[int, ...]
     zeros: int
-    pattern: str  # "dense", "unstructured" or the tightest N:M that holds
-    error: float | None  # layer-wise relative error, where the checkpoint says it
+    pattern: str  # "dense", "unstructured" or the tightest N:M that the weights obey
+    error: float | None  # ‖(W-Ŵ)X‖² / ‖WX‖², where the checkpoint's result.json has it
     runs: str | None = None  # how the native engine multiplies it, such as "2:4 bf16"; None where it does not
 
     @property
@@ -41,42 +41,44 @@ class MatrixRecord:
 def holds(weight: Tensor) -> str:
     """`dense` (no zero), the sparsest N:M that `weight` [..., in] obeys (the smallest M), or `unstructured`.
 
-    An N:M that leaves more than a tenth of its places empty says little about the mask, and is not named.
+    An N:M is named only if the weights fill at least nine tenths of the places that it allows.
     """
     zero = (weight.float() if weight.element_size() == 1 else weight) == 0
     if not bool(zero.any()):
         return "dense"
     density = 1 - float(zero.double().mean())
-    found: list[tuple[float, int, int]] = []
+    candidates: list[tuple[float, int, int]] = []
     for m in GROUPS:
         if weight.shape[-1] % m == 0:
             n = max(int((~zero).reshape(-1, m).sum(-1).max()), 1)
             if n < m and density >= 0.9 * n / m:
-                found.append((n / m, m, n))
-    if not found:
+                candidates.append((n / m, m, n))
+    if not candidates:
         return "unstructured"
-    _, m, n = min(found)
+    _, m, n = min(candidates)
     return str(Pattern(n, m))
 
 
 def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
-    """The decoder's matrices in order (name in the model: name in the shards), and whether all are plain linears.
+    """({name in the model: name in the shards} of the decoder's matrices in order, whether all are plain linears).
 
-    Where they are not, every matrix with a layer's number in its name is meant.
+    Where some are not plain linears, the matrices are those with a layer's number in their names.
     """
     try:
         config = checkpoint.read_config(folder)
         if checkpoint.is_decoder_lm(config):
             model = skeleton(config)
             linears = decoder_linears(model)
-            wanted = {name: shards.find(f"{name}.weight", model.base_model_prefix) for name in linears}
-            found = {
-                name: stored for name, stored in wanted.items() if stored and not quantizers.is_part(stored, shards)
+            stored_names = {name: shards.find(f"{name}.weight", model.base_model_prefix) for name in linears}
+            plain = {
+                name: stored
+                for name, stored in stored_names.items()
+                if stored and not quantizers.is_part(stored, shards)
             }
-            if found.keys() == linears.keys():
-                return found, True
+            if plain.keys() == linears.keys():
+                return plain, True
     except Exception:
-        pass  # an encoder, an expert model, quantised weights: show what is stored
+        pass  # an encoder, a model with experts, quantised weights: the census shows what is stored
     inside = [
         name
         for name, shape in shards.shapes.items()
@@ -89,8 +91,10 @@ def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
 def records(
     folder: Path, shards: Shards | None = None, runs: Callable[[Tensor, bool], str | None] | None = None
 ) -> Iterator[MatrixRecord]:
-    """One row per matrix of the decoder's layers, read one at a time; `runs` says how one runs natively, from its
-    weight and whether the checkpoint claims a pattern for it."""
+    """One record per matrix of the decoder's layers; one matrix is in memory at a time.
+
+    `runs` says how a matrix runs natively, from its weight and whether the checkpoint claims a pattern for it.
+    """
     shards = shards or Shards(folder)
     errors = _errors(folder)
     claimed = (claims.claim_of(folder) or {}).get("linears", {})
@@ -103,14 +107,14 @@ def records(
 
 def _errors(folder: Path) -> dict[str, float]:
     try:
-        found = read_object(folder / "result.json")["relative_errors"]
-        return {str(name): float(error) for name, error in found.items()}
+        errors = read_object(folder / "result.json")["relative_errors"]
+        return {str(name): float(error) for name, error in errors.items()}
     except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def nonzero_parameters(shards: Shards) -> tuple[int, int]:
-    """(non-zero parameters, all parameters) of what is stored; a tied head counts once, though it be stored twice."""
+    """(non-zero parameters, all parameters) of the shards; a tied head counts once, even if it is stored twice."""
     tied = getattr(checkpoint.read_config(shards.folder), "tie_word_embeddings", False)
     sizes = {
         name: torch.Size(shape).numel()
@@ -120,35 +124,35 @@ def nonzero_parameters(shards: Shards) -> tuple[int, int]:
     return sum(size - count_zeros(shards.tensor(name)) for name, size in sizes.items()), sum(sizes.values())
 
 
-def macs(folder: Path, found: list[MatrixRecord] | None = None) -> int:
+def macs(folder: Path, counts: list[MatrixRecord] | None = None) -> int:
     """MACs per token of a checkpoint, by its actual zeros, head included (docs/method.md, Terms).
 
-    UserError where its layers hold what is no matrix, or are stored otherwise than their config says.
+    UserError where a layer holds something other than matrices, or where the shards do not match the config.
     """
-    known = known_macs(folder, list(records(folder, Shards(folder))) if found is None else found)
-    if known is None:
+    total = known_macs(folder, list(records(folder, Shards(folder))) if counts is None else counts)
+    if total is None:
         raise UserError(f"model {folder} is not made of plain linears, so its MACs per token are not known.")
-    return known
+    return total
 
 
-def known_macs(folder: Path, found: list[MatrixRecord]) -> int | None:
-    """The same from all rows of a checkpoint; None where it cannot be known. Of experts the active ones count."""
+def known_macs(folder: Path, counts: list[MatrixRecord]) -> int | None:
+    """MACs per token from all records of a checkpoint; None where they cannot be known. Active experts count."""
     config = checkpoint.read_config(folder)
     if not checkpoint.is_decoder_lm(config):
         return None
     if quantizers.format_of(config, Shards(folder)):
         return None
     model = skeleton(config)
-    wanted, active = matrices(model), active_experts(config)
-    parts = [row for row in found if not row.name.endswith("bias")]
-    # experts are mostly stored one by one, and fused when they are loaded: their weights must add up to the same
-    if wanted is None or _sizes({row.name: row.size for row in parts}) != _sizes(
-        {name: matrix.weight.numel() for name, matrix in wanted.items()}
+    by_name, active = matrices(model), active_experts(config)
+    parts = [row for row in counts if not row.name.endswith("bias")]
+    # most files store experts one by one, and loading fuses them: only the sums of their sizes can be compared
+    if by_name is None or _sizes({row.name: row.size for row in parts}) != _sizes(
+        {name: matrix.weight.numel() for name, matrix in by_name.items()}
     ):
         return None
-    used = {of: sum(row.size - row.zeros for row in parts if of_experts(row.name) == of) for of in (True, False)}
+    nonzero = {of: sum(row.size - row.zeros for row in parts if of_experts(row.name) == of) for of in (True, False)}
     share = Fraction(*active) if active else Fraction(1)
-    return dense_weights(model) + used[False] + round(used[True] * share)
+    return dense_weights(model) + nonzero[False] + round(nonzero[True] * share)
 
 
 def _sizes(by_name: dict[str, int]) -> tuple[int, int]:

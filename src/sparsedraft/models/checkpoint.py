@@ -83,22 +83,25 @@ def is_decoder_lm(config: PretrainedConfig) -> bool:
 
 
 def described(folder: Path) -> dict[str, Path]:
-    """The files that say what model and what tokenizer lie in `folder`, without the weights: those need not be there,
-    or may come later, where a server runs the model."""
+    """The files in `folder` that describe a model and its tokenizer, by name, without the weights.
+
+    Where a server runs the model, the weights need not be here.
+    """
     names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
     names += ["chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"]
     return {name: folder / name for name in names if (folder / name).is_file()}
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The config of the model in `folder`; UserError where there is none that transformers knows.
+    """The config of the model in `folder`; UserError if there is none that transformers knows.
 
-    Of a text model inside a wrapper it is that model's own. It says tied where the head really is the embedding.
+    For a text model inside a wrapper it is the text model's config. `tie_word_embeddings` is true only if the stored
+    head really is the embedding.
     """
     stored = _stored_config(folder)
     config = text_model(stored)
     for key in quantizers.KEYS:
-        if config is not stored and hasattr(stored, key):  # a wrapper says it for all of its models
+        if config is not stored and hasattr(stored, key):  # a wrapper's field holds for all of its models
             setattr(config, key, getattr(stored, key))
     if holds_other_head(config, folder):
         config.tie_word_embeddings = False
@@ -106,7 +109,7 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 
 def _stored_config(folder: Path) -> PretrainedConfig:
-    """The same, as config.json has it."""
+    """The config exactly as config.json has it, a wrapper's included."""
     if not (folder / "config.json").is_file():
         raise UserError(f"model {folder} holds no config.json: give the folder of a Hugging Face checkpoint.")
     check_model(folder)
@@ -123,13 +126,14 @@ def _stored_config(folder: Path) -> PretrainedConfig:
 def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> PreTrainedModel:
     """The model behind `ref` in evaluation mode.
 
-    Its checkpoint's own dtype is remembered in `stored_dtype` so that `save` can write the same. Raises UserError as
-    `find` does, and where tensors of the architecture are missing from the file.
+    The model's `stored_dtype` is the checkpoint's dtype, so that `save` can write the same. Raises UserError as `find`
+    does, and where the file lacks tensors of the architecture.
     """
     folder = find(ref)
     config = read_config(folder)
     kind = quantizers.check_runs(ref, config, Shards(folder), str(device))
-    options: dict[str, Any] = {"device_map": {"": torch.device(device)}} if kind else {}  # such a model is not moved
+    # a quantised model cannot be moved later
+    options: dict[str, Any] = {"device_map": {"": torch.device(device)}} if kind else {}
     try:
         loaded: Any = (
             _unwrapped(folder, config, dtype)
@@ -154,14 +158,14 @@ def load(ref: str | Path, *, dtype: torch.dtype = torch.float32, device: str | t
 
 
 def _unwrapped(folder: Path, config: PretrainedConfig, dtype: torch.dtype) -> Any:
-    """The text model inside a wrapper, and what there is to say of its loading."""
+    """(the text model inside a wrapper, transformers' loading info)."""
     shards = Shards(folder)
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     weights = {name: shards.tensor(name) for name in shards.files}
-    found = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True)
+    result = kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True)
     if (folder / "generation_config.json").is_file():
-        found[0].generation_config = GenerationConfig.from_pretrained(folder)
-    return found
+        result[0].generation_config = GenerationConfig.from_pretrained(folder)
+    return result
 
 
 def is_wrapped(folder: Path) -> bool:
@@ -171,8 +175,11 @@ def is_wrapped(folder: Path) -> bool:
 
 
 def write_config(source: Path, folder: Path) -> None:
-    """Make config.json in `folder`, a copy of that of `source`, one that every reader understands: of the text model
-    alone, with the head that is really there, in older names, too. Where it is that already, its bytes stay."""
+    """Rewrite config.json in `folder`, a copy of that of `source`, so that every reader understands it.
+
+    It becomes the text model's own, says whether the head is tied, and has the older names beside the new ones. A file
+    that has all this already stays as it is, byte for byte.
+    """
     config, stored = read_config(source), _stored_config(source)
     if type(config) is not type(stored) or config.tie_word_embeddings != stored.tie_word_embeddings:
         config.save_pretrained(folder)
@@ -186,12 +193,12 @@ def load_tokenizer(ref: str | Path) -> PreTrainedTokenizerBase:
         return read_tokenizer(folder, f"model {ref}", "copy or download it again")
     except UserError:
         if (folder / "config.json").is_file():
-            _stored_config(folder)  # which transformers has read, too, and may be what is wrong
+            _stored_config(folder)  # transformers reads it for the tokenizer, too: it may be what is wrong
         raise
 
 
 def stored_dtype(model: PreTrainedModel) -> torch.dtype:
-    """The dtype of the checkpoint that `model` was loaded from; of one that was not, its own."""
+    """The dtype of the checkpoint that `model` was loaded from; the model's own dtype if it was not loaded."""
     return getattr(model, "stored_dtype", model.dtype)
 
 
@@ -206,9 +213,9 @@ def save(
 ) -> None:
     """Write safetensors, config and tokenizer into `folder`; weights in `dtype` (default: as the source was stored).
 
-    `weights` is the state dict to write (default: the model's own, which is not whole where the model is sharded).
+    `weights` is the state dict to write (default: the model's own, which is incomplete where the model is sharded).
     `sparsity` is what the checkpoint claims of its zeros: {"pattern", "sparsity", "linears": {name: zeros}}.
-    Loadable by plain transformers. The caller owns the atomic rename of the folder.
+    Plain transformers can load the folder. The caller renames it when it is whole.
     """
     target = dtype or stored_dtype(model)
     folder.mkdir(parents=True, exist_ok=True)

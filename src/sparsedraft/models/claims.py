@@ -24,22 +24,22 @@ class Claim(BaseModel):
 
 
 def claim_of(folder: Path) -> dict[str, Any] | None:
-    """What the checkpoint says of its zeros (`sparsity.json`), or None for a dense or foreign checkpoint.
+    """The claim in sparsity.json: {"pattern", "sparsity", "linears": {name: zeros}}; None where there is no such file.
 
-    {"pattern", "sparsity", "linears": {name: zeros}}, and "patterns": {name: pattern} for linears that have another one
-    than the rest ("dense" where nothing was pruned). UserError where the file cannot be read as that.
+    "patterns": {name: pattern} holds the linears whose pattern differs from the rest ("dense": nothing was pruned).
+    UserError for a file of another form.
     """
     file = folder / "sparsity.json"
     if not file.is_file():
         return None
-    found = read_as(file, Claim, "prune the model again, or delete the file")
+    claim = read_as(file, Claim, "prune the model again, or delete the file")
     try:
-        for text in (found.pattern, *found.patterns.values()):
+        for text in (claim.pattern, *claim.patterns.values()):
             if text != "dense":
                 Pattern.parse(text)
     except UserError as error:
         raise UserError(f"{file} cannot be read ({error}): prune the model again, or delete the file.") from None
-    return found.model_dump(exclude_unset=True)
+    return claim.model_dump(exclude_unset=True)
 
 
 def pattern_of(claim: dict[str, Any], name: str) -> Pattern:
@@ -49,7 +49,7 @@ def pattern_of(claim: dict[str, Any], name: str) -> Pattern:
 
 
 def check_claims(model: PreTrainedModel, folder: Path) -> dict[str, Any] | None:
-    """The checkpoint's claim of zeros, after proving it against the weights; None where it claims nothing.
+    """The checkpoint's claim of zeros, proved against the weights of `model`; None where it claims nothing.
 
     Raises UserError if a linear has fewer zeros than claimed or breaks its N:M pattern.
     """

@@ -21,11 +21,11 @@ def named_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The name of the list of decoder layers inside `model`, and the list."""
     config = getattr(model, "config", None)
     text = config.get_text_config() if config is not None else None
-    wanted = getattr(text, "num_hidden_layers", None)
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
+    count = getattr(text, "num_hidden_layers", None)
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count]
     if not lists:
         raise UserError(
-            f"model {type(model).__name__} has no single list of {wanted} decoder layers: "
+            f"model {type(model).__name__} has no single list of {count} decoder layers: "
             "only decoder-only language models can be used."
         )
     return min(lists, key=lambda item: item[0].count("."))  # an expert list inside a layer lies deeper
@@ -34,8 +34,8 @@ def named_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def linears_of(layer: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:
     """Every nn.Linear inside one decoder layer, by its name relative to the layer, in order.
 
-    Raises UserError on a matrix of weights that is not an nn.Linear (fused experts, quantised weights), naming it with
-    `prefix` in front.
+    Raises UserError for a matrix of weights that is not an nn.Linear (fused experts, quantised weights); the message
+    names it, with `prefix` in front.
     """
     linears: dict[str, nn.Linear] = {}
     for name, module in layer.named_modules():
@@ -69,14 +69,14 @@ def context_length(model: nn.Module) -> int | None:
 
 
 def context_of(config: PretrainedConfig) -> int | None:
-    """The same, of a model that is not here.
+    """Tokens that fit in the context of the model that `config` describes; None where it names no limit.
 
-    YaRN stretches the original length by its factor; as Qwen's instructions for long texts have it, config.json still
-    names the length before that.
+    YaRN stretches the original length by its factor. config.json may still name the length before that, as Qwen's
+    instructions for long texts tell users to write it.
     """
     text = config.get_text_config()
     most: int | None = getattr(text, "max_position_embeddings", None)
-    if most is not None and most <= 0:  # XLNet's way to say that there is no limit
+    if most is not None and most <= 0:  # XLNet's way to name no limit
         return None
     rope = getattr(text, "rope_parameters", None) or {}
     rope = rope.get("full_attention", rope)
@@ -95,6 +95,6 @@ def embedding_rows(model: nn.Module) -> int:
 
 def count_zeros(weight: torch.Tensor) -> int:
     """How many entries of `weight` are exactly 0."""
-    if weight.is_floating_point() and weight.element_size() == 1:  # 8-bit floats cannot do even this
+    if weight.is_floating_point() and weight.element_size() == 1:  # torch cannot count 8-bit floats
         weight = weight.float()
     return weight.numel() - int(torch.count_nonzero(weight))

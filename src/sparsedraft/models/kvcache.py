@@ -11,10 +11,10 @@ SPARE = 256  # tokens of room made at each growth, at least
 
 
 class GrowingLayer(DynamicLayer):
-    """DynamicLayer over a buffer with spare room; `crop` then only shortens the view of it.
+    """DynamicLayer over a buffer with spare room, so that `crop` only shortens the view.
 
-    It caches in full also where the model attends to a sliding window (the model makes that mask itself): a windowed
-    cache has thrown away what a roll-back needs.
+    It keeps all tokens, even where the model attends to a sliding window (the model makes that mask itself): a windowed
+    cache drops tokens that a roll-back needs.
     """
 
     keys: Tensor
@@ -34,13 +34,13 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def _append(room: Tensor, held: Tensor, new: Tensor, used: int) -> tuple[Tensor, Tensor]:
+def _append(room: Tensor, keys: Tensor, new: Tensor, used: int) -> tuple[Tensor, Tensor]:
     """(buffer, view of the used part) with `new` written behind `held`."""
     total = used + new.shape[-2]
     if room.shape[0] != new.shape[0] or room.shape[-2] < total:
         capacity = total + max(SPARE, total // 2)
         room = torch.empty(*new.shape[:2], capacity, new.shape[3], dtype=new.dtype, device=new.device)
-        room[..., :used, :] = held
+        room[..., :used, :] = keys
     room[..., used:total, :] = new
     return room, room[..., :total, :]
 
@@ -59,8 +59,11 @@ def held(cache: Cache) -> Iterator[tuple[Tensor, Tensor]]:
 
 @dataclass
 class Placement:
-    """Where the next `update` of every RaggedLayer of one cache writes: row b's first `counts[b]` new tokens, from slot
-    `starts[b]` on. `width` is the number of slots that attention then sees."""
+    """Where the next `update` of every RaggedLayer of one cache writes.
+
+    The first `counts[b]` new tokens of row b go to the slots from `starts[b]` on. `width` is the number of slots that
+    attention then sees.
+    """
 
     starts: list[int]
     counts: list[int]
@@ -72,9 +75,9 @@ class Placement:
 
 
 class RaggedLayer(DynamicLayer):
-    """Rows of different lengths, each from slot 0 on and with no holes, so that a slot is a position in its sequence.
+    """Rows of different lengths, each from slot 0 on and without holes, so that a slot is a position in its sequence.
 
-    What lies behind a row's end is never looked at: the caller's mask says what is (see `writers.transformers.masks`).
+    Slots after a row's end are never read: the caller's mask excludes them (see `writers.transformers.masks`).
     """
 
     placement: Placement
@@ -94,7 +97,8 @@ class RaggedLayer(DynamicLayer):
 
     def _written(self, room: Tensor, new: Tensor, width: int) -> Tensor:
         if room.shape[-2] < width:
-            grown = new.new_zeros(*new.shape[:2], width + max(SPARE, width // 2), new.shape[3])  # NaN would spread
+            # not empty: a NaN in an unused slot would spread
+            grown = new.new_zeros(*new.shape[:2], width + max(SPARE, width // 2), new.shape[3])
             grown[..., : room.shape[-2], :] = room
             room = grown
         for row, (start, count) in enumerate(zip(self.placement.starts, self.placement.counts, strict=True)):
@@ -102,12 +106,12 @@ class RaggedLayer(DynamicLayer):
         return room
 
     def shorten(self, width: int) -> None:
-        """Show the first `width` slots only: what a model that makes its mask from the cache's length will see."""
+        """Show the first `width` slots only, for a model that makes its mask from the cache's length."""
         if self.is_initialized:
             self.keys, self.values = self._room_k[..., :width, :], self._room_v[..., :width, :]
 
     def move(self, row: int, slots: Tensor, start: int) -> None:
-        """Copy what row `row` holds in `slots` [n] to the slots from `start` on."""
+        """Copy the keys and values of row `row` from `slots` [n] to the slots from `start` on."""
         for room in (self._room_k, self._room_v):
             room[row, :, start : start + len(slots)] = room[row, :, slots]
 

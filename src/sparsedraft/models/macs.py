@@ -14,14 +14,14 @@ from sparsedraft.models.skeleton import skeleton
 def macs_of_model(model: PreTrainedModel, sparsity: float | None = None) -> int | None:
     """MACs per token of `model`: Σ over linears of their non-zero weights; None where its layers hold something else.
 
-    The decoder's linears count what is not zero (or, with `sparsity` given, that share of them is taken as zero, which
-    needs no weights at all); the head counts whole, also where it is tied; an embedding look-up costs nothing, and
-    attention scores are left out because they depend on the context.
+    Weights inside the decoder count if they are not zero. With `sparsity`, that share of them counts as zero instead,
+    and the weights need not be in memory. The head counts whole, even where it is tied. An embedding look-up costs
+    nothing, and attention scores are left out because they depend on the context.
     """
-    found = matrices(model)
-    if found is None:
+    by_name = matrices(model)
+    if by_name is None:
         return None
-    return round(sum(matrix.macs(sparsity) for matrix in found.values())) + dense_weights(model)
+    return round(sum(matrix.macs(sparsity) for matrix in by_name.values())) + dense_weights(model)
 
 
 def dense_weights(model: PreTrainedModel) -> int:

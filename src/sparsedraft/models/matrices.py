@@ -1,8 +1,8 @@
-"""The matrices that one token is multiplied with inside the decoder layers, experts that stand idle not counted.
+"""The matrices that one token is multiplied with inside the decoder layers.
 
-A mixture of experts keeps the weights of all experts in one tensor, or in a list of modules; a token meets k of E of
-them, so that share of their weights counts. What else a layer may hold (convolutions, state spaces, weights packed by a
-quantiser) is no matrix of which it is known how often it is used: then nothing is said.
+A mixture of experts keeps the weights of all experts in one tensor, or in a list of modules. A token meets k of E
+experts, so k/E of their weights count. Where a layer holds something else (convolutions, state spaces, weights packed
+by a quantiser), it is not known how often a weight is used, and the answer is None.
 """
 
 import re
@@ -21,7 +21,7 @@ ACTIVE = (
     "top_k_experts",
 )  # fmt: skip
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-IDLE = ("zero_expert_num",)  # experts without weights: how many of k are such depends on the text
+IDLE = ("zero_expert_num",)  # experts without weights: how many of the k are such depends on the text
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Matrix:
 
 
 def active_experts(config: PretrainedConfig) -> tuple[int, int] | None:
-    """(k, E): a token meets k of E experts; None where the config does not say it of all layers alike."""
+    """(k, E): a token meets k of E experts; None where the config does not give one such pair for all layers."""
     text = config.get_text_config()
 
     def number(names: tuple[str, ...]) -> int | None:
@@ -69,7 +69,7 @@ def matrices(model: nn.Module) -> dict[str, Matrix] | None:
     except UserError:
         return None
     active = active_experts(config)
-    found: dict[str, Matrix] = {}
+    by_name: dict[str, Matrix] = {}
     for path, module in layers.named_modules():
         for key, weight in module.named_parameters(recurse=False):
             name = f"{prefix}.{path}.{key}"
@@ -80,14 +80,14 @@ def matrices(model: nn.Module) -> dict[str, Matrix] | None:
             share = _share(module, name, weight, active)
             if share is None:
                 return None
-            found[name] = Matrix(weight, share)
-    return found
+            by_name[name] = Matrix(weight, share)
+    return by_name
 
 
 def _share(module: nn.Module, name: str, weight: Tensor, active: tuple[int, int] | None) -> Fraction | None:
     """The share of `weight` that a token meets; None where that is not known."""
     if of_experts(name):
-        # all experts in one tensor, or (DBRX) as rows below each other, or each a module of its own
+        # all experts in one tensor, or stacked as rows (DBRX), or one module each
         fused = weight.dim() == 3 and active is not None and weight.shape[0] == active[1]
         known = fused or re.search(r"experts\.(mlp|\d+)\.", name)
         return Fraction(*active) if active is not None and known else None

@@ -1,8 +1,8 @@
-"""A tiny random model of the same code as a given one: the same classes, layers and options, small in all else.
+"""A tiny random model that runs the same code as a given one: the same classes, layers and options, at small sizes.
 
-What a family's code can do (see `abilities`) is found out by trying it. On the model itself that would take texts
-longer than its windows, which may be thousands of tokens; here windows, chunks, kernels and whatever else counts tokens
-are of NARROW tokens, so a few dozen tell, at no cost and in float32.
+What a family's code can do (see `abilities`) is found out by trying it. The model itself would need texts longer than
+its windows, which may be thousands of tokens. Here windows, chunks, kernels and all else that counts tokens are NARROW
+tokens wide, so a few dozen tokens are enough, in float32.
 """
 
 import copy
@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-NARROW = 8  # what every whole number becomes that is larger and not known: windows above all, whatever they are called
+NARROW = 8  # the limit for every whole number that no rule knows, such as windows of any name
 CONTEXT = 512
 HIDDEN, INNER, HEADS, HEAD, EXPERTS = 64, 96, 4, 16, 8
-GROUPED = -1  # as many key heads as heads, fewer, or one, as before
+GROUPED = -1  # keeps the kind: as many key heads as heads, fewer, or one
 VOCABULARY = 128
-SPREAD = 1.2  # of random weights, in units of 1 / sqrt(columns): every token counts in every later one
+SPREAD = 1.2  # of random weights, in units of 1 / sqrt(columns): every token changes all later logits
 
-# The first pattern that is found in a number's name says what it becomes; None: it stays.
+# The first pattern that matches a number's name gives its size in the miniature; None: it stays.
 RULES: list[tuple[str, int | None]] = [
     (r"^(num_)?(hidden_|decoder_|encoder_)?layers$|^n_layers?$|_layers$|^num_blocks$|layer_(offset|period|freq)", None),
     (r"(first|last)_k_dense|interval|_(idx|index|indices|ids|step|pattern|period|offset|start|end)$|^pattern", None),
@@ -48,39 +48,42 @@ RULES: list[tuple[str, int | None]] = [
 
 
 def shrunk(config: PretrainedConfig) -> PretrainedConfig:
-    """`config` (of a text model) with small sizes and narrow windows; rotary frequencies that depend on the length are
-    the usual ones. Raises whatever the class says of sizes that do not fit together."""
+    """`config` (of a text model) with small sizes and narrow windows.
+
+    Rotary frequencies that depend on the length become the default ones. Raises what the class raises for sizes that do
+    not fit together.
+    """
     fields = config.to_dict()
     for name in ("quantization_config", "dtype", "torch_dtype", "transformers_version", "_name_or_path"):
         fields.pop(name, None)
-    made = type(config).from_dict(copy.deepcopy({**_small(fields), "use_cache": True}))
-    made._attn_implementation = config._attn_implementation
-    return made
+    small = type(config).from_dict(copy.deepcopy({**_small(fields), "use_cache": True}))
+    small._attn_implementation = config._attn_implementation
+    return small
 
 
 def _small(fields: dict[str, Any]) -> dict[str, Any]:
     heads = next((fields[k] for k in ("num_attention_heads", "n_head", "n_heads") if isinstance(fields.get(k), int)), 0)
     # a state-space model's heads fill what its input is expanded to
     states = fields["expand"] * HIDDEN // HEAD if {"expand", "head_dim", "num_heads"} <= fields.keys() else None
-    found: dict[str, Any] = {}
+    small: dict[str, Any] = {}
     for name, value in fields.items():
         if name == "attention_hidden_size" and isinstance(value, int):
-            found[name] = HIDDEN * max(1, value // fields.get("hidden_size", value))
+            small[name] = HIDDEN * max(1, value // fields.get("hidden_size", value))
         elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
-            found[name] = _usual_rope(value)
+            small[name] = _usual_rope(value)
         elif isinstance(value, dict):
-            found[name] = _small(value) if all(isinstance(key, str) for key in value) else value
+            small[name] = _small(value) if all(isinstance(key, str) for key in value) else value
         elif isinstance(value, list) and value and all(type(v) is int for v in value) and _measures(name):
-            found[name] = [_number(name, v, heads) for v in value]
+            small[name] = [_number(name, v, heads) for v in value]
         elif type(value) is int:
-            found[name] = states if name == "num_heads" and states else _number(name, value, heads)
+            small[name] = states if name == "num_heads" and states else _number(name, value, heads)
         else:
-            found[name] = value
-    return found
+            small[name] = value
+    return small
 
 
 def _measures(name: str) -> bool:
-    """Whether a list of this name holds sizes, one for each layer perhaps, and not the numbers of layers."""
+    """Whether a list of this name holds sizes (perhaps one for each layer), not indices of layers."""
     sized = next((size for pattern, size in RULES if re.search(pattern, name)), None)
     return sized is not None or "window" in name
 
@@ -97,35 +100,35 @@ def _number(name: str, value: int, heads: int) -> int:
 
 
 def _usual_rope(value: dict[str, Any]) -> dict[str, Any]:
-    """Rotary parameters without what depends on the length, and cut to the size of a head."""
-    found: dict[str, Any] = {}
+    """Rotary parameters that do not depend on the length, cut to the size of a head."""
+    rope: dict[str, Any] = {}
     for name, part in value.items():
         if isinstance(part, dict):
-            found[name] = _usual_rope(part)
+            rope[name] = _usual_rope(part)
         elif name == "mrope_section":
-            found[name] = [HEAD // 4, HEAD // 8, HEAD // 8]
+            rope[name] = [HEAD // 4, HEAD // 8, HEAD // 8]
         elif name in ("rope_type", "type") and ("dynamic" in str(part) or part == "longrope"):
-            found[name] = "default"
+            rope[name] = "default"
         elif name not in ("long_factor", "short_factor"):
-            found[name] = part
-    return found
+            rope[name] = part
+    return rope
 
 
 def build(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
-    """A float32 model of this class in evaluation mode, with random weights of a size that makes every token count."""
+    """A float32 model of this class in evaluation mode; its random weights are so large that every token matters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        made = kind._from_config(config, dtype=torch.float32)
+        model = kind._from_config(config, dtype=torch.float32)
         with torch.no_grad():
-            for module in made.modules():
+            for module in model.modules():
                 weight = getattr(module, "weight", None)
                 known = isinstance(module, nn.Linear | nn.Embedding) or type(module).__name__ == "Conv1D"
                 if known and isinstance(weight, torch.Tensor):
                     wide = HIDDEN if isinstance(module, nn.Embedding) else weight.shape[-1]
                     weight.normal_(0, SPREAD / wide**0.5)
-    return made.eval()
+    return model.eval()
 
 
 def transformers_class(model: PreTrainedModel) -> type[PreTrainedModel]:
-    """`model`'s class in transformers, where something has put another one over it."""
+    """The transformers class of `model`, also where a subclass of it has been put on top."""
     return next((k for k in type(model).__mro__ if k.__module__.startswith("transformers.models.")), type(model))

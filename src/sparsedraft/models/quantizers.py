@@ -1,8 +1,8 @@
-"""Checkpoints whose weights a quantiser has packed: one way to tell them, one sentence for all that is refused.
+"""Checkpoints whose weights a quantiser has packed: how to recognise them, and what they can be used for.
 
-Where transformers and the library that it needs can run such a model, it can be a target or a drafter as it is; what
-changes or rewrites weights (prune, drop-layers, finetune, pack) needs them as plain numbers. Our own packed folders are
-none of these: `runtime` reads them.
+Where transformers and the quantiser's library can run such a model, it can be a target or a drafter as it is. Commands
+that change or rewrite weights (prune, drop-layers, finetune, pack) need them as plain numbers. Packed folders of
+sparsedraft do not count as quantised here: the native runtime reads them.
 """
 
 from pathlib import Path
@@ -21,10 +21,10 @@ PACKED = {  # tensors that only quantisers write, by the end of their names
     "bitmask": "compressed-tensors, sparse", "compressed": "compressed-tensors, sparse", "quant_map": "bitsandbytes",
     "absmax": "bitsandbytes", "SCB": "bitsandbytes", "weight_scale_inv": "FP8", "weight_scale": "8 bits",
 }  # fmt: skip
-SCALES = ("scales", "input_scale", "weight_global_scale", "input_global_scale")  # they come beside others
+SCALES = ("scales", "input_scale", "weight_global_scale", "input_global_scale")  # beside packed or plain weights
 FLOATS = ("F64", "F32", "F16", "BF16")
-FLOATS8 = ("F8_E4M3", "F8_E5M2")  # numbers, but for a scale
-NARROW = ("I8", "U8", *FLOATS8, "F8_E8M0", "F4")  # types that need a scale to be numbers
+FLOATS8 = ("F8_E4M3", "F8_E5M2")  # numbers up to a scale
+NARROW = ("I8", "U8", *FLOATS8, "F8_E8M0", "F4")  # these types need a scale to become numbers
 
 
 def method_of(config: PretrainedConfig) -> str | None:
@@ -38,24 +38,24 @@ def method_of(config: PretrainedConfig) -> str | None:
     return None
 
 
-def _named(said: dict[str, Any]) -> str | None:
-    method = said.get("quant_method")
+def _named(fields: dict[str, Any]) -> str | None:
+    method = fields.get("quant_method")
     method = str(getattr(method, "value", method or "a format without a name"))
     if method == OWN:
         return None
-    sparse = said.get("sparsity_config")
+    sparse = fields.get("sparsity_config")
     more = [
         str(part)[:40]
-        for part in (said.get("format"), sparse.get("format") if isinstance(sparse, dict) else None)
+        for part in (fields.get("format"), sparse.get("format") if isinstance(sparse, dict) else None)
         if part and part != "dense"
     ]
     if method == "bitsandbytes":
-        more = ["4-bit" if said.get("load_in_4bit") or said.get("_load_in_4bit") else "8-bit"]
+        more = ["4-bit" if fields.get("load_in_4bit") or fields.get("_load_in_4bit") else "8-bit"]
     return ", ".join([method[:40], *more])
 
 
 def is_part(name: str, shards: Shards) -> bool:
-    """Whether a tensor is what a quantiser makes of a matrix (codes, scales, masks), and not one of numbers."""
+    """Whether a tensor is a quantiser's code, scale or mask, not a matrix of plain numbers."""
     return name.rpartition(".")[2] in {*PACKED, *SCALES} or shards.types[name] not in (*FLOATS, *FLOATS8)
 
 
@@ -63,8 +63,8 @@ def format_of(config: PretrainedConfig, shards: Shards) -> str | None:
     """The format of a quantised checkpoint, by its config or else its tensors; None for plain weights."""
     if getattr(config, KEYS[0], None) is not None and method_of(config) is None:  # a packed folder of ours
         return None
-    if found := method_of(config):
-        return found
+    if method := method_of(config):
+        return method
     for name, kind in shards.types.items():
         if known := PACKED.get(name.rpartition(".")[2]):
             return f"{known}, by its tensor {name}"
@@ -75,9 +75,9 @@ def format_of(config: PretrainedConfig, shards: Shards) -> str | None:
 
 def check_plain(ref: str | Path, config: PretrainedConfig, shards: Shards, command: str) -> None:
     """Raise UserError for a quantised checkpoint, which `command` cannot take."""
-    if found := format_of(config, shards):
+    if method := format_of(config, shards):
         raise UserError(
-            f"model {ref} is quantised ({found}), and {command} needs weights that are plain numbers: give the "
+            f"model {ref} is quantised ({method}), and {command} needs weights that are plain numbers: give the "
             "checkpoint that it was made from."
         )
 
@@ -85,27 +85,28 @@ def check_plain(ref: str | Path, config: PretrainedConfig, shards: Shards, comma
 def check_runs(ref: str | Path, config: PretrainedConfig, shards: Shards, device: str = "cpu") -> str | None:
     """The format of a quantised checkpoint that transformers can unpack here, None for plain weights.
 
-    Raises UserError for one that it would take for a plain one, and so run wrongly, and where a library is missing.
+    Raises UserError where transformers would take the codes for plain numbers, and where a library is missing.
     """
-    found = format_of(config, shards)
-    if found is None:
+    method = format_of(config, shards)
+    if method is None:
         return None
-    said = getattr(config, KEYS[0], None)
-    if said is None or not AutoHfQuantizer.supports_quant_method(said if isinstance(said, dict) else said.to_dict()):
+    fields = getattr(config, KEYS[0], None)
+    as_dict = fields if isinstance(fields, dict) or fields is None else fields.to_dict()
+    if fields is None or not AutoHfQuantizer.supports_quant_method(as_dict):
         raise UserError(
-            f"model {ref} is quantised ({found}), and transformers would read it as plain numbers, because its "
+            f"model {ref} is quantised ({method}), and transformers would read it as plain numbers, because its "
             f"config.json does not say so in {KEYS[0]}, or of a kind that is not known: give the checkpoint that it "
             "was made from."
         )
     try:
-        AutoHfQuantizer.from_config(said, pre_quantized=True).validate_environment(device_map={"": device})
+        AutoHfQuantizer.from_config(fields, pre_quantized=True).validate_environment(device_map={"": device})
     except (ImportError, ValueError, RuntimeError, TypeError, LookupError, AttributeError) as error:
-        raise unable(ref, found, first_line(error)) from None
-    return found
+        raise unable(ref, method, first_line(error)) from None
+    return method
 
 
 def unable(ref: str | Path, kind: str, reason: str) -> UserError:
-    """What to say where transformers does not run the quantised model `ref`."""
+    """The error for a quantised model `ref` that transformers cannot run."""
     return UserError(
         f"model {ref} is quantised ({kind}) and cannot be run here ({reason.rstrip('. ')}): mend that, or give the "
         "checkpoint that it was made from."

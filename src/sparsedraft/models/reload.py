@@ -1,4 +1,4 @@
-"""What a command has written is loaded once before it gets its name, so that no folder is left that nothing reads."""
+"""A command's output is loaded once before it gets its name, so that no unreadable checkpoint is left behind."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from sparsedraft.models.skeleton import UNREADABLE
 def check_loads(folder: Path) -> None:
     """Raise UserError unless transformers loads the model in `folder` with every tensor that its config asks for.
 
-    The weights stay on disk (torch's meta device): names, shapes and config are compared, by transformers itself. What
-    a checkpoint holds beside its model (another head, a vision tower) was in its source, too, and is no fault.
+    The weights stay on disk (torch's meta device): transformers compares names, shapes and config. Tensors beside the
+    model (another head, a vision tower) are allowed: the source had them, too.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(

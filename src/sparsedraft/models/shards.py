@@ -1,7 +1,7 @@
 """A checkpoint's safetensors as one set of named tensors, read one at a time and written in shards of bounded size.
 
-Nothing here holds a model: reading maps the file and touches only the tensor asked for, and writing streams from files
-that are mapped, so that memory is one shard's at most.
+Reading maps a file and touches only the tensor that is asked for; writing streams from mapped files. So at most one
+shard is in memory.
 """
 
 import json
@@ -22,7 +22,7 @@ from sparsedraft.models.config.wrapper import text_names
 
 SHARD = 1 << 30  # bytes in an output file; a shard is mapped whole while it is written
 INDEX = "model.safetensors.index.json"
-OWN_FILES = {INDEX, "sparsity.json", "result.json", "provenance.json"}  # of a checkpoint, not to be copied to another
+OWN_FILES = {INDEX, "sparsity.json", "result.json", "provenance.json"}  # true of one checkpoint: never copied
 PICTURES = {"preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"}  # of a wrapper
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")  # what a checkpoint has beside its weights
 BYTES = {
@@ -38,9 +38,9 @@ class Index(BaseModel):
 
 
 class Shards:
-    """The tensors of the checkpoint in `folder`; inside a wrapper, those of its text model, as that alone calls them.
+    """The tensors of the checkpoint in `folder`, by their names in the model. Of a wrapper, those of its text model.
 
-    Raises UserError where its files are missing or damaged.
+    Raises UserError where files are missing or damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,19 +73,19 @@ class Shards:
             raise UserError(f"model {folder} holds no tensors: copy or download it again.")
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor `name` as stored; its memory is the mapped file's, unless its numbers lie askew there."""
+        """The tensor `name` as stored; its memory is the mapped file's, unless it is not aligned there."""
         return self.several([name])[name]
 
     def several(self, names: Sequence[str]) -> dict[str, Tensor]:
         """The tensors `names` as `tensor` gives them, each file opened once."""
-        found = {}
+        tensors = {}
         for file in {self.files[name] for name in names}:
             with safe_open(file, "pt") as opened:
                 for name in names:
                     if self.files[name] == file:
                         tensor = opened.get_tensor(self._stored[name])
-                        found[name] = tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
-        return found
+                        tensors[name] = tensor if tensor.data_ptr() % tensor.element_size() == 0 else tensor.clone()
+        return tensors
 
     def pieces(self, name: str, rows: int = 4096) -> Iterator[Tensor]:
         """The tensor `name` as stored, at most `rows` rows in memory at a time."""
@@ -105,9 +105,9 @@ class Shards:
         return all(bool(torch.isfinite(piece).all()) for piece in self.pieces(name))
 
     def converted(self, name: str, dtype: torch.dtype) -> tuple[Tensor, bool]:
-        """(the tensor in `dtype`, in memory of its own, and whether all of it is finite there)."""
+        """(a copy of the tensor in `dtype`, whether all its numbers are finite in `dtype`)."""
         tensor, finite, start = torch.empty(self.shapes[name], dtype=dtype), True, 0
-        for piece in self.pieces(name):  # a check of the whole would take more than the tensor itself
+        for piece in self.pieces(name):  # a check of the whole tensor would need more memory than the tensor
             part = tensor[start : start + len(piece)] if piece.dim() else tensor
             part.copy_(piece)
             finite = finite and bool(torch.isfinite(part).all())
@@ -154,7 +154,7 @@ def weight_files(folder: Path) -> list[Path]:
 def write(folder: Path, tensors: Mapping[str, tuple[Shards, str]], limit: int = SHARD) -> None:
     """Write `tensors` (name: where it lies, and its name there) as safetensors files of at most `limit` bytes each.
 
-    One tensor above the limit gets a file of its own. Names of files and index are those of transformers.
+    A tensor above the limit gets a separate file. Files and index are named as transformers names them.
     """
     groups: list[list[str]] = [[]]
     size = 0
@@ -182,28 +182,28 @@ def write(folder: Path, tensors: Mapping[str, tuple[Shards, str]], limit: int = 
 
 
 def side_files(source: Path) -> list[Path]:
-    """Config, tokenizer and what else lies beside the weights in the checkpoint `source`.
+    """Config, tokenizer and other files beside the weights in the checkpoint `source`.
 
-    UserError for a symbolic link that leads out of it: a copy would publish what is none of the checkpoint's. Links to
-    the blobs of a hub cache are part of it, also from the folder of a download that left the large files there.
+    UserError for a symbolic link that leads out of the checkpoint: a copy would publish a foreign file. Links to the
+    blobs of a hub cache are allowed, since downloads consist of them.
     """
     root = source.resolve()
-    found = []
+    files = []
     for file in sorted({file for pattern in SIDE_FILES for file in source.glob(pattern)}):
         if file.name in OWN_FILES | PICTURES or file.name.startswith("."):
             continue
-        real = Path(os.path.realpath(file))  # of a link to itself, too
+        real = Path(os.path.realpath(file))  # unlike resolve(), it does not raise for a link to itself
         if root not in real.parents and not _is_blob(real):
             raise UserError(f"model file {file} is a link to {real}, outside the checkpoint: copy the file.")
         if file.is_symlink() and not file.exists():
             raise UserError(f"model file {file} is a link to {real}, which is not there: copy or download it again.")
         if file.is_file():
-            found.append(file)
-    return found
+            files.append(file)
+    return files
 
 
 def _is_blob(file: Path) -> bool:
-    """Whether it is one of a hub cache's files: models--OWNER--NAME/blobs/HASH."""
+    """Whether the file is a blob of a hub cache: models--OWNER--NAME/blobs/HASH."""
     return file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
 
 

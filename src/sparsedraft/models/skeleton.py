@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sparsedraft.base.errors import UserError, first_line
 
-# what transformers raises for fields of a config.json that it does not check
+# the errors of transformers for fields of a config.json that it does not check
 UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, StrictDataclassError)
 
 
 @contextmanager
 def building(config: PretrainedConfig) -> Iterator[None]:
-    """UserError where transformers cannot make modules of `config`, whose fields it hardly checks."""
+    """Turns what transformers raises for an impossible `config` into a UserError."""
     try:
         yield
     except UNREADABLE as error:

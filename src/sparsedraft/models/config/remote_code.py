@@ -1,4 +1,4 @@
-"""Checkpoints that bring code of their own: it is never run, and what cannot be loaded without it is refused."""
+"""Code inside a checkpoint (remote code) is never run; a checkpoint that needs it is refused."""
 
 import re
 from collections.abc import Iterable
@@ -13,9 +13,9 @@ from sparsedraft.base.jsonfiles import read_object
 
 
 def refuse_model_code(folder: Path) -> None:
-    """UserError where config.json names classes of the folder's own code that transformers does not have.
+    """UserError where config.json names classes of code in the folder that transformers does not have.
 
-    One whose classes transformers has under the same names (the code came before the library's) is loaded as that.
+    Where transformers has classes of the same names (it adopted the model later), the model is loaded with these.
     """
     fields = read_object(folder / "config.json")
     family, auto_map = str(fields.get("model_type")), fields.get("auto_map")
@@ -30,7 +30,7 @@ def refuse_model_code(folder: Path) -> None:
 
 
 def refuse_tokenizer_code(folder: Path) -> None:
-    """The same of the tokenizer's class, which tokenizer_config.json names, or config.json where that names none."""
+    """UserError where tokenizer_config.json, or else config.json, names a tokenizer class that transformers lacks."""
     file = folder / "tokenizer_config.json"
     fields = read_object(file) if file.is_file() else {}
     auto_map = fields.get("auto_map")
@@ -48,16 +48,18 @@ def _has_tokenizer(name: str) -> bool:
 
 
 def _letters(name: str) -> str:
-    """A class's name as people tell it from others: MPTForCausalLM is MptForCausalLM."""
+    """A class's name in lower-case letters and digits: MPTForCausalLM equals MptForCausalLM."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _named(auto_map: object, kinds: Iterable[str]) -> list[str]:
-    """The classes that an auto_map such as {"AutoConfig": "owner/name--module.Class"} names for `kinds`; those of a
-    tokenizer are a list, which once was the whole of the map."""
+    """The classes that an auto_map such as {"AutoConfig": "owner/name--module.Class"} names for `kinds`.
+
+    A tokenizer's entry is a list of classes. In older files that list is the whole map.
+    """
     entries = auto_map if isinstance(auto_map, dict) else {"AutoTokenizer": auto_map}
-    found = [entries.get(kind) for kind in kinds]
-    values = [value for entry in found for value in (entry if isinstance(entry, list) else [entry])]
+    entries_of_kinds = [entries.get(kind) for kind in kinds]
+    values = [value for entry in entries_of_kinds for value in (entry if isinstance(entry, list) else [entry])]
     return [value.rpartition(".")[2] for value in values if isinstance(value, str)]
 
 

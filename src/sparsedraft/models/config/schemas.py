@@ -1,6 +1,6 @@
-"""The side files of a checkpoint that transformers reads: looked at first, for it checks few of their types.
+"""The types of the fields in a checkpoint's side files, which transformers hardly checks.
 
-A field of the wrong type is one sentence that names it, not whatever breaks inside a library, now or an hour later.
+So a field of the wrong type gives one sentence that names it, not an error deep inside a library.
 """
 
 from functools import lru_cache
@@ -16,7 +16,7 @@ Token = StrictStr | dict[str, Any] | None
 
 
 class _Some(BaseModel):
-    """The fields that are used; others may be there."""
+    """A schema of the fields that are used; more may be there."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
@@ -26,7 +26,7 @@ class _Quantization(_Some):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        older = self.model_extra or {}  # bitsandbytes' first ones had no other name
+        older = self.model_extra or {}  # early files of bitsandbytes name no method
         if self.quant_method is None and not (older.get("load_in_8bit") or older.get("load_in_4bit")):
             raise ValueError("it names no quant_method")
         return self

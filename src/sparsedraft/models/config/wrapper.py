@@ -1,6 +1,6 @@
-"""Text models inside a vision wrapper (Gemma 3, Mistral Small 3.1, LLaVA, ...): their config and their tensors' names.
+"""Wrappers: vision models (Gemma 3, Mistral Small 3.1, LLaVA, ...) with a text model inside.
 
-Read without the wrapper they are ordinary causal models, and what is written of them is an ordinary checkpoint.
+Read without the wrapper, the text model is an ordinary causal model, and it is written as an ordinary checkpoint.
 """
 
 import copy
@@ -13,13 +13,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sparsedraft.base.errors import UserError
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of decoder-only language models end
-INSIDE = "language_model."  # what every wrapper calls its text model
+INSIDE = "language_model."  # the name of the text model in every wrapper
 
 
 def text_model(config: PretrainedConfig) -> PretrainedConfig:
-    """The config of the causal model inside a wrapper's `config`; `config` itself where it is no wrapper.
+    """The config of the causal model inside a wrapper's `config`; `config` itself if it is not a wrapper's.
 
-    UserError for a wrapper that is quantised: its notes name the wrapper's tensors.
+    UserError for a quantised wrapper: its quantisation config refers to the wrapper's names of tensors.
     """
     text, names = config.get_text_config(), getattr(config, "architectures", None) or []
     if text is config or any(str(name).endswith(CAUSAL) for name in names):
@@ -32,13 +32,13 @@ def text_model(config: PretrainedConfig) -> PretrainedConfig:
             f"the text model inside {', '.join(map(str, names)) or config.model_type} is quantised with its wrapper: "
             "give the original checkpoint."
         )
-    found = copy.deepcopy(text)
-    found.architectures = [causal]
-    found.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", False))  # the wrapper's word counts
-    found.dtype = text.dtype or config.dtype
+    inner = copy.deepcopy(text)
+    inner.architectures = [causal]
+    inner.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", False))  # the wrapper's value decides
+    inner.dtype = text.dtype or config.dtype
     if outer := _listed(getattr(config, "eos_token_id", None)):
-        found.eos_token_id = sorted({*outer, *_listed(text.eos_token_id)})
-    return found
+        inner.eos_token_id = sorted({*outer, *_listed(text.eos_token_id)})
+    return inner
 
 
 def _listed(value: Any) -> list[int]:
@@ -46,7 +46,7 @@ def _listed(value: Any) -> list[int]:
 
 
 def text_name(stored: str) -> str | None:
-    """What the text model alone calls a wrapper's tensor; None for one that is not the text model's."""
+    """The name in the text model of a wrapper's tensor `stored`; None for a tensor outside the text model."""
     before, inside, rest = stored.rpartition(INSIDE)
     if stored.startswith("lm_head."):  # newer wrappers hold the head themselves
         return stored
@@ -56,7 +56,7 @@ def text_name(stored: str) -> str | None:
 
 
 def text_names(stored: Iterable[str]) -> dict[str, str]:
-    """{name in the text model: stored name} of a checkpoint's tensors; of one without a wrapper all, as they are."""
+    """{name in the text model: stored name} of a checkpoint's tensors; without a wrapper the two names are equal."""
     if not any(name.startswith((INSIDE, f"model.{INSIDE}")) for name in stored):
         return {name: name for name in stored}
     return {name: old for old in stored if (name := text_name(old)) is not None}

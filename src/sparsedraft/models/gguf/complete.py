@@ -1,4 +1,4 @@
-"""Whether a GGUF file holds the whole of a model, and nothing that the model has no place for."""
+"""Whether a GGUF file holds exactly the tensors of a model: none missing, none left over."""
 
 from math import prod
 
@@ -15,26 +15,27 @@ SHOWN = 4  # names in a message
 
 
 def check_whole(config: PreTrainedConfig, header: Header) -> None:
-    """UserError, with their names, for tensors of `config`'s model that are not in the file, and the other way round.
+    """UserError for tensors of `config`'s model that the file lacks, and for tensors of the file that the model lacks.
 
-    Nothing is loaded: the model has no storage. Experts are one tensor a layer in the file, as in transformers.
+    No weights are loaded: the model is on torch's meta device. Experts are one tensor a layer in the file, as in
+    transformers.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     present = {_plain(name) for name in header.shapes} - {_plain(name) for name in ROPE}
-    if header.architecture not in GGUF_CONFIG_ARCHS:  # those have another reader, which names what is left over
+    if header.architecture not in GGUF_CONFIG_ARCHS:  # for those transformers itself reports tensors left over
         processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config={})
-        known = {_plain(name) for name in get_gguf_hf_weights_map(model, processor)}
-        wanted = known - {"output"} if config.tie_word_embeddings else known
-        if missing := sorted(wanted - present, key=_order):
+        names_known = {_plain(name) for name in get_gguf_hf_weights_map(model, processor)}
+        needed = names_known - {"output"} if config.tie_word_embeddings else names_known
+        if missing := sorted(needed - present, key=_order):
             raise UserError(
                 f"model {header.path} does not hold the whole model: {named(missing)} missing; copy or download it "
                 "again, with all its parts if it was split."
             )
-        if left := sorted(present - known, key=_order):
+        if surplus := sorted(present - names_known, key=_order):
             raise UserError(
-                f"model {header.path}: transformers' {config.model_type} has no place for {named(left)}, which would "
-                "be lost; take the model's original checkpoint."
+                f"model {header.path}: transformers' {config.model_type} has no place for {named(surplus)}, which "
+                "would be lost; take the model's original checkpoint."
             )
     holds = sum(prod(shape) for name, shape in header.shapes.items() if name not in ROPE)
     needs = sum(parameter.numel() for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself: its keys, and where its tensors lie; each count is checked before it is used."""
+"""The header of a GGUF file: its keys, and where its tensors lie. Each count is checked before it is used."""
 
 import mmap
 import struct
@@ -53,8 +53,8 @@ class Header:
     @property
     def architecture(self) -> str:
         """llama.cpp's name of the architecture, "" where there is none."""
-        found = self.keys.get("general.architecture")
-        return found if isinstance(found, str) else ""
+        name = self.keys.get("general.architecture")
+        return name if isinstance(name, str) else ""
 
     def own(self, name: str, default: Any = None) -> Any:
         """The architecture's own key `name`, such as "context_length"; `default` where it is not there."""
@@ -71,13 +71,13 @@ class Header:
 
 
 def shown(value: Any) -> str:
-    """A value from the file as a message may show it: in one line, and not at any length."""
-    found = repr(value)
-    return found if len(found) <= 80 else f"{found[:80]}..."
+    """A value from the file for a message: one line of at most 80 characters or so."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 class Strings(int):
-    """How many strings a key holds, in place of them."""
+    """Stands for an array of strings, of which only the count is kept."""
 
 
 def read_header(path: Path) -> Header:
@@ -102,9 +102,9 @@ class _Reader:
         """One number of a `struct` kind, little-endian."""
         size = struct.calcsize("<" + kind)
         self.need(size, "a number")
-        (found,) = struct.unpack_from("<" + kind, self.data, self.at)
+        (number,) = struct.unpack_from("<" + kind, self.data, self.at)
         self.at += size
-        return found
+        return number
 
     def need(self, size: int, what: str) -> None:
         if size > self.end - self.at:
@@ -145,9 +145,9 @@ class _Reader:
         if kind not in SCALARS:
             self.refuse(f"{key} is an array of type {kind}, which there is not")
         self.need(struct.calcsize("<" + SCALARS[kind]) * count, f"{key}, which claims {count:,} numbers,")
-        found = list(struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, self.at))
+        numbers = list(struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, self.at))
         self.at += struct.calcsize(f"<{count}{SCALARS[kind]}")
-        return found
+        return numbers
 
     def header(self) -> Header:
         if self.data[:4] != b"GGUF":

@@ -1,8 +1,8 @@
-"""The parameters of Llama 3's rope scaling, found again from the factors that a GGUF file holds in their place.
+"""The parameters of Llama 3's rope scaling, recovered from the factors that a GGUF file holds instead of them.
 
 With wavelengths w = 2 pi / frequency, a pair's factor is 1 below w = L / high, F above w = L / low, and between the
-two 1 / ((1 - s) / F + s), s = (L / w - low) / (high - low). Only L / low, L / high and F show in the factors, so any
-L, low and high that give them are the same rotation: the usual ones are tried first.
+two 1 / ((1 - s) / F + s), s = (L / w - low) / (high - low). The factors depend on L / low, L / high and F only, so all
+L, low and high with these ratios are the same rotation. The usual values are tried first.
 """
 
 import math
@@ -82,5 +82,5 @@ def _candidates(
 
 
 def short(value: float) -> float:
-    """The shortest decimal that is the same float32, so that 0.1 comes back as 0.1. `value` is a float32's."""
+    """The shortest decimal with the same float32 value, so that 0.1 comes back as 0.1. `value` is that of a float32."""
     return float(np.format_float_positional(np.float32(value), unique=True, trim="0"))

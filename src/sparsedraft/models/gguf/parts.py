@@ -1,4 +1,4 @@
-"""A GGUF file that was split: its parts are found beside the one that was named, and joined."""
+"""Split GGUF files: the parts are found beside the one that is named, and joined."""
 
 import re
 import shutil
@@ -12,21 +12,21 @@ NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
 def read_parts(path: Path) -> list[Header]:
-    """The headers of the GGUF file `path`, or of all parts of the model of which it is one, in order.
+    """The header of the GGUF file `path`; if it is one part of a model, the headers of all parts, in order.
 
-    UserError for a part that is not there, or that is of another split.
+    UserError for a part that is missing, or that belongs to another split.
     """
     first = read_header(path)
     count = first.keys.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:
         return [first]
-    named = NAME.fullmatch(path.name)
-    if named is None or int(named["count"]) != count:
+    match = NAME.fullmatch(path.name)
+    if match is None or int(match["count"]) != count:
         raise UserError(
             f"model {path} is one of {count} parts, and the others are found by name: "
             f"give it back the name that ends in -00001-of-{count:05}.gguf (and so on)."
         )
-    paths = [path.with_name(f"{named['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
+    paths = [path.with_name(f"{match['stem']}-{number:05}-of-{count:05}.gguf") for number in range(1, count + 1)]
     if missing := [part.name for part in paths if not part.is_file()]:
         others = f" (nor are {len(missing) - 1} others)" if len(missing) > 1 else ""
         raise UserError(
@@ -72,13 +72,13 @@ def join(parts: list[Header], out: Path) -> Header:
             whole.seek(data + place)
             with open(path, "rb") as source:
                 source.seek(tensor.start)
-                left = tensor.size
-                while left:
-                    block = source.read(min(left, 1 << 24))
+                rest = tensor.size
+                while rest:
+                    block = source.read(min(rest, 1 << 24))
                     if not block:
                         raise UserError(f"model {path}: it became shorter while it was read; copy it again.")
                     whole.write(block)
-                    left -= len(block)
+                    rest -= len(block)
         whole.truncate(data + offset)
     shutil.copymode(first.path, out)
     return read_header(out)

@@ -28,7 +28,7 @@ KEYS = frozenset(
         *("scaling.yarn_beta_fast", "scaling.yarn_beta_slow"),
     )
 )
-IDLE = {  # keys that may be there with these values and say nothing, whatever the scaling
+IDLE = {  # with these values the keys have no effect, whatever the scaling
     "rope.scaling.yarn_log_multiplier": 0.0,
     "rope.scaling.yarn_ext_factor": 1.0,
     "rope.scaling.attn_factor": 1.0,
@@ -37,23 +37,23 @@ BASE = 10_000.0  # llama.cpp's, where the file names none
 
 
 def set_rope(config: PreTrainedConfig, header: Header) -> None:
-    """Set `config`'s rotary embedding to the one that the file means. UserError for one that it cannot hold."""
+    """Set `config`'s rotary embedding to the file's. UserError for one that transformers cannot express."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dims = header.own("rope.dimension_count", head)
-    own: dict[str, Any] = {"rope_theta": short(header.own("rope.freq_base", BASE))}
+    base: dict[str, Any] = {"rope_theta": short(header.own("rope.freq_base", BASE))}
     if header.architecture in PARTIAL:
-        own["partial_rotary_factor"] = dims / head
+        base["partial_rotary_factor"] = dims / head
     elif dims != head:
         raise _refused(header, f"rope.dimension_count is {dims} of {head}, and this architecture turns whole heads")
-    full = own | _scaling(header, config, own["rope_theta"], dims)
+    full = base | _scaling(header, config, base["rope_theta"], dims)
     if header.architecture == "gemma3":  # the scaling is that of the layers that see everything
         local = {"rope_type": "default", "rope_theta": short(header.own("rope.freq_base_swa", BASE))}
         config.rope_parameters = {"full_attention": full, "sliding_attention": local}
     else:
         for name, other in (("rope.freq_base_swa", "rope.freq_base"), ("rope.dimension_count_swa", None)):
-            found = header.own(name)
-            if found is not None and found != (header.own(other, BASE) if other else dims):
-                raise _refused(header, f"{name} is {found}, another than that of the other layers")
+            value = header.own(name)
+            if value is not None and value != (header.own(other, BASE) if other else dims):
+                raise _refused(header, f"{name} is {value}, another than that of the other layers")
         config.rope_parameters = full
     if "original_max_position_embeddings" in full and hasattr(config, "original_max_position_embeddings"):
         config.original_max_position_embeddings = full["original_max_position_embeddings"]
@@ -61,7 +61,7 @@ def set_rope(config: PreTrainedConfig, header: Header) -> None:
 
 
 def _scaling(header: Header, config: PreTrainedConfig, base: float, dims: int) -> dict[str, Any]:
-    """`rope_type` and what belongs to it."""
+    """`rope_type` and its parameters."""
     kind = header.own("rope.scaling.type")
     factor = short(header.own("rope.scaling.factor", header.own("rope.scale_linear", 1.0)) or 1.0)
     for name, value in (("freq_base", base), ("scaling.factor", factor)):
@@ -110,25 +110,25 @@ def _longrope(
 ) -> dict[str, Any]:
     if (attention := header.own("rope.scaling.attn_factor")) is None:
         raise _refused(header, "it has long rope factors without rope.scaling.attn_factor")
-    found: dict[str, Any] = {"rope_type": "longrope", "long_factor": long, "short_factor": brief}
-    found["original_max_position_embeddings"] = original
+    parameters: dict[str, Any] = {"rope_type": "longrope", "long_factor": long, "short_factor": brief}
+    parameters["original_max_position_embeddings"] = original
     ratio = config.max_position_embeddings / original
     usual = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
     if abs(attention / usual - 1) > TOLERANCE:
-        found["attention_factor"] = short(attention)
-    return found
+        parameters["attention_factor"] = short(attention)
+    return parameters
 
 
 def _check(config: PreTrainedConfig, header: Header, full: dict[str, Any], dims: int) -> None:
-    """That transformers' own frequencies for these parameters are those of the file's factors, if it has any."""
+    """UserError where transformers' frequencies for these parameters differ from those of the file's factors."""
     if full["rope_type"] not in ("llama3", "linear", "longrope"):
         return
     layer = "full_attention" if header.architecture == "gemma3" else None
     plain = (1 / full["rope_theta"] ** (torch.arange(0, dims, 2).float() / dims)).double().numpy()
     for name, length in ((FREQUENCIES, None), (SHORT, 1), (LONG, full.get("original_max_position_embeddings", 0) + 1)):
         if (factors := header.floats(name)) is not None:
-            found, _ = ROPE_INIT_FUNCTIONS[full["rope_type"]](config, None, seq_len=length, layer_type=layer)
-            if len(found) != len(factors) or not _near(found.numpy(), plain / factors):
+            frequencies, _ = ROPE_INIT_FUNCTIONS[full["rope_type"]](config, None, seq_len=length, layer_type=layer)
+            if len(frequencies) != len(factors) or not _near(frequencies.numpy(), plain / factors):
                 raise _refused(header, f"transformers' frequencies for {full['rope_type']} are not those of {name}")
 
 

@@ -1,7 +1,7 @@
-"""What the keys of a GGUF file say about the model: nothing of it may be lost where it becomes a transformers config.
+"""The keys of a GGUF file as settings of a transformers config; none may be lost.
 
-transformers reads the keys it knows and leaves the rest at its defaults, without a word. Here every key of an
-architecture is one that it reads, one that is set here, or one that is known to say nothing; any other is refused.
+transformers reads the keys it knows and silently leaves the rest at its defaults. Here every key of an architecture is
+one that transformers reads, one that is set here, or one that is known to have no effect; any other is refused.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from sparsedraft.models.gguf import rope
 from sparsedraft.models.gguf.header import Header, shown
 
 Setter = Callable[[PreTrainedConfig, Header, Any], None]
-Known = Setter | tuple[Any, ...]  # a tuple: the values that the architecture has anyway, and no others
+Known = Setter | tuple[Any, ...]  # a tuple: the only values allowed, which the architecture has anyway
 
 READ = frozenset(  # by transformers, for every architecture below
     {"context_length", "block_count", "embedding_length", "feed_forward_length", "vocab_size"}
@@ -28,11 +28,11 @@ def _set(name: str) -> Setter:
 
 
 def _nothing(config: PreTrainedConfig, header: Header, value: Any) -> None:
-    """For what says nothing, and for what transformers takes from the tensors."""
+    """For keys without effect, and for settings that transformers takes from the tensors."""
 
 
 def _sliding_window(config: PreTrainedConfig, header: Header, value: int) -> None:
-    config.sliding_window = value or None  # 0 says that there is none
+    config.sliding_window = value or None  # 0: no window
 
 
 def _head_dim(config: PreTrainedConfig, header: Header, value: int) -> None:
@@ -82,19 +82,19 @@ LARGEST_MODELS = {"gemma2": 46, "gemma3": 62}  # the 27B's layers: they divide s
 
 
 def settle(config: PreTrainedConfig, header: Header) -> None:
-    """Make `config`, transformers' reading of the file, say all that the file says. UserError for what it cannot."""
+    """Complete `config`, as transformers read it, with all settings of the file. UserError if that is impossible."""
     arch = header.architecture
-    own = OWN[arch]
+    settings = OWN[arch]
     for key, value in header.keys.items():
         if not key.startswith(f"{arch}."):
             continue
         name = key.removeprefix(f"{arch}.")
-        known = own.get(name)
-        if isinstance(known, tuple):
-            if value not in known:
+        setting = settings.get(name)
+        if isinstance(setting, tuple):
+            if value not in setting:
                 raise _refused(header, name, value)
-        elif known is not None:
-            known(config, header, value)
+        elif setting is not None:
+            setting(config, header, value)
         elif name not in READ and not (name in rope.KEYS and arch not in NO_ROPE):
             raise _refused(header, name, value)
     if arch == "llama":

@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, and nothing but it."""
+"""The tokenizer inside a GGUF file."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models.gguf.header import Header, shown
 
-# How text is split before merges, by llama.cpp's name for it: transformers knows some and takes GPT-2's for all others
+# llama.cpp's names for how text is split before merges. transformers knows some, and splits as GPT-2 for the rest.
 GPT2 = frozenset(("gpt-2", "phi-2", "mellum", "mpt", "olmo", "jais", "trillion", "gigachat", "granite-docling")) | {
     *("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "a.x-4.0")
 }
@@ -22,10 +22,10 @@ QWEN2 = frozenset({"stablelm2"})
 def load_tokenizer(folder: Path, file: str, header: Header, gpt2_split: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of the GGUF `file`, alone in `folder`. UserError where its way of splitting text is not known.
 
-    `gpt2_split` leaves GPT-2's split where transformers takes it.
+    With `gpt2_split` text is split as transformers does it, even where that is GPT-2's split and not the file's.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-    if header.keys.get("tokenizer.ggml.model") != "gpt2":  # the others split nothing beforehand
+    if header.keys.get("tokenizer.ggml.model") != "gpt2":  # other tokenizers do not split text beforehand
         return tokenizer
     name = header.keys.get("tokenizer.ggml.pre")
     first: pre_tokenizers.PreTokenizer
@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path, file: str, header: Header, gpt2_split: bool = F
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, header: Header, folder: Path) -> None:
-    """Write it to `folder`, without the tokens that transformers' class adds beyond the file's: no model has them."""
+    """Write it to `folder`, without the tokens that transformers adds beyond the file's: the model lacks them."""
     tokenizer.save_pretrained(folder)
     path, count = folder / "tokenizer.json", int(header.keys["tokenizer.ggml.tokens"])
     if len(tokenizer) > count:

@@ -1,28 +1,29 @@
-"""The text of token ids: one rule, wherever text is looked at, shown or kept."""
+"""The text of token ids: one rule wherever text is compared, shown or stored."""
 
 from collections.abc import Sequence
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-BROKEN = "\ufffd"  # what a decoder writes for bytes that are no character yet
-LONGEST = 8  # tokens without a complete character, from which on their bytes are taken for broken
+BROKEN = "\ufffd"  # a decoder writes this for bytes that are not a whole character
+LONGEST = 8  # after so many tokens without a complete character, their bytes count as invalid
 TAIL = 16  # tokens before a text that say how it begins
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], special: bool = False) -> str:
-    """`ids` as text, letter by letter; with `special`, special tokens are written out.
+    """`ids` as text; with `special`, special tokens are written out.
 
-    A tokenizer's `clean_up_tokenization_spaces` is left aside: it takes spaces away that the model wrote (" ." in code,
-    for example), and what it makes of a part of a text is not a part of what it makes of the whole.
+    `clean_up_tokenization_spaces` is off: it removes spaces that the model wrote (" ." in code, for example), and the
+    cleaned part of a text may not be part of the cleaned text.
     """
     return str(tokenizer.decode([*ids], skip_special_tokens=not special, clean_up_tokenization_spaces=False))
 
 
 class Detokenizer:
-    """The text that more and more tokens make, without the bytes of a character that is not complete.
+    """The text of a growing list of tokens, without the bytes of an incomplete character.
 
-    `before`: tokens in front of them, whose text is not shown, as a space may be written in the middle of a text only.
+    `before` are the tokens in front of them. Their text is not shown, but some tokenizers write a token's leading space
+    only inside a text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()) -> None:
@@ -31,22 +32,22 @@ class Detokenizer:
         self._end = 0
 
     def more(self, tokens: Sequence[int]) -> str:
-        """The text that `tokens` add to what they were in the last call, of which they are a continuation."""
+        """The text that `tokens` add to those of the last call, which they continue."""
         new = [*tokens[self._end :]]
         if not new:
             return ""
-        if special_ids(self.tokenizer).issuperset(new):  # no text, and no context of one
+        if special_ids(self.tokenizer).issuperset(new):  # special tokens have no text, and are no context for one
             self._end = len(tokens)
             return ""
         shown, new = self.text(self._context), new[: self._complete(new)]
-        # All that is new becomes the context, and no more or less: runs of byte tokens are decoded as a whole only.
+        # The context becomes exactly the new tokens, since a run of byte tokens can only be decoded as a whole.
         added = self.text([*self._context, *new])[len(shown) :]
         if new:
             self._context, self._end = new, self._end + len(new)
         return added
 
     def _complete(self, new: list[int]) -> int:
-        """How many of the `new` tokens to show: up to the last character that is complete, or broken for good."""
+        """How many of the `new` tokens to show: up to the last character that is complete, or certainly invalid."""
         least = len(new) - 3  # more tokens than that cannot have begun a character
         for n in range(len(new), max(0, least - 1), -1):
             if not self.text([*self._context, *new[:n]]).endswith(BROKEN):
@@ -58,13 +59,13 @@ class Detokenizer:
         return next(broken, 0)
 
     def whole(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens` in this place up to the first character that is not complete."""
+        """The text of `tokens`, if they came next, up to the first incomplete character."""
         text = self.text([*self._context, *tokens])[len(self.text(self._context)) :]
         return text.partition(BROKEN)[0]
 
     @property
     def pending(self) -> int:
-        """From which token on the text has not been shown."""
+        """The index of the first token whose text is not shown yet."""
         return self._end
 
     def text(self, tokens: Sequence[int]) -> str:
@@ -73,7 +74,7 @@ class Detokenizer:
 
 
 def tail(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
-    """The last few of `ids`, from a whole character on, behind the last special token: the context of what follows."""
+    """The context of what follows `ids`: its last few tokens, from a whole character on, after any special token."""
     last, special = [*ids[-TAIL:]], special_ids(tokenizer)
     start = max((i + 1 for i, token in enumerate(last) if token in special), default=0)
     text = Detokenizer(tokenizer).text

@@ -11,35 +11,35 @@ from sparsedraft.models.tokenizers import templates
 
 
 def end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends a text of the checkpoint in `folder`: those that its tokenizer, its config.json (a text model
-    inside a wrapper: both) and its generation_config.json name as `eos_token_id`, one or a list.
+    """Every id that ends a text of the checkpoint in `folder`.
 
-    UserError for a file that cannot be read.
+    These are the `eos_token_id`, one or a list, of its tokenizer, its config.json (of a wrapper: also its text model's)
+    and its generation_config.json. UserError for a file that cannot be read.
     """
-    found: set[int] = set(_ids(tokenizer.eos_token_id))
+    ids: set[int] = set(_ids(tokenizer.eos_token_id))
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             fields = read_object(folder / name)
             text = fields.get("text_config")
             for part in (fields, text if isinstance(text, dict) else {}):
-                found |= set(_ids(part.get("eos_token_id")))
-    return frozenset(found)
+                ids |= set(_ids(part.get("eos_token_id")))
+    return frozenset(ids)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that ends an assistant's turn, as a list: what the chat template puts there, else EOS, else none."""
+    """The token that ends an assistant's turn, as a list of one: the chat template's, else EOS; else an empty list."""
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "content": templates.MARK}]
     try:
-        shown = templates.render(tokenizer, chat) if tokenizer.chat_template else ""
+        text = templates.render(tokenizer, chat) if tokenizer.chat_template else ""
     except TemplateError:
-        shown = ""
-    ids = tokenizer(shown.partition(templates.MARK)[2].lstrip(), add_special_tokens=False)["input_ids"]
+        text = ""
+    ids = tokenizer(text.partition(templates.MARK)[2].lstrip(), add_special_tokens=False)["input_ids"]
     if ids and ids[0] in tokenizer.get_added_vocab().values():
         return [int(ids[0])]
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
 
 
 def _ids(value: object) -> Iterable[int]:
-    """The token ids in a field that holds one, a list of them, or nothing; what is none is left out."""
+    """The token ids in a field that holds one, a list of them, or nothing; other values are left out."""
     values = value if isinstance(value, list | tuple) else [value]
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]

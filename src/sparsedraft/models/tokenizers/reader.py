@@ -10,13 +10,13 @@ from sparsedraft.models.config.remote_code import refuse_tokenizer_code
 
 
 def read_tokenizer(folder: Path, what: str, mend: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in `folder`, which works; UserError, of `what` and with a `mend`, where there is none."""
+    """The tokenizer in `folder`, tried on a text. UserError, naming `what` and the `mend`, where none can be read."""
     schemas.check_tokenizer(folder)
     refuse_tokenizer_code(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer.decode(tokenizer("a b")["input_ids"])
-    except BaseException as error:  # tokenizers raises plain Exceptions, and panics that are none
+    except BaseException as error:  # tokenizers raises plain Exceptions, and panics, which are not Exceptions
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = (str(error).strip().splitlines() or ["no tokenizer files"])[0]

@@ -1,6 +1,6 @@
-"""The text of a sequence in another tokenizer's ids, step by step and around the seam only.
+"""A growing text in another tokenizer's ids: each step encodes only the text around the seam again.
 
-Nothing here can make the output wrong: ids that do not fit only make for drafts that are not accepted.
+No mistake here can make the output wrong: other ids only lead to drafts that are rejected.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SEAM = 48  # characters before new text that are encoded with it
 
 @dataclass(frozen=True)
 class Piece:
-    """A token, and where in the text it lies (characters). Tokens that share a character may have the same place."""
+    """A token and its place in the text, in characters. Tokens that share a character may have the same place."""
 
     id: int
     start: int
@@ -27,16 +27,16 @@ class Piece:
 
 def pieces(tokenizer: PreTrainedTokenizerBase, text: str, offset: int = 0) -> list[Piece]:
     """`text` as tokens with their places, `offset` added; no special tokens are put in or recognised."""
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
-    pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)
+    pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     return [Piece(token, start + offset, end + offset) for token, (start, end) in pairs]
 
 
 def inner(tokenizer: PreTrainedTokenizerBase, text: str, offset: int = 0) -> list[Piece]:
-    """`pieces` of a text that goes on in the middle of another: with no space put in before it."""
-    anchor = "a" if text[:1].isspace() else "\n"  # what a token hardly ever spans together with the text
-    found = pieces(tokenizer, anchor + text, offset - len(anchor))
-    return [p for p in found if p.start >= offset] if clean(found, offset) else pieces(tokenizer, text, offset)
+    """`pieces` of a text that continues another text: no space is put in before it."""
+    anchor = "a" if text[:1].isspace() else "\n"  # hardly any token contains this and the beginning of the text
+    anchored = pieces(tokenizer, anchor + text, offset - len(anchor))
+    return [p for p in anchored if p.start >= offset] if clean(anchored, offset) else pieces(tokenizer, text, offset)
 
 
 def clean(found: Sequence[Piece], place: int) -> bool:
@@ -78,7 +78,7 @@ class Retokenizer:
         return (self.text if len(self.text) >= SEAM else self._before + self.text)[-SEAM:]
 
     def begun(self, answer: Sequence[int]) -> list[int]:
-        """The last of `answer`, with the first bytes of a character that is not complete."""
+        """The tokens at the end of `answer` that begin a character and do not complete it."""
         special = special_ids(self.seen.tokenizer)
         return [token for token in answer[self.seen.pending :] if token not in special]
 
@@ -86,8 +86,8 @@ class Retokenizer:
 def spliced(tokenizer: PreTrainedTokenizerBase, old: list[Piece], text: str, new: str, lead: str = "") -> list[Piece]:
     """The tokens of `text` + `new`, where `old` are those of `text`: only what is near the seam is encoded again.
 
-    Old and new tokens are joined where a token ends in both; where they do so nowhere, at the seam itself. `lead` is
-    what stands before the text and keeps its own tokens.
+    Old and new tokens are joined at a place where both have a token's end; without such a place, at the seam. `lead` is
+    the text before, whose tokens stay.
     """
     keep = max(0, len(text) - BEHIND)
     start = next((p.end for p in reversed(old) if p.end <= keep - CONTEXT), -len(lead))  # at an old token's end

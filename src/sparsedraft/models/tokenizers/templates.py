@@ -1,8 +1,8 @@
-"""Chat templates: the one place that applies them, with what the user gives them and with a day that stands still.
+"""Chat templates are applied here only, with the user's arguments and on a fixed day.
 
-A template may ask for more than the messages: Qwen3's for `enable_thinking`, some for today's date. The first are
-`Arguments`, which lie with the tokenizer once `give` has put them there; the second is always DAY, so that the same
-work gives the same bytes on any day.
+A template may ask for more than the messages: Qwen3's asks for `enable_thinking`, some ask for today's date. The user's
+values are `Arguments`, which `give` attaches to the tokenizer. The date is always DAY, so that the same work gives the
+same bytes on any day.
 """
 
 import inspect
@@ -20,14 +20,14 @@ from sparsedraft.base.errors import UserError
 
 DAY = datetime(2024, 7, 26, 12)
 DATE_STRING = DAY.strftime("%d %b %Y")  # as the templates of Llama 3.1 and later have it: "26 Jul 2024"
-MARK = "\u2e2e"  # stands for what somebody says while a chat template is looked at; no template has it
+MARK = "\u2e2e"  # stands for a message when a template is examined; no template contains it
 FUNCTIONS = ("strftime_now", "raise_exception", "namespace", "dict", "range", "cycler", "joiner", "lipsum")
 
 Arguments = Mapping[str, Any]  # of a template, by name; the values are JSON
 
 
 class Refused(UserError):
-    """The template takes no such conversation, whatever its words."""
+    """The template refuses a conversation of these roles, whatever its words."""
 
 
 class _Given(Protocol):
@@ -35,39 +35,39 @@ class _Given(Protocol):
 
 
 def give(tokenizer: PreTrainedTokenizerBase, arguments: Arguments) -> PreTrainedTokenizerBase:
-    """The same tokenizer, whose template gets `arguments` in every call from now on; what it does not use, it ignores.
+    """The same tokenizer; from now on its template gets `arguments` in every call, and ignores those it does not use.
 
-    They are no part of what `save_pretrained` writes.
+    `save_pretrained` does not write them.
     """
     cast(_Given, tokenizer).template_arguments = dict(arguments)
     return tokenizer
 
 
 def given(tokenizer: PreTrainedTokenizerBase) -> Arguments:
-    """The arguments that `give` has put there."""
-    found: Arguments = getattr(tokenizer, "template_arguments", {})
-    return found
+    """The arguments that `give` attached."""
+    arguments: Arguments = getattr(tokenizer, "template_arguments", {})
+    return arguments
 
 
 def inputs(arguments: Arguments) -> dict[str, object]:
-    """Template arguments as a part of an artifact's inputs: nothing where there are none."""
+    """Template arguments as part of an artifact's inputs; {} if there are none."""
     return {"template_args": dict(arguments)} if arguments else {}
 
 
 def check(tokenizer: PreTrainedTokenizerBase, arguments: Arguments) -> None:
-    """Raise UserError for an argument that the template does not use, or that is not the user's to give."""
+    """Raise UserError for an argument that the template does not use, or that sparsedraft itself sets."""
     if not arguments:
         return
     require(tokenizer)
-    reserved, asked = _reserved(tokenizer), variables(tokenizer)
-    known = sorted(asked - reserved)
+    reserved, names = _reserved(tokenizer), variables(tokenizer)
+    free = sorted(names - reserved)
     for name in arguments:
         if name in reserved:
             raise UserError(f"--template-arg {name} is what the template gets from sparsedraft itself: leave it out.")
-        if name not in asked:
+        if name not in names:
             raise UserError(
                 f"--template-arg {name}: the chat template of {tokenizer.name_or_path} does not use it; "
-                + (f"it uses {', '.join(known)}." if known else "it takes no arguments, leave it out.")
+                + (f"it uses {', '.join(free)}." if free else "it takes no arguments, leave it out.")
             )
 
 
@@ -98,7 +98,7 @@ class _Generation(Extension):
 
 
 def variables(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
-    """Every name that the template asks for and does not make itself, in any of its branches."""
+    """Every name that the template uses without defining it, in any of its branches."""
     environment = Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
         return frozenset(meta.find_undeclared_variables(environment.parse(require(tokenizer))))
@@ -107,30 +107,30 @@ def variables(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
 
 
 def _reserved(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """What the template gets without the user: arguments of `apply_chat_template`, special tokens, functions."""
-    own = inspect.signature(tokenizer.apply_chat_template).parameters
-    return {"messages", *own, *tokenizer.SPECIAL_TOKENS_ATTRIBUTES, *tokenizer.special_tokens_map, *FUNCTIONS}
+    """The names that the template gets without the user: `apply_chat_template`'s, special tokens, functions."""
+    parameters = inspect.signature(tokenizer.apply_chat_template).parameters
+    return {"messages", *parameters, *tokenizer.SPECIAL_TOKENS_ATTRIBUTES, *tokenizer.special_tokens_map, *FUNCTIONS}
 
 
 def asks_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether another program that applies the template puts its own day into the text, whatever it is given."""
-    asked = variables(tokenizer) if tokenizer.chat_template else frozenset()
-    return "strftime_now" in asked and "date_string" not in asked
+    """Whether the template takes the day from the clock of the program that applies it, and not from an argument."""
+    names = variables(tokenizer) if tokenizer.chat_template else frozenset()
+    return "strftime_now" in names and "date_string" not in names
 
 
 def day_there(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The day, as 2024-07-26, that a server's template tells the model now, where it cannot be pinned; else None."""
+    """Today as 2024-07-26, if a server's template tells it to the model and nobody can pin it; else None."""
     return date.today().isoformat() if asks_clock(tokenizer) else None
 
 
 def for_server(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a server that applies the template itself must get beside the messages, to apply it as it is applied here.
+    """What a server must get beside the messages so that it applies the template as it is applied here.
 
-    The pinned day where the template asks for one as an argument, and the user's own arguments.
+    That is the pinned day, if the template takes it as an argument, and the user's arguments.
     """
     dated = {"date_string": DATE_STRING} if "date_string" in str(tokenizer.chat_template) else {}
-    sent = dated | dict(given(tokenizer))
-    return {"chat_template_kwargs": sent} if sent else {}
+    arguments = dated | dict(given(tokenizer))
+    return {"chat_template_kwargs": arguments} if arguments else {}
 
 
 def render(
@@ -157,11 +157,11 @@ def chat_ids(
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-    """What the tokenizer's own `apply_chat_template` makes of the messages, on the pinned day."""
+    """The result of the tokenizer's `apply_chat_template`, on the pinned day."""
     template = require(tokenizer)
     arguments = {"date_string": DATE_STRING} | dict(given(tokenizer))
     try:
-        if "strftime_now" in template:  # a function is no argument that gets through; this finds the compiled template
+        if "strftime_now" in template:  # transformers passes no functions on, so it is set in the compiled template
             _compile_jinja_template(template).environment.globals["strftime_now"] = DAY.strftime
         return tokenizer.apply_chat_template([dict(message) for message in messages], **options, **arguments)
     except Exception as error:  # a broken template fails in any way
