@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 CSRC := src/sparsedraft/native/csrc
 
-.PHONY: demo test check docs figures bench bench-runtime other-readers sanitize fuzz aarch64 old-cpu clean
+.PHONY: demo test check docs figures bench bench-runtime other-readers wheel release sanitize fuzz aarch64 old-cpu clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -32,8 +32,23 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard $(CSRC)/*/*)
 	$(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "$(TORCH)+cpu" --index-url $(TORCH_INDEX) \
 		|| $(BIN)/pip install -q "$(TORCH)"
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[gguf,endpoint,ray,lm-eval,docs,dev]'
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt cmake nanobind ninja scikit-build-core
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt --no-build-isolation -e '.[gguf,endpoint,ray,lm-eval,docs,dev]'
 	touch $@
+
+# One wheel in $(DIST) for Linux and CPython 3.11 or later, which needs no compiler; what `make` has compiled is not compiled again.
+# WHEEL_PYTHON: a Python that has the extra `dev`, in place of the one in $(VENV)
+DIST ?= dist
+BUILDER := $(or $(WHEEL_PYTHON),$(BIN)/python)
+wheel: $(if $(WHEEL_PYTHON),,$(STAMP))
+	rm -rf $(DIST)/raw $(DIST)/*.whl
+	PATH="$(dir $(abspath $(BUILDER))):$$PATH" $(BUILDER) -m pip wheel -q --no-deps --no-build-isolation -w $(DIST)/raw .
+	PATH="$(dir $(abspath $(BUILDER))):$$PATH" $(BUILDER) -m auditwheel repair -w $(DIST) $(DIST)/raw/*.whl
+	rm -rf $(DIST)/raw
+
+# What a release consists of, tested: docs/release.md says what comes before and after
+release: test docs wheel
+	@ls -l $(DIST)/*.whl
 
 # The site in build/site, from docs/ and from the options of the commands. A broken link fails the build; no network.
 docs: $(STAMP)
@@ -57,14 +72,13 @@ other-readers: $(STAMP)
 CASES ?= 2000
 SANITIZED := build/sanitize
 sanitize: $(STAMP)
-	$(BIN)/pip install -q cmake ninja nanobind
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DSPARSEDRAFT_SANITIZE=ON \
 		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
 	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 SPARSEDRAFT_NATIVE="$$(ls $(abspath $(SANITIZED))/_native*.so)"; \
 	$(BIN)/python -m pytest tests/native/test_kernels.py tests/native/test_kernel_bits.py tests/native/test_engine.py \
-		tests/native/test_relaid.py tests/native/test_packed.py && \
+		tests/native/test_layout_cache.py tests/native/test_packed_format.py && \
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_packed.py --cases $(CASES) && PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_cached.py --cases $(CASES)
 
 # Packed folders and native caches damaged in every way, without sanitizers: CASES of each
