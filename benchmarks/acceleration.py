@@ -57,7 +57,7 @@ class Answers:
     def answer(self, pair: Pair, policy: Policy, ids: list[int]) -> tuple[list[int], float, int]:
         """(tokens, seconds, steps) of one answer."""
         start = time.perf_counter()
-        text = generate(pair.decoder([pair.prompted(ids)], policy, Sampling()), ids, self.tokens)
+        text = generate(pair.decoder([pair.prompt_pair(ids)], policy, Sampling()), ids, self.tokens)
         return text.tokens, time.perf_counter() - start, len(text.steps)
 
     def against_alone(self, pair: Pair, policies: dict[str, Policy]) -> dict[str, dict[str, Any]]:

@@ -52,7 +52,7 @@ def real(pair: Pair, answers: list[Answer], tokens: int) -> list[Histogram]:
     for answer in answers:
         ids = list(answer.prompt_ids)
         for k in KS:
-            text = generate(pair.decoder([pair.prompted(ids)], Constant(k), Sampling()), ids, tokens)
+            text = generate(pair.decoder([pair.prompt_pair(ids)], Constant(k), Sampling()), ids, tokens)
             found.append(Histogram.of_steps(text.steps, k))
     return found
 

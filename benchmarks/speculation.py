@@ -87,7 +87,7 @@ class Comparison:
         return assisted(self.target.model, self.drafter.model, ids, self.k, length, **self.tokenizers)
 
     def ours(self, pair: Pair, ids: list[int], messages: Any, k: int) -> list[int]:
-        decoder = pair.decoder([pair.prompted(ids, messages)], Constant(k), Sampling())
+        decoder = pair.decoder([pair.prompt_pair(ids, messages)], Constant(k), Sampling())
         return generate(decoder, ids, self.length).tokens
 
     def measure(self) -> dict[str, Run]:

@@ -37,9 +37,9 @@ def prompted_by(pair: Pair, prompt: prompts.Prompt) -> PromptPair:
     """The prompt as both models read it, in the target's chat template if it has one."""
     tokenizer = pair.target.tokenizer
     if tokenizer.chat_template is None:
-        return pair.prompted(tokenizer(prompt.turns[0])["input_ids"])
+        return pair.prompt_pair(tokenizer(prompt.turns[0])["input_ids"])
     messages = [{"role": "user", "content": prompt.turns[0]}]
-    return pair.prompted(templates.chat_ids(tokenizer, messages), messages)
+    return pair.prompt_pair(templates.chat_ids(tokenizer, messages), messages)
 
 
 @torch.inference_mode()

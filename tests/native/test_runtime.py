@@ -53,13 +53,13 @@ def test_greedy_text_is_the_int8_targets_own_to_the_last_bit(packed: dict[str, P
     alone = Pair.of(target, None, "auto", Sampling())
     asked = [templates.chat_ids(target.tokenizer, p.messages()) for p in prompts.read("demo:eval")[:3]]
     expected = [
-        generate(alone.decoder([alone.prompted(ids)], Constant(0), Sampling()), ids, 40).tokens for ids in asked
+        generate(alone.decoder([alone.prompt_pair(ids)], Constant(0), Sampling()), ids, 40).tokens for ids in asked
     ]
     for policy, branching in [(Constant(1), 1), (Constant(5), 1), (Constant(9), 3), (policy_named("auto"), 1)]:
         for ids, text in zip(asked, expected, strict=True):
-            decoder = pair.decoder([pair.prompted(ids)], policy, Sampling(), branching=branching)
+            decoder = pair.decoder([pair.prompt_pair(ids)], policy, Sampling(), branching=branching)
             assert generate(decoder, ids, 40).tokens == text
-    together = pair.decoder([pair.prompted(ids) for ids in asked], Constant(3), Sampling())
+    together = pair.decoder([pair.prompt_pair(ids) for ids in asked], Constant(3), Sampling())
     assert [made.tokens for made in generate_all(together, asked, 40, [0] * 3)] == expected
 
 

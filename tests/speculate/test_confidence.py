@@ -13,7 +13,7 @@ def test_confidence_drafts_as_far_as_the_product_of_its_probabilities_reaches() 
     """At a threshold of 0.3, with probabilities of 0.6: 0.6, 0.36 are worth it, 0.216 is not."""
 
     class Frozen(Confidence):
-        def wanted(self) -> int:
+        def next_k(self) -> int:
             return 12
 
         def observe(self, outcome: Outcome) -> None:

@@ -42,7 +42,7 @@ def prompt(seed: int, n: int) -> list[int]:
 
 
 def made_by(pair: Pair, prompts: list[list[int]], policy, n: int, sampling=GREEDY, branching: int = 1):
-    asked = [pair.prompted(ids) for ids in prompts]
+    asked = [pair.prompt_pair(ids) for ids in prompts]
     decoder = pair.decoder(asked, policy, sampling, branching=branching)
     return generate_all(decoder, prompts, n, [0] * len(prompts))
 
@@ -109,7 +109,7 @@ def test_sampled_text_follows_from_the_seed_whoever_else_is_decoded() -> None:
     sampling = Sampling(0.8, top_k=30, repetition_penalty=1.1)
     pair = Pair.of(side(build_llama()), side(noisy(build_llama(), 0.1)), "auto", sampling)
     prompts = [prompt(n, n) for n in (5, 12, 2)]
-    asked = [pair.prompted(ids) for ids in prompts]
+    asked = [pair.prompt_pair(ids) for ids in prompts]
     together = generate_all(pair.decoder(asked, Constant(3), sampling), prompts, 30, [7, 8, 9])
     for i, ids in enumerate(prompts):
         assert generate(pair.decoder([asked[i]], Constant(3), sampling), ids, 30, 7 + i).tokens == together[i].tokens

@@ -77,7 +77,7 @@ class Told(Constant):
         super().__init__(k)
         self.start, self.outcomes = start, list[Outcome]()
 
-    def wanted(self) -> int:
+    def next_k(self) -> int:
         return self.k if self.start <= len(self.outcomes) != self.start + 3 else 0
 
     def observe(self, outcome: Outcome) -> None:
@@ -173,4 +173,4 @@ def test_policies_really_vary_k_and_trees_take_them_for_nodes(name: str, branchi
 def test_names() -> None:
     kinds = [type(policy_named(name)) for name in NAMES]
     assert kinds == [Constant, Auto, Confidence, Bandit]
-    assert policy_named("constant").wanted() == 5 and policy_named("constant", 0).wanted() == 0
+    assert policy_named("constant").next_k() == 5 and policy_named("constant", 0).next_k() == 0

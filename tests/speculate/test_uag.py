@@ -64,7 +64,7 @@ def test_random_models_write_the_targets_own(route: str) -> None:
         p, q = models_of[target], models_of[drafter]
         pair, plain = Pair.of(p, q, route, GREEDY), Pair.of(p, None, "auto", GREEDY)
         prompts = [[dice.randrange(3, p.width) for _ in range(dice.randint(1, 20))] for _ in range(2)]
-        asked = [pair.prompted(ids) for ids in prompts]
+        asked = [pair.prompt_pair(ids) for ids in prompts]
         alone = [run(plain, [PromptPair(ids, ids)], 0, 16)[0].tokens for ids in prompts]
         assert [made.tokens for made in run(pair, asked, dice.choice([1, 3, 6]), 16)] == alone
 
@@ -197,12 +197,12 @@ def test_the_drafters_prompt_has_its_own_special_tokens_once() -> None:
     ids = [start, *built("byte-level")("the fox <s>", split_special_tokens=True)["input_ids"], end]
     for drafter in (gemma, word):
         q = drafter.tokenizer
-        own = Pair.of(target, drafter, "realign", GREEDY).prompted(ids).drafter
+        own = Pair.of(target, drafter, "realign", GREEDY).prompt_pair(ids).drafter
         first, last = q.convert_tokens_to_ids(["<s>", "</s>"])
         assert own[0] == first and own.count(first) == 1 and last not in own
         assert decoded(q, own).startswith("the fox")
-        assert Pair.of(target, drafter, "realign", GREEDY).prompted([start]).drafter, "never empty"
+        assert Pair.of(target, drafter, "realign", GREEDY).prompt_pair([start]).drafter, "never empty"
     with_template = LoadedModel(target.model, build_tokenizer(), frozenset({2}))
     chat = [{"role": "user", "content": "the fox"}]
-    own = Pair.of(gemma, with_template, "realign", GREEDY).prompted([5], chat).drafter
+    own = Pair.of(gemma, with_template, "realign", GREEDY).prompt_pair([5], chat).drafter
     assert build_tokenizer().decode(own) == "<|im_start|>user\nthe fox<|im_end|>\n<|im_start|>assistant\n"

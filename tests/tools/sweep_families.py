@@ -123,7 +123,7 @@ def ways(target: hf.PreTrainedModel, other: hf.PreTrainedModel) -> dict[str, Cal
 
     def decoded(drafter: LoadedModel | None, k: int, rows: int, branching: int = 1) -> list[list[int]]:
         pair = Pair.of(p, drafter, "auto", GREEDY)
-        given = [pair.prompted(ids) for ids in asked[:rows]]
+        given = [pair.prompt_pair(ids) for ids in asked[:rows]]
         decoder = pair.decoder(given, Constant(k), GREEDY, branching=branching)
         return [made.tokens for made in generate_all(decoder, asked[:rows], NEW, [0] * rows)]
 

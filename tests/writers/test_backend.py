@@ -161,7 +161,7 @@ def test_a_model_that_takes_no_masks_decodes_one_prompt_and_no_tree() -> None:
     side = LoadedModel(build("bloom"), build_tokenizer(), frozenset({2}))
     pair = Pair.of(side, side, "auto", GREEDY)
     assert not pair.batches
-    asked = pair.prompted([5, 6, 7])
+    asked = pair.prompt_pair([5, 6, 7])
     made = generate(pair.decoder([asked], Constant(3), GREEDY), asked.target, 20)
     plain = Pair.of(side, None, "auto", GREEDY)
     assert made.tokens == generate(plain.decoder([asked], Constant(0), GREEDY), asked.target, 20).tokens
@@ -177,7 +177,7 @@ def test_a_tree_is_for_one_prompt() -> None:
     pair = Pair.of(side, side, "auto", GREEDY)
     assert pair.batches
     with pytest.raises(UserError, match="--tree 2 needs one prompt at a time"):
-        pair.decoder([pair.prompted([5])] * 2, Constant(3), GREEDY, branching=2)
+        pair.decoder([pair.prompt_pair([5])] * 2, Constant(3), GREEDY, branching=2)
 
 
 def test_nan_weights_are_not_taken_for_a_model_that_takes_no_masks() -> None:

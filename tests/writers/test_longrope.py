@@ -90,7 +90,7 @@ def test_drafts_across_the_length_are_verified_as_transformers_reads(kind: str, 
         for start in range(0, len(LENGTHS), rows):
             asked = prompts()[start : start + rows]
             pair = Pair.of(p, drafter, "auto", GREEDY)
-            decoder = pair.decoder([pair.prompted(ids) for ids in asked], Constant(3), GREEDY)
+            decoder = pair.decoder([pair.prompt_pair(ids) for ids in asked], Constant(3), GREEDY)
             made = generate_all(decoder, asked, NEW, [0] * rows)
             assert [one.tokens for one in made] == texts[start : start + rows]
             if drafts == "itself":
@@ -102,7 +102,7 @@ def test_trees_are_refused() -> None:
     p = side(build("phi3"))
     pair = Pair.of(p, p, "auto", GREEDY)
     with pytest.raises(UserError, match=r"--tree 2 needs .* rotary frequencies the same at every length"):
-        pair.decoder([pair.prompted([5])], Constant(3), GREEDY, branching=2)
+        pair.decoder([pair.prompt_pair([5])], Constant(3), GREEDY, branching=2)
 
 
 def test_the_simulation_counts_what_the_loop_does(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_dynamic_frequencies_change_beyond_the_context_only() -> None:
     p, other = side(model), side(build("llama", seed=3))
     asked = [ids for ids in prompts() if len(ids) < 40]
     pair = Pair.of(p, other, "auto", GREEDY)
-    decoder = pair.decoder([pair.prompted(ids) for ids in asked], Constant(3), GREEDY)
+    decoder = pair.decoder([pair.prompt_pair(ids) for ids in asked], Constant(3), GREEDY)
     made = generate_all(decoder, asked, 100, [0] * len(asked))
     assert [one.tokens for one in made] == [written(model, ids, 40 - len(ids)) for ids in asked]
     assert {one.finish_reason for one in made} == {"context"}

@@ -53,7 +53,7 @@ def test_rows_are_those_of_one_at_a_time(made, sampling: Sampling) -> None:
         if sampling == Sampling():
             assert [ids[0] for ids in output.topk_ids] == output.token_ids and output.min_gap > 0
             alone = Pair.of(side, None, "auto", sampling)
-            asked = alone.prompted([*request.prompt_ids])
+            asked = alone.prompt_pair([*request.prompt_ids])
             plain = generate(alone.decoder([asked], Constant(0), sampling), asked.target, request.max_new_tokens)
             assert plain.tokens == output.token_ids
             ((ids, logprobs),) = writer.score([Sample("a", request.prompt_ids, output.token_ids)], 4)

@@ -1,4 +1,4 @@
-"""A target and what drafts for it, put together: the way between their tokenizers, and decoders for given prompts."""
+"""A target and its drafter: how drafts cross from one tokenizer to the other, and decoders for given prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -49,7 +49,10 @@ class PromptPair:
 
 @dataclass(frozen=True)
 class Pair:
-    """`route` is "none" (no drafter), "lookup", "same", "realign" or "intersection"; `why` says why."""
+    """A target, its drafter, and how drafts get from one to the other.
+
+    `route` is "none" (no drafter), "lookup", "same" (one tokenizer), "realign" or "intersection"; `why` is the reason.
+    """
 
     target: LoadedModel
     drafter: LoadedModel | None
@@ -66,8 +69,11 @@ class Pair:
         sampling: Sampling,
         verifies: bool = True,
     ) -> "Pair":
-        """Find the way between the two; UserError for tokenizers that have none, or if `route` is off, and for a model
-        that cannot draft or, if the target itself `verifies`, cannot do that."""
+        """Choose the route between the two models.
+
+        UserError for tokenizers without a route, or with another one where `route` is "off"; for a model that cannot
+        draft; and, where the target itself `verifies`, for a target that cannot.
+        """
         check_route(route)
         if drafter is not None and verifies:
             target.check_takes_back("verify drafts: leave out the drafter")
@@ -90,12 +96,12 @@ class Pair:
         ends = (target.end_of_turn(), drafter.end_of_turn())
         return cls(target, drafter, chosen, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends))
 
-    def prompted(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> PromptPair:
-        """The prompt `ids` of the target, for both: from `messages` by the drafter's own template if it has one.
+    def prompt_pair(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> PromptPair:
+        """The target's prompt `ids`, as both models read it. A drafter with a chat template reads `messages` by that.
 
         UserError for tokens that the target does not have.
         """
-        if (highest := max(ids, default=0)) >= (rows := self.target.known):
+        if (highest := max(ids, default=0)) >= (rows := self.target.embedding_rows):
             raise UserError(
                 f"the prompt holds the token {highest}, and the target's embedding has {rows} rows: its tokenizer is "
                 "another model's."
@@ -106,7 +112,7 @@ class Pair:
         if messages is not None and tokenizer.chat_template is not None:
             try:
                 return PromptPair(ids, templates.chat_ids(tokenizer, [dict(m) for m in messages]))
-            except UserError:  # a role that it does not know
+            except UserError:  # the template does not know a role
                 pass
         text = text_of(self.target.tokenizer, ids)
         return PromptPair(ids, uag.opening(tokenizer, text))
@@ -119,15 +125,17 @@ class Pair:
     @property
     def around(self) -> Callable[[], AbstractContextManager[None]]:
         """Makes the context of each step: torch's threads would spin on the native engine's cores."""
-        models = [self.target, *([] if self.drafter is None else [self.drafter])]
-        return single_thread if all(side.native for side in models) else nullcontext
+        return single_thread if all(model.native for model in self._models) else nullcontext
+
+    @property
+    def _models(self) -> list[LoadedModel]:
+        return [self.target] if self.drafter is None else [self.target, self.drafter]
 
     def check_tree(self, branching: int, policy: Policy, rows: int = 1) -> None:
-        """UserError where draft trees cannot be: they need one prompt at a time, one vocabulary, and masks."""
+        """UserError where trees cannot be drafted: they need one prompt at a time, one vocabulary, and masks."""
         if isinstance(policy, Confidence):
             raise UserError(f"the policy confidence ends chains, and --tree {branching} drafts none: choose another.")
-        both = [self.target, *([] if self.drafter is None else [self.drafter])]
-        able = all(side.takes_trees for side in both)
+        able = all(model.takes_trees for model in self._models)
         if self.route != "same" or self.vocabulary is not None or rows > 1 or not able:
             raise UserError(
                 f"--tree {branching} needs one prompt at a time, models of one tokenizer and width, and attention "
@@ -136,27 +144,27 @@ class Pair:
 
     def decoder(
         self,
-        asked: Sequence[PromptPair],
+        prompts: Sequence[PromptPair],
         policy: Policy,
         sampling: Sampling,
         *,
         stops: Stops | None = None,
         branching: int = 1,
-        again: bool = False,
+        keep_cache: bool = False,
         target: Backend | None = None,
     ) -> Decoder:
-        """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, one prompt only.
+        """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, of one prompt only.
 
-        `again`: the same prompts several times, then others: the models remember what they have read, and the decoder
-        made before is of no more use. `target` verifies in the place of the pair's own.
+        `keep_cache`: for the same prompts several times. The models keep what they have read, and a decoder that was
+        made before must not be used any more. `target` verifies instead of the pair's own target.
         """
         able = self.batches if target is None else self.drafter is None or self.drafter.takes_masks
-        if len(asked) > 1 and not able:
+        if len(prompts) > 1 and not able:
             raise UserError("one of the models takes no attention masks: decode one prompt at a time.")
-        remembering, fresh = self.target.remembering, self.target.backend
+        backend = self.target.cached_backend if keep_cache else self.target.backend
         return Decoder(
-            target or (remembering if again else fresh)(len(asked)),
-            self._drafter(asked, policy, sampling, branching, again),
+            target or backend(len(prompts)),
+            self._drafter(prompts, policy, sampling, branching, keep_cache),
             policy,
             sampling,
             self.target.eos_ids,
@@ -165,23 +173,23 @@ class Pair:
         )
 
     def _drafter(
-        self, asked: Sequence[PromptPair], policy: Policy, sampling: Sampling, branching: int, again: bool
+        self, prompts: Sequence[PromptPair], policy: Policy, sampling: Sampling, branching: int, keep_cache: bool
     ) -> Drafter | None:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
         q, p = self.drafter, self.target
-        backend = q.remembering(len(asked)) if again else q.backend(len(asked))
+        backend = q.cached_backend(len(prompts)) if keep_cache else q.backend(len(prompts))
         if branching > 1:
-            self.check_tree(branching, policy, len(asked))
+            self.check_tree(branching, policy, len(prompts))
             return TreeDrafter(cast(TreeBackend, backend), sampling, branching)
-        known = q.known
+        rows = q.embedding_rows
         if self.route == "same":
 
-            def read(row: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
-                return [token if token < known else 0 for token in row.tokens]
+            def read(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
+                return [token if token < rows else 0 for token in sequence.tokens]
 
             return ModelDrafter(backend, sampling, read=read, vocabulary=self.vocabulary, confident=policy.confident)
-        readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in asked], known)
+        readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in prompts], rows)
         if self.vocabulary is not None:
             return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
         return RealignDrafter(

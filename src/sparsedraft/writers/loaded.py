@@ -1,4 +1,4 @@
-"""One of the two models of a pair, with its tokenizer, and what runs it."""
+"""A model with its tokenizer, and what runs it."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -33,8 +33,10 @@ RUNTIMES = ("auto", "native", "transformers")
 
 
 class LoadedModel:
-    """A model with its tokenizer. `model` is transformers' (or makes it, when it is asked for); `native`, if there is
-    one, is what `backend` runs in its place."""
+    """A model with its tokenizer, run by the native engine where there is a `native` model, else by transformers.
+
+    `model` is the transformers model, or makes it when it is first used.
+    """
 
     def __init__(
         self,
@@ -44,7 +46,7 @@ class LoadedModel:
         native: NativeModel | None = None,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
-        self._remembered: PrefixCache | None = None
+        self._cached: PrefixCache | None = None
 
     @classmethod
     def load(
@@ -66,13 +68,15 @@ class LoadedModel:
             raise UserError(f"--runtime {runtime} is not known: choose one of {', '.join(RUNTIMES)}.")
         kind, where = checkpoint.dtype_named(dtype), checkpoint.device_named(device)
         tokenizer, folder = templates.give(checkpoint.load_tokenizer(ref), template_args or {}), checkpoint.find(ref)
-        its_own = where.type == "cpu" and kind == torch.float32
-        if runtime == "native" and not its_own:
+        native_fits = where.type == "cpu" and kind == torch.float32
+        if runtime == "native" and not native_fits:
             raise UserError(
                 f"--runtime native computes in float32 on the CPU, not in {dtype} on {device}: leave these out."
             )
         config = checkpoint.read_config(folder)
-        if runtime == "native" or (runtime == "auto" and its_own and not unsupported(config) and native.available()):
+        if runtime == "native" or (
+            runtime == "auto" and native_fits and not unsupported(config) and native.available()
+        ):
             try:
                 built = native_model(folder)
                 return cls(lambda: _checked(folder, kind, where), tokenizer, end_ids(folder, tokenizer), built)
@@ -100,26 +104,26 @@ class LoadedModel:
             return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
         return TransformersWriter(self.model, self.tokenizer, self.eos_ids, batch_size)
 
-    def remembering(self, rows: int = 1) -> PrefixCache:
-        """The same Backend each time, empty: it takes up what it has read before. One use at a time.
+    def cached_backend(self, rows: int = 1) -> PrefixCache:
+        """The same Backend each time. It looks empty, and skips reading what its cache still holds. One use at a time.
 
-        It takes up nothing where the state of a prefix depends on what followed it.
+        It skips nothing where the state of a prefix depends on what followed it.
         """
-        if self._remembered is None or self._remembered.rows != rows or not self.keeps_prefixes:
-            self._remembered = PrefixCache(cast(TreeBackend, self.backend(rows)))
-        self._remembered.begin()
-        return self._remembered
+        if self._cached is None or self._cached.rows != rows or not self.keeps_prefixes:
+            self._cached = PrefixCache(cast(TreeBackend, self.backend(rows)))
+        self._cached.begin()
+        return self._cached
 
     @property
     def width(self) -> int:
-        """Tokens that the head knows; those outside of a trimmed one count, too."""
+        """Tokens that the head knows; those that a trimmed head leaves out count, too."""
         if self.native:
             return self.native.handle.vocabulary if self.native.head_ids is not None else self.native.handle.head_rows
         weight: torch.Tensor = self.model.get_output_embeddings().weight
         return weight.shape[0]
 
     @property
-    def known(self) -> int:
+    def embedding_rows(self) -> int:
         """Rows of the embedding: one more than the largest token id that the model can read."""
         return self.native.handle.vocabulary if self.native else embedding_rows(self.model)
 
@@ -130,11 +134,11 @@ class LoadedModel:
 
     @cached_property
     def takes_back(self) -> bool:
-        """Whether what was read can be taken back: drafts can be verified and written."""
+        """Whether the last tokens can be removed from the cache, which drafting and verifying need."""
         return True if self.native else abilities(self.model).takes_back
 
     def check_takes_back(self, use: str) -> None:
-        """UserError where it does not; `use` says for what it would be needed, and what to do."""
+        """UserError where it does not. `use` completes the sentence: what needs it, and what to do instead."""
         if not self.takes_back:
             raise UserError(_no_way_back(self.tokenizer.name_or_path, type(self.model).__name__, use))
 
@@ -150,7 +154,7 @@ class LoadedModel:
 
     @cached_property
     def keeps_prefixes(self) -> bool:
-        """Whether what was read of a text is the same whatever follows it, and however it was read."""
+        """Whether the state after a prefix depends neither on what follows nor on how it was read."""
         return self.native is not None or reads_whole(self.model)
 
     def end_of_turn(self) -> int | None:

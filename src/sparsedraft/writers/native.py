@@ -1,4 +1,4 @@
-"""The native engine as what writes a model's tokens (see sparsedraft.writers.transformers.writer.Engine)."""
+"""A model of the native engine as a Writer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ PREFILL_TOKENS = 1024  # of prompts in one pass, at most (one prompt may be long
 
 @dataclass
 class NativeWriter:
-    """A model of the native engine; `batch_size` rows are decoded at once, and a row that ends makes room for the next
-    prompt. A row's text depends on nothing beside it."""
+    """A model of the native engine. `batch_size` rows are decoded at once, and a row that ends makes room for the next
+    prompt. A text does not depend on its neighbours."""
 
     model: NativeModel
     tokenizer: PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ class NativeWriter:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0
     ) -> Iterator[Completion]:
-        """See `generation.generate_batch`."""
+        """See `Writer`."""
         check_fits(self.context, self.model.handle.vocabulary, requests)
         self._check_top_k(top_k_logprobs)
         queue = sorted(requests, key=lambda r: -len(r.prompt_ids))

@@ -1,4 +1,4 @@
-"""A Backend that remembers what it read, so that decoding the same prompts again and again reads them once."""
+"""A Backend that keeps what it has read, so that prompts that are decoded several times are read once."""
 
 from collections.abc import Sequence
 
@@ -17,55 +17,58 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class PrefixCache:
-    """`backend` for one decoding after another: after `begin` it looks empty, all its rows there again, and of what is
-    then appended only what differs from what a row's cache still holds is read."""
+    """`backend` for one decoding after another.
+
+    After `begin` it looks empty, with all its rows. Of the tokens that are then appended, it reads only those that a
+    row's cache does not still hold.
+    """
 
     def __init__(self, backend: TreeBackend) -> None:
         self.backend, self.max_length, self.rows = backend, backend.max_length, len(backend.lengths)
-        self._held: list[list[int]] = [[] for _ in range(self.rows)]  # the tokens in each row's cache,
-        self._lengths = [0] * self.rows  # of which so many count
-        self._going = list(range(self.rows))  # the rows that were not forgotten
-        # the native engine's, which drafts for its first row alone
+        self._cached: list[list[int]] = [[] for _ in range(self.rows)]  # the tokens in each row's cache
+        self._lengths = [0] * self.rows  # how many of them count
+        self._selected = list(range(self.rows))  # the rows that go on
+        # only the native engine has it, and for its first row alone
         self.draft = self._draft if self.rows == 1 and hasattr(backend, "draft") else None
 
     def begin(self) -> None:
-        """Look empty."""
-        self._lengths, self._going = [0] * self.rows, list(range(self.rows))
+        """Look empty: no token counts, and no row is left out."""
+        self._lengths, self._selected = [0] * self.rows, list(range(self.rows))
 
     def clear(self) -> None:
-        """Be empty."""
-        self._held = [[] for _ in range(self.rows)]
+        """Forget everything."""
+        self._cached = [[] for _ in range(self.rows)]
         self._cut()
         self.begin()
 
     @property
     def lengths(self) -> list[int]:
-        return [self._lengths[row] for row in self._going]
+        return [self._lengths[row] for row in self._selected]
 
     def forward(self, ids: Sequence[Sequence[int]], logits: Sequence[int]) -> list[Tensor]:
         unread: list[Sequence[int]] = [[]] * self.rows
-        wanted = [0] * self.rows
-        for row, new, n in zip(self._going, ids, logits, strict=True):
+        logit_counts = [0] * self.rows
+        for row, new, n in zip(self._selected, ids, logits, strict=True):
             if new:
-                unread[row], wanted[row] = self._new(row, new, max(1, n)), n
+                unread[row], logit_counts[row] = self._new(row, new, max(1, n)), n
         self._cut()
-        found = self.backend.forward(unread, wanted)
+        found = self.backend.forward(unread, logit_counts)
         for row, new in enumerate(unread):
             self._append(row, new)
-        return [found[row] for row in self._going]
+        return [found[row] for row in self._selected]
 
     def _new(self, row: int, ids: Sequence[int], least: int) -> Sequence[int]:
-        """What of `ids`, of which the last `least` must be read, the row's cache does not hold; the rest counts now."""
+        """Those of `ids` that the row must read: what its cache lacks, and the last `least`. The rest counts now."""
         length = self._lengths[row]
-        known = min(shared(self._held[row][length:], ids), len(ids) - least)
+        known = min(shared(self._cached[row][length:], ids), len(ids) - least)
         self._lengths[row] += known
-        self._held[row] = self._held[row][: length + known]
+        self._cached[row] = self._cached[row][: length + known]
         return ids[known:]
 
     def _append(self, row: int, ids: Sequence[int]) -> None:
         if ids:
-            self._held[row] += ids
-            self._lengths[row] = len(self._held[row])
+            self._cached[row] += ids
+            self._lengths[row] = len(self._cached[row])
 
     def _draft(self, k: int, ids: Sequence[int]) -> list[int]:
         """See native.session.Session."""
@@ -83,28 +86,28 @@ class PrefixCache:
 
     def keep(self, length: int, nodes: Sequence[int]) -> None:
         self.backend.keep(length, nodes)
-        held = self._held[0]
-        self._held[0] = [*held[:length], *(held[length + node] for node in nodes)]
-        self._lengths[0] = len(self._held[0])
+        cached = self._cached[0]
+        self._cached[0] = [*cached[:length], *(cached[length + node] for node in nodes)]
+        self._lengths[0] = len(self._cached[0])
 
     def rollback(self, lengths: Sequence[int]) -> None:
-        for row, length in zip(self._going, lengths, strict=True):
+        for row, length in zip(self._selected, lengths, strict=True):
             if length < self._lengths[row]:  # what follows may be a tree's nodes: no text to be taken up again
                 self._lengths[row] = length
                 self._forget(row)
 
     def select(self, rows: Sequence[int]) -> None:
-        """The others keep what they have read, for the next time."""
-        check_selected(rows, len(self._going))
-        self._going = [self._going[b] for b in rows]
+        """Rows that are left out keep what they have read, for the next decoding."""
+        check_selected(rows, len(self._selected))
+        self._selected = [self._selected[b] for b in rows]
 
     def _forget(self, row: int) -> None:
-        """What does not count."""
-        del self._held[row][self._lengths[row] :]
+        """Remove from the row's cache what does not count."""
+        del self._cached[row][self._lengths[row] :]
         self._cut()
 
     def _cut(self) -> None:
-        """Roll the caches back to what is held."""
-        lengths = [len(held) for held in self._held]
+        """Roll the backend back to `_cached`."""
+        lengths = [len(tokens) for tokens in self._cached]
         if lengths != self.backend.lengths:
             self.backend.rollback(lengths)

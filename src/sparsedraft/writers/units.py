@@ -1,7 +1,7 @@
-"""Units of work: conversations that are decoded together, made once, and committed as they finish.
+"""Units of work: conversations that are decoded together, written once, and committed as they finish.
 
-The last bits of a row's logits depend on its neighbours in the batch: a killed run redoes the units that were under
-way, with the same neighbours, and so ends with the same rows as an uninterrupted one.
+The last bits of a row's logits depend on its neighbours in the batch. A killed run repeats the units that were under
+way with the same neighbours, so that it ends with the same rows as an uninterrupted one.
 """
 
 import json
@@ -22,26 +22,26 @@ Make = Callable[[Sequence[Prompt]], list[dict[str, Any]]]  # a unit's conversati
 
 
 def units_of(chosen: Sequence[Prompt], lengths: Sequence[int], size: int) -> list[list[Prompt]]:
-    """Units of `size` conversations, those of like prompt length together."""
+    """Units of `size` conversations, with similar prompt lengths in each."""
     order = sorted(range(len(chosen)), key=lambda i: (lengths[i], chosen[i].id))
     return [[chosen[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
 def key_of(prompt: Prompt) -> str:
-    """What tells a conversation from every other: a hash of all that is asked in it, and its id."""
+    """What identifies a conversation: a hash of its id and of everything that is asked in it."""
     return text_hash(json.dumps(asdict(prompt), sort_keys=True))[:32]
 
 
 def keys_of(prompts: Sequence[Prompt]) -> dict[str, str]:
-    """The same of each, by id."""
+    """The key of each prompt, by its id."""
     return {prompt.id: key_of(prompt) for prompt in prompts}
 
 
 def lacking(units: Sequence[Sequence[Prompt]], journal: Journal) -> list[list[Prompt]]:
-    """What is still to be made of the units: those of which `journal` has nothing as they are.
+    """The conversations that `journal` lacks, in their units.
 
-    Of one that it has in part, because prompts have come or gone since, the rest: what was made stays, with the
-    neighbours that it had, which in this process may show in the last bits of a logit.
+    A unit may be there in part, because prompts were added or removed since. Its finished conversations stay as they
+    are, although they had other neighbours, which may show in the last bits of their logits.
     """
     left = [[prompt for prompt in unit if key_of(prompt) not in journal] for unit in units]
     return [unit for unit in left if unit]
@@ -52,8 +52,8 @@ def run_units(
 ) -> Iterator[list[dict[str, Any]]]:
     """Make the units of which `journal` lacks a conversation, commit each as it finishes, and yield its rows.
 
-    With `concurrency` above 1 so many are under way at once, in threads, which finish in any order. After an error what
-    else is under way is finished and kept before it is raised; Ctrl-C waits for nothing.
+    `concurrency`: how many units are under way at once. Above 1 they run in threads and finish in any order. After an
+    error, the units that are under way are finished and kept before it is raised. Ctrl-C waits for nothing.
     """
     todo = iter(lacking(units, journal))
     if concurrency == 1:
@@ -71,7 +71,7 @@ def run_units(
             results.put((unit, [], error))
 
     def start(count: int) -> int:
-        """Start so many more, if there are; they are daemons, for a call to a server may outlast all patience."""
+        """Start up to `count` more units. The threads are daemons, because a call to a server may never end."""
         begun = list(islice(todo, count))
         for one in begun:
             Thread(target=work, args=(one,), daemon=True).start()
@@ -89,7 +89,7 @@ def run_units(
             if failed is None:
                 running += start(1)
             yield rows
-    finally:  # stopped half-way: what has come in by now is kept
+    finally:  # stopped half-way: keep what has arrived
         while not results.empty():
             unit, rows, error = results.get()
             if error is None:

@@ -30,7 +30,7 @@ def test_is_read_once_and_says_the_same_again(side: LoadedModel, tmp_path: Path,
     again = TargetLogits(side, tmp_path / "kept")  # as after a kill
     other = again.after(tokens, n - 1)
     assert other.shape[0] == n - 1 and torch.allclose(other, first[1:], atol=1e-4)
-    monkeypatch.setattr(side, "remembering", lambda: pytest.fail("read twice"))
+    monkeypatch.setattr(side, "cached_backend", lambda: pytest.fail("read twice"))
     assert torch.equal(again.after(tokens, n), first)
 
 
@@ -47,7 +47,7 @@ def test_sampled_acceptance_with_it_is_that_without(tiny_checkpoint: Path, tmp_p
             assert torch.equal(found[i].shares, shares) and torch.equal(found[i].kept, stood)
             assert float(shares.min()) > 0 and float(shares.max()) < 1
         monkeypatch.setattr("sparsedraft.stages.evaluate.memo.answer_logits", lambda *_: pytest.fail("read twice"))
-    alone = acceptance_of(side.backend(1), *PAIRS[0], kept.after, WARM, None, side.known)
+    alone = acceptance_of(side.backend(1), *PAIRS[0], kept.after, WARM, None, side.embedding_rows)
     assert alone.shares == pytest.approx(torch.ones(4), abs=1e-6), "it accepts what it drafts itself"
 
 

@@ -110,9 +110,9 @@ def test_drafters_that_cannot_read_all_that_the_target_writes(
         pair = Pair.of(
             LoadedModel.load(tmp_path / "target"), LoadedModel.load(tmp_path / "drafter"), "auto", Sampling()
         )
-        strange = [5, pair.target.known - 1, 6]
-        assert strange[1] >= pair.drafter.known
-        assert loop.reading(pair, pair.prompted(strange)).keys() == {"target", "drafter"}
+        strange = [5, pair.target.embedding_rows - 1, 6]
+        assert strange[1] >= pair.drafter.embedding_rows
+        assert loop.reading(pair, pair.prompt_pair(strange)).keys() == {"target", "drafter"}
     if kind == "fewer rows":  # which no tree can do: said before the target works
         with pytest.raises(UserError, match="--tree 2 needs"):
             trees = dataclasses.replace(options, tree=2)

@@ -110,7 +110,7 @@ def test_policies_go_on_where_they_were(tmp_path: Path) -> None:
                 mine = learned.Learned(folder, "one", ["auto", "bandit", 3], [f"a{i}" for i in range(number)])
             with mine.answer(f"a{number}") as policies:
                 for step in range(9):
-                    wanted = {k: policy.wanted() for k, policy in policies.items()}
+                    wanted = {k: policy.next_k() for k, policy in policies.items()}
                     for k, policy in policies.items():
                         took = 0.01 + 0.002 * wanted[k] * (1 + chance.random())
                         accepted = chance.randint(0, wanted[k])

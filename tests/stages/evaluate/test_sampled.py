@@ -49,16 +49,18 @@ def test_the_loop_is_timed_and_its_sampled_acceptance_is_as_expected(models, tmp
 def test_what_reading_takes_is_timed_and_the_loop_goes_on_from_there(models, tmp_path: Path) -> None:
     target, drafters = models
     pair = Pair.of(LoadedModel.load(target), LoadedModel.load(drafters[1][1]), "auto", Sampling())
-    asked = pair.prompted(pair.target.tokenizer("the quick brown fox jumps over")["input_ids"])
+    asked = pair.prompt_pair(pair.target.tokenizer("the quick brown fox jumps over")["input_ids"])
     fresh = loop.run(pair, asked, Constant(2), Sampling(), 12, 0)[0]
     for _ in range(2):  # the second time from caches that hold an answer
         found = loop.reading(pair, asked)
         assert found.keys() == {"target", "drafter"} and min(found.values()) > 0
         for side in (pair.target, pair.drafter):
-            assert side.remembering().backend.lengths == [len(asked.target) - 1], "the first step reads the last token"
+            assert side.cached_backend().backend.lengths == [len(asked.target) - 1], (
+                "the first step reads the last token"
+            )
         assert loop.run(pair, asked, Constant(2), Sampling(), 12, 0)[0] == fresh
     assert loop.reading(Pair.of(pair.target, "lookup", "auto", Sampling()), asked).keys() == {"target"}
-    assert loop.reading(pair, pair.prompted([5])).keys() == {"target", "drafter"}, "nothing to read"
+    assert loop.reading(pair, pair.prompt_pair([5])).keys() == {"target", "drafter"}, "nothing to read"
 
 
 def test_answers_of_one_step_have_no_times_and_still_a_result(models, tmp_path: Path) -> None:

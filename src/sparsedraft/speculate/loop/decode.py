@@ -56,7 +56,7 @@ class Decoder:
         watch, spent = Stopwatch(self.clock), Times()
 
         # 1. Draft. The target adds a token of its own, so a sequence drafts one token less than it has room for.
-        k = self.policy.wanted() if self.drafter is not None else 0
+        k = self.policy.next_k() if self.drafter is not None else 0
         limits = [min(k, sequence.room - 1) for sequence in sequences]
         drafter = self.drafter if any(limits) else None
         drafts = drafter.propose(sequences, limits) if drafter is not None else [Draft() for _ in sequences]

@@ -1,7 +1,7 @@
-"""The policies of one drafter, which learn from answer to answer, also where an evaluation was interrupted.
+"""The policies of one drafter in an evaluation: they learn from answer to answer, across interruptions.
 
-What they observed is kept beside the rows, and observed again: so a resumed evaluation chooses as an undisturbed one
-would have.
+Their observations are kept beside the rows and observed again, so that a resumed evaluation decides as an
+uninterrupted one would have.
 """
 
 import json
@@ -23,13 +23,13 @@ def policies(ks: Sequence[int | str]) -> dict[Any, Policy]:
     return {k: Constant(k) if isinstance(k, int) else policy_named(k) for k in ks}
 
 
-class _Heard:
-    """A policy, and the outcomes that it was told of."""
+class _Recorder:
+    """A policy, and the outcomes that it observes."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.outcomes: list[Outcome] = []
-        self.wanted, self.confident = policy.wanted, policy.confident
+        self.next_k, self.confident = policy.next_k, policy.confident
 
     def observe(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -37,8 +37,8 @@ class _Heard:
 
 
 class Learned:
-    """A policy for each of `ks`, as it is after the answers `done` of the drafter `name`, whose outcomes are in
-    `folder`."""
+    """A policy for each of `ks`, in its state after the answers `done` of the drafter `name`. `folder` holds what the
+    policies observed in them."""
 
     def __init__(self, folder: Path, name: str, ks: Sequence[int | str], done: Iterable[str] = ()) -> None:
         self.file, self.name = folder / OUTCOMES, name
@@ -53,15 +53,15 @@ class Learned:
         for line in (line for answer, line in seen.items() if answer in finished):
             for k in learning:
                 for values in line["outcomes"][k]:
-                    self.policies[k].wanted()
+                    self.policies[k].next_k()
                     self.policies[k].observe(Outcome(*values))
 
     @contextmanager
     def answer(self, name: str) -> Iterator[dict[Any, Policy]]:
-        """The policies, for the answer `name`; what they observe in the block is kept at its end."""
-        heard = {k: _Heard(policy) for k, policy in self.policies.items() if not isinstance(policy, Constant)}
-        yield {**self.policies, **heard}
-        if heard:
-            outcomes = {k: [astuple(outcome) for outcome in policy.outcomes] for k, policy in heard.items()}
+        """The policies, for the answer `name`. At the end of the block its observations are written to the folder."""
+        recorders = {k: _Recorder(policy) for k, policy in self.policies.items() if not isinstance(policy, Constant)}
+        yield {**self.policies, **recorders}
+        if recorders:
+            outcomes = {k: [astuple(outcome) for outcome in policy.outcomes] for k, policy in recorders.items()}
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"drafter": self.name, "id": name, "outcomes": outcomes}) + "\n")

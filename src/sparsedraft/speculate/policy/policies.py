@@ -1,8 +1,8 @@
 """How many tokens to draft: a constant, the K that pays best, a confidence stop, or a bandit over such policies.
 
-None of them looks at a token before it is drawn, so all are lossless. They learn from what steps cost and bring, and
-keep what they learned from prompt to prompt. With measured times, K depends on the machine's mood: under sampling a
-seed then gives the same distribution, not the same text.
+No policy looks at a token before it is drawn, so all are lossless. They learn from what steps cost and bring, and keep
+what they learned from prompt to prompt. K then depends on measured times: under sampling a seed gives the same
+distribution, but not the same text.
 """
 
 import math
@@ -24,7 +24,7 @@ class Constant:
             raise UserError(f"--k {k} is not possible: give 0 (no drafts) or more.")
         self.k = k
 
-    def wanted(self) -> int:
+    def next_k(self) -> int:
         return self.k
 
     confident = staticmethod(always)
@@ -36,15 +36,15 @@ class Constant:
 class Auto:
     """The K from 0 to `k_max` whose expected tokens per second are most, from measured costs and acceptance.
 
-    That is the improvement factor MAL / (v(K) + K·c) with c and v measured, and the break-even formula where it comes
-    out at K = 0: then the target decodes alone, but for short trials that cost at most LossBudget.SHARE of the time
-    and LossBudget.CREDIT steps, the drafter's reading of the prompt not counted.
+    That maximises the improvement factor MAL / (v(K) + K·c), with c and v measured. K = 0 is best below the break-even:
+    then the target decodes alone, except for short trials, which cost at most LossBudget.SHARE of the time and
+    LossBudget.CREDIT steps. The time in which the drafter reads the prompt is not counted.
     """
 
     def __init__(self, k_max: int = 8) -> None:
         self.meter = Meter(k_max)
 
-    def wanted(self) -> int:
+    def next_k(self) -> int:
         return self.meter.allowed(self.meter.best)
 
     confident = staticmethod(always)
@@ -64,7 +64,7 @@ class Confidence:
         self.threshold = 0.3
         self._tokens, self._seconds = Mean(), Mean()
 
-    def wanted(self) -> int:
+    def next_k(self) -> int:
         return self.meter.allowed(min(self.meter.reach, 2 * self.meter.best))  # a drafter may be too sure of itself
 
     def confident(self, reach: float) -> bool:
@@ -97,10 +97,10 @@ class Bandit:
         self._pulls = 0
         self._at: int | None = None
 
-    def wanted(self) -> int:
+    def next_k(self) -> int:
         best = max(self._rate(arm) for arm in range(len(self.arms)))
         arm = max(range(len(self.arms)), key=lambda arm: self._score(arm, best))
-        k = self.arms[arm].wanted()
+        k = self.arms[arm].next_k()
         allowed = self.meter.allowed(k) if k else 0
         self._at = arm if 0 < k == allowed else None
         return allowed

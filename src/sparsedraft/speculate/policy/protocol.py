@@ -8,9 +8,9 @@ from typing import Protocol
 class Outcome:
     """What one step took and gave: means over its rows, times in seconds.
 
-    `begins`: it is an answer's first; `prompt`: a model read its prompt in it, too. `late`: tokens that the drafter
-    read only now, of the prompt or because it was not asked when they were written; `behind`: so many would the next
-    step's be. A drafter that has not read the prompt is not behind.
+    `begins`: it is the first step of an answer. `prompt`: a model read its prompt in it. `late`: older tokens that the
+    drafter read only in this step: of the prompt, or written while the drafter was not asked. `behind`: how many those
+    would be in the next step; 0 for a drafter that has not read its prompt.
     """
 
     drafted: float
@@ -29,12 +29,12 @@ class Outcome:
 class Policy(Protocol):
     """Decides, step by step, how many tokens to draft."""
 
-    def wanted(self) -> int:
-        """At most how many in the next step."""
+    def next_k(self) -> int:
+        """The most tokens to draft in the next step."""
         ...
 
     def confident(self, reach: float) -> bool:
-        """Whether to draft a token that is accepted with probability `reach`, by the drafter's own reckoning."""
+        """Whether to draft one more token; `reach` is the drafter's estimate of the probability that it is accepted."""
         ...
 
     def observe(self, outcome: Outcome) -> None:
@@ -43,5 +43,5 @@ class Policy(Protocol):
 
 
 def always(reach: float) -> bool:
-    """The confidence rule that never stops; whoever sees it need not know `reach`."""
+    """The confidence rule that never stops, and for which `reach` need not be computed."""
     return True

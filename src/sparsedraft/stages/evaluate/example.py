@@ -16,7 +16,7 @@ def worked_example(pair: Pair, answer: Answer, k: int, options: Options) -> dict
 
     A simulated evaluation that decodes greedily takes the target's part from its answer.
     """
-    prompted = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
+    prompted = pair.prompt_pair(list(answer.prompt_ids), answer.messages[:-1])
     transcript = Transcript.of(pair.target, [answer]) if options.simulate and options.sampling.greedy else None
     decoder = pair.decoder([prompted], Constant(k), options.sampling, target=transcript)
 

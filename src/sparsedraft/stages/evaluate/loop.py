@@ -30,7 +30,7 @@ def run(
     Seconds, steps, drafts and tokens leave the first step out, which is `first` (and reads the prompt, unless `reading`
     or another policy has read it); the histogram does not.
     """
-    decoder = pair.decoder([prompts], policy, sampling, branching=branching, again=True)
+    decoder = pair.decoder([prompts], policy, sampling, branching=branching, keep_cache=True)
     steps: list[Step] = []
     first = Times()
     for step in decoder.decode([prompts.target], new_tokens, [seed]):
@@ -64,11 +64,13 @@ def reading(pair: Pair, prompts: PromptPair) -> dict[str, float]:
     for name, side, ids in (("target", pair.target, prompts.target), ("drafter", pair.drafter, prompts.drafter)):
         if side is None:
             continue
-        backend = side.remembering()
+        backend = side.cached_backend()
         backend.clear()
         if side.context is not None and len(ids) >= side.context:
             continue
-        read = [token if token < side.known else 0 for token in ids[:-1]]  # as the drafter reads them in the loop
+        read = [
+            token if token < side.embedding_rows else 0 for token in ids[:-1]
+        ]  # as the drafter reads them in the loop
         start = time.perf_counter()
         if read:
             with pair.around():
@@ -83,7 +85,7 @@ def replay(
 ) -> list[tuple[list[int], dict[str, Any], dict[str, int]]]:  # fmt: skip
     """(tokens, histogram, `compared`) of several answers, decoded at once with `target` in the pair's target's place,
     an empty Backend of a row each."""
-    decoder = pair.decoder(prompts, Constant(k), sampling, again=True, target=target)
+    decoder = pair.decoder(prompts, Constant(k), sampling, keep_cache=True, target=target)
     steps: list[list[Step]] = [[] for _ in prompts]
     for step in decoder.decode([prompt.target for prompt in prompts], new_tokens, seeds):
         steps[step.row].append(step)

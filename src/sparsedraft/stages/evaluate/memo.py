@@ -36,7 +36,7 @@ class TargetLogits:
 
     def after(self, ids: Sequence[int], n: int) -> Tensor:
         """Logits [n, V] after each of the last n of `ids`, by the runtime that the loop uses."""
-        return self._kept([*ids, n], lambda: self.target.remembering().forward([ids], [n])[0])
+        return self._kept([*ids, n], lambda: self.target.cached_backend().forward([ids], [n])[0])
 
     def _kept(self, key: Sequence[int], read: Callable[[], Tensor]) -> Tensor:
         file = self.folder / f"{text_hash(repr(key))}.safetensors"

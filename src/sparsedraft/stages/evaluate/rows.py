@@ -157,8 +157,8 @@ class Measurement:
             for answer in todo:  # the backend remembers the text, which the loop then reads
                 self._forget_prefixes()
                 p = None if sampling.greedy else self.target_logits.after
-                text = (drafter.remembering(), answer.prompt_ids, answer.answer_ids)
-                yield answer, acceptance_of(*text, p, sampling, self.pair.vocabulary, drafter.known)
+                text = (drafter.cached_backend(), answer.prompt_ids, answer.answer_ids)
+                yield answer, acceptance_of(*text, p, sampling, self.pair.vocabulary, drafter.embedding_rows)
         else:
             pairs = [(answer.prompt_ids, answer.answer_ids) for answer in answers]
             places = {place for place, answer in enumerate(answers) if answer.id not in done}
@@ -182,7 +182,7 @@ class Measurement:
         """
         for side in (self.pair.target, self.pair.drafter):
             if side is not None and not side.native and not isinstance(side, ServerTarget):
-                side.remembering().clear()
+                side.cached_backend().clear()
 
     def _from_text(self, answer: Answer, acceptances: Acceptance) -> dict[str, Any]:
         """Histograms by K: exact where decoding is greedy, expected where it samples."""
@@ -195,14 +195,14 @@ class Measurement:
     def _from_chains(self, answer: Answer) -> tuple[dict[str, Any], float]:
         """(expected histograms by K, α) of a drafter that samples from a part of the target's vocabulary."""
         sampling, longest = self.options.sampling, max(self.options.numbers)
-        drafter = self.pair.decoder([self._prompts(answer)], Constant(longest), sampling, again=True).drafter
+        drafter = self.pair.decoder([self._prompts(answer)], Constant(longest), sampling, keep_cache=True).drafter
         assert isinstance(drafter, ModelDrafter)
         text = (answer.prompt_ids, answer.answer_ids)
         shares, steps = chains(drafter, self.target_logits.after, *text, longest, self._room(answer), sampling)
         return {str(k): shorter(steps, k).to_dict() for k in self.options.numbers}, _mean(shares)
 
     def _prompts(self, answer: Answer) -> PromptPair:
-        return self.pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
+        return self.pair.prompt_pair(list(answer.prompt_ids), answer.messages[:-1])
 
     def _room(self, answer: Answer) -> int:
         """Tokens that the loop may write."""
@@ -211,7 +211,7 @@ class Measurement:
 
     def _run_loop(self, pair: Pair, answer: Answer, by_k: dict[Any, Policy]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(histograms, measures) of the real loop on one answer, by K or policy; greedily it must write the answer."""
-        prompts = pair.prompted(list(answer.prompt_ids), answer.messages[:-1])
+        prompts = pair.prompt_pair(list(answer.prompt_ids), answer.messages[:-1])
         histograms, loops = {}, {}
         for k, policy in by_k.items():
             tokens, histograms[str(k)], loops[str(k)] = loop.run(

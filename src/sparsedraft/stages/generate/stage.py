@@ -148,7 +148,7 @@ def _prompted(pair: Pair, text: str, raw: bool) -> PromptPair:
     tokenizer = pair.target.tokenizer
     if raw:
         ids: list[int] = tokenizer(text)["input_ids"]
-        asked = pair.prompted(ids)
+        asked = pair.prompt_pair(ids)
     else:
         if not tokenizer.chat_template:
             raise UserError(
@@ -156,7 +156,7 @@ def _prompted(pair: Pair, text: str, raw: bool) -> PromptPair:
                 "an instruction-tuned model."
             )
         messages = [{"role": "user", "content": text}]
-        asked = pair.prompted(templates.chat_ids(tokenizer, messages), messages)
+        asked = pair.prompt_pair(templates.chat_ids(tokenizer, messages), messages)
     context = None if pair.drafter is None else pair.drafter.context
     if context is not None and len(asked.drafter) >= context:
         raise UserError(

@@ -28,7 +28,7 @@ class Backend(Protocol):
         ...
 
     def select(self, rows: Sequence[int]) -> None:
-        """Forget all other rows; ValueError where one is not there, or named twice, and nothing has changed then."""
+        """Forget all other rows. ValueError for a row that does not exist or is named twice; nothing changes then."""
         ...
 
 

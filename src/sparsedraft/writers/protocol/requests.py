@@ -1,4 +1,4 @@
-"""Rows under way: what is asked, what was written so far, and how the next token of each is chosen."""
+"""What a writer is asked and what it wrote; and how the next token of each row is chosen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from sparsedraft.maths.sampling import Sampling, draw, penalised, probabilities
 
 @dataclass(frozen=True)
 class Request:
-    """One row to generate: token ids, the most tokens to write, and the seed of its own randomness.
+    """What to write: the prompt's token ids, the most tokens to write, and the seed of its random numbers.
 
     A server gets text instead: the conversation `messages`, to which it applies the chat template itself, or `raw`.
     """
@@ -28,9 +28,10 @@ class Request:
 
 @dataclass
 class Completion:
-    """What was written. `min_gap` is the smallest lead of the best logit over the next on the way.
+    """What a writer wrote for a request. `min_gap` is the smallest distance of the best logit to the second best.
 
-    `text`: a server's own words, of which `token_ids` are only the usual spelling. `dropped`: why there is no answer.
+    `text`: what a server wrote; `token_ids` are then its usual encoding, not the server's. `dropped`: why nothing was
+    written.
     """
 
     id: str
@@ -45,7 +46,7 @@ class Completion:
 
 @dataclass
 class ActiveRequest:
-    """A row under way."""
+    """A request under way, and its completion so far."""
 
     request: Request
     output: Completion
@@ -57,7 +58,7 @@ class ActiveRequest:
 
     @property
     def ids(self) -> list[int]:
-        """Its prompt and what was written."""
+        """The prompt and what was written so far."""
         return [*self.request.prompt_ids, *self.output.token_ids]
 
     @property
@@ -83,13 +84,16 @@ def check_fits(context: int | None, rows: int, requests: Sequence[Request]) -> N
 
 
 def check_top_k(model: PreTrainedModel, k: int) -> None:
-    """Raise UserError for more likeliest tokens than there are."""
+    """Raise UserError where the vocabulary has fewer than k tokens."""
     if k > (vocabulary := model.get_output_embeddings().weight.shape[0]):
         raise UserError(f"--top-k-logprobs {k} is more than the vocabulary of {vocabulary}: lower it.")
 
 
 def extend(rows: Sequence[ActiveRequest], logits: Tensor, sampling: Sampling, eos_ids: frozenset[int], k: int) -> None:
-    """Write the next token of every row from its logits [B, V]; with k > 0 keep the k likeliest, too."""
+    """Append the next token to every row from its logits [B, V]; with k > 0 note the k likeliest tokens, too.
+
+    FloatingPointError for NaN logits.
+    """
     logits = logits.float()
     if sampling.repetition_penalty != 1:
         seen = [row.ids for row in rows]

@@ -17,7 +17,7 @@ class Writer(Protocol):
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0
     ) -> Iterator[Completion]:
-        """Each request's output as it finishes, in no particular order."""
+        """The completion of each request as it finishes, in no particular order."""
 
     def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
         """For each sample the k likeliest ids at every answer token, and their log-probabilities, flattened."""

@@ -1,4 +1,4 @@
-"""A model as transformers itself runs it: its own cache, one sequence, one token after the other.
+"""A model as transformers itself runs it: with its own cache, one sequence, token by token.
 
 For models whose state cannot be taken back, such as recurrent ones, or whose cache holds more than keys and values.
 """
@@ -18,31 +18,31 @@ class AloneBackend:
     """A transformers model as a Backend of one row. It reads a prompt in one pass and what follows token by token, as
     `model.generate` does, so that its logits are the same.
 
-    Tokens that were taken back cost a new reading of all that stay.
+    After a rollback, everything that stays is read again.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model, self.max_length, self.passes = model, context_length(model), 0
-        self._held: list[int] = []
+        self._tokens: list[int] = []
         self._state: dict[str, Any] | None = None  # what `generate` hands from step to step; None: nothing was read
 
     @property
     def lengths(self) -> list[int]:
-        return [len(self._held)]
+        return [len(self._tokens)]
 
     def forward(self, ids: Sequence[Sequence[int]], logits: Sequence[int]) -> list[Tensor]:
         """See Backend. Where nothing was read yet, the prompt is what comes before the last `logits` - 1 tokens."""
         (new,), (n,) = ids, logits
-        self._held += new
+        self._tokens += new
         follow = max(0, n - 1) if self._state is None else len(new)
-        ends = range(len(self._held) - follow + (self._state is not None), len(self._held) + 1)
+        ends = range(len(self._tokens) - follow + (self._state is not None), len(self._tokens) + 1)
         found = [self._read(end) for end in ends if new]
         return [torch.cat(found[len(found) - n :]) if n else torch.empty(0)]
 
     @torch.no_grad()
     def _read(self, end: int) -> Tensor:
         """Logits [1, V] after the first `end` tokens, of which the last, or none, was not read yet."""
-        ids = torch.tensor([self._held[:end]], device=self.model.device)
+        ids = torch.tensor([self._tokens[:end]], device=self.model.device)
         first = self._state is None
         state = self._begun(ids) if self._state is None else self._state
         step = None if first or not state.get("use_cache", True) else 1
@@ -55,7 +55,7 @@ class AloneBackend:
         return out.logits[:, -1]
 
     def _begun(self, ids: Tensor) -> dict[str, Any]:
-        """What transformers prepares before its first step, its cache among it."""
+        """What transformers prepares before its first step, with its cache."""
         prepared: dict[str, Any] = {}
 
         def take(model: object, input_ids: Tensor, **state: Any) -> Tensor:
@@ -73,8 +73,8 @@ class AloneBackend:
 
     def rollback(self, lengths: Sequence[int]) -> None:
         (length,) = lengths
-        if length < len(self._held):
-            self._held, self._state = self._held[:length], None
+        if length < len(self._tokens):
+            self._tokens, self._state = self._tokens[:length], None
 
     def select(self, rows: Sequence[int]) -> None:
-        """There is only one."""
+        """Does nothing: there is one row."""

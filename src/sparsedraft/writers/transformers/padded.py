@@ -60,7 +60,7 @@ class _Batch:
         self.cache, self.mask = joined, torch.cat([_pad(self.mask, width, -1), _pad(mask, width, -1)])
 
     def drop_finished(self) -> None:
-        """Forget finished rows, and the padding that only they needed."""
+        """Remove finished rows, and the padding that only they needed."""
         stay = [i for i, row in enumerate(self.rows) if not row.finished]
         self.rows = [self.rows[i] for i in stay]
         if not stay:
