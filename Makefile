@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 CSRC := src/sparsedraft/native/csrc
 
-.PHONY: demo test check docs figures bench bench-runtime other-readers wheel release sanitize fuzz aarch64 old-cpu clean
+.PHONY: demo test check docs figures bench bench-runtime other-readers wheel release sanitize fuzz mutations aarch64 old-cpu clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -85,6 +85,10 @@ sanitize: $(STAMP)
 fuzz: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_packed.py --cases $(CASES)
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_cached.py --cases $(CASES)
+
+# Faults put into a copy of the source one at a time: the tests must catch each
+mutations: $(STAMP)
+	PYTHONPATH=tests/support $(BIN)/python tests/tools/mutations.py
 
 # The portable kernels on an emulated aarch64 give the bits that they give here (Debian: qemu-user, g++-aarch64-linux-gnu)
 PORTABLE := -std=c++20 -O2 -ffp-contract=off -static -pthread -I$(CSRC) tests/native/cross_check.cpp \

@@ -372,6 +372,7 @@ def test_a_stage_that_works_in_one_process_refuses_to_be_launched_in_two(monkeyp
     assert "'report' works in one process: launch several for 'finetune' alone" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_sentence_and_goes_on_later(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """On a real file system of 600 KB: too small for the checkpoint, then enlarged."""
     disk = tmp_path / "disk"

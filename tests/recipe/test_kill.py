@@ -7,8 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from clockless import clockless
 from forks import Fork
+
+pytestmark = pytest.mark.slow
 
 STAGES = {  # stage: (its folder, about how many seconds it takes on the tiny model)
     "distill": ("distilled", 1.0),

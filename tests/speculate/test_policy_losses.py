@@ -21,16 +21,19 @@ from worlds import GREEDY, Cost, Moody, World, drafted, factor, flat
         (0.5, 0.3, lambda n: 0.5 + 0.5 * n),
     ],
 )
-@pytest.mark.parametrize(("n", "read"), [(300, 0.0), (300, 0.1), (1000, 0.1), (1000, 0.3)])
+@pytest.mark.parametrize(("n", "read"), [(300, 0.0), (700, 0.1), (700, 0.3)])
 def test_where_speculation_loses_the_time_is_that_of_plain_decoding(
     name: str, a: float, c: float, v: Cost, n: int, read: float
 ) -> None:
-    """At most SHARE of the time and CREDIT steps more, and what the last trials lose beyond what was expected; also
-    where the drafter first reads what was written since the last, at `read` of a draft's price a token."""
+    """At most SHARE of the time and CREDIT steps more, and what the last trials lose beyond what was expected, whether
+    the text ends early or late; also where the drafter first reads what was written since it drafted last, at `read` of
+    a draft's price a token."""
     assert all(factor(a, k, c, v) < factor(a, 0, c, v) for k in range(1, 9)), "no K pays"
     world = World(a, c, v, read=read * c)
     made = world.write(policy_named(name), n)
-    assert world.clock.now <= ((1 + LossBudget.SHARE) * n + LossBudget.CREDIT + 2) * v(1)
+    early = next(progress for progress in world.progress if progress[0] >= 295)
+    for tokens, seconds in (early, world.progress[-1]):
+        assert seconds <= ((1 + LossBudget.SHARE) * tokens + LossBudget.CREDIT + 2) * v(1), f"after {tokens} tokens"
     assert drafted(made, 100)[0] > 75, "K = 0, but for trials"
 
 
@@ -103,7 +106,7 @@ def test_many_short_answers_lose_no_more_than_a_long_one(name: str, length: int,
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
 def test_a_long_good_time_does_not_pay_for_a_long_bad_one(name: str) -> None:
     rule = policy_named(name)
-    for seed in range(10):
+    for seed in range(4):
         World(0.95, 0.3, seed=seed).write(rule, 2500)
     world = World(0.0, 0.3)
     world.write(rule, 1000)

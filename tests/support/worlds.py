@@ -9,7 +9,7 @@ import torch
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.drafters.model import ModelDrafter
-from sparsedraft.speculate.loop.decode import Decoder, Generation, generate
+from sparsedraft.speculate.loop.decode import Decoder, Generation
 from sparsedraft.speculate.policy.protocol import Policy
 from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.stages.evaluate.speedup import expected_length, improvement_factor
@@ -50,6 +50,7 @@ class World:
         self.target = Toy(lambda ids: logits(RIGHT), clock=self.clock, cost=v)
         self.model = Toy(self.guess, clock=self.clock, cost=lambda n: c + read * (n - 1) + (prompt if n >= 50 else 0))
         self.branching = 1
+        self.progress: list[tuple[int, float]] = []  # (tokens, seconds) after each step
 
     def guess(self, ids: list[int]) -> torch.Tensor:
         return logits(RIGHT if self.hits[len(ids)] else WRONG)
@@ -59,7 +60,11 @@ class World:
             TreeDrafter(self.model, GREEDY, self.branching) if self.branching > 1 else ModelDrafter(self.model, GREEDY)
         )
         decoder = Decoder(self.target, drafter, policy, GREEDY, clock=self.clock)
-        made = generate(decoder, [0] * prompt, n)
+        made = Generation()
+        for step in decoder.decode([[0] * prompt], n, [seed]):
+            made.steps.append(step)
+            made.tokens += step.emitted
+            self.progress.append((len(made.tokens), self.clock.now))
         assert made.tokens == [RIGHT] * n, "lossless"
         return made
 

@@ -31,6 +31,7 @@ def actors(process: Fork) -> list[psutil.Process]:
     return [child for child in found if "_Worker" in " ".join(child.cmdline())]
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_one_process_whatever_is_killed(tiny_checkpoint: Path, tmp_path: Path) -> None:
     one, out = tmp_path / "one", tmp_path / "many"
     distill(str(tiny_checkpoint), "demo:train", one, **LONG)
@@ -63,6 +64,7 @@ eval: {{k: [1], max_new_tokens: 4, limit: 2}}
 """
 
 
+@pytest.mark.slow
 def test_workers_of_a_server_in_a_recipe_and_a_refusal(talker: Path, served: str, tmp_path: Path) -> None:
     """What an actor finds to be the user's mistake is one sentence here; the same command goes on."""
     source, recipe, out = tmp_path / "prompts.jsonl", tmp_path / "recipe.yaml", tmp_path / "out"

@@ -57,6 +57,7 @@ def accuracy(folder: Path) -> float:
     return right / len(ROWS)
 
 
+@pytest.mark.slow
 def test_a_local_task_gives_the_accuracy_of_the_likelihoods(task: Path, tiny_checkpoint: Path, talker: Path) -> None:
     pytest.importorskip("lm_eval")
     found = run_tasks([("a", str(tiny_checkpoint)), ("b", str(talker))], [str(task)], None)
@@ -64,6 +65,7 @@ def test_a_local_task_gives_the_accuracy_of_the_likelihoods(task: Path, tiny_che
         assert entry["tasks"]["apples"]["acc"] == pytest.approx(accuracy(folder))
 
 
+@pytest.mark.slow
 def test_command(
     task: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -78,6 +80,7 @@ def test_command(
     assert json.loads((out / "result.json").read_text())["models"] == result["models"]
 
 
+@pytest.mark.slow
 def test_refusals(task: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     models = [("a", str(tiny_checkpoint))]

@@ -27,6 +27,8 @@ from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.finetune.state import BEFORE, STATE
 from stages import prune
 
+pytestmark = pytest.mark.slow
+
 WAYS = {"ddp": ("--multi_gpu",), "fsdp": ("--use_fsdp", "--fsdp_version", "2")}
 SETTINGS = {  # three rows a step: two processes cannot divide them evenly
     "learning_rate": 1e-3, "tokens": 9000, "sequence_length": 160, "rows_per_step": 3, "save_every": 2,
