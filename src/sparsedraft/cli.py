@@ -4,8 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from safetensors import SafetensorError
@@ -13,10 +12,16 @@ from safetensors import SafetensorError
 from sparsedraft.base.command import command
 from sparsedraft.base.console import complain, console, leads, quiet_libraries
 from sparsedraft.base.errors import UserError
-from sparsedraft.cli_train import distill, finetune
-from sparsedraft.cli_use import evaluate, generate, pack
-from sparsedraft.options import Out, Overwrite, emit
+from sparsedraft.base.jsonfiles import dumps
+from sparsedraft.recipe import PlanOptions, RunOptions, read
+from sparsedraft.stages.distill.options import DistillOptions
+from sparsedraft.stages.evaluate.options import EvaluateOptions
+from sparsedraft.stages.finetune.options import FinetuneOptions
+from sparsedraft.stages.generate.options import GenerateOptions
+from sparsedraft.stages.inspect.options import InspectOptions
+from sparsedraft.stages.pack.options import PackOptions
 from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions
+from sparsedraft.stages.report.options import ReportOptions
 
 # what the system says of a path that is not as it should be
 UNUSABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
@@ -40,38 +45,29 @@ def _launched(context: typer.Context) -> None:
         raise UserError(f"'{context.invoked_subcommand}' works in one process: launch several for 'finetune' alone.")
 
 
-@app.command()
-def run(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value, as many as you like.")] = None,
-    out: Out = Path("runs/run"),
-    overwrite: Overwrite = False,
-) -> None:
+def run(options: RunOptions) -> None:
     """Do the whole job of a recipe: distill, prune, fine-tune, evaluate, report."""
-    from sparsedraft import recipe as recipes
+    recipe = read(options.recipe, options.overrides)
     from sparsedraft.run import run_recipe
 
-    emit(run_recipe(recipes.read(recipe, overrides or []), out, overwrite=overwrite))
+    emit(run_recipe(recipe, options.out, overwrite=options.overwrite))
 
 
-@app.command()
-def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="section.field=value, as many as you like.")] = None,
-    gflops: Annotated[
-        float | None, typer.Option(min=0.001, help="Device speed, Gflop/s; default: measured here.")
-    ] = None,
-) -> None:
+def plan(options: PlanOptions) -> None:
     """Say what a recipe will cost, stage by stage, from configs alone: tokens, memory, device-hours, disk."""
-    from sparsedraft import recipe as recipes
+    recipe = read(options.recipe, options.overrides)
     from sparsedraft.plan import plan_recipe, table
 
-    result = plan_recipe(recipes.read(recipe, overrides or []), gflops=gflops)
+    result = plan_recipe(recipe, gflops=options.gflops)
     console.print(table(result))
     emit(result)
 
 
-app.command()(distill)
+def distill(options: DistillOptions) -> None:
+    """Let the target write the answers that the drafter will learn from."""
+    from sparsedraft.stages.distill.stage import distill as stage
+
+    emit(stage(options))
 
 
 def prune(options: PruneOptions) -> None:
@@ -88,40 +84,83 @@ def drop_layers(options: DropLayersOptions) -> None:
     emit(stage(options))
 
 
-app.command()(command(PruneOptions, prune))
-app.command("drop-layers")(command(DropLayersOptions, drop_layers))
-
-
-@app.command()
-def inspect(
-    checkpoint: Annotated[str, typer.Argument(help="A Hugging Face id, a checkpoint folder or a .gguf file.")],
-) -> None:
+def inspect(options: InspectOptions) -> None:
     """Show what a checkpoint is made of: shape, sparsity and pattern of every linear, MACs, parameters, bytes."""
-    from sparsedraft.stages.inspect.stage import inspect as look
+    from sparsedraft.stages.inspect.stage import inspect as stage
     from sparsedraft.stages.inspect.stage import table
 
-    result = look(checkpoint)
+    result = stage(options)
     console.print(table(result))
     emit(result)
 
 
-app.command()(finetune)
+def finetune(options: FinetuneOptions) -> None:
+    """Fine-tune a drafter on distilled data with its mask held.
+
+    In several processes: accelerate launch --multi_gpu --num_processes N --module sparsedraft finetune ...
+    (--use_fsdp --fsdp_version 2 instead of --multi_gpu shards weights and moments over them.)
+    """
+    from sparsedraft.stages.finetune.stage import finetune as stage
+
+    emit(stage(options))
 
 
-@app.command()
-def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a finished run, or of distilled data.")],
-    overwrite: Overwrite = False,
-) -> None:
+def report(options: ReportOptions) -> None:
     """Write the report of a run or of distilled data: one self-contained HTML file, and Markdown."""
     from sparsedraft.stages.report.stage import report as stage
 
-    emit(stage(folder, overwrite=overwrite))
+    emit(stage(options))
 
 
-app.command("eval")(evaluate)
-app.command()(generate)
-app.command()(pack)
+def evaluate(options: EvaluateOptions) -> None:
+    """Measure drafters against a target: MAL, acceptance, MACs, improvement factor."""
+    from sparsedraft.stages.evaluate.stage import evaluate as stage
+    from sparsedraft.stages.report.tables import demo_table, spec_bench_table, speed_table
+
+    result = stage(options)
+    if options.tasks is None:
+        for table in (demo_table(result), speed_table(result), spec_bench_table(result)):
+            if table is not None:
+                console.print(table)
+    emit(result)
+
+
+def generate(options: GenerateOptions) -> None:
+    """Stream text from a target, with or without a drafter."""
+    from sparsedraft.stages.generate.stage import generate as stage
+
+    emit(stage(options))
+
+
+def pack(options: PackOptions) -> None:
+    """Pack a checkpoint: its zeros left out, its values rounded if asked; what runs fast on a CPU."""
+    from sparsedraft.stages.pack.stage import pack as stage
+
+    emit(stage(options))
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "run": (RunOptions, run),
+    "plan": (PlanOptions, plan),
+    "distill": (DistillOptions, distill),
+    "prune": (PruneOptions, prune),
+    "drop-layers": (DropLayersOptions, drop_layers),
+    "inspect": (InspectOptions, inspect),
+    "finetune": (FinetuneOptions, finetune),
+    "report": (ReportOptions, report),
+    "eval": (EvaluateOptions, evaluate),
+    "generate": (GenerateOptions, generate),
+    "pack": (PackOptions, pack),
+}
+for _name, (_options, _work) in COMMANDS.items():
+    app.command(_name)(command(_options, _work))
+
+
+def emit(result: dict[str, Any]) -> None:
+    """Print the result as the last line on stdout; of several processes, one does."""
+    if leads():
+        sys.stdout.write(dumps(result) + "\n")
+        sys.stdout.flush()
 
 
 def guarded(command: Callable[[], Any]) -> int:

@@ -24,7 +24,6 @@ from sparsedraft.models.sources import locate
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed
 from sparsedraft.stages.evaluate import memo
 from sparsedraft.stages.finetune import memory as finetuning
-from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.prune import memory
 from sparsedraft.text import prompts
 
@@ -215,7 +214,7 @@ def _finetune(
     flops += 2 * macs * tokens * f.on_policy  # written token by token, at most as many as were there
     needed = finetuning.peak(
         dense.module,
-        Settings(**f.model_dump(exclude={"validation_prompts", "teacher", "dtype"})),
+        f,
         density=_density(recipe, entry),
         halves=width == 2,
         layers=round(kept * dense.config.num_hidden_layers),

@@ -3,102 +3,40 @@
 import difflib
 import re
 from collections.abc import Sequence
+from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 from yaml import YAMLError
 
 from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.fields import BatchSize, Device, Dtype, MaxNewTokens, Out, Replacing, Seed
+from sparsedraft.base.options import Argument, Options, StageOptions
 from sparsedraft.base.places import slug
 from sparsedraft.base.yamlfiles import read_yaml
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.stages.distill.cleaner import Rules
+from sparsedraft.stages.distill.options import DistillSettings, Rules, check_source
+from sparsedraft.stages.evaluate.options import EvaluateSettings, K
+from sparsedraft.stages.finetune.options import FinetuneSettings
+from sparsedraft.stages.pack.options import Weights
 from sparsedraft.stages.prune.options import DropLayersSettings, PruneSettings, not_sexagesimal
 from sparsedraft.writers.server.secret import shown
 
-Length = Annotated[int, Field(ge=1, le=bounds.LENGTH)]  # tokens
-Budget = Annotated[int, Field(ge=1, le=bounds.TOKENS)]
-Rows = Annotated[int, Field(ge=1, le=bounds.ROWS)]
-Steps = Annotated[int, Field(ge=1, le=bounds.STEPS)]
-Prompts = Annotated[int, Field(ge=1, le=bounds.PROMPTS)]
-Calls = Annotated[int, Field(ge=1, le=bounds.CALLS)]
 
-
-def _number_or_policy(value: object) -> object:
-    if (type(value) is int and 1 <= value <= bounds.DRAFTED) or value in ("auto", "confidence", "bandit"):
-        return value
-    raise PydanticCustomError("k", f"K is a whole number from 1 to {bounds.DRAFTED}, or auto, confidence or bandit")
-
-
-K = Annotated[int | str, BeforeValidator(_number_or_policy)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, values do not change after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Distill(Section):
-    """The target writes the data. Lengths in tokens."""
+class Distill(DistillSettings):
+    """The target writes the data."""
 
     prompts: str | None = "demo:train"  # None: the target writes them, too (magpie)
-    mode: Literal["respond", "rewrite", "magpie"] = "respond"
-    engine: Literal["transformers", "native", "endpoint"] = "transformers"
-    weights: Literal["f16", "bf16", "int8"] | None = None  # native engine: the target is packed first; None: it is not
-    url: str | None = None  # of the endpoint's server, ".../v1"
-    served_name: str | None = None  # the target's name there; None: as the recipe calls it
-    concurrency: Calls = 16  # calls under way at once
-    timeout: float = Field(300.0, gt=0)  # longest silence in a call, seconds; a whole call: 4 times that
-    retries: int = Field(6, ge=0, le=bounds.RETRIES)
-    retry_wait: float = Field(0.5, ge=0)  # seconds before the first more try; doubles each time
-    workers: int = Field(1, ge=1, le=bounds.WORKERS)  # above 1: Ray actors, each with its own engine
-    max_new_tokens: Length = 256
-    temperature: float = Field(0.0, ge=0)  # 0: greedy
-    top_k: int = Field(0, ge=0, le=bounds.VOCABULARY)  # 0: off
-    top_p: float = Field(1.0, gt=0, le=1)
-    prompt_temperature: float = Field(1.0, gt=0)  # at which magpie writes prompts
-    openings: list[str] = []  # what these begin with, in turns
-    samples: int = Field(1, ge=1, le=bounds.SAMPLES)  # answers per prompt
-    top_k_logprobs: int = Field(0, ge=0, le=bounds.LIKELIEST)  # likeliest tokens that are kept for the kl loss
-    batch_size: Rows = 32  # rows decoded at once
-    limit: Prompts | None = None  # prompts, from the first; for magpie: how many to write
-    skip_bad: bool = False  # leave out, and count, prompts that cannot be read or do not fit, or are refused
-    rules: Rules = Rules()
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The arguments of the `distill` stage, but for the prompts."""
-        return {**self.model_dump(exclude={"prompts", "rules", "weights"}), "rules": self.rules}
+    weights: Weights | None = None  # native engine: the target is packed first; None: it is not
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.openings and self.mode != "magpie":
-            raise ValueError(f"openings are of prompts that the target writes, not of mode {self.mode}: leave them out")
-        if (self.mode == "magpie") != (self.prompts is None):
-            given = "null" if self.prompts is None else self.prompts
-            raise ValueError(
-                f"prompts {given} and mode {self.mode} do not go together: magpie writes the prompts itself (null), "
-                "the other modes answer a file's"
-            )
-        if self.mode == "magpie" and self.limit is None:
-            raise ValueError("limit must say how many conversations mode magpie is to write: set it")
+    def _goes_together(self) -> Self:
+        check_source(self.mode, self.prompts)
         if self.weights and self.engine != "native":
             raise ValueError(
                 f"weights {self.weights} are of a packed target, which only the engine native runs: set it"
@@ -106,49 +44,17 @@ class Distill(Section):
         return self
 
 
-class Finetune(Section):
+class Finetune(FinetuneSettings):
     """Sparse fine-tuning; a drafter's own `finetune` entry overrides these, field by field.
 
-    See `stages.finetune.loop.Settings`. Lengths and budgets in tokens. The teacher is the recipe's target, the
-    feature teacher its dense drafter.
+    The teacher is the recipe's target, the feature teacher its dense drafter.
     """
 
-    loss: Literal["nll", "kl", "reverse-kl", "tvd"] = "nll"
     dtype: Literal["float32", "bfloat16"] | None = None  # None: the recipe's
-    nll_weight: float = Field(0.0, ge=0, le=1)  # w of (1 - w) · loss + w · nll
     teacher: bool = False  # True: the target in memory, also where distill stored the log-probabilities that would do
-    on_policy: float = Field(0.0, ge=0, le=1)  # share of the rows that the drafter writes itself
-    feature_weight: float = Field(0.0, ge=0)  # of SquareHead's term; 0: off
-    quantize: Literal["none", "int8", "int4"] = "none"
-    reselect_every: int = Field(0, ge=0, le=bounds.STEPS)  # steps between moves of the mask; 0: it stays
-    reselect_share: Share = 0.1  # of the surviving weights, at the first move
-    tokens: Budget | None = None  # None: each sample once
-    learning_rate: float = Field(1e-4, gt=0, lt=1)
-    warmup: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(1.0, gt=0)
-    sequence_length: int = Field(512, ge=2, le=bounds.LENGTH)
-    rows_per_step: Rows = 2
-    train_embeddings: bool = True
-    gradient_checkpointing: bool = False
-    patience: int = Field(0, ge=0, le=bounds.STEPS)  # validations without a new best; 0: train to the end
-    validate_every: Steps = 25
-    save_every: Steps = 25
-    validation_prompts: Prompts = 16
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        for name in ("nll_weight", "on_policy"):
-            if self.loss == "nll" and getattr(self, name):
-                raise ValueError(
-                    f"{name} needs a loss that compares with the target: set loss to kl, reverse-kl or tvd"
-                )
-        if self.on_policy and self.nll_weight == 1:
-            raise ValueError("nll_weight 1 leaves nothing to learn from the drafter's own text (on_policy): lower it")
-        return self
 
 
-class Drafter(Section):
+class Drafter(Options):
     """One drafter: made from another (`start`) or the recipe's dense drafter, pruned, cut or trained.
 
     `gradual`: sparsities (or N:M with a larger N) on the way to that of `prune`, each followed by fine-tuning.
@@ -158,7 +64,7 @@ class Drafter(Section):
     start: str | None = None
     prune: dict[str, Any] | None = None
     drop_layers: DropLayersSettings | None = None
-    gradual: list[float | str] = []
+    gradual: list[float | str] = Field(default_factory=list)
     finetune: bool | dict[str, Any] = False
     report: bool = True  # False: only a step on the way to another
 
@@ -202,27 +108,13 @@ class Drafter(Section):
         return slug(self.name)
 
 
-class Eval(Section):
+class Eval(EvaluateSettings):
     """Evaluation on prompts that no stage has seen."""
 
     prompts: str = "demo:eval"
-    k: list[K] = [1, 2, 3, 5, 8]
-    temperature: float = Field(0.0, ge=0)
-    top_k: int = Field(0, ge=0, le=bounds.VOCABULARY)
-    top_p: float = Field(1.0, gt=0, le=1)
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0)
     simulate: bool = True
-    uag: Literal["auto", "realign", "intersection", "off"] = "auto"
-    tree: int = Field(1, ge=1, le=bounds.DRAFTED)  # branching of draft trees
-    max_new_tokens: Length = 64
-    batch_size: Rows = 32
-    limit: Prompts | None = None  # prompts
-    spread: bool = False  # at equal distances through the file, not its first
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # None: the recipe's
-    url: str | None = None  # of a server that runs the target, ".../v1": greedily and simulated only
-    served_name: str | None = None  # the target's name there; None: as the recipe calls it
-    concurrency: Calls = 16
+    max_new_tokens: MaxNewTokens = 64
+    dtype: Dtype | None = None  # None: the recipe's
 
     @field_validator("uag", mode="before")
     @classmethod
@@ -230,38 +122,36 @@ class Eval(Section):
         return "off" if value is False else value  # as YAML 1.1 reads a bare off
 
     @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if not any(isinstance(k, int) for k in self.k):
+    def _numbered(self) -> Self:
+        if not self.numbers:
             raise ValueError("k needs at least one number of drafted tokens")
-        if self.simulate and (self.tree > 1 or any(isinstance(k, str) for k in self.k)):
-            raise ValueError("trees and policies need the real loop: set simulate to false")
-        if self.url is not None and not (self.simulate and self.temperature == 0 and self.repetition_penalty == 1):
-            raise ValueError("url: what a server says tells of greedy drafting alone: set simulate, and no temperature")
         return self
 
 
-class Speed(Section):
+class Speed(Options):
     """Every drafter packed, and timed in the real loop against the target alone, on the first of eval's prompts."""
 
-    weights: Literal["f16", "bf16", "int8"] = "int8"  # of the packed drafters
+    weights: Weights = "int8"  # of the packed drafters
     head_tokens: int | None = Field(None, ge=1, le=bounds.VOCABULARY)  # trims heads to the data's most frequent tokens
     pack_target: bool = False  # the target, too
-    k: list[K] = Field([1, 2, 3, "auto"], min_length=1)
-    limit: Rows = 8
-    max_new_tokens: Length = 64
+    k: tuple[K, ...] = Field((1, 2, 3, "auto"), min_length=1)
+    limit: BatchSize = 8
+    max_new_tokens: MaxNewTokens = 64
     acceptance: bool = False  # evaluate them as `eval` does, too: what rounding and the trimmed head cost
 
 
-class Recipe(Section):
+class Recipe(Options):
     """The whole job: target, drafter, and what each stage does."""
 
     target: str
     drafter: str | None = None  # None: the target itself
-    seed: int = Field(0, ge=0, le=bounds.SEED)
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: Seed = 0
+    device: Device = "cpu"
+    dtype: Dtype = "float32"
     allow_overlap: bool = False
-    template_args: dict[str, JsonValue] = {}  # of the chat templates, such as enable_thinking: false
+    template_args: dict[str, JsonValue] = Field(
+        default_factory=dict
+    )  # of the chat templates, such as enable_thinking: false
     distill: Distill = Distill()
     prune: PruneSettings = PruneSettings()
     finetune: Finetune = Finetune()
@@ -293,12 +183,7 @@ class Recipe(Section):
             for field, name in entry.needs.items():
                 if name not in known:
                     raise ValueError(f"drafter '{entry.name}' has {field} '{name}', which no drafter is called")
-            seen: set[str] = set()
-            ahead = {entry.name}
-            while ahead := {n for name in ahead for n in known[name].needs.values() if n in known} - seen:
-                seen |= ahead
-            if entry.name in seen:
-                raise ValueError(f"drafter '{entry.name}' is made from itself by its start or match_macs")
+        _ = self.ordered
         half = any(entry.trained and not self.finetune_of(entry).dtype for entry in self.drafters)
         if self.dtype == "float16" and half:
             raise ValueError("dtype float16 is no arithmetic to train in: set float32 or bfloat16")
@@ -324,6 +209,25 @@ class Recipe(Section):
                     "finetune: {reselect_every: 0}"
                 )
         return self
+
+    @property
+    def ordered(self) -> list[Drafter]:
+        """The drafters, each after those that it is made from or matched to. ValueError where these go in a circle."""
+        known = {entry.name: entry for entry in self.drafters}
+        sorter = TopologicalSorter({name: entry.needs.values() for name, entry in known.items()})
+        try:
+            sorter.prepare()
+        except CycleError as error:
+            raise ValueError(f"drafter '{error.args[1][0]}' is made from itself by its start or match_macs") from None
+        found: list[Drafter] = []
+        ready: set[str] = set()
+        while sorter.is_active():  # of those that can be made, the recipe's first
+            ready |= {*sorter.get_ready()}
+            name = next(name for name in known if name in ready)
+            ready.remove(name)
+            sorter.done(name)
+            found.append(known[name])
+        return found
 
     @property
     def dense(self) -> str:
@@ -380,6 +284,26 @@ class Recipe(Section):
         return [max(1, total * (i + 1) // parts - total * i // parts) for i in range(parts)]
 
 
+class RunOptions(Replacing):
+    """What `run` makes."""
+
+    recipe: Annotated[Path, Argument()] = Field(description="Recipe file (YAML).")
+    overrides: Annotated[tuple[str, ...], Argument()] = Field(
+        (), description="section.field=value, as many as you like."
+    )
+    out: Out = Path("runs/run")
+
+
+class PlanOptions(StageOptions):
+    """What `plan` looks at."""
+
+    recipe: Annotated[Path, Argument()] = Field(description="Recipe file (YAML).")
+    overrides: Annotated[tuple[str, ...], Argument()] = Field(
+        (), description="section.field=value, as many as you like."
+    )
+    gflops: float | None = Field(None, ge=0.001, description="Device speed, Gflop/s; default: measured here.")
+
+
 def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` with `section.field=value` overrides applied.
 
@@ -428,7 +352,7 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _known_keys() -> list[str]:
-    sections = (Recipe, Distill, PruneSettings, DropLayersSettings, Finetune, Drafter, Eval, Speed)
+    sections = (Recipe, Distill, Rules, PruneSettings, DropLayersSettings, Finetune, Drafter, Eval, Speed)
     return sorted({name for section in sections for name in section.model_fields})
 
 

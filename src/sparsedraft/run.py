@@ -1,6 +1,6 @@
 """`sparsedraft run`: nothing but the stages, one after the other, over one recipe."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.recipe import Drafter, Eval, Recipe, Speed, dump
+from sparsedraft.stages.distill.options import DistillOptions, DistillSettings
 from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
-from sparsedraft.stages.finetune.loop import Settings
+from sparsedraft.stages.evaluate.options import EvaluateOptions, EvaluateSettings
+from sparsedraft.stages.evaluate.stage import evaluate
+from sparsedraft.stages.finetune.options import FinetuneOptions, FinetuneSettings
 from sparsedraft.stages.finetune.stage import finetune
+from sparsedraft.stages.pack.options import PackOptions, Weights
 from sparsedraft.stages.pack.stage import check_packable, pack
 from sparsedraft.stages.prune import arguments
 from sparsedraft.stages.prune.drop_layers import drop_layers
@@ -25,6 +27,7 @@ from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions, Pr
 from sparsedraft.stages.prune.stage import prune
 from sparsedraft.stages.prune.streamed import Streamed
 from sparsedraft.stages.report import manifest
+from sparsedraft.stages.report.options import ReportOptions
 from sparsedraft.stages.report.stage import report
 from sparsedraft.stages.report.tables import demo_table, speed_table
 from sparsedraft.text import prompts
@@ -36,82 +39,175 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
 
     Finished stages are skipped and an interrupted one goes on. Raises UserError as the stages do.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "recipe.yaml").exists())):
-        raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
-    # before any work: what is found after an hour helps nobody
-    for place in _places(recipe, out):
-        check_apart(place, {}, _read(recipe))
-    evaluation = {section.prompts: prompts.read(section.prompts) for section in _evaluations(recipe).values()}
-    d = recipe.distill
-    if not recipe.allow_overlap and d.prompts is not None:
-        training = prompts.read(d.prompts, [] if d.skip_bad else None)[: d.limit]
-        for found in evaluation.values():
-            check_no_overlap(training, found)
-    _check_tokenizers(recipe)
-    templates.check(checkpoint.load_tokenizer(recipe.target), recipe.template_args)
-    data = out / "distilled"
-    if not data.exists():
-        _check_layers(recipe)
+    _check(recipe, out)  # before any work: what is found after an hour helps nobody
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
         _write(recipe, out)
-
-    common: dict[str, Any] = {"device": recipe.device, "dtype": recipe.dtype, "overwrite": overwrite}
-    rendering = {"template_args": _rendering(recipe)}
-    writer = recipe.target
-    if recipe.distill.weights:
-        writer = _packed_target(recipe, recipe.distill.weights, out, overwrite)
-    console.rule("distill")
-    written = distill(
-        writer,
-        recipe.distill.prompts,
-        data,
-        **recipe.distill.options,
-        evaluation_prompts=[] if recipe.allow_overlap else [*evaluation],
-        template_args=recipe.template_args,
-        seed=recipe.seed,
-        **common,
-    )
-    epoch = written["prompt_tokens"] + written["target_tokens"]
-    made: dict[str, str] = {}
-    waiting = list(recipe.drafters)
-    while waiting:  # a drafter after those that it is made from or matched to; the recipe has no circles
-        entry = next(e for e in waiting if made.keys() >= set(e.needs.values()))
-        made[entry.name] = make_drafter(
-            recipe, entry, made, data, epoch, out / "drafters" / entry.slug, common | rendering
-        )
-        waiting.remove(entry)
-        _list(recipe, out)
-    named = [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
-    results = {}
-    for part, section in _evaluations(recipe).items():
-        console.rule(part)
-        options = _options(recipe, section)
-        results[part] = evaluate_to(out / part, recipe.target, named, section.prompts, options, overwrite=overwrite)
-        _list(recipe, out)
+    run = _Run(recipe, out, overwrite)
+    epoch = run.distill()
+    named = run.make_drafters(epoch)
+    results = run.evaluate(named)
     timed = None
     if recipe.speed:
-        target, packed = _packed(recipe, recipe.speed, named, data, out, overwrite)
+        target, packed = run.pack(recipe.speed, named)
         if recipe.speed.acceptance:
-            console.rule("eval, packed")
-            # as they are timed below: on the CPU, in the native engine's arithmetic
-            options = _options(recipe, recipe.eval)
-            options = replace(options, device="cpu", dtype="float32", url=None, served_name=None)
-            results["packed-eval"] = evaluate_to(
-                out / "packed-eval", target, packed, recipe.eval.prompts, options, overwrite=overwrite
-            )
-        timed = _time(recipe, recipe.speed, target, packed, out, overwrite)
+            results["packed-eval"] = run.evaluate_packed(target, packed)
+        timed = run.time(recipe.speed, target, packed)
     _write(recipe, out)
     _list(recipe, out, finished=True)
     console.rule("report")
-    shown = report(out, overwrite=overwrite)
+    shown = report(ReportOptions(folder=out, overwrite=overwrite))
+    _show(results, timed, shown["report"])
+    more = {part: found for part, found in {**results, "speed": timed}.items() if part != "eval" and found}
+    return {**results["eval"], "report": shown["report"], **more}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The stages of a recipe, whose artifacts lie in `out`."""
+
+    recipe: Recipe
+    out: Path
+    overwrite: bool
+
+    @property
+    def data(self) -> Path:
+        return self.out / "distilled"
+
+    def distill(self) -> int:
+        """The data; how many tokens there are of it."""
+        recipe, how = self.recipe, self.recipe.distill
+        target = self.packed_target(how.weights) if how.weights else recipe.target
+        evaluation = tuple(dict.fromkeys(section.prompts for section in _evaluations(recipe).values()))
+        console.rule("distill")
+        written = distill(
+            DistillOptions(
+                **how.part(DistillSettings),
+                target=target,
+                prompts=how.prompts,
+                out=self.data,
+                evaluation=evaluation,
+                allow_overlap=recipe.allow_overlap,
+                template_args=recipe.template_args,
+                seed=recipe.seed,
+                device=recipe.device,
+                dtype=recipe.dtype,
+                overwrite=self.overwrite,
+            )
+        )
+        tokens: int = written["prompt_tokens"] + written["target_tokens"]
+        return tokens
+
+    def make_drafters(self, epoch: int) -> list[tuple[str, str]]:
+        """Every drafter, of `epoch` tokens of data; (name, folder) of those that are evaluated."""
+        recipe, made = self.recipe, dict[str, str]()
+        common = {
+            "device": recipe.device, "dtype": recipe.dtype, "overwrite": self.overwrite,
+            "template_args": _rendering(recipe),
+        }  # fmt: skip
+        for entry in recipe.ordered:
+            folder = self.out / "drafters" / entry.slug
+            made[entry.name] = make_drafter(recipe, entry, made, self.data, epoch, folder, common)
+            _list(recipe, self.out)
+        return [(entry.name, made[entry.name]) for entry in recipe.drafters if entry.report]
+
+    def evaluate(self, named: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+        """The result of each evaluation of the drafters, by the recipe's part."""
+        results = {}
+        for part, section in _evaluations(self.recipe).items():
+            console.rule(part)
+            results[part] = evaluate(self._evaluation(part, section, self.recipe.target, named))
+            _list(self.recipe, self.out)
+        return results
+
+    def evaluate_packed(self, target: str, packed: list[tuple[str, str]]) -> dict[str, Any]:
+        """The first evaluation again, of what is timed: on the CPU, in the native engine's arithmetic."""
+        console.rule("eval, packed")
+        options = self._evaluation("packed-eval", self.recipe.eval, target, packed)
+        here = {"device": "cpu", "dtype": "float32", "url": None, "served_name": None}
+        return evaluate(options.model_copy(update=here))
+
+    def _evaluation(self, part: str, section: Eval, target: str, named: list[tuple[str, str]]) -> EvaluateOptions:
+        return EvaluateOptions(
+            **section.part(EvaluateSettings),
+            target=target,
+            drafters=named,
+            prompts=section.prompts,
+            out=self.out / part,
+            template_args=self.recipe.template_args,
+            seed=self.recipe.seed,
+            device=self.recipe.device,
+            dtype=section.dtype or self.recipe.dtype,
+            overwrite=self.overwrite,
+        )
+
+    def pack(self, how: Speed, named: list[tuple[str, str]]) -> tuple[str, list[tuple[str, str]]]:
+        """(the target, the drafters by name), packed as `how` says."""
+        packed, folder = {}, self.out / "packed"
+        slugs = {entry.name: entry.slug for entry in self.recipe.drafters}
+        trim = {"head_tokens": how.head_tokens, "head_data": str(self.data)} if how.head_tokens else {}
+        for name, model in named:
+            console.rule(f"{name}: pack")
+            out = folder / slugs[name]
+            pack(PackOptions(model=model, out=out, weights=how.weights, overwrite=self.overwrite, **trim))
+            packed[name] = str(out)
+        target = self.packed_target(how.weights) if how.pack_target else self.recipe.target
+        return target, [*packed.items()]
+
+    def packed_target(self, weights: Weights) -> str:
+        """The target's folder, packed."""
+        console.rule("target: pack")
+        out = self.out / "packed" / f".target-{weights}"
+        pack(PackOptions(model=self.recipe.target, out=out, weights=weights, overwrite=self.overwrite))
+        return str(out)
+
+    def time(self, how: Speed, target: str, packed: list[tuple[str, str]]) -> dict[str, Any]:
+        """Let every packed drafter draft for the target in the real loop."""
+        console.rule("speed")
+        return evaluate(
+            EvaluateOptions(
+                target=target,
+                drafters=packed,
+                prompts=self.recipe.eval.prompts,
+                out=self.out / "speed",
+                k=how.k,
+                limit=how.limit,
+                spread=self.recipe.eval.spread,
+                max_new_tokens=how.max_new_tokens,
+                batch_size=how.limit,
+                uag=self.recipe.eval.uag,
+                seed=self.recipe.seed,
+                template_args=self.recipe.template_args,
+                overwrite=self.overwrite,
+            )
+        )
+
+
+def _show(results: dict[str, dict[str, Any]], timed: dict[str, Any] | None, report_path: str) -> None:
+    """The results as tables for people."""
     for result in results.values():
         console.print(demo_table(result))
     if timed is not None and (table := speed_table(timed)) is not None:
         console.print(table)
-    console.print(f"report: {shown['report']}")
-    more = {part: found for part, found in {**results, "speed": timed}.items() if part != "eval" and found}
-    return {**results["eval"], "report": shown["report"], **more}
+    console.print(f"report: {report_path}")
+
+
+def _check(recipe: Recipe, out: Path) -> None:
+    """UserError for what the stages would refuse after long work."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "recipe.yaml").exists())):
+        raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
+    for place in _places(recipe, out):
+        check_apart(place, {}, _read(recipe))
+    evaluation = {section.prompts: prompts.read(section.prompts) for section in _evaluations(recipe).values()}
+    how = recipe.distill
+    if not recipe.allow_overlap and how.prompts is not None:
+        training = prompts.read(how.prompts, [] if how.skip_bad else None)[: how.limit]
+        for found in evaluation.values():
+            check_no_overlap(training, found)
+    _check_tokenizers(recipe)
+    templates.check(checkpoint.load_tokenizer(recipe.target), recipe.template_args)
+    if not (out / "distilled").exists():
+        _check_layers(recipe)
 
 
 def _read(recipe: Recipe) -> list[str | None]:
@@ -169,49 +265,6 @@ def _check_layers(recipe: Recipe) -> None:
         packed.add(recipe.target)
     for model in sorted(packed):
         check_packable(model, checkpoint.find(model))
-
-
-def _packed_target(recipe: Recipe, weights: str, out: Path, overwrite: bool) -> str:
-    console.rule("target: pack")
-    folder = out / "packed" / f".target-{weights}"
-    pack(recipe.target, folder, weights=weights, overwrite=overwrite)
-    return str(folder)
-
-
-def _packed(
-    recipe: Recipe, how: Speed, named: list[tuple[str, str]], data: Path, out: Path, overwrite: bool
-) -> tuple[str, list[tuple[str, str]]]:
-    """(the target, the drafters by name), packed as `how` says."""
-    packed, folder = {}, out / "packed"
-    slugs = {entry.name: entry.slug for entry in recipe.drafters}
-    trim = (how.head_tokens, str(data)) if how.head_tokens else (None, None)
-    for name, model in named:
-        console.rule(f"{name}: pack")
-        pack(
-            model, folder / slugs[name], weights=how.weights, head_tokens=trim[0], head_data=trim[1],
-            overwrite=overwrite,
-        )  # fmt: skip
-        packed[name] = str(folder / slugs[name])
-    target = _packed_target(recipe, how.weights, out, overwrite) if how.pack_target else recipe.target
-    return target, [*packed.items()]
-
-
-def _time(
-    recipe: Recipe, how: Speed, target: str, packed: list[tuple[str, str]], out: Path, overwrite: bool
-) -> dict[str, Any]:
-    """Let every packed drafter draft for the target in the real loop."""
-    console.rule("speed")
-    options = Options(
-        k=how.k,
-        limit=how.limit,
-        spread=recipe.eval.spread,
-        max_new_tokens=how.max_new_tokens,
-        batch_size=how.limit,
-        uag=recipe.eval.uag,
-        seed=recipe.seed,
-        template_args=recipe.template_args,
-    )
-    return evaluate_to(out / "speed", target, packed, recipe.eval.prompts, options, overwrite=overwrite)
 
 
 def _write(recipe: Recipe, out: Path) -> None:
@@ -295,21 +348,16 @@ def _finetune(
     """Fine-tune the checkpoint `at` on `tokens` tokens as the recipe says for `entry`; return the new one's folder."""
     console.rule(f"{entry.name}: {out.name.replace('finetuned', 'finetune')}")
     how = recipe.finetune_of(entry)
-    wanted = how.model_dump(exclude={"validation_prompts", "teacher", "tokens", "dtype"})
     finetune(
-        at,
-        str(data),
-        out,
-        settings=Settings(**wanted, tokens=tokens, seed=recipe.seed),
-        teacher=recipe.target if recipe.needs_teacher(entry) else None,
-        feature_teacher=recipe.dense if how.feature_weight else None,
-        validation_prompts=how.validation_prompts,
-        **{**common, "dtype": how.dtype or recipe.dtype},
+        FinetuneOptions(
+            **{**how.part(FinetuneSettings), "tokens": tokens},
+            drafter=at,
+            data=data,
+            out=out,
+            teacher=recipe.target if recipe.needs_teacher(entry) else None,
+            feature_teacher=recipe.dense if how.feature_weight else None,
+            seed=recipe.seed,
+            **{**common, "dtype": how.dtype or recipe.dtype},
+        )
     )
     return str(out)
-
-
-def _options(recipe: Recipe, section: Eval) -> Options:
-    wanted = section.model_dump(exclude={"prompts", "dtype"})
-    wanted |= {"seed": recipe.seed, "device": recipe.device, "dtype": section.dtype or recipe.dtype}
-    return Options(**wanted, template_args=recipe.template_args)

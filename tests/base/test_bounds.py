@@ -12,8 +12,8 @@ from sparsedraft import cli
 from sparsedraft import recipe as recipes
 from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.prune.options import DropLayersSettings, PruneSettings
+from stages import distill
 
 SECTIONS = {
     "distill": recipes.Distill, "prune": PruneSettings, "drop-layers": DropLayersSettings,
@@ -21,7 +21,7 @@ SECTIONS = {
 }  # fmt: skip
 
 
-COMMANDS = {info.name or info.callback.__name__: info.callback for info in cli.app.registered_commands}
+COMMANDS = {info.name: info.callback for info in cli.app.registered_commands}
 
 
 def options(command: str) -> dict[str, tuple[int | None, int | None]]:
@@ -71,6 +71,7 @@ def test_both_have_the_same(command: str) -> None:
         "prune T --calibration demo:train --out O --seed 9223372036854775808",
         "eval T D --prompts demo:eval --k 100000",
         "generate T --prompt hi --k 100000",
+        "generate T --prompt hi --min-p 2",
         "eval T D --tasks t --seed 4294967296",
     ],
 )
@@ -92,8 +93,8 @@ def test_what_cannot_finish_is_refused_at_once(words: str, monkeypatch, capsys) 
         ("eval.k=[100000]", r"eval\.k"),
         ("eval.temperature=.inf", r"eval\.temperature"),
         ("finetune.learning_rate=.nan", r"finetune\.learning_rate"),
-        ("distill.rules.min_answer_tokens=-1", "--min-answer-tokens -1"),
-        ("distill.rules.max_prompt_tokens=10000000000", "--max-prompt-tokens 10000000000"),
+        ("distill.rules.min_answer_tokens=-1", r"distill\.rules\.min_answer_tokens = -1"),
+        ("distill.rules.max_prompt_tokens=10000000000", r"distill\.rules\.max_prompt_tokens = 10000000000"),
     ],
 )
 def test_so_it_is_in_a_recipe(override: str, message: str, tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ from inside import call
 from sparsedraft.base import jsonfiles
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.shards import write
-from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.pack.stage import pack
-from stages import prune
+from stages import distill, pack, prune
 
 DEEP = "[" * 100_000
 LEVELS = "[" * 300 + "]" * 300

@@ -12,7 +12,7 @@ from rich.table import Table
 from evaluations import RESULT, drafter
 from inside import call
 from sparsedraft.base.console import complain, console, track, visible
-from sparsedraft.stages.report.stage import report
+from stages import report
 
 NAMES = (
     "[/b]x",

@@ -10,8 +10,8 @@ import pytest
 from commands import ended, running, units_so_far, wait_until
 from faults import Proxy, proxied, slow
 from serving import ASKED
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset
+from stages import distill
 
 
 @pytest.fixture(scope="module")

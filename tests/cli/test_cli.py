@@ -283,10 +283,9 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("eval", t, t), "one of the two"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--policy", "best"), "--policy best is not known"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--uag", "no"), "--uag no is not known"),
-    (lambda f, t: ("generate", t, "--prompt", "x", "--min-p", "2"), "min-p 2.0 is not possible"),
     (
         lambda f, t: ("generate", t, "--prompt", "x", "--repetition-penalty", "0"),
-        "repetition penalty 0.0 is not possible",
+        "--repetition-penalty 0 is not possible: give more than 0",
     ),
     (lambda f, t: ("generate", f / "none", "--prompt", "x"), "no such folder"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", ""), "has no tokenizer that can be read"),
@@ -313,7 +312,7 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("finetune", t, f, "--out", f / "o"), "no distilled data folder"),
     (
         lambda f, t: ("finetune", t, f, "--out", f / "o", "--learning-rate", "0"),
-        "--learning-rate 0 is not between 0 and 1",
+        "--learning-rate 0 is not possible: give a number between 0 and 1",
     ),
     (
         lambda f, t: ("finetune", t, f, "--out", f / "o", "--dtype", "float16"),
@@ -329,7 +328,10 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("finetune", t, f, "--out", f / "o", "--feature-teacher", t), "does nothing alone"),
     (lambda f, t: ("finetune", t, f, "--out", f / "o", "--reselect-share", "0"), "--reselect-share 0 is not possible"),
     (lambda f, t: ("prune", t, "--out", f / "o", "--calibration", "demo", "--device", "warp9"), "--device warp9"),
-    (lambda f, t: ("plan", recipe(f, t), f"target={t}", "--gflops", "inf"), "--gflops inf is no speed"),
+    (
+        lambda f, t: ("plan", recipe(f, t), f"target={t}", "--gflops", "inf"),
+        "--gflops inf is not possible: give a finite number",
+    ),
     (lambda f, t: ("report", f), "lacks eval/result.json"),
     (lambda f, t: ("inspect", f), "holds no config.json"),
     (lambda f, t: ("eval", t, t, "--prompts", "demo:eval", "--k", "100000000"), "at most 1024"),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import stages
 from blocks import code_blocks
 from sparsedraft.native import extension
-from sparsedraft.stages.pack import stage as pack
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 
@@ -15,7 +15,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 @pytest.mark.skipif(not extension.available(), reason="the extension was not built")
 def test_every_block_runs(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "target")
-    pack.pack(str(tiny_checkpoint), tmp_path / "sd2-int8", weights="int8")
+    stages.pack(str(tiny_checkpoint), tmp_path / "sd2-int8", weights="int8")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     blocks = code_blocks(PAGE)

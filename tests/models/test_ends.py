@@ -12,15 +12,13 @@ from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native import extension as native
 from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.stages.distill.job import Job
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.servertarget import ServerTarget
 from sparsedraft.stages.finetune import loop
 from sparsedraft.stages.finetune.loop import Settings
-from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.pack.head import frequent_tokens
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.server.address import Endpoint
+from stages import distill, finetune, pack
 from tiny import build_llama, build_tokenizer
 
 ALL = {2, 301, 310, 317}  # of the tokenizer, of config.json (two), of generation_config.json

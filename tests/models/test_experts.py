@@ -16,16 +16,10 @@ from sparsedraft.native.cost import cost_of_model
 from sparsedraft.plan import plan_recipe
 from sparsedraft.recipe import Recipe, Speed
 from sparsedraft.run import run_recipe
-from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.finetune.loop import Settings
-from sparsedraft.stages.finetune.stage import finetune
-from sparsedraft.stages.inspect.stage import inspect
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.report.cards import _what
 from sparsedraft.stages.report.tables import headline, macs_text, main_rows, speed_rows
-from stages import drop_layers, prune
+from stages import distill, drop_layers, evaluate_to, finetune, inspect, pack, prune
 from timeless import timeless
 
 SMALL = {"tokens": 512, "sequence_length": 64}
@@ -111,10 +105,8 @@ def test_zeros_in_experts_count_by_their_share(qwen3: Path, tmp_path: Path, toke
 def test_evaluated_as_a_target_and_reported(qwen3: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = {"k": [1, 4], "max_new_tokens": 12, "limit": 3, "batch_size": 3}
     drafters = [("tiny", str(tiny_checkpoint)), ("self", str(qwen3)), ("look-up", "lookup")]
-    real = evaluate_to(tmp_path / "real", str(qwen3), drafters, "demo:eval", Options(**options))
-    simulated = evaluate_to(
-        tmp_path / "simulated", str(qwen3), drafters, "demo:eval", Options(**options, simulate=True)
-    )
+    real = evaluate_to(tmp_path / "real", str(qwen3), drafters, "demo:eval", dict(**options))
+    simulated = evaluate_to(tmp_path / "simulated", str(qwen3), drafters, "demo:eval", dict(**options, simulate=True))
     assert timeless(real["drafters"]) == simulated["drafters"]
     tiny, itself, lookup = real["drafters"]
     assert real["dense_macs_per_token"] == itself["macs_per_token"] == FAMILIES["qwen3"][1]
@@ -135,7 +127,7 @@ def test_what_macs_are_not_known_of_has_none(qwen3: Path, tiny_checkpoint: Path,
     source = tmp_path / "odd"
     monkeypatch.setattr(Qwen3MoeDecoderLayer, "__init__", changed)
     checkpoint.save(AutoModelForCausalLM.from_config(FAMILIES["qwen3"][0]()), checkpoint.load_tokenizer(qwen3), source)
-    options = Options(k=[1, 4], max_new_tokens=8, limit=2, batch_size=2)
+    options = {"k": [1, 4], "max_new_tokens": 8, "limit": 2, "batch_size": 2}
     found = evaluate_to(tmp_path / "eval", str(source), [("tiny", str(tiny_checkpoint))], "demo:eval", options)
     (tiny,) = found["drafters"]
     assert found["dense_macs_per_token"] is None and tiny["macs_per_token"] > 0

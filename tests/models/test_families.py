@@ -10,11 +10,8 @@ from transformers import AutoModelForCausalLM
 from families import FAMILIES
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
-from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.writers.transformers.abilities import abilities
-from stages import drop_layers, prune
+from stages import drop_layers, evaluate_to, inspect, prune
 from timeless import timeless
 
 SMALL = {"tokens": 512, "sequence_length": 64}
@@ -34,7 +31,7 @@ def test_pruned_by_layers_and_reloaded_by_plain_transformers(dense: Path, option
     out = tmp_path / "half"
     result = prune(str(dense), out, "demo:train", **options, **SMALL)
     plain = AutoModelForCausalLM.from_pretrained(out)
-    found = inspection.inspect(str(out))
+    found = inspect(str(out))
     assert found["claim_holds"] and result["sparsity"] == pytest.approx(0.5, abs=0.05)
     for name, linear in decoder_linears(plain).items():
         assert options["pattern"] != "2:4" or int((linear.weight == 0).sum()) == linear.weight.numel() // 2, name
@@ -74,10 +71,8 @@ def test_cut_evaluated_and_decoded(dense: Path, tmp_path: Path, request: pytest.
     assert drop_layers(str(dense), tmp_path / "cut", "demo:train", layers=1, **SMALL)["dropped"] == 1
     drafters = [("half", str(tmp_path / "half")), ("cut", str(tmp_path / "cut")), ("self", str(dense))]
     options = {"k": [1, 4], "max_new_tokens": 24, "limit": 4, "batch_size": 3}
-    real = evaluate_to(tmp_path / "real", str(dense), drafters, "demo:eval", Options(**options))
-    simulated = evaluate_to(
-        tmp_path / "simulated", str(dense), drafters, "demo:eval", Options(**options, simulate=True)
-    )
+    real = evaluate_to(tmp_path / "real", str(dense), drafters, "demo:eval", dict(**options))
+    simulated = evaluate_to(tmp_path / "simulated", str(dense), drafters, "demo:eval", dict(**options, simulate=True))
     family = request.node.callspec.params["dense"]
     assert abilities(checkpoint.load(dense)).packs == (family != "opt"), "OPT builds its mask without the position ids"
     assert timeless(real["drafters"]) == simulated["drafters"]

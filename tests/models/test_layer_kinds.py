@@ -13,13 +13,9 @@ from sparsedraft.native.model import native_model
 from sparsedraft.native.session import Engine
 from sparsedraft.plan import plan_recipe
 from sparsedraft.recipe import Recipe
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
-from sparsedraft.stages.inspect.stage import inspect
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.transformers.abilities import abilities
-from stages import prune
+from stages import evaluate_to, inspect, pack, prune
 
 SIZE = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -50,7 +46,7 @@ def test_layer_types_that_do_not_fit_are_one_sentence_everywhere(kind: str, toke
     model = tmp_path / "model"
     checkpoint.save(AutoModelForCausalLM.from_config(config), tokenizer, model)
     said(model, layer_types=types)
-    options = Options(k=[1], max_new_tokens=4, limit=1)
+    options = {"k": [1], "max_new_tokens": 4, "limit": 1}
     for call in (
         lambda: LoadedModel.load(model),
         lambda: LoadedModel.load(model, runtime="native"),

@@ -13,16 +13,10 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.macs import macs_of_config
 from sparsedraft.native import extension as native
-from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.stages.finetune.loop import Settings
-from sparsedraft.stages.finetune.stage import finetune
-from sparsedraft.stages.inspect.stage import inspect
 from sparsedraft.stages.inspect.stage import table as inspection_table
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.writers.loaded import LoadedModel
-from stages import drop_layers, prune
+from stages import distill, drop_layers, evaluate_to, finetune, inspect, pack, prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 State = dict[str, torch.Tensor]
@@ -100,7 +94,7 @@ def test_every_command_names_the_format(format_: str, dense: Path, data: Path, t
     said, config, change = FORMATS[format_]
     model, out = str(quantised(dense, tmp_path / "model", config, change)), tmp_path / "out"
     settings = Settings(sequence_length=128, tokens=600, rows_per_step=2)
-    options = Options(k=[1], max_new_tokens=4, limit=1)
+    options = {"k": [1], "max_new_tokens": 4, "limit": 1}
     for call, more in (
         (lambda: prune(model, out, "demo:train", **SMALL), "needs weights that are plain numbers"),
         (lambda: drop_layers(model, out, "demo:train", layers=1, **SMALL), "needs weights that are plain numbers"),
@@ -140,7 +134,7 @@ def test_fp8_runs_as_transformers_unpacks_it(dense: Path, tmp_path: Path) -> Non
     nonzero = sum(int(torch.count_nonzero(p)) for n, p in plain.named_parameters() if "_proj" in n)
     assert side.weights()["macs_per_token"] == nonzero + 320 * 128 <= macs_of_config(plain.config)
     assert "fp8" in inspect(str(folder))["quantized"]
-    options = Options(k=[1, 3], max_new_tokens=8, limit=2, batch_size=2)
+    options = {"k": [1, 3], "max_new_tokens": 8, "limit": 2, "batch_size": 2}
     found = evaluate_to(tmp_path / "out", str(folder), [("self", str(folder))], "demo:eval", options)
     assert found["drafters"][0]["alpha"] == 1 and found["drafters"][0]["c"] == 1
 

@@ -13,9 +13,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.stages.distill import magpie, ray_workers
-from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
+from stages import distill, evaluate_to
 from tiny import TEMPLATE
 
 HI = [{"role": "user", "content": "hi"}]
@@ -55,7 +53,7 @@ def test_a_servers_day_is_stored_with_the_rows(talker: Path, served: str, tmp_pa
     result = distill(str(target), str(tmp_path / "p.jsonl"), tmp_path / "out", **asked)
     assert result["template_dates"] == {date.today().isoformat(): 1}
     assert "template_dates" not in distill(str(talker), str(tmp_path / "p.jsonl"), tmp_path / "plain", **asked)
-    own = Options(k=(1,), simulate=True, url=served, served_name="tiny/talker", max_new_tokens=8)
+    own = {"k": (1,), "simulate": True, "url": served, "served_name": "tiny/talker", "max_new_tokens": 8}
     evaluate_to(tmp_path / "eval", str(target), [("a", str(talker))], str(tmp_path / "p.jsonl"), own)
     (unit,) = (tmp_path / "eval" / "answers.jsonl").read_text().splitlines()
     assert [row["template_date"] for row in json.loads(unit)["rows"]] == [date.today().isoformat()]

@@ -14,11 +14,9 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.macs import macs_of_model
 from sparsedraft.native.session import Engine
-from sparsedraft.stages.inspect import stage as inspection
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.protocol.requests import Request
-from stages import drop_layers, prune
+from stages import drop_layers, inspect, pack, prune
 from tiny import build_llama, build_tokenizer
 
 SMALL = {"tokens": 256, "sequence_length": 64}
@@ -95,6 +93,6 @@ def test_what_is_written_of_it_says_what_it_is(folder: Path, tmp_path: Path) -> 
 
 
 def test_inspect_counts_the_head_once(folder: Path) -> None:
-    found, model = inspection.inspect(str(folder)), checkpoint.load(folder)
+    found, model = inspect(str(folder)), checkpoint.load(folder)
     assert found["macs_per_token"] == macs_of_model(model)
     assert found["parameters"] == sum(p.numel() for p in model.parameters())

@@ -15,10 +15,8 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.macs import macs_of_config
 from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native.session import Engine
-from sparsedraft.stages.inspect import stage as inspection
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.writers.loaded import LoadedModel
-from stages import drop_layers, prune
+from stages import drop_layers, inspect, pack, prune
 from tiny import build_tokenizer
 
 FEW = {"tokens": 256, "sequence_length": 64}
@@ -74,7 +72,7 @@ def test_the_text_model_alone_has_the_wrappers_logits(wrapper) -> None:
     assert type(model).__name__ == PLAIN[name]
     with torch.no_grad():
         close(model(IDS).logits[0], expected, 1e-5)
-    assert macs_of_config(checkpoint.read_config(folder)) == inspection.inspect(str(folder))["macs_dense"]
+    assert macs_of_config(checkpoint.read_config(folder)) == inspect(str(folder))["macs_dense"]
 
 
 @pytest.mark.parametrize("natively", NATIVE)
@@ -111,7 +109,7 @@ def test_what_is_written_of_it_is_a_plain_checkpoint(wrapper, tmp_path: Path) ->
         elif packed_folders.BUILT:
             with torch.no_grad():
                 close(Engine(tmp_path / place).forward(IDS[0].tolist(), IDS.shape[1]), model(IDS).logits[0], 1e-5)
-    assert inspection.inspect(str(tmp_path / "pruned"))["claim_holds"] is True
+    assert inspect(str(tmp_path / "pruned"))["claim_holds"] is True
 
 
 def test_newer_names_are_read_too(wrapper, tmp_path: Path) -> None:

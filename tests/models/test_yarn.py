@@ -14,9 +14,9 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import context_of
 from sparsedraft.native.session import Engine
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.protocol.requests import Request
+from stages import pack
 from tiny import build_llama, build_tokenizer
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}

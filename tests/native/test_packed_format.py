@@ -17,8 +17,7 @@ from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.native import layout, packed_format
 from sparsedraft.native.packed_folder import HEADER, PackedReader
 from sparsedraft.native.packed_format import VALUE_TYPES, MatrixEntry, kind_of, pack_matrix, unpack_matrix
-from sparsedraft.stages.pack.stage import pack
-from stages import prune
+from stages import pack, prune
 
 KINDS = ("dense", "bitmask", "2:4", "4:8", "3:8", "1:8", "8:16", "7:32", "1:256")
 

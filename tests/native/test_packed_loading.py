@@ -18,6 +18,7 @@ from transformers.quantizers.auto import AutoHfQuantizer
 
 import packed_folders
 import sparsedraft
+import stages
 from packed_folders import BUILT, IDS, close, logits
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
@@ -26,7 +27,6 @@ from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.native import quantizer
 from sparsedraft.native.modules import PackedEmbedding, PackedModule, _pool
 from sparsedraft.native.packed_folder import HEAD_IDS
-from sparsedraft.stages.pack import stage as pack
 from sparsedraft.stages.pack import writer
 
 made = packed_folders.made  # fixtures
@@ -142,7 +142,7 @@ def test_copies_are_whole_and_threads_shared(made) -> None:
 def test_several_files_and_the_base_model(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, _ = made(tied=False)
     monkeypatch.setattr(writer, "SHARD", 1 << 14)
-    pack.pack(str(source), tmp_path / "out", weights="f16")
+    stages.pack(str(source), tmp_path / "out", weights="f16")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     plain = checkpoint.load(source)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import packed_folders
 import sparsedraft
+import stages
 from packed_folders import IDS, close, logits, ran
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.quantization import snap
@@ -94,7 +95,7 @@ def test_a_trimmed_head_is_minus_infinity_elsewhere(
     monkeypatch.setattr(pack, "frequent_tokens", lambda *_: (ids, 0.0))
     source, _ = made(family, tied)
     data = source / "config.json"  # any file: nothing reads it here
-    pack.pack(str(source), tmp_path / "out", weights="f16", head_tokens=len(ids), head_data=str(data))
+    stages.pack(str(source), tmp_path / "out", weights="f16", head_tokens=len(ids), head_data=str(data))
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
     assert not any(info.values()) and isinstance(model.get_output_embeddings(), PackedHead)
     expected = torch.full((1, IDS.shape[1], 320), -torch.inf)

@@ -1,7 +1,6 @@
 """The native runtime under `generate` and `eval`: the loop's own guarantees, and the numbers of transformers."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,10 @@ from sparsedraft.native.session import Session
 from sparsedraft.speculate.loop.decode import generate, generate_all
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant, policy_named
-from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.text import prompts
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.transformers.backend import TransformersBackend
-from stages import prune
+from stages import distill, evaluate_to, pack, prune
 from timeless import timeless
 
 made = packed_folders.made  # fixture
@@ -67,18 +62,18 @@ def test_evaluation_by_either_runtime(packed: dict[str, Path], tiny_checkpoint: 
     """Float weights: both runtimes find the same, and so does the simulation."""
     drafters, results = [("half", str(packed["2of4-pruned"])), ("self", str(tiny_checkpoint))], {}
     for runtime in ("native", "transformers"):
-        options = Options(k=[1, 4], max_new_tokens=24, limit=4, batch_size=4, runtime=runtime)
+        options = {"k": [1, 4], "max_new_tokens": 24, "limit": 4, "batch_size": 4, "runtime": runtime}
         results[runtime] = evaluate_to(tmp_path / runtime, str(tiny_checkpoint), drafters, "demo:eval", options)
     both = [timeless(results[runtime]["drafters"]) for runtime in results]
     for mine, theirs in zip(*both, strict=True):
         assert {k: v for k, v in mine.items() if v != theirs[k]} == {}
-    simulated = Options(k=[1, 4], max_new_tokens=24, limit=4, batch_size=4, simulate=True)
+    simulated = {"k": [1, 4], "max_new_tokens": 24, "limit": 4, "batch_size": 4, "simulate": True}
     found = evaluate_to(tmp_path / "simulated", str(tiny_checkpoint), drafters, "demo:eval", simulated)
     assert timeless(results["native"]["drafters"]) == found["drafters"]
 
 
 def test_packed_drafters_are_evaluated(packed: dict[str, Path], tmp_path: Path) -> None:
-    options = Options(k=[3], max_new_tokens=24, limit=4, batch_size=4)
+    options = {"k": [3], "max_new_tokens": 24, "limit": 4, "batch_size": 4}
     found = evaluate_to(tmp_path / "eval", str(packed["target"]), [("half", str(packed["half"]))], "demo:eval", options)
     (drafter,) = found["drafters"]
     assert drafter["sparsity"] == pytest.approx(0.5, abs=0.02) and drafter["k"]["3"]["measured"]["differing"] == 0
@@ -92,10 +87,10 @@ def test_packed_drafters_are_evaluated(packed: dict[str, Path], tmp_path: Path) 
 def test_packed_drafters_are_evaluated_by_transformers(packed: dict[str, Path], tmp_path: Path) -> None:
     """As on another device or in another dtype than the native engine's; acceptance by its own arithmetic."""
     drafters = [(name, str(packed[name])) for name in ("half", "trimmed", "target")]
-    options = Options(k=[3], max_new_tokens=16, limit=3, batch_size=4, simulate=True)
+    options = {"k": [3], "max_new_tokens": 16, "limit": 3, "batch_size": 4, "simulate": True}
     native_ = evaluate_to(tmp_path / "native", str(packed["target"]), drafters, "demo:eval", options)
     found = evaluate_to(
-        tmp_path / "other", str(packed["target"]), drafters, "demo:eval", replace(options, dtype="bfloat16")
+        tmp_path / "other", str(packed["target"]), drafters, "demo:eval", dict(options, dtype="bfloat16")
     )
     for mine, theirs in zip(found["drafters"], native_["drafters"], strict=True):
         for cost in ("macs_per_token", "nonzero_params", "sparsity", "sparsity_whole_model"):

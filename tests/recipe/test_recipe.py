@@ -26,7 +26,7 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_defaults_overrides_and_round_trip(tmp_path: Path) -> None:
     found = recipes.read(written(tmp_path, GOOD), ["finetune.learning_rate=3e-4", "eval.k=[2,4]", "seed=7"])
-    assert (found.finetune.learning_rate, found.eval.k, found.seed) == (3e-4, [2, 4], 7)
+    assert (found.finetune.learning_rate, found.eval.k, found.seed) == (3e-4, (2, 4), 7)
     assert found.prune.method == "sparsegpt" and found.eval.prompts == "demo:eval"
     assert recipes.read(written(tmp_path, recipes.dump(found))) == found
 
@@ -50,11 +50,11 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
         (["finetune.learning_rate=fast"], r"finetune\.learning_rate = 'fast' is not possible"),
         (["eval.k=[0]"], r"eval\.k\.0 = 0 is not possible: k is a whole number from 1 to 1024, or auto"),
         (["eval.k=[best]"], r"eval\.k\.0 = .best. is not possible"),
-        (["eval.k=[3, auto]"], "trees and policies need the real loop"),
+        (["eval.k=[3, auto]"], "k auto needs the real loop: turn simulate off"),
         (["eval.k=[auto]", "eval.simulate=false"], "k needs at least one number"),
         (["sampled={}"], "sampled: is the evaluation under sampling: set its temperature"),
-        (["distill.mode=magpie"], "prompts demo:train and mode magpie do not go together"),
-        (["distill.prompts=null"], "prompts null and mode respond do not go together"),
+        (["distill.mode=magpie", "distill.limit=9"], "prompts demo:train and mode magpie do not go together"),
+        (["distill.prompts=null"], "mode respond needs prompts to answer"),
         (["distill.prompts=null", "distill.mode=magpie", "distill.limit=null"], "limit must say how many"),
         (["distill.weights=int8"], "which only the engine native runs"),
         (
@@ -81,8 +81,11 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
         (["drafters=[{name: a, drop_layers: {}}]"], "either layers or match_macs"),
         (["drafters=[{name: a, prune: {sparsty: 0.5}}]"], "sparsty"),
         (["nonsense"], "not of the form section.field=value"),
-        (["finetune.nll_weight=0.5"], "nll_weight needs a loss that compares with the target"),
-        (["finetune.on_policy=0.5"], "on_policy needs a loss that compares with the target"),
+        (
+            ["finetune.nll_weight=0.5"],
+            "nll_weight 0.5 needs a loss that compares with the target: set loss to one of kl",
+        ),
+        (["finetune.on_policy=0.5"], "on_policy 0.5 needs a loss that compares with the target"),
         (["finetune.loss=kl", "finetune.nll_weight=1", "finetune.on_policy=0.1"], "nll_weight 1 leaves nothing"),
         (["finetune.quantize=int3"], r"finetune\.quantize = 'int3' is not possible"),
         (["drafters=[{name: a, prune: {}, finetune: {los: kl}}]"], "los is not a known key; did you mean loss"),

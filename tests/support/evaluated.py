@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-from sparsedraft.stages.evaluate.options import Options
-
-GREEDY = Options(k=[1, 3, 8], max_new_tokens=16, limit=10, batch_size=4)
+GREEDY = {"k": [1, 3, 8], "max_new_tokens": 16, "limit": 10, "batch_size": 4}
 
 
 def whole(folder: Path) -> list[dict]:

@@ -9,11 +9,11 @@ import transformers as hf
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import stages
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.native import extension as native
 from sparsedraft.native.modules import PackedLinear
-from sparsedraft.stages.pack import stage as pack
 from tiny import build_llama, build_tokenizer
 
 BUILT = native.is_built()
@@ -71,7 +71,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, 
         if key not in done:
             dtype = torch.bfloat16 if weights == "bf16" else torch.float16
             source = save(build(family, tied), root / key, pattern, dtype)
-            pack.pack(str(source), root / f"{key}-packed", weights=weights)
+            stages.pack(str(source), root / f"{key}-packed", weights=weights)
             done[key] = source, root / f"{key}-packed"
         return done[key]
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as parquet
 import pytest
 
 from sparsedraft import cli
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset
+from stages import distill
 
 AT = 3  # the row that is damaged
 

@@ -8,11 +8,9 @@ import pytest
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
-from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.text import dataset, prompts, records
 from sparsedraft.text.prompts import Aside, Prompt
+from stages import distill, evaluate_to
 
 SYSTEM, ASKED, SAID = "be brief", "how many?", "seven"
 
@@ -126,7 +124,7 @@ def test_what_a_template_refuses_is_one_row(tiny_checkpoint: Path, tmp_path: Pat
     result = distill(str(target), source, tmp_path / "out", max_new_tokens=4, skip_bad=True)
     assert (result["rows"], result["skipped"]) == (1, 1)
     with pytest.raises(UserError, match=r"prompt bad: .* refuses"):
-        evaluate_to(None, str(target), [("a", str(target))], source, Options(k=(1,), max_new_tokens=4))
+        evaluate_to(None, str(target), [("a", str(target))], source, {"k": (1,), "max_new_tokens": 4})
 
 
 @pytest.mark.parametrize(

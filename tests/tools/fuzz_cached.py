@@ -33,7 +33,7 @@ from sparsedraft.native import architecture, layout, layout_cache, model
 from sparsedraft.native import extension as native
 from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.session import Engine
-from sparsedraft.stages.pack.stage import pack
+from stages import pack
 
 TEXT = [5, 17, 99]
 MOVABLE = {"tiles", "order", "begin", "end"}  # fields that may be sound and other ones; harm to the rest is found

@@ -25,7 +25,7 @@ from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.native.session import Engine
 from sparsedraft.native.weight_reader import reader_of
-from sparsedraft.stages.pack.stage import pack
+from stages import pack
 
 FILES = (
     "model.safetensors",

@@ -7,15 +7,11 @@ import torch
 import transformers as hf
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint, miniature
 from sparsedraft.models.decoder import context_length
-from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
-from sparsedraft.stages.generate.stage import stream
 from sparsedraft.text.dataset import read
 from sparsedraft.writers.transformers.abilities import Abilities, abilities
+from stages import distill, evaluate_to, generate
 from sweep_families import sweep
 from tiny import build_tokenizer
 
@@ -92,9 +88,9 @@ def expected(folder: Path, text: str, new: int) -> list[int]:
 
 
 def generated(folder: Path, asked: list[str], drafter: str | None = None) -> dict:
-    return stream(
+    return generate(
         str(folder), asked, drafter=drafter, k=3 if drafter else None, policy="constant", uag="auto", tree=1,
-        max_new_tokens=12, sampling=Sampling(), stop=[], raw=True, stats=False, seed=0, device="cpu", dtype="float32",
+        max_new_tokens=12, stop=[], raw=True, stats=False, seed=0, device="cpu", dtype="float32",
     )  # fmt: skip
 
 
@@ -127,7 +123,7 @@ def test_eval_says_so_before_the_targets_work(stateful: Path, tiny_checkpoint: P
     options = {"k": [2], "max_new_tokens": 8, "limit": 2}
     drafters = [("tiny", str(tiny_checkpoint))]
     with pytest.raises(UserError, match="cannot verify drafts: give --simulate"):
-        evaluate_to(tmp_path / "a", str(stateful), drafters, "demo:eval", Options(**options))
+        evaluate_to(tmp_path / "a", str(stateful), drafters, "demo:eval", dict(**options))
     with pytest.raises(UserError, match="cannot draft: choose another drafter"):
-        evaluate_to(tmp_path / "b", str(tiny_checkpoint), [("it", str(stateful))], "demo:eval", Options(**options))
+        evaluate_to(tmp_path / "b", str(tiny_checkpoint), [("it", str(stateful))], "demo:eval", dict(**options))
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()

@@ -15,11 +15,10 @@ from sparsedraft.models import checkpoint
 from sparsedraft.speculate.loop.decode import generate_all
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.transformers.completions import generate_batch
+from stages import evaluate_to
 from timeless import timeless
 from tiny import build_tokenizer
 
@@ -126,7 +125,7 @@ def test_the_simulation_counts_what_the_loop_does(tmp_path: Path) -> None:
             str(folders["target"]),
             drafters,
             str(tmp_path / "prompts.jsonl"),
-            Options(**options, simulate=simulate),
+            dict(**options, simulate=simulate),
         )
     assert timeless(results["real"]["drafters"]) == results["simulated"]["drafters"]
     assert results["real"]["drafters"][0]["k"]["4"]["acceptance_rate"] > 0.1

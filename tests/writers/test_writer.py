@@ -12,12 +12,12 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.native import NativeWriter
 from sparsedraft.writers.protocol.requests import Request
+from stages import distill
 
 pytestmark = pytest.mark.skipif(not packed_folders.BUILT, reason="the extension was not built")
 made = packed_folders.made

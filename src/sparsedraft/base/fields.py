@@ -65,15 +65,43 @@ class Calibration(Options):
     sequence_length: SequenceLength = 512
 
 
-class Drawing(Options):
+class Length(Options):
+    """How much a model writes."""
+
+    max_new_tokens: MaxNewTokens = 256
+
+
+class Drawn(Options):
     """How the next token is drawn."""
 
     temperature: float = Field(0.0, ge=0, description="Sampling temperature; 0 is greedy.")
-    top_k: int = Field(
-        0, ge=0, le=bounds.VOCABULARY, description="Sample among the k likeliest tokens; 0 is off."
-    )  # fmt: skip
+    top_k: int = Field(0, ge=0, le=bounds.VOCABULARY, description="Sample among the k likeliest tokens; 0 is off.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Sample among the likeliest tokens of this total probability; 1 is off."
+    )
+
+
+class Sampled(Drawn):
+    """How the next token is drawn where a model drafts."""
+
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Leave out tokens less likely than this share of the likeliest; 0 is off."
+    )
+    repetition_penalty: float = Field(1.0, gt=0, description="Divides the logits of tokens seen before; 1 is off.")
+
+
+class Across(Options):
+    """How target and drafter go together."""
+
+    uag: Literal["auto", "realign", "intersection", "off"] = Field(
+        "auto",
+        description="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error).",
+    )
+    tree: int = Field(
+        1,
+        ge=1,
+        le=bounds.DRAFTED,
+        description="Branching of draft trees of K nodes, one prompt at a time; 1 is a chain.",
     )
 
 
@@ -84,6 +112,12 @@ class Machine(StageOptions):
     seed: Seed = 0
     device: Device = "cpu"
     dtype: Dtype = "float32"
+
+
+class Running(Machine):
+    """How a stage runs that drafts."""
+
+    runtime: Runtime = "auto"
 
 
 class Replacing(StageOptions):

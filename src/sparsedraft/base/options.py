@@ -48,7 +48,7 @@ class Text:
 class Exists:
     """`check` raises UserError where there is nothing of the name that the field holds."""
 
-    check: Callable[[str], object]
+    check: Callable[[Any], object]
 
 
 class Options(BaseModel):
@@ -80,7 +80,7 @@ class StageOptions(Options):
             mark, value = mark_of(field, Exists), getattr(self, name)
             if mark is not None and value is not None:
                 for item in value if isinstance(value, tuple) else (value,):
-                    mark.check(str(item))
+                    mark.check(item)
 
 
 def mark_of(field: FieldInfo, kind: type[Mark]) -> Mark | None:
@@ -134,6 +134,8 @@ def sentence(options: type[Options], error: ValidationError) -> str:
     if first["type"] == "literal_error":
         choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         return f"{what} {shown} is not known: choose one of {choices}."
+    if first["type"] == "finite_number":
+        return f"{what} {shown} is not possible: give a finite number."
     if (span := _span(limits(fields[name]))) and isinstance(value, int | float):
         return f"{what} {shown} is not possible: give {span}."
     return f"{what} {shown} is not possible: {first['msg'][0].lower()}{first['msg'][1:]}."
@@ -165,7 +167,7 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-Words = Text(str, words, ",".join)  # a comma-separated list
+Words = Text(str, words, lambda found: None if found is None else ",".join(found))  # a comma-separated list
 
 
 def check_path(name: str) -> None:

@@ -6,6 +6,14 @@ from pathlib import Path
 
 from sparsedraft.base.errors import UserError
 
+LOOKUP = "lookup"  # in place of a drafter's name: prompt look-up
+
+
+def check_drafter(ref: str) -> None:
+    """The same as `check_model`, of what may also be prompt look-up."""
+    if ref != LOOKUP:
+        check_model(ref)
+
 
 def check_model(ref: str) -> None:
     """Raise UserError unless `ref` is a folder or a .gguf file that is there, or a name of the form owner/name."""

@@ -10,6 +10,7 @@ import torch
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.models.tokenizers.vocab import same_tokens, surfaces
@@ -30,7 +31,6 @@ from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.protocol.backend import Backend, TreeBackend
 
 UAG = ("auto", "realign", "intersection", "off")
-LOOKUP = "lookup"  # in place of a drafter's name
 
 
 def check_route(route: str) -> None:

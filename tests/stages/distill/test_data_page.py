@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.stages.distill.stage import distill
-from sparsedraft.stages.report.stage import report
+from stages import distill, report
 
 
 def test_the_page_on_a_data_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:

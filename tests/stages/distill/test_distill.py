@@ -13,10 +13,10 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill import datafolder
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset, prompts
 from sparsedraft.writers import conversation
 from sparsedraft.writers.transformers import writer as engine
+from stages import distill
 
 OPTIONS = {"max_new_tokens": 12, "batch_size": 2, "limit": 20}
 
@@ -112,7 +112,7 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             distill(str(tiny_checkpoint), source, tmp_path / "no", **{**OPTIONS, **options})
 
-    refused("evaluation prompt", source="demo", limit=None, evaluation_prompts=["demo:eval"])
+    refused("evaluation prompt", source="demo", limit=None, evaluation=["demo:eval"])
     refused("--mode dream is not known", mode="dream")
     refused("--samples 2", samples=2)
     refused("--top-k-logprobs 321 is more than the vocabulary of 320", top_k_logprobs=321)

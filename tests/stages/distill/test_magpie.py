@@ -15,11 +15,11 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.stages.distill import magpie
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset
 from sparsedraft.writers.conversation import Responder
 from sparsedraft.writers.protocol.requests import Completion, Request
 from sparsedraft.writers.transformers.writer import TransformersWriter
+from stages import distill
 from tiny import TEMPLATE
 
 

@@ -12,8 +12,8 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import Journal, read_lines
 from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.stages.distill.cleaner import Rules
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import prompts
+from stages import distill
 
 
 def test_one_bad_line_in_ten_thousand_is_named_or_skipped(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -40,16 +40,16 @@ def test_impossible_options_are_refused(tiny_checkpoint: Path, alpaca: Path, tmp
         with pytest.raises(UserError, match=message):
             distill(str(tiny_checkpoint), source, tmp_path / "no", **{"limit": 4, **options})
 
-    refused("--mode magpie writes the prompts itself", mode="magpie")
+    refused("--mode magpie do not go together: magpie writes the prompts itself", mode="magpie", limit=3)
     refused("--mode respond needs PROMPTS", source=None)
-    refused("needs --limit", source=None, mode="magpie", limit=None)
+    refused("--limit must say how many conversations", source=None, mode="magpie", limit=None)
     refused("--opening 'Why' begins prompts", openings=["Why"])
     refused("--max-prompt-tokens 3 leaves nothing", source=None, mode="magpie", rules=Rules(max_prompt_tokens=3))
     refused("--prompt-temperature 0", source=None, mode="magpie", prompt_temperature=0.0)
     refused("has 0 reference answers to 1 turns", mode="rewrite")
     refused("--engine telepathy", engine="telepathy")
-    refused("needs --url", engine="endpoint")
-    refused("needs --engine endpoint", url="http://localhost:1/v1")
+    refused("--engine endpoint and --url belong together", engine="endpoint")
+    refused("--engine endpoint and --url belong together", url="http://localhost:1/v1")
     for url in ("http://", "http://[::1", "http://localhost:99999/v1"):
         refused("is no http address", engine="endpoint", url=url)
     refused("--retry-wait inf is not possible", engine="endpoint", url="http://localhost:1", retry_wait=float("inf"))

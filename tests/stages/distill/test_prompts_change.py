@@ -13,8 +13,8 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import read_lines
 from sparsedraft.base.places import read_provenance
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset
+from stages import distill
 
 WORDS = [f"question {n} about {'apples ' * (n % 4)}" for n in range(12)]
 

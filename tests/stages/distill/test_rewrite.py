@@ -12,11 +12,11 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill import rewrite, verdict
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import bins, dataset, logits, prompts
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.conversation import Responder
 from sparsedraft.writers.transformers.writer import TransformersWriter
+from stages import distill
 
 
 @pytest.mark.parametrize(

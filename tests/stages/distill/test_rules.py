@@ -7,8 +7,8 @@ import pytest
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.stages.distill.cleaner import Cleaner, Rules
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text.prompts import Prompt
+from stages import distill
 
 
 def row(text: str = "one two three four five six", answer: str = "yes", **more: object) -> dict:

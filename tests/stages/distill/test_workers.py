@@ -18,8 +18,8 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.distill import ray_workers
 from sparsedraft.stages.distill.job import Job
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset, prompts
+from stages import distill
 
 LONG = {"max_new_tokens": 120, "batch_size": 1, "limit": 16}  # a unit is two conversations, and takes its time
 UNITS = 8

@@ -1,6 +1,5 @@
 """The eval stage: real loop and simulation agree in every figure; a server's text tells the same."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.macs import macs_of_model
 from sparsedraft.stages.evaluate.rows import compared_share
-from sparsedraft.stages.evaluate.stage import evaluate_to
+from stages import evaluate_to
 from timeless import timeless
 from tiny import build_llama
 from tokens import byte_level
@@ -23,7 +22,7 @@ from tokens import byte_level
 def test_simulation_equals_the_real_loop_in_every_figure(models, tmp_path: Path) -> None:
     target, drafters = models
     real = evaluate_to(tmp_path / "real", target, drafters, "demo:eval", GREEDY)
-    simulated = evaluate_to(tmp_path / "sim", target, drafters, "demo:eval", dataclasses.replace(GREEDY, simulate=True))
+    simulated = evaluate_to(tmp_path / "sim", target, drafters, "demo:eval", dict(GREEDY, simulate=True))
     assert timeless(real["drafters"]) == simulated["drafters"]
     assert raw(tmp_path / "real") == raw(tmp_path / "sim")
     itself, noisy = real["drafters"]
@@ -51,10 +50,10 @@ def test_across_tokenizers_and_for_lookup_too(models, tmp_path: Path) -> None:
     shuffled = renumbered_copy(drafters[1][1], tmp_path / "shuffled")
     named = [("stranger", str(folder)), ("shuffled", str(shuffled)), ("lookup", "lookup")]
     for uag, temperature in (("realign", 0.0), ("intersection", 0.0), ("realign", 0.7)):
-        options = dataclasses.replace(GREEDY, uag=uag, temperature=temperature, limit=6)
+        options = dict(GREEDY, uag=uag, temperature=temperature, limit=6)
         loop, known = tmp_path / f"loop-{uag}-{temperature}", tmp_path / f"known-{uag}-{temperature}"
         real = evaluate_to(loop, target, named, "demo:eval", options)
-        simulated = evaluate_to(known, target, named, "demo:eval", dataclasses.replace(options, simulate=True))
+        simulated = evaluate_to(known, target, named, "demo:eval", dict(options, simulate=True))
         assert timeless(real["drafters"]) == simulated["drafters"]
         assert raw(loop) == raw(known)
         assert all("loops" not in row for row in whole(known))
@@ -74,12 +73,12 @@ def test_answers_decoded_at_once_count_as_one_after_the_other(talker: Path, tmp_
             )
     checkpoint.save(noisy, checkpoint.load_tokenizer(talker), tmp_path / "noisy")
     named = [("shuffled", str(renumbered_copy(tmp_path / "noisy", tmp_path / "shuffled")))]
-    options = dataclasses.replace(GREEDY, uag="realign", simulate=True, limit=None, runtime="native", max_new_tokens=24)
+    options = dict(GREEDY, uag="realign", simulate=True, limit=None, runtime="native", max_new_tokens=24)
     found = []
     for size, read in ((1, rows.READ), (16, rows.READ), (16, 200)):
         monkeypatch.setattr(rows, "READ", read)
         out = tmp_path / f"{size}-{read}"
-        evaluate_to(out, str(talker), named, "demo:eval", dataclasses.replace(options, batch_size=size))
+        evaluate_to(out, str(talker), named, "demo:eval", dict(options, batch_size=size))
         found.append(raw(out))
     assert found[0] == found[1] == found[2]
     alphas = [row["alpha"] for row in found[0]]
@@ -89,11 +88,11 @@ def test_answers_decoded_at_once_count_as_one_after_the_other(talker: Path, tmp_
 def test_a_target_behind_a_server(served: str, talker: Path, models, tmp_path: Path) -> None:
     """Greedily its text tells all; where that encodes to the tokens it wrote, the rows are those of the target here."""
     named = [("self", str(talker)), models[1][1], ("lookup", "lookup")]
-    options = dataclasses.replace(GREEDY, simulate=True, limit=None)
+    options = dict(GREEDY, simulate=True, limit=None)
     here = evaluate_to(tmp_path / "here", str(talker), named, "demo:eval", options)
     bare = tmp_path / "bare"
     shutil.copytree(talker, bare, ignore=shutil.ignore_patterns("*.safetensors"))
-    there = dataclasses.replace(options, url=served, served_name="tiny/talker", concurrency=3)
+    there = dict(options, url=served, served_name="tiny/talker", concurrency=3)
     found = evaluate_to(tmp_path / "there", str(bare), named, "demo:eval", there)
     ours = {(row["drafter"], row["id"]): row for row in raw(tmp_path / "here")}
     theirs = {(row["drafter"], row["id"]): row for row in raw(tmp_path / "there")}
@@ -101,7 +100,7 @@ def test_a_target_behind_a_server(served: str, talker: Path, models, tmp_path: P
     alike = [key for key, row in theirs.items() if row["tokens"] == ours[key]["tokens"]]
     assert len(alike) >= 30 and all(theirs[key] == ours[key] for key in alike)
     assert found["near_ties"] == 0 and found["dense_macs_per_token"] == here["dense_macs_per_token"]
-    gone = dataclasses.replace(there, url="http://127.0.0.1:9/v1", concurrency=1)
+    gone = dict(there, url="http://127.0.0.1:9/v1", concurrency=1)
     for file in talker.glob("*.safetensors"):
         shutil.copy(file, bare)  # weights that come later change nothing of what the server said
     assert evaluate_to(tmp_path / "there", str(bare), named, "demo:eval", gone) == found, "nothing is asked again"
@@ -109,7 +108,7 @@ def test_a_target_behind_a_server(served: str, talker: Path, models, tmp_path: P
 
 def test_worked_example_is_a_real_generation(models, tmp_path: Path) -> None:
     target, drafters = models
-    evaluate_to(tmp_path / "out", target, drafters, "demo:eval", dataclasses.replace(GREEDY, simulate=True))
+    evaluate_to(tmp_path / "out", target, drafters, "demo:eval", dict(GREEDY, simulate=True))
     example = json.loads((tmp_path / "out" / "example.json").read_text())
     assert example["drafter"] == "self" and example["k"] == 3
     assert all(0 <= s["accepted"] <= len(s["drafted"]) <= 3 for s in example["steps"])
@@ -120,7 +119,7 @@ def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) ->
     target, drafters = models
     named = [drafters[1], ("lookup", "lookup")]
     for changed in ({"k": ["auto", "confidence", "bandit"]}, {"k": [5], "tree": 2}, {"repetition_penalty": 1.3}):
-        options = dataclasses.replace(GREEDY, **{"k": [3], **changed}, limit=4)
+        options = dict(GREEDY, **{"k": [3], **changed}, limit=4)
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         found = evaluate_to(out, target, named, "demo:eval", options)
         assert all(not k["measured"]["differing"] for d in found["drafters"] for k in d["k"].values())
@@ -131,7 +130,7 @@ def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) ->
 def test_a_perfect_drafter_has_no_draft_rejected(models, tmp_path: Path) -> None:
     """Where α is that of the loop's own drafts, steps that accepted all, or drafted none, count no rejection."""
     target, drafters = models
-    options = dataclasses.replace(GREEDY, k=[1, 4], limit=3)
+    options = dict(GREEDY, k=[1, 4], limit=3)
     evaluate_to(tmp_path / "out", target, [drafters[0]], "demo:eval", options)
     rows = whole(tmp_path / "out")
     assert rows and all(x["compared"] == x["accepted"] > 0 for row in rows for x in row["loops"].values())
@@ -150,7 +149,7 @@ def test_spec_bench_prompts_get_its_table(models, tmp_path: Path) -> None:
         {"question_id": 400, "category": "rag", "turns": ["read this, then answer"]},
     ]
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
-    options = dataclasses.replace(GREEDY, k=[2, "auto"], limit=None)
+    options = dict(GREEDY, k=[2, "auto"], limit=None)
     result = evaluate_to(tmp_path / "out", target, drafters[1:], str(tmp_path / "question.jsonl"), options)
     tasks = result["drafters"][0]["by_task"]
     assert {name: task["sequences"] for name, task in tasks.items()} == {"mt_bench": 4, "translation": 1, "rag": 1}

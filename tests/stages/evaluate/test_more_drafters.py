@@ -1,6 +1,5 @@
 """An evaluation that was interrupted goes on; a finished one takes more drafters."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from evaluated import GREEDY, raw
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.stages.evaluate.stage import evaluate_to
+from stages import evaluate_to
 from timeless import timeless
 
 
@@ -44,7 +43,7 @@ def test_a_finished_evaluation_takes_more_drafters(models, tmp_path: Path, monke
     from sparsedraft.stages.evaluate import rows
 
     target, drafters = models
-    options = dataclasses.replace(GREEDY, limit=4, **changed)
+    options = dict(GREEDY, limit=4, **changed)
     whole = evaluate_to(tmp_path / "whole", target, drafters, "demo:eval", options)
     evaluate_to(tmp_path / "grown", target, drafters[1:], "demo:eval", options)
     before = {file.name: file.read_bytes() for file in (tmp_path / "grown").iterdir()}

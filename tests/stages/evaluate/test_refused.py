@@ -1,6 +1,5 @@
 """What an evaluation refuses: liars, broken weights, pairs that do not fit; and what it leaves out."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,9 +15,8 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.stages.evaluate import loop
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.writers.loaded import LoadedModel
+from stages import evaluate_to
 from timeless import timeless
 from tiny import build_llama, build_tokenizer
 
@@ -28,7 +26,7 @@ def test_turns_without_room_in_the_context_are_left_out(models, tmp_path: Path, 
     target, drafters = models
     turns = [["the fox", "the dog", "why", "and?"], ["the apples"]]
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"turns": asked}) for asked in turns))
-    options = Options(k=[2], max_new_tokens=180, temperature=1.0, simulate=True, seed=1)
+    options = {"k": [2], "max_new_tokens": 180, "temperature": 1.0, "simulate": True, "seed": 1}
     found = evaluate_to(None, target, drafters[:1], str(tmp_path / "p.jsonl"), options)
     assert found["prompts"] == 2 and 2 <= found["sequences"] < 5
     assert f"{5 - found['sequences']} later turns have no room in the context of 512" in capsys.readouterr().err
@@ -37,12 +35,12 @@ def test_turns_without_room_in_the_context_are_left_out(models, tmp_path: Path, 
 def test_refusals(models, tmp_path: Path) -> None:
     target, drafters = models
 
-    def refused(message: str, named: list[tuple[str, str]], options: Options = GREEDY) -> None:
+    def refused(message: str, named: list[tuple[str, str]], options: dict = GREEDY) -> None:
         with pytest.raises(UserError, match=message):
             evaluate_to(None, target, named, "demo:eval", options)
 
     refused("two drafters are called 'self'", [drafters[0], drafters[0]])
-    refused("temperature -1 is not possible", drafters, dataclasses.replace(GREEDY, temperature=-1))
+    refused("temperature -1 is not possible", drafters, dict(GREEDY, temperature=-1))
     liar = shutil.copytree(drafters[1][1], tmp_path / "liar")
     name = next(iter(decoder_linears(checkpoint.load(liar))))
     claim = {"pattern": "2:4", "sparsity": 0.5, "linears": {name: 1}}
@@ -52,19 +50,19 @@ def test_refusals(models, tmp_path: Path) -> None:
     tokenizer = checkpoint.load_tokenizer(other)
     tokenizer.add_tokens(["more"])
     tokenizer.save_pretrained(other)
-    refused("another tokenizer than target", [("other", str(other))], dataclasses.replace(GREEDY, uag="off"))
-    refused("--k auto needs the real loop", drafters, dataclasses.replace(GREEDY, k=[1, "auto"], simulate=True))
+    refused("another tokenizer than target", [("other", str(other))], dict(GREEDY, uag="off"))
+    refused("--k auto needs the real loop", drafters, dict(GREEDY, k=[1, "auto"], simulate=True))
     url = "http://localhost:8000/v1"
-    refused("tells of greedy drafting alone", drafters, dataclasses.replace(GREEDY, url=url))
-    warm = dataclasses.replace(GREEDY, url=url, simulate=True, temperature=1.0)
+    refused("tells of greedy drafting alone", drafters, dict(GREEDY, url=url))
+    warm = dict(GREEDY, url=url, simulate=True, temperature=1.0)
     refused("tells of greedy drafting alone", drafters, warm)
-    refused("is no http address", drafters, dataclasses.replace(GREEDY, url="localhost:8000", simulate=True))
-    refused("--tree 2 needs the real loop", drafters, dataclasses.replace(GREEDY, tree=2, simulate=True))
-    refused("--uag best is not known", [("l", "lookup")], dataclasses.replace(GREEDY, uag="best"))
-    refused("--tree 2 needs .* one tokenizer", [("other", str(other))], dataclasses.replace(GREEDY, tree=2))
-    refused("--tree 3 needs a model that drafts", [("l", "lookup")], dataclasses.replace(GREEDY, tree=3))
-    refused("the policy confidence ends chains", drafters, dataclasses.replace(GREEDY, k=["confidence"], tree=2))
-    refused("--policy best is not known", drafters, dataclasses.replace(GREEDY, k=["best"]))
+    refused("is no http address", drafters, dict(GREEDY, url="localhost:8000", simulate=True))
+    refused("--tree 2 needs the real loop", drafters, dict(GREEDY, tree=2, simulate=True))
+    refused("--uag best is not known", [("l", "lookup")], dict(GREEDY, uag="best"))
+    refused("--tree 2 needs .* one tokenizer", [("other", str(other))], dict(GREEDY, tree=2))
+    refused("--tree 3 needs a model that drafts", [("l", "lookup")], dict(GREEDY, tree=3))
+    refused("the policy confidence ends chains", drafters, dict(GREEDY, k=["confidence"], tree=2))
+    refused("--k best is not possible: k is a whole number", drafters, dict(GREEDY, k=["best"]))
 
 
 @pytest.mark.parametrize("kind", ["fewer rows", "learned positions", "short context"])
@@ -90,11 +88,11 @@ def test_drafters_that_cannot_read_all_that_the_target_writes(
         build_tokenizer().save_pretrained(tmp_path / name)
     named = [("drafter", str(tmp_path / "drafter"))]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": "the fox " * n}) + "\n" for n in (1, 3, 12)))
-    options = dataclasses.replace(GREEDY, k=[3], max_new_tokens=40)
+    options = dict(GREEDY, k=[3], max_new_tokens=40)
     found = [
         evaluate_to(
             tmp_path / f"out-{simulate}", str(tmp_path / "target"), named, str(tmp_path / "p.jsonl"),
-            dataclasses.replace(options, simulate=simulate),
+            dict(options, simulate=simulate),
         )
         for simulate in (False, True)
     ]  # fmt: skip
@@ -115,7 +113,7 @@ def test_drafters_that_cannot_read_all_that_the_target_writes(
         assert loop.reading(pair, pair.prompt_pair(strange)).keys() == {"target", "drafter"}
     if kind == "fewer rows":  # which no tree can do: said before the target works
         with pytest.raises(UserError, match="--tree 2 needs"):
-            trees = dataclasses.replace(options, tree=2)
+            trees = dict(options, tree=2)
             evaluate_to(tmp_path / "trees", str(tmp_path / "target"), named, str(tmp_path / "p.jsonl"), trees)
         assert not list(tmp_path.glob(".trees.partial/.answers.jsonl"))
 
@@ -129,4 +127,4 @@ def test_broken_weights_of_a_drafter_are_found_by_the_simulation(models, tmp_pat
     checkpoint.save(model, checkpoint.load_tokenizer(target), tmp_path / "broken")
     named = [drafters[0], ("broken", str(tmp_path / "broken"))]  # the worked example is the first one's
     with pytest.raises(FloatingPointError, match=r"the drafter.s logits after .* tokens hold NaN"):
-        evaluate_to(None, target, named, "demo:eval", dataclasses.replace(GREEDY, simulate=True, limit=1))
+        evaluate_to(None, target, named, "demo:eval", dict(GREEDY, simulate=True, limit=1))

@@ -14,9 +14,8 @@ from sparsedraft.native import extension as native
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.policy import learned
 from sparsedraft.stages.evaluate import rows
-from sparsedraft.stages.evaluate import stage as evaluate
-from sparsedraft.stages.evaluate.options import Options
 from sparsedraft.writers import conversation
+from stages import evaluate_to
 
 FILES = ("result.json", "rows.jsonl", "answers.jsonl", "example.json")
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "apples")
@@ -63,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def evaluated(out: Path, models: tuple[Path, Path, Path], options: dict[str, Any], drafters: int = 1) -> None:
     target, drafter, prompts = models
     named = [("one", str(drafter)), ("lookup", "lookup")][:drafters]
-    evaluate.evaluate_to(out, str(target), named, str(prompts), Options(**options))
+    evaluate_to(out, str(target), named, str(prompts), options)
 
 
 def counted(folder: Path) -> dict[str, Any]:
@@ -130,10 +129,10 @@ def test_answers_that_an_earlier_version_wrote_stand(
     models: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, drafter, prompts = models
-    options = Options(k=[2], max_new_tokens=6, simulate=True)
+    options = {"k": [2], "max_new_tokens": 6, "simulate": True}
     named = [("one", str(drafter)), ("lookup", "lookup")]
     for out, count in (("old", 1), ("whole", 2)):
-        evaluate.evaluate_to(tmp_path / out, str(target), named[:count], str(prompts), options)
+        evaluate_to(tmp_path / out, str(target), named[:count], str(prompts), options)
     file = tmp_path / "old" / "answers.jsonl"
     units = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps({"unit": n, "rows": unit["rows"]}) + "\n" for n, unit in enumerate(units)))
@@ -142,5 +141,5 @@ def test_answers_that_an_earlier_version_wrote_stand(
         raise AssertionError("the target is asked again")
 
     monkeypatch.setattr(conversation, "respond", ask)
-    grown = evaluate.evaluate_to(tmp_path / "old", str(target), named, str(prompts), options)
+    grown = evaluate_to(tmp_path / "old", str(target), named, str(prompts), options)
     assert grown == json.loads((tmp_path / "whole" / "result.json").read_text())

@@ -1,6 +1,5 @@
 """Under sampling the loop realises what the distributions say, each sequence by its own seed; and its times."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,14 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate import loop
-from sparsedraft.stages.evaluate.options import Options
-from sparsedraft.stages.evaluate.stage import evaluate_to
 from sparsedraft.writers.loaded import LoadedModel
+from stages import evaluate_to
 
 
 def test_sampled_realised_acceptance_agrees_with_the_expected(models, tmp_path: Path) -> None:
     """At K = 1 a draft is accepted with probability Σ min(p, q): the two agree within four standard errors."""
     target, drafters = models
-    options = Options(k=[1], temperature=1.0, max_new_tokens=24, limit=48, batch_size=16)
+    options = {"k": [1], "temperature": 1.0, "max_new_tokens": 24, "limit": 48, "batch_size": 16}
     named = [("target", drafters[1][1])]  # a drafter may be called that
     found = evaluate_to(tmp_path / "out", target, named, "demo:eval", options)["drafters"][0]
     rate, drafted = found["k"]["1"]["acceptance_rate"], found["k"]["1"]["steps"]
@@ -28,7 +26,7 @@ def test_sampled_realised_acceptance_agrees_with_the_expected(models, tmp_path: 
 
 def test_the_loop_is_timed_and_its_sampled_acceptance_is_as_expected(models, tmp_path: Path) -> None:
     target, drafters = models
-    options = Options(k=[2, "auto"], temperature=0.8, max_new_tokens=24, limit=40, batch_size=16)
+    options = {"k": [2, "auto"], "temperature": 0.8, "max_new_tokens": 24, "limit": 40, "batch_size": 16}
     found = evaluate_to(tmp_path / "out", target, [drafters[1], ("lookup", "lookup")], "demo:eval", options)
     noisy, lookup = found["drafters"]
     for k in ("2", "auto"):
@@ -67,7 +65,7 @@ def test_answers_of_one_step_have_no_times_and_still_a_result(models, tmp_path: 
     from sparsedraft.stages.report.tables import speed_table
 
     target, drafters = models
-    result = evaluate_to(None, target, drafters, "demo:eval", dataclasses.replace(GREEDY, max_new_tokens=1, limit=2))
+    result = evaluate_to(None, target, drafters, "demo:eval", dict(GREEDY, max_new_tokens=1, limit=2))
     assert speed_table(result) is None
     assert all(k["mal"] == 1 and "speedup" not in k["measured"] for d in result["drafters"] for k in d["k"].values())
 
@@ -82,6 +80,6 @@ def test_each_sequence_is_sampled_by_its_own_seed(models, monkeypatch) -> None:
         return run(pair, asked, policy, sampling, new_tokens, seed, *rest)
 
     monkeypatch.setattr(loop, "run", heard)
-    options = dataclasses.replace(GREEDY, k=[2], temperature=0.8, limit=3)
+    options = dict(GREEDY, k=[2], temperature=0.8, limit=3)
     evaluate_to(None, target, drafters[:1], "demo:eval", options)
     assert len(seeds) == 6 and len(set(seeds)) == 3

@@ -9,7 +9,7 @@ import torch
 from inside import call
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
-from sparsedraft.stages.evaluate.tasks import run_tasks
+from stages import run_tasks
 
 ROWS = [
     {"question": f"{a} apples and {b} apples are", "choices": [f" {a + b}", f" {a + b + 1}", " none"], "answer": 0}
@@ -60,7 +60,7 @@ def accuracy(folder: Path) -> float:
 @pytest.mark.slow
 def test_a_local_task_gives_the_accuracy_of_the_likelihoods(task: Path, tiny_checkpoint: Path, talker: Path) -> None:
     pytest.importorskip("lm_eval")
-    found = run_tasks([("a", str(tiny_checkpoint)), ("b", str(talker))], [str(task)], None)
+    found = run_tasks(str(tiny_checkpoint), [("b", str(talker))], [str(task)])
     for entry, folder in zip(found["models"], (tiny_checkpoint, talker), strict=True):
         assert entry["tasks"]["apples"]["acc"] == pytest.approx(accuracy(folder))
 
@@ -83,12 +83,12 @@ def test_command(
 @pytest.mark.slow
 def test_refusals(task: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    models = [("a", str(tiny_checkpoint))]
+    target, models = str(tiny_checkpoint), [("a", str(tiny_checkpoint))]
 
     def refused(message: str, text: str) -> None:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UserError, match=message):
-            run_tasks(models, [str(tmp_path / "bad.yaml")], None)
+            run_tasks(target, models, [str(tmp_path / "bad.yaml")])
 
     refused("cannot be read as plain YAML", TASK + "\nprocess_docs: !function evil.run\n")
     refused("has no field 'task'", "dataset_path: json\n")
@@ -99,10 +99,10 @@ def test_refusals(task: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
         ([*models, ("l", "lookup")], "'lookup' is no model"),
     ):
         with pytest.raises(UserError, match=message):
-            run_tasks(named, [str(task)], None)
+            run_tasks(target, named, [str(task)])
     with pytest.raises(UserError, match="names no task"):
-        run_tasks(models, [], None)
+        run_tasks(target, models, [])
     with pytest.raises(UserError, match="is no file"):
-        run_tasks(models, [str(tmp_path / "none.yaml")], None)
+        run_tasks(target, models, [str(tmp_path / "none.yaml")])
     with pytest.raises(UserError, match="no_such_task"):
-        run_tasks(models, ["no_such_task"], None)
+        run_tasks(target, models, ["no_such_task"])

@@ -21,11 +21,9 @@ from forks import Fork
 from serving import ENVIRONMENT, free_port
 from sparsedraft.cli import guarded
 from sparsedraft.models import checkpoint, claims
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
-from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.finetune.state import BEFORE, STATE
-from stages import prune
+from stages import distill, finetune, prune
 
 pytestmark = pytest.mark.slow
 
@@ -248,7 +246,9 @@ def test_what_one_process_lacks_stops_both_with_one_sentence(made: Path, tmp_pat
 def diverging() -> int:
     """A fine-tuning whose loss diverges; its drafter, data and folder are sys.argv's."""
     half, data, out = sys.argv[1:]
-    rising = Settings(learning_rate=1e8, clip=1e30, warmup=1.0, tokens=9000, sequence_length=160, save_every=1)
+    rising = Settings.model_construct(
+        learning_rate=1e8, clip=1e30, warmup=1.0, tokens=9000, sequence_length=160, save_every=1
+    )
     return guarded(lambda: finetune(half, data, Path(out), settings=rising, validation_prompts=4))
 
 

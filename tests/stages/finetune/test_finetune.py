@@ -130,7 +130,7 @@ def test_resumed_training_equals_uninterrupted(tiny_llama, tmp_path: Path) -> No
 
 
 def test_diverging_loss_is_the_users_to_mend(tiny_llama, tmp_path: Path) -> None:
-    settings = Settings(learning_rate=1e30, clip=1e30, tokens=3000, sequence_length=64, warmup=0)
+    settings = Settings.model_construct(learning_rate=1e30, clip=1e30, tokens=3000, sequence_length=64, warmup=0)
     with pytest.raises(UserError, match=r"--learning-rate 1e\+30 makes the loss diverge"):
         train(tiny_llama(), {}, samples(20), samples(4), settings, tmp_path)
 

@@ -11,11 +11,10 @@ from transformers import AutoModelForCausalLM
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune.loop import Settings
-from sparsedraft.stages.finetune.stage import finetune, split
+from sparsedraft.stages.finetune.stage import split
 from sparsedraft.text.sample import Sample
-from stages import prune
+from stages import distill, finetune, prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 BASE = {"sequence_length": 128, "tokens": 1000, "rows_per_step": 2}
@@ -120,8 +119,8 @@ def test_a_claim_is_counted_anew_where_a_survivor_became_zero(tiny_llama) -> Non
     [
         ({"loss": "mse"}, r"--loss mse is not known: choose one of nll, kl, reverse-kl, tvd"),
         ({"nll_weight": 0.5}, r"--nll-weight 0\.5 needs a loss that compares with the target"),
-        ({"loss": "kl", "nll_weight": 1.5}, r"--nll-weight 1\.5 is not a share"),
-        ({"loss": "kl", "nll_weight": float("nan")}, r"--nll-weight nan is not a share"),
+        ({"loss": "kl", "nll_weight": 1.5}, r"--nll-weight 1\.5 is not possible: give 0 to 1"),
+        ({"loss": "kl", "nll_weight": float("nan")}, r"--nll-weight nan is not possible: give a finite number"),
         ({"on_policy": 0.5}, r"--on-policy 0\.5 needs a loss that compares"),
         ({"loss": "kl", "on_policy": 0.5}, r"--on-policy 0\.5 .* give the target as --teacher"),
         (
@@ -135,7 +134,7 @@ def test_a_claim_is_counted_anew_where_a_survivor_became_zero(tiny_llama) -> Non
         ({"feature_teacher": "dense"}, r"--feature-teacher .* does nothing alone: give --feature-weight"),
         ({"feature_weight": -1.0}, r"--feature-weight -1 is not possible"),
         ({"teacher": "target"}, r"--teacher .*target is not asked anything under --loss nll: set --loss to one of kl"),
-        ({"weight_decay": float("inf")}, r"--weight-decay inf is not possible: give 0 \(off\) or more"),
+        ({"weight_decay": float("inf")}, r"--weight-decay inf is not possible: give a finite number"),
         ({"quantize": "int3"}, r"--quantize int3 is not known: choose one of none, int8, int4"),
         ({"reselect_every": -1}, r"--reselect-every -1 is not possible"),
         ({"reselect_every": 5, "reselect_share": 1.0}, r"--reselect-share 1 is not possible"),

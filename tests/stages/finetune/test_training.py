@@ -11,13 +11,11 @@ from sparsedraft.base import processes
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune import masks
 from sparsedraft.stages.finetune.loop import Settings, train, validate
 from sparsedraft.stages.finetune.objective import Objective
-from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.text import bins, sample
-from stages import prune
+from stages import distill, finetune, prune
 from training import samples, sparse
 
 SMALL = {"tokens": 1500, "sequence_length": 64, "rows_per_step": 2}
@@ -192,7 +190,9 @@ def test_no_patience_trains_to_the_end_and_keeps_the_last(tiny_llama, tmp_path: 
 # ---- divergence
 
 
-RISING = Settings(learning_rate=1e8, clip=1e30, warmup=1.0, tokens=9000, sequence_length=160, save_every=1)
+RISING = Settings.model_construct(
+    learning_rate=1e8, clip=1e30, warmup=1.0, tokens=9000, sequence_length=160, save_every=1
+)
 
 
 def test_divergence_leaves_the_last_good_weights_as_a_checkpoint(half: Path, data: Path, tmp_path: Path) -> None:
@@ -213,7 +213,9 @@ def test_divergence_leaves_the_last_good_weights_as_a_checkpoint(half: Path, dat
 
 @pytest.mark.parametrize("patience", [0, 2])
 def test_divergence_before_anything_was_saved_says_so(patience: int, half: Path, data: Path, tmp_path: Path) -> None:
-    wild = Settings(learning_rate=1e30, clip=1e30, warmup=0, tokens=9000, sequence_length=160, patience=patience)
+    wild = Settings.model_construct(
+        learning_rate=1e30, clip=1e30, warmup=0, tokens=9000, sequence_length=160, patience=patience
+    )
     with pytest.raises(UserError, match=r"diverge at step 2: lower it \(no earlier state was saved\)"):
         finetune(str(half), str(data), tmp_path / "out", settings=wild, validation_prompts=4)
     assert not any(tmp_path.iterdir())

@@ -16,9 +16,7 @@ from sparsedraft.models.census import holds, macs
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.macs import macs_of_model, nonzero_parameters
 from sparsedraft.native.model import native_model
-from sparsedraft.stages.inspect.stage import inspect
-from sparsedraft.stages.pack.stage import pack
-from stages import prune
+from stages import inspect, pack, prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.prune.allocation import spread, whole
-from stages import prune
+from stages import inspect, prune
 
 SMALL = {"tokens": 1024, "sequence_length": 64}
 
@@ -48,7 +47,7 @@ def test_allocated_drafters_hold_their_budget(
     varied = prune(str(tiny_checkpoint), tmp_path / "varied", "demo:train", allocation="owl", **options)
     assert varied["macs_per_token"] == pytest.approx(even["macs_per_token"], rel=0.01)
     assert len(set(varied["linear_sparsity"].values())) > 1 and even["linear_sparsity"] is None
-    found = inspection.inspect(str(tmp_path / "varied"))
+    found = inspect(str(tmp_path / "varied"))
     assert found["claim_holds"]
     if pattern == "4:8":
         shares = list(varied["linear_sparsity"].values())

@@ -13,10 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, shards
 from sparsedraft.models.reload import check_loads
-from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune import layer_drop, sequential
 from sparsedraft.stages.prune.streamed import Streamed
-from stages import drop_layers, prune
+from stages import drop_layers, pack, prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}
 SIZE = {

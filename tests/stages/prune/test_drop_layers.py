@@ -11,10 +11,9 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models import census, checkpoint, claims
 from sparsedraft.models.config.older_names import with_older_names
 from sparsedraft.models.decoder import decoder_layers
-from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.prune import layer_drop, sequential
 from sparsedraft.stages.prune.streamed import Streamed
-from stages import drop_layers, prune
+from stages import drop_layers, inspect, prune
 
 SMALL = {"tokens": 1024, "sequence_length": 64}
 
@@ -98,7 +97,7 @@ def test_a_sparse_drafter_keeps_its_mask_and_counts_its_zeros(tiny_checkpoint: P
         drop_layers(str(tmp_path / name), cut, "demo:train", layers=1, **SMALL)
         claim = claims.check_claims(checkpoint.load(cut), cut)
         assert claim and len(claim["linears"]) == 21 and claim["sparsity"] == pytest.approx(0.5, abs=0.1)
-        assert inspection.inspect(str(cut))["claim_holds"]
+        assert inspect(str(cut))["claim_holds"]
     options = {"match_macs": str(tmp_path / "plain-cut"), **SMALL}  # one of four sparse layers, not of four dense ones
     assert drop_layers(str(tmp_path / "plain"), tmp_path / "matched", "demo:train", **options)["dropped"] == 1
 

@@ -14,11 +14,10 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models import census, checkpoint, claims
 from sparsedraft.models.decoder import decoder_layers, decoder_linears, linears_of
 from sparsedraft.models.macs import macs_of_model
-from sparsedraft.stages.inspect import stage as inspection
 from sparsedraft.stages.prune import sequential, stage
 from sparsedraft.stages.prune.sparsegpt import Hessian
 from sparsedraft.stages.prune.streamed import Streamed
-from stages import prune
+from stages import inspect, prune
 
 SMALL = {"tokens": 1024, "sequence_length": 64}
 
@@ -228,7 +227,7 @@ def test_a_family_whose_arguments_depend_on_the_batch(tokenizer, tmp_path: Path)
     config = hf.BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, pad_token_id=0, eos_token_id=2)
     checkpoint.save(hf.BloomForCausalLM(config), tokenizer, tmp_path / "bloom")
     result = prune(str(tmp_path / "bloom"), tmp_path / "out", "demo:train", pattern="2:4", **SMALL)
-    assert result["sparsity"] == 0.5 and inspection.inspect(str(tmp_path / "out"))["claim_holds"]
+    assert result["sparsity"] == 0.5 and inspect(str(tmp_path / "out"))["claim_holds"]
 
 
 def test_one_calibration_token_and_fewer_than_columns_work(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from evaluations import RESULT, drafter
 from sparsedraft.base.errors import UserError
 from sparsedraft.stages.report.load import load
 from sparsedraft.stages.report.plots import label_heights
-from sparsedraft.stages.report.stage import report
 from sparsedraft.stages.report.tables import headline, main_rows
+from stages import report
 
 CUT = "layer-pruned+distilled"
 EXAMPLE = {

@@ -16,10 +16,10 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import read_lines
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset
 from sparsedraft.writers.server.reported import UNKNOWN
 from sparsedraft.writers.server.server import Server
+from stages import distill
 
 OPTIONS = {"max_new_tokens": 16, "concurrency": 2, "retry_wait": 0.01}
 K = 2

@@ -11,13 +11,13 @@ from scripted import said, scripted
 from serving import ASKED
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.text import dataset
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.conversation import Responder, answer_all
 from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.server.endpoint import EndpointWriter
 from sparsedraft.writers.server.server import Server
+from stages import distill
 
 MESSAGES = [{"role": "user", "content": "x"}]
 

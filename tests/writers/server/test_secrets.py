@@ -12,10 +12,10 @@ from scripted import said, scripted
 from sparsedraft import cli
 from sparsedraft import recipe as recipes
 from sparsedraft.base.errors import UserError
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.writers.server.calls import TOLD
 from sparsedraft.writers.server.secret import Secrets, shown
 from sparsedraft.writers.server.server import Server
+from stages import distill
 
 ASK = {"model": "m", "messages": [], "max_tokens": 4}
 KEYS = [

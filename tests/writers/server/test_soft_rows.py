@@ -17,15 +17,14 @@ from safetensors.torch import load_file
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
-from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.finetune import losses
 from sparsedraft.stages.finetune.loop import Settings, _gradients, validate
 from sparsedraft.stages.finetune.objective import Objective
-from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.text import bins, dataset
 from sparsedraft.text.bins import fill
 from sparsedraft.text.logits import answer_logits
 from sparsedraft.text.sample import Sample
+from stages import distill, finetune
 
 K = 5
 

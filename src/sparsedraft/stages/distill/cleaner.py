@@ -9,38 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sparsedraft.base import bounds
-from sparsedraft.base.errors import UserError
+from sparsedraft.stages.distill.options import Rules
 from sparsedraft.text.overlap import Overlap, words_of
 from sparsedraft.text.prompts import Prompt
 
 SHINGLE = 5  # words in a row that near-duplicates are told by
 STRICTEST = 0.98  # the highest similarity that an index of so few can be made for: what is equal it finds, too
 PERMUTATIONS = 128  # of a MinHash: its similarity is off by 1/√128, 0.09, at most in two of three cases
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which rows to leave out; the defaults leave out exact duplicates only. Lengths in tokens."""
-
-    near_duplicates: float = 0.0  # prompts whose similarity to an earlier one is at least this; 0: none
-    min_answer_tokens: int = 0
-    max_answer_tokens: int = 0  # 0: no limit
-    max_prompt_tokens: int = 0  # 0: no limit
-    drop_cut_off: bool = False  # answers that reached their longest
-    languages: tuple[str, ...] = ()  # ISO 639-1 codes; empty: any
-    drop_words: tuple[str, ...] = ()  # rows in which one of these stands, in prompt or answer
-    keep_words: tuple[str, ...] = ()  # rows in which none of these stands; empty: no rule
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.near_duplicates <= 1:
-            raise UserError(f"--near-duplicates {self.near_duplicates:g} is no similarity: give 0 (off) to 1.")
-        for option in ("min_answer_tokens", "max_answer_tokens", "max_prompt_tokens"):
-            if not 0 <= (tokens := getattr(self, option)) <= bounds.LENGTH:
-                raise UserError(f"--{option.replace('_', '-')} {tokens} is not possible: give 0 to {bounds.LENGTH:,}.")
-        known = _known_languages() if self.languages else self.languages
-        if strange := next((code for code in self.languages if code not in known), None):
-            raise UserError(f"--languages {strange} is not known: give ISO 639-1 codes such as en or de.")
 
 
 @dataclass
@@ -121,9 +96,3 @@ def _language(text: str) -> str:
     import py3langid
 
     return py3langid.classify(text)[0]
-
-
-def _known_languages() -> list[str]:
-    import py3langid
-
-    return [code for code, _ in py3langid.rank("")]

@@ -26,8 +26,6 @@ from sparsedraft.writers.server.address import Endpoint
 from sparsedraft.writers.transformers.writer import TransformersWriter
 from sparsedraft.writers.units import Make
 
-MODES = ("respond", "rewrite", "magpie")
-ENGINES = ("transformers", "native", "endpoint")
 UNSTORED = ("min_gap", "max_new_tokens")  # fields of an Answer that only an evaluation needs
 
 
@@ -36,8 +34,8 @@ class Job:
     """How the target in `folder` writes. Lengths are in tokens."""
 
     folder: Path
-    mode: str  # one of MODES
-    engine: str  # one of ENGINES
+    mode: str  # respond, rewrite or magpie
+    engine: str  # transformers, native or endpoint
     endpoint: Endpoint | None  # None: the engine runs in this process
     sampling: Sampling
     prompt_sampling: Sampling  # of the prompts that magpie writes

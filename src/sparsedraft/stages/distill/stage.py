@@ -1,13 +1,12 @@
 """The `distill` stage: prompts in, a data folder of the target's answers out."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.base import artifact, bounds
+from sparsedraft.base import artifact
 from sparsedraft.base.console import console, track
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import Journal
@@ -15,118 +14,88 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.sources import locate
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.stages.distill import datafolder, magpie, ray_workers, reuse, rewrite
-from sparsedraft.stages.distill.cleaner import Cleaner, Rules
-from sparsedraft.stages.distill.job import ENGINES, MODES, Job
+from sparsedraft.stages.distill.cleaner import Cleaner
+from sparsedraft.stages.distill.job import Job
+from sparsedraft.stages.distill.options import DistillOptions, DistillSettings, Rules
 from sparsedraft.text import prompts
 from sparsedraft.text.overlap import check_no_overlap
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.conversation import REFUSED, Rate, fits
 from sparsedraft.writers.server.address import Endpoint
-from sparsedraft.writers.server.secret import shown
 from sparsedraft.writers.units import GROUP, key_of, run_units, units_of
 
+# options that are inputs of their own, or no part of what the rows are: where and how fast a server answers
+ELSEWHERE = (
+    "url", "served_name", "concurrency", "timeout", "retries", "retry_wait", "workers", "temperature", "top_k", "top_p",
+    "openings", "batch_size", "limit", "rules",
+)  # fmt: skip
 NEAR = 0.8  # similarity of prompts that magpie drops where no other is asked for
 
 
-def distill(
-    target: str,
-    source: str | None,
-    out: Path,
-    *,
-    mode: str = "respond",
-    engine: str = "transformers",
-    url: str | None = None,
-    served_name: str | None = None,
-    concurrency: int = 16,
-    timeout: float = 300.0,
-    retries: int = 6,
-    retry_wait: float = 0.5,
-    workers: int = 1,
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    prompt_temperature: float = 1.0,
-    openings: Sequence[str] = (),
-    samples: int = 1,
-    top_k_logprobs: int = 0,
-    batch_size: int = 32,
-    limit: int | None = None,
-    skip_bad: bool = False,
-    rules: Rules | None = None,
-    evaluation_prompts: Sequence[str] = (),
-    template_args: Arguments | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Let `target` write the data folder `out`: answers to every turn of the prompts in `source`, or (magpie) both.
+def distill(options: DistillOptions) -> dict[str, Any]:
+    """Let the target write the data folder `options.out`: answers to every turn of the prompts, or (magpie) both.
 
     Lengths in tokens. `limit` takes the first prompts; for magpie it says how many conversations to try, whose prompts
-    begin with `openings` in turns. `template_args` are arguments of the chat template, by name. With
-    `evaluation_prompts`, it is an error if one of them is among the prompts, and rows that hold one are left out.
-    Raises UserError for bad options, prompts, models or servers.
+    begin with `openings` in turns. It is an error if a prompt kept for evaluation is among the prompts, and rows that
+    hold one are left out. Raises UserError for prompts, models or servers that cannot be used.
     """
-    _check_options(mode, engine, url, source, limit, samples, temperature, prompt_temperature, top_k_logprobs)
-    if openings and mode != "magpie":
-        raise UserError(
-            f"--opening {openings[0]!r} begins prompts that the target writes: leave it out, or --mode magpie."
-        )
-    patience = (timeout, retries, retry_wait)
-    endpoint = None if url is None else Endpoint(url, served_name or target, concurrency, *patience)
-    if engine == "native" and (device, dtype) != ("cpu", "float32"):
-        raise UserError(f"--engine native computes in float32 on the CPU, not in {dtype} on {device}: leave these out.")
-    rules = rules or Rules()
-    if mode == "magpie" and not rules.near_duplicates:
-        rules = replace(rules, near_duplicates=NEAR)
-    job = Job(
-        folder=checkpoint.find(target) if endpoint is None else locate(target, weights=False),
-        mode=mode,
-        engine=engine,
-        endpoint=endpoint,
-        sampling=Sampling(temperature, top_k, top_p),
-        prompt_sampling=Sampling(prompt_temperature),
-        max_new_tokens=max_new_tokens,
-        samples=samples,
-        top_k_logprobs=top_k_logprobs,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        max_prompt_tokens=rules.max_prompt_tokens,
-        template_args=template_args or {},
-        skip_bad=skip_bad,
-    )
+    rules = options.rules
+    if options.mode == "magpie" and not rules.near_duplicates:
+        rules = rules.model_copy(update={"near_duplicates": NEAR})
+    job = _job(options, rules)
     tokenizer = job.tokenizer
     templates.check(tokenizer, job.template_args)
-    corpus = _choose_prompts(job, tokenizer, source, limit, openings, evaluation_prompts)
+    corpus = _choose_prompts(job, tokenizer, options)
 
     def build(work: Path) -> dict[str, Any]:
         journal = Journal(work / ".rows.jsonl", again=REFUSED)  # perhaps the server takes them now
-        if not overwrite:
-            reuse.take_up(out, journal, corpus.prompts, samples)
+        if not options.overwrite:
+            reuse.take_up(options.out, journal, corpus.prompts, job.samples)
         units, misfits = _units(job, corpus.prompts)
-        _write_units(job, units, journal, workers)
+        _write_units(job, units, journal, options.workers)
         rows = journal.rows([key_of(prompt) for unit in units for prompt in unit])
         count = sum(len(unit) for unit in units)
-        result = datafolder.write(work, rows, Cleaner(rules, corpus.evaluation).reason, count, top_k_logprobs)
+        result = datafolder.write(work, rows, Cleaner(rules, corpus.evaluation).reason, count, job.top_k_logprobs)
         tokenizer.save_pretrained(work / "tokenizer")
-        _report_soft(result, top_k_logprobs)
+        _report_soft(result, job.top_k_logprobs)
         result |= templates.inputs(job.template_args)
-        return result | _report_skipped(result, [*corpus.faults, *misfits], skip_bad)
+        return result | _report_skipped(result, [*corpus.faults, *misfits], job.skip_bad)
 
     return artifact.make(
-        out,
+        options.out,
         "distill",
-        _inputs(job, corpus, rules),
+        _inputs(options, job, corpus, rules),
         build,
-        seed=seed,
-        overwrite=overwrite,
+        seed=options.seed,
+        overwrite=options.overwrite,
         tolerance=artifact.Tolerance(grows="prompts", free=["options.skip_bad"]),
-        reads=(target, source, *evaluation_prompts),
+        reads=(options.target, options.prompts, *options.kept_for_evaluation),
+    )
+
+
+def _job(options: DistillOptions, rules: Rules) -> Job:
+    """The options as each worker needs them."""
+    o = options
+    patience = (o.timeout, o.retries, o.retry_wait)
+    endpoint = None if o.url is None else Endpoint(o.url, o.served_name or o.target, o.concurrency, *patience)
+    return Job(
+        folder=checkpoint.find(o.target) if endpoint is None else locate(o.target, weights=False),
+        mode=o.mode,
+        engine=o.engine,
+        endpoint=endpoint,
+        sampling=Sampling(o.temperature, o.top_k, o.top_p),
+        prompt_sampling=Sampling(o.prompt_temperature),
+        max_new_tokens=o.max_new_tokens,
+        samples=o.samples,
+        top_k_logprobs=o.top_k_logprobs,
+        batch_size=o.batch_size,
+        seed=o.seed,
+        device=o.device,
+        dtype=o.dtype,
+        max_prompt_tokens=rules.max_prompt_tokens,
+        template_args=o.template_args,
+        skip_bad=o.skip_bad,
     )
 
 
@@ -139,24 +108,18 @@ class Corpus:
     faults: list[str]
 
 
-def _choose_prompts(
-    job: Job,
-    tokenizer: PreTrainedTokenizerBase,
-    source: str | None,
-    limit: int | None,
-    openings: Sequence[str],
-    evaluation: Sequence[str],
-) -> Corpus:
-    """The first `limit` prompts of `source`, or (magpie) as many that are still to be written.
+def _choose_prompts(job: Job, tokenizer: PreTrainedTokenizerBase, options: DistillOptions) -> Corpus:
+    """The first `limit` prompts, or (magpie) as many that are still to be written.
 
     UserError for prompts that the job cannot answer, and for one that is kept for evaluation.
     """
-    kept = [prompt for name in evaluation for prompt in prompts.read(name)]
+    kept = [prompt for name in options.kept_for_evaluation for prompt in prompts.read(name)]
+    source, openings = options.prompts, options.openings
     if source is None:
         magpie.check_openings(openings or [""], tokenizer, job.max_new_tokens, job.context, job.max_prompt_tokens)
-        return Corpus(magpie.blanks(limit or 0, openings), kept, [])
+        return Corpus(magpie.blanks(options.limit or 0, openings), kept, [])
     faults: list[str] = []
-    found = prompts.read(source, faults if job.skip_bad else None)[:limit]
+    found = prompts.read(source, faults if job.skip_bad else None)[: options.limit]
     check_no_overlap(found, kept)
     templates.require(tokenizer)  # a model without a template is refused before it is loaded
     if job.mode == "rewrite":
@@ -164,24 +127,18 @@ def _choose_prompts(
     return Corpus(found, kept, faults)
 
 
-def _inputs(job: Job, corpus: Corpus, rules: Rules) -> dict[str, object]:
+def _inputs(options: DistillOptions, job: Job, corpus: Corpus, rules: Rules) -> dict[str, object]:
     """What the data depend on: the artifact's inputs."""
+    how = options.part(DistillSettings)
     return {
         "target": job.folder if job.endpoint is None else checkpoint.described(job.folder),
         "prompts": [[*p.described, *p.references] for p in corpus.prompts],
         "evaluation": [[p.id, *p.turns] for p in corpus.evaluation],
-        "rules": asdict(rules),
+        "rules": dict(rules),
         **templates.inputs(job.template_args),
         "options": {
-            "mode": job.mode,
-            "engine": job.engine,
-            "max_new_tokens": job.max_new_tokens,
+            **{name: value for name, value in how.items() if name not in ELSEWHERE},
             "sampling": asdict(job.sampling),
-            "prompt_temperature": job.prompt_sampling.temperature,
-            "samples": job.samples,
-            "top_k_logprobs": job.top_k_logprobs,
-            "skip_bad": job.skip_bad,
-            # where and how fast a server answers is no part of what it says
             **(
                 {"served": job.endpoint.served}
                 if job.endpoint
@@ -247,46 +204,3 @@ def _report_skipped(result: dict[str, Any], reasons: list[str], skip_bad: bool) 
     if refused:
         console.print(f"skipped: {refused} answers that the server refused", style="dim", soft_wrap=True)
     return {"skipped": len(reasons) + refused} if skip_bad else {}
-
-
-def _check_options(
-    mode: str,
-    engine: str,
-    url: str | None,
-    source: str | None,
-    limit: int | None,
-    samples: int,
-    temperature: float,
-    prompt_temperature: float,
-    top_k_logprobs: int,
-) -> None:
-    """Raise UserError for an option that is not known, and for two that cannot go together."""
-    if mode not in MODES:
-        raise UserError(f"--mode {mode} is not known: choose one of {', '.join(MODES)}.")
-    if engine not in ENGINES:
-        raise UserError(f"--engine {engine} is not known: choose one of {', '.join(ENGINES)}.")
-    if (engine == "endpoint") != (url is not None):
-        raise UserError(
-            "--engine endpoint needs --url" if url is None else f"--url {shown(url)} needs --engine endpoint."
-        )
-    if (mode == "magpie") != (source is None):
-        given = "writes the prompts itself: leave out PROMPTS" if source else "needs PROMPTS to answer"
-        raise UserError(f"--mode {mode} {given}.")
-    if mode == "magpie" and limit is None:
-        raise UserError("--mode magpie needs --limit: how many conversations to write.")
-    if mode == "magpie" and limit is not None and limit > bounds.CONVERSATIONS:
-        raise UserError(
-            f"--limit {limit} is more than --mode magpie writes into one folder: give at most {bounds.CONVERSATIONS}, "
-            "and make several with other seeds."
-        )
-    if mode == "magpie" and prompt_temperature == 0:
-        raise UserError("--prompt-temperature 0 makes every prompt the same: give 1, for example.")
-    if samples > 1 and temperature == 0:
-        raise UserError(
-            f"--samples {samples} would be {samples} equal answers under greedy decoding: set --temperature."
-        )
-    if engine == "endpoint" and mode == "rewrite" and top_k_logprobs:
-        raise UserError(
-            f"--top-k-logprobs {top_k_logprobs} cannot be had for rewritten answers from a server: leave it out, or "
-            "use --engine transformers."
-        )

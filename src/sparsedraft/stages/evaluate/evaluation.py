@@ -14,14 +14,15 @@ from sparsedraft.base.files import write_atomic
 from sparsedraft.base.journal import read_lines
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint, quantizers
+from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers.vocab import same_tokens
-from sparsedraft.speculate.pair import LOOKUP, Pair
+from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.learned import policies
 from sparsedraft.stages.evaluate.example import worked_example
 from sparsedraft.stages.evaluate.figures import drafter_figures
 from sparsedraft.stages.evaluate.memo import MOST, TargetLogits
-from sparsedraft.stages.evaluate.options import Options
+from sparsedraft.stages.evaluate.options import EvaluateOptions
 from sparsedraft.stages.evaluate.rows import Measurement
 from sparsedraft.stages.evaluate.servertarget import ServerTarget
 from sparsedraft.text.prompts import Prompt
@@ -69,7 +70,7 @@ class Evaluation:
         target_name: str,
         tokenizer: PreTrainedTokenizerBase,
         drafters: dict[str, Path | None],
-        options: Options,
+        options: EvaluateOptions,
     ) -> None:
         self.work, self.target, self.target_name = work, target, target_name
         self.tokenizer, self.drafters, self.options = tokenizer, drafters, options
@@ -180,7 +181,7 @@ class Evaluation:
                     pair.check_tree(self.options.tree, policy)
 
 
-def load(folder: Path, options: Options) -> LoadedModel:
+def load(folder: Path, options: EvaluateOptions) -> LoadedModel:
     """The model in `folder`, where and how the options say."""
     return LoadedModel.load(
         folder,

@@ -5,13 +5,13 @@ from typing import Any
 from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
-from sparsedraft.stages.evaluate.options import Options
+from sparsedraft.stages.evaluate.options import EvaluateOptions
 from sparsedraft.stages.evaluate.rows import allowed
 from sparsedraft.stages.evaluate.transcript import Transcript
 from sparsedraft.writers.conversation import Answer
 
 
-def worked_example(pair: Pair, answer: Answer, k: int, options: Options) -> dict[str, Any]:
+def worked_example(pair: Pair, answer: Answer, k: int, options: EvaluateOptions) -> dict[str, Any]:
     """The steps of `pair` with K = `k` on one answer: what was drafted, how much of it stood, the target's own token.
 
     A simulated evaluation that decodes greedily takes the target's part from its answer.

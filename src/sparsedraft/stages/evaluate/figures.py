@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.models.claims import claim_of
+from sparsedraft.models.names import LOOKUP
 from sparsedraft.native.packed_folder import is_packed, pattern_of
-from sparsedraft.speculate.pair import LOOKUP, Pair
+from sparsedraft.speculate.pair import Pair
 from sparsedraft.stages.evaluate import summary
-from sparsedraft.stages.evaluate.options import Options
+from sparsedraft.stages.evaluate.options import EvaluateOptions
 from sparsedraft.stages.evaluate.rows import alpha_of
 from sparsedraft.stages.evaluate.speedup import break_even, improvement_factor
 
@@ -20,7 +21,7 @@ def drafter_figures(
     folder: Path | None,
     pair: Pair,
     rows: Sequence[dict[str, Any]],
-    options: Options,
+    options: EvaluateOptions,
     dense: int | None,
 ) -> dict[str, Any]:
     """What the result says of the drafter in `folder` (None: look-up).
@@ -55,7 +56,9 @@ def drafter_figures(
     }
 
 
-def _figures_at(rows: Sequence[dict[str, Any]], k: int | str, c: float | None, options: Options) -> dict[str, Any]:
+def _figures_at(
+    rows: Sequence[dict[str, Any]], k: int | str, c: float | None, options: EvaluateOptions
+) -> dict[str, Any]:
     """The figures of one K or policy."""
     histogram = summary.merge(rows, k)
     drafted = histogram.drafted / histogram.steps  # fewer than K at the ends, and whatever a policy chose
@@ -75,7 +78,7 @@ def _figures_at(rows: Sequence[dict[str, Any]], k: int | str, c: float | None, o
     return figures
 
 
-def _measured(rows: Sequence[dict[str, Any]], k: int | str, options: Options) -> dict[str, Any]:
+def _measured(rows: Sequence[dict[str, Any]], k: int | str, options: EvaluateOptions) -> dict[str, Any]:
     """What the real loop took and did at one K or policy."""
     measured = summary.timed(rows, k)
     if measured and isinstance(k, int):

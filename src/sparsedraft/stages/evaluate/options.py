@@ -1,43 +1,109 @@
-"""How to evaluate."""
+"""The options of `eval`."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Self
 
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
-from sparsedraft.maths.sampling import Sampling
-from sparsedraft.models.tokenizers.templates import Arguments
-from sparsedraft.speculate.pair import LOOKUP, check_route
-from sparsedraft.speculate.policy.policies import NAMES, policy_named
+from sparsedraft.base.fields import Across, BatchSize, MaxNewTokens, Replacing, Running, Sampled, ServedName
+from sparsedraft.base.options import Argument, Exists, Options, Text, Words
+from sparsedraft.maths.warpers import Sampling
+from sparsedraft.models.names import LOOKUP, check_drafter, check_model
+from sparsedraft.text.names import check_prompts
 from sparsedraft.writers.server.secret import shown
 
-POLICIES = tuple(name for name in NAMES if name != "constant")
+POLICIES = ("auto", "confidence", "bandit")  # that choose K themselves
+Named = tuple[str, str]  # a drafter's name, and its model or "lookup"
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to evaluate; lengths in tokens. `k` holds numbers of drafts, and policies by name."""
+def _number_or_policy(value: object) -> object:
+    if (type(value) is int and 1 <= value <= bounds.DRAFTED) or value in POLICIES:
+        return value
+    raise PydanticCustomError("k", f"K is a whole number from 1 to {bounds.DRAFTED}, or auto, confidence or bandit")
 
-    k: tuple[int | str, ...] | list[int | str] = (1, 2, 3, 5, 8)
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    simulate: bool = False
-    uag: str = "auto"
-    tree: int = 1  # branching of draft trees; 1: chains
-    max_new_tokens: int = 128
-    batch_size: int = 32
-    limit: int | None = None  # prompts: the first so many,
-    spread: bool = False  # or so many at equal distances, as files are often sorted by category
-    seed: int = 0
-    device: str = "cpu"
-    dtype: str = "float32"
-    runtime: str = "auto"  # what runs the loop: native, transformers, or native where it can
-    url: str | None = None  # of a server that runs the target (".../v1"), greedily and simulated only
-    served_name: str | None = None  # the target's name there; None: as it is called here
-    concurrency: int = 16  # calls to it under way at once
-    template_args: Arguments = field(default_factory=dict)  # of the chat template, by name
+
+K = Annotated[int | str, BeforeValidator(_number_or_policy)]
+
+
+def parse_k(text: str) -> tuple[int | str, ...]:
+    """ "1,3,5,auto" as numbers and names; UserError for what is neither a number of at least 1 nor a policy."""
+    found: list[int | str] = []
+    for part in (part.strip() for part in text.split(",")):
+        if part in POLICIES:
+            found.append(part)
+            continue
+        try:
+            number = int(part)
+        except ValueError:
+            known = ", ".join(POLICIES)
+            raise UserError(
+                f"--k {text} is not a list of whole numbers and policies ({known}) such as 1,3,auto."
+            ) from None
+        if number < 1:
+            raise UserError(f"--k {number} drafts nothing: K is at least 1.")
+        if number > bounds.DRAFTED:
+            raise UserError(f"--k {number} is more than any drafter is worth: give at most {bounds.DRAFTED}.")
+        found.append(number)
+    return tuple(found)
+
+
+def named_drafter(text: str) -> Named:
+    """(name, model) of NAME=MODEL, or of a model alone; a path that exists may hold "=" itself."""
+    name, sign, ref = text.partition("=")
+    if not sign or Path(text).exists():
+        return Path(text).name or text, text
+    if not name or not ref:
+        raise UserError(f"drafter '{text}' is not of the form NAME=MODEL.")
+    return name, ref
+
+
+class _Models(Options):
+    target: Annotated[str, Argument(), Exists(check_model)] = Field(description="The target.")
+    drafters: Annotated[
+        tuple[Named, ...],
+        Argument(),
+        Text(list[str], lambda texts: tuple(map(named_drafter, texts))),
+        Exists(lambda named: check_drafter(named[1])),
+    ] = Field(description="The drafters, each a model, NAME=MODEL, or lookup.")
+    prompts: Annotated[str | None, Exists(check_prompts)] = Field(None, description="PROMPTS to evaluate on.")
+    tasks: Annotated[tuple[str, ...] | None, Words] = Field(
+        None,
+        description="Instead: tasks of lm-eval (names or local YAML files, comma-separated) for target and drafters.",
+    )
+
+
+class _Drafted(Options):
+    k: Annotated[tuple[K, ...], Text(str, parse_k, lambda k: ",".join(map(str, k)))] = Field(
+        (1, 2, 3, 5, 8),
+        description="Numbers of drafted tokens a step, and policies (auto, confidence, bandit), comma-separated.",
+    )
+
+
+class _Rows(Options):
+    simulate: bool = Field(False, description="The loop's numbers without its target passes (sampled: expected ones).")
+    max_new_tokens: MaxNewTokens = 128
+    batch_size: BatchSize = 32
+    limit: int | None = Field(None, ge=1, le=bounds.PROMPTS, description="Use only the first so many prompts.")
+    spread: bool = Field(False, description="Take --limit prompts at equal distances through the file, not the first.")
+
+
+class _Kept(Options):
+    out: Path | None = Field(None, description="Folder for the result and its raw rows; default: kept nowhere.")
+
+
+class _Server(Options):
+    url: str | None = Field(
+        None, description="An OpenAI-compatible server that runs the target, .../v1; with --simulate, greedily."
+    )
+    served_name: ServedName = None
+    concurrency: int = Field(16, ge=1, le=bounds.CALLS, description="Calls to the server under way at once.")
+
+
+class EvaluateSettings(_Server, _Rows, Across, Sampled, _Drafted):
+    """How to evaluate: the recipe's section. Lengths in tokens."""
 
     @property
     def sampling(self) -> Sampling:
@@ -50,29 +116,44 @@ class Options:
 
     @property
     def policies(self) -> list[str]:
-        """The others."""
+        """The K's that are policies."""
         return sorted({k for k in self.k if isinstance(k, str)})
 
-    def check(self, drafters: Sequence[tuple[str, str]]) -> None:
-        """UserError for what cannot be, before anything is loaded; drafters are (name, checkpoint or "lookup")."""
-        _ = self.sampling
-        check_route(self.uag)
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
         if self.simulate and (self.policies or self.tree > 1):
-            what = f"--k {self.policies[0]}" if self.policies else f"--tree {self.tree}"
-            raise UserError(f"{what} needs the real loop: leave out --simulate.")
+            what = f"<k> {self.policies[0]}" if self.policies else f"<tree> {self.tree}"
+            raise ValueError(f"{what} needs the real loop: turn <simulate> off")
         if self.url is not None and not (self.simulate and self.sampling.greedy and self.repetition_penalty == 1):
-            raise UserError(
-                f"--url {shown(self.url)}: what a server says tells of greedy drafting alone: give --simulate, and "
-                "leave out what samples."
+            raise ValueError(
+                f"<url> {shown(self.url)}: what a server says tells of greedy drafting alone: set <simulate>, and "
+                "leave out what samples"
             )
-        if self.tree < 1:
-            raise UserError(f"--tree {self.tree} is not possible: give the branching of draft trees, or 1 for chains.")
-        if self.tree > 1 and all(ref == LOOKUP for _, ref in drafters):
-            raise UserError(f"--tree {self.tree} needs a model that drafts: name one, or leave it out.")
-        names = [name for name, _ in drafters]
+        return self
+
+
+class EvaluateOptions(Replacing, Running, _Kept, EvaluateSettings, _Models):
+    """What `eval` measures: which drafters, against which target, on which prompts, and how."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if (self.prompts is None) == (self.tasks is None):
+            raise ValueError("give <prompts> to measure drafting, or <tasks> for lm-eval: one of the two")
+        drafting = (*EvaluateSettings.model_fields, "runtime", "template_args")
+        if self.tasks is not None:
+            given = (name for name in drafting if name in self.model_fields_set - {"limit", "batch_size"})
+            if (name := next(given, None)) is not None:
+                raise ValueError(
+                    f"<{name}> is about drafting, and <tasks> scores each model alone: leave one of them out"
+                )
+            if self.seed >= 2**32:  # as numpy takes it
+                raise ValueError(f"<seed> {self.seed} is more than lm-eval takes: give at most {2**32 - 1}")
+            return self
+        if self.tree > 1 and all(ref == LOOKUP for _, ref in self.drafters):
+            raise ValueError(f"<tree> {self.tree} needs a model that drafts: name one, or leave it out")
+        names = [name for name, _ in self.drafters]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(f"two drafters are called '{twice}': name them, as in first={drafters[0][1]}.")
+            raise ValueError(f"two drafters are called '{twice}': name them, as in first={self.drafters[0][1]}")
         if "" in names:
-            raise UserError("a drafter has an empty name: name it, as in first=MODEL.")
-        for name in self.policies:
-            policy_named(name)
+            raise ValueError("a drafter has an empty name: name it, as in first=MODEL")
+        return self

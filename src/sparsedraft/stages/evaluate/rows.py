@@ -19,7 +19,7 @@ from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.policy.protocol import Policy
 from sparsedraft.stages.evaluate import loop
 from sparsedraft.stages.evaluate.memo import TargetLogits
-from sparsedraft.stages.evaluate.options import Options
+from sparsedraft.stages.evaluate.options import EvaluateOptions
 from sparsedraft.stages.evaluate.servertarget import ServerTarget
 from sparsedraft.stages.evaluate.simulation import Acceptance, acceptance, acceptance_of, expected, simulate
 from sparsedraft.stages.evaluate.transcript import Transcript, chains, shorter
@@ -30,7 +30,7 @@ CLEAR_GAP = 1e-3  # of the two best logits: above it, float32 arithmetic of any 
 IN_TEXT, IN_LOOP = "the target's text", "drafts in the loop"  # what a row's α is the acceptance of
 
 
-def alpha_of(pair: Pair, options: Options) -> str:
+def alpha_of(pair: Pair, options: EvaluateOptions) -> str:
     """What α is the acceptance of: the target's text, or (mostly across tokenizers) the loop's drafts, over all K's."""
     by_chains = options.simulate and pair.route == "intersection" and not options.sampling.greedy
     return IN_TEXT if pair.route == "same" or by_chains else IN_LOOP
@@ -71,7 +71,7 @@ class Measurement:
     name: str
     pair: Pair
     ks: Sequence[int | str]
-    options: Options
+    options: EvaluateOptions
     target_logits: TargetLogits
     work: Path  # the folder of the evaluation, with what an interrupted one left
 

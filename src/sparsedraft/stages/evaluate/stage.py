@@ -7,7 +7,6 @@ histograms of every K), or drafts in the real loop, K by K and policy by policy,
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,38 @@ from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.files import write_atomic
 from sparsedraft.models import checkpoint
+from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.sources import locate
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.speculate.pair import LOOKUP
 from sparsedraft.stages.evaluate.evaluation import ANSWERS, ROWS, Evaluation, load
-from sparsedraft.stages.evaluate.options import Options
+from sparsedraft.stages.evaluate.options import EvaluateOptions, EvaluateSettings
 from sparsedraft.stages.evaluate.servertarget import ServerTarget
+from sparsedraft.stages.evaluate.tasks import run_tasks
 from sparsedraft.text import prompts
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.server.address import Endpoint
 
-# options that the result does not depend on (where and how fast a server answers), or that are inputs by themselves
-ELSEWHERE = ("url", "served_name", "concurrency", "template_args")
+# options that the result does not depend on: where and how fast a server answers
+ELSEWHERE = ("url", "served_name", "concurrency")
 
 
-def evaluate_to(
-    out: Path | None,
-    target: str,
-    drafters: Sequence[tuple[str, str]],
-    source: str,
-    options: Options,
-    *,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Evaluate `drafters` (name, checkpoint) against `target` on the prompts of `source`.
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluate the drafters against the target on the prompts, or let lm-eval score each model on its tasks.
 
     docs/method.md says what the result holds.
 
     A drafter called "lookup" drafts from the text so far (prompt look-up). Writes result.json, rows.jsonl,
-    answers.jsonl (the target's, by unit of work) and example.json to `out` (None: nowhere). An interrupted evaluation
-    goes on with the first sequence that is not done, and a finished one takes more drafters beside those it has.
+    answers.jsonl (the target's, by unit of work) and example.json to `options.out` (None: nowhere). An interrupted
+    evaluation goes on with the first sequence that is not done, and a finished one takes more drafters beside those it
+    has.
     Raises UserError for bad options, checkpoints that lie, tokenizers that differ where that cannot be.
     """
-    if out is None:
+    if options.tasks is not None:
+        return run_tasks(options)
+    if options.out is None:
         with tempfile.TemporaryDirectory() as scratch:
-            return evaluate_to(Path(scratch) / "eval", target, drafters, source, options)
-    options.check(drafters)
+            return evaluate(options.model_copy(update={"out": Path(scratch) / "eval", "overwrite": False}))
+    out, target, source, drafters = options.out, options.target, str(options.prompts), options.drafters
     chosen = _choose_prompts(source, options)
     endpoint = Endpoint(options.url, options.served_name or target, options.concurrency) if options.url else None
     folder = locate(target, weights=False) if endpoint else checkpoint.find(target)
@@ -59,7 +54,7 @@ def evaluate_to(
     templates.check(tokenizer, options.template_args)
 
     def build(work: Path) -> dict[str, Any]:
-        copies = [] if overwrite else _take_up(out, work)
+        copies = [] if options.overwrite else _take_up(out, work)
         try:
             model = ServerTarget(folder, endpoint, options.template_args) if endpoint else load(folder, options)
             return Evaluation(work, model, target, tokenizer, folders, options).run(chosen)
@@ -73,7 +68,8 @@ def evaluate_to(
         "prompts": [p.described for p in chosen],
         **templates.inputs(options.template_args),
         "options": {
-            **{key: value for key, value in asdict(options).items() if key not in ELSEWHERE},
+            **{name: value for name, value in options.part(EvaluateSettings).items() if name not in ELSEWHERE},
+            **{name: getattr(options, name) for name in ("seed", "device", "dtype", "runtime")},
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },
@@ -84,13 +80,13 @@ def evaluate_to(
         inputs,
         build,
         seed=options.seed,
-        overwrite=overwrite,
+        overwrite=options.overwrite,
         tolerance=artifact.Tolerance(grows="drafters"),
         reads=(target, source, *(ref for _, ref in drafters if ref != LOOKUP)),
     )
 
 
-def _choose_prompts(source: str, options: Options) -> list[Prompt]:
+def _choose_prompts(source: str, options: EvaluateOptions) -> list[Prompt]:
     """The prompts of `source`: all, the first `limit`, or (`spread`) as many at equal distances."""
     found = prompts.read(source)
     if options.limit is None:

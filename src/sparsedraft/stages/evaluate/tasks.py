@@ -4,6 +4,7 @@ A task is one of lm-eval's names (its data comes from the hub), or a local YAML 
 `data_files` lie beside it. Such files may hold data only: tags that would run Python (`!function`) are refused.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +13,22 @@ import yaml
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, claims
+from sparsedraft.models.names import LOOKUP
 from sparsedraft.native.loading import load
-from sparsedraft.speculate.pair import LOOKUP
+from sparsedraft.stages.evaluate.options import EvaluateOptions
 
 LOCAL = ("json", "csv", "parquet")  # loaders of `datasets` that read plain files
 
 
-def run_tasks(
-    models: list[tuple[str, str]],
-    tasks: list[str],
-    out: Path | None,
-    *,
-    limit: int | None = None,
-    batch_size: int = 8,
-    seed: int = 0,
-    device: str = "cpu",
-    dtype: str = "float32",
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Evaluate each of `models` (name, checkpoint) on `tasks`; {"models": [{"name", "tasks": {task: metrics}}]}.
+def run_tasks(options: EvaluateOptions) -> dict[str, Any]:
+    """Score the target and each of the drafters on `options.tasks`; {"models": [{"name", "tasks": {task: metrics}}]}.
 
     `limit` takes the first so many documents of each task. Raises UserError where lm-eval is not installed, a task is
     not known, a task file cannot be used, or two models have one name.
     """
+    models, tasks = [("target", options.target), *options.drafters], options.tasks or ()
+    seed, limit = options.seed, options.limit
     _check(models, tasks)
-    if not 0 <= seed < 2**32:  # as numpy takes it
-        raise UserError(f"--seed {seed} is more than lm-eval takes: give at most {2**32 - 1}.")
     try:
         import lm_eval  # noqa: F401
     except ImportError:
@@ -47,21 +38,21 @@ def run_tasks(
 
     def build(work: Path) -> dict[str, Any]:
         shown = [
-            {"name": name, "path": str(folder), "tasks": _scores(folder, given, limit, batch_size, seed, device, dtype)}
+            {"name": name, "path": str(folder), "tasks": _scores(folder, given, options)}
             for name, folder in folders.items()
         ]
         return {"models": shown, "limit": limit}
 
-    if out is None:
+    if options.out is None:
         return build(Path())
     inputs: dict[str, object] = {
         "models": folders,
         "tasks": given,
         "data": [Path(file) for task in given if isinstance(task, dict) for file in _files(task)],
-        "options": {"limit": limit, "device": device, "dtype": dtype},
+        "options": {"limit": limit, "device": options.device, "dtype": options.dtype},
     }
     reads = (*(ref for _, ref in models), *tasks)
-    return artifact.make(out, "tasks", inputs, build, seed=seed, overwrite=overwrite, reads=reads)
+    return artifact.make(options.out, "tasks", inputs, build, seed=seed, overwrite=options.overwrite, reads=reads)
 
 
 def _files(task: dict[str, Any]) -> list[str]:
@@ -70,7 +61,7 @@ def _files(task: dict[str, Any]) -> list[str]:
     return [*data.values()] if isinstance(data, dict) else [data]
 
 
-def _check(models: list[tuple[str, str]], tasks: list[str]) -> None:
+def _check(models: Sequence[tuple[str, str]], tasks: Sequence[str]) -> None:
     """Refuse what cannot be before anything is loaded."""
     if not tasks:
         raise UserError("--tasks names no task: give names of lm-eval or YAML files, comma-separated.")
@@ -81,19 +72,18 @@ def _check(models: list[tuple[str, str]], tasks: list[str]) -> None:
         raise UserError("the drafter 'lookup' is no model, so --tasks cannot score it: leave it out.")
 
 
-def _scores(
-    folder: Path, tasks: list[Any], limit: int | None, batch_size: int, seed: int, device: str, dtype: str
-) -> dict[str, Any]:
+def _scores(folder: Path, tasks: list[Any], options: EvaluateOptions) -> dict[str, Any]:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    model = load(folder, dtype=checkpoint.dtype_named(dtype), device=checkpoint.device_named(device))
+    dtype, device = checkpoint.dtype_named(options.dtype), checkpoint.device_named(options.device)
+    model, seed = load(folder, dtype=dtype, device=device), options.seed
     claims.check_claims(model, folder)
-    harness = HFLM(pretrained=model, tokenizer=checkpoint.load_tokenizer(folder), batch_size=batch_size)
+    harness = HFLM(pretrained=model, tokenizer=checkpoint.load_tokenizer(folder), batch_size=options.batch_size)
     try:
         found = lm_eval.simple_evaluate(
-            harness, tasks=tasks, limit=limit, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed,
+            harness, tasks=tasks, limit=options.limit, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed,
             fewshot_random_seed=seed, log_samples=False, bootstrap_iters=1000,
             # lm-eval reads its thousands of task files, for seconds, to know a task by its name
             task_manager=TaskManager(include_defaults=any(isinstance(task, str) for task in tasks)),

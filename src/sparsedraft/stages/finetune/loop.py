@@ -7,7 +7,6 @@ numbers that are summed over them, so that they stop, save and give up together.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +29,7 @@ from sparsedraft.stages.finetune.adamw import MaskedAdamW
 from sparsedraft.stages.finetune.masks import broken
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.on_policy import rewrite
+from sparsedraft.stages.finetune.options import Settings
 from sparsedraft.stages.finetune.reselect import Schedule, reselect
 from sparsedraft.stages.finetune.sharding import part, reshard, value
 from sparsedraft.stages.finetune.state import State
@@ -37,33 +37,6 @@ from sparsedraft.text import bins
 from sparsedraft.text.bins import Bin
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.transformers.abilities import abilities
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train. Lengths and budgets are in tokens, prompt and answer together."""
-
-    loss: str = "nll"
-    tokens: int | None = None  # how many to train on in all; None: each sample once
-    learning_rate: float = 1e-4
-    warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0  # largest norm of a step's gradient
-    sequence_length: int = 512
-    rows_per_step: int = 2  # packed rows whose gradients are added up before an optimizer step
-    train_embeddings: bool = True  # the embedding and the head, too
-    gradient_checkpointing: bool = False  # recompute each layer in the backward pass instead of keeping its activations
-    patience: int = 0  # validations without a new best α after which training stops; 0: never
-    validate_every: int = 25  # steps
-    save_every: int = 25  # steps
-    seed: int = 0
-    nll_weight: float = 0.0  # w of (1 - w) · distillation + w · NLL
-    on_policy: float = 0.0  # share of the rows that the drafter writes itself
-    feature_weight: float = 0.0  # of SquareHead's term
-    quantize: str = "none"  # int8, int4: what the decoder linears compute with
-    reselect_every: int = 0  # steps between moves of the mask; 0: it stays
-    reselect_share: float = 0.1  # of the surviving weights, at the first move
 
 
 def cosine(step: int, steps: int, warmup: float) -> float:
@@ -217,7 +190,7 @@ def train(
         raise RuntimeError(f"the mask broke in {bad[0]}: a pruned weight is not 0 after training")
     state.write_log()
     if accelerator.is_main_process:
-        write_json(folder / "settings.json", asdict(settings))
+        write_json(folder / "settings.json", settings.recorded())
     extra = {}
     if settings.quantize != "none":
         measure = partial(validate, model, objective, held_out, accelerator)

@@ -3,14 +3,14 @@
 from torch import nn
 
 from sparsedraft.models.decoder import named_layers
-from sparsedraft.stages.finetune.loop import Settings
+from sparsedraft.stages.finetune.options import Training
 
 PROCESS = 560 << 20  # bytes of Python, torch, transformers and a tokenizer: measured, CPU build of torch 2.13
 
 
 def peak(
     model: nn.Module,
-    settings: Settings,
+    settings: Training,
     *,
     density: float | None = None,
     halves: bool = False,

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,11 @@ from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids
-from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.native.loading import load
 from sparsedraft.stages.finetune import checks, features, loop, state
-from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.masks import masks_of
 from sparsedraft.stages.finetune.objective import Objective
+from sparsedraft.stages.finetune.options import FinetuneOptions
 from sparsedraft.text import bins, dataset
 from sparsedraft.text.sample import Sample
 
@@ -54,21 +53,8 @@ class _Loaded:
     hard: int  # rows without log-probabilities, which the loss compares with: left out of it
 
 
-def finetune(
-    drafter: str,
-    data: str,
-    out: Path,
-    *,
-    settings: Settings,
-    teacher: str | None = None,
-    feature_teacher: str | None = None,
-    validation_prompts: int = 16,
-    device: str = "cpu",
-    dtype: str = "float32",
-    template_args: Arguments | None = None,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Fine-tune `drafter` on the distilled `data` folder and write the checkpoint `out`.
+def finetune(options: FinetuneOptions) -> dict[str, Any]:
+    """Fine-tune the drafter on the distilled data and write the checkpoint `options.out`.
 
     A drafter whose sparsity.json claims a mask keeps it exactly, or moves it inside its pattern; any other is trained
     whole. `validation_prompts` prompts (all their turns) are held out for validation. `teacher` is the target that
@@ -77,30 +63,25 @@ def finetune(
     passes, and what the teachers are loaded in; weights and moments are float32, and the checkpoint is written in the
     dtype that the drafter's own is stored in.
     Several processes (see `processes`) train as one; the main one returns the result, the others {}.
-    Raises UserError for options that do not go together, models that do not belong together, a drafter that lies about
+    Raises UserError for models that do not belong together, a drafter that lies about
     its mask, data of another kind, or a loss that diverges; then the weights of the last saved state become the
     checkpoint OUT.last-good.
     """
-    checks.check_settings(settings, teacher, feature_teacher)
-    checkpoint.device_named(device)
-    with processes.open_accelerator(device, dtype) as accelerator:
-        arguments = template_args or {}
-        sources = processes.in_turn(
-            accelerator, lambda: _find(drafter, data, settings, teacher, feature_teacher, arguments)
-        )
+    settings = options.settings
+    checkpoint.device_named(options.device)
+    with processes.open_accelerator(options.device, options.dtype) as accelerator:
+        sources = processes.in_turn(accelerator, lambda: _find(options))
         inputs: dict[str, object] = {
             **vars(sources),
-            "settings": asdict(settings),
-            "validation_prompts": validation_prompts,
-            "device": device,
-            "dtype": dtype,
-            **templates.inputs(arguments),
+            "settings": settings.recorded(),
+            "validation_prompts": options.validation_prompts,
+            "device": options.device,
+            "dtype": options.dtype,
+            **templates.inputs(options.template_args),
         }
 
         def build(work: Path) -> dict[str, Any]:
-            loaded = processes.in_turn(
-                accelerator, lambda: _load(sources, accelerator, settings, validation_prompts, dtype, arguments)
-            )
+            loaded = processes.in_turn(accelerator, lambda: _load(sources, accelerator, options))
             model, claim = loaded.model, loaded.claim
             masks = masks_of(model, list(claim["linears"])) if claim else {}
             try:
@@ -118,7 +99,7 @@ def finetune(
                     accelerator=accelerator,
                 )
             except loop.Diverged as error:
-                where = _rescue(work, out, sources, loaded, inputs) if accelerator.is_main_process else ""
+                where = _rescue(work, options.out, sources, loaded, inputs) if accelerator.is_main_process else ""
                 raise UserError(f"{error} ({where}).") from None
             weights = accelerator.get_state_dict(model)  # whole, in the main process
             if accelerator.is_main_process:
@@ -129,29 +110,23 @@ def finetune(
                 if claim:  # what is on disk counts, not what was in memory
                     claims.check_claims(checkpoint.load(work), work)
             result |= {"rows_without_logprobs": loaded.hard} if loaded.hard else {}
-            return {"drafter": drafter, "pattern": claim["pattern"] if claim else "dense", **result}
+            return {"drafter": options.drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
         return processes.make(
-            accelerator, out, "finetune", inputs, build, seed=settings.seed, overwrite=overwrite,
-            reads=(drafter, data, teacher, feature_teacher),
+            accelerator, options.out, "finetune", inputs, build, seed=options.seed, overwrite=options.overwrite,
+            reads=(options.drafter, options.data, options.teacher, options.feature_teacher),
         )  # fmt: skip
 
 
-def _find(
-    drafter: str,
-    data: str,
-    settings: Settings,
-    teacher: str | None,
-    feature_teacher: str | None,
-    template_args: Arguments,
-) -> _Sources:
+def _find(options: FinetuneOptions) -> _Sources:
     """Where everything lies; UserError for models and data that do not belong together."""
-    source, folder = dataset.check(Path(data)), checkpoint.find(drafter)
+    drafter, teacher, feature_teacher = options.drafter, options.teacher, options.feature_teacher
+    source, folder = dataset.check(options.data), checkpoint.find(drafter)
     quantizers.check_plain(drafter, checkpoint.read_config(folder), Shards(folder), "finetune")
     tokenizer = checkpoint.load_tokenizer(folder)
-    templates.check(tokenizer, template_args)
-    dataset.check_rendered(source, tokenizer, template_args)
-    checks.check_vocabulary(settings.loss, source, tokenizer, drafter)
+    templates.check(tokenizer, options.template_args)
+    dataset.check_rendered(source, tokenizer, options.template_args)
+    checks.check_vocabulary(options.loss, source, tokenizer, drafter)
     teacher_folder = feature_folder = None
     if teacher:
         teacher_folder = checkpoint.find(teacher)
@@ -161,35 +136,28 @@ def _find(
         checks.check_feature_tokenizer(feature_teacher, feature_folder, tokenizer)
         sizes = checkpoint.read_config(feature_folder), checkpoint.read_config(folder)
         features.check_match(*sizes, feature_teacher)
-    if settings.reselect_every and claims.claim_of(folder) is None:
+    if options.reselect_every and claims.claim_of(folder) is None:
         raise UserError(
-            f"--reselect-every {settings.reselect_every} moves a mask, and drafter {drafter} claims none: prune it "
+            f"--reselect-every {options.reselect_every} moves a mask, and drafter {drafter} claims none: prune it "
             "first."
         )
     return _Sources(folder, source, teacher_folder, feature_folder)
 
 
-def _load(
-    sources: _Sources,
-    accelerator: Accelerator,
-    settings: Settings,
-    validation_prompts: int,
-    dtype: str,
-    template_args: Arguments,
-) -> _Loaded:
+def _load(sources: _Sources, accelerator: Accelerator, options: FinetuneOptions) -> _Loaded:
     """Read data and models; UserError for what cannot be used."""
-    tokenizer = templates.give(checkpoint.load_tokenizer(sources.drafter), template_args)
-    soft = settings.loss != "nll" and sources.teacher is None
-    training, validation = split([*dataset.samples(sources.data, tokenizer, soft)], validation_prompts)
-    hard = _hard(training, validation, settings) if soft else 0
-    if hard and not settings.nll_weight:  # nothing to learn from those: they would but take up the budget
+    tokenizer = templates.give(checkpoint.load_tokenizer(sources.drafter), options.template_args)
+    soft = options.loss != "nll" and sources.teacher is None
+    training, validation = split([*dataset.samples(sources.data, tokenizer, soft)], options.validation_prompts)
+    hard = _hard(training, validation, options) if soft else 0
+    if hard and not options.nll_weight:  # nothing to learn from those: they would but take up the budget
         training = [sample for sample in training if sample.soft]
     model = load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
-    longest = min(settings.sequence_length, context_length(model) or settings.sequence_length)
+    longest = min(options.sequence_length, context_length(model) or options.sequence_length)
     training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
     claim = claims.check_claims(model, sources.drafter)
     teachers = {  # a model that is both teachers is in memory once
-        folder: load(folder, dtype=checkpoint.dtype_named(dtype), device=accelerator.device)
+        folder: load(folder, dtype=checkpoint.dtype_named(options.dtype), device=accelerator.device)
         for folder in {sources.teacher, sources.feature_teacher}
         if folder
     }
@@ -198,18 +166,16 @@ def _load(
     return _Loaded(model, tokenizer, claim, training, validation, teachers, hard)
 
 
-def _hard(training: Sequence[Sample], validation: Sequence[Sample], settings: Settings) -> int:
+def _hard(training: Sequence[Sample], validation: Sequence[Sample], options: FinetuneOptions) -> int:
     """How many samples have no log-probabilities, said on the console; UserError where one part has none at all."""
     hard = 0
     for kind, part in (("training", training), ("validation", validation)):
         without = sum(not sample.soft for sample in part)
         if without == len(part):
-            raise Objective(settings.loss).unknown(f"the {kind} data")
+            raise Objective(options.loss).unknown(f"the {kind} data")
         hard += without
     if hard:
-        console.print(
-            f"{hard} rows of the data have no log-probabilities, and are left out of the {settings.loss} loss"
-        )
+        console.print(f"{hard} rows of the data have no log-probabilities, and are left out of the {options.loss} loss")
     return hard
 
 

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from sparsedraft.base.console import console
@@ -10,63 +9,47 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.hashing import seed_of
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
+from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.detokenizer import Detokenizer
-from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
-from sparsedraft.speculate.pair import LOOKUP, Pair, PromptPair
+from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.speculate.policy.policies import policy_named
+from sparsedraft.stages.generate.options import GenerateOptions
 from sparsedraft.text import prompts
 from sparsedraft.writers.loaded import LoadedModel
 
 
-def stream(
-    target: str,
-    asked: Sequence[str],
-    *,
-    drafter: str | None,
-    k: int | None,
-    policy: str,
-    uag: str,
-    tree: int,
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop: Sequence[str],
-    raw: bool,
-    stats: bool,
-    seed: int,
-    device: str,
-    dtype: str,
-    runtime: str = "auto",
-    template_args: Arguments | None = None,
-) -> dict[str, Any]:
+def generate(options: GenerateOptions) -> dict[str, Any]:
     """Write the target's answers to stdout, one as it comes, several as they end; return texts, counts and steps.
 
     The text is the target's own (greedy) or distributed as the target's own (temperature > 0), whatever the drafter.
     With several prompts, the figures are those of all of them and "answers" has each.
     """
-    rule = policy_named(policy, k)
-    loading: dict[str, Any] = {"dtype": dtype, "device": device, "runtime": runtime, "template_args": template_args}
-    if raw and template_args:
-        raise UserError(f"--template-arg {next(iter(template_args))} does nothing under --raw: leave one of them out.")
-    templates.check(checkpoint.load_tokenizer(target), template_args or {})
-    p = LoadedModel.load(target, **loading)
-    q = LOOKUP if drafter == LOOKUP else None if drafter is None else LoadedModel.load(drafter, **loading)
-    pair = Pair.of(p, q, uag, sampling)
-    if tree > 1 and pair.drafter is None:
-        raise UserError(f"--tree {tree} needs a model that drafts: give one as --drafter, or leave it out.")
-    if stats and pair.why:
+    o = options
+    rule = policy_named(o.policy, o.k)
+    sampling = Sampling(o.temperature, o.top_k, o.top_p, o.min_p, o.repetition_penalty)
+    loading: dict[str, Any] = {
+        "dtype": o.dtype, "device": o.device, "runtime": o.runtime, "template_args": o.template_args,
+    }  # fmt: skip
+    templates.check(checkpoint.load_tokenizer(o.target), o.template_args)
+    p = LoadedModel.load(o.target, **loading)
+    q = LOOKUP if o.drafter == LOOKUP else None if o.drafter is None else LoadedModel.load(o.drafter, **loading)
+    pair = Pair.of(p, q, o.uag, sampling)
+    if o.tree > 1 and pair.drafter is None:
+        raise UserError(f"--tree {o.tree} needs a model that drafts: give one as --drafter, or leave it out.")
+    if o.stats and pair.why:
         console.print(f"drafting: {pair.route} ({pair.why})")
-    rows = [_prompted(pair, text, raw) for text in asked]
-    stops = Stops(p.tokenizer, stop) if stop else None
-    seeds = [seed] if len(rows) == 1 else [seed_of(seed, i) for i in range(len(rows))]
+    rows = [_prompted(pair, text, o.raw) for text in o.prompt]
+    stops = Stops(p.tokenizer, o.stop) if o.stop else None
+    seeds = [o.seed] if len(rows) == 1 else [seed_of(o.seed, i) for i in range(len(rows))]
     start = time.perf_counter()
     groups = [list(range(len(rows)))] if len(rows) == 1 or pair.batches else [[i] for i in range(len(rows))]
     answers = [_Answer(p, stops, live=len(rows) == 1) for _ in rows]
     for group in groups:  # one by one where a model takes no masks of ours
-        decoder = pair.decoder([rows[i] for i in group], rule, sampling, stops=stops, branching=tree)
-        for step in decoder.decode([rows[i].target for i in group], max_new_tokens, [seeds[i] for i in group]):
+        decoder = pair.decoder([rows[i] for i in group], rule, sampling, stops=stops, branching=o.tree)
+        for step in decoder.decode([rows[i].target for i in group], o.max_new_tokens, [seeds[i] for i in group]):
             answers[group[step.row]].take(step)
     seconds = time.perf_counter() - start
     for answer in answers:
@@ -82,12 +65,12 @@ def stream(
         "route": pair.route,
     }
     if len(answers) > 1:
-        result["answers"] = [answer.result(stats) for answer in answers]
-    elif stats:
-        result |= answers[0].result(stats)
-    if stats:
+        result["answers"] = [answer.result(o.stats) for answer in answers]
+    elif o.stats:
+        result |= answers[0].result(o.stats)
+    if o.stats:
         console.print(f"{tokens} tokens in {steps} steps, {result['mal']:.2f} a step, {seconds:.1f} s")
-        if drafter and len(answers) == 1:
+        if o.drafter and len(answers) == 1:
             accepted = " ".join(str(step.accepted) for step in answers[0].steps)
             console.print(f"drafted tokens accepted, step by step: {accepted}", soft_wrap=True)
     return result

@@ -17,15 +17,16 @@ from sparsedraft.models.shards import Shards
 from sparsedraft.models.sources import locate
 from sparsedraft.native import layout_description
 from sparsedraft.native.packed_folder import PackedReader, is_packed
+from sparsedraft.stages.inspect.options import InspectOptions
 
 
-def inspect(ref: str) -> dict[str, Any]:
-    """Everything about the checkpoint `ref`: its linears (see Row), MACs, parameters, bytes, and what it claims.
+def inspect(options: InspectOptions) -> dict[str, Any]:
+    """Everything about a checkpoint: its linears (see Row), MACs, parameters, bytes, and what it claims.
 
     `macs_per_token` counts the active experts; it is None for a model whose layers hold what is no matrix.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
-    folder = locate(ref)
+    folder = locate(options.checkpoint)
     config = checkpoint.read_config(folder)
     if is_packed(folder):
         return _inspect_packed(folder, config)

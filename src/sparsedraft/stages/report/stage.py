@@ -19,6 +19,7 @@ from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.stages.report import data, plots, tables
 from sparsedraft.stages.report.cards import cards
 from sparsedraft.stages.report.load import Run, load
+from sparsedraft.stages.report.options import ReportOptions
 
 # what a figure of the wrong type, or one that is not there, breaks on its way to the page
 UNSHOWABLE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, TemplateError)
@@ -33,16 +34,17 @@ TERMS = {
 }
 
 
-def report(folder: Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Write `folder`/report for a finished run or distilled data; {"report", "markdown"}: the paths.
+def report(options: ReportOptions) -> dict[str, Any]:
+    """Write FOLDER/report for a finished run or distilled data; {"report", "markdown"}: the paths.
 
     Raises UserError if the folder is neither.
     """
+    folder = options.folder
     if (artifact.read_provenance(folder) or {}).get("command") == "distill":
-        return _data_report(folder, overwrite)
+        return _data_report(folder, options.overwrite)
     run = load(folder)
     inputs: dict[str, object] = {"run": run.sources, "recipe": run.recipe}
-    return _make(folder, inputs, "report", lambda: (_context(run), _figures(run)), overwrite)
+    return _make(folder, inputs, "report", lambda: (_context(run), _figures(run)), options.overwrite)
 
 
 def _data_report(folder: Path, overwrite: bool) -> dict[str, Any]:

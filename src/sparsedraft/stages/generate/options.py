@@ -1,0 +1,47 @@
+"""The options of `generate`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sparsedraft.base import bounds
+from sparsedraft.base.fields import Across, Length, Running, Sampled
+from sparsedraft.base.options import Argument, Exists, Options
+from sparsedraft.models.names import check_drafter, check_model
+
+
+class _Drafting(Options):
+    target: Annotated[str, Argument(), Exists(check_model)] = Field(
+        description="The target; the output is exactly its own."
+    )
+    prompt: tuple[str, ...] = Field(
+        description="What the user says (the chat template is put around it); several are decoded at once."
+    )
+    drafter: Annotated[str | None, Exists(check_drafter)] = Field(
+        None, description="A drafter, or 'lookup' (prompt look-up); default: plain decoding."
+    )
+    k: int | None = Field(
+        None, ge=0, le=bounds.DRAFTED, description="Tokens drafted a step (default 5); for other policies, at most."
+    )
+    policy: Literal["constant", "auto", "confidence", "bandit"] = Field(
+        "constant",
+        description="How many to draft: constant, auto (what pays best as measured), confidence (stop at doubtful "
+        "ones) or bandit (over these).",
+    )
+
+
+class _Output(Options):
+    stop: tuple[str, ...] = Field((), description="Text that ends the answer; as often as you like.")
+    raw: bool = Field(False, description="Continue the text as it is, without a chat template.")
+    stats: bool = Field(False, description="Say how many tokens each step accepted.")
+
+
+class GenerateOptions(Running, _Output, Sampled, Length, Across, _Drafting):
+    """What `generate` writes: which models, on which prompts, drawn how."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.raw and self.template_args:
+            name = next(iter(self.template_args))
+            raise ValueError(f"<template_args> {name} does nothing under <raw>: leave one of them out")
+        return self

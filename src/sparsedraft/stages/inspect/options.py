@@ -1,0 +1,16 @@
+"""The options of `inspect`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from sparsedraft.base.options import Argument, Exists, StageOptions
+from sparsedraft.models.names import check_model
+
+
+class InspectOptions(StageOptions):
+    """What `inspect` looks at."""
+
+    checkpoint: Annotated[str, Argument(), Exists(check_model)] = Field(
+        description="A Hugging Face id, a checkpoint folder or a .gguf file."
+    )

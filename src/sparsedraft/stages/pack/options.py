@@ -1,0 +1,37 @@
+"""The options of `pack`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sparsedraft.base import bounds
+from sparsedraft.base.fields import Out, Replacing
+from sparsedraft.base.options import Argument, Exists, Options
+from sparsedraft.models.names import check_model
+
+Weights = Literal["f16", "bf16", "int8"]
+
+
+class _Packing(Options):
+    model: Annotated[str, Argument(), Exists(check_model)] = Field(description="The checkpoint to pack.")
+    out: Out
+    weights: Weights = Field(
+        "int8", description="Type of the values: f16, bf16, or int8 (rounded, one scale for each row)."
+    )
+    head_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=bounds.VOCABULARY,
+        description="Trim the head to so many tokens, the most frequent in --head-data.",
+    )
+    head_data: str | None = Field(None, description="Distilled data folder of the target.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if (self.head_tokens is None) != (self.head_data is None):
+            raise ValueError("<head_tokens> and <head_data> belong together: the data says which tokens are frequent")
+        return self
+
+
+class PackOptions(Replacing, _Packing):
+    """What `pack` does: which checkpoint, and how its values and its head are kept."""
