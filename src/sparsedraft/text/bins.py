@@ -1,6 +1,6 @@
-"""Packing: many samples in one row, without padding to the longest and without looking at each other.
+"""Bins: rows of many samples laid end to end, without padding; no sample attends to another.
 
-Each sample keeps its own positions from 0; transformers builds the block-diagonal causal mask from the position ids.
+Each sample has positions from 0. transformers builds the block-diagonal causal mask from these position ids.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from sparsedraft.text.sample import Sample
 
 @dataclass(frozen=True)
 class Bin:
-    """One row of length L: `ids` [1, L], `positions` [1, L], and the n positions that predict an answer token.
+    """A row of samples of length L: `ids` [1, L], `positions` [1, L], and the n places that predict an answer token.
 
     `predict` [n] indexes the row at the token before each answer token; `tokens` [n] are those answer tokens, and
     `topk_ids`, `topk_logprobs` [n, k] the target's likeliest ones where `soft` [n] says that they are known. `own`: the
@@ -32,14 +32,14 @@ class Bin:
     own: bool = False
 
     def to(self, device: torch.device) -> "Bin":
-        """The same row on `device`."""
+        """The same bin on `device`."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "own"})
 
 
 def truncate(samples: Sequence[Sample], length: int) -> tuple[list[Sample], int]:
     """(samples cut to `length` tokens, how many were dropped because their prompt alone fills it)."""
-    kept = [s for s in samples if len(s.prompt_ids) < length and len(s.answer_ids) > 0]
-    return [_cut(s, length - len(s.prompt_ids)) for s in kept], len(samples) - len(kept)
+    short = [s for s in samples if len(s.prompt_ids) < length and len(s.answer_ids) > 0]
+    return [_cut(s, length - len(s.prompt_ids)) for s in short], len(samples) - len(short)
 
 
 def _cut(sample: Sample, n: int) -> Sample:
@@ -74,12 +74,12 @@ def first_fit(lengths: Sequence[int], length: int) -> list[list[int]]:
 
 
 def assign(samples: Sequence[Sample], length: int, packable: bool) -> list[list[int]]:
-    """Indices of the samples of each row of at most `length` tokens; one a row for a model that is not `packable`."""
+    """Indices of the samples of each bin of at most `length` tokens; one a bin for a model that is not `packable`."""
     return first_fit([len(s) if packable else length for s in samples], length)
 
 
 def fill(samples: Sequence[Sample], own: bool = False) -> Bin:
-    """Lay `samples` end to end in one row; `own` as in Bin."""
+    """The bin with `samples` laid end to end; `own` as in Bin."""
     ids: list[int] = []
     positions: list[int] = []
     predict: list[int] = []
@@ -91,7 +91,9 @@ def fill(samples: Sequence[Sample], own: bool = False) -> Bin:
         ids += [*sample.prompt_ids, *sample.answer_ids]
         positions += range(len(sample))
     width = min((s.topk_ids.shape[1] for s in samples if s.topk_ids is not None and s.soft), default=0)
-    empty = [np.zeros((len(s.answer_ids), width)) for s in samples]  # of samples without soft labels; nobody reads it
+    empty = [
+        np.zeros((len(s.answer_ids), width)) for s in samples
+    ]  # stands for soft labels that are not known, and is not read
     pairs = list(zip(samples, empty, strict=True))
     topk_ids = np.concatenate([s.topk_ids[:, :width] if s.topk_ids is not None and s.soft else e for s, e in pairs])
     topk_logprobs = np.concatenate(
@@ -111,7 +113,7 @@ def fill(samples: Sequence[Sample], own: bool = False) -> Bin:
 
 
 def samples_in(row: Bin) -> list[Sample]:
-    """The samples that `pack` laid end to end, without ids and soft labels."""
+    """The samples of a bin, without their ids and soft labels."""
     ids, n = row.ids[0].tolist(), row.ids.shape[1]
     starts = (row.positions[0] == 0).nonzero().squeeze(1).tolist()
     firsts = row.predict[torch.searchsorted(row.predict, torch.tensor(starts, device=row.predict.device))].tolist()
@@ -124,14 +126,14 @@ def samples_in(row: Bin) -> list[Sample]:
 def steps(
     samples: Sequence[Sample], length: int, rows_per_step: int, seed: int, packable: bool = True
 ) -> Iterator[list[Bin]]:
-    """Endless optimizer steps of `rows_per_step` packed rows; each epoch is shuffled and packed anew from the seed."""
+    """Endless optimizer steps of `rows_per_step` bins; the seed decides how each epoch is shuffled and binned."""
     generator = torch.Generator().manual_seed(seed)
     waiting: list[Bin] = []
     while True:
         order = torch.randperm(len(samples), generator=generator).tolist()
         shuffled = [samples[i] for i in order]
         rows = assign(shuffled, length, packable)
-        for row in torch.randperm(len(rows), generator=generator).tolist():  # else long samples come first
+        for row in torch.randperm(len(rows), generator=generator).tolist():  # without a shuffle long samples come first
             waiting.append(fill([shuffled[i] for i in sorted(rows[row])]))
             if len(waiting) == rows_per_step:
                 yield waiting

@@ -1,4 +1,4 @@
-"""Distilled data on disk: parquet shards of conversations that the target answered, and how to train on them."""
+"""A data folder on disk: parquet shards of conversations that the target answered, read as rows or as samples."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ from sparsedraft.text.sample import Sample
 
 SOFT = ("topk_ids", "topk_logprobs")
 NEEDED = ("id", "prompt_id", "messages", "prompt_ids", "answer_ids", "finish_reason", *SOFT)
-PROOF = 512  # rows that are read back under a tokenizer that may be theirs
+PROOF = 512  # rows that are read back to recognise their tokenizer
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 SCHEMA = pa.schema(
     [
@@ -56,14 +56,14 @@ SCHEMA = pa.schema(
 
 
 def check(folder: Path) -> Path:
-    """`folder`, if it is a finished distilled data folder; else UserError."""
+    """`folder`, if it is a finished data folder; else UserError."""
     if not (folder / "result.json").is_file() or not any(folder.glob("data-*.parquet")):
         raise UserError(f"data {folder} is no distilled data folder: make one with 'sparsedraft distill'.")
     return folder
 
 
 class Result(BaseModel):
-    """What is read of a data folder's result.json; more may be there."""
+    """The fields of a data folder's result.json that are read; more may be there."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -75,22 +75,22 @@ class Result(BaseModel):
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What `distill` reported of the data in `folder`; UserError where that cannot be read."""
+    """The result of the `distill` that wrote `folder`; UserError where it cannot be read."""
     return read_as(check(folder) / "result.json", Result, "distill it again").model_dump(exclude_unset=True)
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """All rows, in order, as Python's objects: for small data. UserError as `batches`."""
+    """All rows, in order, as Python objects, for small data. UserError as `batches`."""
     return [row for batch in batches(folder) for row in batch.to_pylist()]
 
 
 def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows a thousand at a time, in order, `columns` of them (default: all).
 
-    UserError where a shard is damaged, of another kind, or lacking (which is known at the end), and for a row that is
-    not what `distill` writes (see `dataset_checks`).
+    UserError where a shard is damaged or of another kind, for a row that `distill` cannot have written (see
+    `dataset_checks`), and, after the last row, where a shard is missing.
     """
-    wanted, count = read_result(folder)["rows"], 0
+    expected, count = read_result(folder)["rows"], 0
     for file in sorted(check(folder).glob("data-*.parquet")):
         try:
             shard, before = parquet.ParquetFile(file), 0
@@ -102,39 +102,39 @@ def batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator[pa.R
                 yield batch
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"data {file} cannot be read ({first_line(error)}): distill it again.") from None
-    if count != wanted:
-        raise UserError(f"data {folder} holds {count} rows of the {wanted} that were written: distill it again.")
+    if count != expected:
+        raise UserError(f"data {folder} holds {count} rows of the {expected} that were written: distill it again.")
 
 
 def same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the data's token ids mean the same under `tokenizer`.
 
-    The data folder holds the target's own; where it was left out (stored results are without it), PROOF rows tell,
-    under the template's arguments that they were written with.
+    The data folder holds the target's tokenizer to compare with. Without it (stored results leave it out), PROOF rows
+    are read back, under the template arguments that they were written with.
     """
     if not (folder / "tokenizer").exists():
-        named = ["messages", "prompt_ids", "answer_ids"]
-        rows = (row for batch in batches(folder, named) for row in batch.to_pylist())
+        columns = ["messages", "prompt_ids", "answer_ids"]
+        rows = (row for batch in batches(folder, columns) for row in batch.to_pylist())
         return reads_back(islice(rows, PROOF), templates.give(copy.copy(tokenizer), _written_under(folder)))
-    own = read_tokenizer(folder / "tokenizer", f"data {folder}", "distill it again")
-    return same_tokens(own, tokenizer)
+    stored = read_tokenizer(folder / "tokenizer", f"data {folder}", "distill it again")
+    return same_tokens(stored, tokenizer)
 
 
 def _written_under(folder: Path) -> Arguments:
-    """The arguments of the target's template under which the data in `folder` were written."""
-    noted = (read_provenance(folder) or {}).get("inputs")
-    found = noted.get("template_args") if isinstance(noted, dict) else None
-    return found if isinstance(found, dict) else {}
+    """The template arguments under which the target wrote the data in `folder`."""
+    inputs = (read_provenance(folder) or {}).get("inputs")
+    arguments = inputs.get("template_args") if isinstance(inputs, dict) else None
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def check_rendered(folder: Path, tokenizer: PreTrainedTokenizerBase, template_args: Arguments) -> None:
-    """UserError for arguments of a template that is not applied: the data's token ids are this tokenizer's own.
+    """UserError for template arguments without effect: data with this tokenizer's token ids need no template.
 
-    Where the target wrote the data with arguments, and another tokenizer's template is to be applied without, it is
-    said on the console.
+    A line on the console says so where the target wrote the data with arguments, and another tokenizer's template is
+    applied without any.
     """
-    theirs = _written_under(folder)
-    if not template_args and not theirs:
+    written_with = _written_under(folder)
+    if not template_args and not written_with:
         return
     same = same_tokenizer(folder, tokenizer)
     if same and template_args:
@@ -142,10 +142,10 @@ def check_rendered(folder: Path, tokenizer: PreTrainedTokenizerBase, template_ar
             f"--template-arg {next(iter(template_args))}: data {folder} holds the token ids of this tokenizer, no "
             "template is applied to it again; leave it out."
         )
-    if theirs and not same and not template_args:
-        given = ", ".join(f"{name}={json.dumps(value)}" for name, value in theirs.items())
+    if written_with and not same and not template_args:
+        named = ", ".join(f"{name}={json.dumps(value)}" for name, value in written_with.items())
         console.print(
-            f"data {folder} was written under the template arguments {given}, and this model's own template is applied "
+            f"data {folder} was written under the template arguments {named}, and this model's own template is applied "
             "to it without: give --template-arg where it knows them",
             soft_wrap=True, markup=False,
         )  # fmt: skip
@@ -165,29 +165,29 @@ def check_ids(samples: Iterable[Sample], rows: int, name: str) -> None:
 def samples(folder: Path, tokenizer: PreTrainedTokenizerBase, soft: bool = True) -> Iterator[Sample]:
     """The rows as samples in the ids of `tokenizer`, one after the other; with `soft` the labels that are stored.
 
-    The target's own ids where the tokenizer is the same; else the text of the conversation, tokenized again under the
-    drafter's template, without soft labels. UserError as `batches`.
+    With the target's tokenizer these are the stored ids. With another one the conversation's text is tokenized under
+    the drafter's template, without soft labels. UserError as `batches`.
     """
-    named = ["id", "prompt_id"]
+    columns = ["id", "prompt_id"]
     if same_tokenizer(folder, tokenizer):
-        for batch in batches(folder, [*named, "prompt_ids", "answer_ids", *(SOFT if soft else ())]):
+        for batch in batches(folder, [*columns, "prompt_ids", "answer_ids", *(SOFT if soft else ())]):
             yield from _own_ids(batch, soft)
     else:
-        for batch in batches(folder, [*named, "messages", "finish_reason"]):
+        for batch in batches(folder, [*columns, "messages", "finish_reason"]):
             yield from (_again(row, tokenizer) for row in batch.to_pylist())
 
 
 def _own_ids(batch: pa.RecordBatch, soft: bool) -> Iterator[Sample]:
-    """The soft labels stay what the file has, 6 bytes a label: as two of Python's objects they would be some 70."""
+    """The batch's rows with the stored ids. Soft labels stay arrays, 6 bytes each instead of some 70 as objects."""
     rows = batch.drop_columns([*SOFT] if soft else []).to_pylist()
     for i, row in enumerate(rows):
-        found = Sample(row["id"], row["prompt_ids"], row["answer_ids"], prompt_id=row["prompt_id"])
+        sample = Sample(row["id"], row["prompt_ids"], row["answer_ids"], prompt_id=row["prompt_id"])
         if soft:
             n = len(row["answer_ids"])
             ids, logprobs = (batch[name][i].values.to_numpy(zero_copy_only=False) for name in SOFT)
             k = len(ids) // max(1, n)
-            found = replace(found, topk_ids=ids.reshape(n, k), topk_logprobs=logprobs.reshape(n, k))
-        yield found
+            sample = replace(sample, topk_ids=ids.reshape(n, k), topk_logprobs=logprobs.reshape(n, k))
+        yield sample
 
 
 def _again(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Sample:

@@ -1,4 +1,4 @@
-"""Rows of distilled data that cannot be what `distill` wrote, named by row and field before anything works on them."""
+"""Checks of a data folder's rows: one that `distill` cannot have written is refused, naming row and field."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,21 @@ from sparsedraft.base.errors import UserError
 
 MEND = "distill it again"
 IDS = ("prompt_ids", "answer_ids", "topk_ids")
-LARGEST = 0.1  # log-probability that is still one, rounded
+LARGEST = 0.1  # a log-probability is at most 0, and some rounding
 
 
-def check_types(found: pa.Schema, wanted: pa.Schema, names: list[str], file: Path) -> None:
-    """UserError for a column of `names` that the file has not, or has in another kind of type than `wanted`."""
+def check_types(file_schema: pa.Schema, schema: pa.Schema, names: list[str], file: Path) -> None:
+    """UserError for a column of `names` that the file lacks, or whose kind of type is not that in `wanted`."""
     for name in names:
-        if name not in found.names:
+        if name not in file_schema.names:
             raise UserError(f"data {file} has no column {name}: {MEND}.")
-        here, right = found.field(name).type, wanted.field(name).type
+        here, right = file_schema.field(name).type, schema.field(name).type
         if not _alike(here, right):
             raise UserError(f"data {file}, column {name}: it holds {here}, not {right}; {MEND}.")
 
 
 def _alike(here: pa.DataType, right: pa.DataType) -> bool:
-    """Whether both are of a kind: another width of a number, or another layout of text or lists, is no harm."""
+    """Whether two types are of one kind; the width of numbers and the layout of texts and lists may differ."""
     if pa.types.is_list(right):
         listed = pa.types.is_list(here) or pa.types.is_large_list(here)
         return listed and (pa.types.is_null(here.value_type) or _alike(here.value_type, right.value_type))
@@ -40,8 +40,9 @@ def _alike(here: pa.DataType, right: pa.DataType) -> bool:
 
 
 def check_rows(batch: pa.RecordBatch, file: Path, before: int) -> None:
-    """UserError for a row of `batch` that holds no text where text is, an impossible token id, or log-probabilities
-    that are none or do not go with the answer. `before` rows of the file lie before it."""
+    """UserError for a row of `batch` with a missing text, an impossible token id, or log-probabilities that are above 0
+    or do not match the answer. The batch starts at row `before` of the file.
+    """
 
     def wrong(row: int, field: str, what: str) -> UserError:
         name = f" '{batch['id'][row]}'" if "id" in batch.schema.names else ""
@@ -83,7 +84,7 @@ def _check_soft(batch: pa.RecordBatch, wrong: Callable[[int, str, str], UserErro
             f"has {logprobs[row]} values for {ids[row]} topk_ids and {answers[row]} answer_ids: not as many for each",
         )
     values = batch["topk_logprobs"].flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    bad = np.flatnonzero(~(values <= LARGEST))  # NaN, too
+    bad = np.flatnonzero(~(values <= LARGEST))  # written so that NaN is bad, too
     if len(bad):
         row = pc.list_parent_indices(batch["topk_logprobs"])[int(bad[0])].as_py()
         raise wrong(row, "topk_logprobs", f"has {values[bad[0]]}, which is no log-probability")

@@ -1,4 +1,4 @@
-"""Names of prompts: a file, the package's own, or the form that the ids of data sets have. Nothing is read."""
+"""Names of prompts: a file, the package's demo, or the id of a data set. Only the name is checked, nothing is read."""
 
 import os
 import re
@@ -31,6 +31,6 @@ def check_prompts(source: str) -> None:
 
 
 def check_text(source: str) -> None:
-    """The same for what also may be a folder of distilled data."""
+    """As `check_prompts`, for options that also take a data folder."""
     if not Path(source).is_dir():
         check_prompts(source)

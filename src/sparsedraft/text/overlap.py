@@ -1,4 +1,4 @@
-"""The leak check: does text that is trained or calibrated on hold an evaluation prompt?"""
+"""The leak check: does a training or calibration text contain an evaluation prompt?"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.text.prompts import Prompt
 
 N = 13  # words in a row
-# Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Han. Of these each character is one, and
-# counts as half a word.
+# Scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana, Han. Each of their characters is taken for a
+# word, and counts half.
 UNSPACED = (
     r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
@@ -19,12 +19,12 @@ SAID = re.compile(r"\w+|(?<=\d)[+*/%^=<>×÷−-](?=\d)")
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The normalised words of `text`: lower case, punctuation dropped; where a script has no spaces, its characters."""
+    """The words of `text` in lower case, without punctuation; in scripts without spaces, its characters."""
     return tuple(WORD.findall(text.lower()))
 
 
 def _spans(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """From each word on as many as make N: the shortest run that weighs so much."""
+    """For each word the shortest run from it on that weighs N words."""
     weights = [1 if ALONE.fullmatch(word) else 2 for word in words]
     end = weight = 0
     for start in range(len(words)):
@@ -38,7 +38,7 @@ def _spans(words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def _exactly(text: str) -> str:
-    """A text of fewer words, as it counts."""
+    """The normal form of a text of fewer than N words: words, and signs between numbers."""
     joined = re.sub(r"(?<=\d)\s+(?=[^\w\s])|(?<=[^\w\s])\s+(?=\d)", "", text.lower())  # 7 * 8 is 7*8
     return " ".join(SAID.findall(joined))
 
@@ -46,9 +46,9 @@ def _exactly(text: str) -> str:
 class Overlap:
     """Finds evaluation prompts in text.
 
-    A text holds one if it shares N consecutive normalised words with a turn of it, or, where the turn has fewer than
-    N words, if it is the same words, and the same signs between numbers. A short follow-up such as "Now make it
-    shorter." is no leak.
+    A text contains a prompt if it shares N consecutive words with one of its turns. A first turn of fewer than N words
+    must equal the text, in words and in signs between numbers. A short follow-up such as "Now make it shorter." is
+    not a leak.
     """
 
     def __init__(self, evaluation: Sequence[Prompt]) -> None:
@@ -62,7 +62,7 @@ class Overlap:
                     self.short[exact] = prompt.id
 
     def find(self, text: str) -> str | None:
-        """The id of an evaluation prompt that `text` holds."""
+        """The id of an evaluation prompt that `text` contains, or None."""
         if (whole := self.short.get(_exactly(text))) is not None:
             return whole
         return next((self.grams[span] for span in _spans(words_of(text)) if span in self.grams), None)
@@ -77,8 +77,8 @@ def check_no_overlap(training: Sequence[Prompt], evaluation: Sequence[Prompt]) -
             if (hit := overlap.find(turn)) is not None:
                 hits.setdefault(hit, prompt.id)
     if hits:
-        mine, theirs = next(iter(hits.items()))
+        hit_id, source_id = next(iter(hits.items()))
         raise UserError(
-            f"{len(hits)} evaluation prompt(s) occur in the training prompts (first: '{mine}' in '{theirs}'): "
+            f"{len(hits)} evaluation prompt(s) occur in the training prompts (first: '{hit_id}' in '{source_id}'): "
             "take them out, or allow it with --allow-overlap."
         )

@@ -18,7 +18,7 @@ HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for
 
 @dataclass(frozen=True)
 class Aside:
-    """A message that nobody answers, `behind` the user's turn of this number (from 0) or before it."""
+    """A message that is not answered, `behind` (after) the user's turn of this number (from 0) or before it."""
 
     role: str
     text: str
@@ -28,18 +28,18 @@ class Aside:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a user says: one or more turns, each to be answered before the next."""
+    """A user's turns, one or more; each is answered before the next."""
 
     id: str
     turns: tuple[str, ...]
     category: str = ""
     system: str | None = None
     references: tuple[str, ...] = ()  # reference answers to the first turns, where the source has them
-    asides: tuple[Aside, ...] = ()  # in their order: what else is said, but for the system's message at the start
+    asides: tuple[Aside, ...] = ()  # in order: all other messages except the first system message
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Prompt":
-        """A prompt back from what `dataclasses.asdict` and JSON made of it."""
+        """The inverse of `dataclasses.asdict` and JSON."""
         asides = tuple(Aside(**aside) for aside in fields["asides"])
         return cls(
             **{**fields, "turns": tuple(fields["turns"]), "references": tuple(fields["references"]), "asides": asides}
@@ -60,7 +60,7 @@ class Prompt:
 
     @property
     def described(self) -> list[object]:
-        """What the target reads, as a part of an artifact's inputs."""
+        """All that the target reads, as part of an artifact's inputs."""
         asides = [[list(asdict(aside).values()) for aside in self.asides]] if self.asides else []
         return [self.id, self.category, self.system, *self.turns, *asides]
 
@@ -70,24 +70,24 @@ def read(source: str, bad: list[str] | None = None) -> list[Prompt]:
 
     `source` is a file of JSON lines, a JSON array or a parquet file, whose rows are in a form that `chats` knows;
     `demo:train` or `demo:eval` (the package's own prompts); or a `datasets` id, `owner/name:split`. Raises UserError
-    naming the row that cannot be read, unless `bad` is a list, which then gets what is wrong with each; an empty file
-    is an error in any case.
+    naming the row that cannot be read; or, if `bad` is a list, appends the error to it and skips the row. An empty file
+    is always an error.
     """
     if source in DEMO:
         return _demo(source.partition(":")[2])
     prompts: list[Prompt] = []
-    seen: set[str] = set()
-    for number, (where, row) in enumerate(records.rows(source)):
+    ids: set[str] = set()
+    for number, (where, row) in enumerate(records.read(source)):
         try:
             prompt = _prompt(row, f"{source}, {where}", number)
-            if prompt.id in seen:
+            if prompt.id in ids:
                 raise UserError(f"prompts {source}, {where}: the id '{prompt.id}' occurs twice; ids must be unique.")
         except UserError as error:
             if bad is None:
                 raise
             bad.append(str(error))
             continue
-        seen.add(prompt.id)
+        ids.add(prompt.id)
         prompts.append(prompt)
     if not prompts:
         reason = f" ({bad[0]})" if bad else ""
@@ -95,14 +95,14 @@ def read(source: str, bad: list[str] | None = None) -> list[Prompt]:
     return prompts
 
 
-def spread(found: Sequence[Prompt], count: int) -> list[Prompt]:
-    """`count` of the prompts at equal distances, the first among them; all, if there are no more."""
-    n = len(found)
-    return [found[i * n // count] for i in range(count)] if count < n else list(found)
+def spread(prompts: Sequence[Prompt], count: int) -> list[Prompt]:
+    """`count` of the prompts at equal distances, from the first on; all of them if there are not more."""
+    n = len(prompts)
+    return [prompts[i * n // count] for i in range(count)] if count < n else list(prompts)
 
 
 def _prompt(row: Any, where: str, index: int) -> Prompt:
-    """One row, in whichever of the known forms it is."""
+    """The prompt in one row of any known form."""
     if isinstance(row, records.TooLong):
         raise UserError(f"prompts {where}: has more than {records.LONGEST:,} bytes: take it out.")
     if isinstance(row, ValueError | RecursionError):
@@ -123,37 +123,37 @@ def _prompt(row: Any, where: str, index: int) -> Prompt:
 
 
 def of_chat(chat: Sequence[Message], name: str, category: str = "") -> Prompt:
-    """The prompt that a conversation is, its assistant's turns taken as references.
+    """The prompt of a conversation, with the assistant's messages as references.
 
-    Each message of the user is a turn; what the assistant says behind it is the reference, up to the first turn that
-    has none. A system message at the start is the prompt's own; every other message that is nobody's turn (of the
-    system, or of the assistant before the first turn) keeps its place as an aside.
+    Each user message is a turn. The assistant's message after it is the reference, up to the first turn without one. A
+    first system message becomes the prompt's `system`. All other messages (later system messages, or the assistant's
+    before the first turn) keep their places as asides.
     """
     system = chat[0].text if chat and chat[0].role == "system" else None
     turns: list[str] = []
     answers: dict[int, str | None] = {}
     asides: list[Aside] = []
-    waiting: list[Message] = []  # asides before the next turn, or behind the last one where that has no answer yet
+    waiting: list[Message] = []  # asides before the next turn, or after the last one if it has no answer yet
     for role, text in chat[1:] if system is not None else chat:
         if role == "user":
-            asides += [Aside(said.role, said.text or "", len(turns)) for said in waiting]
+            asides += [Aside(message.role, message.text or "", len(turns)) for message in waiting]
             turns.append(text or "")
             waiting = []
         elif role == "assistant" and turns:
             if len(turns) - 1 not in answers:
                 answers[len(turns) - 1] = text
-                asides += [Aside(said.role, said.text or "", len(turns) - 1, behind=True) for said in waiting]
+                asides += [Aside(message.role, message.text or "", len(turns) - 1, behind=True) for message in waiting]
                 waiting = []
         elif text is not None:
             waiting.append(Message(role, text))
     if turns and len(turns) - 1 not in answers:
-        asides += [Aside(said.role, said.text or "", len(turns) - 1, behind=True) for said in waiting]
+        asides += [Aside(message.role, message.text or "", len(turns) - 1, behind=True) for message in waiting]
     references = takewhile(lambda text: (text or "").strip(), (answers.get(turn) for turn in range(len(turns))))
     return Prompt(name, tuple(turns), category, system, tuple(map(str, references)), tuple(asides))
 
 
 def half_surrogate(text: str) -> bool:
-    """Whether half of a surrogate pair stands alone in `text`, as Python has it for bytes that are not UTF-8."""
+    """Whether `text` has half of a surrogate pair, which is how Python reads bytes that are not UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -165,5 +165,5 @@ def _demo(split: str) -> list[Prompt]:
     for category in sorted({p.category for p in prompts}):
         ids = [p.id for p in prompts if p.category == category]
         held_out |= set(stable_order(ids, str)[:HELD_OUT_PER_CATEGORY])
-    wanted = [p for p in prompts if not split or (p.id in held_out) == (split == "eval")]
-    return stable_order(wanted, lambda prompt: prompt.id)  # mixed, so that the first few are of every category
+    of_split = [p for p in prompts if not split or (p.id in held_out) == (split == "eval")]
+    return stable_order(of_split, lambda prompt: prompt.id)  # mixed, so that the first few are of every category

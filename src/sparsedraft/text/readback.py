@@ -1,4 +1,4 @@
-"""Whether rows of token ids are a tokenizer's own, found by reading them back: for data without its tokenizer."""
+"""Reading rows back: whether token ids belong to a tokenizer, for data that are stored without one."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.detokenizer import text_of
 
-ANSWERS = 0.9  # of the rows: an answer that was cut inside a character, or spells a special token, reads otherwise
+ANSWERS = 0.9  # of the rows must match: answers cut inside a character, or with special tokens, read differently
 
 
 def reads_back(rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the ids in `rows` (keys messages, prompt_ids, answer_ids, as in distilled data) mean their messages.
+    """Whether the ids in `rows` (keys messages, prompt_ids, answer_ids, as in a data folder) spell their messages.
 
-    The tokenizer's template must give every row's prompt ids again, and its decoder the text of nearly all answers,
-    apart from spaces at the ends.
+    The tokenizer's template must reproduce the prompt ids of every row, and its decoder the text of nearly all answers,
+    apart from spaces at both ends.
     """
     count = right = 0
     try:

@@ -1,4 +1,4 @@
-"""Rows of files and data sets, one at a time: a file may be larger than memory, and one row of it damaged."""
+"""Records of files and data sets, one at a time: a file may be larger than memory, and single records damaged."""
 
 import codecs
 import json
@@ -14,14 +14,14 @@ CHUNK = 1 << 20
 
 
 class TooLong(ValueError):
-    """A row of more than LONGEST bytes."""
+    """A record of more than LONGEST bytes."""
 
 
-def rows(source: str) -> Iterator[tuple[str, Any]]:
-    """(where, row) of each row of `source`: a file of JSON lines, a JSON array, a parquet file, or a `datasets` id.
+def read(source: str) -> Iterator[tuple[str, Any]]:
+    """(where, record) of each record of `source`: JSON lines, a JSON array, a parquet file, or a `datasets` id.
 
-    A line that is no JSON, or too long, comes as the ValueError or RecursionError that says so. UserError where the
-    source as a whole cannot be read.
+    For a line that is not JSON, or too long, the record is the ValueError or RecursionError. UserError where the source
+    as a whole cannot be read.
     """
     path = file_of(source)
     if path is None:
@@ -40,7 +40,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _is_array(path: Path) -> bool:
-    """Whether the file is one array, and not lines of which the first happens to be one."""
+    """Whether the file is one array, not JSON lines whose first line is an array."""
     with open(path, "rb") as file:
         first = file.readline(CHUNK)
         while first and not first.removeprefix(codecs.BOM_UTF8).strip():
@@ -52,7 +52,7 @@ def _is_array(path: Path) -> bool:
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """JSON lines. They end at line feeds alone: U+2028 may stand inside a string."""
+    """JSON lines. Only a line feed ends one: U+2028 may stand inside a string."""
     number = 0
     while line := file.readline(LONGEST + 1):
         number += 1
@@ -66,12 +66,12 @@ def _lines(file: BinaryIO) -> Iterator[tuple[str, Any]]:
         if text.strip():
             try:
                 yield where, json.loads(text)
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or nested as deep
+            except (ValueError, RecursionError) as error:  # or a number of thousands of digits, or thousands of levels
                 yield where, error
 
 
 def _items(file: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
-    """The items of one JSON array. UserError for one that is damaged: nobody knows where it ends."""
+    """The items of one JSON array. UserError for a damaged item, since its end cannot be found."""
     text, number = _Text(file), 0
     text.next()
     text.at += 1  # the bracket
@@ -95,7 +95,7 @@ def _items(file: BinaryIO, path: Path) -> Iterator[tuple[str, Any]]:
 
 
 class _Text:
-    """The text of a file, of which as much is in memory as one value needs."""
+    """The text of a file; only as much is in memory as one value needs."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.text, self.at = file, "", 0
@@ -108,7 +108,7 @@ class _Text:
         return bool(chunk)
 
     def next(self) -> str:
-        """Go to the next character that is no white space; "" at the end."""
+        """Move to the next character that is not white space, and return it; "" at the end."""
         while True:
             while self.at < len(self.text):
                 if self.text[self.at] not in " \t\r\n":
@@ -118,7 +118,7 @@ class _Text:
                 return ""
 
     def value(self) -> Any:
-        """The JSON value that comes next, which is then behind. ValueError or RecursionError where there is none."""
+        """Read the next JSON value and move past it. ValueError or RecursionError if there is none."""
         self.next()
         while True:
             try:
@@ -129,7 +129,7 @@ class _Text:
                 if not self.more():
                     raise
                 continue
-            if end < len(self.text) or not self.more():  # else a number may go on
+            if end < len(self.text) or not self.more():  # at the end of the text a number may continue
                 self.at = end
                 return value
 

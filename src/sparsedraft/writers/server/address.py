@@ -1,4 +1,4 @@
-"""A server by its address, before anything is asked of it."""
+"""The endpoint: a server's address and how patiently it is asked."""
 
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ LONGEST = 86400.0  # seconds that may be waited for a server
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server: its address (".../v1"), the target's name there, calls under way at once, and patience (see Server)."""
+    """A server's address (".../v1"), the target's name there, calls at once, and patience (see Server)."""
 
     url: str = field(repr=False)  # it may hold a password
     served: str
@@ -40,7 +40,7 @@ class Endpoint:
         return EndpointWriter(server, self.served, tokenizer, skip)
 
     def tell_day(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Say on the console which day the server's template tells the model, where it is not the pinned one."""
+        """Print which day the server's template tells the model, if that is not the pinned one."""
         if day := templates.day_there(tokenizer):
             console.print(
                 f"the target's chat template tells the model the day, which cannot be set at a server: answers are of "

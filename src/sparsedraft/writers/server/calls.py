@@ -1,7 +1,7 @@
-"""One HTTP call that always ends: within so many seconds, and after so many bytes, whatever a server does.
+"""HTTP calls that always end: after a number of seconds and of bytes, whatever the server does.
 
-A silence can be limited by any client. A server that sends a byte now and then, in its headers or its body, is silent
-for no long time: so calls run in an event loop, where all of a call, from the connection on, has one end.
+Any client can limit a silence. But a server that sends a byte now and then is never silent for long. So calls run in an
+event loop, which limits the whole call, from the connection on.
 """
 
 import asyncio
@@ -19,29 +19,29 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 try:
     import httpx2
-except ImportError:  # it is of an extra, and this module is always read
+except ImportError:  # it comes with an extra, and this module is imported without it, too
     httpx2 = None  # type: ignore[assignment]
 
 from sparsedraft.base.errors import UserError, first_line
 
-for _name in ("httpx2", "httpcore2"):  # their logs hold addresses and headers, and so keys
+for _name in ("httpx2", "httpcore2"):  # their logs show addresses and headers, and so keys
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 TOLD = 1 << 16  # bytes of an error's body that are read
-ENCODINGS = ("", "identity", "gzip", "deflate")  # what we ask for: 64 KiB of them are at most 64 MiB
+ENCODINGS = ("", "identity", "gzip", "deflate")  # those that are asked for: 64 KiB expand to at most 64 MiB
 
 
 class Failed(Exception):
-    """A call that another try may cure; it says what the server does, as in "cannot be reached"."""
+    """A call that failed and may succeed if repeated. The message says what the server does: "cannot be reached"."""
 
 
 class TooMuch(Exception):
-    """A body without end."""
+    """A body that is longer than any answer can be."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, whatever its status."""
+    """The server's reply, of any status."""
 
     status: int
     body: bytes
@@ -49,10 +49,10 @@ class Reply:
 
 
 class Calls:
-    """Calls to the server at `url` with a `key` ("": none). `silence` and `whole` are the longest silence and the
-    longest call, in seconds. Many threads may call at once.
+    """Calls to the server at `url` with a `key` ("": none). Many threads may call at once.
 
-    The user's name and password in the address, if there are any, take the place of the key.
+    `silence` and `whole` limit a silence and a whole call, in seconds. A user's name and password in the address
+    replace the key.
     """
 
     def __init__(self, url: str, key: str, silence: float, whole: float) -> None:
@@ -71,7 +71,7 @@ class Calls:
             self._client = httpx2.AsyncClient(
                 headers=headers, timeout=silence, limits=limits, follow_redirects=True, max_redirects=5
             )
-        except (ValueError, ImportError):  # what these say holds the proxy's password
+        except (ValueError, ImportError):  # their messages hold the proxy's password
             raise UserError(
                 "the proxy that HTTP_PROXY or HTTPS_PROXY names cannot be used: mend or unset it."
             ) from None
@@ -87,7 +87,7 @@ class Calls:
     @cached_property
     def _loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.new_event_loop()
-        Thread(target=loop.run_forever, daemon=True).start()  # nobody waits for a call's end when all is over
+        Thread(target=loop.run_forever, daemon=True).start()  # a daemon: the program may end during a call
         return loop
 
     def _run(self, call: Coroutine[Any, Any, Reply]) -> Reply:
@@ -116,27 +116,27 @@ class Calls:
 
 
 async def _read(response: "httpx2.Response", most: int) -> bytes:
-    """The body, decompressed: TooMuch where it has more than `most` bytes; an error's is cut off instead."""
-    told = response.status_code >= 400
+    """The decompressed body. TooMuch if it has more than `most` bytes; the body of an error is cut off instead."""
+    is_error = response.status_code >= 400
     if response.headers.get("content-encoding", "").strip().lower() not in ENCODINGS:
         raise Failed("compresses its answers in a way that it was not asked for")
     body = bytearray()
     async for piece in response.aiter_bytes():
         body += piece
-        if told and len(body) > TOLD:
+        if is_error and len(body) > TOLD:
             break
         if len(body) > most:
             raise TooMuch
-    return bytes(body[:TOLD] if told else body)
+    return bytes(body[:TOLD] if is_error else body)
 
 
 def _reason(error: BaseException) -> str:
-    """What lies at the bottom of a chain of errors: the system's own word where there is one."""
-    found, at = error, error
+    """The first cause in a chain of errors; the operating system's message if there is one."""
+    cause, at = error, error
     while (below := at.__cause__ or at.__context__) is not None and below is not error:
         at = below
         if isinstance(at, OSError) and at.strerror:
-            found = at
-    if isinstance(found, OSError) and not isinstance(found, ssl.SSLError | socket.gaierror) and (found.errno or 0) > 0:
-        return os.strerror(found.errno or 0)  # asyncio puts words of its own there
-    return first_line(found)
+            cause = at
+    if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError | socket.gaierror) and (cause.errno or 0) > 0:
+        return os.strerror(cause.errno or 0)  # asyncio replaces the system's message
+    return first_line(cause)

@@ -1,6 +1,6 @@
-"""Engine `endpoint`: any OpenAI-compatible server (vLLM, SGLang, llama.cpp, `transformers serve`, ...).
+"""Engine `endpoint`: any OpenAI-compatible server (vLLM, SGLang, llama.cpp, `transformers serve`, ...) as a writer.
 
-A request is one HTTP call; how many are under way at once is the caller's choice (one engine serves many threads).
+A request is one HTTP call. The caller decides how many run at once: one writer serves many threads.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,16 @@ from sparsedraft.writers.server.finish import CUT, ENDED
 from sparsedraft.writers.server.reported import Ids, Place
 from sparsedraft.writers.server.server import Choice, Refused, Server
 
-SKIPPED = (400, 413, 422)  # statuses that speak of the one request
-FIRST = 8  # answers after which it is judged whether a server refuses all, or none is of use
+SKIPPED = (400, 413, 422)  # statuses that concern a single request
+FIRST = 8  # answers after which it is decided whether the server refuses all, or gives nothing useful
 
 
 class EndpointWriter:
     """The model `served` by `server`, whose tokenizer is `tokenizer`.
 
-    Servers send text, so the token ids of an answer are the text's own, encoded again; where the model had spelt it
-    otherwise they differ from what it wrote. Raises UserError, as Server does and for a server of another model.
-    `skip`: what the server refuses is left out (a Completion says so); None where the command has no such option.
+    Servers send text, so the token ids of an answer are the text's, encoded here. They differ from the model's where it
+    wrote other tokens for the same text. `skip`: a refused request gives an empty Completion that says so; None if the
+    command has no such option. Raises UserError as Server does, and for a server of another model.
     """
 
     name = "endpoint"
@@ -73,16 +73,16 @@ class EndpointWriter:
                 yield self._left_out(request, error)
 
     def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
-        """No server is asked to score text that it did not write."""
+        """Always a UserError: servers do not score texts that they did not write."""
         raise UserError(
             "--engine endpoint gives log-probabilities of what the server writes only, not of rewritten answers: leave "
             "out --top-k-logprobs, or use --engine transformers."
         )
 
     def _left_out(self, request: Request, error: Refused) -> Completion:
-        """In the place of an answer that the server refuses; the error where it does not speak of this request alone.
+        """The empty answer to a refused request; the error is raised where it concerns more than this request.
 
-        A server that has refused the first FIRST and answered none does not mind the prompts, but an option.
+        A server that refuses the first FIRST requests and answers none objects to an option, not to the prompts.
         """
         if self.skip is None or error.status not in SKIPPED:
             raise error
@@ -93,7 +93,7 @@ class EndpointWriter:
         return Completion(request.id, dropped=REFUSED)
 
     def _options(self, request: Request, sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(what every server knows, what some know more)."""
+        """(options that every server knows, options that some know)."""
         options = {
             "model": self.served,
             "max_tokens": request.max_new_tokens,
@@ -112,8 +112,8 @@ class EndpointWriter:
         if not choice.whole:
             return self._unwhole(request, choice)
         places = reported.read(choice.logprobs)
-        said = bool(choice.text or choice.thoughts)
-        if k and said and not places:
+        has_text = bool(choice.text or choice.thoughts)
+        if k and has_text and not places:
             raise self._unfit("returns no log-probabilities: leave out --top-k-logprobs, or use another server")
         whole = choice
         if choice.thoughts or choice.hidden:
@@ -121,35 +121,38 @@ class EndpointWriter:
         if whole.finish_reason == CUT and self._ended(choice, whole.text, places, what, options):
             whole = replace(whole, finish_reason=ENDED)
         output = self._output(request, whole)
-        if k and said:
+        if k and has_text:
             self._count_soft(reported.add(output, places, k, self._id, self.eos_ids, self.end))
         return output
 
     def _with_logprobs(self, what: str, options: dict[str, Any], k: int) -> Choice:
-        """vLLM names tokens by id if it is asked to; others ignore that, or refuse it and are asked without."""
+        """A chat with log-probabilities; tokens are named by id if the server can.
+
+        vLLM can. Other servers ignore that option, or refuse it and are asked without.
+        """
         options = options | {"logprobs": True, "top_logprobs": k}
         if self._names_ids:
             try:
                 return self.server.chat(what, options | {"return_tokens_as_token_ids": True})
             except Refused:
                 choice = self.server.chat(what, options)
-                self._names_ids = False  # it was that, and not the prompt
+                self._names_ids = False  # the option was refused, not the prompt
                 return choice
         return self.server.chat(what, options)
 
     def _thought(
         self, request: Request, choice: Choice, places: list[Place], what: str, options: dict[str, Any]
     ) -> tuple[Choice, list[Place]]:
-        """The choice with the thoughts in its text, where they stood: the model answered after them.
+        """(the choice with the thoughts in its text, before the answer; the places that are reported of that text).
 
-        The tokens that the server reports log-probabilities of tell exactly, where they are all of them; so it is asked
-        for these where the chat template does not tell.
+        Reported tokens give the exact text, if all are reported. Else the chat template shows how thoughts are written.
+        If it does not, the server is asked again, for tokens.
         """
         if text := self._all_reported(choice, places):
             return replace(choice, text=text), places
-        shown = thoughts.put_back(self.tokenizer, request.messages or (), choice.thoughts, choice.text)
-        if shown is not None and not self._lacks(choice, shown):
-            return replace(choice, text=shown), []  # what is reported is of the answer alone
+        rendered = thoughts.put_back(self.tokenizer, request.messages or (), choice.thoughts, choice.text)
+        if rendered is not None and not self._lacks(choice, rendered):
+            return replace(choice, text=rendered), []  # the report covers the answer only
         if not places:
             try:
                 again = self._with_logprobs(what, options, 1)
@@ -168,16 +171,16 @@ class EndpointWriter:
 
     def _all_reported(self, choice: Choice, places: list[Place]) -> str:
         """The text of the reported tokens, if thoughts and answer are in it; else ""."""
-        found = [self._id(token) for token, _ in places]
-        ids = [i for i in found if i is not None]
-        if not ids or len(ids) < len(found) or not choice.thoughts.strip():
+        known = [self._id(token) for token, _ in places]
+        ids = [i for i in known if i is not None]
+        if not ids or len(ids) < len(known) or not choice.thoughts.strip():
             return ""
         text = text_of(self.tokenizer, [i for i in ids if i not in self.eos_ids], special=True)
         behind = text.partition(choice.thoughts.strip())[2]
         return text if (behind.strip() and choice.text.strip() in behind) or text.endswith(choice.thoughts) else ""
 
     def _lacks(self, choice: Choice, text: str) -> bool:
-        """Whether the model wrote clearly more than `text`: some servers send a summary of its thoughts, or none."""
+        """Whether the model wrote clearly more than `text`: some servers send a summary of the thoughts, or nothing."""
         if choice.tokens is None:
             return not choice.thoughts
         return choice.tokens > 8 + 1.1 * len(self._ids(text))
@@ -186,10 +189,11 @@ class EndpointWriter:
         return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
     def _ended(self, choice: Choice, text: str, places: list[Place], what: str, options: dict[str, Any]) -> bool:
-        """Whether an answer ended with the last token that it was allowed, which some servers call cut off.
+        """Whether an answer that the server calls cut off ended itself with its last allowed token.
 
-        Where its tokens do not tell, and just one is missing in its `text`, it is asked for again with room for one
-        more: what had ended stays as it was. (What is also spelt unusually goes on to count as cut off.)
+        Reported tokens show it. Else, if `text` has just one token less than allowed, the server is asked again with
+        room for one more: an answer that had ended stays the same. (An answer that ended, but whose text has another
+        number of tokens here, counts as cut off.)
         """
         if places:
             return self._id(places[-1][0]) in self.eos_ids
@@ -206,24 +210,25 @@ class EndpointWriter:
         options, extra = self._options(request, sampling)
         text, bos = str(request.raw), self.tokenizer.bos_token
         if bos and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]:
-            text = text.removeprefix(bos)  # the server's tokenizer puts it there, too
+            text = text.removeprefix(bos)  # the server's tokenizer adds it
         choice = self.server.complete(f"prompt {request.id}", options | {"prompt": text, **extra})
         return self._output(request, choice) if choice.whole else self._unwhole(request, choice)
 
     def _unwhole(self, request: Request, choice: Choice) -> Completion:
-        """In the place of an answer that is not the model's own."""
+        """The empty answer in place of one that is not entirely the model's."""
         return Completion(request.id, dropped=f"finish reason {choice.finish_reason}")
 
     def _output(self, request: Request, choice: Choice) -> Completion:
         """The answer in the target's tokens."""
         ids = self._ids(choice.text)
-        written = [*ids, *self.end] if choice.finish_reason == ENDED else ids
-        return Completion(request.id, written, choice.finish_reason, text=choice.text)
+        tokens = [*ids, *self.end] if choice.finish_reason == ENDED else ids
+        return Completion(request.id, tokens, choice.finish_reason, text=choice.text)
 
     def _count_soft(self, why: str) -> None:
-        """Stop where the first FIRST answers bring no log-probabilities that can be learnt from; `why` is this one's.
+        """Count an answer; `why` says why its log-probabilities cannot be used, or "".
 
-        Single answers may have none (part of a character has no id of its own): they are counted in the result.
+        UserError if none of the first FIRST answers has usable ones. Single answers may lack them (part of a character
+        is not always a token of the vocabulary): the result counts these.
         """
         with self._counting:
             self._soft, self._hard = self._soft + (not why), self._hard + bool(why)
@@ -231,8 +236,8 @@ class EndpointWriter:
                 raise self._unfit(f"{why}; or leave out --top-k-logprobs")
 
     def _try(self, sampling: Sampling, k: int) -> None:
-        """Stop before the first row where the server gives other things than it is asked for: see trial.py."""
-        with self._trying:  # the others wait for what the first finds
+        """UserError, before the first row, for a server that gives other things than it is asked for: see trial.py."""
+        with self._trying:  # other threads wait for the first one's result
             if self._failed is None and (sampling, k) not in self._tried:
                 self._tried.add((sampling, k))
                 try:
@@ -244,7 +249,7 @@ class EndpointWriter:
                 raise self._failed
 
     def _trial(self, question: str, more: dict[str, Any], k: int) -> Choice | None:
-        """The answer to a question of our own, greedily unless `more` says so; None where it is refused."""
+        """The answer to a trial question, greedy unless `more` says otherwise; None if the server refuses it."""
         options = {"model": self.served, "temperature": 0.0, "messages": [{"role": "user", "content": question}]}
         options |= {**more, **self._template}
         try:

@@ -1,7 +1,7 @@
-"""What servers call the end of an answer, in one table: whether the model ended it, or was cut off, or neither."""
+"""Finish reasons, as servers word them: the model ended the answer, it was cut off, or it is not the model's."""
 
 ENDED, CUT = "eos", "length"  # what a row's finish_reason is
-REFUSED, BROKEN = "refused", "broken"  # the answer is not the model's own; it was broken off, and may be asked again
+REFUSED, BROKEN = "refused", "broken"  # the answer is not the model's; it was broken off, and another try may succeed
 
 _MEANINGS = {
     ENDED: ("stop", "eos", "eos_token", "stop_sequence", "end_turn"),  # eos_token, stop_sequence: of TGI
@@ -13,8 +13,8 @@ _TABLE = {word: meaning for meaning, words in _MEANINGS.items() for word in word
 
 
 def meaning(reason: str | None) -> str | None:
-    """ENDED, CUT, REFUSED or BROKEN, whatever case the server writes it in; None for a word that is not known.
+    """ENDED, CUT, REFUSED or BROKEN, in upper or lower case; None for an unknown word.
 
-    No reason at all is that of an answer which was sent before it was finished.
+    Without a reason the answer was sent before it was finished: BROKEN.
     """
     return BROKEN if reason is None else _TABLE.get(reason.lower())

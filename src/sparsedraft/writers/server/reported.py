@@ -1,4 +1,4 @@
-"""The tokens and log-probabilities that a server reports of an answer, in the ids of its model's tokenizer."""
+"""Log-probabilities that a server reports for an answer's tokens, in the ids of the model's tokenizer."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,15 @@ from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.writers.protocol.requests import Completion
 from sparsedraft.writers.server.finish import ENDED
 
-UNKNOWN = -1e4  # log-probability of a token at a place of which the server said nothing; exp of it is 0
-MASS = 1.02  # of probabilities of different tokens, at most: rounding aside, 1
+UNKNOWN = -1e4  # log-probability of tokens that the server does not report; its exp is 0
+MASS = 1.02  # the largest sum of different tokens' probabilities: 1, and some rounding
 Place = tuple[str, list[tuple[str, float]]]  # a token, and the likeliest at its place with their log-probabilities
 
 
 def read(logprobs: Any) -> list[Place]:
-    """What a server reports at each place of an answer; [] where it reports nothing.
+    """The report at each place of an answer, likeliest tokens first; [] if there is none.
 
-    The likeliest come first: some servers put the token that was drawn there, however likely. llama-server names a
-    token by id beside its text.
+    Some servers put the drawn token first, however likely it is. llama-server gives a token's id beside its text.
     """
     try:
         places = [
@@ -29,67 +28,67 @@ def read(logprobs: Any) -> list[Place]:
         ]
     except (LookupError, TypeError, ValueError, AttributeError):
         return []
-    return [(token, sorted(found, key=lambda pair: -pair[1])) for token, found in places]
+    return [(token, sorted(likeliest, key=lambda pair: -pair[1])) for token, likeliest in places]
 
 
 def _name(token: dict[str, Any]) -> str:
-    found = token.get("id")
-    return f"token_id:{found}" if isinstance(found, int) else str(token["token"])
+    number = token.get("id")
+    return f"token_id:{number}" if isinstance(number, int) else str(token["token"])
 
 
 def wrong_with(places: Sequence[Place], k: int) -> str:
-    """Why the k likeliest at `places` cannot be learnt from, and what a server must be started with; or ""."""
+    """Why the k likeliest tokens at `places` cannot be learnt from, and how to start the server instead; or ""."""
     if not places:
         return "reports log-probabilities of the answer, not of the thoughts before it: leave these in the text"
-    if any(not math.isfinite(p) for _, found in places for _, p in found):
+    if any(not math.isfinite(p) for _, likeliest in places for _, p in likeliest):
         return "reports log-probabilities that are no numbers: use another server"
-    lacking = sum(len(found) < k for _, found in places)
+    lacking = sum(len(likeliest) < k for _, likeliest in places)
     if 0 < lacking < len(places):
         return (
             f"reports no {k} likeliest tokens at {lacking} of {len(places)} places, as llama-server does of drafted "
             "ones: start it without a drafter (no --model-draft, no --spec-type)"
         )
     if lacking:
-        most = max(len(found) for _, found in places)
+        most = max(len(likeliest) for _, likeliest in places)
         return (
             f"reports {most} of the {k} likeliest tokens: ask for {most}, or start it with a higher limit"
             if most
             else "reports log-probabilities without the likeliest tokens: start it without a drafter"
         )
-    if any(sum(math.exp(min(p, 1.0)) for _, p in found[:k]) > MASS for _, found in places):
+    if any(sum(math.exp(min(p, 1.0)) for _, p in likeliest[:k]) > MASS for _, likeliest in places):
         return "reports probabilities whose sum is above 1: start it without a drafter"
     return ""
 
 
 class Ids:
-    """Names of tokens, as servers write them, to the ids of `tokenizer`."""
+    """Maps names of tokens, as servers write them, to the ids of `tokenizer`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
 
     def __call__(self, token: str) -> int | None:
-        """The id of "token_id:17", or of the text that a token stands for; None where that is not one token's alone."""
+        """The id of "token_id:17", or of the one token with this text; None if several tokens, or none, have it."""
         if (number := token.removeprefix("token_id:")) != token and number.isdecimal():
             return int(number)
         return self._by_text.get(token)
 
     @cached_property
     def _by_text(self) -> dict[str, int | None]:
-        found: dict[str, int | None] = {}
+        by_text: dict[str, int | None] = {}
         for i in range(len(self.tokenizer)):
             text = text_of(self.tokenizer, [i], special=True)
-            found[text] = None if text in found else i  # two of one text cannot be told apart
-        return found
+            by_text[text] = None if text in by_text else i  # two tokens of one text cannot be told apart
+        return by_text
 
 
 def add(
     output: Completion, places: Sequence[Place], k: int, id_of: Ids, eos_ids: frozenset[int], end: Sequence[int]
 ) -> str:
-    """Put the server's own tokens and the k likeliest in place of the re-encoded ones; return why not, or "".
+    """Replace the re-encoded tokens by the reported ones, with the k likeliest at each place; return why not, or "".
 
-    Nothing is added where one of its tokens has no id of its own in the vocabulary (part of a character, say). The
-    end-of-turn token (`end`), if the server does not report on it, counts as certain: it was written, and a divergence
-    towards "any other token" would unlearn it.
+    Nothing is replaced if a reported token has no unique id in the vocabulary (part of a character, for example). If
+    the server does not report the end-of-turn token (`end`), that gets the probability 1: it was written, and without a
+    label training would unlearn it.
     """
     if why := wrong_with(places, k):
         return why

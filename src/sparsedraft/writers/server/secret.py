@@ -1,4 +1,4 @@
-"""Keys and addresses of servers: what is secret in them goes to the server, and is shown and stored nowhere."""
+"""Secrets in keys and addresses of servers: they go to the server, and are never shown or stored."""
 
 import html
 import json
@@ -10,13 +10,13 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 from sparsedraft.base.errors import UserError
 
 HIDDEN = "…"
-WORD = 4  # characters from which on a secret is hidden wherever it occurs: a shorter one only where it is a whole word
+WORD = 4  # characters: a secret this long is hidden anywhere in a text, a shorter one only as a whole word
 
 
 def read_key() -> str:
-    """The server's key, OPENAI_API_KEY, without the space around it; "" where none is set.
+    """The server's key, OPENAI_API_KEY, without spaces around it; "" if it is not set.
 
-    UserError, which does not show it, for one that no HTTP header can carry.
+    UserError, without the key in it, for a key that no HTTP header can carry.
     """
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (key.isascii() and key.isprintable()):
@@ -27,9 +27,9 @@ def read_key() -> str:
 
 
 def shown(url: str) -> str:
-    """`url` as it may be shown: without the user's name and password, the query and the fragment.
+    """`url` without the user's name and password, the query and the fragment.
 
-    It need not be a well-formed one, so an @ behind the host may as well be a password's end: then little is left.
+    In a malformed address an @ after the host may be the end of a password: then only the scheme is left.
     """
     scheme, mark, rest = url.partition("://")
     if not mark:
@@ -41,30 +41,30 @@ def shown(url: str) -> str:
 
 
 def secrets_of(*urls: str) -> list[str]:
-    """What is secret in addresses: name, password, and the values of the query."""
-    found: list[str | None] = []
+    """The secrets in addresses: name, password, and the values of the query."""
+    words: list[str | None] = []
     for url in urls:
         parts = urlsplit(url)
-        found += [parts.username, parts.password, *(value for _, value in parse_qsl(parts.query))]
-    return [word for word in found if word]
+        words += [parts.username, parts.password, *(value for _, value in parse_qsl(parts.query))]
+    return [word for word in words if word]
 
 
 class Secrets:
-    """Words that must not be shown, however they are spelt: as they are, or escaped as in JSON, HTML or an address."""
+    """Words that must not be shown, neither plain nor escaped as in JSON, HTML or an address."""
 
     def __init__(self, words: Iterable[str]) -> None:
         forms = {form for word in words for form in _forms(word)}
         self.longest = max((len(form) for form in forms), default=0)
         ordered = sorted(forms, key=lambda form: (-len(form), form))  # the longest first: one may hold another
-        found = "|".join(re.escape(f) if len(f) >= WORD else rf"(?<!\w){re.escape(f)}(?!\w)" for f in ordered)
-        self._pattern = re.compile(found, re.IGNORECASE) if found else None
+        pattern = "|".join(re.escape(f) if len(f) >= WORD else rf"(?<!\w){re.escape(f)}(?!\w)" for f in ordered)
+        self._pattern = re.compile(pattern, re.IGNORECASE) if pattern else None
 
     def hide(self, text: str) -> str:
-        """`text` with a mark in the place of every secret."""
+        """`text` with every secret replaced by a mark."""
         return self._pattern.sub(HIDDEN, text) if self._pattern else text
 
     def line(self, text: str, most: int = 200) -> str:
-        """What somebody else said, in one line that can be shown: no secret, no control character, not long."""
+        """Foreign text as one line that can be shown: no secrets, no control characters, at most `most` long."""
         plain = "".join(c if c.isprintable() else " " for c in self.hide(text))
         return self.hide(" ".join(plain.split()))[:most]
 

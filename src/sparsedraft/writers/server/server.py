@@ -1,7 +1,7 @@
-"""Calls to an OpenAI-compatible server: each is tried until it is answered whole, or for good in vain.
+"""An OpenAI-compatible server: each request is repeated until the answer is complete, or the tries are used up.
 
-An answer that is broken off counts like a lost connection. Whatever a server says is shown in one line without secrets
-(see writers.server.secret), and no call lasts for ever (see writers.server.calls).
+A truncated answer counts as a lost connection. Messages from the server are shown in one line without secrets (see
+`secret`), and every call ends (see `calls`).
 """
 
 import json
@@ -20,21 +20,21 @@ from sparsedraft.writers.server.calls import TOLD, Calls, Failed, Reply, TooMuch
 from sparsedraft.writers.server.secret import Secrets, read_key, secrets_of, shown
 
 AGAIN = (408, 409, 425, 429)  # statuses below 500 that another try may cure
-LONGER = 4  # times the longest silence: what a call may take in all
-LONGEST_WAIT = 120.0  # seconds: what a server may ask for as Retry-After
+LONGER = 4  # times the longest silence: the limit of a whole call
+LONGEST_WAIT = 120.0  # seconds: the limit of Retry-After
 GROWTH = 4  # doublings of the first wait, at most
 LISTED = 16 << 20  # bytes of a list of models, at most
-FRAME = 4 << 20  # bytes of an answer but for its tokens, at most,
+FRAME = 4 << 20  # bytes of an answer besides its tokens, at most,
 TOKEN = 1 << 10  # and of a token, or one of the likeliest at its place
 KEY = "set OPENAI_API_KEY to a key that it takes"
 MENDS = {401: KEY, 403: KEY, 404: "check --url, which mostly ends in /v1"}
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # where servers put what a model thinks before it answers
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields where servers put the model's thoughts
 
 Part = TypeVar("Part")
 
 
 class Refused(UserError):
-    """The server has understood the request and will not serve it, however often it is asked: it answers `status`."""
+    """The server understands the request and refuses it for good, with `status`."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -43,11 +43,11 @@ class Refused(UserError):
 
 @dataclass(frozen=True)
 class Choice:
-    """What a model said.
+    """An answer of the model.
 
-    `finish_reason` is "eos", "length" or, where the answer is not the model's whole own, the server's word for why.
-    `thoughts`: what it thought before, where the server sends that apart. `tokens`: how many it wrote, and `hidden`:
-    how many of them it thought, as the server counts them; None where it does not.
+    `finish_reason` is "eos", "length" or, if the answer is not entirely the model's, the server's reason. `thoughts`
+    precede the answer, if the server sends them separately. `tokens`: how many the model wrote, and `hidden`: how many
+    of them are thoughts, as the server counts; None if it does not.
     """
 
     text: str
@@ -59,17 +59,17 @@ class Choice:
 
     @property
     def whole(self) -> bool:
-        """Whether this is what the model wrote, to its end or to the longest answer."""
+        """Whether this is the model's answer, up to its end or to the limit of tokens."""
         return self.finish_reason in ("eos", "length")
 
 
 class Server:
     """The server at `url` (".../v1"); the key is OPENAI_API_KEY, where that is set.
 
-    A call that fails is made again up to `retries` times, after `wait` seconds at first and twice as long each time,
-    or after what the server asks for. `timeout` is the longest silence in seconds; a call takes four times as long at
-    most. Its methods raise UserError, in one sentence, for a server that is down, too slow, or answers in halves or
-    without end, and Refused for a request that it refuses. Many threads may call at once.
+    A failed call is repeated up to `retries` times: after `wait` seconds at first and twice as long each time, or when
+    the server asks for it. `timeout` limits a silence, in seconds; a whole call may take four times as long. Methods
+    raise UserError for a server that is down, too slow, or sends truncated or endless answers, and Refused for a
+    request that it refuses. Many threads may call at once.
     """
 
     def __init__(self, url: str, *, timeout: float = 300.0, retries: int = 6, wait: float = 0.5) -> None:
@@ -87,11 +87,11 @@ class Server:
         )
 
     def chat(self, what: str, options: dict[str, Any]) -> Choice:
-        """What the model says next. `what` names the request in errors."""
+        """The model's next message. `what` names the request in errors."""
         return self._post("chat/completions", what, options, lambda choice: choice["message"]["content"])
 
     def complete(self, what: str, options: dict[str, Any]) -> Choice:
-        """How the model goes on with a text that no template is applied to; as `chat`."""
+        """The model's continuation of a text, without a template; as `chat`."""
         return self._post("completions", what, options, lambda choice: choice["text"])
 
     def _post(self, path: str, what: str, options: dict[str, Any], text: Callable[[Any], Any]) -> Choice:
@@ -100,7 +100,7 @@ class Server:
         return self._ask(what, lambda: self._calls.post(path, asked, most), lambda body: self._choice(body, text, what))
 
     def _ask(self, what: str, call: Callable[[], Reply], part: Callable[[Any], Part]) -> Part:
-        """The `part` of the body that answers `call`. `part` looks at nothing else: its errors are the body's."""
+        """Make `call`, again if need be, and return the `part` of the body; an error in `part` is the body's fault."""
         reason, asked_for = "", ""
         for attempt in range(self.retries + 1):
             if attempt:
@@ -127,22 +127,22 @@ class Server:
         )
 
     def _status(self, reply: Reply, what: str) -> str:
-        """What the server answers instead of an answer; Refused where it would say the same again."""
-        told = reply.body.decode(errors="replace")
-        if len(reply.body) >= TOLD:  # cut off there: perhaps within a secret, which would not be known
-            told = told[: -self.secrets.longest or None]
-        reason = f"answers {reply.status} ({self.secrets.line(told)})"
+        """The server's error as a reason; Refused if a repeated request would fail again."""
+        text = reply.body.decode(errors="replace")
+        if len(reply.body) >= TOLD:  # cut off, perhaps inside a secret, which could not be recognised
+            text = text[: -self.secrets.longest or None]
+        reason = f"answers {reply.status} ({self.secrets.line(text)})"
         if reply.status not in AGAIN and reply.status < 500:
             mend = MENDS.get(reply.status, "change the prompt or the option that it names")
             raise Refused(f"the server at --url {self.url} {reason} to {what}: {mend}.", reply.status)
         return reason
 
     def _choice(self, body: Any, text: Callable[[Any], Any], what: str) -> Choice:
-        """The one choice of an answer. Some servers leave out what is null."""
+        """The one choice in an answer. Some servers leave out fields that are null."""
         choice = body["choices"][0]
-        said, reason, message = text(choice), choice["finish_reason"], choice.get("message") or {}
+        answer, reason, message = text(choice), choice["finish_reason"], choice.get("message") or {}
         thoughts = next((message[name] for name in THOUGHTS if message.get(name)), "")
-        if not (isinstance(said, str | None) and isinstance(reason, str | None) and isinstance(thoughts, str)):
+        if not (isinstance(answer, str | None) and isinstance(reason, str | None) and isinstance(thoughts, str)):
             raise TypeError
         usage = body.get("usage") or {}
         written, hidden = usage.get("completion_tokens"), (usage.get("completion_tokens_details") or {})
@@ -155,7 +155,7 @@ class Server:
                 f"'{self.secrets.line(str(reason), 40)}', which may mean an end or a cut: use another server."
             )
         return Choice(
-            said or "",
+            answer or "",
             str(reason).lower() if meaning == finish.REFUSED else meaning,
             choice.get("logprobs"),
             thoughts,
@@ -164,20 +164,20 @@ class Server:
         )
 
     def _pause(self, attempt: int, asked_for: str) -> float:
-        """Seconds before another try: what the server asked for, else twice as long each time, a quarter of it chance.
+        """Seconds before another try: as the server asks, else twice as long each time, with a random quarter.
 
-        The chance keeps many calls that failed together from coming back together.
+        The random part keeps many calls that failed together from being repeated together.
         """
-        wanted = _seconds(asked_for)
-        if wanted > 0:
-            return min(wanted, LONGEST_WAIT)
+        seconds = _seconds(asked_for)
+        if seconds > 0:
+            return min(seconds, LONGEST_WAIT)
         return self.wait * 2 ** min(attempt - 1, GROWTH) * (0.75 + 0.25 * random.random())
 
 
 def _seconds(header: str) -> float:
     """A Retry-After header, in seconds or as a date; 0 for what is neither."""
     try:
-        return 0.0 if math.isnan(found := float(header)) else found
+        return 0.0 if math.isnan(seconds := float(header)) else seconds
     except ValueError:
         pass
     try:

@@ -1,7 +1,7 @@
-"""What a model thinks before it answers, put back where a server sends it apart from the answer.
+"""A model's thoughts, put back before its answer where a server sends them separately.
 
-A drafter reads all that follows the prompt, thoughts and their marks included. The marks are the model's own: its chat
-template shows them where it writes an assistant's thoughts into a conversation, and only then are they put back so.
+A drafter reads everything after the prompt, including thoughts and the marks around them. The chat template shows these
+marks if it writes an assistant's thoughts into a conversation; only then can they be put back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,26 +12,26 @@ from transformers import PreTrainedTokenizerBase
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.templates import MARK
 
-THOUGHT = "\u2e2f"  # stands for what is thought, as MARK for what is said; no template has it
+THOUGHT = "\u2e2f"  # stands for thoughts, as MARK does for an answer; no template contains it
 
 
 def put_back(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], thoughts: str, said: str
 ) -> str | None:
-    """The whole text of an answer to `messages`: thoughts, marks and answer; None where the template shows no thoughts.
+    """The whole text of an answer to `messages`: thoughts, marks and answer; None if the template shows no thoughts.
 
-    Space beside a mark is the server's own where it sends any, else the template's: some parsers strip it, one side or
-    the other. Nothing `said` means that the answer was cut off among the thoughts.
+    White space beside a mark is the server's if it sends any, else the template's: some servers strip it. If nothing
+    was `said`, the answer was cut off among the thoughts.
     """
-    marked = {"role": "assistant", "content": MARK, "reasoning_content": THOUGHT}
+    message = {"role": "assistant", "content": MARK, "reasoning_content": THOUGHT}
     try:
-        begun = templates.render(tokenizer, messages, generation_prompt=True)
-        whole = templates.render(tokenizer, [*messages, marked])
+        prompt = templates.render(tokenizer, messages, generation_prompt=True)
+        whole = templates.render(tokenizer, [*messages, message])
     except TemplateError:
         return None
-    if not whole.startswith(begun):
+    if not whole.startswith(prompt):
         return None
-    rest = whole[len(begun) :]
+    rest = whole[len(prompt) :]
     if rest.count(THOUGHT) != 1 or rest.count(MARK) != 1 or rest.index(THOUGHT) > rest.index(MARK):
         return None
     opening, _, rest = rest.partition(THOUGHT)

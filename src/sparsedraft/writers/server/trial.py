@@ -1,9 +1,9 @@
-"""Is a server's word the model's? What it is tried for before a row is asked of it, with questions of our own.
+"""A trial of the server, with trial questions before the first row: does it give what it is asked for?
 
-Two kinds of servers give other things than they were asked for without a word: such that take no notice of a
-temperature (`transformers serve` where the checkpoint's generation_config.json has no do_sample), whose samples are all
-one greedy text; and such that give no log-probabilities of the model (llama-server with a drafter reports 0 and no
-alternatives for drafts that were accepted, SGLang divides by the temperature first).
+Two kinds of servers silently do not. Some ignore the temperature (`transformers serve` if the checkpoint's
+generation_config.json has no do_sample), so that all samples are one greedy text. Some report log-probabilities that
+are not the model's (llama-server with a drafter reports 0 and no alternatives for accepted drafts; SGLang divides the
+logits by the temperature first).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from sparsedraft.writers.server import reported
 from sparsedraft.writers.server.reported import Place
 from sparsedraft.writers.server.server import Choice
 
-# a question, options beside it and how many likeliest tokens to report, to what is said; None where it is refused
+# (question, more options, number of likeliest tokens to report) to the answer; None if it is refused
 Ask = Callable[[str, dict[str, Any], int], Choice | None]
 
 OPEN = (  # there are thousands of answers to each
@@ -22,15 +22,16 @@ OPEN = (  # there are thousands of answers to each
     "Invent the names of ten people and say what each of them had for breakfast.",
     "Begin a story that nobody has ever told, in a place that nobody has ever seen.",
 )
-FORESEEN = "Count from 1 to 40, with commas in between, and write nothing else."  # what a drafter drafts well
-HOT = (100.0, 2.0)  # temperatures: the second where a server takes none above it
+FORESEEN = "Count from 1 to 40, with commas in between, and write nothing else."  # easy for a drafter
+HOT = (100.0, 2.0)  # temperatures; the second is for servers that allow none above it
 TOKENS = 32
-ALIKE = 24  # characters from which on two equal texts tell something
+ALIKE = 24  # characters: shorter texts may be equal by chance
 
 
 def unfit(ask: Ask, sampling: Sampling, k: int) -> str:
-    """Why a server is not fit for answers drawn with `sampling`, with the k likeliest tokens of each place (0: none),
-    and what to start it with; or "".
+    """Why a server is not fit for answers drawn with `sampling`, and how to start it instead; or "".
+
+    `k` is how many of the likeliest tokens it must report at each place.
     """
     if not sampling.greedy and not heeds_temperature(ask):
         return (
@@ -54,11 +55,10 @@ def unfit(ask: Ask, sampling: Sampling, k: int) -> str:
 def heeds_temperature(ask: Ask) -> bool:
     """Whether two seeds give two texts at a high temperature.
 
-    At 100 the logits are divided by so much that nearly every token of the vocabulary is as likely as any other: that
-    two texts of ALIKE characters are equal, three times, by chance, is out of the question. Some servers first leave
-    out tokens of less than 5 % (llama-server), or take no temperature above 2. There it would need a model that has
-    but one answer to each of three questions to which there are thousands. True, too, where texts are too short to
-    tell, or the server refuses to be asked.
+    At a temperature of 100 nearly all tokens of the vocabulary are equally likely, so two texts of ALIKE characters are
+    not equal by chance, let alone three times. Some servers first drop tokens below 5 % (llama-server), or allow no
+    temperature above 2. There the test fails only for a model with a single answer to each of three questions that have
+    thousands. Also True where the texts are too short for a verdict, or the server refuses the questions.
     """
     for question in OPEN:
         pair = [_hot(ask, question, seed) for seed in (1, 2)]
@@ -76,23 +76,24 @@ def _hot(ask: Ask, question: str, seed: int) -> str | None:
 
 
 def _scales(ask: Ask, temperature: float, k: int) -> bool:
-    """Whether the server divides by the temperature before it reports; False where it does not say."""
-    found = []
+    """Whether the server divides the logits by the temperature before it reports; False if it reports nothing."""
+    places = []
     for at in (0.0, temperature):
         choice = ask(OPEN[0], {"max_tokens": 1, "temperature": at}, k)
-        found.append(reported.read(choice.logprobs) if choice is not None else [])
-    return all(found) and scaled(found[0], found[1], temperature)
+        places.append(reported.read(choice.logprobs) if choice is not None else [])
+    return all(places) and scaled(places[0], places[1], temperature)
 
 
 def scaled(greedy: Sequence[Place], sampled: Sequence[Place], temperature: float) -> bool:
-    """Whether log-probabilities of the same place, asked for greedily and at `temperature`, are the model's divided by
-    it. False where they would hardly differ: servers' own rounding makes a few hundredths.
+    """Whether the log-probabilities at `temperature` are those of the greedy request, at the same place, divided by it.
+
+    False if that would hardly make a difference: servers' rounding makes a few hundredths.
     """
     plain, hot = dict(greedy[0][1]), dict(sampled[0][1])
     both = sorted((token for token in plain if token in hot), key=lambda token: -plain[token])
     if len(both) < 2:
         return False
     first, last = both[0], both[-1]
-    lead, found = plain[first] - plain[last], hot[first] - hot[last]
+    lead, hot_lead = plain[first] - plain[last], hot[first] - hot[last]
     expected = lead / temperature
-    return abs(expected - lead) > 0.4 and abs(found - expected) < abs(found - lead)
+    return abs(expected - lead) > 0.4 and abs(hot_lead - expected) < abs(hot_lead - lead)
