@@ -16,7 +16,7 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.text import prompts
 from sparsedraft.writers.protocol.requests import Request
-from sparsedraft.writers.transformers.completions import generate_batch
+from sparsedraft.writers.transformers.completions import complete_all
 
 
 def rate(model: Any, requests: list[Request], batch_size: int, eos_ids: frozenset[int]) -> float:
@@ -26,7 +26,7 @@ def rate(model: Any, requests: list[Request], batch_size: int, eos_ids: frozense
 
     def write() -> None:
         nonlocal written
-        for output in generate_batch(model, requests, batch_size=batch_size, **how):
+        for output in complete_all(model, requests, batch_size=batch_size, **how):
             written += len(output.token_ids)
 
     taken = seconds(write)

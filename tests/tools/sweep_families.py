@@ -31,7 +31,7 @@ from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.protocol.requests import Request
-from sparsedraft.writers.transformers.completions import generate_batch
+from sparsedraft.writers.transformers.completions import complete_all
 from tiny import build_tokenizer
 
 NEW, LENGTHS, GREEDY = 16, (45, 23), Sampling()
@@ -118,7 +118,7 @@ def ways(target: hf.PreTrainedModel, other: hf.PreTrainedModel) -> dict[str, Cal
 
     def written(batch: int) -> list[list[int]]:
         requests = [Request(str(i), ids, NEW) for i, ids in enumerate(asked)]
-        found = generate_batch(target, requests, batch_size=batch, sampling=GREEDY, eos_ids=frozenset())
+        found = complete_all(target, requests, batch_size=batch, sampling=GREEDY, eos_ids=frozenset())
         return [output.token_ids for output in sorted(found, key=lambda output: output.id)]
 
     def decoded(drafter: LoadedModel | None, k: int, rows: int, branching: int = 1) -> list[list[int]]:

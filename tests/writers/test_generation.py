@@ -7,7 +7,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.transformers import padded
-from sparsedraft.writers.transformers.completions import generate_batch
+from sparsedraft.writers.transformers.completions import complete_all
 
 GREEDY = Sampling()
 
@@ -24,7 +24,7 @@ def requests(count: int, new: int = 16) -> list[Request]:
 
 def run(model, asked, batch_size: int, sampling: Sampling = GREEDY, **options):
     options = {"eos_ids": frozenset(range(3, 40)), **options}
-    made = list(generate_batch(model, asked, batch_size=batch_size, sampling=sampling, **options))
+    made = list(complete_all(model, asked, batch_size=batch_size, sampling=sampling, **options))
     assert sorted(o.id for o in made) == sorted(r.id for r in asked)
     return {o.id: o for o in made}
 

@@ -17,7 +17,7 @@ from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.protocol.requests import Request
-from sparsedraft.writers.transformers.completions import generate_batch
+from sparsedraft.writers.transformers.completions import complete_all
 from stages import evaluate_to
 from timeless import timeless
 from tiny import build_tokenizer
@@ -74,7 +74,7 @@ def test_the_length_matters(kind: str) -> None:
 def test_answers_are_those_of_transformers(kind: str, batch_size: int) -> None:
     model, new = build(kind), {str(i): NEW if i else 5 for i in range(len(LENGTHS))}
     requests = [Request(str(i), ids, new[str(i)]) for i, ids in enumerate(prompts())]
-    made = generate_batch(model, requests, batch_size=batch_size, sampling=GREEDY, eos_ids=frozenset())
+    made = complete_all(model, requests, batch_size=batch_size, sampling=GREEDY, eos_ids=frozenset())
     texts = {output.id: output.token_ids for output in made}
     assert texts == {r.id: written(model, list(r.prompt_ids), r.max_new_tokens) for r in requests}
 

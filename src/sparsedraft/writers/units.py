@@ -55,13 +55,21 @@ def run_units(
     `concurrency`: how many units are under way at once. Above 1 they run in threads and finish in any order. After an
     error, the units that are under way are finished and kept before it is raised. Ctrl-C waits for nothing.
     """
-    todo = iter(lacking(units, journal))
-    if concurrency == 1:
-        for alone in todo:
-            rows = make(alone)
-            journal.append(keys_of(alone), rows)
-            yield rows
+    todo = lacking(units, journal)
+    if concurrency > 1:
+        yield from _run_in_threads(todo, make, journal, concurrency)
         return
+    for unit in todo:
+        rows = make(unit)
+        journal.append(keys_of(unit), rows)
+        yield rows
+
+
+def _run_in_threads(
+    units: Sequence[Sequence[Prompt]], make: Make, journal: Journal, concurrency: int
+) -> Iterator[list[dict[str, Any]]]:
+    """`run_units`, with up to `concurrency` units under way at once."""
+    todo = iter(units)
     results = SimpleQueue[tuple[Sequence[Prompt], list[dict[str, Any]], BaseException | None]]()
 
     def work(unit: Sequence[Prompt]) -> None:
@@ -72,10 +80,10 @@ def run_units(
 
     def start(count: int) -> int:
         """Start up to `count` more units. The threads are daemons, because a call to a server may never end."""
-        begun = list(islice(todo, count))
-        for one in begun:
-            Thread(target=work, args=(one,), daemon=True).start()
-        return len(begun)
+        units = list(islice(todo, count))
+        for unit in units:
+            Thread(target=work, args=(unit,), daemon=True).start()
+        return len(units)
 
     running, failed = start(concurrency), None
     try:

@@ -140,7 +140,7 @@ def test_too_long_a_prompt_is_refused_before_any_is_answered(
     rows.append({"id": "long", "prompt": "zq " * 400})
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     asked: list[int] = []
-    monkeypatch.setattr(engine, "generate_batch", lambda *_, **__: asked.append(1) or iter(()))
+    monkeypatch.setattr(engine, "complete_all", lambda *_, **__: asked.append(1) or iter(()))
     with pytest.raises(UserError, match=r"prompt long has .* exceed the context of 512"):
         distill(str(tiny_checkpoint), str(tmp_path / "prompts.jsonl"), tmp_path / "out", max_new_tokens=8, batch_size=2)
     assert not asked

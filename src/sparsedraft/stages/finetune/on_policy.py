@@ -15,7 +15,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.text.bins import Bin, fill, samples_in
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.requests import Request
-from sparsedraft.writers.transformers.completions import generate_batch
+from sparsedraft.writers.transformers.completions import complete_all
 
 BATCH = 32  # answers sampled at once
 
@@ -53,7 +53,7 @@ def rewrite(
     try:
         written = {
             output.id: [*takewhile(lambda token: token < vocabulary, output.token_ids)]
-            for output in generate_batch(
+            for output in complete_all(
                 model, requests, batch_size=BATCH, sampling=Sampling(temperature=1.0), eos_ids=eos_ids
             )
         }

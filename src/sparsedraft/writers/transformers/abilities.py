@@ -26,7 +26,7 @@ from sparsedraft.writers.protocol.backend import Backend
 from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.transformers.alone import AloneBackend
 from sparsedraft.writers.transformers.backend import TransformersBackend
-from sparsedraft.writers.transformers.padded import together
+from sparsedraft.writers.transformers.padded import complete_padded
 from sparsedraft.writers.transformers.switching import SwitchingBackend, reads_again, switch_of
 
 FAR, NEAR, MORE = 29, 19, 5  # tokens of a trial's texts: three windows and two, each with a part of another; and drafts
@@ -173,7 +173,7 @@ def _pads(model: PreTrainedModel) -> bool:
     lengths = {FAR: 6, NEAR: 3, 11: 4}
     k = min(20, embedding_rows(model))
     requests = [Request(str(n), _text(model, n), new) for n, new in lengths.items()]
-    for written in together(model, requests, 2, Sampling(), frozenset(), k):
+    for written in complete_padded(model, requests, 2, Sampling(), frozenset(), k):
         ids = [*_text(model, int(written.id)), *written.token_ids]
         expected = _alone(model, ids, len(written.token_ids) + 1)[:-1].float().log_softmax(-1)
         at = torch.tensor(written.topk_ids, device=expected.device)

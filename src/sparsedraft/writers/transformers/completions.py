@@ -10,12 +10,12 @@ from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.writers.protocol.requests import ActiveRequest, Completion, Request, check_fits, check_top_k, extend
 from sparsedraft.writers.transformers.abilities import abilities
 from sparsedraft.writers.transformers.alone import AloneBackend
-from sparsedraft.writers.transformers.padded import together
+from sparsedraft.writers.transformers.padded import complete_padded
 from sparsedraft.writers.transformers.switching import switch_of
 
 
 @torch.no_grad()  # not inference_mode: weights that FSDP2 gathers in it could not be trained with afterwards
-def generate_batch(
+def complete_all(
     model: PreTrainedModel,
     requests: Sequence[Request],
     *,
@@ -24,25 +24,28 @@ def generate_batch(
     eos_ids: frozenset[int],
     top_k_logprobs: int = 0,
 ) -> Iterator[Completion]:
-    """Answer every request, `batch_size` rows at once; yields each output as it finishes.
+    """Complete every request, `batch_size` rows at once; yields each completion as it is finished.
 
-    With `top_k_logprobs` k > 0, every written token comes with the k likeliest ids and their log-probabilities (of the
-    model itself, before temperature and the like). Raises UserError for a prompt that does not fit the context,
+    With `top_k_logprobs` k > 0, every written token comes with the k likeliest ids and their log-probabilities: those
+    of the model itself, before temperature and the like. Raises UserError for a prompt that does not fit the context,
     FloatingPointError where logits are NaN.
     """
     check_fits(context_length(model), embedding_rows(model), requests)
     check_top_k(model, top_k_logprobs)
     how = (sampling, eos_ids, top_k_logprobs)
-    several, single = _sorted(model, requests) if abilities(model).pads else ([], requests)
-    for group in several:
-        yield from together(model, group, batch_size, *how)
+    groups, single = _grouped(model, requests) if abilities(model).pads else ([], requests)
+    for group in groups:
+        yield from complete_padded(model, group, batch_size, *how)
     for request in single:
         yield _alone(model, request, *how)
 
 
-def _sorted(model: PreTrainedModel, requests: Sequence[Request]) -> tuple[list[list[Request]], list[Request]]:
-    """(groups of requests that can share passes, those that share none): where rotary frequencies change at a length,
-    all rows of a pass have the same, so rows that stay below it go together, and rows that begin beyond it."""
+def _grouped(model: PreTrainedModel, requests: Sequence[Request]) -> tuple[list[list[Request]], list[Request]]:
+    """(groups of requests whose rows can share passes, requests that share none).
+
+    All rows of a pass have the same rotary frequencies. Where these change at a length, rows that stay below it share
+    passes, and rows that begin beyond it do.
+    """
     at = switch_of(model)
     if at is None:
         return [list(requests)], []
@@ -58,7 +61,7 @@ def _sorted(model: PreTrainedModel, requests: Sequence[Request]) -> tuple[list[l
 def _alone(
     model: PreTrainedModel, request: Request, sampling: Sampling, eos_ids: frozenset[int], top_k_logprobs: int
 ) -> Completion:
-    """One answer as transformers itself writes it."""
+    """One completion as transformers itself writes it."""
     backend, row, new = AloneBackend(model), ActiveRequest.begin(request), request.prompt_ids
     while not row.finished:
         extend([row], backend.forward([new], [1])[0], sampling, eos_ids, top_k_logprobs)

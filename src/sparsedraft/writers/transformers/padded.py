@@ -90,7 +90,7 @@ def _pad(tensor: Tensor, width: int, dim: int) -> Tensor:
     return F.pad(tensor, (missing, 0) if dim == -1 else (0, 0, missing, 0))
 
 
-def together(
+def complete_padded(
     model: PreTrainedModel,
     requests: Sequence[Request],
     batch_size: int,
@@ -98,7 +98,7 @@ def together(
     eos_ids: frozenset[int],
     top_k_logprobs: int,
 ) -> Iterator[Completion]:
-    """Answer every request, `batch_size` rows at once: `writing.generate_batch` for a model that takes padded rows."""
+    """Complete every request, `batch_size` rows at once, with a model that takes padded rows (see `Abilities.pads`)."""
     # Longest first: rows that start together are of like length, so little of a prefill is padding.
     queue = sorted(requests, key=lambda r: -len(r.prompt_ids))
     batch = _Batch(model)

@@ -1,14 +1,15 @@
 """Models whose rotary frequencies change at a length (longrope: Phi-3, Phi-3.5, Phi-4-mini), read as transformers does.
 
-In transformers the frequencies of a pass follow from its last position. A prompt is one pass, whatever follows is one
-token a pass. So a key is rotated by the one set or the other according to how it was read, and Phi-3 in addition reads
-everything again with the second set once a text grows beyond the first. Passes of many tokens, of drafts or of several
-rows, must therefore be parted where the frequencies change, and keys of the wrong set be read again.
+In transformers the last position of a pass decides the frequencies of the whole pass. A prompt is one pass, and every
+later token is a pass of its own, so how a key was read decides which frequencies rotate it. Phi-3 also reads the whole
+text again with the second frequencies once it grows beyond the first. A pass over many tokens (drafts, several rows)
+must therefore be split where the frequencies change, and keys with the wrong frequencies must be read again.
 
-`dynamic` frequencies need none of this: they change beyond the context only, where decoding ends.
+`dynamic` frequencies need none of this: they change only beyond the context, where decoding ends.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from sparsedraft.writers.transformers.backend import TransformersBackend
 def switch_of(model: PreTrainedModel) -> int | None:
     """The length in tokens beyond which `model` has other rotary frequencies; None where none in its context does."""
     config = model.config.get_text_config()
-    context, found = context_of(config), [*_switches(getattr(config, "rope_parameters", None) or {})]
-    at = min(found, default=None)
+    context, switches = context_of(config), _switches(getattr(config, "rope_parameters", None) or {})
+    at = min(switches, default=None)
     return at if at is not None and (context is None or at < context) else None
 
 
@@ -37,8 +38,8 @@ def _switches(rope: dict[str, Any]) -> Iterator[int]:
 
 
 def reads_again(model: PreTrainedModel, at: int) -> bool:
-    """Whether transformers drops the cache of `model` when a text grows beyond `at` tokens: tried, with a cache of so
-    many empty keys."""
+    """Whether transformers drops the cache of `model` when a text grows beyond `at` tokens. Found out by trying, with a
+    cache of `at` empty keys."""
     cache = DynamicCache()
     cache.update(torch.zeros(1, 1, at, 1), torch.zeros(1, 1, at, 1), 0)
     ids = torch.zeros(1, at + 1, dtype=torch.long, device=model.device)
@@ -48,14 +49,29 @@ def reads_again(model: PreTrainedModel, at: int) -> bool:
     return bool(inputs["input_ids"].shape[1] == at + 1)
 
 
+@dataclass
+class _Split:
+    """How one row's new tokens are read. `first` and `second`: the tokens for the two passes, with the first and with
+    the second frequencies. `beyond`: how many of the new tokens lie beyond the switch, so that their logits come from
+    the second pass. `again`: the second pass reads the whole text, into an empty cache."""
+
+    first: list[int] = field(default_factory=list)
+    second: list[int] = field(default_factory=list)
+    beyond: int = 0
+    again: bool = False
+
+
 class SwitchingBackend:
-    """A TransformersBackend of such a model. `at`: the length beyond which its frequencies are others; `again`: whether
-    all is read again there. A row's prompt is what comes first, before the last `logits` - 1 tokens."""
+    """A backend for such a model.
+
+    `at`: the length in tokens beyond which the second frequencies hold. `again`: whether the whole text is read again
+    there. A row's prompt is what it gets first, without the last `logits` - 1 tokens.
+    """
 
     def __init__(self, inner: TransformersBackend, at: int, again: bool) -> None:
         self.inner, self.at, self.again = inner, at, again
         self.max_length = inner.max_length
-        self._held: list[list[int]] = [[] for _ in inner.lengths]  # which the inner cache may hold a part of only
+        self._texts: list[list[int]] = [[] for _ in inner.lengths]  # the inner cache may hold only a part of a text
         self._second = [False for _ in inner.lengths]  # whether all of a row was read with the second frequencies
 
     @property
@@ -65,54 +81,51 @@ class SwitchingBackend:
 
     @property
     def lengths(self) -> list[int]:
-        return [len(held) for held in self._held]
+        return [len(text) for text in self._texts]
 
     def forward(self, ids: Sequence[Sequence[int]], logits: Sequence[int]) -> list[Tensor]:
-        rows = range(len(ids))
         cached = self.inner.lengths
-        early: list[list[int]] = [[] for _ in rows]  # what is read with the first frequencies,
-        late: list[list[int]] = [[] for _ in rows]  # and what with the second
-        beyond, anew = [0 for _ in rows], [False for _ in rows]
-        for b in rows:
-            before, new = len(self._held[b]), list(ids[b])
-            if not new:
-                continue
-            text = self._held[b] + new
-            prompt = len(new) - max(0, logits[b] - 1) if before == 0 else 0
-            if max(before, prompt) > self.at:
-                late[b], beyond[b] = text[cached[b] :], len(new)
-                self._second[b] |= prompt > self.at
-            else:
-                beyond[b] = max(0, len(text) - self.at)
-                early[b] = text[cached[b] : self.at]
-                if beyond[b] and self.again:
-                    late[b], anew[b], self._second[b] = text, True, True
-                    early[b] = early[b] if logits[b] > beyond[b] else []
-                else:
-                    late[b] = text[self.at :]
-            self._held[b] = text
-        ends = [min(n, most) for n, most in zip(logits, beyond, strict=True)]
-        first = self._pass(early, [n - end for n, end in zip(logits, ends, strict=True)])
-        self.inner.rollback([0 if new else n for new, n in zip(anew, self.inner.lengths, strict=True)])
-        last = self._pass(late, ends)
-        return [torch.cat([x for x in pair if len(x)] or [torch.empty(0)]) for pair in zip(first, last, strict=True)]
+        splits = [self._split(b, list(ids[b]), logits[b], cached[b]) for b in range(len(ids))]
+        ends = [min(n, split.beyond) for n, split in zip(logits, splits, strict=True)]
+        starts = [n - end for n, end in zip(logits, ends, strict=True)]
+        first = self._pass([split.first for split in splits], starts)
+        self.inner.rollback([0 if split.again else n for split, n in zip(splits, self.inner.lengths, strict=True)])
+        second = self._pass([split.second for split in splits], ends)
+        return [torch.cat([x for x in pair if len(x)] or [torch.empty(0)]) for pair in zip(first, second, strict=True)]
+
+    def _split(self, b: int, new: list[int], logits: int, cached: int) -> _Split:
+        """How row b reads its `new` tokens; `cached` tokens of its text are in the inner cache."""
+        if not new:
+            return _Split()
+        before = len(self._texts[b])
+        text = self._texts[b] = self._texts[b] + new
+        prompt = len(new) - max(0, logits - 1) if before == 0 else 0
+        if max(before, prompt) > self.at:
+            self._second[b] |= prompt > self.at
+            return _Split(second=text[cached:], beyond=len(new))
+        beyond = max(0, len(text) - self.at)
+        first = text[cached : self.at]
+        if not (beyond and self.again):
+            return _Split(first, text[self.at :], beyond)
+        self._second[b] = True
+        return _Split(first if logits > beyond else [], text, beyond, again=True)
 
     def _pass(self, ids: list[list[int]], logits: list[int]) -> list[Tensor]:
         if not any(ids):
             return [torch.empty(0) for _ in ids]
-        found = self.inner.forward(ids, [max(n, bool(new)) for n, new in zip(logits, ids, strict=True)])
-        return [x[len(x) - n :] for x, n in zip(found, logits, strict=True)]
+        out = self.inner.forward(ids, [max(n, bool(new)) for n, new in zip(logits, ids, strict=True)])
+        return [x[len(x) - n :] for x, n in zip(out, logits, strict=True)]
 
     def rollback(self, lengths: Sequence[int]) -> None:
-        kept = []
-        for b, (held, wanted) in enumerate(zip(self._held, lengths, strict=True)):
-            if wanted < len(held):
-                self._held[b] = held[:wanted]
-                if self._second[b] and wanted <= self.at:
-                    self._second[b], wanted = False, 0  # to be read again with the first frequencies
-            kept.append(wanted)
-        self.inner.rollback(kept)
+        inner_lengths = []
+        for b, length in enumerate(lengths):
+            if length < len(self._texts[b]):
+                self._texts[b] = self._texts[b][:length]
+                if self._second[b] and length <= self.at:  # everything is read again, with the first frequencies
+                    self._second[b], length = False, 0
+            inner_lengths.append(length)
+        self.inner.rollback(inner_lengths)
 
     def select(self, rows: Sequence[int]) -> None:
-        self._held, self._second = [self._held[b] for b in rows], [self._second[b] for b in rows]
+        self._texts, self._second = [self._texts[b] for b in rows], [self._second[b] for b in rows]
         self.inner.select(rows)

@@ -11,7 +11,7 @@ from sparsedraft.text import bins, logits
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.requests import Completion, Request, check_top_k
 from sparsedraft.writers.transformers.abilities import backend_of, reads_whole
-from sparsedraft.writers.transformers.completions import generate_batch
+from sparsedraft.writers.transformers.completions import complete_all
 
 
 @dataclass
@@ -30,8 +30,8 @@ class TransformersWriter:
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, top_k_logprobs: int = 0
     ) -> Iterator[Completion]:
-        """See `generate_batch`."""
-        return generate_batch(
+        """See `complete_all`."""
+        return complete_all(
             self.model,
             requests,
             batch_size=self.batch_size,
