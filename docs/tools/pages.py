@@ -4,30 +4,29 @@ A hook of mkdocs (see mkdocs.yml). Nothing it writes is stored in the repository
 """
 
 import ast
+import inspect
 import json
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from pydantic.fields import FieldInfo
 
-from sparsedraft.cli import app
+from sparsedraft.base.options import Options, Text, fields_of, flag, limits, mark_of
+from sparsedraft.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
-TYPES = {"TEXT": "text", "str": "text", "int": "whole number", "float": "number", "Path": "path", "bool": "switch"}
-
-
-def commands() -> dict[str, Any]:
-    """The commands by name, in the order of `sparsedraft --help`."""
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+TYPES = {str: "text", int: "whole number", float: "number", Path: "path", dict: "name=value"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put a page for each command into the navigation."""
     pages: list[Any] = [{"All commands": "commands/index.md"}]
-    pages += [{name: f"commands/{name}.md"} for name in commands()]
+    pages += [{name: f"commands/{name}.md"} for name in COMMANDS]
     for entry in config.nav or []:
         if "Commands" in entry:
             entry["Commands"] = pages
@@ -36,7 +35,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the written pages to those that lie in docs/."""
-    written = {f"commands/{name}.md": command_page(name, command) for name, command in commands().items()}
+    written = {f"commands/{name}.md": command_page(name, *command) for name, command in COMMANDS.items()}
     written["commands/index.md"] = index_page()
     written["modules.md"] = modules_page()
     written["records.md"] = records_page()
@@ -44,6 +43,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in written.items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def sentence(work: Callable[..., object]) -> str:
+    """The first line of what a command says of itself."""
+    return (inspect.getdoc(work) or "").partition("\n")[0]
 
 
 def changelog() -> str:
@@ -90,7 +94,7 @@ def first_sentence(file: Path) -> str:
 
 
 def index_page() -> str:
-    rows = [f"| [{name}]({name}.md) | {cell(command.help or '')} |" for name, command in commands().items()]
+    rows = [f"| [{name}]({name}.md) | {cell(sentence(work))} |" for name, (_, work) in COMMANDS.items()]
     return "\n".join(
         [
             "# Commands",
@@ -114,53 +118,79 @@ def index_page() -> str:
     )
 
 
-def command_page(name: str, command: Any) -> str:
-    """The page of one command: how to call it, its arguments, its options."""
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden and p.name != "help"]
-    words = [f"{(p.metavar or p.name).upper()}" + (" ..." if p.nargs == -1 else "") for p in arguments]
-    words = [word if p.required else f"[{word}]" for word, p in zip(words, arguments, strict=True)]
-    needed = [f"{p.opts[0]} {p.name.upper()}" for p in options if p.required]
-    call = " ".join(["sparsedraft", name, *words, *needed, "[OPTIONS]" if options else ""]).strip()
-    out = [f"# {name}", "", command.help or "", "", "```", call, "```", ""]
+def command_page(name: str, options: type[Options], work: Callable[..., object]) -> str:
+    """The page of one command, from the class of its options: how to call it, its arguments, its options."""
+    fields = {flag(field_name, field): field for field_name, field in fields_of(options).items()}
+    arguments = {shown: field for shown, field in fields.items() if not shown.startswith("--")}
+    named = {shown: field for shown, field in fields.items() if shown.startswith("--")}
+    call = [word(shown, field) for shown, field in arguments.items()]
+    call += [f"{shown} {shown.removeprefix('--').upper()}" for shown, field in named.items() if field.is_required()]
+    out = [
+        f"# {name}",
+        "",
+        inspect.getdoc(work) or "",
+        "",
+        "```",
+        f"sparsedraft {name} {' '.join(call)} [OPTIONS]",
+        "```",
+    ]
     if arguments:
-        out += ["| argument | meaning |", "| --- | --- |"]
-        out += [f"| `{(p.metavar or p.name).upper()}` | {cell(getattr(p, 'help', None) or '')} |" for p in arguments]
-        out += [""]
-    if options:
-        out += ["| option | takes | default | bounds | meaning |", "| --- | --- | --- | --- | --- |"]
-        out += [option_row(p) for p in options]
+        out += ["", "| argument | meaning |", "| --- | --- |"]
+        out += [f"| `{shown}` | {cell(field.description or '')} |" for shown, field in arguments.items()]
+    out += ["", "| option | takes | default | bounds | meaning |", "| --- | --- | --- | --- | --- |"]
+    out += [option_row(shown, field) for shown, field in named.items()]
     return "\n".join([*out, ""])
 
 
-def option_row(p: Any) -> str:
-    names = ", ".join(f"`{name}`" for name in (*p.opts, *p.secondary_opts))
-    return f"| {names} | {kind(p)} | {default(p)} | {bounds(p)} | {cell(p.help or '')} |"
+def word(shown: str, field: FieldInfo) -> str:
+    """An argument as it stands in a call."""
+    several = f"{shown} ..." if get_origin(plain(field)) is tuple else shown
+    return several if field.is_required() else f"[{several}]"
 
 
-def kind(p: Any) -> str:
-    """What an option takes, in a word."""
-    if getattr(p, "is_flag", False):
-        return "nothing"
-    annotation = getattr(getattr(p, "type_descriptor", None), "annotation", None)
-    name = getattr(annotation, "__name__", None) or getattr(getattr(p, "type", None), "name", "text")
-    return TYPES.get(name, TYPES.get(name.upper(), name)) + (", repeatable" if p.multiple else "")
+def option_row(shown: str, field: FieldInfo) -> str:
+    cells = (f"`{shown}`", takes(field), default(field), bounds(field), cell(field.description or ""))
+    return f"| {' | '.join(cells)} |"
 
 
-def default(p: Any) -> str:
-    if p.required:
+def plain(field: FieldInfo) -> Any:
+    """The type of a field's values, without None."""
+    kind = field.annotation
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def takes(field: FieldInfo) -> str:
+    """What the command line takes for a field."""
+    kind, text = plain(field), mark_of(field, Text)
+    if kind is bool:
+        return "nothing: a switch"
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    if text is not None:
+        kind = text.kind
+    if get_origin(kind) in (tuple, list):
+        return f"{TYPES.get(get_args(kind)[0], 'text')}, as often as you like"
+    return TYPES.get(get_origin(kind) or kind, "text")
+
+
+def default(field: FieldInfo) -> str:
+    if field.is_required():
         return "required"
-    if p.default in (None, False, (), []) or callable(p.default):
-        return "off" if getattr(p, "is_flag", False) else "none"
-    return f"`{p.default}`"
+    value, text = field.get_default(call_default_factory=True), mark_of(field, Text)
+    if text is not None:
+        value = text.write(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None or value in ((), {}) else f"`{value}`"
 
 
-def bounds(p: Any) -> str:
-    """The smallest and the largest value, where the option has them."""
-    low, high = getattr(p, "min", None), getattr(p, "max", None)
-    if low is None and high is None:
-        return ""
-    return f"{'' if low is None else f'{low:g}'} to {'' if high is None else large(high)}".strip()
+def bounds(field: FieldInfo) -> str:
+    """The smallest and the largest value, where the field has them."""
+    found = limits(field)
+    signs = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    return ", ".join(f"{sign} {large(found[key])}" for key, sign in signs.items() if key in found)
 
 
 def large(number: float) -> str:
