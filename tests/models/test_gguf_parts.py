@@ -72,7 +72,7 @@ def test_parts_that_are_not_there(parts: list[Path], cache: Path, harm: Any, mes
 
 @pytest.mark.parametrize("name", ["blk.1.attn_k.weight", "output_norm.weight", "token_embd.weight"])
 def test_a_tensor_that_is_missing(tmp_path: Path, tokenizer: Any, cache: Path, name: str) -> None:
-    write_gguf(tmp_path / "a.gguf", build_llama(layers=2), tokenizer, without=name)
+    write_gguf(tmp_path / "a.gguf", build_llama(layers=2), tokenizer, tensors={name: None})
     with pytest.raises(UserError, match=rf"does not hold the whole model: 1 tensor \({name.removesuffix('.weight')}\)"):
         checkpoint.find(tmp_path / "a.gguf")
     assert not [*cache.iterdir()], "random weights are never kept"

@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 import torch
 from gguf import GGUFWriter
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CONTROL, NORMAL = 3, 1
 
@@ -17,20 +17,35 @@ def write_gguf(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     keys: dict[str, Any] | None = None,
-    extra: dict[str, torch.Tensor] | None = None,
-    without: str | None = None,
+    tensors: dict[str, torch.Tensor | None] | None = None,
+    *,
     split: int = 0,
     pre: str = "gpt-2",
     ends: dict[str, int] | None = None,
 ) -> list[Path]:
     """`model` as llama.cpp's converter writes it (float32), of `split` tensors a part; the paths of the parts.
 
-    `keys` are the architecture's own (None takes one away), `extra` more tensors, `without` names one to leave out,
-    `pre` says how the tokenizer splits text, `ends` what else ends a text ("eot": an id).
+    `keys` of the architecture and `tensors` are added or take the place of others; None takes one away. `pre` says how
+    the tokenizer splits text, `ends` what else ends a text ("eot": an id).
     """
-    config, arch = model.config, {"gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
+    arch = {"gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
     writer = GGUFWriter(path, arch, split_max_tensors=split)
-    own = {
+    _add_keys(writer, {f"{arch}.{name}": value for name, value in (_keys(model.config) | (keys or {})).items()})
+    _add_tokenizer(writer, tokenizer, pre)
+    _add_keys(writer, {f"tokenizer.ggml.{name}_token_id": number for name, number in (ends or {}).items()})
+    for name, tensor in (_tensors(model, arch) | (tensors or {})).items():
+        if tensor is not None:
+            writer.add_tensor(name, tensor.float().contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(path.parent.glob(f"{path.stem}-*.gguf")) if split else [path]
+
+
+def _keys(config: PretrainedConfig) -> dict[str, Any]:
+    """The settings of a model by llama.cpp's names."""
+    return {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -42,10 +57,16 @@ def write_gguf(
         "vocab_size": config.vocab_size,
         "rope.dimension_count": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
     }
-    for name, value in (own | (keys or {})).items():
+
+
+def _add_keys(writer: GGUFWriter, keys: dict[str, Any]) -> None:
+    add = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool, list: writer.add_array}
+    for name, value in keys.items():
         if value is not None:
-            add = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool, list: writer.add_array}
-            add.get(type(value), writer.add_uint32)(f"{arch}.{name}", value)
+            add.get(type(value), writer.add_uint32)(name, value)
+
+
+def _add_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerFast, pre: str) -> None:
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
     special = set(tokenizer.all_special_tokens) | set(tokenizer.get_added_vocab())
     writer.add_tokenizer_model("gpt2")
@@ -56,13 +77,15 @@ def write_gguf(
     writer.add_token_merges(merges)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
-    for name, number in (ends or {}).items():
-        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
     writer.add_chat_template(tokenizer.chat_template)
-    names = gguf.get_tensor_name_map(
-        next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == arch), config.num_hidden_layers
-    )
-    tensors = {}
+
+
+def _tensors(model: PreTrainedModel, arch: str) -> dict[str, torch.Tensor | None]:
+    """The model's weights by llama.cpp's names, as its converter lays them out."""
+    config = model.config
+    known = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
+    names = gguf.get_tensor_name_map(known, config.num_hidden_layers)
+    found: dict[str, torch.Tensor | None] = {}
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -72,15 +95,8 @@ def write_gguf(
             tensor = tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
         if arch == "gemma3" and "norm" in stem:
             tensor = tensor + 1
-        tensors[f"{names.get_name(stem)}.{kind}"] = tensor
-    for name, tensor in (tensors | (extra or {})).items():
-        if name != without:
-            writer.add_tensor(name, tensor.float().contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return sorted(path.parent.glob(f"{path.stem}-*.gguf")) if split else [path]
+        found[f"{names.get_name(stem)}.{kind}"] = tensor
+    return found
 
 
 def rope_freqs(rope: dict[str, Any], dims: int) -> torch.Tensor:
