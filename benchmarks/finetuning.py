@@ -74,9 +74,11 @@ def ours(model, tokenizer, steps: int) -> float:
     marks: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         loop.train(
-            model, masks, training, validation, settings, Path(folder),
+            loop.Task(model, masks, training, validation),
+            settings,
+            Path(folder),
             after_step=lambda step: marks.append(time.perf_counter()),
-        )  # fmt: skip
+        )
     first, last = steps - 1, 2 * steps - 2  # after the warm-up, before the last step's validation
     return (last - first) * LENGTH * fill(training) / (marks[last] - marks[first])
 

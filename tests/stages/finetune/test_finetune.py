@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import losses, masks
-from sparsedraft.stages.finetune.loop import Settings, cosine, count_steps, train, validate
+from sparsedraft.stages.finetune.loop import Settings, Task, cosine, count_steps, train
 from sparsedraft.stages.finetune.objective import Objective
+from sparsedraft.stages.finetune.passes import validate
 from sparsedraft.text import bins
 from sparsedraft.text.logits import answer_logits
 from sparsedraft.text.sample import Sample
@@ -79,7 +80,7 @@ def test_pruned_weights_are_exactly_zero_after_every_step(tiny_llama, tmp_path: 
         assert masks.broken(model, keep) == []
 
     settings = Settings(learning_rate=1e-2, weight_decay=0.1, tokens=2000, sequence_length=64, rows_per_step=2)
-    train(model, keep, samples(20), samples(4, 9), settings, tmp_path, after_step=check)
+    train(Task(model, keep, samples(20), samples(4, 9)), settings, tmp_path, after_step=check)
     assert len(checked) >= 10
     name, mask = next(iter(keep.items()))
     moved = decoder_linears(model)[name].weight.detach() != before[f"{name}.weight"]
@@ -101,7 +102,7 @@ def test_training_brings_the_drafter_nearer(loss: str, tiny_llama, tmp_path: Pat
     target, model = tiny_llama(), tiny_llama()
     keep = sparse(model, 0.2)
     settings = Settings(loss=loss, learning_rate=3e-3, tokens=12000, sequence_length=128, rows_per_step=2)
-    result = train(model, keep, samples(40), samples(40), settings, tmp_path, teacher=target)
+    result = train(Task(model, keep, samples(40), samples(40), teacher=target), settings, tmp_path)
     assert result["val_loss"][1] < 0.9 * result["val_loss"][0]
 
 
@@ -117,7 +118,7 @@ def test_resumed_training_equals_uninterrupted(tiny_llama, tmp_path: Path) -> No
             if step == die_at:
                 raise KeyboardInterrupt
 
-        result = train(model, keep, samples(20), samples(4, 9), settings, folder, after_step=maybe_die)
+        result = train(Task(model, keep, samples(20), samples(4, 9)), settings, folder, after_step=maybe_die)
         return result, model.state_dict(), (folder / "log.jsonl").read_bytes()
 
     whole = one(tmp_path / "whole")
@@ -132,14 +133,14 @@ def test_resumed_training_equals_uninterrupted(tiny_llama, tmp_path: Path) -> No
 def test_diverging_loss_is_the_users_to_mend(tiny_llama, tmp_path: Path) -> None:
     settings = Settings.model_construct(learning_rate=1e30, clip=1e30, tokens=3000, sequence_length=64, warmup=0)
     with pytest.raises(UserError, match=r"--learning-rate 1e\+30 makes the loss diverge"):
-        train(tiny_llama(), {}, samples(20), samples(4), settings, tmp_path)
+        train(Task(tiny_llama(), {}, samples(20), samples(4)), settings, tmp_path)
 
 
 def test_frozen_embeddings_do_not_move(tiny_llama, tmp_path: Path) -> None:
     model = tiny_llama()
     before = model.get_input_embeddings().weight.detach().clone()
     settings = Settings(learning_rate=1e-2, tokens=1000, sequence_length=64, train_embeddings=False)
-    train(model, {}, samples(20), samples(4), settings, tmp_path)
+    train(Task(model, {}, samples(20), samples(4)), settings, tmp_path)
     assert torch.equal(before, model.get_input_embeddings().weight)
 
 
@@ -167,7 +168,7 @@ def test_gradients_are_clipped_to_the_norm(tiny_llama, tmp_path: Path) -> None:
         folder = tmp_path / str(clip)
         folder.mkdir()
         settings = Settings(learning_rate=1e-3, clip=clip, tokens=64, sequence_length=64, warmup=0)
-        train(model, {}, samples(20), samples(4), settings, folder)
+        train(Task(model, {}, samples(20), samples(4)), settings, folder)
         moved.append(float((model.model.layers[0].mlp.up_proj.weight.detach() - before).abs().max()))
     assert moved[0] > 5e-4 and moved[1] < 1e-7
 
@@ -188,7 +189,7 @@ def test_token_budget_becomes_steps() -> None:
 
 def test_log_holds_steps_and_validations(tiny_llama, tmp_path: Path) -> None:
     settings = Settings(tokens=1500, sequence_length=64, rows_per_step=1, validate_every=10)
-    result = train(tiny_llama(), {}, samples(20), samples(4), settings, tmp_path)
+    result = train(Task(tiny_llama(), {}, samples(20), samples(4)), settings, tmp_path)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in log if "loss" in e] == list(range(1, result["steps"] + 1))
     assert [e["step"] for e in log if "val_alpha" in e] == [

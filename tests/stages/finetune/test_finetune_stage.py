@@ -83,7 +83,7 @@ def test_on_policy_training_resumes_to_the_same_bytes(place: Path, tmp_path: Pat
     monkeypatch.setattr(loop, "rewrite", lambda *args, **given: asked.append(given["step"]) or rewrite(*args, **given))
     result = tuned(place, tmp_path / "whole", **dict(options))
     assert asked == list(range(1, result["steps"] + 1)), "each step has draws of its own"
-    step, count = loop._gradients, []
+    step, count = loop.add_gradients, []
 
     def dies(*args):
         count.append(1)
@@ -91,7 +91,7 @@ def test_on_policy_training_resumes_to_the_same_bytes(place: Path, tmp_path: Pat
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(loop, "_gradients", dies)
+    monkeypatch.setattr(loop, "add_gradients", dies)
     with pytest.raises(KeyboardInterrupt):
         tuned(place, tmp_path / "cut", **dict(options))
     tuned(place, tmp_path / "cut", **dict(options))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sparsedraft.maths.quantization import codes
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks, quantize
-from sparsedraft.stages.finetune.loop import Settings, train
+from sparsedraft.stages.finetune.loop import Settings, Task, train
 from sparsedraft.text import bins
 from sparsedraft.text.logits import answer_logits
 from training import samples, sparse
@@ -106,7 +106,7 @@ def test_training_holds_the_mask_and_mends_the_rounding(scheme: str, tiny_llama,
     target, model = tiny_llama(), tiny_llama()
     keep = sparse(model, 0.2)
     options = {"loss": "kl", "learning_rate": 3e-3, "tokens": 8000, "sequence_length": 128, "quantize": scheme}
-    result = train(model, keep, samples(40), samples(40), Settings(**options), tmp_path, teacher=target)
+    result = train(Task(model, keep, samples(40), samples(40), teacher=target), Settings(**options), tmp_path)
     assert result["val_loss"][1] < 0.9 * result["val_loss"][0]
     assert masks.broken(model, keep) == []
     measured = result["quantization"]

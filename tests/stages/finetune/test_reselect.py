@@ -12,7 +12,7 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks
 from sparsedraft.stages.finetune.adamw import MaskedAdamW, unpack
-from sparsedraft.stages.finetune.loop import Settings, train
+from sparsedraft.stages.finetune.loop import Settings, Task, train
 from sparsedraft.stages.finetune.reselect import Schedule, moved, reselect
 from training import samples
 
@@ -138,7 +138,9 @@ def test_training_moves_the_mask_keeps_the_pattern_and_resumes(name: str, tiny_l
                 changes.append(step)
 
         patterns = dict.fromkeys(keep, pattern)
-        result = train(model, keep, samples(20), samples(4, 9), options, folder, patterns=patterns, after_step=watch)
+        result = train(
+            Task(model, keep, samples(20), samples(4, 9), patterns=patterns), options, folder, after_step=watch
+        )
         return result, model.state_dict(), masks.masks_of(model, list(keep)), start, changes
 
     whole = one(tmp_path / "whole")
@@ -164,9 +166,11 @@ def test_early_stopping_goes_back_to_the_mask_of_the_best(tiny_llama, tmp_path: 
     )
     moved_at: list[int] = []
     result = train(
-        model, keep, samples(20), samples(12), options, tmp_path,
+        Task(model, keep, samples(20), samples(12)),
+        options,
+        tmp_path,
         after_step=lambda step: moved_at.append(step) if masks.broken(model, start) else None,
-    )  # fmt: skip
+    )
     assert any(step > result["kept_step"] for step in moved_at), "the mask moved after the best validation"
     for name, linear in decoder_linears(model).items():
         assert int((linear.weight == 0).sum()) == linear.weight.numel() // 2, name

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sparsedraft.stages.finetune import state
-from sparsedraft.stages.finetune.loop import Settings, train
+from sparsedraft.stages.finetune.loop import Settings, Task, train
 from training import samples, sparse
 
 SMALL = {"tokens": 1500, "sequence_length": 64, "rows_per_step": 2, "learning_rate": 1e-3, "save_every": 2}
@@ -25,7 +25,7 @@ def trained(tiny_llama, folder: Path, die_at: int | None = None, **more: int) ->
             raise KeyboardInterrupt
 
     settings = Settings(**SMALL, **more)
-    result = train(model, sparse(model), samples(20), samples(4, 9), settings, folder, after_step=after)
+    result = train(Task(model, sparse(model), samples(20), samples(4, 9)), settings, folder, after_step=after)
     return model.state_dict(), result, made[0]
 
 

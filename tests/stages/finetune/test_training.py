@@ -12,8 +12,9 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks
-from sparsedraft.stages.finetune.loop import Settings, train, validate
+from sparsedraft.stages.finetune.loop import Settings, Task, train
 from sparsedraft.stages.finetune.objective import Objective
+from sparsedraft.stages.finetune.passes import validate
 from sparsedraft.text import bins, sample
 from stages import distill, finetune, prune
 from training import samples, sparse
@@ -57,7 +58,7 @@ def test_bfloat16_moves_float32_weights_by_less_than_it_can_tell(tiny_llama, tmp
     before = {name: linear.weight.detach().clone() for name, linear in decoder_linears(model).items()}
     settings = Settings(learning_rate=2e-6, **SMALL)
     with processes.open_accelerator("cpu", "bfloat16") as accelerator:
-        train(model, keep, samples(20), samples(4, 9), settings, tmp_path, accelerator=accelerator)
+        train(Task(model, keep, samples(20), samples(4, 9)), settings, tmp_path, accelerator=accelerator)
     for name, linear in decoder_linears(model).items():
         weight, old = linear.weight.detach()[keep[name]], before[name][keep[name]]
         assert weight.dtype == torch.float32
@@ -74,7 +75,7 @@ def test_bfloat16_computes_in_bfloat16_and_learns_the_same(tiny_llama, tmp_path:
         keep = sparse(model)
         with processes.open_accelerator("cpu", dtype) as accelerator:
             settings = Settings(learning_rate=1e-3, **SMALL)
-            train(model, keep, samples(20), samples(4, 9), settings, tmp_path / dtype, accelerator=accelerator)
+            train(Task(model, keep, samples(20), samples(4, 9)), settings, tmp_path / dtype, accelerator=accelerator)
         curves[dtype] = losses_of(tmp_path / dtype)
     assert curves["bfloat16"] == pytest.approx(curves["float32"], rel=0.02)
     assert min(abs(a / b - 1) for a, b in zip(*curves.values(), strict=True)) > 1e-7, "not the same arithmetic"
@@ -104,7 +105,7 @@ def test_gradient_checkpointing_keeps_the_numbers_and_drops_the_activations(tiny
         keep = sparse(model)
         settings = Settings(learning_rate=1e-3, gradient_checkpointing=on, **SMALL)
         (tmp_path / str(on)).mkdir()
-        train(model, keep, samples(20), samples(4, 9), settings, tmp_path / str(on))
+        train(Task(model, keep, samples(20), samples(4, 9)), settings, tmp_path / str(on))
         stored = 0
 
         def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -139,7 +140,7 @@ def early(tiny_llama, folder: Path, die_at: int | None = None, **changes):
         if step == die_at:
             raise KeyboardInterrupt
 
-    result = train(model, keep, samples(20), samples(12), settings, folder, after_step=maybe_die)
+    result = train(Task(model, keep, samples(20), samples(12)), settings, folder, after_step=maybe_die)
     assert masks.broken(model, keep) == []
     return result, model
 
@@ -165,7 +166,7 @@ def test_early_stopping_returns_a_drafter_that_only_got_worse_as_it_was(tiny_lla
         for s in samples(4)
     ]  # fmt: skip
     settings = Settings(learning_rate=1e-2, tokens=9000, sequence_length=64, patience=2, validate_every=3)
-    result = train(target, {}, samples(20), own, settings, tmp_path)
+    result = train(Task(target, {}, samples(20), own), settings, tmp_path)
     assert result["kept_step"] == 0 and result["steps"] == 6 and result["val_alpha"] == [1.0, 1.0]
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
 
@@ -226,7 +227,7 @@ def test_a_gradient_that_is_not_finite_is_a_divergence_too(tiny_llama, tmp_path:
     weight = model.model.layers[0].mlp.up_proj.weight
     weight.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(UserError, match="diverge at step 1"):
-        train(model, {}, samples(20), samples(4), Settings(**SMALL), tmp_path)
+        train(Task(model, {}, samples(20), samples(4)), Settings(**SMALL), tmp_path)
     assert bool(torch.isfinite(weight).all()), "no step was made with it"
 
 
@@ -236,7 +237,7 @@ def test_a_gradient_that_is_not_finite_is_a_divergence_too(tiny_llama, tmp_path:
 def test_saved_state_holds_masks_and_only_the_living_moments(tiny_llama, tmp_path: Path) -> None:
     model = tiny_llama()
     keep = sparse(model, 0.75)
-    train(model, keep, samples(20), samples(4, 9), Settings(**SMALL), tmp_path)
+    train(Task(model, keep, samples(20), samples(4, 9)), Settings(**SMALL), tmp_path)
     with safe_open(tmp_path / ".state.safetensors", "pt") as file:
         for name, mask in keep.items():
             assert torch.equal(file.get_tensor(f"keep.{name}.weight"), mask)
@@ -259,9 +260,9 @@ def test_masks_come_from_the_state_where_there_is_one(tiny_llama, tmp_path: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(model, keep, samples(20), samples(4, 9), settings, tmp_path, after_step=die)
+        train(Task(model, keep, samples(20), samples(4, 9)), settings, tmp_path, after_step=die)
     other = {name: torch.ones_like(mask) for name, mask in keep.items()}  # what a caller might think now
-    train(model, other, samples(20), samples(4, 9), settings, tmp_path)
+    train(Task(model, other, samples(20), samples(4, 9)), settings, tmp_path)
     assert masks.broken(model, keep) == []
 
 
@@ -275,7 +276,9 @@ def test_resume_repeats_dropout(tiny_llama, tmp_path: Path) -> None:
             if step == die_at:
                 raise KeyboardInterrupt
 
-        train(tiny_llama(attention_dropout=0.2), {}, samples(20), samples(4), settings, folder, after_step=maybe_die)
+        train(
+            Task(tiny_llama(attention_dropout=0.2), {}, samples(20), samples(4)), settings, folder, after_step=maybe_die
+        )
         return losses_of(folder)
 
     whole = one(tmp_path / "whole")
@@ -291,7 +294,7 @@ def test_frozen_embeddings_have_no_moments_and_do_not_move(tied: bool, tiny_llam
     ends = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
     before = [end.detach().clone() for end in ends]
     settings = Settings(learning_rate=1e-2, train_embeddings=False, weight_decay=0.1, **SMALL)
-    train(model, sparse(model), samples(20), samples(4), settings, tmp_path)
+    train(Task(model, sparse(model), samples(20), samples(4)), settings, tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(before, ends, strict=True))
     with safe_open(tmp_path / ".state.safetensors", "pt") as file:
         moving = [name for name in file.keys() if name.startswith("first.")]  # noqa: SIM118

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.finetune import losses
-from sparsedraft.stages.finetune.loop import Settings, _gradients, validate
+from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.objective import Objective
+from sparsedraft.stages.finetune.passes import add_gradients, validate
 from sparsedraft.text import bins, dataset
 from sparsedraft.text.bins import fill
 from sparsedraft.text.logits import answer_logits
@@ -61,7 +62,7 @@ def test_a_mixed_step_is_the_mean_over_what_is_known(name: str, w: float, tiny_l
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model.train = lambda mode=True: model  # dropout there is none
-    loss = _gradients(model, objective, rows, Accelerator(cpu=True))
+    loss = add_gradients(model, objective, rows, Accelerator(cpu=True))
     assert loss == pytest.approx(wanted.item(), rel=1e-5)
     for found, right in zip((p.grad for p in model.parameters()), gradients, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-6)
@@ -71,7 +72,7 @@ def test_a_mixed_step_is_the_mean_over_what_is_known(name: str, w: float, tiny_l
 def test_a_step_without_any_has_the_nll_alone(tiny_llama) -> None:
     model, part = tiny_llama(), [sample(1, False), sample(2, False)]
     plain = losses.nll(answer_logits(model, fill(part)), fill(part).tokens)
-    mixed = _gradients(model, Objective("kl", nll_weight=0.3), [fill(part)], Accelerator(cpu=True))
+    mixed = add_gradients(model, Objective("kl", nll_weight=0.3), [fill(part)], Accelerator(cpu=True))
     assert mixed == pytest.approx(0.3 * plain.item(), rel=1e-5)
     with pytest.raises(UserError, match="no row of the validation data has log-probabilities"):
         validate(model, Objective("kl", nll_weight=0.3), [fill(part)])

@@ -5,8 +5,8 @@ numbers that are summed over them, so that they stop, save and give up together.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import write_json
-from sparsedraft.base.processes import share_of, sum_over_processes
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.checkpoint import stored_dtype
 from sparsedraft.models.decoder import decoder_linears, embedding_rows
@@ -30,6 +29,7 @@ from sparsedraft.stages.finetune.masks import broken
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.on_policy import rewrite
 from sparsedraft.stages.finetune.options import Settings
+from sparsedraft.stages.finetune.passes import add_gradients, alone, validate
 from sparsedraft.stages.finetune.reselect import Schedule, reselect
 from sparsedraft.stages.finetune.sharding import part, reshard, value
 from sparsedraft.stages.finetune.state import State
@@ -37,6 +37,24 @@ from sparsedraft.text import bins
 from sparsedraft.text.bins import Bin
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.transformers.abilities import abilities
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to train, on which text, and with whose help.
+
+    `masks` are bool keep-masks by linear name; re-selection moves them by the `patterns` of the linears (default:
+    unstructured). `eos_ids` end what the drafter writes itself.
+    """
+
+    model: PreTrainedModel
+    masks: Mapping[str, Tensor]
+    training: Sequence[Sample]
+    validation: Sequence[Sample]
+    teacher: PreTrainedModel | None = None  # the target
+    feature_teacher: PreTrainedModel | None = None  # the dense drafter
+    patterns: Mapping[str, Pattern] = field(default_factory=dict)
+    eos_ids: frozenset[int] = frozenset()
 
 
 def cosine(step: int, steps: int, warmup: float) -> float:
@@ -58,156 +76,184 @@ class Diverged(UserError):
     """The loss or its gradient is no longer finite."""
 
 
-@torch.no_grad()
-def validate(
-    model: PreTrainedModel, objective: Objective, rows: Sequence[Bin], accelerator: Accelerator | None = None
-) -> dict[str, float]:
-    """Mean loss and α over the answer tokens of `rows`, which the processes of `accelerator` divide among them.
-
-    α here is the share of the target's tokens that are the drafter's argmax, given the target's own prefix: the
-    greedy acceptance where the target wrote greedily.
-    """
-    accelerator = accelerator or _alone(model)
-    model.eval()
-    loss, agree, count = 0.0, 0.0, 0.0
-    if (share := objective.share(rows)) == 0:
-        raise objective.unknown("the validation data")
-    for row, counts in share_of(rows, accelerator):
-        mean, matches = objective(model, row.to(accelerator.device), share)
-        if counts:
-            loss += float(mean) * len(row.tokens)
-            agree += int(matches)
-            count += len(row.tokens)
-    reshard(model)
-    loss, agree, count = sum_over_processes(accelerator, loss, agree, count)
-    return {"val_loss": loss / count, "val_alpha": agree / count}
-
-
 def train(
-    model: PreTrainedModel,
-    masks: dict[str, Tensor],
-    training: Sequence[Sample],
-    validation: Sequence[Sample],
+    task: Task,
     settings: Settings,
     folder: Path,
     *,
-    teacher: PreTrainedModel | None = None,
-    feature_teacher: PreTrainedModel | None = None,
-    patterns: Mapping[str, Pattern] | None = None,
-    eos_ids: frozenset[int] = frozenset(),
     accelerator: Accelerator | None = None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """Train `model` in place with `masks` held; keep the state to resume from, and log.jsonl, in `folder`.
+    """Train `task.model` in place with its masks held; keep the state to resume from, and log.jsonl, in `folder`.
 
-    `masks` are bool keep-masks by linear name; re-selection moves them by the `patterns` of the linears (default:
-    unstructured). `eos_ids` end what the drafter writes itself. With `settings.patience` the weights of the best
-    validation are what remains in the model, else those of the last step. Returns the steps made, the step whose
-    weights remain, tokens, and the validation figures before training and of the weights that remain; with
-    `settings.quantize` those of the float weights, too.
+    With `settings.patience` the weights of the best validation are what remains in the model, else those of the last
+    step. Returns the steps made, the step whose weights remain, tokens, and the validation figures before training and
+    of the weights that remain; with `settings.quantize` those of the float weights, too.
     Raises Diverged (the last saved state stays), UserError where the model cannot do what the settings ask, and
     RuntimeError if a mask breaks.
     """
-    accelerator = accelerator or _alone(model)
-    objective = Objective(settings.loss, teacher, settings.nll_weight, feature_teacher, settings.feature_weight)
-    quantize.install(model, settings.quantize)
-    packable = all(abilities(reader).packs for reader in (model, teacher, feature_teacher) if reader is not None)
-    wrapped, optimizer = _prepare(model, masks, settings, accelerator)
-    steps = count_steps(training, settings, packable)
-    schedule = Schedule(settings.reselect_every, settings.reselect_share, steps)
-    keeps_best = bool(settings.patience)
-    state = State(folder, model, optimizer, writes=accelerator.is_main_process, keeps_best=keeps_best)
-    rows_held_out = bins.assign(validation, settings.sequence_length, packable)
-    held_out = [bins.fill([validation[i] for i in group]) for group in rows_held_out]
-
-    def check(step: int, tokens: int) -> None:
-        figures = validate(model, objective, held_out, accelerator)
-        if not math.isfinite(figures["val_loss"]):
-            raise (
-                _diverged(settings, step)
-                if step
-                else UserError(
-                    "the drafter's loss is not finite before any training: its weights are damaged, make it again."
-                )
-            )
-        state.log.append({"step": step, "tokens": tokens, **figures})
-        if settings.patience:
-            state.keep_best()
-
-    done = state.restore()
-    if not done:
-        check(0, 0)
-    seen = int(state.log[-1]["tokens"])
-    batches = bins.steps(training, settings.sequence_length, settings.rows_per_step, settings.seed, packable)
-    with track("fine-tuning", steps, "steps") as tracker:
+    run = _Run(task, settings, folder, accelerator or alone(task.model))
+    done = run.resume()
+    with track("fine-tuning", run.steps, "steps") as tracker:
         tracker.advance(done)
-        for step, rows in enumerate(islice(batches, done, steps), done + 1):
-            if settings.patience and state.waited() >= settings.patience:
+        for step, rows in run.batches():
+            if run.is_patience_over():
                 break
-            torch.manual_seed(settings.seed + step)  # dropout, where a model has it, is the same after a resume
-            if settings.on_policy and teacher is not None:  # one without the other is refused by `checks`
-                rows = rewrite(
-                    model,
-                    rows,
-                    share=settings.on_policy,
-                    seed=settings.seed,
-                    step=step,
-                    eos_ids=eos_ids,
-                    vocabulary=embedding_rows(teacher),
-                )
-                reshard(model)
-            loss = _gradients(wrapped, objective, rows, accelerator)
-            if math.isfinite(loss) and (step - 1) % settings.save_every == 0 and step - 1 > done:
-                state.save(step - 1)  # only now: this step's loss has shown that the weights after the last are good
-            if share := schedule.at(step):
-                reselect(model, patterns or {}, optimizer, share)
-            optimizer.mask_gradients()  # so that the norm is that of what is trained
-            norm = value(accelerator.clip_grad_norm_(model.parameters(), settings.clip))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise _diverged(settings, step)
-            factor = cosine(step - 1, steps, settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
-            optimizer.step()
-            optimizer.zero_grad()
-            seen += sum(row.ids.numel() for row in rows)
-            state.log.append({"step": step, "tokens": seen, "loss": loss, "lr": factor * settings.learning_rate})
-            if step % settings.validate_every == 0 or step == steps:
-                check(step, seen)
-            if step == steps:
-                state.save(step)
+            loss = run.step(step, rows)
             tracker.advance()
             tracker.note(f"loss {loss:.3f}")
             after_step(step)
-    checks = [entry for entry in state.log if "val_alpha" in entry]
-    kept = checks[-1]
-    if settings.patience:
-        state.restore_best()
-        kept = next(entry for entry in checks if entry["step"] == state.best_step)
-    linears = decoder_linears(model).items() if masks else ()  # a dense model may hold something else
-    held = {name: optimizer.keep[linear.weight] for name, linear in linears if linear.weight in optimizer.keep}
-    if bad := broken(model, held):
-        raise RuntimeError(f"the mask broke in {bad[0]}: a pruned weight is not 0 after training")
-    state.write_log()
-    if accelerator.is_main_process:
-        write_json(folder / "settings.json", settings.recorded())
-    extra = {}
-    if settings.quantize != "none":
-        measure = partial(validate, model, objective, held_out, accelerator)
-        extra["quantization"] = quantize.compare(model, settings.quantize, stored_dtype(model), measure)
-    return {
-        "steps": int(state.log[-1]["step"]),
-        "kept_step": int(kept["step"]),
-        "tokens": seen,
-        "answer_tokens_per_epoch": sum(len(s.answer_ids) for s in training),
-        "val_loss": [checks[0]["val_loss"], kept["val_loss"]],
-        "val_alpha": [checks[0]["val_alpha"], kept["val_alpha"]],
-        **extra,
-    }
+    return run.finish()
+
+
+class _Run:
+    """One training from its first step, or the one where it stopped, to the weights that remain."""
+
+    def __init__(self, task: Task, settings: Settings, folder: Path, accelerator: Accelerator) -> None:
+        self.task, self.settings, self.folder, self.accelerator = task, settings, folder, accelerator
+        self.model = task.model
+        self.objective = Objective(
+            settings.loss, task.teacher, settings.nll_weight, task.feature_teacher, settings.feature_weight
+        )
+        quantize.install(self.model, settings.quantize)
+        readers = [reader for reader in (self.model, task.teacher, task.feature_teacher) if reader is not None]
+        self.packable = all(abilities(reader).packs for reader in readers)
+        self.wrapped, self.optimizer = _prepare(self.model, task.masks, settings, accelerator)
+        self.steps = count_steps(task.training, settings, self.packable)
+        self.moves = Schedule(settings.reselect_every, settings.reselect_share, self.steps)
+        self.state = State(
+            folder,
+            self.model,
+            self.optimizer,
+            writes=accelerator.is_main_process,
+            keeps_best=bool(settings.patience),
+        )
+        groups = bins.assign(task.validation, settings.sequence_length, self.packable)
+        self.validation = [bins.fill([task.validation[i] for i in group]) for group in groups]
+        self.done = 0  # steps that an earlier, interrupted run made
+        self.tokens = 0  # trained on so far
+
+    def resume(self) -> int:
+        """Take up the last saved state, or validate the untrained weights; the number of steps that are done."""
+        self.done = self.state.restore()
+        if not self.done:
+            self._validate(0)
+        self.tokens = int(self.state.log[-1]["tokens"])
+        return self.done
+
+    def batches(self) -> Iterator[tuple[int, list[Bin]]]:
+        """(step from 1, its rows) of the steps that are left."""
+        s = self.settings
+        rows = bins.steps(self.task.training, s.sequence_length, s.rows_per_step, s.seed, self.packable)
+        return enumerate(islice(rows, self.done, self.steps), self.done + 1)
+
+    def is_patience_over(self) -> bool:
+        """Whether `settings.patience` validations have passed without a better one."""
+        return bool(self.settings.patience) and self.state.waited() >= self.settings.patience
+
+    def step(self, step: int, rows: list[Bin]) -> float:
+        """One optimizer step on `rows`, validated and saved where it is time to; its loss."""
+        torch.manual_seed(self.settings.seed + step)  # dropout, where a model has it, is the same after a resume
+        rows = self._with_text_of_drafter(step, rows)
+        loss = add_gradients(self.wrapped, self.objective, rows, self.accelerator)
+        self._save_before(step, loss)
+        if share := self.moves.at(step):
+            reselect(self.model, self.task.patterns, self.optimizer, share)
+        self.optimizer.mask_gradients()  # so that the norm is that of what is trained
+        norm = value(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise _diverged(self.settings, step)
+        rate = self._set_learning_rate(step)
+        self.optimizer.step()  # writes to surviving weights alone
+        self.optimizer.zero_grad()
+        self.tokens += sum(row.ids.numel() for row in rows)
+        self.state.log.append({"step": step, "tokens": self.tokens, "loss": loss, "lr": rate})
+        if step % self.settings.validate_every == 0 or step == self.steps:
+            self._validate(step)
+        if step == self.steps:
+            self.state.save(step)
+        return loss
+
+    def finish(self) -> dict[str, Any]:
+        """Leave the weights that count in the model, prove the mask, write the log; what `train` returns."""
+        validations = [entry for entry in self.state.log if "val_alpha" in entry]
+        first, last = validations[0], validations[-1]
+        if self.settings.patience:
+            self.state.restore_best()
+            last = next(entry for entry in validations if entry["step"] == self.state.best_step)
+        self._check_masks()
+        self.state.write_log()
+        if self.accelerator.is_main_process:
+            write_json(self.folder / "settings.json", self.settings.recorded())
+        return {
+            "steps": int(self.state.log[-1]["step"]),
+            "kept_step": int(last["step"]),
+            "tokens": self.tokens,
+            "answer_tokens_per_epoch": sum(len(sample.answer_ids) for sample in self.task.training),
+            "val_loss": [first["val_loss"], last["val_loss"]],
+            "val_alpha": [first["val_alpha"], last["val_alpha"]],
+            **self._without_quantization(),
+        }
+
+    def _with_text_of_drafter(self, step: int, rows: list[Bin]) -> list[Bin]:
+        """`rows`, some of them with answers that the drafter writes now (on-policy training)."""
+        if not self.settings.on_policy or self.task.teacher is None:  # one without the other is refused before
+            return rows
+        rows = rewrite(
+            self.model,
+            rows,
+            share=self.settings.on_policy,
+            seed=self.settings.seed,
+            step=step,
+            eos_ids=self.task.eos_ids,
+            vocabulary=embedding_rows(self.task.teacher),
+        )
+        reshard(self.model)
+        return rows
+
+    def _save_before(self, step: int, loss: float) -> None:
+        """Save the state after the last step where it is time to: the loss of this one shows whether it is good."""
+        last = step - 1
+        if math.isfinite(loss) and last % self.settings.save_every == 0 and last > self.done:
+            self.state.save(last)
+
+    def _set_learning_rate(self, step: int) -> float:
+        rate = self.settings.learning_rate * cosine(step - 1, self.steps, self.settings.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _validate(self, step: int) -> None:
+        """Log the validation after `step`, and keep its weights if they are the best so far; 0: before training."""
+        figures = validate(self.model, self.objective, self.validation, self.accelerator)
+        if not math.isfinite(figures["val_loss"]):
+            if step:
+                raise _diverged(self.settings, step)
+            raise UserError(
+                "the drafter's loss is not finite before any training: its weights are damaged, make it again."
+            )
+        self.state.log.append({"step": step, "tokens": self.tokens, **figures})
+        if self.settings.patience:
+            self.state.keep_best()
+
+    def _check_masks(self) -> None:
+        """RuntimeError where a weight that the mask prunes is not 0."""
+        linears = decoder_linears(self.model).items() if self.task.masks else ()  # a dense model may have other layers
+        keep = self.optimizer.keep
+        masks = {name: keep[linear.weight] for name, linear in linears if linear.weight in keep}
+        if bad := broken(self.model, masks):
+            raise RuntimeError(f"the mask broke in {bad[0]}: a pruned weight is not 0 after training")
+
+    def _without_quantization(self) -> dict[str, Any]:
+        """With quantisation-aware training, the validation of the float weights beside that of the rounded ones."""
+        if self.settings.quantize == "none":
+            return {}
+        measure = partial(validate, self.model, self.objective, self.validation, self.accelerator)
+        return {"quantization": quantize.compare(self.model, self.settings.quantize, stored_dtype(self.model), measure)}
 
 
 def _prepare(
-    model: PreTrainedModel, masks: dict[str, Tensor], settings: Settings, accelerator: Accelerator
+    model: PreTrainedModel, masks: Mapping[str, Tensor], settings: Settings, accelerator: Accelerator
 ) -> tuple[nn.Module, MaskedAdamW]:
     """(the model as accelerate wraps it, its optimizer with the masks): what trains and what does not is settled."""
     if settings.gradient_checkpointing:
@@ -230,34 +276,9 @@ def _prepare(
     return wrapped, optimizer
 
 
-def _gradients(model: nn.Module, objective: Objective, rows: Sequence[Bin], accelerator: Accelerator) -> float:
-    """Add up the gradients of one step over `rows`, dense; every answer token of the step weighs the same (in a
-    divergence, every one whose distribution is known).
-
-    Returns the mean loss, the same in every process.
-    """
-    model.train()
-    answer_tokens = sum(len(row.tokens) for row in rows)
-    known = objective.share(rows)  # 0: the NLL alone
-    mine = list(share_of(rows, accelerator))
-    total = 0.0
-    for index, (row, counts) in enumerate(mine):
-        waits = index < len(mine) - 1 and not accelerator.is_fsdp2  # FSDP would keep whole gradients meanwhile
-        with accelerator.no_sync(model) if waits else nullcontext():
-            loss, _ = objective(model, row.to(accelerator.device), known)
-            share = loss * (counts * len(row.tokens) / answer_tokens)
-            (share * accelerator.num_processes).backward()  # accelerate's wrappers take the mean over processes
-        total += float(share.detach())
-    return sum_over_processes(accelerator, total)[0]
+def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
+    return [*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()]
 
 
 def _diverged(settings: Settings, step: int) -> Diverged:
     return Diverged(f"--learning-rate {settings.learning_rate:g} makes the loss diverge at step {step}: lower it")
-
-
-def _alone(model: PreTrainedModel) -> Accelerator:
-    return Accelerator(cpu=model.device.type == "cpu")
-
-
-def _embeddings(model: PreTrainedModel) -> list[nn.Parameter]:
-    return [*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()]

@@ -23,6 +23,7 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native.loading import load
 from sparsedraft.stages.finetune import checks, features, loop, state
+from sparsedraft.stages.finetune.loop import Task
 from sparsedraft.stages.finetune.masks import masks_of
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.options import FinetuneOptions
@@ -83,21 +84,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         def build(work: Path) -> dict[str, Any]:
             loaded = processes.in_turn(accelerator, lambda: _load(sources, accelerator, options))
             model, claim = loaded.model, loaded.claim
-            masks = masks_of(model, list(claim["linears"])) if claim else {}
             try:
-                result = loop.train(
-                    model,
-                    masks,
-                    loaded.training,
-                    loaded.validation,
-                    settings,
-                    work,
-                    teacher=loaded.teachers[sources.teacher] if sources.teacher else None,
-                    feature_teacher=loaded.teachers[sources.feature_teacher] if sources.feature_teacher else None,
-                    patterns={name: claims.pattern_of(claim, name) for name in masks} if claim else {},
-                    eos_ids=end_ids(sources.drafter, loaded.tokenizer),
-                    accelerator=accelerator,
-                )
+                result = loop.train(_task(sources, loaded), settings, work, accelerator=accelerator)
             except loop.Diverged as error:
                 where = _rescue(work, options.out, sources, loaded, inputs) if accelerator.is_main_process else ""
                 raise UserError(f"{error} ({where}).") from None
@@ -116,6 +104,22 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
             accelerator, options.out, "finetune", inputs, build, seed=options.seed, overwrite=options.overwrite,
             reads=(options.drafter, options.data, options.teacher, options.feature_teacher),
         )  # fmt: skip
+
+
+def _task(sources: _Sources, loaded: _Loaded) -> Task:
+    """What the loop trains, from what is loaded."""
+    claim = loaded.claim
+    masks = masks_of(loaded.model, list(claim["linears"])) if claim else {}
+    return Task(
+        loaded.model,
+        masks,
+        loaded.training,
+        loaded.validation,
+        teacher=loaded.teachers[sources.teacher] if sources.teacher else None,
+        feature_teacher=loaded.teachers[sources.feature_teacher] if sources.feature_teacher else None,
+        patterns={name: claims.pattern_of(claim, name) for name in masks} if claim else {},
+        eos_ids=end_ids(sources.drafter, loaded.tokenizer),
+    )
 
 
 def _find(options: FinetuneOptions) -> _Sources:
