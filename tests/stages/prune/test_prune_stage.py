@@ -95,7 +95,7 @@ def test_killed_pruning_goes_on_to_the_same_bytes(
     options = {**SMALL, "allocation": allocation, "pattern": "4:8"}
     prune(str(tiny_checkpoint), tmp_path / "whole", "demo:train", **options)
     calls: list[tuple[str, int]] = []
-    prune_layer, advance = stage._prune_layer, sequential.Activations.advance
+    prune_layer, advance = stage.prune_layer, sequential.Activations.advance
 
     def prunes(layer, index, *args):
         calls.append(("prune", index))
@@ -109,7 +109,7 @@ def test_killed_pruning_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return advance(self, layer, index)
 
-    monkeypatch.setattr(stage, "_prune_layer", prunes)
+    monkeypatch.setattr(stage, "prune_layer", prunes)
     monkeypatch.setattr(sequential.Activations, "advance", advances)
     with pytest.raises(KeyboardInterrupt):
         prune(str(tiny_checkpoint), tmp_path / "cut", "demo:train", **options)

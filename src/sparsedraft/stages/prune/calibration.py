@@ -15,6 +15,11 @@ from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.text import dataset, prompts
 
 
+def source(calibration: str) -> Path | str:
+    """The input of an artifact: a calibration file or folder counts by content, the package's own prompts by name."""
+    return Path(calibration) if Path(calibration).exists() else calibration
+
+
 def tokenizer_for(folder: Path, source: str, template_args: Arguments) -> PreTrainedTokenizerBase:
     """The tokenizer of the model in `folder`, whose template gets `template_args`.
 

@@ -1,5 +1,6 @@
 """The stage `drop-layers`: a model and calibration text in, the same model without its least needed layers out."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ from sparsedraft.models.decoder import decoder_layers
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.prune import calibration as text
-from sparsedraft.stages.prune import layer_drop
+from sparsedraft.stages.prune import calibration, layer_drop
 from sparsedraft.stages.prune.options import DropLayersOptions
-from sparsedraft.stages.prune.stage import calibration_source
 from sparsedraft.stages.prune.streamed import Streamed
 
 
@@ -27,107 +26,149 @@ def drop_layers(options: DropLayersOptions) -> dict[str, Any]:
     layer is in memory at a time. Raises UserError for a number that leaves no layer, and where dropping nothing
     comes nearest.
     """
-    layers, match_macs = options.layers, options.match_macs
     folder = checkpoint.find(options.model)
     shards.side_files(folder)  # refused now, not at the end
-    matched = checkpoint.find(match_macs) if match_macs else None
-    tokenizer = text.tokenizer_for(folder, options.calibration, options.template_args)
+    goal = checkpoint.find(options.match_macs) if options.match_macs else None
+    tokenizer = calibration.tokenizer_for(folder, options.calibration, options.template_args)
 
     def build(work: Path) -> dict[str, Any]:
-        streamed = Streamed(
+        model = Streamed(
             folder, dtype=checkpoint.dtype_named(options.dtype), device=checkpoint.device_named(options.device)
         )
-        count = len(streamed)
-        if layers is not None and layers >= count:
-            mend = f"give at most {count - 1}" if count > 1 else "the model has but one"
-            raise UserError(f"--layers {layers} of {count} would leave none: {mend}.")
-        ids = text.sequences(
-            options.calibration, tokenizer, options.tokens, options.sequence_length, options.seed, streamed.model
+        _check_count(options.layers, len(model))
+        ids = calibration.sequences(
+            options.calibration, tokenizer, options.tokens, options.sequence_length, options.seed, model.model
         )
-        rows = list(census.records(folder, streamed.shards))
-        before = census.macs(folder, rows)
-        by_layer = [0] * count
-        for (index, _, _), row in zip(streamed.linears(), rows, strict=True):
-            by_layer[index] += row.size - row.zeros
-        wanted = census.macs(matched) if matched else None
-        nothing = UserError(
-            f"--match-macs {match_macs} has {wanted} MACs a token, to which {options.model} with {before} comes "
-            "nearest as it is: there is nothing to drop."
-        )
-        if wanted is not None and before - wanted < min(by_layer) / 2:  # known before the walk
-            raise nothing
-        states = layer_drop.last_token_states(streamed, ids, _made(work / ".walk"))
-        n = layers or layer_drop.layers_to_match(states, by_layer, before - sum(by_layer), wanted or 0)
+        macs = _Macs.of(model, census.macs(goal) if goal else None)
+        if macs.is_at_goal():  # known before the walk
+            raise _nothing(options, macs)
+        walk = work / ".walk"
+        walk.mkdir(exist_ok=True)
+        states = layer_drop.last_token_states(model, ids, walk)
+        n = options.layers or layer_drop.layers_to_match(states, macs.by_layer, macs.rest, macs.goal or 0)
         if n == 0:
-            raise nothing
+            raise _nothing(options, macs)
         distances = layer_drop.angular_distances(states, n)
         first = layer_drop.block(states, n)
-        _write(streamed, work, first, n)
+        _write(model, work, first, n)
         check_loads(work)
         return {
             "model": options.model,
-            "layers_before": count,
+            "layers_before": len(model),
             "dropped": n,
             "first_dropped": first,
             "angular_distance": float(distances[first]),
             "angular_distances": distances.tolist(),
             "calibration_tokens": ids.numel(),
-            "macs_before": before,
+            "macs_before": macs.total,
             "macs_per_token": census.macs(work),
-            "macs_wanted": wanted,
+            "macs_wanted": macs.goal,
         }
 
-    inputs: dict[str, object] = {
+    reads = (options.model, options.calibration, options.match_macs)
+    return artifact.make(
+        options.out,
+        "drop-layers",
+        _inputs(options, folder, goal),
+        build,
+        seed=options.seed,
+        overwrite=options.overwrite,
+        reads=reads,
+    )
+
+
+def _inputs(options: DropLayersOptions, folder: Path, goal: Path | None) -> dict[str, object]:
+    """What the checkpoint depends on."""
+    return {
         "model": folder,
-        "calibration": calibration_source(options.calibration),
+        "calibration": calibration.source(options.calibration),
         **templates.inputs(options.template_args),
-        "match_macs": matched,
+        "match_macs": goal,
         "options": {
-            "layers": layers,
+            "layers": options.layers,
             **options.part(Calibration),
             "device": options.device,
             "dtype": options.dtype,
         },
     }
-    reads = (options.model, options.calibration, match_macs)
-    return artifact.make(
-        options.out, "drop-layers", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
+
+
+@dataclass(frozen=True)
+class _Macs:
+    """MACs a token of the whole model and of each layer, and the goal for what is left, if there is one."""
+
+    total: int
+    by_layer: list[int]
+    goal: int | None
+
+    @classmethod
+    def of(cls, model: Streamed, goal: int | None) -> "_Macs":
+        """The MACs of `model`, without loading it."""
+        rows = list(census.records(model.folder, model.shards))
+        by_layer = [0] * len(model)
+        for (index, _, _), row in zip(model.linears(), rows, strict=True):
+            by_layer[index] += row.size - row.zeros
+        return cls(census.macs(model.folder, rows), by_layer, goal)
+
+    @property
+    def rest(self) -> int:
+        """MACs outside the layers: the head's."""
+        return self.total - sum(self.by_layer)
+
+    def is_at_goal(self) -> bool:
+        """Whether the whole model is nearer to the goal than without its cheapest layer."""
+        return self.goal is not None and self.total - self.goal < min(self.by_layer) / 2
+
+
+def _check_count(layers: int | None, count: int) -> None:
+    if layers is not None and layers >= count:
+        mend = f"give at most {count - 1}" if count > 1 else "the model has but one"
+        raise UserError(f"--layers {layers} of {count} would leave none: {mend}.")
+
+
+def _nothing(options: DropLayersOptions, macs: _Macs) -> UserError:
+    return UserError(
+        f"--match-macs {options.match_macs} has {macs.goal} MACs a token, to which {options.model} with {macs.total} "
+        "comes nearest as it is: there is nothing to drop."
     )
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 def _write(model: Streamed, work: Path, first: int, n: int) -> None:
-    """The checkpoint without the layers first … first+n-1; those behind move up, in names, config and claimed zeros."""
+    """Write the checkpoint without the layers first … first+n-1; the layers behind them take their numbers."""
     stay = [i for i in range(len(model)) if not first <= i < first + n]
     config = checkpoint.read_config(model.folder)
     layer_drop.cut_config(config, stay)
     layer_drop.check_layers(model.layers, [*decoder_layers(skeleton(config))], stay)
-    _, name, _ = next(model.linears())
-    known = f"{model.linear_name(0, name)}.weight"
-    added = model.stored_name(known).removesuffix(known.removeprefix(f"{model.prefix}.0."))  # "model.layers.0."
-    stored_prefix = added.removesuffix("0.")
-
-    def renamed(stored: str, prefix: str) -> str | None:
-        if not stored.startswith(prefix):
-            return stored
-        index, _, rest = stored.removeprefix(prefix).partition(".")
-        return f"{prefix}{stay.index(int(index))}.{rest}" if int(index) in stay else None
-
-    names = {new: old for old in model.shards.files if (new := renamed(old, stored_prefix))}
+    prefix = _stored_prefix(model)
+    names = {new: old for old in model.shards.files if (new := _renumbered(old, prefix, stay))}
     shards.write(work, {new: (model.shards, old) for new, old in names.items()})
     shards.copy_side_files(model.folder, work)
     config.save_pretrained(work)
     older_names.complete(work)
-    claim = claims.claim_of(model.folder)
-    if claim:  # a sparse drafter that loses layers keeps the mask of those that stay
-        prefix = f"{model.prefix}."
-        for key in ("linears", "patterns"):
-            if key in claim:
-                claim[key] = {new: v for old, v in claim[key].items() if (new := renamed(old, prefix))}
-        size = sum(row.size for row in census.records(work) if row.name in claim["linears"])
-        claim["sparsity"] = sum(claim["linears"].values()) / size
-        write_json(work / "sparsity.json", claim)
+    if claim := claims.claim_of(model.folder):  # a sparse drafter keeps the mask of the layers that stay
+        write_json(work / "sparsity.json", _cut_claim(claim, f"{model.prefix}.", stay, work))
+
+
+def _stored_prefix(model: Streamed) -> str:
+    """What the names of the layers begin with in the shards, such as "model.layers."."""
+    _, name, _ = next(model.linears())
+    full = f"{model.linear_name(0, name)}.weight"
+    inside = full.removeprefix(f"{model.prefix}.0.")
+    return model.stored_name(full).removesuffix(inside).removesuffix("0.")
+
+
+def _renumbered(name: str, prefix: str, stay: list[int]) -> str | None:
+    """The new name of a tensor; None for one of a layer that goes."""
+    if not name.startswith(prefix):
+        return name
+    index, _, rest = name.removeprefix(prefix).partition(".")
+    return f"{prefix}{stay.index(int(index))}.{rest}" if int(index) in stay else None
+
+
+def _cut_claim(claim: dict[str, Any], prefix: str, stay: list[int], work: Path) -> dict[str, Any]:
+    """The claim of zeros of the layers that stay, in the checkpoint `work`."""
+    for key in ("linears", "patterns"):
+        if key in claim:
+            claim[key] = {new: v for old, v in claim[key].items() if (new := _renumbered(old, prefix, stay))}
+    size = sum(row.size for row in census.records(work) if row.name in claim["linears"])
+    return {**claim, "sparsity": sum(claim["linears"].values()) / size}

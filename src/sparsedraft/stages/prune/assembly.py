@@ -1,0 +1,65 @@
+"""From pruned layers to a checkpoint: its shards, its claim of zeros, and the proof that both agree."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from sparsedraft.base.jsonfiles import write_json
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.models import census, checkpoint, claims
+from sparsedraft.models.decoder import count_zeros, linears_of
+from sparsedraft.models.reload import check_loads
+from sparsedraft.models.shards import Shards, copy_side_files, write
+from sparsedraft.stages.prune.allocation import Shares
+from sparsedraft.stages.prune.streamed import Streamed
+
+
+def assemble(model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares: Shares) -> dict[str, Any]:
+    """Write the checkpoint `work` from the source's shards and the pruned layers in `pieces`; what it is like."""
+    pruned = Shards(pieces)
+    write(work, {name: (pruned if name in pruned.files else model.shards, name) for name in model.shards.files})
+    copy_side_files(model.folder, work)
+    checkpoint.write_config(model.folder, work)
+    claim = _claim(model, pruned, pattern, shares)
+    write_json(work / "sparsity.json", claim)
+    written = Shards(work)  # what is on disk counts, not what was in memory
+    for name in claim["linears"]:
+        claims.check_claim(claim, name, written.tensor(model.stored_name(f"{name}.weight")), work)
+    check_loads(work)
+    nonzero, parameters = census.nonzero_parameters(written)
+    errors = _errors(model, pieces)
+    differ = len(set(shares.values())) > 1
+    return {
+        "pattern": str(pattern),
+        "sparsity": claim["sparsity"],
+        "sparsity_whole_model": 1 - nonzero / parameters,
+        "macs_per_token": census.macs(work),
+        "mean_relative_error": sum(errors.values()) / len(errors),
+        "relative_errors": errors,
+        "linear_sparsity": {f"{i}.{name}": share for (i, name), share in shares.items()} if differ else None,
+    }
+
+
+def _claim(model: Streamed, pruned: Shards, pattern: Pattern, shares: Shares) -> dict[str, Any]:
+    """What sparsity.json says: the zeros of each linear, and the patterns of those that differ from `pattern`."""
+    zeros, patterns, size = {}, {}, 0
+    for index, name, linear in model.linears():
+        full, share = model.linear_name(index, name), shares[index, name]
+        zeros[full] = count_zeros(pruned.tensor(model.stored_name(f"{full}.weight")))
+        size += linear.weight.numel()
+        of_linear = pattern.at(1 - share)
+        if share == 0 or (pattern.m and of_linear != pattern):
+            patterns[full] = "dense" if share == 0 else str(of_linear)
+    claim = {"pattern": str(pattern), "sparsity": sum(zeros.values()) / size, "linears": zeros}
+    return claim | ({"patterns": patterns} if patterns else {})
+
+
+def _errors(model: Streamed, pieces: Path) -> dict[str, float]:
+    """The relative error of every linear, as it was stored with the layer."""
+    errors: dict[str, float] = {}
+    for index, layer in enumerate(model.layers):
+        with safe_open(pieces / f"{index:05}.safetensors", "pt") as file:
+            stored = file.metadata()
+        errors |= {f"{index}.{name}": float(stored[name]) for name in linears_of(layer)}
+    return errors
