@@ -1,8 +1,8 @@
 """SparseGPT (Frantar & Alistarh 2023): one-shot pruning that lets the weights that are left make up for those that go.
 
-Notation of the paper: W [out, in]; H = 2/n Σ x xᵀ [in, in], the Hessian of the layer-wise error ‖WX - ŴX‖² for every
-row of W alike; U the upper Cholesky factor of H⁻¹, whose row i holds what OBS needs once the columns left of i
-are done: [H⁻¹]_ii = U[i, i]².
+Letters of the paper: W [out, in]; H = 2/n Σ x xᵀ [in, in], the Hessian of the layer-wise error ‖WX - ŴX‖², the same for
+every row of W; M the mask, E the errors. Hinv is the upper Cholesky factor of H⁻¹, which Algorithm 1 writes as H⁻¹: its
+row j holds what OBS needs once the columns left of j are done. W1, M1, Err1 and Hinv1 are the parts of one block.
 """
 
 import torch
@@ -27,9 +27,9 @@ class Hessian:
     @classmethod
     def of(cls, H: Tensor) -> "Hessian":
         """A finished Hessian with this (symmetric) matrix."""
-        made = cls(0)
-        made.H = H
-        return made
+        hessian = cls(0)
+        hessian.H = H
+        return hessian
 
     def add(self, x: Tensor) -> None:
         """Add activations [..., columns]."""
@@ -62,7 +62,7 @@ class Hessian:
         return self.H.diagonal() == 0
 
     def factor(self) -> Tensor:
-        """The upper factor U of the damped inverse, computed once: linears that share an input share it."""
+        """The upper Cholesky factor of the damped inverse, computed once: linears that share an input share it."""
         if self._factor is None:
             self._factor = inverse_factor(self.H, DAMPING)
         return self._factor
@@ -121,54 +121,75 @@ def prune(
     *,
     block: int = 128,
 ) -> tuple[Tensor, Tensor]:
-    """(new weight, keep-mask) of one linear: `weight` [out, in] float; arithmetic in H's dtype.
+    """(new weight, keep-mask) of one linear: `weight` [out, in] float; arithmetic in H's dtype. Algorithm 1.
 
-    The mask is chosen inside each block of `block` columns, with the lowest w² / [H⁻¹]_cc² (unstructured: the block's
-    share of the matrix's round(sparsity · entries) zeros; N:M: at the start of each group of M columns). The error of
-    every pruned weight is carried into the columns to its right.
+    The mask is chosen inside each block of `block` columns (the paper's B), with the lowest w² / [H⁻¹]_cc²:
+    unstructured, the block's share of the matrix's round(sparsity · entries) zeros; N:M, at the start of each group of
+    M columns. The error of every pruned weight is carried into the columns to its right.
     Inputs that are always 0 (dead columns) get weight 0. `weight` and H are finite; UserError if H has no inverse.
 
     `zeros` (bool, like `weight`) are pruned whatever error is carried into them. They count towards the pattern, and a
     block that has more of them than its share prunes no others: what is left to prune is shared out over the rest.
     """
-    U = hessian.factor()
-    W = weight.to(U.dtype, copy=True)
-    columns = W.shape[1]
-    free = torch.ones_like(W, dtype=torch.bool) if zeros is None else ~zeros
-    ours = int(free.sum())
-    share = max(0.0, sparsity - (1 - sparsity) * (W.numel() - ours) / max(1, ours))  # of the free entries
-    seen = 0  # free entries of the blocks so far
+    Hinv = hessian.factor()
+    W = weight.to(Hinv.dtype, copy=True)
     W[:, hessian.dead()] = 0
-    kept = torch.ones_like(W, dtype=torch.bool)
-    if pattern.m:
-        block = max(block // pattern.m, 1) * pattern.m  # no group straddles two blocks
+    M = torch.ones_like(W, dtype=torch.bool)
+    free = torch.ones_like(M) if zeros is None else ~zeros
+    B = max(block // pattern.m, 1) * pattern.m if pattern.m else block  # no group straddles two blocks
+    counts = [] if pattern.m else _zeros_by_block(free, sparsity, B)
+    for number, i in enumerate(range(0, W.shape[1], B)):
+        end = min(i + B, W.shape[1])
+        Hinv1, free1 = Hinv[i:end, i:end], free[:, i:end]
+        if pattern.m:
+            M1 = torch.ones_like(free1.T, memory_format=torch.contiguous_format)
+        else:
+            scores = _scores(W[:, i:end], Hinv1.diagonal(), free1)
+            M1 = keep_mask(pattern, scores, counts[number] / scores.numel()).T.contiguous()
+        W1 = W[:, i:end].T.contiguous()  # a column of W is a row here: contiguous, as the loop wants it
+        Err1 = _sweep(W1, M1, Hinv1, free1, pattern, sparsity)
+        M[:, i:end] = M1.T
+        W[:, i:end] = (W1 * M1).T
+        W[:, end:].addmm_(Err1.T, Hinv[i:end, end:], alpha=-1)  # W_(i+B): -= E · H⁻¹_i:(i+B),(i+B):
+    return W.to(weight.dtype), M
 
-    for start in range(0, columns, block):
-        end = min(start + block, columns)
-        U1 = U[start:end, start:end]
-        diagonal = U1.diagonal()
-        W1 = W[:, start:end].T.contiguous()  # a column of W is a row here: contiguous, as the loop wants it
-        keep, error = torch.ones_like(W1, dtype=torch.bool), torch.zeros_like(W1)
-        if not pattern.m:  # rounding the running total keeps the whole matrix's count exact
-            open_ = free[:, start:end]
-            now = seen + int(open_.sum())
-            count = W1.numel() - (now - seen) + round(share * now) - round(share * seen)
-            scores = ((W[:, start:end] / diagonal) ** 2).masked_fill(~open_, -1)
-            keep = keep_mask(pattern, scores, count / W1.numel()).T.contiguous()
-            seen = now
-        for i in range(end - start):
-            if pattern.m and i % pattern.m == 0:
-                group = slice(i, i + pattern.m)
-                open_ = free[:, start + i : start + i + pattern.m]
-                scores = ((W1[group].T / diagonal[group]) ** 2).masked_fill(~open_, -1)
-                keep[group] = (keep_mask(pattern, scores, sparsity) & open_).T
-            e = W1[i] * ~keep[i] / diagonal[i]
-            W1[i + 1 :].addr_(U1[i, i + 1 :], e, alpha=-1)
-            error[i] = e
-        kept[:, start:end] = keep.T
-        W[:, start:end] = (W1 * keep).T
-        W[:, end:].addmm_(error.T, U[start:end, end:], alpha=-1)
-    return W.to(weight.dtype), kept
+
+def _sweep(W1: Tensor, M1: Tensor, Hinv1: Tensor, free1: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
+    """Prune one block column by column, in place; its errors E [columns, out].
+
+    W1 and the mask M1 are [columns, out], `free1` (what was not pruned before) is [out, columns]. M1 is given, but for
+    N:M, where each group is chosen when the sweep reaches it.
+    """
+    d, m = Hinv1.diagonal(), pattern.m
+    Err1 = torch.zeros_like(W1)
+    for j in range(len(W1)):
+        if m and j % m == 0:
+            free_group = free1[:, j : j + m]
+            scores = _scores(W1[j : j + m].T, d[j : j + m], free_group)
+            M1[j : j + m] = (keep_mask(pattern, scores, sparsity) & free_group).T
+        Err1[j] = W1[j] * ~M1[j] / d[j]  # E_j = (1 - M_j) · W_j / [H⁻¹]_jj
+        W1[j + 1 :].addr_(Hinv1[j, j + 1 :], Err1[j], alpha=-1)  # W_j: -= E_j · H⁻¹_j,j:
+    return Err1
+
+
+def _scores(W: Tensor, d: Tensor, free: Tensor) -> Tensor:
+    """w_c² / [H⁻¹]_cc² [out, columns], with d the diagonal of H⁻¹; what was pruned before is below all others."""
+    return ((W / d) ** 2).masked_fill(~free, -1)
+
+
+def _zeros_by_block(free: Tensor, sparsity: float, block: int) -> list[int]:
+    """How many entries of each block of columns are pruned, those pruned before included.
+
+    Rounding the running total keeps the count of the whole matrix exact.
+    """
+    entries, open_ = free.numel(), int(free.sum())
+    share = max(0.0, sparsity - (1 - sparsity) * (entries - open_) / max(1, open_))  # of the free entries
+    counts, before = [], 0
+    for part in free.split(block, dim=1):
+        after = before + int(part.sum())
+        counts.append(part.numel() - (after - before) + round(share * after) - round(share * before))
+        before = after
+    return counts
 
 
 def relative_error(before: Tensor, after: Tensor, H: Tensor) -> float:
