@@ -31,14 +31,14 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "SparseGPT carries no error inside a block",
-        "W1[i + 1 :].addr_(U1[i, i + 1 :], e, alpha=-1)",
-        "W1[i + 1 :].addr_(U1[i, i + 1 :], e, alpha=0)",
+        "W1[j + 1 :].addr_(Hinv1[j, j + 1 :], Err1[j], alpha=-1)",
+        "W1[j + 1 :].addr_(Hinv1[j, j + 1 :], Err1[j], alpha=0)",
         ("stages/prune/test_sparsegpt.py::test_equals_the_naive_reference",),
     ),
     Mutation(
         "SparseGPT carries no error into the blocks to the right",
-        "W[:, end:].addmm_(error.T, U[start:end, end:], alpha=-1)",
-        "W[:, end:].addmm_(error.T, U[start:end, end:], alpha=0)",
+        "W[:, end:].addmm_(Err1.T, Hinv[i:end, end:], alpha=-1)",
+        "W[:, end:].addmm_(Err1.T, Hinv[i:end, end:], alpha=0)",
         ("stages/prune/test_sparsegpt.py::test_equals_the_naive_reference",),
     ),
     Mutation(
@@ -49,14 +49,14 @@ MUTATIONS = [
     ),
     Mutation(
         "an unstructured mask by w² alone",
-        "scores = ((W[:, start:end] / diagonal) ** 2)",
-        "scores = (W[:, start:end] ** 2)",
+        "scores = _scores(W[:, i:end], Hinv1.diagonal(), free1)",
+        "scores = _scores(W[:, i:end], torch.ones(end - i), free1)",
         ("stages/prune/test_sparsegpt.py::test_equals_the_naive_reference",),
     ),
     Mutation(
         "an N:M mask by w² alone",
-        "scores = ((W1[group].T / diagonal[group]) ** 2)",
-        "scores = (W1[group].T ** 2)",
+        "scores = _scores(W1[j : j + m].T, d[j : j + m], free_group)",
+        "scores = _scores(W1[j : j + m].T, torch.ones(m), free_group)",
         ("stages/prune/test_sparsegpt.py::test_equals_the_naive_reference",),
     ),
     Mutation(
@@ -91,8 +91,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a resumed training starts its data from the beginning",
-        "islice(batches, done, steps)",
-        "islice(batches, 0, steps - done)",
+        "islice(rows, self.done, self.steps)",
+        "islice(rows, 0, self.steps - self.done)",
         ("stages/finetune/test_finetune.py::test_resumed_training_equals_uninterrupted",),
     ),
     Mutation(
@@ -103,8 +103,8 @@ MUTATIONS = [
     ),
     Mutation(
         "gradients are not clipped",
-        "accelerator.clip_grad_norm_(model.parameters(), settings.clip)",
-        "accelerator.clip_grad_norm_(model.parameters(), 1e9)",
+        "accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip)",
+        "accelerator.clip_grad_norm_(self.model.parameters(), 1e9)",
         ("stages/finetune/test_finetune.py::test_gradients_are_clipped_to_the_norm",),
     ),
     Mutation(
