@@ -84,8 +84,13 @@ def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
         for name, shape in shards.shapes.items()
         if re.search(r"\.\d+\.", f".{name}") and len(shape) >= 2 and not quantizers.is_part(name, shards)
     ]
-    inside.sort(key=lambda name: [(int(part) if part.isdigit() else -1, part) for part in name.split(".")])
+    inside.sort(key=layer_order)
     return {name: name for name in inside}, False
+
+
+def layer_order(name: str) -> list[tuple[int, str]]:
+    """Sorts the names of matrices by the numbers of their layers: layer 2 comes before layer 10."""
+    return [(int(part) if part.isdigit() else -1, part) for part in name.split(".")]
 
 
 def records(
