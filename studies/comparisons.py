@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.stages.evaluate.evaluation import ROWS
-from sparsedraft.stages.evaluate.summary import end_to_end_against, mal_against, speedup_against
+from sparsedraft.stages.evaluate.summary import mal_against
+from sparsedraft.stages.evaluate.timing import end_to_end_against, speedup_against
 from sparsedraft.stages.report.tables import markdown, middle_k
 from stored import CLAIMS, CUT, REFERENCE, Rows, best_measured, by_drafter, figure, further_timings, mean_tokens, read
 

@@ -3,15 +3,9 @@
 import numpy as np
 import pytest
 
-from sparsedraft.stages.evaluate.summary import (
-    end_to_end_against,
-    interval,
-    mal_against,
-    mal_interval,
-    speedup_against,
-    speedup_interval,
-    timed,
-)
+from sparsedraft.stages.evaluate.bootstrap import interval
+from sparsedraft.stages.evaluate.summary import mal_against, mal_interval
+from sparsedraft.stages.evaluate.timing import end_to_end_against, speedup_against, speedup_interval, timed
 
 PARTS = ("draft", "verify", "rollback", "sampling", "rest")
 

@@ -8,7 +8,7 @@ from sparsedraft.models.claims import claim_of
 from sparsedraft.models.names import LOOKUP
 from sparsedraft.native.packed_folder import is_packed, pattern_of
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.stages.evaluate import summary
+from sparsedraft.stages.evaluate import summary, timing
 from sparsedraft.stages.evaluate.options import EvaluateOptions
 from sparsedraft.stages.evaluate.rows import alpha_of
 from sparsedraft.stages.evaluate.speedup import break_even, improvement_factor
@@ -80,7 +80,7 @@ def _figures_at(
 
 def _measured(rows: Sequence[dict[str, Any]], k: int | str, options: EvaluateOptions) -> dict[str, Any]:
     """What the real loop took and did at one K or policy."""
-    measured = summary.timed(rows, k)
+    measured = timing.timed(rows, k)
     if measured and isinstance(k, int):
         measured["break_even"] = break_even(k, measured["c"], measured["v"])
     if (sampled := summary.agreement(rows, k)) is not None:

@@ -32,13 +32,11 @@ ELSEWHERE = ("url", "served_name", "concurrency")
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluate the drafters against the target on the prompts, or let lm-eval score each model on its tasks.
 
-    docs/method.md says what the result holds.
-
-    A drafter called "lookup" drafts from the text so far (prompt look-up). Writes result.json, rows.jsonl,
-    answers.jsonl (the target's, by unit of work) and example.json to `options.out` (None: nowhere). An interrupted
-    evaluation goes on with the first sequence that is not done, and a finished one takes more drafters beside those it
-    has.
-    Raises UserError for bad options, checkpoints that lie, tokenizers that differ where that cannot be.
+    The result is described in docs/method.md. A drafter called "lookup" drafts from the text so far (prompt look-up).
+    Writes result.json, rows.jsonl, answers.jsonl (the target's, by unit of work) and example.json to `options.out`
+    (None: nowhere). An interrupted evaluation continues with the first answer that is not measured; a finished one
+    takes more drafters beside those it has. Raises UserError for checkpoints whose claims are false, and for drafters
+    that cannot draft for this target.
     """
     if options.tasks is not None:
         return run_tasks(options)
@@ -62,9 +60,29 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             _drop_unchanged(copies)
             raise
 
-    inputs: dict[str, object] = {
-        "target": checkpoint.described(folder) if endpoint else folder,
-        "drafters": {name: drafter or LOOKUP for name, drafter in folders.items()},
+    return artifact.make(
+        out,
+        "eval",
+        _inputs(options, folder, endpoint, folders, chosen),
+        build,
+        seed=options.seed,
+        overwrite=options.overwrite,
+        tolerance=artifact.Tolerance(grows="drafters"),
+        reads=(target, source, *(ref for _, ref in drafters if ref != LOOKUP)),
+    )
+
+
+def _inputs(
+    options: EvaluateOptions,
+    target: Path,
+    endpoint: Endpoint | None,
+    drafters: dict[str, Path | None],
+    chosen: Sequence[Prompt],
+) -> dict[str, object]:
+    """What the result depends on: the artifact's inputs."""
+    return {
+        "target": checkpoint.described(target) if endpoint else target,
+        "drafters": {name: drafter or LOOKUP for name, drafter in drafters.items()},
         "prompts": [p.described for p in chosen],
         **templates.inputs(options.template_args),
         "options": {
@@ -74,16 +92,6 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             **({"served": endpoint.served} if endpoint else {}),
         },
     }
-    return artifact.make(
-        out,
-        "eval",
-        inputs,
-        build,
-        seed=options.seed,
-        overwrite=options.overwrite,
-        tolerance=artifact.Tolerance(grows="drafters"),
-        reads=(target, source, *(ref for _, ref in drafters if ref != LOOKUP)),
-    )
 
 
 def _choose_prompts(source: str, options: EvaluateOptions) -> list[Prompt]:
