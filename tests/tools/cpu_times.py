@@ -1,4 +1,6 @@
-"""A pytest plugin, `pytest -p cpu_times`: CPU seconds of each test, those of the processes that it started included.
+"""A pytest plugin: CPU seconds of each test, those of the processes that it started included.
+
+    PYTHONPATH=tests/tools pytest -p cpu_times
 
 Wall-clock depends on what else runs on the machine; CPU seconds hardly do. A fixture counts in the test that makes it
 first. With CPU_TIMES=FILE each test is also appended to FILE as it ends, one JSON object a line.
