@@ -11,8 +11,9 @@ from common import CACHE, ROOT, measured, parser, run
 from record import Table
 
 QUICK = (  # a tenth of the demo, of which nothing but wall time and memory is said
-    "distill.limit=12", "distill.max_new_tokens=16", "prune.tokens=1024", "finetune.validation_prompts=2",
-    "finetune.tokens=1024", "eval.limit=3", "eval.max_new_tokens=16", "speed.limit=1", "speed.max_new_tokens=16",
+    "distill.limit=12", "distill.max_new_tokens=16", "prune.tokens=1024", "prune.method=magnitude",
+    "finetune.validation_prompts=2", "finetune.tokens=1024", "eval.limit=3", "eval.max_new_tokens=16", "speed.limit=1",
+    "speed.max_new_tokens=16",
 )  # fmt: skip
 
 

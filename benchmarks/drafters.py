@@ -30,11 +30,14 @@ class Sizes:
     conversations: int
     calibration: int  # tokens
     training: int  # tokens; 0: one-shot drafters only
+    pruning: tuple[str, ...]  # options of `sparsedraft prune`
     head: int  # tokens that a trimmed head keeps
     patterns: tuple[str, ...]
 
 
-QUICK = Sizes(conversations=12, calibration=1024, training=0, head=32768, patterns=("2:4",))
+QUICK = Sizes(
+    conversations=12, calibration=1024, training=0, pruning=("--method", "magnitude"), head=32768, patterns=("2:4",)
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +55,7 @@ def prepare(options: argparse.Namespace) -> Models:
     sizes = QUICK
     if not options.quick:
         patterns = tuple(options.patterns.split(";"))
-        sizes = Sizes(options.conversations, 16384, options.training, 32768, patterns)
+        sizes = Sizes(options.conversations, 16384, options.training, ("--refine",), 32768, patterns)
     folder = CACHE / f"{slug(target.replace('/', '-'))}--{slug(drafter.replace('/', '-'))}"
     folder /= f"{sizes.conversations}-{sizes.calibration}-{sizes.training}"
     packed = folder / "target"
@@ -72,11 +75,11 @@ def _data(packed: Path, out: Path, conversations: int, quick: bool) -> Path:
 
 
 def _sparse(drafter: str, data: Path, folder: Path, sizes: Sizes) -> dict[str, str]:
-    """The drafter pruned by SparseGPT to each pattern; the last of them also fine-tuned on the same data (SD²)."""
+    """The drafter pruned to each pattern on `data`; the last of them is also fine-tuned on it (SD²)."""
     checkpoints = {}
     for name in sizes.patterns:
         out = folder / slug(PATTERNS[name])
-        how = ["--pattern", PATTERNS[name], "--tokens", str(sizes.calibration), "--refine"]
+        how = ["--pattern", PATTERNS[name], "--tokens", str(sizes.calibration), *sizes.pruning]
         command("prune", drafter, "--out", out, "--calibration", data, *how)
         checkpoints[name] = str(out)
     if sizes.training:
