@@ -1,20 +1,38 @@
 """sparsedraft: sparse, self-distilled drafters for speculative decoding (SD²).
 
 Throughout, p is the target model and q the drafter; K is the number of tokens drafted a step.
+
+The public names are those in `__all__`. Importing this costs little: torch and transformers come with the first call
+that needs them.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import torch
     from transformers import PreTrainedModel
 
     from sparsedraft.native.session import Engine
+    from sparsedraft.stages.distill.options import DistillOptions
+    from sparsedraft.stages.evaluate.options import EvaluateOptions
+    from sparsedraft.stages.finetune.options import FinetuneOptions
+    from sparsedraft.stages.generate.api import Model
+    from sparsedraft.stages.generate.texts import GeneratedText, TextPiece
+    from sparsedraft.stages.inspect.options import InspectOptions
+    from sparsedraft.stages.pack.options import PackOptions
+    from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions
+    from sparsedraft.stages.report.options import ReportOptions
+    from sparsedraft.writers.loaded import LoadedModel
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "load", "register"]
+__all__ = [
+    "DistillOptions", "DropLayersOptions", "Engine", "EvaluateOptions", "FinetuneOptions", "GeneratedText",
+    "InspectOptions", "LoadedModel", "PackOptions", "PruneOptions", "ReportOptions", "TextPiece", "distill",
+    "drop_layers", "evaluate", "finetune", "generate", "inspect", "load", "pack", "prune", "register", "report",
+]  # fmt: skip
 
 
 def register() -> None:
@@ -39,10 +57,147 @@ def load(
     return loading.load(folder, dtype=dtype or torch.float32, device=device)
 
 
-def __getattr__(name: str) -> Any:
-    """`Engine`, imported when it is first asked for: it brings torch."""
-    if name != "Engine":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from sparsedraft.native.session import Engine
+@overload
+def generate(
+    target: "Model", prompt: "str | Sequence[str]", *, stream: Literal[True], **options: Any
+) -> "Iterator[TextPiece]": ...
+@overload
+def generate(target: "Model", prompt: str, *, stream: Literal[False] = False, **options: Any) -> "GeneratedText": ...
+@overload
+def generate(
+    target: "Model", prompt: "Sequence[str]", *, stream: Literal[False] = False, **options: Any
+) -> "list[GeneratedText]": ...
+def generate(
+    target: "Model",
+    prompt: "str | Sequence[str]",
+    *,
+    drafter: "Model | None" = None,
+    stream: bool = False,
+    **options: Any,
+) -> "GeneratedText | list[GeneratedText] | Iterator[TextPiece]":
+    """What `target` writes after the prompt, with or without a drafter; of a list of prompts, a list of texts.
 
-    return Engine
+    The text is the target's own (greedy), or distributed as the target's own (`temperature` > 0), whatever the drafter.
+    A model is a folder (packed or not), a hub id, a .gguf file, a LoadedModel, or a transformers model with its
+    tokenizer, as a pair. `drafter` may also be "lookup". `stream`: an iterator of TextPiece, one for each step, each
+    with what was drafted and accepted.
+
+    `options` are those of the command by their names: k, policy, uag, tree, max_new_tokens, temperature, top_k, top_p,
+    min_p, repetition_penalty, stop, raw, template_args, seed, device, dtype, runtime. The last four are for models that
+    are given by name. Raises UserError for an option that does not exist or a value that is not possible, for a model
+    that cannot be loaded or drafted with, and for a prompt that leaves no room in a context.
+    """
+    from sparsedraft.stages.generate import api
+
+    return api.generate(target, prompt, drafter=drafter, stream=stream, **options)
+
+
+def distill(options: "DistillOptions") -> dict[str, Any]:
+    """Let the target write the answers that the drafter will learn from; returns what the command prints as JSON."""
+    from sparsedraft.stages.distill import stage
+
+    return stage.distill(options)
+
+
+def prune(options: "PruneOptions") -> dict[str, Any]:
+    """Prune every decoder linear of a model in one shot; returns what the command prints as JSON."""
+    from sparsedraft.stages.prune import stage
+
+    return stage.prune(options)
+
+
+def drop_layers(options: "DropLayersOptions") -> dict[str, Any]:
+    """Drop the block of layers with the smallest angular distance; returns what the command prints as JSON."""
+    from sparsedraft.stages.prune import drop_layers as stage
+
+    return stage.drop_layers(options)
+
+
+def finetune(options: "FinetuneOptions") -> dict[str, Any]:
+    """Fine-tune a drafter on distilled data with its mask held; returns what the command prints as JSON."""
+    from sparsedraft.stages.finetune import stage
+
+    return stage.finetune(options)
+
+
+def evaluate(options: "EvaluateOptions") -> dict[str, Any]:
+    """Measure drafters against a target; returns what the command prints as JSON."""
+    from sparsedraft.stages.evaluate import stage
+
+    return stage.evaluate(options)
+
+
+def pack(options: "PackOptions") -> dict[str, Any]:
+    """Pack a checkpoint for the CPU engine; returns what the command prints as JSON."""
+    from sparsedraft.stages.pack import stage
+
+    return stage.pack(options)
+
+
+def inspect(options: "InspectOptions") -> dict[str, Any]:
+    """What a checkpoint is made of; returns what the command prints as JSON."""
+    from sparsedraft.stages.inspect import stage
+
+    return stage.inspect(options)
+
+
+def report(options: "ReportOptions") -> dict[str, Any]:
+    """Write the report of a run or of distilled data; returns what the command prints as JSON."""
+    from sparsedraft.stages.report import stage
+
+    return stage.report(options)
+
+
+def __getattr__(name: str) -> Any:
+    """The public classes, each imported when it is first asked for: their modules bring torch, transformers or
+    pydantic."""
+    match name:
+        case "Engine":
+            from sparsedraft.native.session import Engine
+
+            return Engine
+        case "LoadedModel":
+            from sparsedraft.writers.loaded import LoadedModel
+
+            return LoadedModel
+        case "GeneratedText":
+            from sparsedraft.stages.generate.texts import GeneratedText
+
+            return GeneratedText
+        case "TextPiece":
+            from sparsedraft.stages.generate.texts import TextPiece
+
+            return TextPiece
+        case "DistillOptions":
+            from sparsedraft.stages.distill.options import DistillOptions
+
+            return DistillOptions
+        case "PruneOptions":
+            from sparsedraft.stages.prune.options import PruneOptions
+
+            return PruneOptions
+        case "DropLayersOptions":
+            from sparsedraft.stages.prune.options import DropLayersOptions
+
+            return DropLayersOptions
+        case "FinetuneOptions":
+            from sparsedraft.stages.finetune.options import FinetuneOptions
+
+            return FinetuneOptions
+        case "EvaluateOptions":
+            from sparsedraft.stages.evaluate.options import EvaluateOptions
+
+            return EvaluateOptions
+        case "PackOptions":
+            from sparsedraft.stages.pack.options import PackOptions
+
+            return PackOptions
+        case "InspectOptions":
+            from sparsedraft.stages.inspect.options import InspectOptions
+
+            return InspectOptions
+        case "ReportOptions":
+            from sparsedraft.stages.report.options import ReportOptions
+
+            return ReportOptions
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,9 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from sparsedraft.models.tokenizers.detokenizer import Detokenizer, text_of
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
-from sparsedraft.stages.generate.stage import _Answer
-from sparsedraft.writers.loaded import LoadedModel
-from tiny import build_llama
+from sparsedraft.stages.generate.texts import TextStream
 
 WORDS = ["<unk>", "</s>", "well", ",", "it", "is", "done", ".", "thank", "you", "!"]
 
@@ -30,7 +28,7 @@ def cleaning() -> PreTrainedTokenizerFast:
     ("stop", "written"), [("l , i", "wel"), (" ,", "well"), ("l, i", None), ("it is done .", None)]
 )
 def test_a_stop_string_stops_where_the_shown_text_has_it(
-    cleaning: PreTrainedTokenizerFast, stop: str, written: str | None, capsys: pytest.CaptureFixture[str]
+    cleaning: PreTrainedTokenizerFast, stop: str, written: str | None
 ) -> None:
     ids = cleaning("well , it is done ! thank you .")["input_ids"]
     shown = text_of(cleaning, ids)
@@ -39,12 +37,9 @@ def test_a_stop_string_stops_where_the_shown_text_has_it(
     at = stops.first(ids, len(ids), len(ids))
     assert (at is None) == (written is None) == (stop not in shown)
     kept = ids if at is None else ids[: at + 1]
-    answer = _Answer(LoadedModel(build_llama(layers=1), cleaning, frozenset()), stops, live=True)
-    for token in kept:
-        answer.take(Step([], 0, [token]))
-    answer.finish()
-    assert answer.text == (shown if written is None else written)
-    assert capsys.readouterr().out == answer.text + "\n"
+    stream = TextStream(cleaning, stops)
+    pieces = [stream.add(Step([], 0, [token])) for token in kept]
+    assert "".join(pieces) + stream.rest() == stream.text == (shown if written is None else written)
 
 
 def test_special_tokens_are_written_out_when_asked_for(cleaning: PreTrainedTokenizerFast) -> None:

@@ -11,9 +11,8 @@ from sparsedraft.speculate.loop.decode import Decoder, Generation, generate, gen
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.trees.drafter import TreeDrafter
-from sparsedraft.stages.generate.stage import _Answer
-from sparsedraft.writers.loaded import LoadedModel
-from tiny import build_llama, build_tokenizer
+from sparsedraft.stages.generate.texts import TextStream
+from tiny import build_tokenizer
 from toys import Toy
 
 TOKENIZER = build_tokenizer()
@@ -130,16 +129,12 @@ def test_rows_stop_on_their_own() -> None:
         assert all(one.tokens == ANSWER[: ends("brown")] for one in made)
 
 
-def test_what_is_streamed_is_the_text_up_to_the_stop(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_streamed_is_the_text_up_to_the_stop() -> None:
     """Nothing that a stop string may begin with is written before it is known, also where it is longer than all so
     far."""
-    side = LoadedModel(build_llama(), TOKENIZER, frozenset({END}))
     for string in [*strings(), TEXT[:40], TEXT[3:60]]:
         stops = Stops(TOKENIZER, [string])
         for k in (0, 3):
-            answer = _Answer(side, stops, live=True)
-            for step in run(stops, k).steps:
-                answer.take(step)
-            answer.finish()
-            assert capsys.readouterr().out == TEXT[: TEXT.find(string)] + "\n"
-            assert answer.text == TEXT[: TEXT.find(string)]
+            stream = TextStream(TOKENIZER, stops)
+            pieces = [stream.add(step) for step in run(stops, k).steps]
+            assert "".join(pieces) + stream.rest() == stream.text == TEXT[: TEXT.find(string)]

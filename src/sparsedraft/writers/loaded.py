@@ -13,7 +13,7 @@ from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.models.tokenizers.ends import end_ids, end_of_turn
+from sparsedraft.models.tokenizers.ends import end_ids, end_ids_of, end_of_turn
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.native import extension as native
 from sparsedraft.native.architecture import unsupported
@@ -47,6 +47,12 @@ class LoadedModel:
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
         self._cached: PrefixCache | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "LoadedModel":
+        """A transformers model that is in memory, with its tokenizer; its texts end as its configs and the tokenizer
+        say."""
+        return cls(model, tokenizer, end_ids_of(model, tokenizer))
 
     @classmethod
     def load(

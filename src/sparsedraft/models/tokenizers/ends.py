@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models.tokenizers import templates
@@ -24,6 +24,12 @@ def end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
             for part in (fields, text if isinstance(text, dict) else {}):
                 ids |= set(_ids(part.get("eos_token_id")))
     return frozenset(ids)
+
+
+def end_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The same of a model in memory: what its tokenizer, its config and its generation config name."""
+    configs = (tokenizer, model.config.get_text_config(), model.config, model.generation_config)
+    return frozenset(token for config in configs for token in _ids(getattr(config, "eos_token_id", None)))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:

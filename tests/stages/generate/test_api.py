@@ -1,0 +1,142 @@
+"""`sparsedraft.generate` and the stages as functions: the texts are the target's own, streamed or whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparsedraft
+from sparsedraft.base.errors import UserError
+from sparsedraft.models.tokenizers.detokenizer import text_of
+from tiny import build_llama, build_tokenizer
+from tokens import built
+
+PROMPTS = ["how many apples are left?", "the quick brown fox"]
+NEW = 24
+OTHER = build_llama(1), build_tokenizer()  # its drafts are wrong nearly always
+SAMPLED = {"temperature": 0.8, "top_k": 50, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def drafters(tiny_checkpoint: Path) -> dict[str, object]:
+    """Every way to name a drafter: none, look-up, a folder, a model in memory, one of another tokenizer."""
+    tokenizer = built("wordpiece")
+    foreign = build_llama(2, layers=1, vocab_size=len(tokenizer))
+    return {
+        "none": None,
+        "lookup": "lookup",
+        "folder": tiny_checkpoint,
+        "loaded": sparsedraft.LoadedModel.load(tiny_checkpoint),
+        "in memory": OTHER,
+        "another tokenizer": (foreign, tokenizer),
+    }
+
+
+DRAFTERS = ("none", "lookup", "folder", "loaded", "in memory", "another tokenizer")
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint: Path) -> list[list[int]]:
+    """What transformers' own greedy loop writes."""
+    model, tokenizer = build_llama(), build_tokenizer()
+    found = []
+    for prompt in PROMPTS:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"]
+        out = model.generate(ids, max_new_tokens=NEW, do_sample=False, attention_mask=torch.ones_like(ids))
+        found.append(out[0, ids.shape[1] :].tolist())
+    return found
+
+
+@pytest.mark.parametrize("runtime", ["auto", "transformers"])
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_greedy_text_is_transformers_own(name, runtime, drafters, tiny_checkpoint, expected) -> None:
+    one = sparsedraft.generate(
+        tiny_checkpoint, PROMPTS[0], drafter=drafters[name], k=4, max_new_tokens=NEW, runtime=runtime
+    )
+    several = sparsedraft.generate(
+        tiny_checkpoint, PROMPTS, drafter=drafters[name], k=4, max_new_tokens=NEW, runtime=runtime
+    )
+    assert one.token_ids == expected[0] and [text.token_ids for text in several] == expected
+    assert one.text == text_of(build_tokenizer(), expected[0])
+    assert sum(one.accepted) + one.steps == NEW == len(one.token_ids) and one.finish_reason == "length"
+    assert (max(one.drafted) > 0) == (name != "none") and one.mal == NEW / one.steps
+    if name in ("folder", "loaded"):  # it drafts for itself
+        assert one.accepted == one.drafted and one.steps == 5
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("drawing", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_a_stream_is_the_whole_text(drawing, name, drafters, tiny_checkpoint) -> None:
+    """Pieces of two prompts, decoded at once, put together by their prompt; the counts are those of the steps."""
+    options = {"drafter": drafters[name], "k": 3, "max_new_tokens": NEW, "runtime": "transformers", **drawing}
+    whole = sparsedraft.generate(tiny_checkpoint, PROMPTS, **options)
+    pieces = [*sparsedraft.generate(tiny_checkpoint, PROMPTS, stream=True, **options)]
+    for index, text in enumerate(whole):
+        own = [piece for piece in pieces if piece.prompt == index]
+        assert "".join(piece.text for piece in own) == text.text
+        assert [piece.drafted for piece in own] == text.drafted and [piece.accepted for piece in own] == text.accepted
+    assert len(pieces) == sum(text.steps for text in whole)
+
+
+def test_a_stop_string_is_never_shown(tiny_checkpoint: Path) -> None:
+    plain = sparsedraft.generate(tiny_checkpoint, PROMPTS[0], max_new_tokens=NEW)
+    stop = plain.text[5:8]
+    options = {"drafter": tiny_checkpoint, "max_new_tokens": NEW, "stop": [stop]}
+    stopped = sparsedraft.generate(tiny_checkpoint, PROMPTS[0], **options)
+    assert stopped.text == plain.text[: plain.text.find(stop)] and stopped.finish_reason == "stop"
+    pieces = sparsedraft.generate(tiny_checkpoint, PROMPTS[0], stream=True, **options)
+    assert "".join(piece.text for piece in pieces) == stopped.text
+
+
+def test_no_prompts_are_no_texts(tiny_checkpoint: Path) -> None:
+    assert sparsedraft.generate(tiny_checkpoint, []) == []
+    assert [*sparsedraft.generate(tiny_checkpoint, [], stream=True)] == []
+
+
+def test_the_end_of_a_model_in_memory_is_what_its_configs_and_tokenizer_say() -> None:
+    model, tokenizer = build_llama(eos_token_id=[7, 9]), build_tokenizer()
+    model.generation_config.eos_token_id = 11
+    assert sparsedraft.LoadedModel.of(model, tokenizer).eos_ids == {2, 7, 9, 11}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temprature": 0.5}, "temprature is not a known option; did you mean temperature?"),
+        ({"k": -1}, "--k -1 is not possible"),
+        ({"policy": "best"}, "--policy best is not known"),
+        ({"drafter": "/no/such/folder"}, "no such folder"),
+        ({"tree": 2}, "--tree 2 needs a model that drafts"),
+    ],
+)
+def test_what_is_not_possible_is_one_sentence(options, message, tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")) as raised:
+        sparsedraft.generate(tiny_checkpoint, "x", **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_template_arguments_belong_to_the_loading_of_a_model() -> None:
+    with pytest.raises(UserError, match="where a model is loaded"):
+        sparsedraft.generate(OTHER, "x", template_args={"a": 1})
+
+
+def test_stages_are_functions_of_their_options(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """`pack` and `inspect` write and return what the commands do; what was packed writes a text."""
+    packed = sparsedraft.pack(sparsedraft.PackOptions(model=str(tiny_checkpoint), out=tmp_path / "packed"))
+    assert json.loads(json.dumps(packed)) == packed
+    shown = sparsedraft.inspect(sparsedraft.InspectOptions(checkpoint=str(tmp_path / "packed")))
+    assert shown["linears"]
+    text = sparsedraft.generate(tiny_checkpoint, PROMPTS[0], drafter=tmp_path / "packed", k=2, max_new_tokens=NEW)
+    assert sum(text.accepted) > NEW / 3, "int8 of the target itself"
+    with pytest.raises(UserError, match="--weights int3 is not known"):
+        sparsedraft.PackOptions(model="m", out=tmp_path, weights="int3")
+
+
+def test_every_public_name_is_there() -> None:
+    for name in sparsedraft.__all__:
+        assert getattr(sparsedraft, name).__doc__, name
+    with pytest.raises(AttributeError, match="nothing_here"):
+        sparsedraft.nothing_here  # noqa: B018
