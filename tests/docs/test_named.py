@@ -68,6 +68,13 @@ def test_the_glossary_names_each_idea_once_and_where_it_lies() -> None:
     assert len(names) == len(set(names)) > 20
     places = [row[2].strip("`") for row in rows[2:] if row[2].startswith("`")]
     assert not [place for place in places if not (ROOT / "src" / "sparsedraft" / place).exists()]
+    for name, place in zip(names, (row[2].strip("`") for row in rows[2:]), strict=True):
+        file = ROOT / "src" / "sparsedraft" / place
+        if file.is_file():  # the code of the idea calls it by its name
+            text = file.read_text(encoding="utf-8").lower().replace("_", "")
+            assert any(word.lower().replace(" ", "") in text for word in name.split(", ")), (
+                f"{place} does not say {name}"
+            )
 
 
 def test_troubleshooting_quotes_messages_of_the_source() -> None:
