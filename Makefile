@@ -20,6 +20,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Every benchmark, hours: benchmarks/all.py --quick checks that each runs, --record keeps the results
 bench: $(STAMP)
 	$(BIN)/python benchmarks/all.py
 
