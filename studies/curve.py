@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from scoring import KS, score
-from sparsedraft import recipe as recipes
 from sparsedraft.base.hashing import stable_order
 from sparsedraft.base.journal import read_lines
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers.vocab import same_tokens
-from sparsedraft.recipe import Drafter, Recipe
+from sparsedraft.recipe import reading as recipes
+from sparsedraft.recipe.recipe import Recipe
+from sparsedraft.recipe.sections import Drafter
 from sparsedraft.run import make_drafter
 from sparsedraft.stages.distill.datafolder import write
 from sparsedraft.stages.evaluate.evaluation import ANSWERS

@@ -15,8 +15,8 @@ from typing import Any
 from transformers import LlamaConfig
 
 from results import put
-from sparsedraft import recipe as recipes
 from sparsedraft.plan import plan_recipe
+from sparsedraft.recipe import reading as recipes
 from sparsedraft.stages.report.tables import markdown
 from study import ROOT, setup
 

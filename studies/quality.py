@@ -22,7 +22,7 @@ from scoring import answers_of, score, select
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers.ends import end_of_turn
-from sparsedraft.recipe import Recipe
+from sparsedraft.recipe.recipe import Recipe
 from sparsedraft.run import make_drafter
 from sparsedraft.stages.distill.datafolder import write
 from sparsedraft.text import dataset, prompts

@@ -13,7 +13,7 @@ from sparsedraft.base.command import command
 from sparsedraft.base.console import complain, console, leads, quiet_libraries
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import dumps
-from sparsedraft.recipe import PlanOptions, RunOptions, read
+from sparsedraft.recipe.options import PlanOptions, RunOptions
 from sparsedraft.stages.distill.options import DistillOptions
 from sparsedraft.stages.evaluate.options import EvaluateOptions
 from sparsedraft.stages.finetune.options import FinetuneOptions
@@ -47,14 +47,18 @@ def _launched(context: typer.Context) -> None:
 
 def run(options: RunOptions) -> None:
     """Do the whole job of a recipe: distill, prune, fine-tune, evaluate, report."""
+    from sparsedraft.recipe.reading import read
+
     recipe = read(options.recipe, options.overrides)
-    from sparsedraft.run import run_recipe
+    from sparsedraft.run import run_recipe  # after the recipe: what is wrong with that is said at once
 
     emit(run_recipe(recipe, options.out, overwrite=options.overwrite))
 
 
 def plan(options: PlanOptions) -> None:
     """Say what a recipe will cost, stage by stage, from configs alone: tokens, memory, device-hours, disk."""
+    from sparsedraft.recipe.reading import read
+
     recipe = read(options.recipe, options.overrides)
     from sparsedraft.plan import plan_recipe, table
 

@@ -21,7 +21,8 @@ from sparsedraft.models.decoder import decoder_layers, linears_of
 from sparsedraft.models.macs import dense_weights, macs_of_model
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.sources import locate
-from sparsedraft.recipe import Drafter, Eval, Recipe, Speed
+from sparsedraft.recipe.recipe import Recipe
+from sparsedraft.recipe.sections import Drafter, Eval, Speed
 from sparsedraft.stages.evaluate import memo
 from sparsedraft.stages.finetune import memory as finetuning
 from sparsedraft.stages.prune import memory

@@ -12,7 +12,9 @@ from sparsedraft.base.places import check_apart
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.vocab import same_tokens
-from sparsedraft.recipe import Drafter, Eval, Recipe, Speed, dump
+from sparsedraft.recipe.reading import dump
+from sparsedraft.recipe.recipe import Recipe
+from sparsedraft.recipe.sections import Drafter, Eval, Speed
 from sparsedraft.stages.distill.options import DistillOptions, DistillSettings
 from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.evaluate.options import EvaluateOptions, EvaluateSettings

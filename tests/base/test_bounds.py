@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from sparsedraft import cli
-from sparsedraft import recipe as recipes
 from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
+from sparsedraft.recipe import reading as recipes
 from sparsedraft.stages.prune.options import DropLayersSettings, PruneSettings
 from stages import distill
 

@@ -10,7 +10,8 @@ import pytest
 from inside import call
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.yamlfiles import read_yaml
-from sparsedraft.recipe import Recipe, read
+from sparsedraft.recipe.reading import read
+from sparsedraft.recipe.recipe import Recipe
 from sparsedraft.stages.report.older import expected_parts
 
 GOOD = "target: t\ndrafters: [{name: a, prune: {}}]\n"

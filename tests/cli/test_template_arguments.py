@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from faults import Proxy, proxied
 from sparsedraft import cli
-from sparsedraft import recipe as recipes
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import template_args
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.recipe import reading as recipes
 from sparsedraft.run import run_recipe
 from sparsedraft.stages.prune import calibration
 from sparsedraft.text import dataset

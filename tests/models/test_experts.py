@@ -14,7 +14,8 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.macs import macs_of_config, macs_of_model, nonzero_parameters
 from sparsedraft.native.cost import cost_of_model
 from sparsedraft.plan import plan_recipe
-from sparsedraft.recipe import Recipe, Speed
+from sparsedraft.recipe.recipe import Recipe
+from sparsedraft.recipe.sections import Speed
 from sparsedraft.run import run_recipe
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.report.cards import _what

@@ -12,7 +12,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.native.model import native_model
 from sparsedraft.native.session import Engine
 from sparsedraft.plan import plan_recipe
-from sparsedraft.recipe import Recipe
+from sparsedraft.recipe.recipe import Recipe
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.transformers.abilities import abilities
 from stages import evaluate_to, inspect, pack, prune

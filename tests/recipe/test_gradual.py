@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from sparsedraft import recipe as recipes
 from sparsedraft.base import artifact
 from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.plan import plan_recipe
+from sparsedraft.recipe import reading as recipes
 from sparsedraft.run import run_recipe
 from sparsedraft.stages.report.manifest import NAME, Manifest
 

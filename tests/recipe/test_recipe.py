@@ -6,8 +6,8 @@ import pytest
 
 from places import ROOT
 from sparsedraft import plan
-from sparsedraft import recipe as recipes
 from sparsedraft.base.errors import UserError
+from sparsedraft.recipe import reading as recipes
 
 GOOD = """
 target: some/model

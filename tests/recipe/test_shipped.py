@@ -10,9 +10,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from places import ROOT
-from sparsedraft import recipe as recipes
 from sparsedraft.native import extension as native
 from sparsedraft.plan import plan_recipe
+from sparsedraft.recipe import reading as recipes
 from sparsedraft.run import run_recipe
 from sparsedraft.stages.report.cards import cards
 from sparsedraft.stages.report.load import load

@@ -4,28 +4,19 @@ Names, ids and paths come from users and files. So no text is read as markup and
 `style` alone makes text dim or bold.
 """
 
-import logging
 import os
 import re
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task, TaskID
 
 
 def leads() -> bool:
@@ -64,12 +55,12 @@ class Tracker:
 
     EVERY = 30.0  # seconds
 
-    def __init__(self, progress: Progress, task: TaskID, unit: str) -> None:
+    def __init__(self, progress: "Progress", task: "TaskID", unit: str) -> None:
         self._progress, self._id, self._unit = progress, task, unit
         self._last_line = time.monotonic()
 
     @property
-    def _task(self) -> Task:
+    def _task(self) -> "Task":
         return self._progress.tasks[0]
 
     def advance(self, n: float = 1) -> None:
@@ -93,6 +84,16 @@ class Tracker:
 @contextmanager
 def track(description: str, total: float | None, unit: str) -> Iterator[Tracker]:
     """Show a progress bar of `total` units while the block runs; None: their number is not known beforehand."""
+    from rich.progress import (  # which most commands that end in an error never need
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -111,13 +112,20 @@ def track(description: str, total: float | None, unit: str) -> Iterator[Tracker]
         tracker.say()
 
 
-def quiet_libraries() -> None:
-    """Silence the libraries' bars and warnings, which would break into ours. Their errors still come through."""
-    import datasets
-    import transformers
+QUIET = {  # what each library reads of the environment as it is imported
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",  # retries are silent; the last error is ours to say
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.ERROR)
+
+def quiet_libraries() -> None:
+    """Silence the libraries' own bars and warnings, which would break up ours; their errors still come through.
+
+    None is imported here, as each takes a second. So this must come before they are.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from sparsedraft import recipe as recipes
 from sparsedraft.base.errors import UserError
 from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.plan import plan_recipe
+from sparsedraft.recipe import reading as recipes
 from sparsedraft.run import run_recipe
 
 RECIPE = """

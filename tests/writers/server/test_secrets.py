@@ -10,8 +10,8 @@ import pytest
 
 from scripted import said, scripted
 from sparsedraft import cli
-from sparsedraft import recipe as recipes
 from sparsedraft.base.errors import UserError
+from sparsedraft.recipe import reading as recipes
 from sparsedraft.writers.server.calls import TOLD
 from sparsedraft.writers.server.secret import Secrets, shown
 from sparsedraft.writers.server.server import Server

@@ -1,0 +1,1 @@
+"""The recipe: one typed YAML file for the whole job."""
