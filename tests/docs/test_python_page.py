@@ -14,7 +14,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 
 @pytest.mark.skipif(not extension.available(), reason="the extension was not built")
 def test_every_block_runs(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(tiny_checkpoint, tmp_path / "target")
+    for name in ("target", "drafter"):
+        shutil.copytree(tiny_checkpoint, tmp_path / name)
     stages.pack(str(tiny_checkpoint), tmp_path / "sd2-int8", weights="int8")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
