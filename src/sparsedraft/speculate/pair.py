@@ -90,11 +90,11 @@ class Pair:
             uag.require_offsets(target.tokenizer, drafter.tokenizer)
         p, q = surfaces(target.tokenizer), surfaces(drafter.tokenizer)
         overlap = len(p.keys() & q.keys())
-        chosen, why = uag.choose(route, sampling.greedy, target.tokenizer, drafter.tokenizer, overlap)
-        if chosen == "realign":
-            return cls(target, drafter, chosen, why)
+        route, why = uag.choose(route, sampling.greedy, target.tokenizer, drafter.tokenizer, overlap)
+        if route == "realign":
+            return cls(target, drafter, route, why)
         ends = (target.end_of_turn(), drafter.end_of_turn())
-        return cls(target, drafter, chosen, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends))
+        return cls(target, drafter, route, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends))
 
     def prompt_pair(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> PromptPair:
         """The target's prompt `ids`, as both models read it. A drafter with a chat template reads `messages` by that.

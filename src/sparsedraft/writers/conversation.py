@@ -1,4 +1,4 @@
-"""A model answers prompts turn by turn, its own earlier answers in context; what is finished survives a kill."""
+"""A model answers prompts turn by turn, with its earlier answers in context; finished answers survive a kill."""
 
 import time
 from collections import Counter
@@ -70,7 +70,7 @@ class Responder:
     def ask(
         self, prompt: Prompt, turn: int, sample: int, messages: list[dict[str, str]], earlier: Sequence[Answer] = ()
     ) -> Answer:
-        """An answer still to be written, after the `earlier` ones of its conversation; dropped where none can be."""
+        """An answer to be written, after the `earlier` ones of its conversation; dropped where it cannot be written."""
         name = self.name(prompt, turn, sample)
         ids = templates.chat_ids(self.tokenizer, messages)
         full = self.context is not None and len(ids) + self.max_new_tokens > self.context
@@ -80,50 +80,50 @@ class Responder:
             self.max_new_tokens, dropped=dropped,
         )  # fmt: skip
 
-    def write(self, asked: Sequence[Answer], top_k_logprobs: int | None = None) -> None:
-        """Fill in what the model answers, but for what was dropped."""
-        asked = [answer for answer in asked if not answer.dropped]
+    def write(self, answers: Sequence[Answer], top_k_logprobs: int | None = None) -> None:
+        """Let the writer fill in the answers that were not dropped."""
+        answers = [answer for answer in answers if not answer.dropped]
         k = self.top_k_logprobs if top_k_logprobs is None else top_k_logprobs
-        by_id = {answer.id: answer for answer in asked}
-        requests = [Request(a.id, a.prompt_ids, a.max_new_tokens, a.seed, a.messages) for a in asked]
+        by_id = {answer.id: answer for answer in answers}
+        requests = [Request(a.id, a.prompt_ids, a.max_new_tokens, a.seed, a.messages) for a in answers]
         for output in self.writer.generate(requests, self.sampling, k):
             _complete(by_id[output.id], output, self.tokenizer, self.writer.eos_ids)
             self.on_completion(output)
 
 
-def respond(responder: Responder, chosen: Sequence[Prompt]) -> list[Answer]:
+def respond(responder: Responder, prompts: Sequence[Prompt]) -> list[Answer]:
     """Answers to every turn of the prompts, in their order; each sample is a conversation of its own."""
     done: dict[str, Answer] = {}
-    for turn in range(max(len(p.turns) for p in chosen)):
-        asked = []
-        for p in chosen:
+    for turn in range(max(len(p.turns) for p in prompts)):
+        answers = []
+        for p in prompts:
             for s in range(responder.samples if len(p.turns) > turn else 0):
                 earlier = [done[responder.name(p, t, s)] for t in range(turn)]
                 messages = p.messages([answer.messages[-1]["content"] for answer in earlier])
-                asked.append(responder.ask(p, turn, s, messages, earlier))
-        responder.write(asked)
-        done |= {answer.id: answer for answer in asked}
+                answers.append(responder.ask(p, turn, s, messages, earlier))
+        responder.write(answers)
+        done |= {answer.id: answer for answer in answers}
     return [
-        done[responder.name(p, t, s)] for p in chosen for s in range(responder.samples) for t in range(len(p.turns))
+        done[responder.name(p, t, s)] for p in prompts for s in range(responder.samples) for t in range(len(p.turns))
     ]
 
 
 def fits(
-    tokenizer: PreTrainedTokenizerBase, chosen: Sequence[Prompt], max_new_tokens: int, context: int | None
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], max_new_tokens: int, context: int | None
 ) -> list[tuple[int, str]]:
     """(prompt tokens of the first turn, "" or why it cannot be asked) of every prompt: it cannot fit `context`, or the
     chat template refuses its messages.
 
     A later turn is counted with empty answers before it: what the answers add is known only when they are written.
     """
-    found = []
-    for prompt in chosen:
+    checked = []
+    for prompt in prompts:
         try:
             first = count = len(templates.chat_ids(tokenizer, prompt.messages()))
             if len(prompt.turns) > 1:
                 count = len(templates.chat_ids(tokenizer, prompt.messages([""] * (len(prompt.turns) - 1))))
         except templates.Refused as error:
-            found.append((0, f"prompt {prompt.id}: {str(error).removesuffix('.')}"))
+            checked.append((0, f"prompt {prompt.id}: {str(error).removesuffix('.')}"))
             continue
         why = ""
         if context is not None and count + max_new_tokens > context:
@@ -131,8 +131,8 @@ def fits(
                 f"prompt {prompt.id} has {count} tokens, which with {max_new_tokens} new ones exceed the context of "
                 f"{context}: shorten it, or lower --max-new-tokens"
             )
-        found.append((first, why))
-    return found
+        checked.append((first, why))
+    return checked
 
 
 class Rate:
@@ -142,11 +142,11 @@ class Rate:
         self.tracker, self.start, self.tokens = tracker, time.monotonic(), 0
 
     def __call__(self, output: Completion) -> None:
-        """Another answer is there."""
+        """Count one more answer."""
         self.add(1, len(output.token_ids))
 
     def add(self, answers: int, tokens: int) -> None:
-        """So many more, with so many tokens in all."""
+        """Count more answers, which have `tokens` tokens together."""
         self.tokens += tokens
         self.tracker.note(f"{self.tokens / max(1e-9, time.monotonic() - self.start):.0f} tokens/s")
         self.tracker.advance(answers)
@@ -204,7 +204,7 @@ def _report_dropped(answers: Sequence[Answer], description: str, context: int | 
 
 
 def _complete(answer: Answer, output: Completion, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:
-    """Fill in what the model wrote."""
+    """Fill in what the writer wrote."""
     if output.dropped:
         answer.dropped = output.dropped
         return

@@ -21,10 +21,10 @@ GROUP = 4  # batches' worth of conversations that make a unit
 Make = Callable[[Sequence[Prompt]], list[dict[str, Any]]]  # a unit's conversations to its rows
 
 
-def units_of(chosen: Sequence[Prompt], lengths: Sequence[int], size: int) -> list[list[Prompt]]:
+def units_of(prompts: Sequence[Prompt], lengths: Sequence[int], size: int) -> list[list[Prompt]]:
     """Units of `size` conversations, with similar prompt lengths in each."""
-    order = sorted(range(len(chosen)), key=lambda i: (lengths[i], chosen[i].id))
-    return [[chosen[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+    order = sorted(range(len(prompts)), key=lambda i: (lengths[i], prompts[i].id))
+    return [[prompts[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
 def key_of(prompt: Prompt) -> str:

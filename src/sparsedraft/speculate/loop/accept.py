@@ -22,16 +22,16 @@ def accept_sampled(p: Tensor, q: Tensor | None, drafted: Tensor, dice: Dice) -> 
     """(accepted, next token) for target distributions p [n+1, V], drafter distributions q [n, V], drafts [n] from q.
 
     Leviathan et al. 2023, Algorithm 1: draft x at place i is kept with probability min(1, p_i(x) / q_i(x)); at the
-    first rejection the next token comes from the residual, after n acceptances from p_n. The tokens so emitted are
-    distributed as the target's own. q None: drafts that were not drawn but certain (q one-hot). That rule is then to
-    draw the target's token and to compare.
+    first rejection the next token comes from the residual, after n acceptances from p_n. The emitted tokens are
+    distributed as the target's own. q None: the drafts were certain, not drawn (q is one-hot). The rule is then: draw
+    the target's token, and accept the draft if it is the same.
     """
     for i, x in enumerate(drafted.tolist()):
-        if q is None:
+        if q is None:  # P(accept x) = p_i(x)
             token = dice.draw(p[i])
             if token != x:
                 return i, token
             continue
-        if not dice.accepts(float(p[i, x]), float(q[i, x])):
+        if not dice.accepts(float(p[i, x]), float(q[i, x])):  # u < min(1, p_i(x) / q_i(x))
             return i, dice.draw(residual(p[i], q[i]))
     return len(drafted), dice.draw(p[len(drafted)])

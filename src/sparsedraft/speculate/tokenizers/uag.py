@@ -36,7 +36,7 @@ class Readers:
         known: int,
     ) -> None:
         self.known = known
-        self.by_row = [Retokenizer(target, drafter, own, before) for before, own in prompts]
+        self.by_row = [Retokenizer(target, drafter, ids, target_ids) for target_ids, ids in prompts]
         self.same: dict[int, int] = {}  # the drafter's ids of tokens that both have
 
     def __call__(self, sequence: TokenSequence) -> list[int]:
@@ -57,9 +57,9 @@ def intersection_drafter(
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text that is to go on: with the special tokens that the tokenizer puts in front, not those behind.
+    """The ids of a text to be continued: with the special tokens that the tokenizer puts before it, not those behind.
 
-    Special tokens spelt out in the text are text. Never empty: a model must have read something.
+    Special tokens spelled out in the text are text. Never empty, because a model must have read something.
     """
     ids: list[int] = tokenizer(text, split_special_tokens=True)["input_ids"]
     plain = tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
@@ -71,7 +71,7 @@ def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def require_offsets(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase) -> None:
-    """UserError unless both tokenizers tell where in a text their tokens lie."""
+    """UserError unless both tokenizers say where in a text their tokens lie."""
     for who, tokenizer in (("target", target), ("drafter", drafter)):
         if not tokenizer.is_fast:
             raise UserError(
@@ -83,7 +83,7 @@ def require_offsets(target: PreTrainedTokenizerBase, drafter: PreTrainedTokenize
 def choose(
     route: str, greedy: bool, target: PreTrainedTokenizerBase, drafter: PreTrainedTokenizerBase, overlap: int
 ) -> tuple[str, str]:
-    """(route, why) for tokenizers that differ and share `overlap` tokens. UserError where it is not possible."""
+    """(route, reason) for tokenizers that differ and share `overlap` tokens. UserError for an impossible route."""
     size = len(drafter)
     share = overlap / max(1, size)
     if route == "off":

@@ -1,4 +1,4 @@
-"""What a writer is asked and what it wrote; and how the next token of each row is chosen."""
+"""What a writer gets and what it writes; and how the next token of each row is drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,8 +1,8 @@
 """What a model's family lets us do, found out by trying it on a tiny model of the same code (see `shrink`).
 
 Families differ in how they keep what they have read (keys and values, windows and chunks of them, recurrent states) and
-in which masks and positions they obey; their configs call this by many names, and no name is asked for here. Each trial
-runs our own code on texts longer than anything in the tiny model is wide, and holds its logits against those of
+in which masks and positions they obey. Their configs have many names for this, so a trial looks at none of them. It
+runs our code on texts that are longer than any window of the tiny model, and compares the logits with those of
 transformers' own loop (see `writers.transformers.alone`).
 """
 
@@ -32,12 +32,12 @@ from sparsedraft.writers.transformers.switching import SwitchingBackend, reads_a
 FAR, NEAR, MORE = 29, 19, 5  # tokens of a trial's texts: three windows and two, each with a part of another; and drafts
 LIKE = 0.05  # of the logits' spread: how far apart two ways of computing them may lie
 LOCAL = ("window", "chunk", "local", "block")  # in the names of what keeps a model from seeing all of a text
-# what a family raises where it cannot do what it is asked
+# what a family raises for something that it cannot do
 UNABLE = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 class Abilities:
-    """What models like `model` can do. Each is tried when it is first asked for. None: nothing is known to work."""
+    """What models like `model` can do. Each ability is tried when it is first used. None: nothing is known to work."""
 
     def __init__(self, model: PreTrainedModel | None) -> None:
         self.model = model
@@ -128,7 +128,7 @@ def _alone(model: PreTrainedModel, ids: list[int], n: int) -> Tensor:
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether they are the same but for rounding. NaN is nobody's fault here: decoding says where it comes from."""
+    """Whether they are the same but for rounding. NaN counts as alike: decoding reports where it comes from."""
     if expected.isnan().any():
         return True
     inside = expected.isfinite()  # a trimmed head says -inf of what it has left out

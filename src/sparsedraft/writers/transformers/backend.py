@@ -10,7 +10,7 @@ from sparsedraft.models.decoder import context_length
 from sparsedraft.models.kvcache import RaggedLayer, check_selected, ragged_cache
 from sparsedraft.writers.transformers import masks
 
-RAGGED = 64  # logits too many in one row, from which on a second pass is cheaper
+RAGGED = 64  # with more unused logits than this in a row, a second pass is cheaper
 
 
 class TransformersBackend:
@@ -96,7 +96,7 @@ class TransformersBackend:
         self.rollback([length + len(nodes)])
 
     def rollback(self, lengths: Sequence[int]) -> None:
-        self._lengths = [min(own, wanted) for own, wanted in zip(self._lengths, lengths, strict=True)]
+        self._lengths = [min(pair) for pair in zip(self._lengths, lengths, strict=True)]
         for layer in self._layers():
             layer.shorten(max(self._lengths, default=0))
 

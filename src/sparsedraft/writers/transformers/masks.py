@@ -1,6 +1,6 @@
-"""Attention masks of our own, bool [rows, 1, n, slots]: rows of different lengths, and draft trees.
+"""Attention masks, bool [rows, 1, n, slots], for rows of different lengths and for draft trees.
 
-In a RaggedLayer a slot is a position, but for the nodes of a tree, which lie one behind the other.
+A slot of a RaggedLayer is a position. Only the nodes of a tree lie one behind the other, whatever their positions.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 def ragged(starts: Sequence[int], counts: Sequence[int], window: int | None = None) -> Tensor:
     """New token j of row b lies in slot starts[b] + j and sees the slots up to its own (the last `window` of them).
 
-    Behind a row's `counts[b]` tokens is padding; it sees what the last token sees, so that no softmax is over nothing.
+    Padding follows a row's `counts[b]` tokens. It sees what the last token sees, so that no softmax is empty.
     """
     n = max(counts)
     width = max(s + c for s, c in zip(starts, counts, strict=True))
     first, count = torch.tensor([*starts])[:, None], torch.tensor([*counts])[:, None]
-    own = (first + torch.minimum(torch.arange(n)[None], count - 1)).clamp(min=0)[:, :, None]
+    place = (first + torch.minimum(torch.arange(n)[None], count - 1)).clamp(min=0)[:, :, None]
     slots = torch.arange(width)[None, None]
-    seen = slots <= own
+    seen = slots <= place
     if window is not None:
-        seen &= slots > own - window
+        seen &= slots > place - window
     return seen[:, None]
 
 
