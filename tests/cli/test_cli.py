@@ -1,8 +1,6 @@
 """The command line: its contract, and one clear sentence with exit code 2 for every mistake."""
 
 import json
-import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -372,26 +370,3 @@ def test_a_stage_that_works_in_one_process_refuses_to_be_launched_in_two(monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert call(monkeypatch, "report", tmp_path) == 2
     assert "'report' works in one process: launch several for 'finetune' alone" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_full_disk_is_one_sentence_and_goes_on_later(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """On a real file system of 600 KB: too small for the checkpoint, then enlarged."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = (
-        f"{sys.executable} -c 'from sparsedraft.cli import main; main()' prune {tiny_checkpoint} --out {disk}/out "
-    )
-    command += "--calibration demo:train --tokens 512 --sequence-length 64"
-    script = f"""mount -t tmpfs -o size=600k tmpfs {disk} || exit 77
-{command}; echo "first $?"
-mount -o remount,size=50m {disk}
-{command}; echo "second $?"; ls {disk}/out"""
-    done = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=120)
-    if done.returncode == 77 or "unshare" in done.stderr:
-        pytest.skip("may not mount a file system here")
-    assert "first 2" in done.stdout and "the disk is full" in done.stderr and "Traceback" not in done.stderr, (
-        done.stderr
-    )
-    assert "second 0" in done.stdout and "model.safetensors" in done.stdout
-    assert re.search("going on where an earlier run stopped", done.stderr)

@@ -207,7 +207,7 @@ MUTATIONS = [
         "rows that are written together read their padding",
         "mask = (torch.arange(width, device=self.model.device) >= width - lengths[:, None]).long()",
         "mask = torch.ones_like(ids)",
-        ("writers/test_generation.py::test_rows_are_what_transformers_writes_alone",),
+        ("writers/test_generation.py::test_finished_rows_are_refilled_while_others_go_on",),
     ),
     Mutation(
         "no check for leaks of evaluation prompts",

@@ -8,8 +8,9 @@ import argparse
 import ast
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
-from places import ROOT
+ROOT = Path(__file__).parents[2]
 
 
 def git(*words: str) -> str:

@@ -45,7 +45,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_llama, tokenizer) -> t
         for parameter in model.parameters():
             parameter.data += 0.03 * torch.randn(parameter.shape, generator=generator)
     chance, prompts = random.Random(0), folder / "prompts.jsonl"
-    texts = [[" ".join(chance.choices(WORDS, k=chance.randint(2, 20))) for _ in range(1 + i % 2)] for i in range(3)]
+    texts = [[" ".join(chance.choices(WORDS, k=chance.randint(2, 20))) for _ in range(1 + i % 2)] for i in range(2)]
     prompts.write_text("".join(json.dumps({"turns": turns}) + "\n" for turns in texts))
     return folder / "target", folder / "drafter", prompts
 
