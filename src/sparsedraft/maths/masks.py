@@ -17,17 +17,17 @@ def keep_mask(pattern: Pattern, scores: Tensor, sparsity: float) -> Tensor:
             return torch.ones_like(scores, dtype=torch.bool)
         rows, columns = scores.shape
         order = scores.reshape(rows, columns // pattern.m, pattern.m).argsort(dim=-1, stable=True)
-        kept = torch.ones_like(order, dtype=torch.bool)
-        return kept.scatter_(-1, order[..., : pattern.m - pattern.n], False).reshape(rows, columns)
+        keep = torch.ones_like(order, dtype=torch.bool)
+        return keep.scatter_(-1, order[..., : pattern.m - pattern.n], False).reshape(rows, columns)
     count = round(sparsity * scores.numel())
     if not count:
         return torch.ones_like(scores, dtype=torch.bool)
     flat = scores.flatten()
     least = flat.kthvalue(count).values  # a selection, several times faster than a sort
-    kept = flat > least
+    keep = flat > least
     ties = (flat == least).nonzero().squeeze(1)
-    kept[ties[count - int((flat < least).sum()) :]] = True
-    return kept.reshape(scores.shape)
+    keep[ties[count - int((flat < least).sum()) :]] = True
+    return keep.reshape(scores.shape)
 
 
 def obeys(weight: Tensor, pattern: Pattern) -> bool:

@@ -35,12 +35,12 @@ class Pattern:
             raise UserError(f"sparsity {sparsity} is not possible: give a share between 0 and 1, such as 0.5.")
         if not self.m:
             return 0.5 if sparsity is None else sparsity
-        own = 1 - self.n / self.m
-        if sparsity is not None and abs(sparsity - own) > 1e-6:
+        share = 1 - self.n / self.m
+        if sparsity is not None and abs(sparsity - share) > 1e-6:
             raise UserError(
-                f"pattern {self} has sparsity {own:g}, not {sparsity:g}: leave sparsity out, or change one."
+                f"pattern {self} has sparsity {share:g}, not {sparsity:g}: leave sparsity out, or change one."
             )
-        return own
+        return share
 
     def at(self, density: float) -> "Pattern":
         """This pattern with another share of the weights kept (N changes with it; M:M stands for dense)."""

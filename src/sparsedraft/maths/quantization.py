@@ -1,7 +1,7 @@
 """Symmetric rounding of weights to integers: int8 with one scale per output row, int4 with one per GROUP inputs.
 
-The scale is max|w| / 127 (or 7), so nothing is ever clipped and 0 stays exactly 0. Fine-tuning rounds by this rule when
-it is asked to, and packing by the same.
+The scale is max|w| / 127 (or 7), so nothing is ever clipped and 0 stays exactly 0. Quantisation-aware fine-tuning and
+packing both round by this rule.
 """
 
 import torch
@@ -25,6 +25,6 @@ def codes(weight: Tensor, scheme: str) -> tuple[Tensor, Tensor]:
 
 
 def snap(weight: Tensor, scheme: str) -> Tensor:
-    """`weight` [out, in] moved to the nearest values that its codes can say; same dtype."""
+    """`weight` [out, in] rounded to the nearest values that codes can express, codes · scales; same dtype."""
     q, scales = codes(weight, scheme)
     return (q * scales).flatten(1)[:, : weight.shape[1]].to(weight.dtype)

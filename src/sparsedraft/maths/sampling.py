@@ -12,14 +12,14 @@ COLDEST = 1e-30  # below it float32 would divide by 0
 
 
 def wide(logits: Tensor) -> Tensor:
-    """`logits` in float32 at least: probabilities of half the precision would not add up."""
+    """`logits` in float32 at least: in 16 bits, probabilities would not sum to 1."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def penalised(logits: Tensor, sampling: Sampling, context: Sequence[int], drafted: Sequence[int] = ()) -> Tensor:
-    """`logits` [n, V] with the repetition penalty: row i is what follows `context` and the first i of `drafted`.
+    """`logits` [n, V] with the repetition penalty; row i follows `context` and the first i of `drafted`.
 
-    Every token of that prefix, the prompt's too, has a positive logit divided and a negative one multiplied by it.
+    The penalty divides the positive logits of all tokens of that prefix, prompt included, and multiplies negative ones.
     """
     if sampling.repetition_penalty == 1:
         return logits
@@ -52,7 +52,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 class Dice:
-    """The chances of one sequence: all of them follow from its seed."""
+    """The random draws of one sequence, all of which follow from its seed."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ class Dice:
 def draw(distribution: Tensor, generator: torch.Generator) -> int:
     """One token from a distribution [V]; the draw happens on the CPU, so that a seed means the same everywhere.
 
-    By the inverse of the sums up to each token, which need no random number a token: a quarter of multinomial's time.
+    It inverts the cumulative sums with one random number, in a quarter of multinomial's time.
     """
     sums = distribution.cpu().cumsum(0, dtype=torch.float64)
     place = torch.rand((), generator=generator, dtype=torch.float64) * sums[-1]
@@ -78,20 +78,20 @@ def draw(distribution: Tensor, generator: torch.Generator) -> int:
 
 
 def likeliest(logits: Tensor) -> Tensor:
-    """The first largest of each row of `logits` [..., V], on the CPU (where numpy is 20 times as fast as torch)."""
+    """The argmax of each row of `logits` [..., V], on the CPU (where numpy is 20 times as fast as torch)."""
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         return torch.from_numpy(np.asarray(logits.detach().numpy().argmax(-1)))
     return logits.argmax(-1).cpu()
 
 
 def unsound(who: str, tokens: int) -> str:
-    """What to say where the logits of `who` after so many tokens hold what no softmax survives."""
+    """The message for logits of `who`, after so many tokens, that no softmax can use."""
     return f"the {who}'s logits after {tokens} tokens hold NaN or infinity: try float32, or check the weights"
 
 
 def sound(logits: Tensor, who: str, positions: Sequence[int]) -> Tensor:
-    """`logits` [n, V] after positions[i] tokens, unless one is a NaN or an infinity that no softmax survives."""
-    bad = ~(logits.amax(-1) < torch.inf)  # one pass: NaN is the greatest of all, and less than nothing
+    """`logits` [n, V], of which row i follows positions[i] tokens; FloatingPointError for a NaN or +infinity."""
+    bad = ~(logits.amax(-1) < torch.inf)  # one pass: amax of a row with NaN is NaN, and no comparison with it is true
     if bool(bad.any()):
         raise FloatingPointError(unsound(who, positions[int(bad.nonzero()[0])]))
     return logits

@@ -265,17 +265,18 @@ def test_text_is_sampled_from_the_drafter_at_temperature_one(tiny_llama) -> None
 
 
 def test_the_share_is_of_rows_and_hashed() -> None:
-    picked = [len(on_policy.chosen(0.3, 0, step, 10)) for step in range(400)]
+    picked = [len(on_policy.rows_of_drafter(0.3, 0, step, 10)) for step in range(400)]
     assert abs(sum(picked) / 4000 - 0.3) < 0.03 and len(set(picked)) > 3
-    assert on_policy.chosen(0.0, 0, 1, 50) == [] and on_policy.chosen(1.0, 0, 1, 50) == list(range(50))
-    some = set(on_policy.chosen(0.2, 0, 1, 50))
-    assert some <= set(on_policy.chosen(0.6, 0, 1, 50)), "the same rows first"
+    assert on_policy.rows_of_drafter(0.0, 0, 1, 50) == []
+    assert on_policy.rows_of_drafter(1.0, 0, 1, 50) == list(range(50))
+    some = set(on_policy.rows_of_drafter(0.2, 0, 1, 50))
+    assert some <= set(on_policy.rows_of_drafter(0.6, 0, 1, 50)), "the same rows first"
 
 
 def test_rows_that_are_not_chosen_stay_as_they_are(tiny_llama) -> None:
     given = rows(6)
-    step = next(s for s in range(100) if 0 < len(on_policy.chosen(0.5, 0, s, 6)) < 6)
-    picked = on_policy.chosen(0.5, 0, step, 6)
+    step = next(s for s in range(100) if 0 < len(on_policy.rows_of_drafter(0.5, 0, s, 6)) < 6)
+    picked = on_policy.rows_of_drafter(0.5, 0, step, 6)
     after = rewritten(tiny_llama(), given, share=0.5, step=step)
     assert [i for i, (a, b) in enumerate(zip(given, after, strict=True)) if a is not b] == picked
 

@@ -13,7 +13,7 @@ from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks
 from sparsedraft.stages.finetune.adamw import MaskedAdamW, unpack
 from sparsedraft.stages.finetune.loop import Settings, Task, train
-from sparsedraft.stages.finetune.reselect import Schedule, moved, reselect
+from sparsedraft.stages.finetune.reselect import Schedule, reselect, swapped_mask
 from training import samples
 
 PATTERNS = ("unstructured", "2:4", "4:8", "2:8", "1:4")
@@ -41,7 +41,7 @@ def problem(pattern: Pattern, rows: int, groups: int, seed: int) -> tuple[torch.
 def test_every_group_keeps_its_count(name: str, rows: int, groups: int, seed: int, share: float) -> None:
     pattern = Pattern.parse(name)
     weight, gradient, keep = problem(pattern, rows, groups, seed)
-    new = moved(weight, gradient, keep, pattern, share)
+    new = swapped_mask(weight, gradient, keep, pattern, share)
     size = pattern.m or keep.numel()
     assert torch.equal(new.reshape(-1, size).sum(-1), keep.reshape(-1, size).sum(-1))
     dropped, grown = keep & ~new, new & ~keep
@@ -56,7 +56,7 @@ def test_every_group_keeps_its_count(name: str, rows: int, groups: int, seed: in
 @settings(max_examples=40, deadline=None)
 def test_unstructured_drops_the_smallest_and_grows_the_largest(seed: int, share: float) -> None:
     weight, gradient, keep = problem(Pattern(), 5, 4, seed)
-    new = moved(weight, gradient, keep, Pattern(), share)
+    new = swapped_mask(weight, gradient, keep, Pattern(), share)
     dropped, grown = keep & ~new, new & ~keep
     if dropped.any():
         assert float(weight[dropped].abs().max()) <= float(weight[keep & new].abs().min())
@@ -69,7 +69,7 @@ def test_unstructured_drops_the_smallest_and_grows_the_largest(seed: int, share:
 def test_groups_swap_their_own_smallest_for_their_own_largest(seed: int) -> None:
     pattern = Pattern(2, 4)
     weight, gradient, keep = problem(pattern, 4, 5, seed)
-    new = moved(weight, gradient, keep, pattern, 0.3)
+    new = swapped_mask(weight, gradient, keep, pattern, 0.3)
     for w, g, a, b in zip(*(t.reshape(-1, 4) for t in (weight.abs(), gradient.abs(), keep, new)), strict=True):
         out, into = a & ~b, b & ~a
         if out.any():

@@ -32,19 +32,19 @@ def unpack(packed: Tensor, keep: Tensor | None) -> Tensor:
 
 
 class MaskedAdamW(torch.optim.Optimizer):
-    """torch.optim.AdamW on the surviving weights of masked parameters; of the pruned ones it stores nothing.
+    """torch.optim.AdamW on the surviving weights of masked parameters; it stores nothing for pruned weights.
 
-    `hold` gives a parameter its mask: the one place where masks live in training. Each step gathers a masked
-    parameter's weights and gradients into vectors, runs torch's fused AdamW on them, and scatters the weights back, so
-    the arithmetic is torch's own and a pruned weight is never written. Sharded parameters are updated shard by shard.
+    `hold` gives a parameter its mask, which lives nowhere else in training. Each step gathers a masked parameter's
+    weights and gradients into vectors, runs torch's fused AdamW on them, and scatters the weights back. So the
+    arithmetic is torch's own, and a pruned weight is never written. Sharded parameters are updated shard by shard.
 
     Memory of a masked parameter: 8 bytes of moments a surviving weight, 1 byte of mask a weight, and during the step
     16 bytes a surviving weight of one parameter at a time. Layouts that were tried, one CPU core, a linear of
     1536 x 576 at 50 %, milliseconds a step (dense fused AdamW: 0.5, and 0.8 for masking its gradient):
     masked_select and masked_scatter_ 26; boolean indexing in numpy 19; dense scratch moments, unpacked and packed again
     at each step, 31; index_select and scatter_ with stored int32 positions 1.3, but they take 4 bytes a surviving
-    weight; with positions that are found anew from the mask, as here, 1.8. That is 0.2 s for the 106 million weights of
-    SmolLM2-135M's linears, 3 % of a step of two rows of 512 tokens.
+    weight; with positions that each step finds from the mask, as here, 1.8. That is 0.2 s for the 106 million weights
+    of SmolLM2-135M's linears, 3 % of a step of two rows of 512 tokens.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class MaskedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def hold(self, parameter: Tensor, keep: Tensor) -> None:
-        """From now on only the weights of `parameter` where `keep` (bool, its local shape) is True live.
+        """From now on only the weights of `parameter` where `keep` (bool, its local shape) is True are trained.
 
-        The others become 0, and their moments go away; a weight that comes alive starts with moments of 0.
+        All other weights become 0 and lose their moments. A weight that is new in the mask starts with moments of 0.
         """
         before = self.keep.get(parameter)
         for name in ("exp_avg", "exp_avg_sq"):
@@ -77,14 +77,14 @@ class MaskedAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One AdamW step of every parameter that has a gradient."""
         for group in self.param_groups:
-            given = [p for p in group["params"] if p.grad is not None]
-            plain = [p for p in given if p not in self.keep]
+            parameters = [p for p in group["params"] if p.grad is not None]
+            plain = [p for p in parameters if p not in self.keep]
             self._update(group, plain, [local(p) for p in plain], [local(p.grad) for p in plain])
-            for parameter in (p for p in given if p in self.keep):  # one at a time: the vectors are copies
+            for parameter in (p for p in parameters if p in self.keep):  # one at a time: the vectors are copies
                 where, weight = places(self.keep[parameter]), local(parameter).view(-1)
-                living = weight.index_select(0, where)
-                self._update(group, [parameter], [living], [local(parameter.grad).flatten().index_select(0, where)])
-                weight.scatter_(0, where, living)
+                survivors = weight.index_select(0, where)
+                self._update(group, [parameter], [survivors], [local(parameter.grad).flatten().index_select(0, where)])
+                weight.scatter_(0, where, survivors)
 
     def _update(
         self, group: dict[str, Any], parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]

@@ -13,13 +13,13 @@ from sparsedraft.base.errors import UserError
 def square_head(dense: Sequence[Tensor], sparse: Sequence[Tensor]) -> Tensor:
     """Mean over layers of MSE(sparse, dense) / MSE(dense, 0): hidden states [..., hidden], one tensor a layer.
 
-    The paper adds the layers up; their mean keeps a weight's meaning the same at every depth. Relative to the dense
-    energy, because hidden states grow by orders of magnitude with depth.
+    The paper adds the layers up; with their mean a feature weight means the same for every number of layers. Errors are
+    relative to the dense energy, because hidden states grow by orders of magnitude with depth.
     """
     errors = []
-    for wanted, got in zip(dense, sparse, strict=True):
-        energy = wanted.float().pow(2).mean().clamp(min=torch.finfo(torch.float32).tiny)
-        errors.append(F.mse_loss(got.float(), wanted.float()) / energy)
+    for goal, hidden in zip(dense, sparse, strict=True):
+        energy = goal.float().pow(2).mean().clamp(min=torch.finfo(torch.float32).tiny)  # MSE(dense, 0)
+        errors.append(F.mse_loss(hidden.float(), goal.float()) / energy)
     return torch.stack(errors).mean()
 
 

@@ -4,9 +4,9 @@ p is the target, q the drafter. NLL is the SD² paper's; the divergences are tho
 DistillSpec (Zhou et al. 2024). TVD is acceptance itself: α = 1 - TVD(p, q).
 
 A divergence takes two tensors of log-probabilities over the same outcomes: all V tokens (`whole`), or the target's k
-likeliest and one bucket for all others (`bucketed`). All three are f-divergences, and putting tokens into one bucket is
-a map that both distributions go through; so by the data-processing inequality the bucketed value is a *lower* bound of
-the whole one. It grows with k and is equal at k = V - 1. How q shares out the bucket, it cannot see; for TVD, 1 minus
+likeliest and one bucket for all others (`bucketed`). All three are f-divergences, and the bucket is a map that both
+distributions go through; so by the data-processing inequality the bucketed value is a *lower* bound of the whole one.
+It grows with k and is equal at k = V - 1. It does not see how q divides the bucket among its tokens. For TVD, 1 minus
 the bound is an upper bound of α.
 """
 
@@ -30,8 +30,8 @@ def nll(q_logits: Tensor, tokens: Tensor) -> Tensor:
 def whole(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
     """(log p, log q) over all tokens, of logits [n, V_p] and [n, V_q].
 
-    Heads of one tokenizer may be padded to different widths: rows that only one of them has are no tokens, and are
-    left out of both distributions.
+    Heads of one tokenizer may be padded to different widths. Entries that only one of them has are no tokens, and both
+    distributions leave them out.
     """
     width = min(p_logits.shape[-1], q_logits.shape[-1])
     return p_logits[..., :width].float().log_softmax(-1), q_logits[..., :width].float().log_softmax(-1)
@@ -40,8 +40,8 @@ def whole(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
 def bucketed(topk_ids: Tensor, topk_logprobs: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
     """(log p, log q) [n, k + 1] over the target's k likeliest tokens (ids and log p [n, k]) and a bucket for the rest.
 
-    An id beyond the drafter's head (padding of a wider one) counts to the rest. Both sum to 1 again where the stored
-    16-bit log-probabilities did not.
+    An id beyond the drafter's head (padding of a wider one) counts to the rest. Both distributions sum to 1, also where
+    the stored 16-bit log-probabilities do not.
     """
     known = topk_ids < q_logits.shape[-1]
     log_q = q_logits.float().log_softmax(-1).gather(-1, topk_ids.where(known, 0))

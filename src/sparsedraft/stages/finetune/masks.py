@@ -1,6 +1,6 @@
 """The mask of a pruned drafter: a weight that is exactly 0 stays exactly 0 through training.
 
-In training the masks are the optimizer's (`adamw.MaskedAdamW.hold`): it zeroes the gradients of pruned weights and
+In training the optimizer holds the masks (`adamw.MaskedAdamW.hold`): it zeroes the gradients of pruned weights and
 never writes to the weights themselves. `broken` proves it.
 """
 
@@ -18,7 +18,7 @@ def masks_of(model: PreTrainedModel, names: list[str]) -> dict[str, Tensor]:
 
 
 def broken(model: PreTrainedModel, masks: dict[str, Tensor]) -> list[str]:
-    """The linears that have a non-zero weight where the mask says pruned (an empty list is what must come back).
+    """The linears that have a non-zero weight where the mask says pruned: none, if all is well.
 
     Where the model is sharded, `masks` are this process's parts, and so is the answer.
     """

@@ -33,8 +33,9 @@ def peak(
     of the head, if it is trained, waits to be added to that of an earlier row or of the embedding.
     With `halves` (bfloat16 arithmetic) the linears' inputs and outputs take 2 bytes, and 2 (L + the head) more are
     copies of the weights. With gradient checkpointing only h is kept of each layer, and all of one at a time.
-    `layers` is their number where it is not the model's own, `teacher` the bytes of the target's weights.
-    What the C library's allocator cannot give back comes on top: a seventh with gradient checkpointing, less without.
+    `layers` is their number where it differs from the model's, `teacher` the bytes of the target's weights.
+    Memory that the C library's allocator cannot give back comes on top: a seventh with gradient checkpointing, less
+    without.
     DDP takes this in each process; FSDP2 divides weights, gradients, moments and mask by their number, and gathers the
     weights of a layer at a time.
     """
@@ -53,8 +54,11 @@ def peak(
     hidden, wide = config.hidden_size, getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     attention = config.num_attention_heads * (getattr(config, "head_dim", None) or hidden // config.num_attention_heads)
     layer = 4 * 6 * hidden + (2 if halves else 4) * (5 * attention + 4 * wide)
-    kept = layer + 4 * count * hidden if settings.gradient_checkpointing else count * layer
-    row = settings.sequence_length * (kept + 16 * answers * config.vocab_size) + 4 * head * settings.train_embeddings
+    activations = layer + 4 * count * hidden if settings.gradient_checkpointing else count * layer
+    row = (
+        settings.sequence_length * (activations + 16 * answers * config.vocab_size)
+        + 4 * head * settings.train_embeddings
+    )
     gradients = 4 * trained
     standing = 4 * (inside + outside) + 8 * (trained - (1 - (density or 1)) * masked) + masked + teacher
     standing += 2 * (share * sum(linears) + head) if halves else 0

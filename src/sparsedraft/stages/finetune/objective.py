@@ -1,11 +1,11 @@
 """What fine-tuning minimises on one packed row.
 
 On a row that the target wrote: (1 - w) · divergence(p, q) + w · NLL + f · SquareHead, with w the `nll_weight` and f
-the `feature_weight`. On a row that the drafter wrote itself (`own`), the NLL part is left out: its tokens say nothing
-of the target, and making them likelier would only sharpen whatever the drafter does now. The divergence keeps 1 - w.
+the `feature_weight`. A row that the drafter wrote itself (`own`) has no NLL part: its tokens say nothing about the
+target, and making them likelier would only sharpen whatever the drafter does now. The divergence keeps 1 - w.
 
-Without the target in memory the divergence is a mean over those answer tokens of which its distribution is stored, the
-NLL over all.
+Without the target in memory, the divergence is a mean over the answer tokens whose distribution is stored, the NLL over
+all of them.
 """
 
 from collections.abc import Sequence
@@ -50,10 +50,10 @@ class Objective:
     def __call__(self, model: nn.Module, row: Bin, share: float = 1.0) -> tuple[Tensor, Tensor]:
         """(mean loss over the row's answer tokens, how many of them are the drafter's argmax).
 
-        The row is one of several whose losses are added up, weighed by their answer tokens: with the `share` of all of
-        them, the divergence of the sum is the mean over the tokens whose distribution is known.
-        The feature term is added in training mode alone, so that validation losses compare whatever its weight.
-        Features are those of every token of the row, the prompt's too: what later tokens attend to.
+        The row is one of several whose losses are added up, weighed by their answer tokens. `share` is that of all
+        these rows together; with it, the divergence of the sum is the mean over the tokens whose distribution is known.
+        Only training mode adds the feature term, so that validation losses compare whatever its weight.
+        Features are those of every token of the row, the prompt's included, because later tokens attend to them.
         """
         features = model.training and self.feature_weight > 0
         logits, hidden = outputs(model, row, hidden_states=features)
@@ -64,7 +64,7 @@ class Objective:
 
     @torch.no_grad()
     def _teachers(self, row: Bin, features: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """The target's logits and the dense drafter's hidden states, each where it is wanted."""
+        """The target's logits and the dense drafter's hidden states, each where the loss needs it."""
         p_logits: Tensor | None = None
         dense: tuple[Tensor, ...] = ()
         shared = features and self.feature_teacher is self.teacher
@@ -87,15 +87,15 @@ class Objective:
         return loss if row.own else loss + self.nll_weight * losses.nll(logits, row.tokens)
 
     def _stored(self, logits: Tensor, row: Bin, share: float) -> Tensor:
-        """The divergence from what is stored: its mean where all is known, else as `__call__` says."""
+        """The divergence from the stored distributions, as a mean over the tokens that have one (see `__call__`)."""
         known = int(row.soft.sum())
         if known == 0 and share == 1:
             raise self.unknown("this text")
         if known == 0:
             return logits.sum() * 0.0
         if known < len(row.soft):
-            kept = row.soft.nonzero().squeeze(1)
-            pair = losses.bucketed(row.topk_ids[kept], row.topk_logprobs[kept], logits[kept])
+            places = row.soft.nonzero().squeeze(1)
+            pair = losses.bucketed(row.topk_ids[places], row.topk_logprobs[places], logits[places])
         else:
             pair = losses.bucketed(row.topk_ids, row.topk_logprobs, logits)
         mean = losses.DIVERGENCES[self.loss](*pair)

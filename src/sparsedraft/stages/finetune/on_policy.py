@@ -1,8 +1,8 @@
 """On-policy rows (DistillSpec, Zhou et al. 2024; GKD, Agarwal et al. 2024): the drafter writes, the target scores.
 
-Trained on the target's text alone, a drafter never sees the prefixes that its own drafts lead to. Which rows of a step
-are its own, and every draw in them, follow from (seed, step, row) by hashing; with the weights that the step starts
-from, the rows are therefore the same in a resumed run.
+Trained on the target's text alone, a drafter never sees the prefixes that its own drafts lead to. A hash of (seed,
+step, row) decides which rows of a step it writes itself, and every draw in them. So a resumed run, which starts the
+step from the same weights, has the same rows.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from sparsedraft.writers.transformers.completions import complete_all
 BATCH = 32  # answers sampled at once
 
 
-def chosen(share: float, seed: int, step: int, rows: int) -> list[int]:
+def rows_of_drafter(share: float, seed: int, step: int, rows: int) -> list[int]:
     """Which of the `rows` of a step the drafter writes itself: each with probability `share`."""
     return [row for row in range(rows) if seed_of(seed, step, row) < share * 2**56]
 
@@ -35,15 +35,15 @@ def rewrite(
     eos_ids: frozenset[int],
     vocabulary: int,
 ) -> list[Bin]:
-    """`rows`, of which a `share` have answers that `model` sampled at temperature 1: same prompts, no longer answers.
+    """`rows`, a `share` of them with answers that `model` samples at temperature 1 to the same prompts.
 
-    An answer ends before a token beyond `vocabulary`, the target's embedding rows (heads are padded to different
-    widths); one that would be empty stays the target's. A drafter whose logits are NaN writes nothing: its rows stay,
-    and their loss says so.
-    Give all rows of a step, before they are dealt out to processes: then every process runs the same forward passes
-    (FSDP needs that) and gets the same rows. `model` is the plain module, not DDP's wrapper; it is left in eval mode.
+    A sampled answer is no longer than the target's, and ends before a token beyond `vocabulary`, the target's embedding
+    rows (heads are padded to different widths). Where it would be empty, the target's answer stays. A drafter whose
+    logits are NaN writes nothing; its rows stay as they are, and their loss shows the NaN.
+    Pass all rows of a step, before the processes divide them: so every process runs the same forward passes, which FSDP
+    needs, and gets the same rows. `model` is the plain module, not DDP's wrapper; it stays in eval mode.
     """
-    picked = chosen(share, seed, step, len(rows))
+    picked = rows_of_drafter(share, seed, step, len(rows))
     samples = {(row, i): sample for row in picked for i, sample in enumerate(samples_in(rows[row]))}
     requests = [
         Request(f"{row}/{i}", s.prompt_ids, len(s.answer_ids), seed_of(seed, step, row, i))
@@ -61,10 +61,10 @@ def rewrite(
         return list(rows)
     result = list(rows)
     for row in picked:
-        own = [
+        answers = [
             Sample("", s.prompt_ids, written[f"{row}/{i}"] or s.answer_ids)
-            for (owner, i), s in samples.items()
-            if owner == row
+            for (writer, i), s in samples.items()
+            if writer == row
         ]
-        result[row] = fill(own, own=True)
+        result[row] = fill(answers, own=True)
     return result

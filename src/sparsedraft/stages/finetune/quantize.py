@@ -1,16 +1,16 @@
 """Quantisation-aware training: decoder linears compute with rounded weights, gradients go to the exact ones.
 
-They are rounded by maths.quantization, which clips nothing, so that the straight-through gradient (Bengio et al.
-2013) is the identity everywhere.
+maths.quantization rounds them and clips nothing, so the straight-through gradient (Bengio et al. 2013) is the identity
+everywhere.
 
-`linear.weight` stays the leaf parameter it was, under its own name: only the module's `forward` is exchanged.
-Optimizer, gradient hooks, state dicts, DDP and FSDP2 (whose weight is whole while the forward runs) see no difference.
+`linear.weight` stays the same leaf parameter under the same name; only the module's `forward` changes. Optimizer,
+gradient hooks, state dicts, DDP and FSDP2 (whose weight is whole while the forward runs) see no difference.
 
 **What is saved: the float weights**, in the checkpoint's own dtype, and `compare` measures the quantised drafter from
-exactly these. So packing, which quantises the saved weights by this same rule, makes the drafter that was measured.
-Saving the rounded weights instead would be wrong twice: survivors that round to 0 would become zeros the mask does not
+exactly these. So packing, which quantises the saved weights by the same rule, makes the drafter that was measured.
+Saving the rounded weights would be wrong twice: survivors that round to 0 would become zeros that the mask does not
 claim (and that no later fine-tuning could move), and bfloat16's 8 significant bits do not hold 127 levels, so that
-packing would not find the same codes again.
+packing would find other codes.
 """
 
 from collections.abc import Callable
@@ -42,8 +42,8 @@ class _StraightThrough(torch.autograd.Function):
 def install(model: nn.Module, scheme: str) -> None:
     """From now on, every decoder linear of `model` computes with quantised weights (scheme `none`: none does).
 
-    Call it before the model is wrapped. Each forward rounds anew: with no gradient, too, so that validation and the
-    drafter's own text are those of the quantised drafter.
+    Call it before the model is wrapped. Every forward rounds, with or without a gradient, so validation and the text
+    that the drafter writes are those of the quantised drafter.
     """
 
     def forward(self: nn.Linear, x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def compare(
 ) -> dict[str, Any]:
     """What `measure` says with float and with quantised weights: {"scheme", "float": {...}, "quantized": {...}}.
 
-    The weights are rounded to `stored`, the dtype they will be saved in, first. Leaves `model` without quantisation.
+    First it rounds the weights to `stored`, the dtype they will be saved in. It leaves `model` without quantisation.
     """
     for parameter in model.parameters():
         parameter.copy_(parameter.to(stored))

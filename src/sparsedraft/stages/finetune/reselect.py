@@ -1,11 +1,11 @@
-"""Mask re-selection (RigL, Evci et al. 2020): while training, let the mask move and the pattern stand.
+"""Mask re-selection (RigL, Evci et al. 2020): during training the mask moves and the pattern stays.
 
-Drop the surviving weights of least |w|, grow as many pruned ones of largest |gradient|, and start those at 0. Always
-one for one inside a group: the M inputs of N:M, or the whole matrix for `unstructured`. So every group keeps exactly as
-many weights as it had.
+Drop the surviving weights of least |w|, grow as many pruned ones of largest |gradient|, and start those at 0. Weights
+are swapped one for one inside a group: the M inputs of N:M, or the whole matrix for `unstructured`. So every group
+keeps as many weights as it had.
 
-A grown weight has a gradient that is not 0, and the optimizer step that follows at once uses it. That makes a zero at
-the end unlikely; what makes the claim certain is that it is counted anew from the final weights (`stage.py`).
+A grown weight has a gradient that is not 0, and the next optimizer step uses it. That makes a zero at the end unlikely;
+the claim is right in any case, because `stage.py` counts the zeros of the final weights.
 """
 
 import math
@@ -39,7 +39,7 @@ class Schedule:
         return self.share / 2 * (1 + math.cos(math.pi * step / (UNTIL * self.steps)))
 
 
-def moved(weight: Tensor, gradient: Tensor, keep: Tensor, pattern: Pattern, share: float) -> Tensor:
+def swapped_mask(weight: Tensor, gradient: Tensor, keep: Tensor, pattern: Pattern, share: float) -> Tensor:
     """The keep-mask (bool, [out, in], as `keep`) after round(share · kept) swaps, or as many as there can be.
 
     `gradient` is dense: that of pruned weights, too. Unstructured: the smallest surviving |w| go and the largest pruned
@@ -82,7 +82,7 @@ def reselect(model: nn.Module, patterns: Mapping[str, Pattern], optimizer: Maske
             continue
         before = whole(optimizer.keep[weight].byte(), weight).bool()
         values, gradient = (whole(local(tensor), weight) for tensor in (weight.detach(), weight.grad))
-        after = moved(values, gradient, before, patterns.get(name, Pattern()), share)
+        after = swapped_mask(values, gradient, before, patterns.get(name, Pattern()), share)
         count += int((after & ~before).sum())
         optimizer.hold(weight, part(after, weight))
     return count

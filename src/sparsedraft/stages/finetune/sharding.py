@@ -1,8 +1,8 @@
-"""Parameters that may be sharded over processes: the part that lies here, the whole, and the way between them.
+"""Parameters that may be sharded over processes: the part in this process, the whole, and the way between them.
 
-FSDP2 makes each parameter a DTensor; with one process or DDP it is a plain tensor, and everything here hands back what
-it was given. Elementwise work (AdamW, masks) is done on the local part, files hold the whole, so that a file knows
-nothing of how many processes wrote it.
+FSDP2 makes each parameter a DTensor. With one process or DDP it is a plain tensor, and every function here returns its
+argument. Elementwise work (AdamW, masks) runs on the local part; files hold the whole, so that a file does not depend
+on how many processes wrote it.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of `tensor` that lies in this process; writing to it writes to `tensor`."""
+    """The part of `tensor` in this process; writing to it writes to `tensor`."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -25,7 +25,7 @@ def part(whole: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def whole(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of which each process holds a `part`, cut as `like` is. All processes must call it together."""
+    """The whole tensor, of which each process holds a `part` cut as `like` is. All processes must call it together."""
     if not isinstance(like, DTensor):
         return part
     placed = DTensor.from_local(
@@ -40,7 +40,7 @@ def value(scalar: Tensor) -> float:
 
 
 def reshard(model: nn.Module) -> None:
-    """Give up gathered parameters: after a forward pass without a backward pass FSDP2 keeps some of them in place."""
+    """Free the gathered parameters that FSDP2 keeps after a forward pass without a backward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

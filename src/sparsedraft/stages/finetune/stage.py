@@ -33,7 +33,7 @@ from sparsedraft.text.sample import Sample
 
 @dataclass(frozen=True)
 class _Sources:
-    """Where what training needs lies."""
+    """The folders that training reads."""
 
     drafter: Path
     data: Path
@@ -43,7 +43,7 @@ class _Sources:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What training needs, in memory."""
+    """What training needs in memory."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class _Loaded:
     training: list[Sample]
     validation: list[Sample]
     teachers: dict[Path, PreTrainedModel]
-    hard: int  # rows without log-probabilities, which the loss compares with: left out of it
+    hard: int  # rows without the log-probabilities that the loss compares with: they are left out of it
 
 
 def finetune(options: FinetuneOptions) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _load(sources: _Sources, accelerator: Accelerator, options: FinetuneOptions)
     soft = options.loss != "nll" and sources.teacher is None
     training, validation = split([*dataset.samples(sources.data, tokenizer, soft)], options.validation_prompts)
     hard = _hard(training, validation, options) if soft else 0
-    if hard and not options.nll_weight:  # nothing to learn from those: they would but take up the budget
+    if hard and not options.nll_weight:  # such rows teach nothing, and would use up the budget
         training = [sample for sample in training if sample.soft]
     model = load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
     longest = min(options.sequence_length, context_length(model) or options.sequence_length)
@@ -184,9 +184,9 @@ def _hard(training: Sequence[Sample], validation: Sequence[Sample], options: Fin
 
 
 def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: dict[str, object]) -> str:
-    """Make the weights saved in `work` the checkpoint OUT.last-good, if there are any; say what became of them.
+    """Make the weights saved in `work` the checkpoint OUT.last-good, if there are any; a sentence on what was done.
 
-    The state goes away, so that the same command with a lower rate finds nothing in `work` that it must refuse.
+    It deletes the state, so that the same command with a lower rate finds nothing in `work` that it must refuse.
     """
     saved = state.last_saved(work, loaded.model)
     if saved is None:
@@ -207,8 +207,10 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
 
 
 def _free(out: Path, inputs: Mapping[str, object]) -> Path:
-    """OUT.last-good, or OUT.last-good-2 and so on, where that is none of what this training may replace: the last good
-    weights of an earlier one, unless it reads them."""
+    """OUT.last-good, or the first of OUT.last-good-2, -3 … that is free or that this training may replace.
+
+    It may replace the last good weights of an earlier training, unless it reads them.
+    """
     names = itertools.chain(["last-good"], (f"last-good-{number}" for number in itertools.count(2)))
     for place in (out.with_name(f"{out.name}.{name}") for name in names):
         if not place.exists():
@@ -224,10 +226,10 @@ def _free(out: Path, inputs: Mapping[str, object]) -> Path:
 
 
 def recounted(claim: dict[str, Any], weights: Mapping[str, Tensor], stored: torch.dtype) -> dict[str, Any]:
-    """`claim` with the zeros that each linear has as it will be stored: after the mask has moved, they are counted."""
-    found = {name: weights[f"{name}.weight"] for name in claim["linears"]}
-    zeros = {name: count_zeros(weight.to(stored)) for name, weight in found.items()}
-    size = sum(weight.numel() for weight in found.values())
+    """`claim` with the zeros that each linear will have in the checkpoint, counted after the mask has moved."""
+    linears = {name: weights[f"{name}.weight"] for name in claim["linears"]}
+    zeros = {name: count_zeros(weight.to(stored)) for name, weight in linears.items()}
+    size = sum(weight.numel() for weight in linears.values())
     return {**claim, "linears": zeros, "sparsity": sum(zeros.values()) / size}
 
 
@@ -242,20 +244,20 @@ def split(samples: Sequence[Sample], validation_prompts: int) -> tuple[list[Samp
             f"the data has {len(prompts)} prompts, so {validation_prompts} validation prompts leave none to train on: "
             "distill more, or lower --validation-prompts."
         )
-    held = set(prompts[:validation_prompts])
-
-    validation = [s for s in samples if s.prompt_id in held]
-    asked = {tuple(s.prompt_ids) for s in validation}
-    training = [s for s in samples if s.prompt_id not in held and tuple(s.prompt_ids) not in asked]
+    names = set(prompts[:validation_prompts])
+    validation = [s for s in samples if s.prompt_id in names]
+    texts = {tuple(s.prompt_ids) for s in validation}
+    training = [s for s in samples if s.prompt_id not in names and tuple(s.prompt_ids) not in texts]
     if not training:
         raise UserError("every prompt of the data is also a validation prompt under another id: distill others, too.")
     return list(training), list(validation)
 
 
 def _fit(samples: list[Sample], length: int, kind: str) -> list[Sample]:
-    kept, dropped = bins.truncate(samples, length)
+    """The samples cut to `length` tokens; UserError where every prompt alone is longer."""
+    short, dropped = bins.truncate(samples, length)
     if dropped:
         console.print(f"{dropped} {kind} samples dropped: their prompt alone fills {length} tokens")
-    if not kept:
+    if not short:
         raise UserError(f"--sequence-length {length} leaves no {kind} sample: every prompt is longer; raise it.")
-    return kept
+    return short

@@ -1,7 +1,7 @@
 """What must survive a kill: weights, masks, AdamW's moments, the step, and the log so far. Safetensors, no pickle.
 
-Files hold whole tensors, whatever processes they were gathered from, so a run may go on with another number of them.
-The state before the last stays, too: where the last cannot be read, training goes on from that one.
+Files hold whole tensors, however many processes they were gathered from, so a run may go on with another number of
+processes. The state before the last one stays, too: if the last cannot be read, training goes on from that one.
 """
 
 import json
@@ -23,6 +23,7 @@ from sparsedraft.stages.finetune.adamw import MaskedAdamW, pack, unpack
 from sparsedraft.stages.finetune.sharding import local, part, whole
 
 STATE, BEFORE = ".state.safetensors", ".state-before.safetensors"  # the last, and the one before it
+MOMENTS = {"first": "exp_avg", "second": "exp_avg_sq"}  # in the file, and in torch
 UNREADABLE = (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError)
 Log = list[dict[str, Any]]
 
@@ -47,7 +48,7 @@ def _best_file(folder: Path, log: Log) -> Path:
 
 
 def _opened(file: Path, needed: Mapping[str, Any]) -> Saved | None:
-    """The state in `file`, if it is there and whole: it has a weight of the shape of each of `needed`, by name."""
+    """The state in `file`, if it is whole: it has a weight of the right shape for each of the parameters `needed`."""
     try:
         with safe_open(file, "pt") as opened:  # checks the header against the file's size
             meta = opened.metadata()
@@ -67,15 +68,15 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def last_saved(folder: Path, model: PreTrainedModel, keeps_best: bool = False) -> Saved | None:
-    """The last state in `folder` that can be read, of those that fit `model`; None where there is none.
+    """The last state in `folder` that can be read and fits `model`; None where there is none.
 
     With `keeps_best` the weights of its best validation must be there, too.
     """
     needed = dict(model.named_parameters())
     for file in _candidates(folder):
-        found = _opened(file, needed)
-        if found is not None and (not keeps_best or _whole(_best_file(folder, found.log), needed)):
-            return found
+        saved = _opened(file, needed)
+        if saved is not None and (not keeps_best or _whole(_best_file(folder, saved.log), needed)):
+            return saved
     return None
 
 
@@ -105,30 +106,30 @@ class State:
         keeps_best: bool = False,
     ) -> None:
         self.folder, self.writes, self.optimizer, self.keeps_best = folder, writes, optimizer, keeps_best
-        # taken once: after a forward pass alone FSDP2 leaves some modules with their gathered parameters
+        # named once, here: after a forward pass alone FSDP2 leaves some modules with their gathered parameters
         self.model, self.named = model, dict(model.named_parameters())
         self.log: Log = []
 
     def save(self, step: int) -> None:
-        """Save the state after `step`; the last one stays as the one before. Best weights that neither refers to go."""
+        """Save the state after `step` and keep the one before it; delete best weights that neither refers to."""
         tensors = self._weights()
         for name, parameter in self.named.items():
             keep = self.optimizer.keep.get(parameter)
             if moments := self.optimizer.state.get(parameter):
-                kept = None if keep is None else whole(keep.byte(), parameter).bool()
-                for ours, theirs in (("first", "exp_avg"), ("second", "exp_avg_sq")):
-                    self._add(tensors, f"{ours}.{name}", _gathered(moments[theirs], keep, kept, parameter))
+                whole_keep = None if keep is None else whole(keep.byte(), parameter).bool()
+                for key, moment in MOMENTS.items():
+                    self._add(tensors, f"{key}.{name}", _gathered(moments[moment], keep, whole_keep, parameter))
         if self.writes:
             last, before = self.folder / STATE, self.folder / BEFORE
             earlier = _opened(last, self.named)
-            if earlier is not None:  # proven whole before the one before it goes, so that one state always stands
+            if earlier is not None:  # it is whole, so the one before it may go: one state can be read at any time
                 os.replace(last, before)
             else:
                 earlier = _opened(before, self.named)
             self._write(last, tensors, {"step": str(step), "log": json.dumps(self.log)})
-            wanted = {_best_file(self.folder, log) for log in (self.log, earlier.log if earlier else self.log)}
+            needed = {_best_file(self.folder, log) for log in (self.log, earlier.log if earlier else self.log)}
             for file in self.folder.glob(".best-*"):
-                if file not in wanted:
+                if file not in needed:
                     file.unlink()
 
     def restore(self) -> int:
@@ -145,16 +146,16 @@ class State:
             stored = set(file.keys())
             for name, parameter in self.named.items():
                 _load(file, name, parameter)
-                kept = file.get_tensor(f"keep.{name}") if f"keep.{name}" in stored else None
-                keep = None if kept is None else part(kept, parameter)
+                whole_keep = file.get_tensor(f"keep.{name}") if f"keep.{name}" in stored else None
+                keep = None if whole_keep is None else part(whole_keep, parameter)
                 if keep is not None:
                     self.optimizer.hold(parameter, keep)
                 if f"first.{name}" in stored:
                     self.optimizer.state[parameter] = {
                         "step": torch.tensor(float(step), device=local(parameter).device),
                         **{
-                            theirs: pack(part(unpack(file.get_tensor(f"{ours}.{name}"), kept), parameter), keep)
-                            for ours, theirs in (("first", "exp_avg"), ("second", "exp_avg_sq"))
+                            moment: pack(part(unpack(file.get_tensor(f"{key}.{name}"), whole_keep), parameter), keep)
+                            for key, moment in MOMENTS.items()
                         },
                     }
         return step
@@ -177,7 +178,7 @@ class State:
                 self._write(_best_file(self.folder, self.log), tensors, {"step": str(self.best_step)})
 
     def restore_best(self) -> None:
-        """Put the weights of the best validation into the model, and back its mask, which may have moved since."""
+        """Put weights and mask of the best validation back into the model; the mask may have moved since."""
         with safe_open(_best_file(self.folder, self.log), "pt") as file:
             stored = set(file.keys())
             for name, parameter in self.named.items():
@@ -201,7 +202,7 @@ class State:
         return tensors
 
     def _add(self, tensors: dict[str, Tensor], name: str, tensor: Tensor) -> None:
-        if self.writes:  # the others have only helped to gather it
+        if self.writes:  # the other processes only helped to gather it
             tensors[name] = tensor.cpu().contiguous()
 
     @staticmethod
@@ -223,11 +224,11 @@ def load_weights(saved: Saved, model: PreTrainedModel) -> None:
             _load(file, name, parameter)
 
 
-def _gathered(moments: Tensor, keep: Tensor | None, kept: Tensor | None, like: Tensor) -> Tensor:
-    """The moments of the whole of `like`, packed by its whole mask `kept`, from a part packed by its part `keep`."""
+def _gathered(moments: Tensor, keep: Tensor | None, whole_keep: Tensor | None, like: Tensor) -> Tensor:
+    """The moments of the whole of `like`, packed by its whole mask, from the part that is packed by its part `keep`."""
     if local(like) is like:  # not sharded
         return moments
-    return pack(whole(unpack(moments, keep), like), kept)
+    return pack(whole(unpack(moments, keep), like), whole_keep)
 
 
 @torch.no_grad()

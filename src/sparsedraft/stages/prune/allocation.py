@@ -31,9 +31,9 @@ def owl(model: Streamed, ids: Tensor, folder: Path, pattern: Pattern, sparsity: 
     """
 
     def outliers(layer: nn.Module, index: int, activations: Activations) -> float:
-        found = sequential.hessians(layer, index, activations)
+        hessians = sequential.hessians(layer, index, activations)
         scores = [
-            linear.weight.detach().float().abs() * found[name].norms() for name, linear in linears_of(layer).items()
+            linear.weight.detach().float().abs() * hessians[name].norms() for name, linear in linears_of(layer).items()
         ]
         count = sum(s.numel() for s in scores)
         mean = sum(float(s.sum()) for s in scores) / count
@@ -62,11 +62,11 @@ def spread(ratios: Tensor, sparsity: float) -> list[float]:
 
 def whole(shares: Sequence[float], pattern: Pattern) -> list[float]:
     """The nearest sparsities that N:M can have, at least 1:M each, with the pattern's N on average."""
-    kept = [min(max((1 - share) * pattern.m, 1), pattern.m) for share in shares]
-    n = [int(k) for k in kept]
+    exact = [min(max((1 - share) * pattern.m, 1), pattern.m) for share in shares]
+    n = [int(k) for k in exact]
     missing = pattern.n * len(n) - sum(n)
-    for i in sorted(range(len(n)), key=lambda i: n[i] - kept[i])[: max(missing, 0)]:  # the largest remainders
+    for i in sorted(range(len(n)), key=lambda i: n[i] - exact[i])[: max(missing, 0)]:  # the largest remainders
         n[i] += 1
-    for _ in range(-missing):  # the least N of 1 lifted some: the most generous of the others give it back
-        n[max((i for i in range(len(n)) if n[i] > 1), key=lambda i: n[i] - kept[i])] -= 1
+    for _ in range(-missing):  # the least N of 1 raised some layers: those that were rounded up most give it back
+        n[max((i for i in range(len(n)) if n[i] > 1), key=lambda i: n[i] - exact[i])] -= 1
     return [1 - k / pattern.m for k in n]

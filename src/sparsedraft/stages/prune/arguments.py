@@ -1,10 +1,10 @@
-"""What a model hands each layer beside the hidden states, and the proof that it is the same for every text.
+"""The arguments that a model passes each layer beside the hidden states, and the proof that no text changes them.
 
-A walk calls the layers itself, one after the other, with arguments that were recorded once. That is right only where
-they depend on neither the text nor the other layers, and where a layer's output is all that the next one reads. Nothing
-is assumed about a family; it is tried. First the model runs with layers that pass their input on, over every sequence:
-what then reaches the layers is the model's front alone, and must not differ. Then it runs as it is over one sequence,
-and each layer, called once more with those arguments, must give the same output.
+A walk calls the layers itself, one after the other, with arguments that were recorded once. That is right only if they
+depend on neither the text nor the other layers, and if a layer's output is all that the next one reads. No family is
+trusted to be so; each model is tried. First it runs over every sequence with layers that return their input. What then
+reaches the layers comes from the model's front alone, and must be the same each time. Then the unchanged model runs
+over one sequence, and each layer, called once more with the recorded arguments, must give the same output.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from sparsedraft.stages.prune.streamed import Streamed
 
 Call = tuple[tuple, dict[str, Any]]  # positional arguments behind the hidden states, and named ones
 FORMS: tuple[Callable[[Tensor], Any], ...] = (lambda h: h, lambda h: (h,), lambda h: (h, None))  # what a layer returns
-BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)  # of a layer that misses something
+BROKEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)  # what a layer raises that lacks an input
 
 
 class _Reached(Exception):
@@ -29,7 +29,7 @@ class _Reached(Exception):
 
 
 class _OtherForm(Exception):
-    """The model reads another form of a layer's output than it was given."""
+    """The model reads a layer's output in another form than this."""
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def record(model: Streamed, ids: Tensor) -> tuple[list[Call], int]:
     the hidden states).
 
     Everything outside the layers must be in memory (`model.front`); the layers are loaded one at a time. Raises
-    UserError, naming the argument, for a model whose layers cannot be worked on one after the other.
+    UserError, which names the argument, for a model whose layers cannot run one after the other.
     """
     calls, width, form = _calls_of_front(model, ids[:1])
     for row in range(1, len(ids)):
@@ -51,17 +51,17 @@ def record(model: Streamed, ids: Tensor) -> tuple[list[Call], int]:
 
 
 def check_model(model: Streamed) -> None:
-    """Raise UserError, as `record`, for a model that cannot be walked; its layers are read once, with next to no text.
+    """Raise UserError, as `record` does, for a model that cannot be walked.
 
-    For those who would else find out after long work.
+    It reads the layers once, with 16 tokens of text: a recipe asks before the long work that comes first.
     """
-    known: int = model.model.get_input_embeddings().num_embeddings
+    vocabulary: int = model.model.get_input_embeddings().num_embeddings
     with model.front():
-        record(model, (torch.arange(16) % known).view(2, 8))
+        record(model, (torch.arange(16) % vocabulary).view(2, 8))
 
 
 def fresh(call: Call) -> Call:
-    """The same arguments; what a layer writes into containers among them does not reach the next call."""
+    """A copy of the arguments, so that what a layer writes into a container does not reach the next call."""
     args, kwargs = call
     return tuple(map(_copied, args)), {key: _copied(value) for key, value in kwargs.items()}
 
@@ -106,7 +106,7 @@ def _calls(model: Streamed, ids: Tensor, form: Callable[[Tensor], Any]) -> tuple
             model.model(input_ids=ids.to(model.device), use_cache=False)
     except BROKEN:
         if len(calls) < len(model):
-            raise  # else the head, whose weights are not in memory: the layers are not called again
+            raise  # else it was the head, whose weights are not in memory, and all layers were called
     if seen and seen[0].dim() != 3:
         raise _refused(model, f"the layers read {list(seen[0].shape)}, not one state a token")
     if len(calls) != len(model):
@@ -116,7 +116,7 @@ def _calls(model: Streamed, ids: Tensor, form: Callable[[Tensor], Any]) -> tuple
 
 @contextmanager
 def _forwards(layers: list[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """While this lasts, `forward` stands for that of each layer."""
+    """While this lasts, every layer's forward is `forward`."""
     try:
         for layer in layers:
             layer.forward = forward
@@ -129,30 +129,30 @@ def _forwards(layers: list[nn.Module], forward: Callable[..., Any]) -> Iterator[
 def _replay(model: Streamed, ids: Tensor, calls: list[Call]) -> None:
     """UserError where a layer, called with its arguments of `calls`, gives another output than within the model."""
     at = 0
-    given: list[Tensor] = []  # to the layer at work
-    before_it: list[Tensor] = []  # what the layer before gave
+    inputs: list[Tensor] = []  # of the layer that runs
+    outputs: list[Tensor] = []  # of the layer before it
 
     def before(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         hidden, _ = hidden_of(args, kwargs)
         if layer is not model.layers[at]:
             raise _refused(model, f"layer {at} is not called in its turn")
-        if before_it and not _same(hidden, before_it.pop()):
+        if outputs and not _same(hidden, outputs.pop()):
             raise _refused(model, f"layer {at} reads something else than the output of layer {at - 1}")
-        given[:] = [hidden.clone()]
+        inputs[:] = [hidden.clone()]
         model.load(at)
 
     def after(layer: nn.Module, args: tuple, output: Any) -> None:
         nonlocal at
         call, right = fresh(calls[at]), output_of(output)
         try:
-            alone = output_of(layer.forward(given[0], *call[0], **call[1]))  # not the call: it has these hooks
+            alone = output_of(layer.forward(inputs[0], *call[0], **call[1]))  # not layer(...), which has these hooks
         except BROKEN as error:
             raise _refused(model, f"layer {at} needs what other layers leave ({first_line(error)})") from None
         if not _same(right, alone):
             raise _refused(model, f"the output of layer {at} depends on what other layers leave")
         model.unload(at)
         at += 1
-        before_it[:] = [right]
+        outputs[:] = [right]
         if at == len(model):
             raise _Reached
 
@@ -167,7 +167,7 @@ def _replay(model: Streamed, ids: Tensor, calls: list[Call]) -> None:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal but for the order of sums; NaN is the concern of those who count."""
+    """Whether two tensors are equal up to the order of sums; NaN equals NaN here, and is refused elsewhere."""
     if a.shape != b.shape:
         return False
     scale = a.detach().float().abs().nan_to_num().amax()

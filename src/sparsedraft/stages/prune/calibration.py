@@ -23,8 +23,8 @@ def source(calibration: str) -> Path | str:
 def tokenizer_for(folder: Path, source: str, template_args: Arguments) -> PreTrainedTokenizerBase:
     """The tokenizer of the model in `folder`, whose template gets `template_args`.
 
-    UserError for arguments that it does not use, and where `source` is data of its own token ids, which no template is
-    applied to.
+    UserError for arguments that the template does not use, or that change nothing because `source` holds token ids of
+    this tokenizer, to which no template is applied.
     """
     tokenizer = checkpoint.load_tokenizer(folder)
     templates.check(tokenizer, template_args)
@@ -52,10 +52,10 @@ def sequences(
         raise UserError(f"--sequence-length {length} is more than the model's context of {context}: lower it.")
     path = Path(source)
     if path.is_dir():
-        found = [*dataset.samples(path, tokenizer, soft=False)]
+        samples = [*dataset.samples(path, tokenizer, soft=False)]
         if model is not None:
-            dataset.check_ids(found, embedding_rows(model), "the model")
-        texts = [[*sample.prompt_ids, *sample.answer_ids] for sample in found]
+            dataset.check_ids(samples, embedding_rows(model), "the model")
+        texts = [[*sample.prompt_ids, *sample.answer_ids] for sample in samples]
     else:
         texts = [templates.chat_ids(tokenizer, p.messages()) for p in prompts.read(source)]
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()

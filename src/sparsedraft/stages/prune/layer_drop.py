@@ -16,14 +16,14 @@ from sparsedraft.stages.prune import sequential
 from sparsedraft.stages.prune.sequential import Activations
 from sparsedraft.stages.prune.streamed import Streamed
 
-NUMBERS = ("layer_idx", "layer_id", "layer_number", "training")  # what a module calls its place; and its mode
+NUMBERS = ("layer_idx", "layer_id", "layer_number", "training")  # names of a module's place, and of its mode
 
 
 @torch.no_grad()
 def last_token_states(model: Streamed, ids: Tensor, folder: Path) -> Tensor:
     """Hidden states [layers + 1, n, hidden] before each layer and after the last, at each sequence's last token.
 
-    Kept in `folder` layer by layer, so that a killed walk goes on. Raises UserError where one is NaN or infinite.
+    They are kept in `folder` layer by layer, so that a killed walk goes on. Raises UserError if one is NaN or infinite.
     """
     activations = Activations(model, ids, folder)
 
@@ -57,22 +57,24 @@ def block(states: Tensor, n: int) -> int:
     return int(angular_distances(states, n).argmin())
 
 
-def layers_to_match(states: Tensor, macs: Sequence[int], rest: int, wanted: int) -> int:
-    """How many layers to drop so that the MACs left come nearest to `wanted` (0: the model as it is is nearest).
+def layers_to_match(states: Tensor, macs: Sequence[int], rest: int, goal: int) -> int:
+    """How many layers to drop so that the MACs left come nearest to `goal`; 0 where the whole model is nearest.
 
-    `macs` are those of each layer, `rest` those of the head; the block that would go is known for each number.
+    `macs` are those of each layer, `rest` those of the head. For each number of layers, `block` says which would go.
     """
 
     def left(n: int) -> int:
         first = block(states, n) if n else 0
         return rest + sum(macs) - sum(macs[first : first + n])
 
-    return min(range(len(macs)), key=lambda n: abs(left(n) - wanted))
+    return min(range(len(macs)), key=lambda n: abs(left(n) - goal))
 
 
 def check_layers(before: Sequence[nn.Module], after: Sequence[nn.Module], stay: Sequence[int]) -> None:
-    """Raise UserError where a layer of the cut model does something else than the one it was (a part or setting of it
-    follows from its number), of layers without weights."""
+    """Raise UserError where a layer would change its work because a part or setting of it follows from its number.
+
+    `before` and `after` are the layers, without weights, of the model and of the cut model.
+    """
     for index, old in enumerate(stay):
         was, now = _settings(before[old]), _settings(after[index])
         for name in {**was, **now}:
@@ -84,21 +86,21 @@ def check_layers(before: Sequence[nn.Module], after: Sequence[nn.Module], stay: 
 
 
 def _settings(layer: nn.Module) -> dict[str, object]:
-    """What a layer is made of: kinds and shapes of its parts, and plain settings, but for its number."""
-    found: dict[str, object] = {}
+    """What a layer is made of: types and shapes of its parts, and plain settings except its number."""
+    settings: dict[str, object] = {}
     for name, module in layer.named_modules():
-        found[f"{name} itself"] = type(module).__name__
-        found |= {f"{name}.{key}": tuple(p.shape) for key, p in module.named_parameters(recurse=False)}
-        found |= {
+        settings[f"{name} itself"] = type(module).__name__
+        settings |= {f"{name}.{key}": tuple(p.shape) for key, p in module.named_parameters(recurse=False)}
+        settings |= {
             f"{name}.{key}": value
             for key, value in vars(module).items()
             if isinstance(value, str | int | float | None) and not key.startswith("_") and key not in NUMBERS
         }
-    return found
+    return settings
 
 
 def cut_config(config: PretrainedConfig, stay: Sequence[int]) -> None:
-    """Make `config` that of the model with only the layers `stay`, in place; its lists by layer are cut, too."""
+    """Change `config` to that of the model with only the layers `stay`; its lists by layer are cut, too."""
     text = config.get_text_config()
     before = text.num_hidden_layers
     for key, value in list(vars(text).items()):

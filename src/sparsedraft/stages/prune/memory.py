@@ -29,7 +29,7 @@ def peak(model: nn.Module, width: int, stored: int = 2) -> int:
       solve  4 · (2 n_max² + 6 · W_max)                  the factor of the inverse, copies of the largest weight W_max
     write    min(SHARD, stored · parameters)             an output shard while it is mapped
 
-    The number of calibration tokens is not in it: their hidden states lie in a file.
+    The number of calibration tokens does not matter: their hidden states lie in a file.
     """
     _, layers = named_layers(model)
     hidden = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]

@@ -1,6 +1,6 @@
-"""The pruning methods by name, of one shape: (weight, Hessian, pattern, sparsity, zeros) -> (new weight, keep-mask).
+"""The pruning methods by name, with one signature: (weight, Hessian, pattern, sparsity, zeros) -> (weight, keep-mask).
 
-`zeros` (bool, like the weight, or None) were pruned before: they stay 0 and count towards what is asked for.
+`zeros` (bool, like the weight, or None) were pruned before: they stay 0 and count towards the sparsity.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def wanda(
 def magnitude(
     weight: Tensor, hessian: Hessian, pattern: Pattern, sparsity: float, zeros: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Prune the smallest |w| of the matrix (or of each group of M); the Hessian is not looked at."""
+    """Prune the smallest |w| of the matrix (or of each group of M); the Hessian has no effect."""
     scores = _last(weight.float().abs(), zeros)
     keep = keep_mask(pattern, scores, sparsity) & (scores >= 0)
     return torch.where(keep, weight, 0), keep

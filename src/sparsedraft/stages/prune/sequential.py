@@ -1,10 +1,10 @@
 """Walk a model layer by layer with the activations of the already pruned prefix.
 
-Works for any decoder whose layers read nothing but the layer before and what is the same for every text (position
+It works for any decoder whose layers read only the layer before and what is the same for every text (position
 embeddings, masks, which differ by layer in some families): `arguments` records and proves that. Hidden states lie in
-files, one for the layer at work and one for the next, so that calibration may be larger than memory and an interrupted
-walk goes on at the layer where it stopped. (Plain files, not mappings: what memory allows stays in the page cache, a
-full disk is an error and not a signal, and resident memory is one batch.)
+files, one for the layer that runs and one for the next, so that calibration may be larger than memory and an
+interrupted walk goes on at the layer where it stopped. They are plain files and not mappings: the page cache holds what
+memory allows, a full disk is an error and not a signal, and resident memory is one batch.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ class _Reached(Exception):
 
 
 class Activations:
-    """Hidden states [n, L, hidden] before the layer at work, in a file of `folder`, and every layer's other arguments.
+    """Hidden states [n, L, hidden] before the layer that runs, in a file of `folder`, and all layers' other arguments.
 
-    Opening it runs the model up to its first layer, unless `folder` holds the states of a walk that was interrupted;
+    The constructor runs the model up to its first layer, unless `folder` holds the states of an interrupted walk.
     `start` is the layer to go on with. `rows` sequences go through a layer at once.
     """
 
@@ -47,11 +47,11 @@ class Activations:
         folder.mkdir(exist_ok=True)
         with model.front():
             self.arguments, self.hidden_size = arguments.record(model, ids)  # of a batch of one, which fits any
-            found = sorted(int(file.suffix[1:]) for file in folder.glob("hidden.[0-9]*"))
-            if not found:
+            layers = sorted(int(file.suffix[1:]) for file in folder.glob("hidden.[0-9]*"))
+            if not layers:
                 self._write(0, self._first(ids))
-        self.start = found[-1] if found else 0
-        for index in found[:-1]:  # left by a kill between two steps
+        self.start = layers[-1] if layers else 0
+        for index in layers[:-1]:  # a kill between two steps left more than one
             self._file(index).unlink()
         self._try_batches()
 
@@ -60,7 +60,7 @@ class Activations:
 
     @torch.no_grad()
     def _try_batches(self) -> None:
-        """Take one sequence at a time where the arguments of a batch of one do not fit more (BLOOM's alibi)."""
+        """Set `rows` to 1 where the arguments of a batch of one fit no larger batch (BLOOM's alibi)."""
         if min(self.rows, self.count) == 1 or self.start >= len(self.model):
             return
         try:
@@ -181,23 +181,23 @@ def measure(
     """`of_layer` of every layer of the unchanged model, kept as JSON in `folder` so that a killed walk goes on."""
     file = folder / "measured.json"
     try:
-        found = read_json(file) if file.exists() else []
-        if not isinstance(found, list):
+        measured = read_json(file) if file.exists() else []
+        if not isinstance(measured, list):
             raise UserError(f"{file} holds no list.")
-    except UserError:  # with the states it goes on from
-        found = []
+    except UserError:  # the walk starts from the beginning, so its states go, too
+        measured = []
         for state in folder.glob("hidden.[0-9]*"):
             state.unlink()
-    if len(found) == len(model):
-        return found
+    if len(measured) == len(model):
+        return measured
     activations = Activations(model, ids, folder)
     with track("measuring every layer for the allocation", len(model), "layers") as tracker:
         tracker.advance(activations.start)
         for index, layer in walk(model, activations):
-            if index == len(found):
-                found.append(of_layer(layer, index, activations))
+            if index == len(measured):
+                measured.append(of_layer(layer, index, activations))
                 with write_atomic(file) as temporary:
-                    temporary.write_text(json.dumps(found))
+                    temporary.write_text(json.dumps(measured))
             tracker.advance()
     activations.close()
-    return found
+    return measured

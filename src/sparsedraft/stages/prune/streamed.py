@@ -1,4 +1,4 @@
-"""A decoder model whose weights come from its shards layer by layer, so that it need never be in memory whole."""
+"""A decoder model that reads its weights from its shards layer by layer, so that it is never in memory whole."""
 
 import ctypes
 from collections.abc import Container, Iterator
@@ -40,7 +40,7 @@ class Streamed:
         self._check_rest()
 
     def _check(self, name: str, linear: nn.Linear) -> None:
-        """That the weight of a linear is stored, as plain numbers of the right shape."""
+        """UserError unless the weight of a linear is stored as plain numbers of the right shape."""
         weight = f"{name}.weight"
         stored = self.shards.find(weight, self.model.base_model_prefix)
         if stored is None:
@@ -56,9 +56,9 @@ class Streamed:
             )
 
     def _check_rest(self) -> None:
-        """That everything is stored in the right shape, and what lies outside the layers is finite.
+        """UserError unless everything is stored in the right shape, and all outside the layers is finite.
 
-        Layers are looked at when they are loaded; the head never is.
+        Layers are checked when they are loaded; the head is never read.
         """
         tied = self.model.config.get_text_config().tie_word_embeddings
         head = self.model.get_output_embeddings()
@@ -107,7 +107,7 @@ class Streamed:
                 yield index, name, linear
 
     def _fill(self, module: nn.Module, prefix: str, recurse: bool = True, but: Container[int] = ()) -> None:
-        """Give the module's parameters their stored values; those whose id is in `but` stay empty."""
+        """Give the module's parameters their stored values, except those whose id is in `but`."""
         for name, parameter in [*module.named_parameters(recurse=recurse)]:
             if id(parameter) in but:
                 continue
@@ -126,13 +126,13 @@ class Streamed:
         return self.layers[index]
 
     def unload(self, index: int) -> None:
-        """Give the memory of layer `index` back."""
+        """Free the memory of layer `index`."""
         _empty(self.layers[index])
         _trim()
 
     @contextmanager
     def front(self) -> Iterator[None]:
-        """While this lasts, everything outside the decoder layers has its weights, but for the head."""
+        """While this lasts, everything outside the decoder layers has its weights, except the head."""
         inside = {id(p) for layer in self.layers for p in layer.parameters()}
         head = self.model.get_output_embeddings()
         outside = [
@@ -156,6 +156,6 @@ def _empty(module: nn.Module, recurse: bool = True) -> None:
 
 
 def _trim() -> None:
-    """Give freed memory back to the system: glibc's malloc keeps it, a layer's worth for every few layers."""
-    with suppress(AttributeError, OSError, TypeError):  # another C library, which has its own way
+    """Give freed memory back to the system: glibc's malloc keeps about a layer's worth for every few layers."""
+    with suppress(AttributeError, OSError, TypeError):  # other C libraries have no malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
