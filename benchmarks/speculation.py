@@ -26,6 +26,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids
+from sparsedraft.native.loading import load
 from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
@@ -136,7 +137,7 @@ class Comparison:
 def _loaded(ref: str) -> LoadedModel:
     """The model in transformers, float32."""
     tokenizer = checkpoint.load_tokenizer(ref)
-    return LoadedModel(checkpoint.load(ref), tokenizer, end_ids(checkpoint.find(ref), tokenizer))
+    return LoadedModel(load(ref), tokenizer, end_ids(checkpoint.find(ref), tokenizer))
 
 
 def work(options: argparse.Namespace, table: Table) -> None:

@@ -18,6 +18,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids
+from sparsedraft.native.loading import load
 from sparsedraft.speculate.loop.decode import Generation, generate
 from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.speculate.policy.policies import Constant
@@ -29,7 +30,7 @@ TIE = 1e-3  # logits this close come out in either order
 
 
 def loaded(ref: str) -> LoadedModel:
-    model, tokenizer = checkpoint.load(ref), checkpoint.load_tokenizer(ref)
+    model, tokenizer = load(ref), checkpoint.load_tokenizer(ref)
     return LoadedModel(model, tokenizer, end_ids(checkpoint.find(ref), tokenizer))
 
 
