@@ -1,6 +1,6 @@
-"""What is not worth learning from: duplicates, wrong lengths, languages or words, and text of the evaluation.
+"""Rules for rows to leave out: duplicates, lengths, languages, words, and text of the evaluation.
 
-Rows are looked at once, in their order, so that data of any size passes; of two alike the first stays.
+Each row is examined once, in order, so data of any size pass; of two duplicates the first stays.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from sparsedraft.stages.distill.options import Rules
 from sparsedraft.text.overlap import Overlap, words_of
 from sparsedraft.text.prompts import Prompt
 
-SHINGLE = 5  # words in a row that near-duplicates are told by
-STRICTEST = 0.98  # the highest similarity that an index of so few can be made for: what is equal it finds, too
-PERMUTATIONS = 128  # of a MinHash: its similarity is off by 1/√128, 0.09, at most in two of three cases
+SHINGLE = 5  # consecutive words: near-duplicates share most of these
+STRICTEST = 0.98  # the highest threshold of an index with so few permutations; it finds equal texts, too
+PERMUTATIONS = 128  # of a MinHash: the standard error of its similarity is at most 1/√128 = 0.09
 
 
 @dataclass
@@ -54,15 +54,15 @@ class Cleaner:
         mark = hashlib.sha256(repr([words_of(m["content"]) for m in row["messages"]]).encode()).digest()[:16]
         if mark in self.seen:
             return "exact duplicate"
-        asked = "\n".join(m["content"] for m in row["messages"] if m["role"] == "user")
-        if self.near and self.near.has(row["prompt_id"], asked):
+        question = "\n".join(m["content"] for m in row["messages"] if m["role"] == "user")
+        if self.near and self.near.has(row["prompt_id"], question):
             return "near-duplicate"
         self.seen.add(mark)
         return ""
 
 
 class _NearDuplicates:
-    """Prompts so far, by MinHash over their shingles (Broder 1997) in a locality-sensitive index."""
+    """The prompts so far, by MinHash over their shingles (Broder 1997), in a locality-sensitive index."""
 
     def __init__(self, similarity: float) -> None:
         from datasketch import MinHashLSH
@@ -71,7 +71,7 @@ class _NearDuplicates:
         self.known: dict[str, bool] = {}  # the verdict on each prompt: its turns and samples share it
 
     def has(self, name: str, text: str) -> bool:
-        """Whether a prompt of another name was like this one; if not, it is remembered."""
+        """Whether a prompt of another name was similar to this one; if not, this one is remembered."""
         from datasketch import MinHash
 
         if name not in self.known:
@@ -86,7 +86,7 @@ class _NearDuplicates:
 
 
 def _any_of(words: Sequence[str]) -> re.Pattern[str] | None:
-    """Finds any of `words` as whole words, in any case."""
+    """A pattern for any of `words` as a whole word, in upper or lower case; None without words."""
     if not words:
         return None
     return re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in words), re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Rows on their way to a data folder: left out or counted, and written in shards."""
+"""Writes rows to a data folder: rows that a rule names are left out and counted, the rest go to parquet shards."""
 
 import hashlib
 from collections import Counter
@@ -14,8 +14,8 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.files import write_atomic
 from sparsedraft.text.dataset import SCHEMA
 
-SHARD = 10_000  # rows in a file, at most,
-NUMBERS = 4_000_000  # and of token ids and log-probabilities: as Python's objects these take some 36 bytes each
+SHARD = 10_000  # the most rows in a file,
+NUMBERS = 4_000_000  # and the most token ids and log-probabilities: as Python objects they take some 36 bytes each
 
 
 def write(
@@ -23,8 +23,8 @@ def write(
 ) -> dict[str, Any]:
     """Write `rows` (keys as in SCHEMA) as parquet shards, one in memory at a time; return what `distill` reports.
 
-    A row for which `reason` names one, or which has a "dropped" of its own, is only counted. `asked` prompts were
-    given, `k` likeliest tokens stored. Raises UserError if no row is left.
+    A row with a "dropped" field, or for which `reason` gives a reason, is counted but not written. `asked` is the
+    number of prompts, `k` that of the likeliest tokens stored. Raises UserError if no row is left.
     """
     total, counts, digest = _Counts(), Counter[str](), hashlib.sha256()
 

@@ -1,4 +1,4 @@
-"""One distillation as a value: what a worker, in whatever process, needs to know to write its share of the rows."""
+"""A distillation job: all that a worker, in any process, needs to write its share of the rows."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The target's, with the arguments of its template."""
+        """The target's tokenizer, with the arguments of its template."""
         return templates.give(checkpoint.load_tokenizer(self.folder), self.template_args)
 
     @property
@@ -62,11 +62,11 @@ class Job:
 
     @property
     def context(self) -> int | None:
-        """The longest prompt and answer together, in tokens, as the target's config says."""
+        """Tokens that prompt and answer may have together, by the target's config; None: no limit."""
         return context_of(checkpoint.read_config(self.folder))
 
     def writer(self) -> Writer:
-        """The writer: its model loaded, or its server asked whether it is there."""
+        """The writer, with its model loaded, or after its server has answered."""
         tokenizer = self.tokenizer
         if self.engine == "native":
             return NativeWriter(native_model(self.folder), tokenizer, end_ids(self.folder, tokenizer), self.batch_size)
@@ -77,23 +77,23 @@ class Job:
         return self.endpoint.writer(tokenizer, self.skip_bad)
 
     def maker(self, writer: Writer, on_completion: Callable[[Completion], None] = lambda output: None) -> Make:
-        """What turns a unit of conversations into rows; `on_completion` is called with every answer."""
+        """The function that turns a unit of conversations into rows; it calls `on_completion` with every answer."""
         responder = Responder(
             writer, self.tokenizer, self.sampling, self.max_new_tokens, self.seed,
             self.samples, self.top_k_logprobs, on_completion, self.context,
         )  # fmt: skip
-        same: dict[str, Any] = {"source": "target", "note": "", "mode": self.mode, "engine": writer.name}
-        same["temperature"] = self.sampling.temperature
+        constant: dict[str, Any] = {"source": "target", "note": "", "mode": self.mode, "engine": writer.name}
+        constant["temperature"] = self.sampling.temperature
 
         def make(unit: Sequence[Prompt]) -> list[dict[str, Any]]:
             day = templates.day_there(responder.tokenizer) if self.endpoint else None
-            made = same | ({DAY: day} if day else {})
+            shared = constant | ({DAY: day} if day else {})
             if self.mode == "rewrite":
                 rows = rewrite(responder, unit)
             elif self.mode == "magpie":
                 rows = magpie(responder, unit, self.prompt_sampling, self.max_prompt_tokens)
             else:
                 rows = [asdict(answer) for answer in respond(responder, unit)]
-            return [made | {k: v for k, v in row.items() if k not in UNSTORED} for row in rows]
+            return [shared | {k: v for k, v in row.items() if k not in UNSTORED} for row in rows]
 
         return make

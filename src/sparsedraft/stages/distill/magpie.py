@@ -1,6 +1,6 @@
-"""Mode `magpie`: no prompts at all. The target, fed its template's user header, writes the prompt, then answers.
+"""Mode `magpie`, without prompts: the target continues its template's user header with a prompt, then answers it.
 
-Openings, words that a prompt begins with, steer what it is about: left alone, a model asks for what it saw most of.
+Openings, the first words of a prompt, steer its topic: without them a model mostly asks for the same few things.
 
 Xu et al. 2024, "Magpie: Alignment Data Synthesis from Scratch by Prompting Aligned LLMs with Nothing".
 """
@@ -25,23 +25,23 @@ from sparsedraft.writers.conversation import Answer, Responder, respond
 from sparsedraft.writers.protocol.requests import Request
 
 WORDS = 3  # fewer are no prompt
-REPEATED = 6.0  # a text that zlib makes so many times shorter says one thing again and again
+REPEATED = 6.0  # a text that zlib makes so many times shorter repeats itself
 
 
 def blanks(count: int, openings: Sequence[str] = ()) -> list[Prompt]:
-    """`count` conversations whose prompts are still to be written, each after the next of `openings`, in turns."""
+    """`count` conversations whose prompts are still to be written; they begin with the `openings` in turns."""
     begun = openings or ("",)
     return [Prompt(f"magpie-{number:07}", (begun[number % len(begun)],)) for number in range(count)]
 
 
 def header(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
-    """What the chat template puts before a user's words (text and token ids), the system message it adds included."""
+    """What the chat template puts before a user's words, as (text, token ids); with the system message that it adds."""
     try:
-        shown = templates.render(tokenizer, [{"role": "user", "content": templates.MARK}])
+        rendered = templates.render(tokenizer, [{"role": "user", "content": templates.MARK}])
     except TemplateError:
-        shown = ""
-    before, found, _ = shown.partition(templates.MARK)
-    if not found or not before.strip():
+        rendered = ""
+    before, mark, _ = rendered.partition(templates.MARK)
+    if not mark or not before.strip():
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} has no header before the user's words, so --mode magpie "
             "cannot make the target write prompts: use --mode respond."
@@ -50,13 +50,13 @@ def header(tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Every token that is no text: also those that have no role of their own, such as Qwen's <|im_start|>."""
+    """All special tokens, also those without a named role, such as Qwen's <|im_start|>."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return added | set(tokenizer.all_special_tokens)
 
 
 def malformed(text: str, finish_reason: str, special: Collection[str]) -> str:
-    """What is wrong with a prompt that the target wrote, or ""."""
+    """What is wrong with a prompt that the target wrote; "" if nothing is."""
     if finish_reason != "eos":
         return "cut off"
     if len(re.findall(r"\w+", text)) < WORDS:
@@ -74,8 +74,8 @@ def magpie(
 ) -> list[dict[str, Any]]:
     """Rows of the conversations in `chosen`: prompts sampled as `prompt_sampling` says, then answered.
 
-    A conversation whose prompt is malformed has one row that holds nothing but why it was dropped. Prompts of more than
-    `longest` tokens, their template's included, are not written to their end: they would be left out (0: no limit).
+    A conversation with a malformed prompt gives one row, which holds only the reason. Prompts are cut off at `longest`
+    tokens, template included, since longer ones would be left out (0: no limit).
     """
     text, ids = header(responder.tokenizer)
     requests = [_request(responder, p, text, ids, longest) for p in chosen]
@@ -87,9 +87,9 @@ def magpie(
         if output.dropped:
             written[output.id] = "", output.dropped
             continue
-        own = output.text if output.text is not None else _words(responder, opening, output.token_ids)
-        why = malformed((opening + own).strip(), output.finish_reason, special) if own.strip() else "too short"
-        written[output.id] = (opening + own).strip(), why
+        words = output.text if output.text is not None else _words(responder, opening, output.token_ids)
+        why = malformed((opening + words).strip(), output.finish_reason, special) if words.strip() else "too short"
+        written[output.id] = (opening + words).strip(), why
     good = [replace(p, turns=(written[p.id][0],)) for p in chosen if not written[p.id][1]]
     answers: list[Answer] = respond(responder, good) if good else []
     dropped = [{"prompt_id": p.id, "dropped": f"prompt {written[p.id][1]}"} for p in chosen if written[p.id][1]]
@@ -97,10 +97,10 @@ def magpie(
 
 
 def _words(responder: Responder, opening: str, token_ids: Sequence[int]) -> str:
-    """What the target wrote behind `opening`: some decoders drop the space that a text begins with."""
-    begun = _begun(responder.tokenizer, opening)
-    own = [token for token in token_ids if token not in responder.writer.eos_ids]
-    whole, before = (text_of(responder.tokenizer, ids, special=True) for ids in ([*begun, *own], begun))
+    """The text that the target wrote after `opening`; some decoders would drop its leading space."""
+    opening_ids = _begun(responder.tokenizer, opening)
+    words = [token for token in token_ids if token not in responder.writer.eos_ids]
+    whole, before = (text_of(responder.tokenizer, ids, special=True) for ids in ([*opening_ids, *words], opening_ids))
     return whole[len(before) :]
 
 
@@ -115,13 +115,15 @@ def check_openings(
     context: int | None,
     longest: int = 0,
 ) -> None:
-    """UserError for an opening that no prompt can begin with, whose prompts have at most `longest` tokens (0: any)."""
+    """UserError for an opening that cannot begin a prompt of at most `longest` tokens (0: no limit)."""
     before, special = len(header(tokenizer)[1]), special_tokens(tokenizer)
     for opening in openings:
         if prompts.half_surrogate(opening):
             raise UserError(f"--opening {opening!r} is not UTF-8: write it again.")
-        if found := [token for token in special if token in opening]:
-            raise UserError(f"--opening {opening!r} holds {found[0]}, a special token: a prompt is text, leave it out.")
+        if tokens := [token for token in special if token in opening]:
+            raise UserError(
+                f"--opening {opening!r} holds {tokens[0]}, a special token: a prompt is text, leave it out."
+            )
         count = before + len(_begun(tokenizer, opening))
         if 0 < longest <= count:
             raise UserError(
@@ -136,10 +138,10 @@ def check_openings(
 
 
 def _request(responder: Responder, prompt: Prompt, text: str, ids: list[int], longest: int) -> Request:
-    """What makes the target write the prompt: the user header (`text`, `ids`), and the words that it opens with."""
+    """The request for a prompt: the user header (`text`, `ids`) and the opening, for the target to continue."""
     (opening,) = prompt.turns
-    begun = _begun(responder.tokenizer, opening)
+    opening_ids = _begun(responder.tokenizer, opening)
     seed = seed_of(responder.seed, f"{prompt.id}/prompt")
-    asked = [*ids, *begun]
-    most = min(responder.max_new_tokens, longest - len(asked)) if longest else responder.max_new_tokens
-    return Request(prompt.id, asked, most, seed, raw=text + opening)
+    prompt_ids = [*ids, *opening_ids]
+    most = min(responder.max_new_tokens, longest - len(prompt_ids)) if longest else responder.max_new_tokens
+    return Request(prompt.id, prompt_ids, most, seed, raw=text + opening)

@@ -1,7 +1,7 @@
-"""Many workers: Ray Data drives engine actors, each with its own model copy or connection, over the units of a job.
+"""Several workers: Ray Data runs the units of a job on actors, each with its own model or connection.
 
-Actors that die are started again and their units redone (Ray's own fault tolerance); rows are committed by the driver
-alone, so that a unit which was redone is still written once.
+Ray restarts actors that die and repeats their units. Only the driver commits rows, so a repeated unit is still written
+once.
 """
 
 import json
@@ -25,9 +25,9 @@ STARTS = 3  # tries to start Ray on a busy machine
 
 
 class _Worker:
-    """What an actor does: open the job's engine once, then make units, several at once where the job says so.
+    """An actor: it opens the job's engine once, then makes units, several at once if the job says so.
 
-    A mistake of the user's travels back as a value: Ray would wrap the exception, and restart what raised it.
+    A user's mistake is returned as a value: Ray would wrap an exception, and restart the actor that raised it.
     """
 
     def __init__(self, job: Job, threads: int | None) -> None:
@@ -36,7 +36,7 @@ class _Worker:
         from sparsedraft.base.console import quiet_libraries
 
         quiet_libraries()
-        if threads is not None:  # else all of them would use all cores
+        if threads is not None:  # otherwise every actor would use all cores
             torch.set_num_threads(threads)
         self.make: Make | None = None
         self.failed = ""
@@ -58,10 +58,10 @@ class _Worker:
 def run_with_ray(
     units: Sequence[Sequence[Prompt]], job: Job, journal: Journal, workers: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Make what `journal` lacks of the units with `workers` actors, commit each as it arrives, yield its rows.
+    """Make the units that `journal` lacks with `workers` actors; commit each as it arrives, and yield its rows.
 
-    An actor asks for a GPU if the job's device is one. Raises UserError where Ray is not installed or does not come up,
-    and for what an actor found to be the user's mistake.
+    An actor asks for a GPU if the job's device is one. Raises UserError where Ray is not installed or does not start,
+    and for a user's mistake that an actor reports.
     """
     todo = lacking(units, journal)
     if not todo:
@@ -72,10 +72,10 @@ def run_with_ray(
         threads = None if "OMP_NUM_THREADS" in os.environ else max(1, cores // workers)
         data = ray.data.from_items(
             [{"unit": n, "prompts": json.dumps([asdict(prompt) for prompt in unit])} for n, unit in enumerate(todo)],
-            override_num_blocks=len(todo),  # a task each: what is done comes back at once
+            override_num_blocks=len(todo),  # one task a unit: each result comes back at once
         ).map_batches(
             _Worker,
-            # an actor sees its own GPU alone, as the first
+            # an actor sees only its own GPU, as number 0
             fn_constructor_args=(replace(job, device="cuda") if on_gpu else job, threads),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(
@@ -84,8 +84,10 @@ def run_with_ray(
             num_cpus=1,
             num_gpus=1 if on_gpu else 0,
         )
-        done = data.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)  # else it holds one back
-        for batch in done:
+        batches = data.iter_batches(
+            batch_size=1, batch_format="numpy", prefetch_batches=0
+        )  # with prefetching it would hold one unit back
+        for batch in batches:
             if failed := str(batch["failed"][0]):
                 raise UserError(failed)
             unit, rows = todo[int(batch["unit"][0])], json.loads(str(batch["rows"][0]))
@@ -95,16 +97,16 @@ def run_with_ray(
 
 @contextmanager
 def _ray(workers: int) -> Iterator[Any]:
-    """Ray, joined at RAY_ADDRESS or started on this machine; left, or stopped, at the end."""
+    """Ray: the cluster at RAY_ADDRESS, or one started on this machine, which is stopped at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of how Ray Data itself uses actors
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns about Ray Data's own use of actors
     try:
         import ray
         import ray.data
     except ImportError:
         raise UserError("--workers above 1 need Ray: install sparsedraft with the extra [ray].") from None
     ours = not ray.is_initialized()
-    with redirect_stdout(sys.stderr):  # where Ray tells of workers that died; ours is for the result alone
+    with redirect_stdout(sys.stderr):  # Ray reports dead workers there; standard output holds the result only
         try:
             if ours:
                 _start(ray, workers)
@@ -118,12 +120,12 @@ def _ray(workers: int) -> Iterator[Any]:
 
 
 def _start(ray: Any, workers: int) -> None:
-    """Join the cluster at RAY_ADDRESS, or start one of this machine alone, without its dashboard."""
+    """Join the cluster at RAY_ADDRESS, or start one on this machine, without its dashboard."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             host, _, port = address.rpartition(":")
-            if port.isdecimal() and "://" not in address:  # Ray itself tries for minutes
+            if port.isdecimal() and "://" not in address:  # Ray itself would try for minutes
                 socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address, **quiet)
         except OSError as error:  # ConnectionError, which Ray raises, is one
@@ -134,13 +136,15 @@ def _start(ray: Any, workers: int) -> None:
         try:
             ray.init(
                 "local",
-                num_cpus=max(workers, os.cpu_count() or 1),  # workers may be more than cores: many wait for a server
+                num_cpus=max(
+                    workers, os.cpu_count() or 1
+                ),  # there may be more workers than cores: they wait for a server
                 object_store_memory=OBJECT_STORE,
                 include_dashboard=False,
                 **quiet,
             )
             return
-        except Exception as error:  # Ray's own, and no narrower: its processes get half a minute to come up
+        except Exception as error:  # Ray raises many types here; its processes have half a minute to start
             ray.shutdown()
             if not tries_left:
                 reason = first_line(error)

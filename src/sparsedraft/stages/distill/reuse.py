@@ -1,4 +1,4 @@
-"""A finished data folder whose prompts have become more: what it holds is not asked for again."""
+"""Reuse of a finished data folder: its answers are kept when more prompts are added."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -16,25 +16,27 @@ MADE = ("prompt_tokens", "answer_tokens")  # columns that follow from the others
 
 
 def take_up(finished: Path, journal: Journal, chosen: Sequence[Prompt], samples: int) -> None:
-    """Put into `journal` what the data folder `finished`, if there is one, holds of the `chosen` prompts.
+    """Copy the conversations of the `chosen` prompts from the data folder `finished`, if there is one, to `journal`.
 
-    Taken are conversations of which every answer is there; a rule may have left out others of it. The caller sees to it
-    that a prompt of the same id is the same prompt, as `artifact.make` does.
+    Only conversations with all their answers are copied: a rule may have left some out. The caller makes sure that
+    prompts of equal ids are equal, as `artifact.make` does.
     """
     if not (finished / "result.json").is_file():
         return
     by_id = {prompt.id: prompt for prompt in chosen}
     for name, rows in groupby(_rows(finished), key=lambda row: str(row["prompt_id"])):
-        prompt, held = by_id.get(name), list(rows)
-        if prompt is not None and len(held) == len(prompt.turns) * samples:
-            journal.append({name: key_of(prompt)}, held)
+        prompt, answers = by_id.get(name), list(rows)
+        if prompt is not None and len(answers) == len(prompt.turns) * samples:
+            journal.append({name: key_of(prompt)}, answers)
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """As they were in the journal: without what an optional column lacks, and with the day that they are of, or all
-    days of the folder where it has several, since no column says whose is which."""
-    found = dataset.read_result(folder).get("template_dates", ())
-    days = sorted({day for counted in found for day in counted.split(OR)})
+    """The rows as the journal had them: without empty optional columns, and with the day of the template.
+
+    No column holds the day of a row; if the folder has several days, each row gets all of them.
+    """
+    dates = dataset.read_result(folder).get("template_dates", ())
+    days = sorted({day for counted in dates for day in counted.split(OR)})
     day = {DAY: OR.join(days)} if days else {}
     for batch in dataset.batches(folder):
         for row in batch.to_pylist():

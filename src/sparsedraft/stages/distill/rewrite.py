@@ -1,4 +1,4 @@
-"""Mode `rewrite`: the target gets the task and a reference answer, and writes the answer in its own words."""
+"""Mode `rewrite`: the target gets a task and a reference answer, and writes that answer in its own words."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -22,14 +22,14 @@ INSTRUCTION = (
 def with_references(chosen: Sequence[Prompt], bad: list[str] | None = None) -> list[Prompt]:
     """The prompts that have a reference answer to every turn.
 
-    Raises UserError for one that has not, unless `bad` is a list, which then gets what is wrong with each; that none is
-    left is an error in any case.
+    Raises UserError for a prompt that lacks one; or, if `bad` is a list, appends the reason to it and skips the prompt.
+    It is always an error if none is left.
     """
-    found: list[Prompt] = []
+    complete: list[Prompt] = []
     why = ""
     for prompt in chosen:
         if len(prompt.references) >= len(prompt.turns):
-            found.append(prompt)
+            complete.append(prompt)
             continue
         why = (
             f"prompt {prompt.id} has {len(prompt.references)} reference answers to {len(prompt.turns)} turns, and "
@@ -38,22 +38,22 @@ def with_references(chosen: Sequence[Prompt], bad: list[str] | None = None) -> l
         if bad is None:
             raise UserError(why)
         bad.append(why)
-    if not found:
+    if not complete:
         raise UserError(why)
-    return found
+    return complete
 
 
 def as_asked(prompt: Prompt) -> Prompt:
-    """The prompt as the target will see it; its turns are longer by the references."""
+    """The prompt as the target reads it: each turn contains its reference."""
     asked = zip(prompt.turns, prompt.references, strict=False)
     return replace(prompt, turns=tuple(INSTRUCTION.format(task=t, reference=r) for t, r in asked))
 
 
 def rewrite(responder: Responder, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """Rows of every turn, answered by the rewritten reference where it passes `verdict`, else by the reference itself.
+    """Rows of every turn; the answer is the rewritten reference if it passes `verdict`, else the reference.
 
-    A row's `source` says which, and its `note` why the reference stayed. What is learnt is the answer to the task
-    alone: the reference is in no row's prompt.
+    A row's `source` says which, and its `note` why the reference stayed. No row's prompt contains the reference: the
+    drafter learns to answer the task alone.
     """
     kept: dict[str, Answer] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -84,7 +84,7 @@ def rewrite(responder: Responder, chosen: Sequence[Prompt]) -> list[dict[str, An
 
 
 def _settle(responder: Responder, answer: Answer, messages: list[dict[str, str]], reference: str) -> None:
-    """Put the answer, or the `reference` in its place, under the task as it was asked."""
+    """Give the row the plain task as its prompt, and the answer, or the `reference` instead of it."""
     text = reference or answer.messages[-1]["content"]
     answer.prompt_ids = templates.chat_ids(responder.tokenizer, messages)
     answer.messages = [*messages, {"role": "assistant", "content": text}]

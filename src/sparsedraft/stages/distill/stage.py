@@ -113,18 +113,18 @@ def _choose_prompts(job: Job, tokenizer: PreTrainedTokenizerBase, options: Disti
 
     UserError for prompts that the job cannot answer, and for one that is kept for evaluation.
     """
-    kept = [prompt for name in options.kept_for_evaluation for prompt in prompts.read(name)]
+    evaluation = [prompt for name in options.kept_for_evaluation for prompt in prompts.read(name)]
     source, openings = options.prompts, options.openings
     if source is None:
         magpie.check_openings(openings or [""], tokenizer, job.max_new_tokens, job.context, job.max_prompt_tokens)
-        return Corpus(magpie.blanks(options.limit or 0, openings), kept, [])
+        return Corpus(magpie.blanks(options.limit or 0, openings), evaluation, [])
     faults: list[str] = []
-    found = prompts.read(source, faults if job.skip_bad else None)[: options.limit]
-    check_no_overlap(found, kept)
+    chosen = prompts.read(source, faults if job.skip_bad else None)[: options.limit]
+    check_no_overlap(chosen, evaluation)
     templates.require(tokenizer)  # a model without a template is refused before it is loaded
     if job.mode == "rewrite":
-        found = rewrite.with_references(found, faults if job.skip_bad else None)
-    return Corpus(found, kept, faults)
+        chosen = rewrite.with_references(chosen, faults if job.skip_bad else None)
+    return Corpus(chosen, evaluation, faults)
 
 
 def _inputs(options: DistillOptions, job: Job, corpus: Corpus, rules: Rules) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Is a rewritten answer as good as its reference? A rule of thumb for each way in which rewriting goes wrong.
+"""Whether a rewritten answer is as good as its reference: one rule of thumb for each way in which rewriting fails.
 
 Self-data distillation keeps the reference where the rewritten answer fails (Yang et al. 2024, "Self-Distillation
 Bridges Distribution Gap in Language Model Fine-Tuning").
@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 
 NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
-MARKED = (  # where a text says what its final answer is, the surest sign first
+MARKED = (  # marks of a final answer, the most reliable first
     rf"####\s*\$?({NUMBER})",
     rf"\\boxed\{{\s*\$?({NUMBER})",
     rf"\banswer\s*(?:is\s*:?|:|=)\s*\**\s*\$?({NUMBER})",
@@ -22,11 +22,11 @@ SCAFFOLD = re.compile(r"\breference answer|\b(?:the|your|given) reference\b|^\W*
 
 
 def verdict(reference: str, answer: str, finish_reason: str) -> str:
-    """Why `answer` must not take the place of `reference`, or "" if it may.
+    """Why `answer` must not replace `reference`, or "" if it may.
 
-    "cut off", "empty", "refusal" (unless the reference is one), "speaks of the reference", or "other final answer":
-    where the reference states a final number (after ####, in a box, as "the answer is", or as nothing but a number),
-    the answer's must equal it.
+    "cut off", "empty", "refusal" (unless the reference is one), "speaks of the reference", or "other final answer": if
+    the reference states a final number (after ####, in a box, after "the answer is", or alone), the answer must state
+    the same one.
     """
     if finish_reason != "eos":
         return "cut off"
@@ -36,28 +36,28 @@ def verdict(reference: str, answer: str, finish_reason: str) -> str:
         return "refusal"
     if SCAFFOLD.search(answer) and not SCAFFOLD.search(reference):
         return "speaks of the reference"
-    wanted = stated_number(reference)
-    if wanted is not None and final_number(answer) != wanted:
+    number = stated_number(reference)
+    if number is not None and final_number(answer) != number:
         return "other final answer"
     return ""
 
 
 def stated_number(text: str) -> Fraction | None:
-    """The final number that `text` marks as its answer, or that it consists of; None where it marks none."""
+    """The number that `text` marks as its final answer, or that is all of it; None if there is none."""
     for pattern in MARKED:
-        if found := re.findall(pattern, text, re.IGNORECASE):
-            return _value(found[-1])
+        if numbers := re.findall(pattern, text, re.IGNORECASE):
+            return _value(numbers[-1])
     bare = re.fullmatch(rf"[^\w-]*({NUMBER})\s*[%.\w°$€£]{{0,12}}\W*", text.strip())
     return _value(bare[1]) if bare else None
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number that `text` ends on: a marked one, else the last that occurs."""
-    marked = stated_number(text)
-    if marked is not None:
-        return marked
-    found = re.findall(NUMBER, text)
-    return _value(found[-1]) if found else None
+    """The number that `text` marks as its final answer, else its last number."""
+    stated = stated_number(text)
+    if stated is not None:
+        return stated
+    numbers = re.findall(NUMBER, text)
+    return _value(numbers[-1]) if numbers else None
 
 
 def _value(text: str) -> Fraction | None:
