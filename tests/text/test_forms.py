@@ -61,7 +61,7 @@ def test_each_form_is_the_same_prompt(form: str, tmp_path: Path) -> None:
 def test_what_counts_of_an_ordinary_prompt_is_as_ever() -> None:
     """Else every finished data folder and evaluation would be made anew."""
     for prompt in prompts.read("demo"):
-        assert prompt.described == [prompt.id, prompt.category, prompt.system, *prompt.turns]
+        assert prompt.content == [prompt.id, prompt.category, prompt.system, *prompt.turns]
 
 
 def test_turns_of_earlier_answers_and_bad_ones(tmp_path: Path) -> None:

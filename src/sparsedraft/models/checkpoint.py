@@ -82,7 +82,7 @@ def is_decoder_lm(config: PretrainedConfig) -> bool:
     return not config.is_encoder_decoder and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
-def described(folder: Path) -> dict[str, Path]:
+def identity_files(folder: Path) -> dict[str, Path]:
     """The files in `folder` that describe a model and its tokenizer, by name, without the weights.
 
     Where a server runs the model, the weights need not be here.

@@ -59,7 +59,7 @@ class Prompt:
         return chat
 
     @property
-    def described(self) -> list[object]:
+    def content(self) -> list[object]:
         """All that the target reads, as part of an artifact's inputs."""
         asides = [[list(asdict(aside).values()) for aside in self.asides]] if self.asides else []
         return [self.id, self.category, self.system, *self.turns, *asides]

@@ -5,12 +5,12 @@ Read without the wrapper, the text model is an ordinary causal model, and it is 
 
 import copy
 from collections.abc import Iterable
-from typing import Any
 
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.models.config.token_ids import token_ids
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of decoder-only language models end
 INSIDE = "language_model."  # the name of the text model in every wrapper
@@ -36,13 +36,9 @@ def text_model(config: PretrainedConfig) -> PretrainedConfig:
     inner.architectures = [causal]
     inner.tie_word_embeddings = bool(getattr(config, "tie_word_embeddings", False))  # the wrapper's value decides
     inner.dtype = text.dtype or config.dtype
-    if outer := _listed(getattr(config, "eos_token_id", None)):
-        inner.eos_token_id = sorted({*outer, *_listed(text.eos_token_id)})
+    if outer := token_ids(getattr(config, "eos_token_id", None)):
+        inner.eos_token_id = sorted({*outer, *token_ids(text.eos_token_id)})
     return inner
-
-
-def _listed(value: Any) -> list[int]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 def text_name(stored: str) -> str | None:

@@ -1,12 +1,12 @@
 """The ids that end a text: one rule for the whole project."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsedraft.base.jsonfiles import read_object
+from sparsedraft.models.config.token_ids import token_ids
 from sparsedraft.models.tokenizers import templates
 
 
@@ -16,13 +16,13 @@ def end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     These are the `eos_token_id`, one or a list, of its tokenizer, its config.json (of a wrapper: also its text model's)
     and its generation_config.json. UserError for a file that cannot be read.
     """
-    ids: set[int] = set(_ids(tokenizer.eos_token_id))
+    ids: set[int] = set(token_ids(tokenizer.eos_token_id))
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             fields = read_object(folder / name)
             text = fields.get("text_config")
             for part in (fields, text if isinstance(text, dict) else {}):
-                ids |= set(_ids(part.get("eos_token_id")))
+                ids |= set(token_ids(part.get("eos_token_id")))
     return frozenset(ids)
 
 
@@ -43,9 +43,3 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if ids and ids[0] in tokenizer.get_added_vocab().values():
         return [int(ids[0])]
     return [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-
-
-def _ids(value: object) -> Iterable[int]:
-    """The token ids in a field that holds one, a list of them, or nothing; other values are left out."""
-    values = value if isinstance(value, list | tuple) else [value]
-    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]

@@ -131,8 +131,8 @@ def _inputs(options: DistillOptions, job: Job, corpus: Corpus, rules: Rules) -> 
     """What the data depend on: the artifact's inputs."""
     how = options.part(DistillSettings)
     return {
-        "target": job.folder if job.endpoint is None else checkpoint.described(job.folder),
-        "prompts": [[*p.described, *p.references] for p in corpus.prompts],
+        "target": job.folder if job.endpoint is None else checkpoint.identity_files(job.folder),
+        "prompts": [[*p.content, *p.references] for p in corpus.prompts],
         "evaluation": [[p.id, *p.turns] for p in corpus.evaluation],
         "rules": dict(rules),
         **templates.inputs(job.template_args),

@@ -81,9 +81,9 @@ def _inputs(
 ) -> dict[str, object]:
     """What the result depends on: the artifact's inputs."""
     return {
-        "target": checkpoint.described(target) if endpoint else target,
+        "target": checkpoint.identity_files(target) if endpoint else target,
         "drafters": {name: drafter or LOOKUP for name, drafter in drafters.items()},
-        "prompts": [p.described for p in chosen],
+        "prompts": [p.content for p in chosen],
         **templates.inputs(options.template_args),
         "options": {
             **{name: value for name, value in options.part(EvaluateSettings).items() if name not in ELSEWHERE},
@@ -96,10 +96,10 @@ def _inputs(
 
 def _choose_prompts(source: str, options: EvaluateOptions) -> list[Prompt]:
     """The prompts of `source`: all, the first `limit`, or (`spread`) as many at equal distances."""
-    found = prompts.read(source)
+    all_prompts = prompts.read(source)
     if options.limit is None:
-        return found
-    return prompts.spread(found, options.limit) if options.spread else found[: options.limit]
+        return all_prompts
+    return prompts.spread(all_prompts, options.limit) if options.spread else all_prompts[: options.limit]
 
 
 def _take_up(finished: Path, work: Path) -> list[tuple[Path, int]]:

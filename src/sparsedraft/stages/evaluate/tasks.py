@@ -33,22 +33,22 @@ def run_tasks(options: EvaluateOptions) -> dict[str, Any]:
         import lm_eval  # noqa: F401
     except ImportError:
         raise UserError("--tasks needs lm-eval: pip install 'sparsedraft[lm-eval]'.") from None
-    given = [_local(Path(task)) if task.endswith((".yaml", ".yml")) else task for task in tasks]
+    task_configs = [_local(Path(task)) if task.endswith((".yaml", ".yml")) else task for task in tasks]
     folders = {name: checkpoint.find(ref) for name, ref in models}
 
     def build(work: Path) -> dict[str, Any]:
-        shown = [
-            {"name": name, "path": str(folder), "tasks": _scores(folder, given, options)}
+        scores = [
+            {"name": name, "path": str(folder), "tasks": _scores(folder, task_configs, options)}
             for name, folder in folders.items()
         ]
-        return {"models": shown, "limit": limit}
+        return {"models": scores, "limit": limit}
 
     if options.out is None:
         return build(Path())
     inputs: dict[str, object] = {
         "models": folders,
-        "tasks": given,
-        "data": [Path(file) for task in given if isinstance(task, dict) for file in _files(task)],
+        "tasks": task_configs,
+        "data": [Path(file) for task in task_configs if isinstance(task, dict) for file in _files(task)],
         "options": {"limit": limit, "device": options.device, "dtype": options.dtype},
     }
     reads = (*(ref for _, ref in models), *tasks)
@@ -82,7 +82,7 @@ def _scores(folder: Path, tasks: list[Any], options: EvaluateOptions) -> dict[st
     claims.check_claims(model, folder)
     harness = HFLM(pretrained=model, tokenizer=checkpoint.load_tokenizer(folder), batch_size=options.batch_size)
     try:
-        found = lm_eval.simple_evaluate(
+        results = lm_eval.simple_evaluate(
             harness, tasks=tasks, limit=options.limit, random_seed=seed, numpy_random_seed=seed, torch_random_seed=seed,
             fewshot_random_seed=seed, log_samples=False, bootstrap_iters=1000,
             # lm-eval reads its thousands of task files, for seconds, to know a task by its name
@@ -100,7 +100,7 @@ def _scores(folder: Path, tasks: list[Any], options: EvaluateOptions) -> dict[st
             for metric, value in scores.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
-        for task, scores in (found or {})["results"].items()
+        for task, scores in (results or {})["results"].items()
     }
 
 

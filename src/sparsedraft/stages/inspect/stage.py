@@ -85,16 +85,16 @@ def _plain(folder: Path, config: PretrainedConfig) -> Contents:
     names, _ = linear_names(folder, shards)
     layout_of = layout_description.of_plain if layout_description.runs_natively(folder) else None
     with track("inspecting", len(names), "matrices") as tracker:
-        found = []
+        matrices = []
         for record in records(folder, shards, layout_of):
-            found.append(record)
+            matrices.append(record)
             tracker.advance()
     nonzero, parameters = nonzero_parameters(shards)
     claim = claims.claim_of(folder)
     return Contents(
-        matrices=found,
-        macs=known_macs(folder, found),
-        macs_dense=known_macs(folder, [replace(record, zeros=0) for record in found]),
+        matrices=matrices,
+        macs=known_macs(folder, matrices),
+        macs_dense=known_macs(folder, [replace(record, zeros=0) for record in matrices]),
         nonzero=nonzero,
         parameters=parameters,
         bytes=sum(shards.bytes(name) for name in shards.files),
@@ -151,11 +151,11 @@ def _claim_holds(claim: dict[str, Any], folder: Path, names: dict[str, str], sha
 def table(result: dict[str, Any]) -> Table:
     """The linears as a table for people."""
     kind = f" (quantised: {result['quantized']})" if result["quantized"] else ""
-    shown = Table(title=f"{result['checkpoint']}{kind}")
+    linears = Table(title=f"{result['checkpoint']}{kind}")
     for name in ("linear", "shape", "sparsity", "pattern", "relative error", "runs natively as"):
-        shown.add_column(name, justify="left" if name in ("linear", "pattern", "runs natively as") else "right")
+        linears.add_column(name, justify="left" if name in ("linear", "pattern", "runs natively as") else "right")
     for row in result["linears"]:
         error = "" if row["error"] is None else f"{row['error']:.4f}"
         shape = " x ".join(str(n) for n in row["shape"])
-        shown.add_row(row["name"], shape, f"{row['sparsity']:.2%}", row["pattern"], error, row["runs"] or "")
-    return shown
+        linears.add_row(row["name"], shape, f"{row['sparsity']:.2%}", row["pattern"], error, row["runs"] or "")
+    return linears
