@@ -34,7 +34,7 @@ NEEDED = ("drafter", "id", "prompt", "category", "tokens", "histograms", "alpha"
 NEAR_TIE = 1e-4  # the gap of the two best logits below which two machines may choose differently
 
 
-class Rows:
+class RowFile:
     """The rows of an evaluation under way, each in the file as soon as it is measured."""
 
     def __init__(self, path: Path, answers: Sequence[Answer]) -> None:
@@ -133,13 +133,13 @@ class Evaluation:
         """(all rows, the figures of each drafter): one drafter after the other, so that one is in memory."""
         several = len(self.drafters) > 1  # a single drafter asks for the target's logits once
         target_logits = TargetLogits(self.target, self.work / ".target-logits", MOST if several else 0)
-        journal = Rows(self.work / f".{ROWS}", answers)
+        row_file = RowFile(self.work / f".{ROWS}", answers)
         rows: list[dict[str, Any]] = []
         figures: list[dict[str, Any]] = []
         for name, folder in self.drafters.items():
             pair = self._pair(name, folder)
             measurement = Measurement(name, pair, self.ks, self.options, target_logits, self.work)
-            of_drafter = journal.complete(name, measurement.rows(answers, journal.ids(name)))
+            of_drafter = row_file.complete(name, measurement.rows(answers, row_file.ids(name)))
             rows += of_drafter
             figures.append(drafter_figures(name, folder, pair, of_drafter, self.options, dense))
             del pair, measurement  # before the next drafter is loaded
