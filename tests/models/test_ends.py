@@ -72,8 +72,8 @@ def test_the_drafters_own_rows_end_at_all_of_them(
 ) -> None:
     heard = []
 
-    def train(*_: object, eos_ids: frozenset[int], **__: object) -> dict[str, object]:
-        heard.append(eos_ids)
+    def train(task: loop.Task, *_: object, **__: object) -> dict[str, object]:
+        heard.append(task.eos_ids)
         return {}
 
     monkeypatch.setattr(loop, "train", train)

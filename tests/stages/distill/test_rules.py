@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.stages.distill.cleaner import Cleaner, Rules
@@ -53,7 +54,7 @@ def test_rules_each_drop_what_they_name_and_nothing_else() -> None:
     assert held_out.reason(row("What is the capital of France, then?")) == "evaluation text"
     with pytest.raises(UserError, match="--languages xx"):
         Rules(languages=("xx",))
-    with pytest.raises(UserError, match="--near-duplicates 2"):
+    with pytest.raises(ValidationError, match="near_duplicates"):
         Rules(near_duplicates=2)
 
 

@@ -27,9 +27,9 @@ def end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 def end_ids_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The same of a model in memory: what its tokenizer, its config and its generation config name."""
+    """Every id that ends a text of a model in memory, by its tokenizer, its config and its generation config."""
     configs = (tokenizer, model.config.get_text_config(), model.config, model.generation_config)
-    return frozenset(token for config in configs for token in _ids(getattr(config, "eos_token_id", None)))
+    return frozenset(token for config in configs for token in token_ids(getattr(config, "eos_token_id", None)))
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:

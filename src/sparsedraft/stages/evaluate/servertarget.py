@@ -46,7 +46,7 @@ class ServerTarget(LoadedModel):
         return int(self.config.get_text_config().vocab_size)
 
     @property
-    def known(self) -> int:
+    def embedding_rows(self) -> int:
         return self.width
 
     @property
