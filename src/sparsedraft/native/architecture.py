@@ -141,9 +141,9 @@ def check_numbers(folder: Path, config: PretrainedConfig) -> None:
 
 def check_layer_types(folder: Path, config: PretrainedConfig) -> None:
     """Unsupported for layer_types that do not name one type a layer; some families do not read them."""
-    found = getattr(config, "layer_types", None)
-    if found is not None and (not isinstance(found, list) or len(found) != config.num_hidden_layers):
-        said = f"{len(found)} layer_types" if isinstance(found, list) else f"layer_types {found!r:.40}"
+    types = getattr(config, "layer_types", None)
+    if types is not None and (not isinstance(types, list) or len(types) != config.num_hidden_layers):
+        field = f"{len(types)} layer_types" if isinstance(types, list) else f"layer_types {types!r:.40}"
         raise Unsupported(
-            f"model {folder} has {said} in config.json for {config.num_hidden_layers} layers: copy it again."
+            f"model {folder} has {field} in config.json for {config.num_hidden_layers} layers: copy it again."
         )

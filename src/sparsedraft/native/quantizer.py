@@ -17,7 +17,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.native.modules import PackedEmbedding, PackedHead, PackedLinear, PackedModule
 from sparsedraft.native.packed_folder import HEAD_IDS, PackedReader, is_packed
-from sparsedraft.native.packed_format import PARTS, VALUE_TYPES
+from sparsedraft.native.packed_format import PARTS, VALUE_TYPES, MatrixEntry
 
 METHOD = "sparsedraft"
 
@@ -36,7 +36,7 @@ class SparsedraftConfig(QuantizationConfigMixin):
 
 
 class SparsedraftQuantizer(HfQuantizer):
-    """Puts packed modules into a model before it is loaded, and proves them once it is.
+    """Puts packed modules into a model before its tensors are loaded, and checks them afterwards.
 
     Raises UserError where the folder is not a packed one, does not fit its config.json, or is damaged.
     """
@@ -49,7 +49,7 @@ class SparsedraftQuantizer(HfQuantizer):
         self._head_ids: Tensor | None = None
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-        """The dtype to cast a stored tensor to: None, its own, for what is packed."""
+        """The dtype that a stored tensor is cast to; None, which keeps its own, for parts of packed matrices."""
         if not self._stored.isdisjoint(converter.target_patterns):
             return None
         return super().get_new_dtype(converter, param, dtype)
@@ -64,12 +64,12 @@ class SparsedraftQuantizer(HfQuantizer):
             raise UserError(
                 f"packed model {folder} has no packed.json: fetch the whole folder, as sparsedraft.load does."
             )
-        with torch.device("cpu"):  # else numbers that are read would be made on the meta device, as the model is
-            weights = PackedReader(folder)
-            self._head_ids = weights.head_ids()
+        with torch.device("cpu"):  # transformers builds the model on the meta device; what is read must have values
+            reader = PackedReader(folder)
+            self._head_ids = reader.head_ids()
         dtype = model.dtype
-        for name in weights.entries:
-            self._replace(model, name, weights, dtype)
+        for name in reader.entries:
+            self._replace(model, name, reader, dtype)
         self._tie(model, dtype)
         for name in decoder_linears(model):
             raise UserError(f"packed folder {folder} does not pack {name}: pack the checkpoint again.")
@@ -81,45 +81,31 @@ class SparsedraftQuantizer(HfQuantizer):
             }  # fmt: skip
         return model
 
-    def _replace(self, model: PreTrainedModel, name: str, weights: PackedReader, dtype: torch.dtype) -> None:
-        """A packed module in the place of the one that the header calls `name`."""
+    def _replace(self, model: PreTrainedModel, name: str, reader: PackedReader, dtype: torch.dtype) -> None:
+        """Put a packed module in the place of the one that the header calls `name`."""
         prefix = f"{model.base_model_prefix}."
-        found = dict(model.named_modules())
-        full = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in found), None)
+        modules: dict[str, Any] = dict(model.named_modules())
+        full = next((n for n in (name, prefix + name, name.removeprefix(prefix)) if n in modules), None)
         if full is None:
-            if model.get_output_embeddings() is None:  # the base model alone was asked for
+            if model.get_output_embeddings() is None:  # only the base model is loaded
                 return
-            raise UserError(f"packed folder {weights.folder} packs {name}, which its config.json lacks: pack it again.")
-        original, entry = found[full], weights.entries[name]
+            raise UserError(f"packed folder {reader.folder} packs {name}, which its config.json lacks: pack it again.")
+        original, entry = modules[full], reader.entries[name]
         with torch.device("cpu"):
-            parts = {part: t.to("meta") for part, t in weights.tensors(name).items()}
+            parts = {part: t.to("meta") for part, t in reader.tensors(name).items()}
         ids = self._head_ids if original is model.get_output_embeddings() else None
-        new: PackedModule
-        if type(original) is nn.Linear:
-            shape = (original.out_features if ids is None else len(ids), original.in_features)
-            fits = ids is None or int(ids[-1]) < original.out_features
-            if ids is None:
-                new = PackedLinear(name, entry, parts, original, dtype)
-            else:
-                new = PackedHead(name, entry, parts, original, dtype, ids=ids)
-        elif type(original) is nn.Embedding or hasattr(original, "scalar_embed_scale"):
-            shape, fits = (original.num_embeddings, original.embedding_dim), True
-            new = PackedEmbedding(name, entry, parts, original, dtype)
-        else:
-            raise UserError(
-                f"packed folder {weights.folder} packs {name}, which is a {type(original).__name__}: "
-                "load the checkpoint it came from."
-            )
+        module, shape = _packed_module(name, entry, parts, original, dtype, ids, reader.folder)
+        fits = ids is None or int(ids[-1]) < original.out_features
         if (entry.rows, entry.columns) != shape or not fits:
             raise UserError(
-                f"packed folder {weights.folder} has {name} of {entry.rows} rows and {entry.columns} columns, "
+                f"packed folder {reader.folder} has {name} of {entry.rows} rows and {entry.columns} columns, "
                 f"where its config.json needs {shape[0]} and {shape[1]}: pack the checkpoint again."
             )
-        model.set_submodule(full, new)
+        model.set_submodule(full, module)
         self._stored |= {f"{full}.{part}" for part in PARTS}
 
     def _tie(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
-        """Heads tied to a packed embedding read that; transformers has no parameter of it that it could share."""
+        """Let heads that are tied to a packed embedding read its rows: it has no parameter that could be shared."""
         for target, source in list(model.all_tied_weights_keys.items()):
             embedding = model.get_submodule(source.rpartition(".")[0])
             if not isinstance(embedding, PackedEmbedding):
@@ -140,15 +126,15 @@ class SparsedraftQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         packed = [module for module in model.modules() if isinstance(module, PackedModule)]
-        if not any(buffer.is_meta for module in packed for buffer in module.buffers()):  # else only names were asked
+        if not any(buffer.is_meta for module in packed for buffer in module.buffers()):  # values were loaded
             for module in packed:
                 module.prepare()
-        model.requires_grad_(False)  # else norms would ask for gradients, and gradients for dequantised weights
+        model.requires_grad_(False)  # the gradients of norms would need dequantised weights
         self._stored, self._head_ids = set(), None
         return model
 
     def is_serializable(self) -> bool:
-        """Never: raises UserError, which says what to do, where transformers would point at a log."""
+        """Never: raises UserError, which says what to do instead."""
         raise UserError(
             "a packed model cannot be saved: copy its folder, or call dequantize() first to have it unpacked."
         )
@@ -176,6 +162,31 @@ class SparsedraftQuantizer(HfQuantizer):
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
         model.tie_weights()
         return model.to(dtype).requires_grad_(True).eval()
+
+
+def _packed_module(
+    name: str,
+    entry: MatrixEntry,
+    parts: dict[str, Tensor],
+    original: nn.Module,
+    dtype: torch.dtype,
+    head_ids: Tensor | None,
+    folder: Path,
+) -> tuple[PackedModule, tuple[int, int]]:
+    """(the packed module that replaces `original`, the rows and columns that it must have)."""
+    if type(original) is nn.Linear:
+        if head_ids is None:
+            linear = PackedLinear(name, entry, parts, original, dtype)
+            return linear, (original.out_features, original.in_features)
+        head = PackedHead(name, entry, parts, original, dtype, ids=head_ids)
+        return head, (len(head_ids), original.in_features)
+    if type(original) is nn.Embedding or hasattr(original, "scalar_embed_scale"):
+        embedding: Any = original
+        shape = (embedding.num_embeddings, embedding.embedding_dim)
+        return PackedEmbedding(name, entry, parts, embedding, dtype), shape
+    raise UserError(
+        f"packed folder {folder} packs {name}, which is a {type(original).__name__}: load the checkpoint it came from."
+    )
 
 
 def register() -> None:
