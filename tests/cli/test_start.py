@@ -44,6 +44,7 @@ def test_help_needs_none(words: str) -> None:
         ("eval MODEL lookup --prompts none.jsonl", "none.jsonl: there is no such file"),
         ("prune owner/name --calibration none.jsonl --out o", "none.jsonl: there is no such file"),
         ("generate MODEL --prompt x --drafter none.gguf", "there is no such GGUF file"),
+        ("finetune MODEL /nowhere/data --out o", "/nowhere/data is no distilled data folder"),
         ("finetune MODEL /nowhere/data --out o --loss kld", "--loss kld is not known"),
     ],
 )

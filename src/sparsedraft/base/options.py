@@ -9,7 +9,6 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -112,9 +111,8 @@ def flag(name: str, field: FieldInfo) -> str:
 
 def limits(field: FieldInfo) -> dict[str, Any]:
     """The field's bounds: ge, gt, le and lt, as far as it has them."""
-    found = {key: getattr(part, key, None) for part in field.metadata for key in ("ge", "gt", "le", "lt")}
-    found |= {key: bound for part in field.metadata for key in found if (bound := getattr(part, key, None)) is not None}
-    return {key: bound for key, bound in found.items() if bound is not None}
+    found = ((key, getattr(part, key, None)) for part in field.metadata for key in ("ge", "gt", "le", "lt"))
+    return {key: bound for key, bound in found if bound is not None}
 
 
 def sentence(options: type[Options], error: ValidationError) -> str:
@@ -127,9 +125,11 @@ def sentence(options: type[Options], error: ValidationError) -> str:
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ").rstrip(".")
         return re.sub(r"<(\w+)>", lambda m: flag(m[1], fields[m[1]]) if m[1] in fields else m[1], message) + "."
-    if first["type"] == "missing":
-        return f"{flag(str(first['loc'][-1]), fields[str(first['loc'][-1])])} is missing: set it."
+    if not name:
+        return f"{options.__name__}: {first['msg'][0].lower()}{first['msg'][1:]}."
     what, value = flag(name, fields[name]), first["input"]
+    if first["type"] == "missing":
+        return f"{what} is missing: set it."
     shown = f"{value:g}" if isinstance(value, float) else str(value)
     if first["type"] == "literal_error":
         choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
@@ -168,9 +168,3 @@ def words(text: str) -> tuple[str, ...]:
 
 
 Words = Text(str, words, lambda found: None if found is None else ",".join(found))  # a comma-separated list
-
-
-def check_path(name: str) -> None:
-    """Raise UserError where there is no such file or folder."""
-    if not Path(name).exists():
-        raise UserError(f"{name}: there is no such file or folder; check the path.")

@@ -30,6 +30,12 @@ def check_prompts(source: str) -> None:
         file_of(source)
 
 
+def check_data(folder: Path) -> None:
+    """Raise UserError where there is no such folder, be it of distilled data or not."""
+    if not folder.is_dir():
+        raise UserError(f"data {folder} is no distilled data folder: make one with 'sparsedraft distill'.")
+
+
 def check_text(source: str) -> None:
     """As `check_prompts`, for options that also take a data folder."""
     if not Path(source).is_dir():

@@ -9,6 +9,7 @@ from sparsedraft.base import bounds
 from sparsedraft.base.fields import Machine, Out, Replacing, Seed, SequenceLength
 from sparsedraft.base.options import Argument, Exists, Options, StageOptions
 from sparsedraft.models.names import check_model
+from sparsedraft.text.names import check_data
 
 DIVERGENCES = ("kl", "reverse-kl", "tvd")  # losses that compare with the target
 # the keys of settings.json, whose order is part of a checkpoint's hash; those of later options follow
@@ -23,7 +24,7 @@ class _Sources(Options):
     drafter: Annotated[str, Argument(), Exists(check_model)] = Field(
         description="The drafter to train; its zeros stay zeros."
     )
-    data: Annotated[Path, Argument()] = Field(description="Distilled data folder.")
+    data: Annotated[Path, Argument(), Exists(check_data)] = Field(description="Distilled data folder.")
     out: Out
     teacher: Annotated[str | None, Exists(check_model)] = Field(
         None,
