@@ -107,7 +107,7 @@ OLD := import sys, importlib.util as u; s = u.spec_from_file_location("_native",
 	s.loader.exec_module(n); print(n.names()); assert n.names() == ["portable"]
 old-cpu: $(STAMP)
 	qemu-x86_64 -cpu Nehalem $(BIN)/python -c '$(OLD)' \
-		"$$($(BIN)/python -c 'from sparsedraft.native import native; print(extension.extension().__file__)')"
+		"$$($(BIN)/python -c 'from sparsedraft.native.extension import extension; print(extension().__file__)')"
 
 clean:
 	rm -rf $(VENV) build dist

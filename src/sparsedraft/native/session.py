@@ -35,11 +35,9 @@ class Session:
         pool: Any = None,
         kernels: str | None = None,
     ) -> None:
-        native = extension()
-        make = getattr(native, "Session", None) or native.Engine  # an extension built before it was renamed
         self.model, self.passes = model, 0
         self.pool = pool or new_pool(threads or torch.get_num_threads())
-        self._session: Any = make(model.handle, self.pool, sequences, kernels)
+        self._session: Any = extension().Session(model.handle, self.pool, sequences, kernels)
         self._map = None if model.head_ids is None else model.head_ids.numpy()
         self.max_length: int | None = model.handle.max_length or None
 
