@@ -119,7 +119,7 @@ def test_which_runtime(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_sides_say_the_same(packed: dict[str, Path], name: str) -> None:
     """Sizes, ends and costs, whichever runtime."""
     one, other = (LoadedModel.load(packed[name], runtime=runtime) for runtime in ("native", "transformers"))
-    for name in ("width", "known", "context", "takes_masks", "eos_ids"):
+    for name in ("width", "embedding_rows", "context", "takes_masks", "eos_ids"):
         assert getattr(one, name) == getattr(other, name), name
     assert one.weights() == other.weights() and one.end_of_turn() == other.end_of_turn()
 
