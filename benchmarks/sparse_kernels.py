@@ -24,7 +24,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.native.extension import extension
-from sparsedraft.native.layout import layout_of
+from sparsedraft.native.layout_choice import layout_of
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 

@@ -53,3 +53,8 @@ def test_nor_does_a_wrong_name(words: str, message: str, tmp_path: Path) -> None
     code, large, stderr = started(*(tmp_path if word == "MODEL" else word for word in words.split()))
     assert code == 2 and message in " ".join(stderr.split())
     assert not {*large} - {"huggingface_hub"}, "whose rules say what a name is"
+
+
+def test_a_plain_checkpoint_is_inspected_with_neither_torch_nor_transformers(tiny_checkpoint: Path) -> None:
+    code, large, _ = started("inspect", tiny_checkpoint)
+    assert code == 0 and large == ["numpy"]

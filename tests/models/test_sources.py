@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import os
+import socket
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import sources
+from sparsedraft.models import gguf, sources
 
 PARTS = [b"GGUF first half, ", b"second half"]
 
@@ -38,7 +42,7 @@ def test_parts_are_joined_in_order(wheels: list[str], monkeypatch: pytest.Monkey
         taken.append((path.read_bytes(), tied))
         return folder
 
-    monkeypatch.setattr(sources, "convert_gguf", convert)
+    monkeypatch.setattr(gguf, "convert_gguf", convert)
     mirror = sources.Mirror(tuple(wheels), hashlib.sha256(b"".join(PARTS)).hexdigest(), tied=True)
     folder = sources._from_mirror("owner/name", mirror)
     assert taken == [(b"".join(PARTS), True)]
@@ -61,3 +65,36 @@ def test_what_a_mirror_brings_names_its_rope_for_older_readers(smollm2: Path) ->
     fields = json.loads((smollm2 / "config.json").read_text())
     assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] == 100_000
     assert fields["torch_dtype"] == "bfloat16"
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
+    """A port that nobody listens on refuses every connection; the cache is still looked at."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    program = """
+import time
+time.sleep = lambda seconds: print("slept", seconds)
+from sparsedraft.base.errors import UserError
+from sparsedraft.models.sources import locate
+try:
+    print(locate("nobody/nothing"))
+except UserError as error:
+    print(error)
+import sys
+print(*({"torch", "transformers"} & sys.modules.keys()))
+"""
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+
+    def said() -> list[str]:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    (sentence, imported) = said()
+    assert "no such folder, and the hub cannot be reached" in sentence and "refused" in sentence and not imported
+    model = tmp_path / "hub" / "models--nobody--nothing"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("a" * 40)
+    (model / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (model / "snapshots" / ("a" * 40) / "config.json").write_text("{}")
+    assert said() == [str(model / "snapshots" / ("a" * 40)), ""]

@@ -14,7 +14,7 @@ from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
-from sparsedraft.native import layout, packed_format
+from sparsedraft.native import layout_choice, packed_format
 from sparsedraft.native.packed_folder import HEADER, PackedReader
 from sparsedraft.native.packed_format import VALUE_TYPES, MatrixEntry, kind_of, pack_matrix, unpack_matrix
 from stages import pack, prune
@@ -70,10 +70,10 @@ def test_kinds_are_chosen_by_what_the_weight_is(monkeypatch: pytest.MonkeyPatch)
     quarter = keep_mask(Pattern(), torch.randn(64, 512).abs(), 0.75) * torch.randn(64, 512)
     assert kind_of(quarter) == "bitmask"
     for cpu, name in (("portable", "window"), ("avx2", "window"), ("avx512", "bitmask"), ("amx", "bitmask")):
-        monkeypatch.setattr(layout, "fastest", lambda cpu=cpu: cpu)
-        assert layout.layout_of("bitmask", 0.25, 512) == (name, 0)
-        assert layout.layout_of("bitmask", 0.1, 512) == ("window", 0)
-    assert layout.layout_of("8:16", 0.5, 512) == ("bitmask", 0)
+        monkeypatch.setattr(layout_choice, "fastest", lambda cpu=cpu: cpu)
+        assert layout_choice.layout_of("bitmask", 0.25, 512) == (name, 0)
+        assert layout_choice.layout_of("bitmask", 0.1, 512) == ("window", 0)
+    assert layout_choice.layout_of("8:16", 0.5, 512) == ("bitmask", 0)
 
 
 def test_what_does_not_fit() -> None:

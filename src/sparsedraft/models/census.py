@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,53 +9,19 @@ import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.jsonfiles import read_object
-from sparsedraft.maths.pattern import Pattern
+from sparsedraft.maths.zeros import tightest
 from sparsedraft.models import checkpoint, claims, quantizers
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.models.macs import dense_weights
 from sparsedraft.models.matrices import active_experts, matrices, of_experts
+from sparsedraft.models.records import MatrixRecord, error_of, layer_order, relative_errors
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.skeleton import skeleton
 
-GROUPS = (4, 8, 16, 32)  # the M of the patterns that are looked for
-
-
-@dataclass(frozen=True)
-class MatrixRecord:
-    """One matrix of weights inside the decoder layers."""
-
-    name: str
-    shape: tuple[int, ...]
-    zeros: int
-    pattern: str  # "dense", "unstructured" or the tightest N:M that the weights obey
-    error: float | None  # ‖(W-Ŵ)X‖² / ‖WX‖², where the checkpoint's result.json has it
-    runs: str | None = None  # how the native engine multiplies it, such as "2:4 bf16"; None where it does not
-
-    @property
-    def size(self) -> int:
-        return torch.Size(self.shape).numel()
-
 
 def holds(weight: Tensor) -> str:
-    """`dense` (no zero), the sparsest N:M that `weight` [..., in] obeys (the smallest M), or `unstructured`.
-
-    An N:M is named only if the weights fill at least nine tenths of the places that it allows.
-    """
-    zero = (weight.float() if weight.element_size() == 1 else weight) == 0
-    if not bool(zero.any()):
-        return "dense"
-    density = 1 - float(zero.double().mean())
-    candidates: list[tuple[float, int, int]] = []
-    for m in GROUPS:
-        if weight.shape[-1] % m == 0:
-            n = max(int((~zero).reshape(-1, m).sum(-1).max()), 1)
-            if n < m and density >= 0.9 * n / m:
-                candidates.append((n / m, m, n))
-    if not candidates:
-        return "unstructured"
-    _, m, n = min(candidates)
-    return str(Pattern(n, m))
+    """The pattern that `weight` [..., in] obeys: dense, unstructured or N:M (see maths.zeros.tightest)."""
+    return tightest(((weight.float() if weight.element_size() == 1 else weight) != 0).numpy())
 
 
 def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
@@ -88,11 +53,6 @@ def linear_names(folder: Path, shards: Shards) -> tuple[dict[str, str], bool]:
     return {name: name for name in inside}, False
 
 
-def layer_order(name: str) -> list[tuple[int, str]]:
-    """Sorts the names of matrices by the numbers of their layers: layer 2 comes before layer 10."""
-    return [(int(part) if part.isdigit() else -1, part) for part in name.split(".")]
-
-
 def records(
     folder: Path, shards: Shards | None = None, runs: Callable[[Tensor, bool], str | None] | None = None
 ) -> Iterator[MatrixRecord]:
@@ -101,21 +61,12 @@ def records(
     `runs` says how a matrix runs natively, from its weight and whether the checkpoint claims a pattern for it.
     """
     shards = shards or Shards(folder)
-    errors = _errors(folder)
+    errors = relative_errors(folder)
     claimed = (claims.claim_of(folder) or {}).get("linears", {})
     for name, stored in linear_names(folder, shards)[0].items():
         weight = shards.tensor(stored)
-        error = next((e for key, e in errors.items() if f".{name}".endswith(f".{key}")), None)
         how = runs(weight, name in claimed) if runs else None
-        yield MatrixRecord(name, shards.shapes[stored], count_zeros(weight), holds(weight), error, how)
-
-
-def _errors(folder: Path) -> dict[str, float]:
-    try:
-        errors = read_object(folder / "result.json")["relative_errors"]
-        return {str(name): float(error) for name, error in errors.items()}
-    except (UserError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+        yield MatrixRecord(name, shards.shapes[stored], count_zeros(weight), holds(weight), error_of(name, errors), how)
 
 
 def nonzero_parameters(shards: Shards) -> tuple[int, int]:

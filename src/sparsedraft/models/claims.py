@@ -1,51 +1,17 @@
 """What a checkpoint claims of its zeros in sparsity.json, and the proof against its weights."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field, StrictInt, StrictStr
 from transformers import PreTrainedModel
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.maths.masks import obeys
-from sparsedraft.maths.pattern import Pattern
+from sparsedraft.models.config.sparsity import claim_of, pattern_of
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 
-
-class Claim(BaseModel):
-    """What sparsity.json holds."""
-
-    pattern: StrictStr
-    sparsity: float = 0.0
-    linears: dict[str, Annotated[StrictInt, Field(ge=0)]]  # zeros
-    patterns: dict[str, StrictStr] = {}
-
-
-def claim_of(folder: Path) -> dict[str, Any] | None:
-    """The claim in sparsity.json: {"pattern", "sparsity", "linears": {name: zeros}}; None where there is no such file.
-
-    "patterns": {name: pattern} holds the linears whose pattern differs from the rest ("dense": nothing was pruned).
-    UserError for a file of another form.
-    """
-    file = folder / "sparsity.json"
-    if not file.is_file():
-        return None
-    claim = read_as(file, Claim, "prune the model again, or delete the file")
-    try:
-        for text in (claim.pattern, *claim.patterns.values()):
-            if text != "dense":
-                Pattern.parse(text)
-    except UserError as error:
-        raise UserError(f"{file} cannot be read ({error}): prune the model again, or delete the file.") from None
-    return claim.model_dump(exclude_unset=True)
-
-
-def pattern_of(claim: dict[str, Any], name: str) -> Pattern:
-    """The pattern that `claim` names for one linear."""
-    text = claim.get("patterns", {}).get(name, claim["pattern"])
-    return Pattern() if text == "dense" else Pattern.parse(text)
+__all__ = ["check_claim", "check_claims", "claim_of", "pattern_of"]
 
 
 def check_claims(model: PreTrainedModel, folder: Path) -> dict[str, Any] | None:

@@ -11,30 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, StrictStr
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.models.config.wrapper import text_names
+from sparsedraft.models.weight_files import BYTES, INDEX, weight_files
 
 SHARD = 1 << 30  # bytes in an output file; a shard is mapped whole while it is written
-INDEX = "model.safetensors.index.json"
 OWN_FILES = {INDEX, "sparsity.json", "result.json", "provenance.json"}  # true of one checkpoint: never copied
 PICTURES = {"preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"}  # of a wrapper
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")  # what a checkpoint has beside its weights
-BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-}  # fmt: skip
-
-
-class Index(BaseModel):
-    """What an index of shards must hold."""
-
-    weight_map: dict[str, StrictStr]  # the file of each tensor
 
 
 class Shards:
@@ -129,26 +117,6 @@ class Shards:
         """The stored name of the model's tensor `name`: some checkpoints lack the base model's `prefix`, or add it."""
         candidates = (name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}")
         return next((c for c in candidates if c in self.files), None)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, checked to be there; UserError where one is missing."""
-    index = folder / INDEX
-    if (folder / "model.safetensors").is_file():  # transformers' order
-        files = [folder / "model.safetensors"]
-    elif index.is_file():
-        names = set(read_as(index, Index).weight_map.values())
-        files = sorted(folder / Path(name).name for name in names)  # a shard lies beside its index, nowhere else
-    else:
-        files = sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith("adapter_"))
-    if not files:
-        raise UserError(
-            f"model {folder} holds no .safetensors file: only safetensors are loaded (pickles can run code)."
-        )
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"model {folder} lacks its shard {file.name}: copy or download it again.")
-    return files
 
 
 def write(folder: Path, tensors: Mapping[str, tuple[Shards, str]], limit: int = SHARD) -> None:

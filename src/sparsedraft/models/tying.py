@@ -8,7 +8,8 @@ from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.models.shards import Shards, weight_files
+from sparsedraft.models.shards import Shards
+from sparsedraft.models.weight_files import weight_files
 
 
 def holds_other_head(config: PretrainedConfig, folder: Path) -> bool:

@@ -1,11 +1,7 @@
 """The compiled extension, where it could be built."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from typing import Any
-
-import torch
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
@@ -64,14 +60,3 @@ def fastest() -> str:
     """The fastest set of kernels that this CPU runs: portable, avx2, avx512 or amx (portable where none were built)."""
     module, _ = _module()
     return "portable" if module is None else module.kernels()
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """torch on one thread: its other threads spin for milliseconds after each call, on cores that the engine needs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

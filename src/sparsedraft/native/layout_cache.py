@@ -31,10 +31,10 @@ from torch import Tensor
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_as
-from sparsedraft.models.shards import weight_files
 from sparsedraft.models.sources import cache_folder
+from sparsedraft.models.weight_files import weight_files
 from sparsedraft.native.extension import extension
-from sparsedraft.native.layout import choose, window_up_to
+from sparsedraft.native.layout_choice import window_up_to
 from sparsedraft.native.packed_format import MatrixEntry
 
 VERSION = 2  # of the index and of csrc/layout: a cache of another version is written again
@@ -118,7 +118,7 @@ class CachedMatrix(_Schema):
         parts, size = self.parts, entry.rows * entry.columns
         if (parts.rows, parts.columns) != (entry.rows, entry.columns) or self.nonzero > size:
             return False
-        layout = choose(entry, self.nonzero / size)
+        layout = entry.layout(self.nonzero / size)
         if (parts.layout, parts.n, parts.values) != (layout.name, layout.n, layout.values):
             return False
         return not parts.scale if scale is None else self._fits_scale(entry, scale.float().numpy())
@@ -188,7 +188,7 @@ class LayoutCache:
         except ValueError:  # damaged before its hash was taken
             return None
         self._used[name] = matrix, cached.nonzero
-        return matrix, choose(entry, cached.nonzero / (entry.rows * entry.columns)).label, cached.nonzero
+        return matrix, entry.layout(cached.nonzero / (entry.rows * entry.columns)).label, cached.nonzero
 
     def add(self, name: str, matrix: Any, nonzero: int) -> None:
         """Note a matrix that was not cached, for `write`."""

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sparsedraft.models import checkpoint
 from sparsedraft.native.architecture import unsupported
-from sparsedraft.native.layout import choose, density_of
+from sparsedraft.native.layout import density_of
 from sparsedraft.native.packed_format import MatrixEntry, kind_of
 from sparsedraft.native.weight_reader import FLOATS
 
@@ -19,7 +19,7 @@ def runs_natively(folder: Path) -> bool:
 
 def of_packed(values: Tensor, kind: str) -> str:
     """Layout and type of values of a matrix packed as `kind`, such as "2:4 i8"."""
-    return choose(MatrixEntry.describe(values, kind), density_of(values)).label
+    return MatrixEntry.describe(values, kind).layout(density_of(values)).label
 
 
 def of_plain(weight: Tensor, pruned: bool) -> str | None:

@@ -23,12 +23,12 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.masks import obeys
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import codes
+from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask
 
 VALUE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 PARTS = ("values", "index", "scale")  # the tensors of a matrix
 LARGEST = 1 << 28  # rows or columns of a matrix: more than any has, and products stay in 64 bits
 GROUPS = range(2, 257)  # the M of N:M
-DENSE = 0.9  # from this density on the places cost more than the zeros save
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,10 @@ class MatrixEntry:
     def pattern(self) -> Pattern:
         return Pattern() if self.kind in ("dense", "bitmask") else Pattern.parse(self.kind)
 
+    def layout(self, density: float) -> Layout:
+        """The layout that the kernels read the matrix in, of which `density` is not zero."""
+        return choose(self.kind, self.values, self.columns, density)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -100,20 +104,9 @@ class MatrixEntry:
 
 
 def kind_of(weight: Tensor, claimed: str | None = None) -> str:
-    """The kind to pack `weight` [rows, columns] as: the sparsest of 2:4 and N:8 that it obeys, else by its density.
-
-    `claimed` is the pattern that the checkpoint claims; one of another M (such as 8:16) is kept.
-    """
-    nonzero = weight != 0
-    density = float(nonzero.float().mean())
-    if weight.shape[1] % 8 == 0:
-        n = max(1, int(nonzero.view(weight.shape[0], -1, 8).sum(-1).max()))
-        # an empty slot of N:8 costs as much as a value: worth it while few are empty
-        if n < 8 and density >= 0.9 * n / 8:
-            return "2:4" if n == 4 and obeys(weight, Pattern(2, 4)) else f"{n}:8"
-    if claimed not in (None, "unstructured", "dense") and obeys(weight, Pattern.parse(claimed)):
-        return claimed
-    return "dense" if density > DENSE else "bitmask"
+    """The kind to pack `weight` [rows, columns] as, where the checkpoint claims the pattern `claimed` (see
+    kind_of_mask)."""
+    return kind_of_mask((weight != 0).numpy(), claimed)
 
 
 def place_bits(m: int) -> int:

@@ -14,7 +14,7 @@ from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.models.tokenizers.vocab import same_tokens, surfaces
-from sparsedraft.native.extension import single_thread
+from sparsedraft.native.threads import single_thread
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap

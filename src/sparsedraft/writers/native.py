@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.native.extension import single_thread
 from sparsedraft.native.model import NativeModel
 from sparsedraft.native.session import Session, shared_pool
+from sparsedraft.native.threads import single_thread
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.protocol.requests import ActiveRequest, Completion, Request, check_fits, extend
 

@@ -14,6 +14,7 @@ from sparsedraft.models import checkpoint, claims, shards
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.shards import SHARD, Shards
 from sparsedraft.models.skeleton import skeleton
+from sparsedraft.models.weight_files import INDEX
 from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER, VERSION
 from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, stored_bytes, unpack_matrix
 
@@ -96,7 +97,7 @@ class PackedWriter:
             (self.work / "model-00001.safetensors").rename(self.work / "model.safetensors")
             return
         where = {key: f"model-{i:05}.safetensors" for i, file in enumerate(files, 1) for key in file}
-        write_json(self.work / shards.INDEX, {"metadata": {"total_size": self.bytes}, "weight_map": where})
+        write_json(self.work / INDEX, {"metadata": {"total_size": self.bytes}, "weight_map": where})
 
     def _packed(self, name: str, head_ids: Tensor | None) -> dict[str, Tensor]:
         """What is stored of the checkpoint's tensor `name`: parts of a packed matrix, or the tensor itself."""

@@ -1,0 +1,44 @@
+"""What `inspect` says of a checkpoint."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.models.records import MatrixRecord
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was counted in a checkpoint. MACs are per token, and None where they are not known."""
+
+    matrices: list[MatrixRecord]
+    macs: int | None
+    macs_dense: int | None  # with no weight pruned
+    nonzero: int  # parameters that are not zero,
+    parameters: int  # and all parameters
+    bytes: int
+    dtypes: list[str]
+    quantized: str | None = None  # the quantiser's format
+    claim: str | None = None  # the pattern that the checkpoint claims,
+    claim_holds: bool | None = None  # and whether its weights have it
+
+    def to_dict(self, folder: Path, architecture: str, layers: int | None) -> dict[str, Any]:
+        """The result of `inspect` for the checkpoint in `folder`."""
+        size, zeros = sum(m.size for m in self.matrices), sum(m.zeros for m in self.matrices)
+        return {
+            "checkpoint": str(folder),
+            "architecture": architecture,
+            "layers": layers,
+            "quantized": self.quantized,
+            "macs_per_token": self.macs,
+            "macs_dense": self.macs_dense,
+            "parameters": self.parameters,
+            "nonzero_parameters": self.nonzero,
+            "bytes": self.bytes,
+            "dtypes": self.dtypes,
+            "sparsity": zeros / size if size else 0.0,
+            "sparsity_whole_model": 1 - self.nonzero / self.parameters,
+            "claims": self.claim,
+            "claim_holds": self.claim_holds,
+            "linears": [{**asdict(m), "sparsity": m.zeros / m.size} for m in self.matrices],
+        }

@@ -1,0 +1,99 @@
+"""The contents of any checkpoint, by the model that transformers makes of its config."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from sparsedraft.base.console import track
+from sparsedraft.base.errors import UserError
+from sparsedraft.models import checkpoint, claims, quantizers
+from sparsedraft.models.census import holds, known_macs, linear_names, nonzero_parameters, records
+from sparsedraft.models.decoder import count_zeros
+from sparsedraft.models.records import MatrixRecord, layer_order
+from sparsedraft.models.shards import Shards
+from sparsedraft.native import layout_description
+from sparsedraft.native.packed_folder import PackedReader, is_packed
+from sparsedraft.stages.inspect.contents import Contents
+
+
+def inspect_any(folder: Path) -> dict[str, Any]:
+    """The result of `inspect` for the checkpoint in `folder`; UserError where there is none, or a damaged one."""
+    config = checkpoint.read_config(folder)
+    contents = _packed(folder, config) if is_packed(folder) else _plain(folder, config)
+    return contents.to_dict(
+        folder,
+        (getattr(config, "architectures", None) or ["?"])[0],
+        getattr(config.get_text_config(), "num_hidden_layers", None),
+    )
+
+
+def _plain(folder: Path, config: PretrainedConfig) -> Contents:
+    """The contents of a Hugging Face checkpoint, one matrix in memory at a time."""
+    shards = Shards(folder)
+    names, _ = linear_names(folder, shards)
+    layout_of = layout_description.of_plain if layout_description.runs_natively(folder) else None
+    with track("inspecting", len(names), "matrices") as tracker:
+        matrices = []
+        for record in records(folder, shards, layout_of):
+            matrices.append(record)
+            tracker.advance()
+    nonzero, parameters = nonzero_parameters(shards)
+    claim = claims.claim_of(folder)
+    return Contents(
+        matrices=matrices,
+        macs=known_macs(folder, matrices),
+        macs_dense=known_macs(folder, [replace(record, zeros=0) for record in matrices]),
+        nonzero=nonzero,
+        parameters=parameters,
+        bytes=sum(shards.bytes(name) for name in shards.files),
+        dtypes=sorted(set(shards.types.values())),
+        quantized=quantizers.format_of(config, shards),
+        claim=claim["pattern"] if claim else None,
+        claim_holds=_claim_holds(claim, folder, names, shards) if claim else None,
+    )
+
+
+def _packed(folder: Path, config: PretrainedConfig) -> Contents:
+    """The contents of a packed folder, one tensor in memory at a time."""
+    weights = PackedReader(folder)
+    matrices: list[MatrixRecord] = []
+    head = nonzero = parameters = 0
+    with track("inspecting", len(weights.names), "tensors") as tracker:
+        for name in sorted(weights.names):
+            linear = name.removesuffix(".weight")
+            entry = weights.entries.get(linear)
+            values = weights.vector(name) if entry is None else weights.matrix(name)[0]
+            zeros = count_zeros(values)
+            nonzero, parameters = nonzero + values.numel() - zeros, parameters + values.numel()
+            tracker.advance()
+            if entry is None:
+                continue
+            if re.search(r"\.\d+\.", f".{linear}"):  # inside a decoder layer
+                runs = layout_description.of_packed(values, entry.kind)
+                matrices.append(MatrixRecord(linear, tuple(values.shape), zeros, holds(values), None, runs))
+            elif linear == "lm_head" or config.get_text_config().tie_word_embeddings:
+                ids = weights.head_ids()
+                head = values.shape[1] * (values.shape[0] if ids is None else len(ids))
+    matrices.sort(key=lambda record: layer_order(record.name))
+    size = sum(record.size for record in matrices)
+    return Contents(
+        matrices=matrices,
+        macs=head + size - sum(record.zeros for record in matrices),
+        macs_dense=head + size,
+        nonzero=nonzero,
+        parameters=parameters,
+        bytes=weights.bytes,
+        dtypes=sorted({entry.values for entry in weights.entries.values()}),
+    )
+
+
+def _claim_holds(claim: dict[str, Any], folder: Path, names: dict[str, str], shards: Shards) -> bool:
+    try:
+        for name in claim["linears"]:
+            claims.check_claim(claim, name, shards.tensor(names[name]), folder)
+    except (UserError, KeyError):
+        return False
+    return True
