@@ -38,12 +38,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="minutes: the smallest model, a check only")
     parser.add_argument("--record", action="store_true", help="also write the results to benchmarks/results")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default=",".join(NAMES))
+    parser.add_argument("--only", default=",".join(NAMES), help="separated by commas")
     options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := [name for name in names if name not in NAMES]:
+        parser.error(f"--only {unknown[0]!r}: there are {', '.join(NAMES)}")
     shared = [f"--{flag}" for flag in ("quick", "record") if getattr(options, flag)]
     shared += ["--threads", str(options.threads)]
     rows, failed = [], []
-    for name in options.only.split(","):
+    for name in names:
         print(f"== {name}", flush=True)
         found = rows_of(name, shared)
         if found is None:

@@ -100,16 +100,10 @@ def against(subject: Stopwatch, others: list[Stopwatch], repeat: int = 7) -> tup
 
 
 def measured(*arguments: str | Path, env: Mapping[str, str] | None = None) -> tuple[dict[str, Any], float]:
-    """(closing JSON, peak resident GiB) of the command `sparsedraft ARGUMENTS` in a process of its own."""
+    """(closing JSON, peak resident GiB) of `sparsedraft ARGUMENTS` in its own process. UserError where it fails."""
     command = [sys.executable, "-c", _BETWEEN, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=env)
+    if done.returncode:
+        raise UserError(f"sparsedraft {arguments[0]} failed: its sentence stands above.")
     result, peak = done.stdout.splitlines()
     return json.loads(result), int(peak) / GIB
-
-
-def command(*arguments: str | Path) -> None:
-    """Run `sparsedraft ARGUMENTS` in a process of its own. UserError where it fails."""
-    try:
-        measured(*arguments)
-    except subprocess.CalledProcessError:
-        raise UserError(f"sparsedraft {arguments[0]} failed: its sentence stands above.") from None

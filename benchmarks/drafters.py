@@ -7,7 +7,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import CACHE, MODEL, command
+from common import CACHE, MODEL, measured
 from sparsedraft.base.places import slug
 
 PATTERNS = {"2:4": "2:4", "4:8": "4:8", "2:8": "2:8", "50 %": "unstructured"}
@@ -59,7 +59,7 @@ def prepare(options: argparse.Namespace) -> Models:
     folder = CACHE / f"{slug(target.replace('/', '-'))}--{slug(drafter.replace('/', '-'))}"
     folder /= f"{sizes.conversations}-{sizes.calibration}-{sizes.training}"
     packed = folder / "target"
-    command("pack", target, "--out", packed, "--weights", "int8")
+    measured("pack", target, "--out", packed, "--weights", "int8")
     data = _data(packed, folder / "data", sizes.conversations, options.quick)
     checkpoints = {"dense": drafter, **_sparse(drafter, data, folder, sizes)}
     return Models(target, drafter, packed, _packed(checkpoints, data, folder, sizes.head))
@@ -70,7 +70,7 @@ def _data(packed: Path, out: Path, conversations: int, quick: bool) -> Path:
     how: list[str] = ["--mode", "magpie"]
     if quick:
         how = ["demo:train", "--max-new-tokens", "24"]
-    command("distill", packed, *how, "--engine", "native", "--limit", str(conversations), "--out", out)
+    measured("distill", packed, *how, "--engine", "native", "--limit", str(conversations), "--out", out)
     return out
 
 
@@ -80,14 +80,14 @@ def _sparse(drafter: str, data: Path, folder: Path, sizes: Sizes) -> dict[str, s
     for name in sizes.patterns:
         out = folder / slug(PATTERNS[name])
         how = ["--pattern", PATTERNS[name], "--tokens", str(sizes.calibration), *sizes.pruning]
-        command("prune", drafter, "--out", out, "--calibration", data, *how)
+        measured("prune", drafter, "--out", out, "--calibration", data, *how)
         checkpoints[name] = str(out)
     if sizes.training:
         name = sizes.patterns[-1]
         out = folder / f"{slug(PATTERNS[name])}-sd2"
         how = ["--tokens", str(sizes.training), "--learning-rate", "1e-5", "--sequence-length", "512"]
         how += ["--rows-per-step", "4", "--no-train-embeddings", "--validation-prompts", "24", "--dtype", "bfloat16"]
-        command("finetune", checkpoints[name], data, "--out", out, *how)
+        measured("finetune", checkpoints[name], data, "--out", out, *how)
         checkpoints[f"SD2 {name}"] = str(out)
     return checkpoints
 
@@ -97,9 +97,9 @@ def _packed(checkpoints: dict[str, str], data: Path, folder: Path, head: int) ->
     packed = {}
     for name, model in checkpoints.items():
         out = folder / "packed" / slug(name.replace(" ", "-").replace("%", "percent"))
-        command("pack", model, "--out", out, "--weights", "int8")
+        measured("pack", model, "--out", out, "--weights", "int8")
         packed[f"{name} int8"] = out
         out = out.with_name(f"{out.name}-trimmed")
-        command("pack", model, "--out", out, "--weights", "int8", "--head-tokens", str(head), "--head-data", data)
+        measured("pack", model, "--out", out, "--weights", "int8", "--head-tokens", str(head), "--head-data", data)
         packed[f"{name} int8, head {head}"] = out
     return packed

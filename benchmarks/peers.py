@@ -4,6 +4,7 @@ llama.cpp is built from the sources that the PyPI package llama-cpp-python bring
 environment of its own; both lie in the cache folder and are made once. `Missing` says what cannot be had here.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -12,10 +13,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +26,7 @@ from sparsedraft.base.places import slug
 from sparsedraft.models import checkpoint
 
 LLAMA = "llama-cpp-python==0.3.36"
+SENTENCEPIECE = "sentencepiece>=0.1.98,<0.3"  # as llama.cpp's own requirements have it
 PROGRAMS = ("llama-bench", "llama-quantize", "llama-speculative-simple")
 OPENVINO = ("openvino-genai", "optimum-intel[openvino]")
 OPENVINO_CODE = """
@@ -38,6 +41,8 @@ for _ in range(3):
     rates.append(1000 / pipe.generate(["Write a long story about a fox."], how).perf_metrics.get_tpot().mean)
 print(json.dumps(sorted(rates)[1]))
 """
+
+Figure = TypeVar("Figure")
 
 
 class Missing(Exception):
@@ -72,19 +77,14 @@ class Llama:
         sources = _llama_sources()
         programs = sources / "build" / "bin"
         if not all((programs / name).is_file() for name in PROGRAMS):
-            if not (shutil.which("cmake") and shutil.which("c++")):
+            bins = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+            cmake = shutil.which("cmake", path=bins)  # pip's, beside this Python, or the system's
+            if not (cmake and shutil.which("c++")):
                 raise Missing("llama.cpp needs cmake and a C++ compiler")
-            configure: list[str | Path] = [
-                "cmake",
-                "-S",
-                sources,
-                "-B",
-                sources / "build",
-                "-DCMAKE_BUILD_TYPE=Release",
-            ]
+            configure = [cmake, "-S", str(sources), "-B", str(sources / "build"), "-DCMAKE_BUILD_TYPE=Release"]
             off = [f"-DLLAMA_{part}=OFF" for part in ("CURL", "BUILD_TESTS", "BUILD_SERVER", "BUILD_UI")]
             _run([*configure, *off, "-DBUILD_SHARED_LIBS=OFF"])
-            _run(["cmake", "--build", sources / "build", "-j", str(os.cpu_count()), "--target", *PROGRAMS])
+            _run([cmake, "--build", sources / "build", "-j", str(os.cpu_count()), "--target", *PROGRAMS])
         whole, fast = (_gguf(sources, programs, model, "Q8_0") for model in (target, drafter))
         return cls(programs, whole, fast, _gguf(sources, programs, drafter, "Q4_K_M"))
 
@@ -92,7 +92,7 @@ class Llama:
         """llama-bench's tokens a second of `tokens` decoded ones."""
         size = ["-p", "0", "-n", str(tokens), "-r", "3", "-o", "json"]
         printed = _run([self.programs / "llama-bench", "-m", model, "-t", str(threads), *size])
-        return float(json.loads(printed.stdout)[0]["avg_ts"])
+        return _figure("llama-bench", lambda: float(json.loads(printed.stdout)[0]["avg_ts"]))
 
     def speculation(self, texts: Sequence[str], k: int, tokens: int, threads: int) -> tuple[float, float]:
         """(tokens a second of whole answers, tokens a step) of greedy speculative decoding in Q8_0.
@@ -102,20 +102,23 @@ class Llama:
         total = steps = seconds = 0.0
         how = ["--temp", "0", "--spec-type", "draft-simple", "--spec-draft-n-max", str(k), "-c", "2048"]
         how += ["-n", str(tokens), "-t", str(threads)]
+        program = self.programs / "llama-speculative-simple"
         for text in texts:
             with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as prompt:
                 prompt.write(text)
                 prompt.flush()
-                program = self.programs / "llama-speculative-simple"
                 done = _run([program, "-m", self.target, "-md", self.drafter, "-f", prompt.name, *how])
             printed = done.stdout + done.stderr
-            (_, reading), (count, writing) = re.findall(
-                r"(?:encoded|decoded)\s+(\d+) tokens in\s+([\d.]+) seconds", printed
-            )
-            accepted = int(re.findall(r"n_accept\s*=\s*(\d+)", printed)[0])
-            total, seconds = total + int(count), seconds + float(reading) + float(writing)
-            steps += int(count) - accepted
+            count, accepted, taken = _figure(program.name, partial(speculated, printed))
+            total, steps, seconds = total + count, steps + count - accepted, seconds + taken
         return total / seconds, total / steps
+
+
+def speculated(printed: str) -> tuple[int, int, float]:
+    """(tokens, accepted drafts, seconds with the prompt's reading) as llama-speculative-simple prints them."""
+    times = re.findall(r"(?:encoded|decoded)\s+(\d+) tokens in\s+([\d.]+) seconds", printed)
+    (_, reading), (count, writing) = times
+    return int(count), int(re.findall(r"n_accept\s*=\s*(\d+)", printed)[0]), float(reading) + float(writing)
 
 
 def _llama_sources() -> Path:
@@ -126,20 +129,11 @@ def _llama_sources() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         archive = folder.parent / f"{folder.name}.tar.gz"
         if not archive.is_file():
-            # pip saves the archive, then asks its build for metadata, which is of no use here and may fail
-            pip: list[str | Path] = [
-                "download",
-                "-q",
-                "--no-deps",
-                "--no-binary",
-                ":all:",
-                "--no-build-isolation",
-                "-d",
-                folder.parent,
-            ]
-            subprocess.run([sys.executable, "-m", "pip", *pip, LLAMA], capture_output=True, check=False)
-        if not archive.is_file():
-            raise Missing(f"pip cannot download the sources of {LLAMA}")
+            with tempfile.TemporaryDirectory(dir=folder.parent) as download:
+                # pip makes an environment for the sources' metadata: with --no-binary :all: it would build that, too
+                pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name]
+                _run([*pip, "-d", download, LLAMA])
+                (Path(download) / archive.name).rename(archive)
         with tarfile.open(archive) as packed:
             packed.extractall(folder.parent, filter="data")
         (folder / "unpacked").touch()
@@ -156,11 +150,22 @@ def _gguf(sources: Path, programs: Path, model: str, kind: str) -> Path:
     if not whole.is_file():
         partial = folder / "partial.gguf"
         convert: list[str | Path] = [sys.executable, sources / "convert_hf_to_gguf.py", checkpoint.find(model)]
-        _run([*convert, "--outtype", "f16", "--outfile", partial], PYTHONPATH=str(sources / "gguf-py"))
+        path = os.pathsep.join(map(str, (sources / "gguf-py", _sentencepiece())))
+        _run([*convert, "--outtype", "f16", "--outfile", partial], PYTHONPATH=path)
         partial.rename(whole)
     partial = folder / f"{kind}.partial.gguf"
     _run([programs / "llama-quantize", whole, partial, kind])
     return partial.rename(file)
+
+
+def _sentencepiece() -> Path:
+    """A folder with the library that the conversion imports for every model, whether or not its tokenizer needs it."""
+    folder = CACHE / "llama.cpp" / "python"
+    if not (folder / "installed").is_file():
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade"]
+        _run([*pip, "--target", folder, SENTENCEPIECE])
+        (folder / "installed").touch()
+    return folder
 
 
 def openvino(model: str) -> tuple[Path, Path]:
@@ -169,8 +174,8 @@ def openvino(model: str) -> tuple[Path, Path]:
     python, export = environment / "bin" / "python", environment / slug(model.replace("/", "-"))
     if not (environment / "installed").is_file():
         _run([sys.executable, "-m", "venv", environment])
-        index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
-        _run([python, "-m", "pip", "install", "-q", f"torch=={torch.__version__}", *OPENVINO, *index])
+        _install_torch(python)
+        _run([python, "-m", "pip", "install", "-q", *OPENVINO])
         (environment / "installed").touch()
     if not export.is_dir():
         partial = export.with_name(f"{export.name}.partial")
@@ -187,10 +192,29 @@ def openvino(model: str) -> tuple[Path, Path]:
     return python, export
 
 
+def _install_torch(python: Path) -> None:
+    """Torch of our own version into the environment of `python`: a CPU build where there is one, as in the Makefile."""
+    version = torch.__version__.partition("+")[0]
+    index = ["--index-url", "https://download.pytorch.org/whl/cpu"]
+    for build in ([f"torch=={version}+cpu"], [f"torch=={version}+cpu", *index]):
+        with contextlib.suppress(Missing):
+            _run([python, "-m", "pip", "install", "-q", *build])
+            return
+    _run([python, "-m", "pip", "install", "-q", f"torch=={version}"])
+
+
 def openvino_rate(python: Path, folder: Path, threads: int, tokens: int = 48) -> float:
     """Tokens a second of OpenVINO GenAI's decoding, the prompt's reading left out; the median of 3 answers."""
     done = _run([python, "-c", OPENVINO_CODE, folder, str(threads), str(tokens)])
-    return float(json.loads(done.stdout.splitlines()[-1]))
+    return _figure("OpenVINO GenAI", lambda: float(json.loads(done.stdout.splitlines()[-1])))
+
+
+def _figure(program: str, read: Callable[[], Figure]) -> Figure:
+    """What `read` finds in the program's output. Missing where it is not there."""
+    try:
+        return read()
+    except (ValueError, LookupError):
+        raise Missing(f"{program} printed no figures") from None
 
 
 def _run(command: Sequence[str | Path], **variables: str) -> "subprocess.CompletedProcess[str]":

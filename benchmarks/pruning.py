@@ -17,11 +17,14 @@ import generic_text
 from common import GIB, MODEL, measured, parser, run, seconds
 from record import Table
 from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import decoder_layers
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.stages.prune import calibration, memory, sequential, stage
+from sparsedraft.stages.prune.layer_drop import cut_config
 from sparsedraft.stages.prune.options import PruneOptions
 
 LENGTH = 512
+QUICK_LAYERS = 3  # of the model in a quick check: the sweep of a layer takes as long for few tokens as for many
 
 
 def speed(model: str, tokens: int, pattern: str, source: str, table: Table) -> None:
@@ -58,11 +61,22 @@ def peak(model: str, tokens: int, source: str, table: Table) -> None:
     table.limit(f"{name}, plan's peak off by", abs(predicted / gib - 1), 0.25)
 
 
+def shallow(model: str, folder: Path) -> str:
+    """The first layers of `model` as a checkpoint in `folder`."""
+    loaded = checkpoint.load(model)
+    del decoder_layers(loaded)[QUICK_LAYERS:]
+    cut_config(loaded.config, range(QUICK_LAYERS))
+    out = folder / f"{Path(model).name}-{QUICK_LAYERS}-layers"
+    checkpoint.save(loaded, checkpoint.load_tokenizer(model), out)
+    return str(out)
+
+
 def work(options: argparse.Namespace, table: Table) -> None:
     tokens, patterns = (1024, "2:4") if options.quick else (options.tokens, options.patterns)
     with tempfile.TemporaryDirectory() as folder:
         source = options.calibration or str(generic_text.write(Path(folder) / "generic.jsonl"))
-        for model in options.models:
+        models = [shallow(model, Path(folder)) for model in options.models] if options.quick else options.models
+        for model in models:
             for pattern in patterns.split(",") if "speed" in options.only else ():
                 speed(model, tokens, pattern, source, table)
             if "memory" in options.only:
