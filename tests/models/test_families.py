@@ -14,18 +14,27 @@ from sparsedraft.writers.transformers.abilities import abilities
 from stages import drop_layers, evaluate_to, inspect, prune
 from timeless import timeless
 
-SMALL = {"tokens": 512, "sequence_length": 64}
+SMALL = {"tokens": 256, "sequence_length": 64}
+PATTERN = {"pattern": "2:4"}
+REFINED = {"pattern": "4:8", "allocation": "owl", "refine": True}
+UNLIKE = ("llama, tied", "gemma3", "phi3", "gpt-neox", "opt")  # tied; sandwiched norms; fused; biases; nothing gated
 
 
-@pytest.fixture(params=FAMILIES)
-def dense(request: pytest.FixtureRequest, tokenizer, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module", params=FAMILIES)
+def dense(request: pytest.FixtureRequest, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model of a family. Read only."""
     hf.set_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[request.param]).eval()
-    checkpoint.save(model, tokenizer, tmp_path / "dense")
-    return tmp_path / "dense"
+    folder = tmp_path_factory.mktemp("families") / "dense"
+    checkpoint.save(model, tokenizer, folder)
+    return folder
 
 
-@pytest.mark.parametrize("options", [{"pattern": "2:4"}, {"pattern": "4:8", "allocation": "owl", "refine": True}])
+@pytest.mark.parametrize(
+    ("dense", "options"),
+    [*((family, PATTERN) for family in FAMILIES), *((family, REFINED) for family in UNLIKE)],
+    indirect=["dense"],
+)
 def test_pruned_by_layers_and_reloaded_by_plain_transformers(dense: Path, options: dict, tmp_path: Path) -> None:
     before = AutoModelForCausalLM.from_pretrained(dense)
     out = tmp_path / "half"
@@ -70,7 +79,7 @@ def test_cut_evaluated_and_decoded(dense: Path, tmp_path: Path, request: pytest.
     prune(str(dense), tmp_path / "half", "demo:train", pattern="2:4", method="magnitude", **SMALL)
     assert drop_layers(str(dense), tmp_path / "cut", "demo:train", layers=1, **SMALL)["dropped"] == 1
     drafters = [("half", str(tmp_path / "half")), ("cut", str(tmp_path / "cut")), ("self", str(dense))]
-    options = {"k": [1, 4], "max_new_tokens": 24, "limit": 4, "batch_size": 3}
+    options = {"k": [1, 4], "max_new_tokens": 12, "limit": 3, "batch_size": 2}
     real = evaluate_to(tmp_path / "real", str(dense), drafters, "demo:eval", dict(**options))
     simulated = evaluate_to(tmp_path / "simulated", str(dense), drafters, "demo:eval", dict(**options, simulate=True))
     family = request.node.callspec.params["dense"]

@@ -22,7 +22,7 @@ STAGES = {  # stage: (its folder, about how many seconds it takes on the tiny mo
     "eval": ("eval", 1.0),
     "report": ("report", 1.0),
 }
-KILLS = 3
+KILLS = 2
 RECIPE = """
 target: {target}
 distill: {{limit: 120, max_new_tokens: 16, batch_size: 8, top_k_logprobs: 2}}

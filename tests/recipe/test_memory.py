@@ -28,15 +28,15 @@ def peak(model: Path, out: Path, tokens: int) -> float:
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured as Linux counts it")
 def test_smollm2_takes_what_is_predicted(smollm2: Path, tmp_path: Path) -> None:
     predicted = memory.peak(skeleton(checkpoint.read_config(smollm2)), 4) / GIB
-    assert peak(smollm2, tmp_path / "out", 1024) == pytest.approx(predicted, rel=0.25)
+    assert peak(smollm2, tmp_path / "out", 256) == pytest.approx(predicted, rel=0.25)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured as Linux counts it")
 def test_more_calibration_takes_no_more_memory(tiny_llama, tokenizer, tmp_path: Path) -> None:
-    checkpoint.save(tiny_llama(hidden_size=1024, intermediate_size=64, layers=1), tokenizer, tmp_path / "wide")
+    checkpoint.save(tiny_llama(hidden_size=512, intermediate_size=64, layers=1), tokenizer, tmp_path / "wide")
     few, many = (peak(tmp_path / "wide", tmp_path / f"out{n}", n) for n in (4096, 20480))  # two batches at least
-    states = (20480 - 4096) * 1024 * 4 / GIB
+    states = (20480 - 4096) * 512 * 4 / GIB
     assert many - few < 0.5 * states, f"the hidden states alone would be {states} GiB"
 
 

@@ -198,11 +198,11 @@ def run(world, seeds: range) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize("part", range(4))
 def test_tables(part: int) -> None:
-    ties, accepted, rejected = run(Tables(), range(part * 450, (part + 1) * 450))
-    assert ties == 0 and accepted > 300 and rejected > 300
+    ties, accepted, rejected = run(Tables(), range(part * 225, (part + 1) * 225))
+    assert ties == 0 and accepted > 150 and rejected > 150
 
 
 def test_llamas() -> None:
     """Sampled texts may differ where a float is a hair off; that is as rare as a near-tie."""
-    ties, accepted, rejected = run(Llamas(), range(10_000, 10_250))
-    assert ties <= 2 and accepted > 100 and rejected > 100
+    ties, accepted, rejected = run(Llamas(), range(10_000, 10_125))
+    assert ties <= 1 and accepted > 50 and rejected > 50

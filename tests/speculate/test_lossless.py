@@ -74,19 +74,19 @@ def test_greedy_equals_the_target_alone_and_simulation_the_loop(eos: frozenset[i
             ((_, matches),) = (
                 acceptance(model, [(ids, expected)], None, GREEDY) if context > len(expected) else ((0, None),)
             )
-            for k in (1, 2, 3, 5, 8):
+            for k in (1, 3, 8):
                 (made,) = made_by(pair, [ids], Constant(k), 40)
                 assert made.tokens == expected
                 if matches is not None:
                     assert simulate(matches.kept > 0.5, k, 40) == Histogram.of_steps(made.steps, k)
                     partial += 0 < tried(made)[0] < tried(made)[1]
-    assert partial > 10, "most of the drafters are accepted in part"
+    assert partial > 6, "most of the drafters are accepted in part"
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.4)], ids=str)
 def test_every_policy_tree_and_row_gives_the_targets_own_text(sampling: Sampling) -> None:
     eos = frozenset(range(3, 12))
-    target, drafter = side(build_llama(), eos), side(noisy(build_llama(), 0.08))
+    target, drafter = side(build_llama(layers=2), eos), side(noisy(build_llama(layers=2), 0.08))
     prompts = [prompt(n, n) for n in (1, 4, 9, 17, 30, 90)]
     expected = [alone(target, ids, 40, sampling) for ids in prompts]
     assert len({len(text) for text in expected}) > 1, "they end at different times"

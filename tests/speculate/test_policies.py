@@ -39,16 +39,16 @@ def test_auto_finds_the_best_k_of_the_closed_formula(a: float, c: float, v: Cost
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
 def test_where_speculation_pays_it_is_used(name: str) -> None:
     for a, c, v in ((0.9, 0.05, flat), (0.8, 0.1, flat), (0.8, 0.05, lambda n: 1 + 0.03 * n)):
-        worlds = [World(a, c, v, seed=seed) for seed in range(4)]
+        worlds = [World(a, c, v, seed=seed) for seed in range(2)]
         for world in worlds:
             world.write(policy_named(name), 1000)
             assert world.clock.now < 1000 * v(1) / 1.5
         best = max(factor(a, k, c, v) for k in range(9))
-        assert 4000 / sum(world.clock.now for world in worlds) > 0.83 * best
+        assert 2000 / sum(world.clock.now for world in worlds) > 0.83 * best
 
 
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])
-@pytest.mark.parametrize("read", [0.0, 0.01, 0.03])
+@pytest.mark.parametrize("read", [0.0, 0.03])
 def test_a_drafter_that_turns_bad_and_good_again(name: str, read: float) -> None:
     """Also where it has much to read before it can show that it is good again: `read` of a plain step a token."""
     world = World(0.9, 0.1, read=read)
