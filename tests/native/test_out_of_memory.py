@@ -5,83 +5,83 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from forks import Fork
 from places import ROOT
+from sparsedraft.base.errors import UserError
 from sparsedraft.cli import guarded
 from sparsedraft.native import extension as native
+from sparsedraft.native.model import native_model
+from sparsedraft.native.session import Engine, Session, shared_pool
 from tiny import build_llama
 
 COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 BUILT = native.is_built()
 LINUX = pytest.mark.skipif(not BUILT or sys.platform != "linux", reason="needs the extension, and Linux's limits")
 
-ENGINE = """
-import resource, sys
-sys.path.insert(0, sys.argv[2])
-import tiny, torch
-from pathlib import Path
-from sparsedraft.native.session import Engine, Session
-from sparsedraft.native.model import native_model
+CACHES = 10, 20, 30, 40, 50  # MB: it runs out in this layer's cache or that one's, and in what follows
 
-def within(megabytes):
-    pages = int(open("/proc/self/statm").read().split()[0])
-    limit = pages * resource.getpagesize() + (megabytes << 20) if megabytes else resource.RLIM_INFINITY
+
+def within(megabytes: int | None) -> None:
+    """This process may take so many MB more than it has; None: as many as there are."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = resource.RLIM_INFINITY if megabytes is None else pages * resource.getpagesize() + (megabytes << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
-model = native_model(Path(sys.argv[1]))
-rows, alone = Session(model, 2, threads=1), Engine(model, threads=1)
-text = [*range(5, 40)]
-rows.forward([text, [7, 8]], [0, 0])
-alone.forward(text, 0)
-long = [3] * 100_000
-for megabytes in (10, 20, 30, 40, 50):  # it runs out in this layer's cache or that one's, and in what follows
-    within(megabytes)
+
+def rows_that_take_too_much() -> None:
+    """The cache of a native model, in the folder of sys.argv, grows beyond the memory, again and again."""
+    model = native_model(Path(sys.argv[1]))
+    rows, alone = Session(model, 2, threads=1), Engine(model, threads=1)
+    text = [*range(5, 40)]
+    rows.forward([text, [7, 8]], [0, 0])
+    alone.forward(text, 0)
+    long = [3] * 100_000
+    for megabytes in CACHES:
+        within(megabytes)
+        try:
+            rows.forward([long, []], [1, 0])
+            sys.exit("there was memory")
+        except MemoryError:
+            within(None)
+        assert rows.lengths == [len(text), 2]
+    found, expected = rows.forward([[9, 11], [12]], [2, 1]), alone.forward([9, 11], 2)
+    assert torch.equal(found[0], expected)
+    print("whole")
+
+
+def too_many_threads() -> None:
+    within(100)
     try:
-        rows.forward([long, []], [1, 0])
-        sys.exit("there was memory")
-    except MemoryError:
-        within(0)
-    assert rows.lengths == [len(text), 2]
-found, expected = rows.forward([[9, 11], [12]], [2, 1]), alone.forward([9, 11], 2)
-assert torch.equal(found[0], expected)
-print("whole")
-"""
-THREADS = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
-import tiny
-from sparsedraft.base.errors import UserError
-from sparsedraft.native.session import shared_pool
-pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + (100 << 20)
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-try:
-    shared_pool(200)
-except UserError as error:
-    print(error)
-"""
+        shared_pool(200)
+    except UserError as error:
+        print(error)
 
 
-def run(script: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", script, *map(str, arguments), str(ROOT / "tests" / "support")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def said(folder: Path, work: Callable[[], None], *words: object) -> str:
+    """What `work` prints in a process of its own, which must end well."""
+    out, err = folder / "stdout", folder / "stderr"
+    process = Fork(*words, stdout=out, stderr=err, main=work)
+    assert process.wait(timeout=300) == 0, err.read_text()
+    return out.read_text()
 
 
 @LINUX
 def test_what_was_read_is_still_there(tmp_path: Path) -> None:
-    build_llama(layers=3, max_position_embeddings=200_000).save_pretrained(tmp_path)
-    assert run(ENGINE, tmp_path) == "whole\n"
+    build_llama(layers=3, max_position_embeddings=200_000).save_pretrained(tmp_path / "model")
+    assert said(tmp_path, rows_that_take_too_much, tmp_path / "model") == "whole\n"
 
 
 @LINUX
-def test_threads_that_cannot_be_started() -> None:
-    assert run(THREADS).startswith("200 threads cannot be started (")
+def test_threads_that_cannot_be_started(tmp_path: Path) -> None:
+    assert said(tmp_path, too_many_threads).startswith("200 threads cannot be started (")
 
 
 @pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")

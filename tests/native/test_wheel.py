@@ -18,12 +18,14 @@ from places import ROOT
 
 TOOLS = ("auditwheel", "nanobind", "nanobind_backend", "scikit_build_core")  # of the extra `dev`
 LACKING = [name for name in TOOLS if importlib.util.find_spec(name) is None]
+OBJECTS = [*ROOT.glob("build/cp*-abi3-*/build.ninja")]  # of the installation that `make test` makes, used again here
 COMPILERS = ("c++", "g++", "gcc", "cc", "clang++", "cmake", "ninja", "make")
 made = packed_folders.made  # fixture
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux" or not shutil.which("make"), reason="needs Linux, and make"),
     pytest.mark.skipif(not packed_folders.BUILT, reason="the extension was not built"),
+    pytest.mark.skipif(not OBJECTS, reason="build/ has no objects: compiling takes minutes (make wheel, or make test)"),
     pytest.mark.skipif(bool(LACKING), reason=f"needs {', '.join(LACKING)}"),
 ]
 

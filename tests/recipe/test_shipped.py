@@ -17,7 +17,7 @@ from sparsedraft.run import run_recipe
 from sparsedraft.stages.report.cards import cards
 from sparsedraft.stages.report.load import load
 from sparsedraft.stages.report.manifest import NAME
-from tiny import build_llama
+from tiny import build_llama, build_tokenizer
 
 RECIPES = ROOT / "recipes"
 SMALL = [
@@ -43,12 +43,21 @@ def use(result: dict, drafter: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two layers, one of which can be dropped. Read only."""
+    folder = tmp_path_factory.mktemp("shipped") / "tiny"
+    build_llama(layers=2).save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def stranger(tmp_path: Path, tiny_checkpoint: Path) -> Path:
+def stranger(tmp_path: Path, tiny: Path) -> Path:
     """A drafter with one token more than the target."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_checkpoint)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny)
     tokenizer.add_tokens(["zebra"])
-    build_llama(seed=3, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "stranger")
+    build_llama(seed=3, layers=2, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "stranger")
     tokenizer.save_pretrained(tmp_path / "stranger")
     return tmp_path / "stranger"
 
@@ -64,8 +73,8 @@ def run(name: str, out: Path, overrides: list[str]) -> dict:
 
 
 @pytest.mark.skipif(not native.available(), reason="the extension was not built")
-def test_qwen_coder(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = [f"target={tiny_checkpoint}", f"drafter={tiny_checkpoint}", "speed.head_tokens=200", *SAMPLED, *TIMED]
+def test_qwen_coder(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [f"target={tiny}", f"drafter={tiny}", "speed.head_tokens=200", *SAMPLED, *TIMED]
     result = run("qwen-coder.yaml", tmp_path / "out", overrides)
     assert result["sampled"]["temperature"] == 1 and result["sampled"]["simulated"]
     for d in result["sampled"]["drafters"]:
@@ -194,8 +203,8 @@ def copy(run: Path) -> Path:
 
 
 @pytest.mark.skipif(not native.available(), reason="the extension was not built")
-def test_uag(tiny_checkpoint: Path, stranger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = run("uag.yaml", tmp_path / "out", [f"target={tiny_checkpoint}", f"drafter={stranger}", *SAMPLED, *TIMED])
+def test_uag(tiny: Path, stranger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run("uag.yaml", tmp_path / "out", [f"target={tiny}", f"drafter={stranger}", *SAMPLED, *TIMED])
     assert {d["route"] for d in result["drafters"]} <= {"realign", "intersection"}
     assert result["sampled"]["temperature"] == 1 and result["sampled"]["simulated"] and result["simulated"]
     assert use(result, "sd2-50", capsys).startswith("Why is the sky blue?")
