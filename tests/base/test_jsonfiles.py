@@ -45,13 +45,18 @@ MODEL = ("config.json", "generation_config.json", "tokenizer_config.json", "toke
 PROMPT = ("--raw", "--prompt", "the quick", "--max-new-tokens", 2)
 
 
-def damages(file: Path) -> Iterator[str]:
-    """Texts that stand in place of `file`."""
-    yield from WHOLE
+def trials(file: Path, commands: list[tuple]) -> Iterator[tuple[str, list[tuple]]]:
+    """(text in place of `file`, the commands that meet it).
+
+    What is no object meets every command. A field with an odd value meets one of them, in turn: every field and every
+    value meets each command.
+    """
+    for text in WHOLE:
+        yield text, commands
     fields = json.loads(file.read_text()) if file.exists() else {}
-    for name in FIELDS[file.name]:
-        for value in ODD:
-            yield json.dumps({**fields, name: value})
+    for row, name in enumerate(FIELDS[file.name]):
+        for column, value in enumerate(ODD):
+            yield json.dumps({**fields, name: value}), [commands[(row + column) % len(commands)]]
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +78,12 @@ def place(tiny_llama, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def tried(file: Path, commands: list[tuple], patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every damage to `file` × each of `commands`: done, or one sentence."""
+    """Every damage to `file`, met by `commands`: done, or one sentence."""
     whole = file.read_bytes() if file.exists() else None
     refused, wrong = 0, []
-    for text in list(damages(file)):
+    for text, met in list(trials(file, commands)):
         file.write_text(text, errors="surrogatepass")
-        for words in commands:
+        for words in met:
             shutil.rmtree(file.parent.parent / "out", ignore_errors=True)
             try:
                 code = call(patch, *words)
