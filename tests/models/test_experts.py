@@ -136,7 +136,7 @@ def test_what_macs_are_not_known_of_has_none(qwen3: Path, tiny_checkpoint: Path,
     assert tiny["break_even"] == {"1": None, "4": None} and tiny["k"]["4"]["mal"] >= 1
     assert inspect(str(source))["macs_per_token"] is None
     assert [row[-2:] for row in main_rows(found)[1]] == [["-", "-"]] and speed_rows(found)[1][0][5] == "-"
-    assert macs_text(None) == "not known" and "tiny brings" in headline(found)
+    assert macs_text(None) == "not known" and "tiny brings" in headline(found, None)
     assert _what(tiny, set()).endswith("million MACs a token.")
 
 
