@@ -212,8 +212,8 @@ def _out_of_memory(error: Exception) -> bool:
     """Whether memory ran out: Python's or the native engine's (MemoryError), the system's, or torch's on any device."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    told = str(error)  # of an OSError, too, and of those that wrap one
-    return os.strerror(errno.ENOMEM) in told or ("DefaultCPUAllocator" in told and "memory" in told)
+    text = str(error)  # of an OSError, too, and of those that wrap one
+    return os.strerror(errno.ENOMEM) in text or ("DefaultCPUAllocator" in text and "memory" in text)
 
 
 def main() -> None:

@@ -142,9 +142,9 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
 
 def _conversation(source: str, limit: int | None, samples: int = 1, skip_bad: bool = False) -> tuple[int, int]:
     """(answers to write, prompt tokens), from the prompts' lengths in characters."""
-    found = prompts.read(source, [] if skip_bad else None)[:limit]
-    rows = sum(len(p.turns) for p in found) * samples
-    characters = sum(len(turn) for p in found for turn in p.turns) * samples
+    entries = prompts.read(source, [] if skip_bad else None)[:limit]
+    rows = sum(len(p.turns) for p in entries) * samples
+    characters = sum(len(turn) for p in entries for turn in p.turns) * samples
     return rows, rows * TEMPLATE_TOKENS + characters // CHARACTERS_PER_TOKEN
 
 

@@ -41,7 +41,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
 
     Finished stages are skipped and an interrupted one goes on. Raises UserError as the stages do.
     """
-    _check(recipe, out)  # before any work: what is found after an hour helps nobody
+    _check(recipe, out)  # before any work: what comes out after an hour helps nobody
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
         _write(recipe, out)
@@ -60,7 +60,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
     console.rule("report")
     shown = report(ReportOptions(folder=out, overwrite=overwrite))
     _show(results, timed, shown["report"])
-    more = {part: found for part, found in {**results, "speed": timed}.items() if part != "eval" and found}
+    more = {part: result for part, result in {**results, "speed": timed}.items() if part != "eval" and result}
     return {**results["eval"], "report": shown["report"], **more}
 
 
@@ -204,8 +204,8 @@ def _check(recipe: Recipe, out: Path) -> None:
     how = recipe.distill
     if not recipe.allow_overlap and how.prompts is not None:
         training = prompts.read(how.prompts, [] if how.skip_bad else None)[: how.limit]
-        for found in evaluation.values():
-            check_no_overlap(training, found)
+        for section_prompts in evaluation.values():
+            check_no_overlap(training, section_prompts)
     _check_tokenizers(recipe)
     templates.check(checkpoint.load_tokenizer(recipe.target), recipe.template_args)
     if not (out / "distilled").exists():
@@ -283,13 +283,13 @@ def _list(recipe: Recipe, out: Path, *, finished: bool = False) -> None:
         packed = f"packed/{entry.slug}" if recipe.speed and entry.report else None
         drafters.append(manifest.Drafter.at(out, entry.name, stages, packed))
     plain = recipe.model_dump()
-    found = manifest.Manifest(
+    listing = manifest.Manifest(
         drafter=recipe.drafter,
         baseline=manifest.baseline_of(plain, [entry.name for entry in recipe.drafters if entry.report]),
         parts=manifest.parts_at(out, ["distilled", "eval", *manifest.optional_parts(plain)]),
         drafters=drafters,
     )
-    manifest.write(out, found, finished=finished)
+    manifest.write(out, listing, finished=finished)
 
 
 def make_drafter(

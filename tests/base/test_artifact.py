@@ -63,7 +63,7 @@ def test_other_inputs_are_refused_by_name_and_overwritten_on_demand(tmp_path: Pa
     assert not (out / "data.txt").exists()
 
 
-def test_what_grows_is_made_anew_beside_the_old_one(tmp_path: Path) -> None:
+def test_what_grows_is_made_again_beside_the_old_one(tmp_path: Path) -> None:
     out, parts = tmp_path / "out", {"a": 1, "b": {"x": 2}}
     artifact.make(out, "test", {"parts": parts, "m": 1}, build, tolerance=GROWING)
 

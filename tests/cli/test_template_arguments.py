@@ -121,7 +121,7 @@ def test_distilled_rows_hold_them_and_plain_inputs_are_as_ever(call, own, thinke
             assert row["prompt_ids"] == expected(own, row["messages"][:-1], **arguments)
     noted, plain = (json.loads((tmp_path / n / "provenance.json").read_text())["inputs"] for n in ("off", "plain"))
     assert noted.pop("template_args") == {"enable_thinking": False} and noted == plain
-    assert list(plain) == ["target", "prompts", "evaluation", "rules", "options"], "else old results are made anew"
+    assert list(plain) == ["target", "prompts", "evaluation", "rules", "options"], "else old results are made again"
     one, other = ({f.name: f.read_bytes() for f in (tmp_path / n / "tokenizer").iterdir()} for n in ("off", "plain"))
     assert one == other
     assert "changed: template_args" in call(*words, "--out", tmp_path / "off", code=2)

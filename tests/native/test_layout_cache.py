@@ -1,4 +1,4 @@
-"""Matrices that are kept as this CPU reads them: mapped, the same bits, and made anew whenever they would not be."""
+"""Matrices that are kept as this CPU reads them: mapped, the same bits, and made again whenever they would not be."""
 
 import hashlib
 import json
@@ -72,7 +72,7 @@ def test_an_unknown_way_is_refused(made, laid: list[str], monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "index", "tiles", "no streams", "nonsense", "touched"])
-def test_what_is_not_what_was_kept_is_made_anew(made, laid: list[str], harm: str, tmp_path: Path) -> None:
+def test_what_is_not_what_was_kept_is_made_again(made, laid: list[str], harm: str, tmp_path: Path) -> None:
     folder = tmp_path / "packed"
     shutil.copytree(made(*KINDS[0])[1], folder)
     first, kept = logits(folder), location(folder)
@@ -141,7 +141,7 @@ HARMS: list[tuple[tuple, str, Callable[[dict], None]]] = [
 
 
 @pytest.mark.parametrize(("kind", "name", "harm"), HARMS, ids=[f"{i} {harm[1]}" for i, harm in enumerate(HARMS)])
-def test_what_was_signed_anew_must_still_be_the_matrix(
+def test_what_was_signed_again_must_still_be_the_matrix(
     made, laid: list[str], kind: tuple, name: str, harm: Callable[[dict], None], tmp_path: Path
 ) -> None:
     """Each of these gave another text, or read beyond the file, while all that was checked was the signature."""
@@ -152,7 +152,7 @@ def test_what_was_signed_anew_must_still_be_the_matrix(
     signed(kept, lambda matrix: None)
     assert torch.equal(logits(folder), first) and len(laid) == 15, "the signature is right"
     signed(kept, harm)
-    assert torch.equal(logits(folder), first) and len(laid) == 16, "one matrix is laid out anew"
+    assert torch.equal(logits(folder), first) and len(laid) == 16, "one matrix is laid out again"
     assert torch.equal(logits(folder), first) and len(laid) == 16, "and kept beside the others"
 
 

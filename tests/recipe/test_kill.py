@@ -71,7 +71,7 @@ def test_killed_run_ends_with_the_same_artifacts(tiny_checkpoint: Path, tmp_path
             process.send_signal(signal.SIGKILL)
             process.wait()
             kills[stage] += under_way
-            if final.exists():  # it was faster than the kill: make the stage anew
+            if final.exists():  # it was faster than the kill: make the stage again
                 shutil.rmtree(final)
     assert kills == dict.fromkeys(STAGES, KILLS), "every stage was killed while at work"
     last = start(tmp_path / "cut")

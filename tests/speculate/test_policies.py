@@ -113,7 +113,7 @@ def test_bad_luck_at_first_is_no_verdict_on_a_drafter() -> None:
 
 
 def test_the_next_answer_is_of_its_own_kind() -> None:
-    """A drafter that was useless for one prompt is tried anew for the next, as far as it may lose time."""
+    """A drafter that was useless for one prompt is tried again for the next, as far as it may lose time."""
     rule = Auto(8)
     World(0.0, 0.2).write(rule, 1000)
     assert rule.meter.best == 0

@@ -59,7 +59,7 @@ def test_each_form_is_the_same_prompt(form: str, tmp_path: Path) -> None:
 
 
 def test_what_counts_of_an_ordinary_prompt_is_as_ever() -> None:
-    """Else every finished data folder and evaluation would be made anew."""
+    """Else every finished data folder and evaluation would be made again."""
     for prompt in prompts.read("demo"):
         assert prompt.content == [prompt.id, prompt.category, prompt.system, *prompt.turns]
 

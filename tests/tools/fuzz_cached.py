@@ -1,4 +1,4 @@
-"""Damaged native caches, most of them signed anew: each is used as far as it is sound, and made anew where it is not.
+"""Damaged native caches, most of them signed again: each is used as far as it is sound, and made again where it is not.
 
     PYTHONPATH=tests/support python tests/tools/fuzz_cached.py [--cases 100000] [--seed 0]
 
@@ -205,7 +205,7 @@ def run(cases: Sequence[int], seed: int) -> Counter[str]:
                 contextlib.nullcontext() if case % 10 == 0 else mock.patch.object(layout_cache.LayoutCache, "write")
             )
             try:
-                with writes:  # of what was made anew, now and then: it takes longer than all the rest
+                with writes:  # of what was made again, now and then: it takes longer than all the rest
                     logits = Engine(base.folder, threads=1, kernels=kernels).forward(TEXT)
                 if exact or not calls["taken"]:
                     assert torch.equal(logits, base.logits), "other bits"
@@ -214,7 +214,7 @@ def run(cases: Sequence[int], seed: int) -> Counter[str]:
                 (kept / "index.json").write_bytes(index)
                 (kept / "streams").write_bytes(streams)
                 raise AssertionError(f"case {case} of seed {seed} ({base.folder}, {kept}): {error!r}") from error
-            found["used" if not calls["laid out"] else "used in part" if calls["taken"] else "made anew"] += 1
+            found["used" if not calls["laid out"] else "used in part" if calls["taken"] else "made again"] += 1
             tracker.advance()
     return found
 

@@ -94,7 +94,7 @@ def test_several_rows_of_which_some_are_forgotten_meanwhile() -> None:
     assert reused > 100, "some of it was taken up again"
 
 
-def test_cleared_it_reads_everything_anew() -> None:
+def test_cleared_it_reads_everything_again() -> None:
     model = Toy(after)
     cache = PrefixCache(model)
     cache.forward([[1, 2, 3, 4]], [1])

@@ -20,10 +20,10 @@ from sparsedraft.base.options import (
     nested_of,
 )
 
-Chosen = TypeVar("Chosen", bound=StageOptions)
+StageClass = TypeVar("StageClass", bound=StageOptions)
 
 
-def command(options: type[Chosen], work: Callable[[Chosen], object]) -> Callable[..., None]:
+def command(options: type[StageClass], work: Callable[[StageClass], object]) -> Callable[..., None]:
     """A function for typer that makes `options` from its parameters and hands them to `work`.
 
     Only what the user gave is handed to the class, whose own defaults stand for the rest. Files and models that do not
@@ -33,9 +33,9 @@ def command(options: type[Chosen], work: Callable[[Chosen], object]) -> Callable
 
     def run(context: typer.Context, **values: Any) -> None:
         texts = {name: value for name, value in values.items() if _given(context, name)}
-        chosen = options(**_values(options, texts))
-        chosen.check_names()
-        work(chosen)
+        instance = options(**_values(options, texts))
+        instance.check_names()
+        work(instance)
 
     order = sorted(fields, key=lambda name: (mark_of(fields[name], Argument) is None, not fields[name].is_required()))
     keyword = inspect.Parameter.KEYWORD_ONLY
@@ -58,15 +58,15 @@ def _given(context: typer.Context, name: str) -> bool:
 
 def _values(options: type[Options], texts: dict[str, Any]) -> dict[str, Any]:
     """What the user gave, as the fields' values, by the class that has the field."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, field in options.model_fields.items():
         if nested := nested_of(field):
             if values := _values(nested, texts):
-                found[name] = values
+                arguments[name] = values
         elif name in texts:
             text = mark_of(field, Text)
-            found[name] = text.read(texts[name]) if text is not None else texts[name]
-    return found
+            arguments[name] = text.read(texts[name]) if text is not None else texts[name]
+    return arguments
 
 
 def _type(name: str, field: FieldInfo) -> Any:

@@ -36,18 +36,18 @@ def template_args(texts: Sequence[str]) -> dict[str, Any]:
 
     UserError for a text of another form, and for a name that is given twice.
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for text in texts:
         name, sign, value = text.partition("=")
         if not sign or not name.isidentifier():
             raise UserError(f"--template-arg {text} is not of the form name=value, such as enable_thinking=false.")
-        if name in found:
+        if name in arguments:
             raise UserError(f"--template-arg {name} is given twice: leave one of them out.")
         try:
-            found[name] = json.loads(value, parse_constant=str)
+            arguments[name] = json.loads(value, parse_constant=str)
         except (ValueError, RecursionError):
-            found[name] = value
-    return found
+            arguments[name] = value
+    return arguments
 
 
 TemplateArgs = Annotated[

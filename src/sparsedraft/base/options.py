@@ -89,10 +89,10 @@ def mark_of(field: FieldInfo, kind: type[Mark]) -> Mark | None:
 
 def fields_of(options: type[Options]) -> dict[str, FieldInfo]:
     """Every field by name; in the place of one that holds options itself, those."""
-    found: dict[str, FieldInfo] = {}
+    fields: dict[str, FieldInfo] = {}
     for name, field in options.model_fields.items():
-        found |= fields_of(nested) if (nested := nested_of(field)) else {name: field}
-    return found
+        fields |= fields_of(nested) if (nested := nested_of(field)) else {name: field}
+    return fields
 
 
 def nested_of(field: FieldInfo) -> type[Options] | None:
@@ -111,8 +111,8 @@ def flag(name: str, field: FieldInfo) -> str:
 
 def limits(field: FieldInfo) -> dict[str, Any]:
     """The field's bounds: ge, gt, le and lt, as far as it has them."""
-    found = ((key, getattr(part, key, None)) for part in field.metadata for key in ("ge", "gt", "le", "lt"))
-    return {key: bound for key, bound in found if bound is not None}
+    pairs = ((key, getattr(part, key, None)) for part in field.metadata for key in ("ge", "gt", "le", "lt"))
+    return {key: bound for key, bound in pairs if bound is not None}
 
 
 def sentence(options: type[Options], error: ValidationError) -> str:

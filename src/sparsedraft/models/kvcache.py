@@ -50,7 +50,7 @@ def new_cache() -> Cache:
     return Cache(layer_class_to_replicate=GrowingLayer)
 
 
-def held(cache: Cache) -> Iterator[tuple[Tensor, Tensor]]:
+def keys_and_values(cache: Cache) -> Iterator[tuple[Tensor, Tensor]]:
     """(keys, values) [B, heads, length, dim] of every layer of a `new_cache`."""
     for layer in cache.layers:
         assert isinstance(layer, GrowingLayer)

@@ -31,10 +31,10 @@ def method_of(config: PretrainedConfig) -> str | None:
     """The format that config.json names, such as "compressed-tensors, sparse-24-bitmask"; None for plain weights."""
     for holder in (config, config.get_text_config()):
         for key in KEYS:
-            found: Any = getattr(holder, key, None)
-            said = found if isinstance(found, dict) else vars(found) if found is not None else None
-            if said is not None:
-                return _named(said)
+            entry: Any = getattr(holder, key, None)
+            fields = entry if isinstance(entry, dict) else vars(entry) if entry is not None else None
+            if fields is not None:
+                return _named(fields)
     return None
 
 

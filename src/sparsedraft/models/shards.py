@@ -53,10 +53,10 @@ class Shards:
                     f"model file {file} is damaged or cut short ({error}): copy or download it again."
                 ) from None
         self._stored = text_names(self.files)  # what the files call each tensor
-        for found in (self.files, self.shapes, self.types):
-            renamed = {name: found[stored] for name, stored in self._stored.items()}
-            found.clear()
-            found.update(renamed)  # type: ignore[arg-type]
+        for table in (self.files, self.shapes, self.types):
+            renamed = {name: table[stored] for name, stored in self._stored.items()}
+            table.clear()
+            table.update(renamed)  # type: ignore[arg-type]
         if not self.files:
             raise UserError(f"model {folder} holds no tensors: copy or download it again.")
 
@@ -139,9 +139,9 @@ def write(folder: Path, tensors: Mapping[str, tuple[Shards, str]], limit: int = 
         else [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
     )
     for file, group in zip(names, groups, strict=True):
-        found = {name: source.tensor(stored) for name in group for source, stored in [tensors[name]]}
-        save_file(found, folder / file, metadata={"format": "pt"})
-        del found  # and with it the mappings
+        contents = {name: source.tensor(stored) for name in group for source, stored in [tensors[name]]}
+        save_file(contents, folder / file, metadata={"format": "pt"})
+        del contents  # and with it the mappings
     if len(groups) > 1:
         total = sum(source.bytes(stored) for source, stored in tensors.values())
         where = {name: file for file, group in zip(names, groups, strict=True) for name in group}

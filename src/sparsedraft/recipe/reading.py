@@ -29,10 +29,10 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         if "=" not in override:
             raise UserError(f"override '{override}' is not of the form section.field=value.")
-    found = read_yaml(path)
-    if not isinstance(found, dict):
+    document = read_yaml(path)
+    if not isinstance(document, dict):
         raise UserError(f"recipe {path} is not a mapping: it starts with 'target: ...'.")
-    if odd := [key for key in found if not isinstance(key, str)]:
+    if odd := [key for key in document if not isinstance(key, str)]:
         raise UserError(f"recipe {path} has the key {odd[0]!r}, which is no name: take it out.")
     try:
         base = OmegaConf.load(path)  # whose 1e-4 is a number

@@ -92,15 +92,15 @@ class Recipe(Options):
             sorter.prepare()
         except CycleError as error:
             raise ValueError(f"drafter '{error.args[1][0]}' is made from itself by its start or match_macs") from None
-        found: list[Drafter] = []
+        order: list[Drafter] = []
         ready: set[str] = set()
         while sorter.is_active():  # of those that can be made, the recipe's first
             ready |= {*sorter.get_ready()}
             name = next(name for name in known if name in ready)
             ready.remove(name)
             sorter.done(name)
-            found.append(known[name])
-        return found
+            order.append(known[name])
+        return order
 
     @property
     def dense(self) -> str:
@@ -140,8 +140,8 @@ class Recipe(Options):
 
     def finetune_of(self, entry: Drafter) -> Finetune:
         """How `entry` is fine-tuned: the recipe's `finetune` with the entry's own fields on top."""
-        own = entry.finetune if isinstance(entry.finetune, dict) else {}
-        return Finetune.model_validate({**self.finetune.model_dump(), **own})
+        fields = entry.finetune if isinstance(entry.finetune, dict) else {}
+        return Finetune.model_validate({**self.finetune.model_dump(), **fields})
 
     def needs_teacher(self, entry: Drafter) -> bool:
         """Whether fine-tuning `entry` takes the target in memory: where stored log-probabilities are not enough."""

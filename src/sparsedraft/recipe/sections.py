@@ -77,8 +77,8 @@ class Drafter(Options):
     def needs(self) -> dict[str, str]:
         """The drafters that this one is made from or matched to, by the field that names them."""
         matched = self.drop_layers.match_macs if self.drop_layers else None
-        wanted = {"start": self.start, "drop_layers.match_macs": matched}
-        return {field: name for field, name in wanted.items() if name is not None}
+        names = {"start": self.start, "drop_layers.match_macs": matched}
+        return {field: name for field, name in names.items() if name is not None}
 
     @property
     def stages(self) -> list[str]:

@@ -167,8 +167,8 @@ class LoadedModel:
         """The token that ends an answer."""
         if self.tokenizer.chat_template is None:  # a base model
             return self.tokenizer.eos_token_id
-        found = end_of_turn(self.tokenizer)
-        return found[0] if found else None
+        ids = end_of_turn(self.tokenizer)
+        return ids[0] if ids else None
 
     def weights(self) -> dict[str, Any]:
         """Cost and sparsity: macs_per_token, nonzero_params, sparsity (of the decoder linears, and of the whole).

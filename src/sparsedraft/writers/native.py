@@ -63,13 +63,13 @@ class NativeWriter:
     def score(self, samples: Sequence[Sample], k: int) -> list[tuple[list[int], list[float]]]:
         """One pass over each sample."""
         self._check_top_k(k)
-        pool, found = shared_pool(torch.get_num_threads()), []
+        pool, scores = shared_pool(torch.get_num_threads()), []
         for sample in samples:
             n = len(sample.answer_ids)
             logits = Session(self.model, pool=pool).forward([[*sample.prompt_ids, *sample.answer_ids][:-1]], [n])[0]
             best = logits.log_softmax(-1).topk(k, dim=-1)
-            found.append((best.indices.flatten().tolist(), best.values.flatten().tolist()))
-        return found
+            scores.append((best.indices.flatten().tolist(), best.values.flatten().tolist()))
+        return scores
 
     def _check_top_k(self, k: int) -> None:
         if k > (rows := self.model.handle.head_rows):

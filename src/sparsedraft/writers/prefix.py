@@ -52,10 +52,10 @@ class PrefixCache:
             if new:
                 unread[row], logit_counts[row] = self._new(row, new, max(1, n)), n
         self._cut()
-        found = self.backend.forward(unread, logit_counts)
+        outputs = self.backend.forward(unread, logit_counts)
         for row, new in enumerate(unread):
             self._append(row, new)
-        return [found[row] for row in self._selected]
+        return [outputs[row] for row in self._selected]
 
     def _new(self, row: int, ids: Sequence[int], least: int) -> Sequence[int]:
         """Those of `ids` that the row must read: what its cache lacks, and the last `least`. The rest counts now."""
@@ -80,9 +80,9 @@ class PrefixCache:
 
     def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
         self._forget(0)
-        found = self.backend.forward_tree(ids, parents)
+        output = self.backend.forward_tree(ids, parents)
         self._append(0, ids)
-        return found
+        return output
 
     def keep(self, length: int, nodes: Sequence[int]) -> None:
         self.backend.keep(length, nodes)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.distill import rewrite, verdict
+from sparsedraft.stages.distill import rewrite, rewriting_faults
 from sparsedraft.text import bins, dataset, logits, prompts
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.conversation import Responder
@@ -38,15 +38,15 @@ from stages import distill
         ("See the reference manual.", "The reference manual has it.", "eos", ""),
     ],
 )
-def test_verdicts(reference: str, answer: str, reason: str, why: str) -> None:
-    assert verdict.verdict(reference, answer, reason) == why
+def test_faults(reference: str, answer: str, reason: str, why: str) -> None:
+    assert rewriting_faults.rewriting_fault(reference, answer, reason) == why
 
 
 @given(st.integers(-(10**7), 10**7))
 def test_final_numbers_are_read_however_they_are_written(n: int) -> None:
     for text in (f"#### {n:,}", f"\\boxed{{{n}}}", f"The answer is: {n}.", f"${n}", f"{n} apples"):
-        assert verdict.stated_number(text) == Fraction(n)
-    assert verdict.final_number(f"first 5, then {n}") == Fraction(n)
+        assert rewriting_faults.stated_number(text) == Fraction(n)
+    assert rewriting_faults.final_number(f"first 5, then {n}") == Fraction(n)
 
 
 def test_rewriting_keeps_the_reference_where_the_check_fails(
@@ -55,7 +55,7 @@ def test_rewriting_keeps_the_reference_where_the_check_fails(
     def only_one_fails(reference: str, answer: str, reason: str) -> str:  # the tiny model writes noise
         return "refusal" if "of 1 " in reference else ""
 
-    monkeypatch.setattr(rewrite, "verdict", only_one_fails)
+    monkeypatch.setattr(rewrite, "rewriting_fault", only_one_fails)
     distill(str(tiny_checkpoint), str(alpaca), tmp_path / "out", mode="rewrite", max_new_tokens=6, top_k_logprobs=3)
     model, tokenizer = checkpoint.load(tiny_checkpoint), checkpoint.load_tokenizer(tiny_checkpoint)
     rows = {row["id"]: row for row in dataset.read(tmp_path / "out")}

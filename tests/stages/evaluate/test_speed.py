@@ -59,7 +59,7 @@ def test_packed_drafters_are_timed_and_shown(tiny_checkpoint: Path, tmp_path: Pa
 
 
 def test_parts_may_be_added_to_a_finished_run(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """The report is made anew, all else stays; the recipe that was there before still finds everything done."""
+    """The report is made again, all else stays; the recipe that was there before still finds everything done."""
     whole = RECIPE.format(target=tiny_checkpoint, pack_target="false")
     plain = whole[: whole.index("speed:")]
     sampled = "sampled: {prompts: demo:eval, temperature: 1.0, k: [2], max_new_tokens: 12, limit: 2}\n"

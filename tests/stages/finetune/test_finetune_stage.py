@@ -101,7 +101,7 @@ def test_on_policy_training_resumes_to_the_same_bytes(place: Path, tmp_path: Pat
     assert (tmp_path / "off" / "log.jsonl").read_bytes() != (tmp_path / "whole" / "log.jsonl").read_bytes()
 
 
-def test_a_claim_is_counted_anew_where_a_survivor_became_zero(tiny_llama) -> None:
+def test_a_claim_is_counted_again_where_a_survivor_became_zero(tiny_llama) -> None:
     from sparsedraft.stages.finetune.stage import recounted
 
     model = tiny_llama()

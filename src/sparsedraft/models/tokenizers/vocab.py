@@ -29,15 +29,15 @@ def surfaces(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
     kinds = _kinds(backend.decoder)
     write = _writer(backend.decoder, kinds)
     fallback = "ByteFallback" in kinds
-    found: dict[bytes, tuple[bool, int]] = {}
+    by_bytes: dict[bytes, tuple[bool, int]] = {}
     for token, number in tokenizer.get_vocab().items():
         if number in special:
             continue
         byte = BYTE.fullmatch(token) if fallback and len(token) == 6 else None
         written = bytes([int(byte[1], 16)]) if byte else write(token)
-        if written and (written not in found or (bool(byte), number) < found[written]):
-            found[written] = (bool(byte), number)
-    return {written: number for written, (_, number) in found.items()}
+        if written and (written not in by_bytes or (bool(byte), number) < by_bytes[written]):
+            by_bytes[written] = (bool(byte), number)
+    return {written: number for written, (_, number) in by_bytes.items()}
 
 
 def _kinds(decoder: Any) -> list[str]:

@@ -28,7 +28,7 @@ class Meter:
         self.behind = outcome.behind
         seconds, n = self.estimates.observe(outcome), round(outcome.drafted)
         plain = self.estimates.plain
-        if seconds is None:  # the prompt's time is nobody's: the drafts count with the time that they are known to take
+        if seconds is None:  # a prompt's step: its drafts count with the time that drafts are known to take
             if n and self.estimates.knows_drafts and plain is not None:
                 expected = self.estimates.seconds(n)
                 self.budget.add(expected, expected - outcome.emitted * plain, 0.0, plain)

@@ -10,10 +10,10 @@ from sparsedraft.speculate.loop.accept import residual
 
 def children(parents: Sequence[int]) -> dict[int, list[int]]:
     """The nodes below each node (-1: the first ones), in the order in which they were drafted."""
-    found: dict[int, list[int]] = {}
+    below: dict[int, list[int]] = {}
     for node, parent in enumerate(parents):
-        found.setdefault(parent, []).append(node)
-    return found
+        below.setdefault(parent, []).append(node)
+    return below
 
 
 def accept_tree_greedy(target_tokens: Tensor, drafted: Sequence[int], parents: Sequence[int]) -> tuple[list[int], int]:

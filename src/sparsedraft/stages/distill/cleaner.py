@@ -68,7 +68,7 @@ class _NearDuplicates:
         from datasketch import MinHashLSH
 
         self.index = MinHashLSH(threshold=min(similarity, STRICTEST), num_perm=PERMUTATIONS)
-        self.known: dict[str, bool] = {}  # the verdict on each prompt: its turns and samples share it
+        self.known: dict[str, bool] = {}  # whether an earlier prompt is similar, by name: turns and samples share it
 
     def has(self, name: str, text: str) -> bool:
         """Whether a prompt of another name was similar to this one; if not, this one is remembered."""

@@ -7,7 +7,7 @@ from typing import Any
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_of_turn
-from sparsedraft.stages.distill.verdict import verdict
+from sparsedraft.stages.distill.rewriting_faults import rewriting_fault
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.text.sample import Sample
 from sparsedraft.writers.conversation import Answer, Responder
@@ -50,7 +50,7 @@ def as_asked(prompt: Prompt) -> Prompt:
 
 
 def rewrite(responder: Responder, chosen: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """Rows of every turn; the answer is the rewritten reference if it passes `verdict`, else the reference.
+    """Rows of every turn; the answer is the rewritten reference where `rewriting_fault` finds none, else the reference.
 
     A row's `source` says which, and its `note` why the reference stayed. No row's prompt contains the reference: the
     drafter learns to answer the task alone.
@@ -74,7 +74,7 @@ def rewrite(responder: Responder, chosen: Sequence[Prompt]) -> list[dict[str, An
             if answer.dropped:
                 continue
             own, reference = plain[answer.id]
-            why = verdict(reference, answer.messages[-1]["content"], answer.finish_reason)
+            why = rewriting_fault(reference, answer.messages[-1]["content"], answer.finish_reason)
             _settle(responder, answer, own, reference if why else "")
             rows[answer.id] = {"source": "reference" if why else "rewritten", "note": why}
     if responder.top_k_logprobs:

@@ -48,13 +48,13 @@ class RowFile:
 
     def complete(self, name: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append the `rows` of one drafter; return all that it has, in the order of the answers."""
-        found = [row for row in self._rows if row["drafter"] == name]
+        of_drafter = [row for row in self._rows if row["drafter"] == name]
         with open(self.path, "a", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
-                found.append(row)
-        return sorted(found, key=lambda row: self._place[row["id"]])
+                of_drafter.append(row)
+        return sorted(of_drafter, key=lambda row: self._place[row["id"]])
 
 
 class Evaluation:

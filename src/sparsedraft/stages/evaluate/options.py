@@ -30,10 +30,10 @@ K = Annotated[int | str, BeforeValidator(_number_or_policy)]
 
 def parse_k(text: str) -> tuple[int | str, ...]:
     """ "1,3,5,auto" as numbers and names; UserError for what is neither a number of at least 1 nor a policy."""
-    found: list[int | str] = []
+    ks: list[int | str] = []
     for part in (part.strip() for part in text.split(",")):
         if part in POLICIES:
-            found.append(part)
+            ks.append(part)
             continue
         try:
             number = int(part)
@@ -46,8 +46,8 @@ def parse_k(text: str) -> tuple[int | str, ...]:
             raise UserError(f"--k {number} drafts nothing: K is at least 1.")
         if number > bounds.DRAFTED:
             raise UserError(f"--k {number} is more than any drafter is worth: give at most {bounds.DRAFTED}.")
-        found.append(number)
-    return tuple(found)
+        ks.append(number)
+    return tuple(ks)
 
 
 def named_drafter(text: str) -> Named:

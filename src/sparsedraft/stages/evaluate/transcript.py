@@ -89,15 +89,15 @@ def chains(
         drafted = min(k, room - at - 1, left)
         # a token that the drafter cannot write ends the chain: that draft and those after it have the chance 0
         dead = next((i for i, token in enumerate(rest) if token not in writable), len(rest))
-        wanted = min(max(1, drafted), dead + 1, len(rest), left)  # one at least, for α
+        length = min(max(1, drafted), dead + 1, len(rest), left)  # one at least, for α
         chances: list[float] = []
-        if wanted:
-            q_chances = drafter.distributions(row, rest[: wanted - 1]).cpu()  # the chain's drafts are the text's tokens
-            least = torch.minimum(p_chances[at : at + wanted], q_chances)
+        if length:
+            q_chances = drafter.distributions(row, rest[: length - 1]).cpu()  # the chain's drafts are the text's tokens
+            least = torch.minimum(p_chances[at : at + length], q_chances)
             shares[at] = least[0].sum()
-            these = torch.tensor(rest[:wanted])[:, None]
+            these = torch.tensor(rest[:length])[:, None]
             chances = (
-                (least.gather(1, these) / p_chances[at : at + wanted].gather(1, these)).nan_to_num(0.0)[:, 0].tolist()
+                (least.gather(1, these) / p_chances[at : at + length].gather(1, these)).nan_to_num(0.0)[:, 0].tolist()
             )
         possible = min(drafted, len(rest))
         chains_at.append((drafted, [*chances, *[0.0] * possible][:possible]))

@@ -1,1 +1,1 @@
-"""Sparse fine-tuning: train the weights that are left on what the target wrote, and never revive the others."""
+"""Sparse fine-tuning: train the weights that pruning left on what the target wrote; pruned weights stay zero."""

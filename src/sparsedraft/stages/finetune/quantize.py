@@ -21,10 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsedraft.maths.quantization import LEVELS, snap
+from sparsedraft.maths.quantization import snap
 from sparsedraft.models.decoder import decoder_linears
-
-SCHEMES = ("none", *LEVELS)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -43,8 +43,8 @@ def record(model: Streamed, ids: Tensor) -> tuple[list[Call], int]:
     calls, width, form = _calls_of_front(model, ids[:1])
     for row in range(1, len(ids)):
         others, _ = _calls(model, ids[row : row + 1], form)
-        for index, (mine, other) in enumerate(zip(calls, others, strict=True)):
-            if name := _difference(model.layers[index], mine, other):
+        for index, (call, other) in enumerate(zip(calls, others, strict=True)):
+            if name := _difference(model.layers[index], call, other):
                 raise _refused(model, f"{name} of layer {index} depends on the text")
     _replay(model, ids[:1], calls)
     return calls, width

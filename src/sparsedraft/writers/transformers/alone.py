@@ -36,8 +36,8 @@ class AloneBackend:
         self._tokens += new
         follow = max(0, n - 1) if self._state is None else len(new)
         ends = range(len(self._tokens) - follow + (self._state is not None), len(self._tokens) + 1)
-        found = [self._read(end) for end in ends if new]
-        return [torch.cat(found[len(found) - n :]) if n else torch.empty(0)]
+        outputs = [self._read(end) for end in ends if new]
+        return [torch.cat(outputs[len(outputs) - n :]) if n else torch.empty(0)]
 
     @torch.no_grad()
     def _read(self, end: int) -> Tensor:

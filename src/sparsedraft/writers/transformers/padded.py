@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.models.kvcache import held, new_cache
+from sparsedraft.models.kvcache import keys_and_values, new_cache
 from sparsedraft.writers.protocol.requests import ActiveRequest, Completion, Request, extend
 
 REFILL = 0.25  # share of the rows that must be free before a prefill interrupts the others
@@ -54,7 +54,7 @@ class _Batch:
             return
         width = max(self.mask.shape[1], mask.shape[1])
         joined = new_cache()
-        for index, (old, new) in enumerate(zip(held(self.cache), held(cache), strict=True)):
+        for index, (old, new) in enumerate(zip(keys_and_values(self.cache), keys_and_values(cache), strict=True)):
             keys, values = (torch.cat([_pad(t, width, -2) for t in pair]) for pair in zip(old, new, strict=True))
             joined.update(keys, values, index)
         self.cache, self.mask = joined, torch.cat([_pad(self.mask, width, -1), _pad(mask, width, -1)])
@@ -69,7 +69,7 @@ class _Batch:
         first = int(self.mask.argmax(dim=1).min())
         self.mask = self.mask[:, first:]
         kept = new_cache()
-        for index, (keys, values) in enumerate(held(self.cache)):
+        for index, (keys, values) in enumerate(keys_and_values(self.cache)):
             kept.update(keys[stay, :, first:], values[stay, :, first:], index)
         self.cache = kept
 

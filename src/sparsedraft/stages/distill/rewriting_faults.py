@@ -21,7 +21,7 @@ REFUSAL = re.compile(
 SCAFFOLD = re.compile(r"\breference answer|\b(?:the|your|given) reference\b|^\W*task:", re.IGNORECASE | re.MULTILINE)
 
 
-def verdict(reference: str, answer: str, finish_reason: str) -> str:
+def rewriting_fault(reference: str, answer: str, finish_reason: str) -> str:
     """Why `answer` must not replace `reference`, or "" if it may.
 
     "cut off", "empty", "refusal" (unless the reference is one), "speaks of the reference", or "other final answer": if
