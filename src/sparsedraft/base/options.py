@@ -65,11 +65,14 @@ class Options(BaseModel):
 
 
 class StageOptions(Options):
-    """All options of a stage. Whoever makes them gets a UserError for what is wrong, in the command line's words."""
+    """All options of a stage. Whoever makes them gets a UserError for what is wrong, in the command line's words.
+
+    The options of a group, such as the rules of distill, may also stand beside the others, as on the command line.
+    """
 
     def __init__(self, **values: Any) -> None:
         try:
-            super().__init__(**values)
+            super().__init__(**_grouped(type(self), values))
         except ValidationError as error:
             raise UserError(sentence(type(self), error)) from None
 
@@ -80,6 +83,18 @@ class StageOptions(Options):
             if mark is not None and value is not None:
                 for item in value if isinstance(value, tuple) else (value,):
                     mark.check(item)
+
+
+def _grouped(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the options of each group in their group."""
+    found = dict(values)
+    for name, field in options.model_fields.items():
+        group = nested_of(field)
+        members = {key: found.pop(key) for key in group.model_fields if key in found} if group else {}
+        if members:
+            whole = found.get(name, {})
+            found[name] = (whole.model_dump() if isinstance(whole, Options) else whole) | members
+    return found
 
 
 def mark_of(field: FieldInfo, kind: type[Mark]) -> Mark | None:

@@ -140,3 +140,25 @@ def test_every_public_name_is_there() -> None:
         assert getattr(sparsedraft, name).__doc__, name
     with pytest.raises(AttributeError, match="nothing_here"):
         sparsedraft.nothing_here  # noqa: B018
+
+
+def test_what_is_no_prompt_or_model_is_refused_in_one_sentence(tiny_checkpoint: Path) -> None:
+    model, tokenizer = OTHER
+    for prompt in (None, 42):
+        with pytest.raises(UserError, match="give a text or a list of texts"):
+            sparsedraft.generate(tiny_checkpoint, prompt)
+    for wrong in (model, (model,), (tokenizer, model), 3):
+        with pytest.raises(UserError, match="is no model here: give a folder"):
+            sparsedraft.generate(wrong, "hello")
+        with pytest.raises(UserError, match="is no model here: give a folder"):
+            sparsedraft.generate(tiny_checkpoint, "hello", drafter=wrong)
+
+
+def test_options_of_a_group_may_stand_beside_the_others() -> None:
+    given = {"target": "t", "prompts": "demo:train", "out": "o"}
+    flat = sparsedraft.DistillOptions(**given, near_duplicates=0.5, min_answer_tokens=2)
+    assert flat == sparsedraft.DistillOptions(**given, rules={"near_duplicates": 0.5, "min_answer_tokens": 2})
+    assert flat == sparsedraft.DistillOptions(**given, rules={"near_duplicates": 0.5}, min_answer_tokens=2)
+    assert sparsedraft.DistillOptions(**given, rules=flat.rules, min_answer_tokens=3).rules.near_duplicates == 0.5
+    with pytest.raises(UserError, match="near-duplicates 2 is not possible: give 0 to 1"):
+        sparsedraft.DistillOptions(**given, near_duplicates=2)

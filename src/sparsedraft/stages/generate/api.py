@@ -1,6 +1,6 @@
 """`sparsedraft.generate`: texts for Python."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ def generate(
 ) -> GeneratedText | list[GeneratedText] | Iterator[TextPiece]:
     """See `sparsedraft.generate`."""
     several = not isinstance(prompt, str)
-    if several and not prompt:
+    if not isinstance(prompt, Iterable):
+        raise UserError(f"prompt {prompt!r} is not possible: give a text or a list of texts.")
+    prompts = tuple(prompt) if several else (prompt,)
+    if not prompts:
         if stream:
             return iter(())
         return []
@@ -33,7 +36,7 @@ def generate(
         raise UserError("template_args are set where a model is loaded: give them to LoadedModel.load.")
     fields = options | {
         "target": _name(target),
-        "prompt": tuple(prompt) if several else (prompt,),
+        "prompt": prompts,
         "drafter": None if drafter is None else _name(drafter),
     }
     chosen = GenerateOptions(**fields)
@@ -46,7 +49,13 @@ def generate(
 
 
 def _loaded(model: Model | None) -> LoadedModel | None:
-    """The model, if it is loaded already."""
+    """The model, if it is loaded already; UserError where it is no model at all."""
+    pair = isinstance(model, tuple) and len(model) == 2 and hasattr(model[0], "config") and callable(model[1])
+    if not pair and model is not None and not isinstance(model, str | Path | LoadedModel):
+        raise UserError(
+            f"a {type(model).__name__} is no model here: give a folder, a hub id, a .gguf file, a LoadedModel, or "
+            "(model, tokenizer) of transformers."
+        )
     if isinstance(model, tuple):
         return LoadedModel.of(*model)
     return model if isinstance(model, LoadedModel) else None
