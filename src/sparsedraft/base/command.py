@@ -1,6 +1,7 @@
 """A command of the command line from a class of options: its parameters, their help, bounds and defaults."""
 
 import inspect
+import os
 import types
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -34,7 +35,8 @@ def command(options: type[StageClass], work: Callable[[StageClass], object]) -> 
     def run(context: typer.Context, **values: Any) -> None:
         texts = {name: value for name, value in values.items() if _given(context, name)}
         instance = options(**_values(options, texts))
-        instance.check_names()
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # of several, the stage lets one speak, and stops all
+            instance.check_names()
         work(instance)
 
     order = sorted(fields, key=lambda name: (mark_of(fields[name], Argument) is None, not fields[name].is_required()))
