@@ -12,6 +12,7 @@ from sparsedraft import cli
 from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
 from sparsedraft.recipe import reading as recipes
+from sparsedraft.stages.inspect.options import InspectOptions
 from sparsedraft.stages.prune.options import DropLayersSettings, PruneSettings
 from stages import distill
 
@@ -110,3 +111,7 @@ def test_what_one_folder_and_one_vocabulary_hold(tiny_checkpoint: Path, tmp_path
         distill(str(tiny_checkpoint), "demo:train", tmp_path / "out", limit=1, top_k_logprobs=321)
     assert distill(str(tiny_checkpoint), "demo:train", tmp_path / "out", limit=1, top_k_logprobs=320, max_new_tokens=2)
     assert json.loads((tmp_path / "out" / "result.json").read_text())["topk"] == 320
+
+
+def test_options_take_paths_where_they_take_names() -> None:
+    assert InspectOptions(checkpoint=Path("model")) == InspectOptions(checkpoint="model")

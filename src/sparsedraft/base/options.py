@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -72,7 +73,7 @@ class StageOptions(Options):
 
     def __init__(self, **values: Any) -> None:
         try:
-            super().__init__(**_grouped(type(self), values))
+            super().__init__(**_grouped(type(self), {name: _without_path(value) for name, value in values.items()}))
         except ValidationError as error:
             raise UserError(sentence(type(self), error)) from None
 
@@ -83,6 +84,13 @@ class StageOptions(Options):
             if mark is not None and value is not None:
                 for item in value if isinstance(value, tuple) else (value,):
                     mark.check(item)
+
+
+def _without_path(value: Any) -> Any:
+    """A path, or each path of several, as text: pydantic makes a path of it again where the field is one."""
+    if isinstance(value, PurePath):
+        return str(value)
+    return [_without_path(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _grouped(options: type[Options], values: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +161,17 @@ def sentence(options: type[Options], error: ValidationError) -> str:
         return f"{what} {shown} is not possible: give a finite number."
     if (span := _span(limits(fields[name]))) and isinstance(value, int | float):
         return f"{what} {shown} is not possible: give {span}."
-    return f"{what} {shown} is not possible: {first['msg'][0].lower()}{first['msg'][1:]}."
+    return f"{what} {shown} is not possible: {in_words(first)}."
+
+
+def in_words(complaint: Any) -> str:
+    """What pydantic says of a value, without Python's words for lists."""
+    if complaint["type"] == "tuple_type":
+        return "give a list"
+    if complaint["type"] == "too_short":
+        return "give at least one"
+    message = complaint["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}"
 
 
 def _suggestion(unknown: str, names: Any) -> str:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.options import in_words
 from sparsedraft.base.yamlfiles import read_yaml
 from sparsedraft.recipe.options import check_recipe
 from sparsedraft.recipe.recipe import Recipe
@@ -55,20 +56,22 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "recipe"
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
-        return f"{where} is not a known key" + (f"; did you mean {near[0]}?" if near else "; take it out.")
+        keys = _known_keys()
+        near = difflib.get_close_matches(str(first["loc"][-1]), keys, n=1)
+        return f"{where} is not a known key" + (f"; did you mean {keys[near[0]]}?" if near else "; take it out.")
     if first["type"] == "missing":
         return f"{where} is missing; set it."
-    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
-        plain = re.sub(r"<(\w+)>", r"\1", message).rstrip(".")
+        plain = re.sub(r"<(\w+)>", r"\1", first["msg"].removeprefix("Value error, ")).rstrip(".")
         return f"{where}: {plain}."
-    return f"{where} = {first['input']!r} is not possible: {message[0].lower()}{message[1:]}."
+    return f"{where} = {first['input']!r} is not possible: {in_words(first)}."
 
 
-def _known_keys() -> list[str]:
-    sections = (Recipe, Distill, Rules, PruneSettings, DropLayersSettings, Finetune, Drafter, Eval, Speed)
-    return sorted({name for section in sections for name in section.model_fields})
+def _known_keys() -> dict[str, str]:
+    """The keys of all sections, and how each is written in its section."""
+    sections = (Recipe, Distill, PruneSettings, DropLayersSettings, Finetune, Drafter, Eval, Speed)
+    keys = {name: f"rules.{name}" for name in Rules.model_fields}
+    return keys | {name: name for section in sections for name in section.model_fields}
 
 
 def dump(recipe: Recipe) -> str:

@@ -159,7 +159,8 @@ def check_source(mode: str, prompts: str | None) -> None:
     """Raise ValueError where the mode has prompts that it writes itself, or none to answer."""
     if mode == "magpie" and prompts is not None:
         raise ValueError(
-            f"<prompts> {prompts} and <mode> magpie do not go together: magpie writes the prompts itself, so give none"
+            f"<prompts> {prompts} and <mode> magpie do not go together: magpie writes the prompts itself, so give none "
+            "(prompts: null in a recipe)"
         )
     if mode != "magpie" and prompts is None:
         raise ValueError(f"<mode> {mode} needs <prompts> to answer: give some")
