@@ -50,7 +50,7 @@ def test_a_drafters_own_pruning_goes_on_top(tmp_path: Path) -> None:
         (["distill.near_duplicates=0.8"], r"near_duplicates is not a known key; did you mean rules\.near_duplicates\?"),
         (["distill.openings=Who"], r"distill\.openings = 'Who' is not possible: give a list"),
         (["drafters=[]"], r"drafters = \[\] is not possible: give at least one"),
-        (["distill.mode=magpie"], "so give none .prompts: null in a recipe."),
+        (["distill.mode=magpie", "distill.limit=9"], "so give none .prompts: null in a recipe."),
         (["finetune.learning_rate=fast"], r"finetune\.learning_rate = 'fast' is not possible"),
         (["eval.k=[0]"], r"eval\.k\.0 = 0 is not possible: k is a whole number from 1 to 1024, or auto"),
         (["eval.k=[best]"], r"eval\.k\.0 = .best. is not possible"),
