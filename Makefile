@@ -11,8 +11,10 @@ CSRC := src/sparsedraft/native/csrc
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
 
+# More processes than cores: some tests wait for others' processes to start
+WORKERS ?= 3
 test: $(STAMP) check
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -174,8 +174,7 @@ def openvino(model: str) -> tuple[Path, Path]:
     python, export = environment / "bin" / "python", environment / slug(model.replace("/", "-"))
     if not (environment / "installed").is_file():
         _run([sys.executable, "-m", "venv", environment])
-        _install_torch(python)
-        _run([python, "-m", "pip", "install", "-q", *OPENVINO])
+        _install_with_torch(python, OPENVINO)
         (environment / "installed").touch()
     if not export.is_dir():
         partial = export.with_name(f"{export.name}.partial")
@@ -192,15 +191,19 @@ def openvino(model: str) -> tuple[Path, Path]:
     return python, export
 
 
-def _install_torch(python: Path) -> None:
-    """Torch of our own version into the environment of `python`: a CPU build where there is one, as in the Makefile."""
+def _install_with_torch(python: Path, packages: Sequence[str]) -> None:
+    """`packages` into the environment of `python`, with torch of our own version: a CPU build where there is one.
+
+    One call of pip for all, so that it cannot put another build of torch in the place of this one.
+    """
     version = torch.__version__.partition("+")[0]
-    index = ["--index-url", "https://download.pytorch.org/whl/cpu"]
+    index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
+    pip = [python, "-m", "pip", "install", "-q", *packages]
     for build in ([f"torch=={version}+cpu"], [f"torch=={version}+cpu", *index]):
         with contextlib.suppress(Missing):
-            _run([python, "-m", "pip", "install", "-q", *build])
+            _run([*pip, *build])
             return
-    _run([python, "-m", "pip", "install", "-q", f"torch=={version}"])
+    _run([*pip, f"torch=={version}"])
 
 
 def openvino_rate(python: Path, folder: Path, threads: int, tokens: int = 48) -> float:

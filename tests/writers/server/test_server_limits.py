@@ -138,7 +138,8 @@ def test_a_wait_has_an_end_whatever_the_server_asks_for(header: str, monkeypatch
     monkeypatch.setattr(servers.time, "sleep", waits.append)
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        handler.wfile.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nRetry-After: %s\r\n\r\n" % header.encode())
+        head = b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 0\r\nRetry-After: %s\r\n\r\n"
+        handler.wfile.write(head % header.encode())
 
     with scripted(lambda asked: answer) as server, pytest.raises(UserError, match="answers 503"):
         Server(server.url, retries=2, wait=0.5).chat("prompt a", ASK)
