@@ -198,7 +198,7 @@ def _install_with_torch(python: Path, packages: Sequence[str]) -> None:
     """
     version = torch.__version__.partition("+")[0]
     index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
-    pip = [python, "-m", "pip", "install", "-q", *packages]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "-q", *packages]
     for build in ([f"torch=={version}+cpu"], [f"torch=={version}+cpu", *index]):
         with contextlib.suppress(Missing):
             _run([*pip, *build])
