@@ -11,8 +11,8 @@ CSRC := src/sparsedraft/native/csrc
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
 
-# More processes than cores: some tests wait for others' processes to start
-WORKERS ?= 3
+# Processes that run tests side by side
+WORKERS ?= 2
 test: $(STAMP) check
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
