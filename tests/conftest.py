@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -22,6 +23,8 @@ if built := os.environ.get("SPARSEDRAFT_NATIVE"):  # another build of the extens
     spec.loader.exec_module(sys.modules[spec.name])
 quiet_libraries()
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("busy machine", deadline=None)  # an example may wait for a neighbour of the test
+hypothesis.settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")
