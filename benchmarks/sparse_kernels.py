@@ -19,7 +19,7 @@ from record import Table
 from sparsedraft.base.console import console
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.maths.quantization import codes
+from sparsedraft.maths.quantization import int8_codes
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.skeleton import skeleton
@@ -61,8 +61,8 @@ class Layers:
         for _ in range(self.layers):
             for weight in each:
                 if values == "i8":
-                    q, scale = codes(weight, "int8")
-                    layers.append(extension().matrix(q[:, 0].numpy(), "i8", layout, n, scale[:, 0, 0].numpy()))
+                    q, scale = int8_codes(weight)
+                    layers.append(extension().matrix(q.numpy(), "i8", layout, n, scale.numpy()))
                     continue
                 typed = weight.to(TYPES[values])
                 raw = (typed.view(torch.int16) if typed.element_size() == 2 else typed).numpy()

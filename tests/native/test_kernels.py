@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.maths.quantization import codes
+from sparsedraft.maths.quantization import int8_codes
 from sparsedraft.native import extension as native
 
 pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was not built")
@@ -34,8 +34,8 @@ def sparse(weight: torch.Tensor, layout: str, n: int, density: float, generator:
 def stored(weight: torch.Tensor, kind: str) -> tuple[np.ndarray, torch.Tensor, np.ndarray | None]:
     """(what the extension takes, what that stands for in float64, the scale of int8)."""
     if kind == "i8":
-        q, scale = codes(weight, "int8")
-        return q[:, 0].numpy(), (q * scale.double())[:, 0], scale[:, 0, 0].numpy()
+        q, scale = int8_codes(weight)
+        return q.numpy(), q * scale[:, None].double(), scale.numpy()
     typed = weight.to(TYPES[kind])
     return (typed.view(torch.int16) if typed.element_size() == 2 else typed).numpy(), typed.double(), None
 

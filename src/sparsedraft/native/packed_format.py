@@ -22,7 +22,7 @@ from torch import Tensor
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.masks import obeys
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.maths.quantization import codes
+from sparsedraft.maths.quantization import int8_codes
 from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask
 
 VALUE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -123,8 +123,7 @@ def pack_matrix(weight: Tensor, kind: str, values: str) -> tuple[MatrixEntry, di
     nonzero = weight != 0
     out: dict[str, Tensor] = {}
     if values == "int8":
-        q, scale = codes(weight, "int8")
-        typed, out["scale"] = q[:, 0], scale[:, 0, 0].contiguous()
+        typed, out["scale"] = int8_codes(weight)
     else:
         typed = weight.to(VALUE_TYPES[values])
         if not bool(torch.isfinite(typed).all()):

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from sparsedraft.maths.quantization import codes
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks, quantize
 from sparsedraft.stages.finetune.loop import Settings, Task, train
@@ -16,47 +13,13 @@ from sparsedraft.text import bins
 from sparsedraft.text.logits import answer_logits
 from training import samples, sparse
 
-LEVELS = {"int8": 127, "int4": 7}
+SCHEMES = ("int8", "int4")
 
 
 def matrix(rows: int, columns: int, seed: int, share: float = 0.5) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator) ** 4
     return weight * (torch.rand(rows, columns, generator=generator) > share)
-
-
-def groups(weight: torch.Tensor, scheme: str) -> list[torch.Tensor]:
-    """What shares a scale, row by row."""
-    size = weight.shape[1] if scheme == "int8" else 32
-    return [part for row in weight for part in row.split(size)]
-
-
-@pytest.mark.parametrize("scheme", LEVELS)
-@given(
-    rows=st.integers(1, 5), columns=st.integers(1, 100), seed=st.integers(0, 999), share=st.sampled_from([0, 0.5, 1])
-)
-@settings(max_examples=60, deadline=None)
-def test_rounding_is_to_the_nearest_of_the_levels_and_zeros_stay(
-    scheme: str, rows: int, columns: int, seed: int, share: float
-) -> None:
-    weight = matrix(rows, columns, seed, share)
-    snapped = quantize.snap(weight, scheme)
-    assert snapped.shape == weight.shape and bool((snapped[weight == 0] == 0).all())
-    for before, after in zip(groups(weight, scheme), groups(snapped, scheme), strict=True):
-        scale = before.abs().max() / LEVELS[scheme]
-        if scale == 0:
-            continue
-        code = after / scale
-        torch.testing.assert_close(code, code.round(), atol=1e-3, rtol=0)
-        assert float((before - after).abs().max()) <= float(scale) / 2 * (1 + 1e-4)
-        torch.testing.assert_close(after.abs().max(), before.abs().max())  # nothing is clipped
-
-
-@pytest.mark.parametrize("scheme", LEVELS)
-def test_what_is_rounded_once_stays(scheme: str) -> None:
-    once = quantize.snap(matrix(9, 70, 3), scheme)
-    torch.testing.assert_close(quantize.snap(once, scheme), once, rtol=1e-6, atol=0)
-    assert torch.equal(codes(once, scheme)[0], codes(matrix(9, 70, 3), scheme)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -66,7 +29,7 @@ def test_any_dtype_is_rounded_in_float32(dtype: torch.dtype) -> None:
     assert quantize.snap(weight, "int8").dtype == dtype and torch.equal(quantize.snap(weight, "int8"), expected)
 
 
-@pytest.mark.parametrize("scheme", LEVELS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_linears_compute_with_rounded_weights_and_parameters_stay(scheme: str, tiny_llama) -> None:
     model, row = tiny_llama(), bins.fill(samples(2))
     rounded = copy.deepcopy(model)
@@ -101,7 +64,7 @@ def test_the_gradient_is_that_of_the_rounded_weights_passed_straight_through(tin
         assert torch.equal(a.grad, b.grad), name
 
 
-@pytest.mark.parametrize("scheme", LEVELS)
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_training_holds_the_mask_and_mends_the_rounding(scheme: str, tiny_llama, tmp_path: Path) -> None:
     target, model = tiny_llama(), tiny_llama()
     keep = sparse(model, 0.2)
