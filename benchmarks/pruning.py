@@ -16,10 +16,11 @@ import torch
 import generic_text
 from common import GIB, MODEL, measured, parser, run, seconds
 from record import Table
+from sparsedraft.layerwise import calibration, sequential
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_layers
 from sparsedraft.models.skeleton import skeleton
-from sparsedraft.stages.prune import calibration, memory, sequential, stage
+from sparsedraft.stages.prune import memory, stage
 from sparsedraft.stages.prune.layer_drop import cut_config
 from sparsedraft.stages.prune.options import PruneOptions
 

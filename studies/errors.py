@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from sparsedraft.base.console import console
+from sparsedraft.layerwise import calibration, sequential
+from sparsedraft.layerwise.sparsegpt import relative_error
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import linears_of
-from sparsedraft.stages.prune import calibration, sequential
 from sparsedraft.stages.prune.methods import METHODS
 from sparsedraft.stages.prune.refine import refine
-from sparsedraft.stages.prune.sparsegpt import relative_error
-from sparsedraft.stages.prune.streamed import Streamed
 from study import close, setup
 
 LENGTH = 512

@@ -9,6 +9,8 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Calibration
 from sparsedraft.base.files import write_atomic
 from sparsedraft.base.places import check_apart
+from sparsedraft.layerwise import arguments
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.vocab import same_tokens
@@ -23,11 +25,9 @@ from sparsedraft.stages.finetune.options import FinetuneOptions, FinetuneSetting
 from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.pack.options import PackOptions, Weights
 from sparsedraft.stages.pack.stage import check_packable, pack
-from sparsedraft.stages.prune import arguments
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions, PruneSettings
 from sparsedraft.stages.prune.stage import prune
-from sparsedraft.stages.prune.streamed import Streamed
 from sparsedraft.stages.report import manifest
 from sparsedraft.stages.report.options import ReportOptions
 from sparsedraft.stages.report.stage import report

@@ -13,11 +13,11 @@ from faults import Proxy, proxied
 from sparsedraft import cli
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import template_args
+from sparsedraft.layerwise import calibration
 from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.recipe import reading as recipes
 from sparsedraft.run import run_recipe
-from sparsedraft.stages.prune import calibration
 from sparsedraft.text import dataset
 from tiny import TEMPLATE
 

@@ -59,8 +59,8 @@ def test_pruned_by_layers_and_reloaded_by_plain_transformers(dense: Path, option
 
 def test_streamed_errors_are_those_of_the_whole_model(dense: Path, tmp_path: Path) -> None:
     """The hidden states that pruning propagates in files are the pruned model's own."""
-    from sparsedraft.stages.prune import sequential
-    from sparsedraft.stages.prune.streamed import Streamed
+    from sparsedraft.layerwise import sequential
+    from sparsedraft.layerwise.streamed import Streamed
 
     model = AutoModelForCausalLM.from_pretrained(dense)
     ids = torch.randint(3, 320, (5, 24), generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerFast
 
 from places import ROOT
 from sparsedraft.base.errors import UserError
+from sparsedraft.layerwise.calibration import sequences
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.pack.head import frequent_tokens
-from sparsedraft.stages.prune.calibration import sequences
 from sparsedraft.text import dataset
 from stages import distill
 from tiny import CORPUS, build_llama, build_tokenizer

@@ -8,11 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, MixtralForCausalLM, SmolLM3Config
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.layerwise import sequential
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import census, checkpoint, claims
 from sparsedraft.models.config.older_names import with_older_names
 from sparsedraft.models.decoder import decoder_layers
-from sparsedraft.stages.prune import layer_drop, sequential
-from sparsedraft.stages.prune.streamed import Streamed
+from sparsedraft.stages.prune import layer_drop
 from stages import drop_layers, inspect, prune
 
 SMALL = {"tokens": 1024, "sequence_length": 64}

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.layerwise import sequential
+from sparsedraft.layerwise.sparsegpt import Hessian
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import census, checkpoint, claims
 from sparsedraft.models.decoder import decoder_layers, decoder_linears, linears_of
 from sparsedraft.models.macs import macs_of_model
-from sparsedraft.stages.prune import sequential, stage
-from sparsedraft.stages.prune.sparsegpt import Hessian
-from sparsedraft.stages.prune.streamed import Streamed
+from sparsedraft.stages.prune import stage
 from stages import inspect, prune
 
 SMALL = {"tokens": 1024, "sequence_length": 64}

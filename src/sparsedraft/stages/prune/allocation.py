@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparsedraft.layerwise import sequential
+from sparsedraft.layerwise.sequential import Activations
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.decoder import linears_of
-from sparsedraft.stages.prune import sequential
-from sparsedraft.stages.prune.sequential import Activations
-from sparsedraft.stages.prune.streamed import Streamed
 
 OUTLIER = 5.0  # M of OWL: an outlier is more than so many times the layer's mean score
 SPREAD = 0.08  # λ of OWL: the layers' sparsities are spread 2λ wide

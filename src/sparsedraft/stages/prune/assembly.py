@@ -6,13 +6,13 @@ from typing import Any
 from safetensors import safe_open
 
 from sparsedraft.base.jsonfiles import write_json
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import census, checkpoint, claims
 from sparsedraft.models.decoder import count_zeros, linears_of
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards, copy_side_files, write
 from sparsedraft.stages.prune.allocation import Shares
-from sparsedraft.stages.prune.streamed import Streamed
 
 
 def assemble(model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares: Shares) -> dict[str, Any]:

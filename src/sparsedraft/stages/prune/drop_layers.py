@@ -8,15 +8,16 @@ from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Calibration
 from sparsedraft.base.jsonfiles import write_json
+from sparsedraft.layerwise import calibration
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import census, checkpoint, claims, shards
 from sparsedraft.models.config import older_names
 from sparsedraft.models.decoder import decoder_layers
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.prune import calibration, layer_drop
+from sparsedraft.stages.prune import layer_drop
 from sparsedraft.stages.prune.options import DropLayersOptions
-from sparsedraft.stages.prune.streamed import Streamed
 
 
 def drop_layers(options: DropLayersOptions) -> dict[str, Any]:

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.files import write_atomic
+from sparsedraft.layerwise import sequential
+from sparsedraft.layerwise.sparsegpt import Hessian, relative_error
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.decoder import linears_of
-from sparsedraft.stages.prune import sequential
 from sparsedraft.stages.prune.allocation import Shares
 from sparsedraft.stages.prune.methods import METHODS
 from sparsedraft.stages.prune.refine import refine
-from sparsedraft.stages.prune.sparsegpt import Hessian, relative_error
-from sparsedraft.stages.prune.streamed import Streamed
 
 
 @dataclass(frozen=True)

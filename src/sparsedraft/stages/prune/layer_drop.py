@@ -12,9 +12,9 @@ from transformers import PretrainedConfig
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.files import write_atomic
-from sparsedraft.stages.prune import sequential
-from sparsedraft.stages.prune.sequential import Activations
-from sparsedraft.stages.prune.streamed import Streamed
+from sparsedraft.layerwise import sequential
+from sparsedraft.layerwise.sequential import Activations
+from sparsedraft.layerwise.streamed import Streamed
 
 NUMBERS = ("layer_idx", "layer_id", "layer_number", "training")  # names of a module's place, and of its mode
 

@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from sparsedraft.layerwise.sequential import BATCH
 from sparsedraft.models.decoder import linears_of, named_layers
 from sparsedraft.models.shards import SHARD
-from sparsedraft.stages.prune.sequential import BATCH
 
 PROCESS = 560 << 20  # bytes of Python, torch, transformers and a tokenizer: measured, CPU build of torch 2.13
 

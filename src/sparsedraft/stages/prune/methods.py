@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sparsedraft.layerwise import sparsegpt
+from sparsedraft.layerwise.sparsegpt import Hessian
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.stages.prune import sparsegpt
-from sparsedraft.stages.prune.sparsegpt import Hessian
 
 
 def wanda(

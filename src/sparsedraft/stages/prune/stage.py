@@ -8,15 +8,16 @@ from torch import Tensor
 from sparsedraft.base import artifact
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
+from sparsedraft.layerwise import calibration, sequential
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint, claims, shards
 from sparsedraft.models.decoder import linears_of
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.prune import allocation, calibration, sequential
+from sparsedraft.stages.prune import allocation
 from sparsedraft.stages.prune.assembly import assemble
 from sparsedraft.stages.prune.layer import Pruning, prune_layer, restore, store
 from sparsedraft.stages.prune.options import PruneOptions, PruneSettings
-from sparsedraft.stages.prune.streamed import Streamed
 
 
 def prune(options: PruneOptions) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.files import write_atomic
 from sparsedraft.base.jsonfiles import read_json
+from sparsedraft.layerwise import arguments
+from sparsedraft.layerwise.sparsegpt import Hessian
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models.decoder import linears_of
-from sparsedraft.stages.prune import arguments
-from sparsedraft.stages.prune.sparsegpt import Hessian
-from sparsedraft.stages.prune.streamed import Streamed
 
 BATCH = 2048  # tokens that go through a layer at once
 

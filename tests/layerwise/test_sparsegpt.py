@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparsedraft.layerwise import sequential, sparsegpt
+from sparsedraft.layerwise.calibration import sequences
+from sparsedraft.layerwise.sparsegpt import DAMPING, Hessian, inverse_factor, prune, relative_error
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.masks import keep_mask, obeys
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint
-from sparsedraft.stages.prune import sequential, sparsegpt
-from sparsedraft.stages.prune.calibration import sequences
 from sparsedraft.stages.prune.methods import METHODS, magnitude, wanda
 from sparsedraft.stages.prune.refine import refine
-from sparsedraft.stages.prune.sparsegpt import DAMPING, Hessian, inverse_factor, prune, relative_error
-from sparsedraft.stages.prune.streamed import Streamed
 
 
 def problem(rows: int, columns: int, tokens: int, seed: int = 0) -> tuple[Tensor, Hessian]:

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PretrainedConfi
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.layerwise import sequential
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint, shards
 from sparsedraft.models.reload import check_loads
-from sparsedraft.stages.prune import layer_drop, sequential
-from sparsedraft.stages.prune.streamed import Streamed
+from sparsedraft.stages.prune import layer_drop
 from stages import drop_layers, pack, prune
 
 SMALL = {"tokens": 512, "sequence_length": 64}

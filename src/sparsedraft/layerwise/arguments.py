@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsedraft.base.errors import UserError, first_line
-from sparsedraft.stages.prune.streamed import Streamed
+from sparsedraft.layerwise.streamed import Streamed
 
 Call = tuple[tuple, dict[str, Any]]  # positional arguments behind the hidden states, and named ones
 FORMS: tuple[Callable[[Tensor], Any], ...] = (lambda h: h, lambda h: (h,), lambda h: (h, None))  # what a layer returns
