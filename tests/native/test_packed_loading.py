@@ -19,7 +19,9 @@ from transformers.quantizers.auto import AutoHfQuantizer
 import packed_folders
 import sparsedraft
 import stages
+from forks import Fork
 from packed_folders import BUILT, IDS, close, logits
+from sparsedraft import cli
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
@@ -29,8 +31,13 @@ from sparsedraft.native.modules import PackedEmbedding, PackedModule, _pool
 from sparsedraft.native.packed_folder import HEAD_IDS
 from sparsedraft.stages.pack import writer
 
-made = packed_folders.made  # fixtures
-sparsedraft.register()  # for from_pretrained below
+made = packed_folders.made  # fixture
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered() -> None:
+    """For from_pretrained below; not by importing this file, as a process does that must find nothing registered."""
+    sparsedraft.register()
 
 
 def change(edit: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
@@ -177,24 +184,30 @@ def test_registering_twice_is_registering_once() -> None:
     assert auto.AUTO_QUANTIZER_MAPPING["sparsedraft"] is quantizer.SparsedraftQuantizer
 
 
-def test_a_command_registers_and_an_import_does_not(made) -> None:
-    """In a new process: the import brings neither torch nor transformers, adds no hook, registers nothing; `generate`
-    by transformers loads a packed folder all the same, and writes what the model here writes."""
-    _, folder = made()
+def test_an_import_brings_no_large_library_and_no_hook() -> None:
     program = (
         "import sys; before = list(sys.meta_path)\n"
         "import sparsedraft\n"
         "assert sys.meta_path == before and not {'torch', 'transformers'} & {*sys.modules}\n"
-        "from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as known\n"
-        "assert 'sparsedraft' not in known\n"
-        "from sparsedraft.cli import main; main()\n"
     )
-    options = ("--raw", "--prompt", "the fox", "--max-new-tokens", "5", "--runtime", "transformers")
-    done = subprocess.run(
-        [sys.executable, "-c", program, "generate", str(folder), *options], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def unregistered() -> None:
+    """The command line in a process that has imported it: nothing is registered by that."""
+    assert "sparsedraft" not in auto.AUTO_QUANTIZER_MAPPING
+    assert not any(type(finder).__module__.startswith("sparsedraft") for finder in sys.meta_path)
+    cli.main()
+
+
+def test_a_command_registers_and_an_import_does_not(made, tmp_path: Path) -> None:
+    """`generate` by transformers loads a packed folder all the same, and writes what the model here writes."""
+    _, folder = made()
+    out, err = tmp_path / "stdout", tmp_path / "stderr"
+    options = ("--raw", "--prompt", "the fox", "--max-new-tokens", "5", "--runtime", "transformers")
+    assert Fork("generate", folder, *options, stdout=out, stderr=err, main=unregistered).wait(300) == 0, err.read_text()
     ids = checkpoint.load_tokenizer(folder)("the fox", return_tensors="pt")["input_ids"]
     written = sparsedraft.load(folder).generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
     expected = text_of(checkpoint.load_tokenizer(folder), written.tolist())
-    assert json.loads(done.stdout.splitlines()[-1])["text"] == expected
+    assert json.loads(out.read_text().splitlines()[-1])["text"] == expected

@@ -55,7 +55,7 @@ def test_the_threshold_follows_what_a_draft_costs() -> None:
     right = [generator.random() < p for p in sure]
     thresholds, lengths = [], []
     for c, slope in ((0.01, 0.0), (0.1, 0.0), (0.3, 0.0), (0.01, 0.3)):
-        rule, made = confident(Moody(sure, right, c, lambda n, slope=slope: 1 + slope * (n - 1)), 800)
+        rule, made = confident(Moody(sure, right, c, lambda n, slope=slope: 1 + slope * (n - 1)), 500)
         thresholds.append(rule.threshold)
         lengths.append(sum(len(step.drafted) for step in made.steps) / len(made.steps))
     assert thresholds[0] < thresholds[1] < thresholds[2] and thresholds[0] < thresholds[3]

@@ -1,6 +1,6 @@
 """The real loop's draws against the target's distribution by chi-square: every warper, K policy, tree and drafter kind.
 
-Some 110,000 tokens in all, with fixed seeds: the real dice, the caches and the policies (test_exact.py sums every
+Some 60,000 tokens in all, with fixed seeds: the real dice, the caches and the policies (test_exact.py sums every
 accept, reject and draw of each warper and drafter exactly). Each of the tests below fails by chance with probability
 1e-4, so one of them does in less than 1 in 250 choices of seeds.
 """
@@ -71,7 +71,7 @@ def check_transitions(made: list[Generation], sampling: Sampling) -> None:
         p, n = reference(table[a, b], sampling, [a, b]).tolist(), sum(counts.values())
         part, free = chi_square([(counts[token], n * p[token]) for token in range(V)])
         statistic, degrees = statistic + part, degrees + free
-    assert degrees > 20 and p_value(statistic, degrees) > ALARM
+    assert degrees > 15 and p_value(statistic, degrees) > ALARM
 
 
 def check_texts(made: list[Generation], sampling: Sampling, length: int) -> None:
@@ -90,9 +90,9 @@ def partly(made: list[Generation]) -> None:
     assert 0.1 * drafted < accepted < 0.9 * drafted
 
 
-@pytest.mark.parametrize(("k", "sampling"), zip([1, 4, 1, 4, 4, 1], WARPERS, strict=True), ids=str)
+@pytest.mark.parametrize(("k", "sampling"), zip([1, 3, 1, 3, 3, 1], WARPERS, strict=True), ids=str)
 def test_every_warper(sampling: Sampling, k: int) -> None:
-    made = draw(model(sampling, 60), Constant(k), sampling, 60, 100)
+    made = draw(model(sampling, 60), Constant(k), sampling, 60, 50)
     partly(made)
     check_transitions(made, sampling)
 
@@ -100,18 +100,18 @@ def test_every_warper(sampling: Sampling, k: int) -> None:
 @pytest.mark.parametrize("sampling", PENALISED, ids=str)
 def test_the_penalty(sampling: Sampling) -> None:
     """Whole texts, since every token counts what came before it."""
-    made = draw(model(sampling, 2500), Constant(2), sampling, 2500, 4)
+    made = draw(model(sampling, 1500), Constant(2), sampling, 1500, 3)
     partly(made)
-    check_texts(made, sampling, 4)
+    check_texts(made, sampling, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("rows", "sampling"), [(1, WARPERS[0]), (50, WARPERS[-1])], ids=str)
+@pytest.mark.parametrize(("rows", "sampling"), [(1, WARPERS[0]), (25, WARPERS[-1])], ids=str)
 def test_every_policy(name: str, sampling: Sampling, rows: int) -> None:
     """They choose K by what was accepted so far and what it took; that must not lean on what is drawn next."""
     clock, rule = Clock(), policy_named(name, 6)
     drafter = model(sampling, rows, clock, share=0.9, confident=rule.confident)
-    made = draw(drafter, rule, sampling, rows, 3000 // rows, clock)
+    made = draw(drafter, rule, sampling, rows, 1500 // rows, clock)
     lengths = {len(step.drafted) for one in made for step in one.steps[:-7]}
     assert lengths == {6} if name == "constant" else len(lengths) > 2
     check_transitions(made, sampling)
@@ -122,7 +122,7 @@ def test_every_policy(name: str, sampling: Sampling, rows: int) -> None:
 )
 def test_trees(nodes: int, sampling: Sampling) -> None:
     table = Table(2, V).mixed_with(Table(1, V), 0.5)
-    made = draw(TreeDrafter(table, sampling, 2 + nodes % 2), Constant(nodes), sampling, 1, 2500, seed=nodes)
+    made = draw(TreeDrafter(table, sampling, 2 + nodes % 2), Constant(nodes), sampling, 1, 1500, seed=nodes)
     partly(made)
     check_transitions(made, sampling)
 
@@ -131,7 +131,7 @@ def test_trees(nodes: int, sampling: Sampling) -> None:
 def test_trees_whose_size_a_policy_chooses(name: str) -> None:
     clock, sampling = Clock(), WARPERS[0]
     table = Table(2, V, clock=clock, cost=lambda n: 0.05).mixed_with(Table(1, V), 0.8)
-    made = draw(TreeDrafter(table, sampling, 2), policy_named(name, 6), sampling, 1, 2500, clock)
+    made = draw(TreeDrafter(table, sampling, 2), policy_named(name, 6), sampling, 1, 1500, clock)
     assert len({len(step.drafted) for step in made[0].steps[:-7]}) > 2
     check_transitions(made, sampling)
 
@@ -144,7 +144,7 @@ def test_vocabulary_intersection(sampling: Sampling, k: int) -> None:
     drafter = ModelDrafter(
         Table(2, 4, 60), sampling, read=lambda row: [own.get(token, 1) for token in row.tokens], vocabulary=both
     )
-    made = draw(drafter, Constant(k), sampling, 60, 100, seed=k)
+    made = draw(drafter, Constant(k), sampling, 60, 50, seed=k)
     partly(made)
     check_transitions(made, sampling)
 
@@ -155,17 +155,17 @@ CERTAIN = {"lookup": lambda s: PromptLookup(), "model": lambda s: model(s, 60, c
 @pytest.mark.parametrize("make", CERTAIN.values(), ids=CERTAIN)
 def test_certain_drafts(make: Callable[[Sampling], Drafter]) -> None:
     sampling = Sampling(0.7)
-    made = draw(make(sampling), Constant(3), sampling, 60, 100)
+    made = draw(make(sampling), Constant(3), sampling, 60, 50)
     partly(made)
     check_transitions(made, sampling)
 
 
 def test_a_wrong_rule_would_be_seen() -> None:
     """The power of the tests above: texts drawn at a temperature 20 % off do not pass."""
-    made = draw(model(Sampling(1.2), 60), Constant(1), Sampling(1.2), 60, 100)
+    made = draw(model(Sampling(1.2), 60), Constant(1), Sampling(1.2), 60, 50)
     with pytest.raises(AssertionError):
         check_transitions(made, Sampling(1.0))
-    made = draw(model(Sampling(1.0), 2500), Constant(1), Sampling(1.0, repetition_penalty=1.4), 2500, 4)
-    check_texts(made, Sampling(1.0, repetition_penalty=1.4), 4)  # a drafter with another penalty is still lossless
+    made = draw(model(Sampling(1.0), 1500), Constant(1), Sampling(1.0, repetition_penalty=1.4), 1500, 3)
+    check_texts(made, Sampling(1.0, repetition_penalty=1.4), 3)  # a drafter with another penalty is still lossless
     with pytest.raises(AssertionError):
-        check_texts(made, Sampling(1.0), 4)
+        check_texts(made, Sampling(1.0), 3)
