@@ -1,7 +1,7 @@
 """`sparsedraft` as a process of its own, to be stopped half-way."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,18 @@ from forks import Fork
 from serving import ENVIRONMENT
 
 GREEDY = {"RAY_worker_niceness": "0"}  # else Ray's workers give way to all else, and on a busy machine never come up
+NOTHING: Mapping[str, str] = {}
 PATIENCE = 300  # seconds, for machines that are busy with other things
 
 
 @contextmanager
-def running(out: Path, *words: object) -> Iterator[Fork]:
-    """`sparsedraft WORDS --out OUT` at work, killed at the end; it says what it says to OUT.stdout and OUT.stderr."""
+def running(out: Path, *words: object, env: Mapping[str, str] = NOTHING) -> Iterator[Fork]:
+    """`sparsedraft WORDS --out OUT` at work with `env` besides, killed at the end; it says what it says to OUT.stdout
+    and OUT.stderr."""
     stdout, stderr = Path(f"{out}.stdout"), Path(f"{out}.stderr")
     stdout.write_text("")
     stderr.write_text("")
-    process = Fork(*words, "--out", out, stdout=stdout, stderr=stderr, env=ENVIRONMENT | GREEDY)
+    process = Fork(*words, "--out", out, stdout=stdout, stderr=stderr, env={**ENVIRONMENT, **GREEDY, **env})
     try:
         yield process
     finally:
@@ -27,9 +29,9 @@ def running(out: Path, *words: object) -> Iterator[Fork]:
         process.wait()
 
 
-def run(out: Path, *words: object, code: int = 0) -> tuple[str, str]:
+def run(out: Path, *words: object, code: int = 0, env: Mapping[str, str] = NOTHING) -> tuple[str, str]:
     """What it wrote to stdout and stderr until it ended with `code`."""
-    with running(out, *words) as process:
+    with running(out, *words, env=env) as process:
         return ended(process, out, code)
 
 

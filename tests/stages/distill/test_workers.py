@@ -2,7 +2,9 @@
 
 import json
 import signal
-from dataclasses import asdict
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,10 @@ import psutil
 import pytest
 import torch
 
-from commands import ended, run, running, units_so_far, wait_until
+from commands import GREEDY, ended, run, running, units_so_far, wait_until
 from faults import proxied, refused
 from forks import Fork
-from serving import ASKED
+from serving import ASKED, ENVIRONMENT
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.distill import ray_workers
@@ -21,32 +23,69 @@ from sparsedraft.stages.distill.job import Job
 from sparsedraft.text import dataset, prompts
 from stages import distill
 
-LONG = {"max_new_tokens": 120, "batch_size": 1, "limit": 16}  # a unit is two conversations, and takes its time
-UNITS = 8
+LONG = {"max_new_tokens": 120, "batch_size": 1, "limit": 12}  # a unit is two conversations, and takes its time
+UNITS = 6
 
 
-def actors(process: Fork) -> list[psutil.Process]:
-    """The processes of Ray Data's actors at work under `process`."""
-    found = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in found if "_Worker" in " ".join(child.cmdline())]
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}  # Ray lets in who has the same
+
+
+@dataclass
+class Cluster:
+    """Ray on this machine, started by `process`, which does nothing else; it writes its address to the file `where`."""
+
+    process: Fork
+    where: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What leads a command there, once it is up."""
+        address = wait_until(lambda: self.where.exists() and self.where.read_text(), self.process, self.where)
+        return {**TOKEN, "RAY_ADDRESS": address}
+
+    def workers(self, name: str = "_Worker") -> list[psutil.Process]:
+        """The processes of actors of this class; by default those that write rows."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if name in " ".join(child.cmdline())]
+
+
+def host() -> None:
+    """Start Ray as `--workers 2` does, write its address to the file that sys.argv names, and keep it and an actor."""
+    with ray_workers._ray(2) as ray:
+        actor = ray.remote(type("Companion", (), {})).remote()
+        ray.get(actor.__ray_ready__.remote())
+        Path(sys.argv[1]).write_text(ray.get_runtime_context().gcs_address)
+        signal.pause()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    where = tmp_path_factory.mktemp("ray") / "address"
+    env = {**ENVIRONMENT, **GREEDY, **TOKEN}
+    process = Fork(where, stdout=Path(f"{where}.stdout"), stderr=Path(f"{where}.stderr"), env=env, main=host)
+    try:
+        yield Cluster(process, where)
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
-def test_rows_are_those_of_one_process_whatever_is_killed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_rows_are_those_of_one_process_whatever_is_killed(
+    cluster: Cluster, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """The command, which goes on with workers; then a worker."""
     one, out = tmp_path / "one", tmp_path / "many"
     distill(str(tiny_checkpoint), "demo:train", one, **LONG)
     options = [word for name, value in LONG.items() for word in (f"--{name.replace('_', '-')}", value)]
-    words = ["distill", tiny_checkpoint, "demo:train", *options, "--workers", 2]
+    words = ["distill", tiny_checkpoint, "demo:train", *options]
     with running(out, *words) as process:
         wait_until(lambda: units_so_far(out), process, out)
-        at_work = actors(process)
     kept = units_so_far(out)
     assert 0 < kept < UNITS
-    _, left = psutil.wait_procs(at_work, timeout=60)
-    assert at_work and not left, "actors go with the process that started them"
-    with running(out, *words) as process:
+    with running(out, *words, "--workers", 2, env=cluster.env) as process:
         wait_until(lambda: units_so_far(out) > kept, process, out)
-        actors(process)[0].send_signal(signal.SIGKILL)
+        cluster.workers()[0].send_signal(signal.SIGKILL)
         assert units_so_far(out) < UNITS, "killed at work"
         said, told = ended(process, out)
     assert json.loads(said.splitlines()[-1])["rows"] == len(dataset.read(one))
@@ -65,7 +104,9 @@ eval: {{k: [1], max_new_tokens: 4, limit: 2}}
 
 
 @pytest.mark.slow
-def test_workers_of_a_server_in_a_recipe_and_a_refusal(talker: Path, served: str, tmp_path: Path) -> None:
+def test_workers_of_a_server_in_a_recipe_and_a_refusal(
+    cluster: Cluster, talker: Path, served: str, tmp_path: Path
+) -> None:
     """What an actor finds to be the user's mistake is one sentence here; the same command goes on."""
     source, recipe, out = tmp_path / "prompts.jsonl", tmp_path / "recipe.yaml", tmp_path / "out"
     source.write_text("\n".join(json.dumps({"id": f"p{n}", "prompt": text}) for n, text in enumerate(ASKED)))
@@ -77,7 +118,7 @@ def test_workers_of_a_server_in_a_recipe_and_a_refusal(talker: Path, served: str
         proxy.always = refused(400, "too long")
         server = {"engine": "endpoint", "url": proxy.url, "served_name": "tiny/talker", "concurrency": 2}
         words = ["run", recipe, *(f"distill.{name}={value}" for name, value in server.items())]
-        said, told = run(out, *words, "distill.workers=2", code=2)
+        said, told = run(out, *words, "distill.workers=2", code=2, env=cluster.env)
         assert said == "" and "error: the server at --url" in told and "answers 400" in told and "to prompt p" in told
         assert "Traceback" not in told
         kept, before = units_so_far(out / "distilled"), len(proxy.posts())
@@ -91,6 +132,15 @@ def test_workers_of_a_server_in_a_recipe_and_a_refusal(talker: Path, served: str
         "transformers"
     }
     assert sorted(rows, key=lambda row: row["id"]) == sorted(own, key=lambda row: row["id"])
+
+
+@pytest.mark.slow
+def test_workers_go_with_the_process_that_started_ray(cluster: Cluster) -> None:
+    assert cluster.env
+    at_work = cluster.workers("Companion")
+    cluster.process.kill()
+    _, left = psutil.wait_procs(at_work, timeout=60)
+    assert at_work and not left
 
 
 def job(folder: Path) -> Job:
