@@ -87,22 +87,22 @@ def test_greedy_equals_the_target_alone_and_simulation_the_loop(eos: frozenset[i
 def test_every_policy_tree_and_row_gives_the_targets_own_text(sampling: Sampling) -> None:
     eos = frozenset(range(3, 12))
     target, drafter = side(build_llama(layers=2), eos), side(noisy(build_llama(layers=2), 0.08))
-    prompts = [prompt(n, n) for n in (1, 4, 9, 17, 30, 90)]
-    expected = [alone(target, ids, 40, sampling) for ids in prompts]
+    prompts = [prompt(n, n) for n in (1, 9, 30, 90)]
+    expected = [alone(target, ids, 30, sampling) for ids in prompts]
     assert len({len(text) for text in expected}) > 1, "they end at different times"
     pair, lookup = Pair.of(target, drafter, "auto", sampling), Pair.of(target, "lookup", "auto", sampling)
     assert (pair.route, lookup.route) == ("same", "lookup") and pair.batches
     for name in NAMES:
         rule = policy_named(name, 4)
         for _ in range(2):  # a policy goes on from prompt to prompt
-            assert [made.tokens for made in made_by(pair, prompts, rule, 40, sampling)] == expected
-    assert [made.tokens for made in made_by(lookup, prompts, Constant(3), 40, sampling)] == expected
+            assert [made.tokens for made in made_by(pair, prompts, rule, 30, sampling)] == expected
+    assert [made.tokens for made in made_by(lookup, prompts, Constant(3), 30, sampling)] == expected
     accepted = {}
     for branching, nodes in ((1, 5), (2, 5), (3, 12)):
-        made = [made_by(pair, [ids], Constant(nodes), 40, sampling, branching)[0] for ids in prompts]
+        made = [made_by(pair, [ids], Constant(nodes), 30, sampling, branching)[0] for ids in prompts]
         assert [one.tokens for one in made] == expected
         accepted[branching] = sum(tried(one)[0] for one in made)
-    assert min(accepted.values()) > 20
+    assert min(accepted.values()) > 10
 
 
 def test_sampled_text_follows_from_the_seed_whoever_else_is_decoded() -> None:
@@ -161,10 +161,7 @@ def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
     eos_ids = end_ids(checkpoint.find(smollm2), tokenizer)
     pair = Pair.of(LoadedModel(target, tokenizer, eos_ids), LoadedModel(drafter, tokenizer, eos_ids), "auto", GREEDY)
     prompts, texts = [], []
-    for text, n, ks in (
-        ("Name three colours.", 12, (1, 5)),
-        ("What is 2 + 2? Answer with a number only.", 12, (2,)),
-    ):
+    for text, n, ks in (("Name three colours.", 8, (1, 5)), ("What is 2 + 2? Answer with a number only.", 8, (2,))):
         ids = chat_ids(tokenizer, [{"role": "user", "content": text}])
         theirs = target.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0, len(ids) :].tolist()
         ((_, (_, matches)),) = acceptance(drafter, [(ids, theirs)], None, GREEDY)
@@ -173,11 +170,10 @@ def test_smollm2_real_loop_equals_simulation_and_transformers(smollm2) -> None:
             (made,) = made_by(pair, [ids], Constant(k), n)
             assert made.tokens == theirs
             assert Histogram.of_steps(made.steps, k) == simulate(matches > 0.5, k, n)
-        assert made_by(pair, [ids], Constant(6), n, branching=2)[0].tokens == theirs
         prompts.append(ids)
         texts.append(theirs)
-    both = [one.tokens for one in made_by(pair, prompts, Constant(4), 8)]
-    assert both == [text[:8] for text in texts]
+    assert made_by(pair, prompts[:1], Constant(6), 8, branching=2)[0].tokens == texts[0]
+    assert [one.tokens for one in made_by(pair, prompts, Constant(4), 8)] == texts
 
 
 def test_passes_are_counted() -> None:

@@ -24,12 +24,12 @@ from toys import Table, chi_square, outcomes, p_value
 
 
 def test_fuzz_scripts() -> None:
-    """600 cases: any tokenizers, route, K, rows, wrong drafts, ends and stop strings."""
+    """350 cases: any tokenizers, route, K, rows, wrong drafts, ends and stop strings."""
     dice = random.Random(0)
     kinds = [*FAITHFUL, "unigram", "wordpiece"]
     routes: Counter[str] = Counter()
     accepted = 0
-    for case in range(600):
+    for case in range(350):
         target, drafter = dice.choice(FAITHFUL), dice.choice(kinds)
         if target == drafter:
             continue
@@ -50,8 +50,8 @@ def test_fuzz_scripts() -> None:
         assert [(m.tokens, m.finish_reason) for m in made] == [(a.tokens, a.finish_reason) for a in alone], case
         routes[pair.route] += 1
         accepted += sum(step.accepted for m in made for step in m.steps)
-    assert sum(routes.values()) >= 500 and min(routes["realign"], routes["intersection"]) > 100
-    assert accepted > 1000, "the drafts must be taken for this to mean anything"
+    assert sum(routes.values()) >= 290 and min(routes["realign"], routes["intersection"]) > 60
+    assert accepted > 600, "the drafts must be taken for this to mean anything"
 
 
 @pytest.mark.parametrize("route", ["realign", "intersection"])
@@ -65,8 +65,8 @@ def test_random_models_write_the_targets_own(route: str) -> None:
         pair, plain = Pair.of(p, q, route, GREEDY), Pair.of(p, None, "auto", GREEDY)
         prompts = [[dice.randrange(3, p.width) for _ in range(dice.randint(1, 20))] for _ in range(2)]
         asked = [pair.prompt_pair(ids) for ids in prompts]
-        alone = [run(plain, [PromptPair(ids, ids)], 0, 16)[0].tokens for ids in prompts]
-        assert [made.tokens for made in run(pair, asked, dice.choice([1, 3, 6]), 16)] == alone
+        alone = [run(plain, [PromptPair(ids, ids)], 0, 12)[0].tokens for ids in prompts]
+        assert [made.tokens for made in run(pair, asked, dice.choice([1, 3, 6]), 12)] == alone
 
 
 def test_tokens_beyond_a_models_rows_are_neither_proposed_nor_read() -> None:
@@ -146,7 +146,7 @@ def test_every_outcome_has_the_targets_probability(route: str, k: int) -> None:
 @pytest.mark.parametrize("route", ["realign", "intersection"])
 def test_samples_have_the_targets_distribution(route: str) -> None:
     """With the loop's own dice; a false alarm would have had one chance in 1000, but the seeds are fixed."""
-    sampling, n = Sampling(temperature=1.1), 1500
+    sampling, n = Sampling(temperature=1.1), 900
     seen = Counter(tuple(generate(decoder_of(route, sampling, 2), ASKED.target, LENGTH, i).tokens) for i in range(n))
     cells = [(seen[text], n * p) for text, p in exact(sampling).items()]
     assert sum(count for count, _ in cells) == n
