@@ -1,6 +1,9 @@
 """Calibration text: packed end to end into sequences of one length."""
 
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +16,8 @@ from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.text import dataset, prompts
+
+Item = TypeVar("Item")
 
 
 def source(calibration: str) -> Path | str:
@@ -55,11 +60,10 @@ def sequences(
         samples = [*dataset.samples(path, tokenizer, soft=False)]
         if model is not None:
             dataset.check_ids(samples, embedding_rows(model), "the model")
-        texts = [[*sample.prompt_ids, *sample.answer_ids] for sample in samples]
+        texts = ([*sample.prompt_ids, *sample.answer_ids] for sample in _shuffled(samples, seed))
     else:
-        texts = [templates.chat_ids(tokenizer, p.messages()) for p in prompts.read(source)]
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-    ids = [token for i in order for token in texts[i]][: max(tokens, length)]
+        texts = (templates.chat_ids(tokenizer, p.messages()) for p in _shuffled(prompts.read(source), seed))
+    ids = [*islice(chain.from_iterable(texts), max(tokens, length))]  # no more text is tokenized than is used
     if len(ids) < length:
         length = len(ids)
     if length < 2:
@@ -67,9 +71,14 @@ def sequences(
     count = len(ids) // length
     if len(ids) < tokens:
         console.print(f"calibration: {source} holds {len(ids)} tokens; {count * length} are used of {tokens} asked for")
-    if model is not None and max(ids) >= (known := model.get_input_embeddings().num_embeddings):
+    if model is not None and max(ids) >= (known := embedding_rows(model)):
         raise UserError(
             f"the tokenizer beside the model writes token {max(ids)}, but the model's embedding has {known} rows: "
             "they do not belong together; use the model's own tokenizer."
         )
     return torch.tensor(ids[: count * length]).view(count, length)
+
+
+def _shuffled(items: Sequence[Item], seed: int) -> Iterator[Item]:
+    order = torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()
+    return (items[i] for i in order)

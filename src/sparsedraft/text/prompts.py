@@ -1,8 +1,10 @@
 """Prompts: files and data sets of them, and the demo's fixed split."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import resources
 from itertools import takewhile
 from typing import Any
@@ -14,6 +16,7 @@ from sparsedraft.text.chats import FORMS, Message, chat_of
 from sparsedraft.text.names import DEMO
 
 HELD_OUT_PER_CATEGORY = 6  # of the demo's 50 prompts a category: 8 x 6 = 48 for evaluation
+HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def read(source: str, bad: list[str] | None = None) -> list[Prompt]:
     is always an error.
     """
     if source in DEMO:
-        return _demo(source.partition(":")[2])
+        return list(_demo(source.partition(":")[2]))
     prompts: list[Prompt] = []
     ids: set[str] = set()
     for number, (where, row) in enumerate(records.read(source)):
@@ -154,10 +157,11 @@ def of_chat(chat: Sequence[Message], name: str, category: str = "") -> Prompt:
 
 def half_surrogate(text: str) -> bool:
     """Whether `text` has half of a surrogate pair, which is how Python reads bytes that are not UTF-8."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    return HALF_SURROGATE.search(text) is not None
 
 
-def _demo(split: str) -> list[Prompt]:
+@cache
+def _demo(split: str) -> tuple[Prompt, ...]:
     text = resources.files("sparsedraft.text").joinpath("data/demo_prompts.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     prompts = [_prompt(row, f"demo, line {n}", n) for n, row in enumerate(rows, 1)]
@@ -166,4 +170,4 @@ def _demo(split: str) -> list[Prompt]:
         ids = [p.id for p in prompts if p.category == category]
         held_out |= set(stable_order(ids, str)[:HELD_OUT_PER_CATEGORY])
     of_split = [p for p in prompts if not split or (p.id in held_out) == (split == "eval")]
-    return stable_order(of_split, lambda prompt: prompt.id)  # mixed, so that the first few are of every category
+    return tuple(stable_order(of_split, lambda prompt: prompt.id))  # mixed, so that the first few are of every category
