@@ -1,13 +1,13 @@
 """The command line: its contract, and one clear sentence with exit code 2 for every mistake."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
+from inside import call
 from places import ROOT
 from sparsedraft import cli
 
@@ -75,14 +75,6 @@ COMMANDS = {
     "report": {"--overwrite"},
     "inspect": set(),
 }
-
-
-def call(monkeypatch, *arguments: object) -> int:
-    """Run the command in this process; return its exit code."""
-    monkeypatch.setattr(sys, "argv", ["sparsedraft", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    return int(left.value.code or 0)
 
 
 def test_commands_and_options_are_a_contract() -> None:

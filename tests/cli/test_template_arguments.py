@@ -3,14 +3,13 @@
 import copy
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+import inside
 from faults import Proxy, proxied
-from sparsedraft import cli
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import template_args
 from sparsedraft.layerwise import calibration
@@ -54,11 +53,9 @@ def call(monkeypatch, capsys):
     """A command in this process: its result, or with `code` what it says on stderr."""
 
     def run(*words: object, code: int = 0):
-        monkeypatch.setattr(sys, "argv", ["sparsedraft", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
+        ended = inside.call(monkeypatch, *words)
         said = capsys.readouterr()
-        assert int(left.value.code or 0) == code, said.err
+        assert ended == code, said.err
         return " ".join(said.err.split()) if code else json.loads(said.out.splitlines()[-1])
 
     return run
