@@ -1,5 +1,7 @@
 """SparseGPT against a naive reference, and against the simpler methods."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -34,6 +36,11 @@ def double(hessian: Hessian) -> Hessian:
     return Hessian.of(hessian.H.double())
 
 
+def without_first(inverse: Tensor) -> Tensor:
+    """The inverse Hessian of all its columns but the first, by one step of Gaussian elimination."""
+    return inverse[1:, 1:] - torch.outer(inverse[1:, 0], inverse[0, 1:]) / inverse[0, 0]
+
+
 def naive(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float, block: int) -> tuple[Tensor, Tensor]:
     """SparseGPT one column at a time in float64, with the inverse Hessian of the columns to come kept whole.
 
@@ -46,10 +53,10 @@ def naive(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float, block: i
     H[dead, dead] = 1
     W[:, dead] = 0
     inverse = torch.linalg.inv(H + 0.01 * H.diagonal().mean() * torch.eye(columns, dtype=torch.float64))
-    diagonals, reduced = [], inverse.clone()
-    for c in range(columns):  # the mask needs [H⁻¹]_cc of later columns in the block beforehand
-        diagonals.append(float(reduced[c, c]))
-        reduced = reduced - torch.outer(reduced[:, c], reduced[c]) / reduced[c, c]
+    diagonals, reduced = [], inverse
+    for _ in range(columns):  # the mask needs [H⁻¹]_cc of later columns in the block beforehand
+        diagonals.append(float(reduced[0, 0]))
+        reduced = without_first(reduced)
     d = torch.tensor(diagonals, dtype=torch.float64)
     keep = torch.ones(rows, columns, dtype=torch.bool)
     for c in range(columns):
@@ -65,10 +72,9 @@ def naive(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float, block: i
             keep[:, part] = chosen.view(rows, -1)
         for r in range(rows):
             if not keep[r, c]:
-                W[r] -= W[r, c] / inverse[c, c] * inverse[c]
+                W[r, c:] -= W[r, c] / inverse[0, 0] * inverse[0]
                 W[r, c] = 0
-        inverse = inverse - torch.outer(inverse[:, c], inverse[c]) / inverse[c, c]
-        inverse[c] = inverse[:, c] = 0
+        inverse = without_first(inverse)
     return W, keep
 
 
@@ -98,15 +104,21 @@ def test_equals_the_naive_reference(pattern: str, sparsity: float) -> None:
     matches_the_naive_reference(weight, hessian, wanted, wanted.resolve(None) if wanted.m else sparsity, block=32)
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "2:8"])
-def test_equals_the_naive_reference_on_a_real_layer(pattern: str, smollm2, tmp_path) -> None:
+@pytest.fixture(scope="module")
+def real(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Hessian]:
+    """24 rows of SmolLM2's first q_proj, and the Hessian of what it reads. Read only."""
     model = Streamed(smollm2)
     ids = sequences("demo:train", checkpoint.load_tokenizer(smollm2), 2048, 256, 0)
-    activations = sequential.Activations(model, ids, tmp_path / "hidden")
+    activations = sequential.Activations(model, ids, tmp_path_factory.mktemp("real") / "hidden")
     layer = model.load(0)
     hessian = sequential.hessians(layer, 0, activations)["self_attn.q_proj"]
+    return layer.self_attn.q_proj.weight.detach()[:24], hessian
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "2:8"])
+def test_equals_the_naive_reference_on_a_real_layer(pattern: str, real: tuple[Tensor, Hessian]) -> None:
     wanted = Pattern.parse(pattern)
-    matches_the_naive_reference(layer.self_attn.q_proj.weight.detach()[:24], hessian, wanted, wanted.resolve(None), 128)
+    matches_the_naive_reference(*real, wanted, wanted.resolve(None), 128)
 
 
 def test_block_size_of_nm_changes_nothing_but_rounding() -> None:

@@ -79,7 +79,7 @@ def test_cut_evaluated_and_decoded(dense: Path, tmp_path: Path, request: pytest.
     prune(str(dense), tmp_path / "half", "demo:train", pattern="2:4", method="magnitude", **SMALL)
     assert drop_layers(str(dense), tmp_path / "cut", "demo:train", layers=1, **SMALL)["dropped"] == 1
     drafters = [("half", str(tmp_path / "half")), ("cut", str(tmp_path / "cut")), ("self", str(dense))]
-    options = {"k": [1, 4], "max_new_tokens": 12, "limit": 3, "batch_size": 2}
+    options = {"k": [1, 4], "max_new_tokens": 8, "limit": 3, "batch_size": 2}
     real = evaluate_to(tmp_path / "real", str(dense), drafters, "demo:eval", dict(**options))
     simulated = evaluate_to(tmp_path / "simulated", str(dense), drafters, "demo:eval", dict(**options, simulate=True))
     family = request.node.callspec.params["dense"]
