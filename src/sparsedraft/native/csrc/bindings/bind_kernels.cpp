@@ -20,7 +20,7 @@ std::vector<FloatRows> multiply(const std::vector<std::shared_ptr<Matrix>>& matr
   std::vector<FloatRows> out;
   for (const auto& m : matrices) {
     require(m && m->columns == columns, "x must have as many columns as the matrix");
-    const size_t stride = padded(m->rows, kRows);
+    const size_t stride = padded(m->rows, kRows4);
     std::vector<float> y(stride * tokens);
     {
       nb::gil_scoped_release release;
@@ -42,7 +42,7 @@ std::vector<double> time_multiply(const std::vector<std::shared_ptr<Matrix>>& ma
   std::map<size_t, ActivationBuffer> inputs;  // by columns
   size_t widest = 0;
   for (const auto& m : matrices) {
-    widest = std::max(widest, padded(m->rows, kRows));
+    widest = std::max(widest, padded(m->rows, kRows4));
     ActivationBuffer& x = inputs[m->columns];
     x.resize(m->columns, tokens);
     for (int t = 0; t < tokens; ++t)
@@ -53,7 +53,7 @@ std::vector<double> time_multiply(const std::vector<std::shared_ptr<Matrix>>& ma
   std::vector<double> seconds;
   for (int i = 0; i < repeat; ++i) {
     const auto start = std::chrono::steady_clock::now();
-    for (const auto& m : matrices) multiply_all(k, pool, inputs[m->columns], {{m.get(), y.data(), padded(m->rows, kRows)}});
+    for (const auto& m : matrices) multiply_all(k, pool, inputs[m->columns], {{m.get(), y.data(), padded(m->rows, kRows4)}});
     seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   return seconds;

@@ -6,7 +6,7 @@
 namespace sparsedraft {
 namespace {
 
-constexpr const char* kValues[] = {"f32", "f16", "bf16", "i8"};                   // in the order of Values
+constexpr const char* kValues[] = {"f32", "f16", "bf16", "i8", "i4"};             // in the order of Values
 constexpr const char* kLayouts[] = {"dense", "2:4", "N:8", "bitmask", "window"};  // in the order of Layout
 
 using Stream = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -17,17 +17,23 @@ Layout layout_named(const std::string& name) {
   throw std::invalid_argument("no layout is named " + name);
 }
 
+// `scale`: [rows] of int8. `groups`: float16 scales of int4 [rows, groups], each of `group` inputs.
 std::shared_ptr<Matrix> matrix(const Raw& values, const std::string& type, const std::string& layout, int n,
-                               std::optional<Floats> scale) {
-  const Values v = values_named(type);
-  check_type(values, v);
-  require(!scale || scale->size() == values.shape(0), "there must be one scale for each row");
-  const void* data = values.data();
-  const float* scales = scale ? scale->data() : nullptr;
-  const size_t rows = values.shape(0);
-  const size_t columns = values.shape(1);
+                               std::optional<Floats> scale, std::optional<Halves> groups, size_t group) {
+  RowMajor m;
+  m.type = values_named(type);
+  check_type(values, m.type);
+  m.values = values.data();
+  m.rows = values.shape(0);
+  m.columns = values.shape(1);
+  require(!scale || scale->size() == m.rows, "there must be one scale for each row");
+  require(!groups || (group && groups->shape(0) == m.rows && groups->shape(1) == padded(m.columns, group) / group),
+          "there must be one scale for each group of each row");
+  m.scale = scale ? scale->data() : nullptr;
+  m.halves = groups ? groups->data() : nullptr;
+  m.group = group;
   nb::gil_scoped_release release;
-  return std::make_shared<Matrix>(lay_out(data, v, rows, columns, layout_named(layout), n, scales));
+  return std::make_shared<Matrix>(lay_out(m, layout_named(layout), n));
 }
 
 // The fields of a matrix, for a file: see matrix_of. The stream is the matrix's own memory.
@@ -38,6 +44,7 @@ nb::dict parts_of(const std::shared_ptr<Matrix>& m) {
   d["layout"] = kLayouts[static_cast<int>(m->layout)];
   d["values"] = kValues[static_cast<int>(m->values)];
   d["n"] = m->n;
+  d["group"] = m->group;
   d["tiles"] = m->tiles;
   d["order"] = m->order;
   d["scale"] = m->scale;
@@ -54,6 +61,7 @@ std::shared_ptr<Matrix> matrix_of(const nb::dict& d, const Stream& stream) {
   m->layout = layout_named(nb::cast<std::string>(d["layout"]));
   m->values = values_named(nb::cast<std::string>(d["values"]));
   m->n = nb::cast<int>(d["n"]);
+  m->group = nb::cast<size_t>(d["group"]);
   m->tiles = nb::cast<std::vector<size_t>>(d["tiles"]);
   m->order = nb::cast<std::vector<int32_t>>(d["order"]);
   m->scale = nb::cast<std::vector<float>>(d["scale"]);
@@ -69,7 +77,7 @@ std::shared_ptr<Matrix> matrix_of(const nb::dict& d, const Stream& stream) {
 Values values_named(const std::string& name) {
   for (size_t i = 0; i < std::size(kValues); ++i)
     if (name == kValues[i]) return static_cast<Values>(i);
-  throw std::invalid_argument("values are f32, f16, bf16 or i8, not " + name);
+  throw std::invalid_argument("values are f32, f16, bf16, i8 or i4, not " + name);
 }
 
 void check_type(const Raw& array, Values type) {
@@ -81,7 +89,8 @@ void bind_matrix(nb::module_& m) {
       .def_prop_ro("rows", [](const Matrix& x) { return x.rows; })
       .def_prop_ro("columns", [](const Matrix& x) { return x.columns; })
       .def_prop_ro("bytes", &Matrix::bytes);
-  m.def("matrix", &matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none());
+  m.def("matrix", &matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none(), "groups"_a = nb::none(),
+        "group"_a = 0);
   m.def("parts_of", &parts_of, "matrix"_a);
   m.def("matrix_of", &matrix_of, "parts"_a, "stream"_a, nb::keep_alive<0, 2>());
 }

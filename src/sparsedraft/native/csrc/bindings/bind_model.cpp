@@ -40,20 +40,6 @@ Config read_config(const nb::dict& d) {
   return c;
 }
 
-// Borrows the bytes of `array`.
-EmbeddingTable read_embedding(const Raw& array, const std::string& type, const std::optional<Floats>& scale, const Config& c) {
-  EmbeddingTable table;
-  table.values = values_named(type);
-  check_type(array, table.values);
-  table.rows = array.shape(0);
-  table.columns = array.shape(1);
-  require(table.columns == c.hidden, "the embedding must have the hidden size");
-  if (scale) table.scale = {scale->data(), scale->data() + scale->size()};
-  require(table.values != Values::i8 || table.scale.size() == table.rows, "an embedding of int8 needs a scale for each row");
-  table.bytes = Bytes(static_cast<const uint8_t*>(array.data()), array.nbytes());
-  return table;
-}
-
 // The matrix `key` of a layer [rows, columns].
 std::shared_ptr<const Matrix> matrix_of(const nb::dict& d, const char* key, size_t rows, size_t columns) {
   auto m = nb::cast<std::shared_ptr<Matrix>>(d[key]);
@@ -71,6 +57,31 @@ std::vector<float> vector_of(const nb::dict& d, const char* key, size_t size) {
 // The same; empty where there is none.
 std::vector<float> optional_vector(const nb::dict& d, const char* key, size_t size) {
   return d[key].is_none() ? std::vector<float>{} : vector_of(d, key, size);
+}
+
+// Borrows the bytes of the array `values`; `scale` [rows] is that of int8, `groups` [rows, groups] float16 of int4, each of `group`
+// inputs. The codes of int4 are bytes [rows, columns / 2].
+EmbeddingTable read_embedding(const nb::dict& d, const Config& c) {
+  EmbeddingTable table;
+  const auto array = field<Raw>(d, "values");
+  table.values = values_named(field<std::string>(d, "type"));
+  check_type(array, table.values);
+  table.rows = array.shape(0);
+  table.columns = c.hidden;
+  require(array.shape(1) * array.itemsize() == table.row_bytes(), "the embedding must have the hidden size");
+  if (table.values == Values::i8) {
+    table.scale = floats(d["scale"]);
+    require(table.scale.size() == table.rows, "an embedding of int8 needs a scale for each row");
+  }
+  if (table.values == Values::i4) {
+    const auto groups = field<Halves>(d, "groups");
+    table.group = field<size_t>(d, "group");
+    require(table.group && groups.shape(0) == table.rows && groups.shape(1) == padded(c.hidden, table.group) / table.group,
+            "an embedding of int4 needs a scale for each group of each row");
+    table.halves = {groups.data(), groups.data() + groups.size()};
+  }
+  table.bytes = Bytes(static_cast<const uint8_t*>(array.data()), array.nbytes());
+  return table;
 }
 
 Layer read_layer(const nb::dict& d, const Config& c) {
@@ -100,12 +111,11 @@ Layer read_layer(const nb::dict& d, const Config& c) {
   return l;
 }
 
-std::shared_ptr<Model> model(const nb::dict& config, const Raw& embedding, const std::string& embedding_type,
-                             std::optional<Floats> embedding_scale, const nb::list& layers, const Floats& final_norm,
+std::shared_ptr<Model> model(const nb::dict& config, const nb::dict& embedding, const nb::list& layers, const Floats& final_norm,
                              std::shared_ptr<Matrix> head) {
   auto m = std::make_shared<Model>();
   m->config = read_config(config);
-  m->embedding = read_embedding(embedding, embedding_type, embedding_scale, m->config);
+  m->embedding = read_embedding(embedding, m->config);
   m->config.vocabulary = m->embedding.rows;
   for (nb::handle h : layers) m->layers.push_back(read_layer(nb::cast<nb::dict>(h), m->config));
   m->final_norm = {final_norm.data(), final_norm.data() + final_norm.size()};
@@ -123,8 +133,8 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("vocabulary", [](const Model& x) { return x.config.vocabulary; })
       .def_prop_ro("head_rows", [](const Model& x) { return x.head->rows; })
       .def_prop_ro("max_length", [](const Model& x) { return x.config.max_length; });
-  m.def("model", &model, "config"_a, "embedding"_a, "embedding_type"_a, "embedding_scale"_a.none(), "layers"_a, "final_norm"_a,
-        "head"_a, nb::keep_alive<0, 2>());  // the embedding's bytes are borrowed
+  m.def("model", &model, "config"_a, "embedding"_a, "layers"_a, "final_norm"_a, "head"_a,
+        nb::keep_alive<0, 2>());  // the embedding's bytes are borrowed
 }
 
 }  // namespace sparsedraft

@@ -31,6 +31,7 @@ using namespace nb::literals;
 
 using Raw = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;  // of any type: 16-bit values come as int16
 using Floats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Halves = nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;  // float16, bit by bit
 using FloatRows = nb::ndarray<nb::numpy, float, nb::ndim<2>>;  // what functions return
 
 inline FloatRows owned(std::unique_ptr<float[]> data, size_t rows, size_t columns) {
@@ -43,7 +44,7 @@ inline void require(bool holds, const char* what) {
   if (!holds) throw std::invalid_argument(what);
 }
 
-// The type named f32, f16, bf16 or i8; std::invalid_argument for another name.
+// The type named f32, f16, bf16, i8 or i4; std::invalid_argument for another name.
 Values values_named(const std::string& name);
 // std::invalid_argument unless `array` is a matrix whose elements have the size of `type`.
 void check_type(const Raw& array, Values type);

@@ -15,9 +15,9 @@ void add_bias(float* x, const std::vector<float>& bias) {
 ForwardPass::ForwardPass(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, const Kernels& kernels)
     : model_(std::move(model)), shared_pool_(std::move(pool)), pool_(*shared_pool_), kernels_(kernels) {
   const Config& c = model_->config;
-  q_stride_ = padded(c.heads * c.head_dim, kRows);
-  kv_stride_ = padded(c.kv_heads * c.head_dim, kRows);
-  hidden_stride_ = padded(c.hidden, kRows);
+  q_stride_ = padded(c.heads * c.head_dim, kRows4);
+  kv_stride_ = padded(c.kv_heads * c.head_dim, kRows4);
+  hidden_stride_ = padded(c.hidden, kRows4);
   up_stride_ = padded(c.intermediate, kColumns);
 }
 

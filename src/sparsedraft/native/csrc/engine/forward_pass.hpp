@@ -29,7 +29,7 @@ class ForwardPass {
   // than the context holds, std::bad_alloc where memory does not suffice; no sequence has changed then.
   const float* run(const std::vector<Chunk>& chunks);
 
-  size_t logits_stride() const { return padded(model_->head->rows, kRows); }
+  size_t logits_stride() const { return padded(model_->head->rows, kRows4); }
   const Model& model() const { return *model_; }
 
  private:

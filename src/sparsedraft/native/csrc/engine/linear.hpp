@@ -6,6 +6,7 @@
 
 #include "engine/pool.hpp"
 #include "kernels/kernels.hpp"
+#include "layout/records_int4.hpp"
 
 namespace sparsedraft {
 
@@ -28,16 +29,34 @@ class ActivationBuffer {
   size_t stride() const { return width_; }
   int tokens() const { return tokens_; }
 
-  // What kernels read. `integers`: quantised, too; `split`: the integers once more, as Kernels::split lays them out.
-  Activations activations(const Kernels& kernels, Pool& pool, bool integers, bool split) {
-    if (integers) quantize(kernels, pool);
-    if (split) split_bytes(kernels, pool);
-    return {x_.data(), q_.data(), scale_.data(), width_, blocks_, tokens_, split ? bytes_.data() : nullptr};
+  // What matrices read beside floats.
+  struct Wanted {
+    bool words = false;  // integers of 16 bits
+    bool split = false;  // those once more, as Kernels::split lays them out
+    bool bytes = false;  // integers of 8 bits
+  };
+  Activations activations(const Kernels& kernels, Pool& pool, Wanted wanted) {
+    if (wanted.words) quantize(kernels, pool);
+    if (wanted.split) split_bytes(kernels, pool);
+    if (wanted.bytes) quantize8(kernels, pool);
+    return {x_.data(), q_.data(),  scale_.data(),  width_,         blocks_, tokens_, wanted.split ? bytes_.data() : nullptr,
+            q8_.data(), scale8_.data(), start8_.data()};
   }
 
  private:
+  void quantize8(const Kernels& kernels, Pool& pool) {
+    const size_t size = width_ * tokens_;
+    const size_t blocks = width_ / kScaleBlock;
+    if (q8_.size() < size + kSlack) q8_.resize(size + kSlack);
+    if (scale8_.size() < blocks * tokens_) scale8_.resize(blocks * tokens_);
+    if (start8_.size() < blocks * tokens_) start8_.resize(blocks * tokens_);
+    pool.run(tokens_, kTokensOfPiece, [&](size_t first, size_t last) {
+      for (size_t t = first; t < last; ++t)
+        kernels.quantize8(row(static_cast<int>(t)), width_, q8_.data() + t * width_, scale8_.data() + t * blocks,
+                          start8_.data() + t * blocks);
+    });
+  }
   void quantize(const Kernels& kernels, Pool& pool) {
-    constexpr size_t kTokensOfPiece = 8;
     pool.run(tokens_, kTokensOfPiece, [&](size_t first, size_t last) {
       for (size_t t = first; t < last; ++t)
         kernels.quantize(row(static_cast<int>(t)), width_, q_.data() + t * width_, scale_.data() + t * blocks_);
@@ -55,8 +74,12 @@ class ActivationBuffer {
     });
   }
 
-  std::vector<float> x_, scale_;
+  static constexpr size_t kTokensOfPiece = 8;
+
+  std::vector<float> x_, scale_, scale8_;
   std::vector<int16_t> q_;
+  std::vector<int8_t> q8_;
+  std::vector<int32_t> start8_;
   Bytes bytes_;
   size_t width_ = 0;   // inputs of a token, padded
   size_t blocks_ = 0;  // scales of a token
@@ -72,15 +95,15 @@ struct Product {
 
 // Several products of the same inputs, in one go of the pool.
 inline void multiply_all(const Kernels& kernels, Pool& pool, ActivationBuffer& x, std::initializer_list<Product> products) {
-  bool integers = false;
-  bool split = false;
+  ActivationBuffer::Wanted wanted;
   size_t tiles = 0;
   for (const Product& p : products) {
-    integers |= p.matrix->values == Values::i8;
-    split |= kernels.wants_split && kernels.wants_split(*p.matrix, x.tokens());
+    wanted.words |= p.matrix->values == Values::i8;
+    wanted.bytes |= p.matrix->values == Values::i4;
+    wanted.split |= kernels.wants_split && kernels.wants_split(*p.matrix, x.tokens());
     tiles += p.matrix->tile_count();
   }
-  const Activations a = x.activations(kernels, pool, integers, split);
+  const Activations a = x.activations(kernels, pool, wanted);
   constexpr size_t kPiecesOfThread = 8;
   size_t step = std::max<size_t>(1, tiles / (static_cast<size_t>(pool.threads()) * kPiecesOfThread));
   step += step % 2;  // some kernels take two tiles at once

@@ -7,9 +7,13 @@
 namespace sparsedraft {
 
 void EmbeddingTable::read(size_t row, float* out) const {
-  const uint8_t* p = bytes.data() + row * columns * size_of(values);
+  const uint8_t* p = bytes.data() + row * row_bytes();
   for (size_t i = 0; i < columns; ++i) {
-    if (values == Values::i8) {
+    if (values == Values::i4) {
+      const int code = p[i / 2] >> (4 * (i % 2)) & 15;  // two's complement of 4 bits
+      const size_t groups = (columns + group - 1) / group;
+      out[i] = static_cast<float>(code < 8 ? code : code - 16) * half_to_float(halves[row * groups + i / group]);
+    } else if (values == Values::i8) {
       out[i] = static_cast<float>(static_cast<int8_t>(p[i])) * scale[row];
     } else if (values == Values::f32) {
       std::memcpy(out + i, p + 4 * i, 4);

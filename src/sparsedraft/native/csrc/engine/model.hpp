@@ -42,7 +42,11 @@ struct EmbeddingTable {
   Values values = Values::f32;
   size_t rows = 0;
   size_t columns = 0;
-  std::vector<float> scale;  // i8 only: of each row
+  std::vector<float> scale;       // i8 only: of each row
+  std::vector<uint16_t> halves;   // i4 only: float16, of each group of inputs of each row
+  size_t group = 0;               // i4 only: inputs of a group
+  // Bytes of a row: codes of int4 lie two a byte, the first in its low half.
+  size_t row_bytes() const { return values == Values::i4 ? (columns + 1) / 2 : columns * size_of(values); }
   // Row `row` as floats: out [columns].
   void read(size_t row, float* out) const;
 };

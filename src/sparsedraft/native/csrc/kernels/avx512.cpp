@@ -22,7 +22,7 @@ namespace VECTORS {
 }  // namespace VECTORS
 
 namespace {
-constinit const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::wants_split,
+constinit const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::quantize8, VECTORS::wants_split,
                                VECTORS::split, VECTORS::rms_norm,     VECTORS::gated,    VECTORS::attend};
 }
 const Kernels* kernels_amx() { return VECTORS::amx_available() ? &amx : nullptr; }

@@ -8,7 +8,7 @@
 //   simd_portable.hpp    8 lanes of floats and integers in plain C++: the specification of each operation
 //   attention.inc, elementwise.inc   attention; quantisation, norm and gate
 //   multiply.inc         products: which function for which layout, how many tokens at once
-//   multiply_floats.inc, multiply_int8.inc   products, one function a layout
+//   multiply_floats.inc, multiply_int8.inc, multiply_int4.inc   products, one function a layout
 //   spread.inc           a mask of bits -> a dense tile
 //   simd_avx2.hpp        the same operations in 256 bits
 //   wide.inc, simd_avx512.inc   two tiles at once in 512 bits
@@ -42,6 +42,9 @@ struct Activations {
   size_t blocks = 0;               // scales of a token
   int tokens = 0;
   const uint8_t* bytes = nullptr;  // q once more as Kernels::split lays it out; null where no matrix wants that
+  const int8_t* q8 = nullptr;        // for matrices of int4: 8-bit integers, kSlack more at the end,
+  const float* scale8 = nullptr;     // [tokens, width / 32], a scale for every 32 inputs,
+  const int32_t* start8 = nullptr;   // [tokens, width / 32], and -8 times the sum of their integers
 };
 
 struct Kernels {
@@ -51,6 +54,8 @@ struct Kernels {
   void (*multiply)(const Matrix& w, const Activations& x, float* y, size_t stride, size_t first, size_t last);
   // q = round(x / scale), scale = max |x| / 32767 over each kBlock of x [width].
   void (*quantize)(const float* x, size_t width, int16_t* q, float* scale);
+  // q = round(x / scale), scale = max |x| / 127 over every 32 of x [width]; start = -8 times the sum of each 32 of q.
+  void (*quantize8)(const float* x, size_t width, int8_t* q, float* scale, int32_t* start);
   // Whether `multiply` reads what `split` writes of so many tokens: 2 * width * kGroup bytes for every kGroup. Null: never.
   bool (*wants_split)(const Matrix& m, int tokens);
   void (*split)(const int16_t* q, size_t width, int tokens, uint8_t* out);

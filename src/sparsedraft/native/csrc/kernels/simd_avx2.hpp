@@ -59,6 +59,8 @@ inline I right32(I a) {
 }
 inline I right32(I a, I by) { return {_mm256_srlv_epi32(a.v, by.v)}; }
 inline I add32(I a, I b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline I sub32(I a, I b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+inline I bits_xor(I a, I b) { return {_mm256_xor_si256(a.v, b.v)}; }
 inline I low_bytes(I a) { return {_mm256_srai_epi16(_mm256_slli_epi16(a.v, 8), 8)}; }  // of 16 pairs, sign kept
 inline I high_bytes(I a) { return {_mm256_srai_epi16(a.v, 8)}; }
 inline I add_dot16(I sum, I a, I b) {  // and the sums of neighbours' products
@@ -68,6 +70,14 @@ inline I add_dot16(I sum, I a, I b) {  // and the sums of neighbours' products
   return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
 #endif
 }
+inline I add_dot_codes(I sum, I codes, I bytes) {  // codes from 0 to 15, so that pairs fit in 16 bits
+#ifdef __AVX512VNNI__
+  return {_mm256_dpbusd_epi32(sum.v, codes.v, bytes.v)};
+#else
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.v, bytes.v), _mm256_set1_epi16(1)))};
+#endif
+}
+inline I where_equal(I a, I b, I yes, I no) { return {_mm256_blendv_epi8(no.v, yes.v, _mm256_cmpeq_epi8(a.v, b.v))}; }
 inline I shuffle(I x, I i) { return {_mm256_shuffle_epi8(x.v, i.v)}; }  // bytes, within each half
 inline I zip_low(I a, I b) { return {_mm256_unpacklo_epi8(a.v, b.v)}; }  // of each half
 inline I zip_high(I a, I b) { return {_mm256_unpackhi_epi8(a.v, b.v)}; }
@@ -75,6 +85,16 @@ inline I odd16(I even, I odd) { return {_mm256_blend_epi16(even.v, odd.v, 0xAA)}
 inline void store16(int16_t* p, I a) {  // 8 int32 to 8 int16, which they fit
   const __m256i packed = _mm256_packs_epi32(a.v, a.v);
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+inline void store8(int8_t* p, I a) {  // 8 int32 to 8 int8, which they fit
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+inline void store_half(uint8_t* p, I a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(a.v)); }
+inline int32_t sum_words(I a) {
+  const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+  const __m128i quarter = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4E));
+  return _mm_cvtsi128_si32(_mm_add_epi32(quarter, _mm_shuffle_epi32(quarter, 0xB1)));
 }
 inline float sum(F a) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

@@ -128,6 +128,12 @@ inline I right32(I a, I by) {
 inline I add32(I a, I b) {
   return each<I>([&](int i) { return a.v[i] + b.v[i]; });
 }
+inline I sub32(I a, I b) {
+  return each<I>([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline I bits_xor(I a, I b) {
+  return each<I>([&](int i) { return a.v[i] ^ b.v[i]; });
+}
 inline uint32_t pair(int low, int high) {
   return static_cast<uint16_t>(low) | (static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16);
 }
@@ -146,6 +152,20 @@ inline I add_dot16(I sum, I a, I b) {
     return sum.v[i] + static_cast<uint32_t>(a.word(2 * i) * b.word(2 * i)) +
            static_cast<uint32_t>(a.word(2 * i + 1) * b.word(2 * i + 1));
   });
+}
+// sum + the products of four neighbours: codes from 0 to 15 times signed bytes
+inline I add_dot_codes(I sum, I codes, I bytes) {
+  return each<I>([&](int i) {
+    uint32_t out = sum.v[i];
+    for (int k = 4 * i; k < 4 * i + 4; ++k) out += static_cast<uint32_t>(codes.byte(k) * static_cast<int8_t>(bytes.byte(k)));
+    return out;
+  });
+}
+// Of each byte: a == b ? yes : no
+inline I where_equal(I a, I b, I yes, I no) {
+  I out{};
+  for (int k = 0; k < 32; ++k) out.set(k, a.byte(k) == b.byte(k) ? yes.byte(k) : no.byte(k));
+  return out;
 }
 inline I shuffle(I x, I i) {
   I out{};
@@ -170,6 +190,15 @@ inline I odd16(I even, I odd) {
 }
 inline void store16(int16_t* p, I a) {
   for (int i = 0; i < 8; ++i) p[i] = static_cast<int16_t>(a.v[i]);
+}
+inline void store8(int8_t* p, I a) {
+  for (int i = 0; i < 8; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
+inline void store_half(uint8_t* p, I a) { std::memcpy(p, a.v, 16); }  // the first 16 bytes
+inline int32_t sum_words(I a) {
+  uint32_t out = 0;
+  for (const uint32_t word : a.v) out += word;
+  return static_cast<int32_t>(out);
 }
 inline float sum(F a) {
   const float even = (a.v[0] + a.v[4]) + (a.v[2] + a.v[6]);  // the order in which 256 bits are halved

@@ -7,7 +7,9 @@
 #include <string>
 #include <utility>
 
+#include "layout/half.hpp"
 #include "layout/records.hpp"
+#include "layout/records_int4.hpp"
 
 namespace sparsedraft {
 namespace {
@@ -70,6 +72,30 @@ void check_window(const Matrix& m, Reader tile) {
   require(tile.at == tile.end, "a tile is too long");
 }
 
+// Scales are finite; of bitmask, too, there are as many codes as the mask says.
+void check_int4(const Matrix& m, Reader tile) {
+  for (size_t c = 0; c < m.width(); c += kColumns) {
+    for (size_t g = 0; g < groups_of_record(c, m.group); ++g) {
+      const uint8_t* scales = tile.take(kScaleBytes4);
+      for (size_t lane = 0; lane < kRows4; ++lane) {
+        uint16_t half;
+        std::memcpy(&half, scales + 2 * lane, 2);
+        require(std::isfinite(half_to_float(half)), "a scale that is not finite");
+      }
+    }
+    if (m.layout != Layout::bitmask) {
+      tile.take(record4(m.layout, m.n).bytes());
+      continue;
+    }
+    uint64_t masks[kMaskBytes4 / 8];
+    std::memcpy(masks, tile.take(kMaskBytes4), kMaskBytes4);
+    size_t codes = 0;
+    for (const uint64_t mask : masks) codes += static_cast<size_t>(std::popcount(mask));
+    tile.take((codes + 1) / 2);
+  }
+  require(tile.at == tile.end, "a tile is too long");
+}
+
 // `order` names each row once.
 void check_order(const Matrix& m, size_t lanes) {
   require(m.order.size() == lanes, "rows in no order");
@@ -89,7 +115,8 @@ void check_tiles(const Matrix& m, size_t count) {
   require(m.stream.size() >= kSlack && m.tiles.back() == m.stream.size() - kSlack, "a stream of another size");
   for (size_t i = 0; i < count; ++i) {
     const Reader tile{m.stream.data() + m.tiles[i], m.stream.data() + m.tiles[i + 1]};
-    if (m.layout == Layout::bitmask) check_bitmask(m, tile);
+    if (m.values == Values::i4) check_int4(m, tile);
+    else if (m.layout == Layout::bitmask) check_bitmask(m, tile);
     else if (m.layout == Layout::window) check_window(m, tile);
     else require(m.tiles[i + 1] - m.tiles[i] == tile_size(m), "a tile of another size");
   }
@@ -102,8 +129,10 @@ void check(const Matrix& m) {
   require(m.values != Values::f32 || m.layout == Layout::dense, "sparse values of 32 bits");
   require(m.layout != Layout::n_eight || (m.n >= 1 && m.n <= 7), "N");
   require(m.layout != Layout::window || m.width() <= kMostWindowColumns, "too many columns for windows");
-  const size_t count = padded(m.rows, kRows) / kRows;
-  const size_t lanes = count * kRows;
+  require((m.values == Values::i4) == (m.group != 0), "groups of inputs");
+  require(m.values != Values::i4 || (has_int4(m.layout, m.n) && is_group(m.group)), "no layout of int4");
+  const size_t count = padded(m.rows, m.tile_rows()) / m.tile_rows();
+  const size_t lanes = count * m.tile_rows();
   check_tiles(m, count);
   if (m.layout == Layout::window) check_order(m, lanes);
   else require(m.order.empty(), "an order of rows");

@@ -5,20 +5,27 @@
 #include <numeric>
 #include <thread>
 
+#include "layout/records_int4.hpp"
 #include "layout/tiles.hpp"
 
 namespace sparsedraft {
 namespace {
 
-void check_arguments(Values type, size_t rows, size_t columns, Layout layout, int n, const float* scale) {
+void check_arguments(const RowMajor& m, Layout layout, int n) {
   const auto require = [](bool holds, const char* what) {
     if (!holds) throw std::invalid_argument(what);
   };
-  require(rows && columns && rows <= kMostRows && columns <= kMostColumns, "a matrix of impossible size");
+  require(m.rows && m.columns && m.rows <= kMostRows && m.columns <= kMostColumns, "a matrix of impossible size");
   require(layout != Layout::n_eight || (n >= 1 && n <= 7), "N:8 needs an N from 1 to 7");
-  require(type != Values::f32 || layout == Layout::dense, "sparse layouts hold 16-bit or int8 values");
-  require(type != Values::i8 || scale, "int8 values need a scale for each row");
-  require(layout != Layout::window || padded(columns, kColumns) <= kMostWindowColumns, "a window needs at most 65536 columns");
+  require(m.type != Values::f32 || layout == Layout::dense, "sparse layouts hold 16-bit, int8 or int4 values");
+  require(m.type != Values::i8 || m.scale, "int8 values need a scale for each row");
+  require(layout != Layout::window || padded(m.columns, kColumns) <= kMostWindowColumns, "a window needs at most 65536 columns");
+  if (m.type != Values::i4) return;
+  require(has_int4(layout, n), "int4 is laid out dense, as 2:4, 4:8, 2:8 or bitmask");
+  require(m.halves && is_group(m.group), "int4 values need a scale for each group of 32, 64, 128 or 256 inputs");
+  const auto* codes = static_cast<const int8_t*>(m.values);
+  require(std::all_of(codes, codes + m.rows * m.columns, [](int8_t code) { return code >= -kOffset4 && code < kOffset4; }),
+          "a code of int4 that is not from -8 to 7");
 }
 
 // Rows by their number of weights, most first, so that the rows of a tile have about equally many; -1 for lanes without one.
@@ -43,7 +50,8 @@ Part write_tiles(const Source& source, const Matrix& m, size_t first, size_t las
   Stream& stream = part.stream;
   for (size_t tile = first; tile < last; ++tile) {
     part.tiles.push_back(stream.out.size());
-    switch (m.layout) {
+    if (m.values == Values::i4) write_int4(source, tile, m, stream);
+    else switch (m.layout) {
       case Layout::dense: write_dense(source, tile, m.width(), stream); break;
       case Layout::two_four: write_two_four(source, tile, m.width(), stream); break;
       case Layout::n_eight: write_n_eight(source, tile, m.width(), m.n, stream); break;
@@ -90,27 +98,28 @@ void join(std::vector<Part>& parts, size_t tiles, Matrix& m) {
 
 }  // namespace
 
-Matrix lay_out(const void* values, Values type, size_t rows, size_t columns, Layout layout, int n, const float* scale) {
-  check_arguments(type, rows, columns, layout, n, scale);
+Matrix lay_out(const RowMajor& rows, Layout layout, int n) {
+  check_arguments(rows, layout, n);
   Matrix m;
-  m.rows = rows;
-  m.columns = columns;
+  m.rows = rows.rows;
+  m.columns = rows.columns;
   m.layout = layout;
-  m.values = type;
+  m.values = rows.type;
   m.n = n;
-  Source source{static_cast<const uint8_t*>(values), type, rows, columns, nullptr};
+  m.group = rows.type == Values::i4 ? rows.group : 0;
+  Source source{static_cast<const uint8_t*>(rows.values), rows.type, rows.rows, rows.columns, nullptr, rows.halves};
   if (layout == Layout::window) {
     m.order = order_by_density(source);
     source.order = m.order.data();
   }
-  const size_t tiles = padded(rows, kRows) / kRows;
+  const size_t tiles = padded(m.rows, m.tile_rows()) / m.tile_rows();
   std::vector<Part> parts = write_parts(source, m, tiles);
   join(parts, tiles, m);
-  if (type == Values::i8) {
+  if (rows.type == Values::i8) {
     m.scale.assign(tiles * kRows, 0.0f);
     for (size_t i = 0; i < tiles * kRows; ++i) {
       const size_t row = source.row(i / kRows, static_cast<int>(i % kRows));
-      if (row < rows) m.scale[i] = scale[row];
+      if (row < m.rows) m.scale[i] = rows.scale[row];
     }
   }
   return m;

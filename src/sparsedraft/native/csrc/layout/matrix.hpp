@@ -1,12 +1,13 @@
 // layout/: a weight matrix as the kernels read it. READ THIS FIRST.
 //
-// Checkpoints hold a matrix row by row. The kernels read tiles: 8 rows, row r of a tile in SIMD lane r, columns padded to a
-// multiple of 64 with zeros. A tile is one sequential stream of bytes, so a kernel reads memory from front to back and nothing
-// else. This folder makes tiles from rows, and checks tiles that come from a file.
+// Checkpoints hold a matrix row by row. The kernels read tiles: 8 rows (16 of int4), row r of a tile in SIMD lane r, columns
+// padded to a multiple of 64 with zeros. A tile is one sequential stream of bytes, so a kernel reads memory from front to back
+// and nothing else. This folder makes tiles from rows, and checks tiles that come from a file.
 //
 // Read in this order:
 //   matrix.hpp    a matrix and its five layouts (this file)
 //   records.hpp   the bytes of a tile in each layout
+//   records_int4.hpp   the same of int4
 //   lay_out.hpp   rows -> tiles (lay_out.cpp; tiles_*.cpp write one layout each)
 //   check.hpp     tiles from a file -> the same tiles, or an error
 //   bytes.hpp, half.hpp   memory; float16 and bfloat16
@@ -21,7 +22,7 @@
 
 namespace sparsedraft {
 
-enum class Values : uint8_t { f32, f16, bf16, i8 };  // the type of a weight's value
+enum class Values : uint8_t { f32, f16, bf16, i8, i4 };  // the type of a weight's value
 
 // How a tile stores its weights. Sparse layouts hold 16-bit or int8 values.
 enum class Layout : uint8_t {
@@ -33,6 +34,7 @@ enum class Layout : uint8_t {
 };
 
 constexpr int kRows = 8;      // rows of a tile: the 32-bit lanes of 256 bits
+constexpr int kRows4 = 16;    // rows of a tile of int4: the 32-bit lanes of 512 bits
 constexpr int kColumns = 64;  // columns are padded to a multiple of this
 constexpr int kBlock = 512;   // inputs that share an activation scale: 127 * 32767 * 512 still fits in 31 bits
 constexpr int kSlack = 64;    // bytes that kernels may read past a stream's end
@@ -40,7 +42,8 @@ constexpr size_t kMostRows = size_t{1} << 28;
 constexpr size_t kMostColumns = size_t{1} << 24;
 constexpr size_t kMostWindowColumns = 65536;  // padded: the column of a window is written in 16 bits
 
-inline size_t size_of(Values v) { return v == Values::f32 ? 4 : v == Values::i8 ? 1 : 2; }
+// Bytes of a value as `lay_out` reads it; of int4, that is a code in a byte.
+inline size_t size_of(Values v) { return v == Values::f32 ? 4 : v == Values::i8 || v == Values::i4 ? 1 : 2; }
 
 struct Matrix {
   size_t rows = 0;     // as the checkpoint has them
@@ -48,6 +51,7 @@ struct Matrix {
   Layout layout = Layout::dense;
   Values values = Values::f32;
   int n = 0;                   // N of Layout::n_eight
+  size_t group = 0;            // i4 only: consecutive inputs that share a scale
   Bytes stream;                // the tiles, one behind the other, and kSlack
   std::vector<size_t> tiles;   // where each tile begins in `stream`, and the end of the last
   std::vector<int32_t> order;  // window only: the row in each lane of each tile; -1: none
@@ -55,6 +59,7 @@ struct Matrix {
 
   size_t tile_count() const { return tiles.empty() ? 0 : tiles.size() - 1; }
   size_t width() const { return padded(columns, kColumns); }
+  size_t tile_rows() const { return values == Values::i4 ? kRows4 : kRows; }
   size_t bytes() const { return stream.size() + scale.size() * 4; }
 };
 

@@ -14,6 +14,7 @@ struct Source {
   Values type;
   size_t rows, columns;
   const int32_t* order;  // the row in each lane of each tile (-1: none); null: lane r of tile t is row 8 t + r
+  const uint16_t* halves = nullptr;  // i4 only: float16 scales [rows, groups of inputs]
 
   size_t row(size_t tile, int lane) const {
     const size_t at = tile * kRows + lane;
@@ -28,7 +29,7 @@ struct Source {
     return out;
   }
   bool is_zero(uint32_t bits) const {  // -0.0, too
-    if (type == Values::i8) return bits == 0;
+    if (size_of(type) == 1) return bits == 0;
     return type == Values::f32 ? (bits & 0x7FFFFFFF) == 0 : (bits & 0x7FFF) == 0;
   }
 };
@@ -53,6 +54,13 @@ struct Slot {
 };
 using Slots = std::array<Slot, kRows>;  // one for each lane
 
+// The N slots of one lane's group of M inputs, by place. Zeros at the lowest free places fill a group that has fewer weights.
+struct Group {
+  Slot slots[8];
+};
+// Throws std::invalid_argument where the group has more than N weights.
+Group group_of(const Source& source, size_t row, size_t column, int n, int m);
+
 // 16-bit values of `count` slots, as dense stores inputs.
 void write_values16(Stream& stream, Values type, const Slots* slots, size_t count);
 // 8 slots of i8: an EightRecord.
@@ -64,5 +72,7 @@ void write_bitmask(const Source& source, size_t tile, size_t width, Stream& stre
 void write_two_four(const Source& source, size_t tile, size_t width, Stream& stream);
 void write_n_eight(const Source& source, size_t tile, size_t width, int n, Stream& stream);
 void write_window(const Source& source, size_t tile, size_t width, Stream& stream);
+// The same of int4, in the layout of `m`.
+void write_int4(const Source& source, size_t tile, const Matrix& m, Stream& stream);
 
 }  // namespace sparsedraft

@@ -4,12 +4,6 @@
 #include "layout/tiles.hpp"
 
 namespace sparsedraft {
-namespace {
-
-// The N slots of one lane's group, by place. Zeros at the lowest free places fill a group that has fewer weights.
-struct Group {
-  Slot slots[8];
-};
 
 Group group_of(const Source& source, size_t row, size_t column, int n, int m) {
   uint32_t bits[8];
@@ -32,6 +26,8 @@ Group group_of(const Source& source, size_t row, size_t column, int n, int m) {
   }
   return out;
 }
+
+namespace {
 
 // `place` into the word of `lane`, from bit `shift` on.
 void put_place(uint8_t* words, int lane, int place, int shift) {
