@@ -27,7 +27,7 @@ def reader() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("values", ["f16", "f32", "int8"])
+@pytest.mark.parametrize("values", ["f16", "f32", "int8", "int4"])
 def test_the_pages_reader_reads_every_kind(reader: dict[str, Any], kind: str, values: str) -> None:
     weight = torch.randn(7, 96, generator=torch.Generator().manual_seed(0))
     if kind == "bitmask":
@@ -37,14 +37,16 @@ def test_the_pages_reader_reads_every_kind(reader: dict[str, Any], kind: str, va
         weight[2, :32] = 0  # groups with fewer values than N
     entry, parts = pack_matrix(weight, kind, values)
     found = reader["matrix"](entry.to_dict(), *(part(parts, name) for name in ("values", "index", "scale")))
-    assert torch.equal(torch.from_numpy(found), dense(*unpack_matrix("w", entry, parts)))
+    assert torch.equal(torch.from_numpy(found), unpack_matrix("w", entry, parts).weight())
 
 
 def part(parts: dict[str, torch.Tensor], name: str) -> Any:
     return parts[name].numpy() if name in parts else None
 
 
-@pytest.mark.parametrize("pattern, weights", [("2:4", "f16"), ("unstructured", "int8"), (None, "int8")])
+@pytest.mark.parametrize(
+    "pattern, weights", [("2:4", "f16"), ("unstructured", "int8"), (None, "int8"), ("2:4", "int4")]
+)
 def test_the_pages_reader_reads_a_folder(
     reader: dict[str, Any], made: Callable[..., tuple[Path, Path]], pattern: str | None, weights: str
 ) -> None:
@@ -53,9 +55,4 @@ def test_the_pages_reader_reads_a_folder(
     found = reader["read"](folder)
     assert set(found) == set(stored.entries)
     for name, weight in found.items():
-        values, scale, _ = stored.matrix(f"{name}.weight")
-        assert torch.equal(torch.from_numpy(weight), dense(values, scale)), name
-
-
-def dense(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    return values.float() if scale is None else values.float() * scale[:, None]
+        assert torch.equal(torch.from_numpy(weight), stored.matrix(f"{name}.weight")[0].weight()), name

@@ -41,6 +41,7 @@ std::vector<uint8_t> weights(Values type, size_t rows, size_t columns, size_t n,
     const uint16_t bf16 = static_cast<uint16_t>(bits >> 16), f16 = static_cast<uint16_t>((r & 0x83FF) | (10 + r % 8) << 10);
     if (type == Values::f32) std::memcpy(at, &f, 4);
     else if (type == Values::i8) *at = static_cast<uint8_t>(r % 255 - 127);
+    else if (type == Values::i4) *at = static_cast<uint8_t>(r % 16 - 8);
     else std::memcpy(at, type == Values::bf16 ? &bf16 : &f16, 2);
   }
   return out;
@@ -75,18 +76,24 @@ int main() {
   };
   const Case cases[] = {{"dense", Layout::dense, 0, 1, 1},     {"2:4", Layout::two_four, 0, 2, 4},
                         {"1:8", Layout::n_eight, 1, 1, 8},     {"3:8", Layout::n_eight, 3, 3, 8},
-                        {"4:8", Layout::n_eight, 4, 4, 8},     {"7:8", Layout::n_eight, 7, 7, 8},
+                        {"4:8", Layout::n_eight, 4, 4, 8},     {"2:8", Layout::n_eight, 2, 2, 8},
+                        {"7:8", Layout::n_eight, 7, 7, 8},
                         {"bitmask", Layout::bitmask, 0, 5, 9}, {"window", Layout::window, 0, 2, 9}};
   const std::pair<const char*, Values> types[] = {
-      {"f32", Values::f32}, {"f16", Values::f16}, {"bf16", Values::bf16}, {"i8", Values::i8}};
+      {"f32", Values::f32}, {"f16", Values::f16}, {"bf16", Values::bf16}, {"i8", Values::i8}, {"i4", Values::i4}};
   for (const Case& c : cases)
     for (const auto& [name, type] : types) {
       if (type == Values::f32 && c.layout != Layout::dense) continue;
+      if (type == Values::i4 && !has_int4(c.layout, c.n)) continue;
       const size_t rows = 37, columns = 648;
       const std::vector<uint8_t> raw = weights(type, rows, columns, c.kept, c.of);
       std::vector<float> scale(rows);
       for (float& f : scale) f = static_cast<float>(draw() % 100 + 1) / 4096.0f;
-      const Matrix m = lay_out(raw.data(), type, rows, columns, c.layout, c.n, type == Values::i8 ? scale.data() : nullptr);
+      RowMajor source{raw.data(), type, rows, columns, type == Values::i8 ? scale.data() : nullptr};
+      std::vector<uint16_t> halves(rows * padded(columns, 64) / 64);
+      for (uint16_t& h : halves) h = static_cast<uint16_t>((draw() & 0x83FF) | (5 + draw() % 4) << 10);
+      if (type == Values::i4) source.halves = halves.data(), source.group = 64;
+      const Matrix m = lay_out(source, c.layout, c.n);
       for (const int tokens : {1, 2, 5, 17}) {
         std::vector<float> x(columns * tokens);
         for (float& f : x) f = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
@@ -94,8 +101,8 @@ int main() {
         ActivationBuffer buffer;
         buffer.resize(columns, tokens);
         for (int t = 0; t < tokens; ++t) std::copy_n(x.data() + t * columns, columns, buffer.row(t));
-        std::vector<float> y(padded(rows, kRows) * tokens);
-        multiply_all(kernels_portable, pool, buffer, {{&m, y.data(), padded(rows, kRows)}});
+        std::vector<float> y(padded(rows, kRows4) * tokens);
+        multiply_all(kernels_portable, pool, buffer, {{&m, y.data(), padded(rows, kRows4)}});
         std::printf("%s %s %d %016llx\n", c.name, name, tokens, static_cast<unsigned long long>(checksum(y)));
       }
     }

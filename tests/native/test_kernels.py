@@ -130,14 +130,14 @@ def test_what_is_not_finite_shows(value: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((np.ones((8, 8), np.float32), "f32", "2:4"), "16-bit or int8"),
+        ((np.ones((8, 8), np.float32), "f32", "2:4"), "16-bit, int8 or int4"),
         ((np.ones((8, 8), np.int16), "bf16", "2:4"), "more than 2 values"),
         ((np.ones((8, 8), np.int16), "bf16", "N:8", 9), "from 1 to 7"),
         ((np.ones((8, 8), np.int8), "i8", "dense"), "a scale for each row"),
         ((np.ones((8, 8), np.int8), "i8", "dense", 0, np.ones(7, np.float32)), "one scale for each row"),
         ((np.ones((8, 8), np.int8), "bf16", "dense"), "of the type that is named"),
         ((np.ones(8, np.float32), "f32", "dense"), "a matrix"),
-        ((np.ones((8, 8), np.float32), "f64", "dense"), "f32, f16, bf16 or i8"),
+        ((np.ones((8, 8), np.float32), "f64", "dense"), "f32, f16, bf16, i8 or i4"),
         ((np.ones((8, 8), np.float32), "f32", "coo"), "no layout is named coo"),
         ((np.ones((0, 8), np.float32), "f32", "dense"), "impossible size"),
     ],

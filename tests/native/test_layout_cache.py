@@ -21,7 +21,10 @@ from sparsedraft.native.session import Engine
 pytestmark = pytest.mark.skipif(not packed_folders.BUILT, reason="the extension was not built")
 made = packed_folders.made
 WINDOWS = ("llama", False, "1:16", "bf16")  # so sparse that all CPUs run it as windows
-KINDS = [("llama", True, "2:4", "int8"), ("qwen2", False, "unstructured", "bf16"), ("gemma3", True, "3:8", "f16")]
+KINDS = [
+    ("llama", True, "2:4", "int8"), ("qwen2", False, "unstructured", "bf16"), ("gemma3", True, "3:8", "f16"),
+    ("llama", True, "4:8", "int4"), ("qwen2", False, "unstructured", "int4"),
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -32,9 +35,9 @@ def laid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(layout_cache, "SMALLEST", 0)
     calls, own = [], layout.lay_out
 
-    def counted(values, scale, kind):
+    def counted(stored, kind):
         calls.append(kind)
-        return own(values, scale, kind)
+        return own(stored, kind)
 
     monkeypatch.setattr(layout, "lay_out", counted)
     return calls

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from safetensors.torch import load_file, save_file
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
+from sparsedraft.maths.quantization import int4_codes
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
-from sparsedraft.native import layout_choice, packed_format
+from sparsedraft.native import extension, layout, layout_choice, packed_format
+from sparsedraft.native.nibbles import pack_nibbles, unpack_nibbles
 from sparsedraft.native.packed_folder import HEADER, PackedReader
-from sparsedraft.native.packed_format import VALUE_TYPES, MatrixEntry, kind_of, pack_matrix, unpack_matrix
+from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, unpack_matrix
+from sparsedraft.native.stored_matrix import VALUE_TYPES
 from stages import pack, prune
 
 KINDS = ("dense", "bitmask", "2:4", "4:8", "3:8", "1:8", "8:16", "7:32", "1:256")
@@ -38,12 +42,35 @@ def weight_of(kind: str, seed: int = 0) -> torch.Tensor:
 def test_round_trip(kind: str, values: str) -> None:
     weight = weight_of(kind)
     entry, tensors = pack_matrix(weight, kind, values)
-    back, scale = unpack_matrix("w", MatrixEntry.parse("w", json.loads(json.dumps(entry.to_dict()))), tensors)
-    assert bool(((back != 0) <= (weight != 0)).all()), "what was pruned stays zero"
-    if scale is None:
-        assert torch.equal(back.double(), weight.double())
+    back = unpack_matrix("w", MatrixEntry.parse("w", json.loads(json.dumps(entry.to_dict()))), tensors)
+    assert back.type == values
+    assert bool(((back.values != 0) <= (weight != 0)).all()), "what was pruned stays zero"
+    if back.scale is None:
+        assert torch.equal(back.values.double(), weight.double())
+    elif values == "int8":
+        scale = back.scale[:, None]
+        assert bool(((back.values * scale - weight.float()).abs() <= scale / 2 * (1 + 1e-5)).all())
     else:
-        assert bool(((back * scale[:, None] - weight.float()).abs() <= scale[:, None] / 2 * (1 + 1e-5)).all())
+        assert torch.equal(back.weight(), int4_codes(weight, back.group).weight())
+
+
+def test_codes_that_are_known_are_kept() -> None:
+    """Whoever rounded them, such as pruning, and with whatever scales; a kept weight may have the code 0."""
+    for kind in ("dense", "bitmask", "2:4", "4:8", "2:8"):
+        weight = weight_of(kind) if kind != "2:8" else weight_of("1:8")
+        codes = int4_codes(weight, 128)
+        codes.codes[weight.float().abs() < 0.3] = 0
+        entry, tensors = pack_matrix(weight, kind, "int4", codes)
+        back = unpack_matrix("w", entry, tensors)
+        assert torch.equal(back.values, codes.codes) and back.scale is not None and torch.equal(back.scale, codes.scale)
+
+
+def test_nibbles() -> None:
+    for count in (1, 2, 7, 16):
+        codes = torch.arange(-8, 8, dtype=torch.int8)[:count].expand(3, -1)
+        assert torch.equal(unpack_nibbles(pack_nibbles(codes), count), codes)
+        assert pack_nibbles(codes).shape == (3, (count + 1) // 2)
+    assert pack_nibbles(torch.tensor([-8, 7], dtype=torch.int8)).tolist() == [0x78]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +82,22 @@ def test_bits_of_each_weight(kind: str, bits: float) -> None:
         pattern = Pattern.parse(kind) if ":" in kind else Pattern()
         weight *= keep_mask(pattern, weight.abs().float(), pattern.resolve(None))
     assert packed_format.stored_bytes(pack_matrix(weight, kind, "f16")[1]) * 8 == bits * weight.numel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [("dense", 0.5625), ("bitmask", 0.44), ("2:4", 0.44), ("4:8", 0.47), ("2:8", 0.29)]
+)
+def test_bytes_of_each_weight_in_int4(kind: str, most: float) -> None:
+    """In the file, and laid out for the kernels."""
+    weight = torch.randn(64, 1024, generator=torch.Generator().manual_seed(1))
+    if kind != "dense":
+        pattern = Pattern.parse(kind) if ":" in kind else Pattern()
+        weight *= keep_mask(pattern, weight.abs(), pattern.resolve(None))
+    entry, tensors = pack_matrix(weight, kind, "int4")
+    assert packed_format.stored_bytes(tensors) <= most * weight.numel()
+    if extension.is_built():
+        matrix, _ = layout.lay_out(unpack_matrix("w", entry, tensors), kind)
+        assert matrix.bytes - 64 <= most * weight.numel()
 
 
 def test_places_that_span_no_byte() -> None:
@@ -104,7 +147,7 @@ def pruned(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.mark.parametrize(("name", "kind"), [("dense", "dense"), ("2:4", "2:4"), ("3:8", "3:8"), ("half", "bitmask")])
-@pytest.mark.parametrize("weights", ["f16", "bf16", "int8"])
+@pytest.mark.parametrize("weights", ["f16", "bf16", "int8", "int4"])
 def test_a_checkpoint_packed(pruned: dict[str, Path], name: str, kind: str, weights: str, tmp_path: Path) -> None:
     result = pack(str(pruned[name]), tmp_path / "packed", weights=weights)
     model = checkpoint.load(pruned[name])
@@ -114,15 +157,17 @@ def test_a_checkpoint_packed(pruned: dict[str, Path], name: str, kind: str, weig
     )
     stored = PackedReader(tmp_path / "packed")
     for linear, module in decoder_linears(model).items():
-        values, scale, _ = stored.matrix(f"{linear}.weight")
-        weight = module.weight.detach()
+        matrix, _ = stored.matrix(f"{linear}.weight")
+        weight, scale = module.weight.detach(), matrix.scale
         if weights == "int8":
             assert scale is not None and bool(
-                ((values * scale[:, None] - weight).abs() <= scale[:, None] * 0.500001).all()
+                ((matrix.values * scale[:, None] - weight).abs() <= scale[:, None] * 0.500001).all()
             )
+        elif weights == "int4":
+            assert torch.equal(matrix.weight(), int4_codes(weight, matrix.group).weight())
         else:
-            assert torch.equal(values, weight.to(values.dtype))
-        assert count_zeros(values) >= count_zeros(weight)
+            assert torch.equal(matrix.values, weight.to(matrix.values.dtype))
+        assert count_zeros(matrix.values) >= count_zeros(weight)
     assert stored.vector("model.norm.weight").equal(model.model.norm.weight)
     assert pack(str(pruned[name]), tmp_path / "packed", weights=weights) == result, (
         "a finished folder is not made again"
@@ -156,7 +201,10 @@ def test_options_that_make_no_sense(tiny_checkpoint: Path, tmp_path: Path, optio
     ("change", "message"),
     [
         ({"format": "other"}, "is not a sparsedraft-packed one"),
-        ({"version": 2}, "is of version 2, and this reads 1"),
+        ({"version": 3}, "is of version 3, and this reads 1 and 2"),
+        ({"version": True}, "is of version True, and this reads 1 and 2"),
+        ({"group": 32}, "has group 32, which int8 does not have"),
+        ({"values": "int4"}, "has group None, not one of 32, 64, 128, 256"),
         ({"linears": []}, "is not a sparsedraft-packed one"),
         ({"kind": "4:2"}, "has kind '4:2', not dense, bitmask or N:M"),
         ({"kind": 7}, "has kind 7"),
@@ -199,11 +247,9 @@ def broken(
         for _ in range(chance.randrange(1, 9)):
             raw[chance.randrange(len(raw))] = chance.randrange(256)
     elif what == 4:
-        entry = MatrixEntry(entry.kind, entry.values, chance.randrange(1, 40), chance.randrange(1, 80) * 8)
+        entry = replace(entry, rows=chance.randrange(1, 40), columns=chance.randrange(1, 80) * 8)
     elif what == 5:
-        entry = MatrixEntry(
-            chance.choice(["dense", "bitmask", "2:4", "4:8", "1:8"]), entry.values, entry.rows, entry.columns
-        )
+        entry = replace(entry, kind=chance.choice(["dense", "bitmask", "2:4", "4:8", "1:8"]))
     else:
         tensors[chance.choice(["values", "index", "scale", "more"])] = torch.zeros(
             chance.randrange(99), dtype=torch.uint8
@@ -222,12 +268,11 @@ def test_fuzz() -> None:
     for _ in range(3000):
         entry, tensors = broken(*whole[chance.choice(sorted(whole))], chance)
         try:
-            values, scale = unpack_matrix("w", entry, tensors)
+            back = unpack_matrix("w", entry, tensors)
         except UserError as error:
             assert "packed matrix w" in str(error) and "\n" not in str(error)
             refused += 1
             continue
-        assert tuple(values.shape) == (entry.rows, entry.columns) and values.dtype == VALUE_TYPES[entry.values]
-        assert bool(torch.isfinite(values.float()).all())
-        assert scale is None or (len(scale) == entry.rows and bool((scale > 0).all()))
+        assert tuple(back.values.shape) == (entry.rows, entry.columns) and back.type == entry.values
+        assert bool(torch.isfinite(back.weight()).all())
     assert refused > 1500

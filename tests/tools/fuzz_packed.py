@@ -35,7 +35,8 @@ FILES = (
 )  # what is read; the first twice as often
 ODD: list[Any] = [
     None, True, -1, 0, 1, 2, 3, 7, 63, 65, 2**31 - 1, 2**31, 2**63, 10**30, -(2**63), 0.5, 1e300, "", "dense",
-    "bitmask", "1:8", "8:8", "2:4", "0:4", "9:8", "16:32", "int8", "f16", "bf16", "f32", "I8", "BF16", "U8", "F64",
+    "bitmask", "1:8", "8:8", "2:4", "0:4", "9:8", "16:32", "int8", "int4", 32, 64, 96, 128, "f16", "bf16",
+    "f32", "I8", "BF16", "U8", "F64",
     [], {}, [1], [[]], [2**40, 2**40], [0, 0], [-1], "x" * 300, "../../etc/passwd", "\u0000",
 ]  # fmt: skip
 
@@ -46,10 +47,13 @@ def bases(root: Path) -> list[Path]:
     for family, tied, pattern, weights in (
         ("llama", True, "2:4", "int8"), ("qwen2", False, "4:8", "bf16"), ("gemma3", True, "unstructured", "f16"),
         ("llama", False, None, "int8"), ("qwen2", True, "unstructured", "int8"), ("llama", True, "2:8", "f16"),
+        ("llama", True, "2:4", "int4"), ("qwen2", False, "4:8", "int4"), ("gemma3", True, "2:8", "int4"),
+        ("llama", False, "unstructured", "int4"), ("qwen2", True, None, "int4"),
     ):  # fmt: skip
         name = f"{len(found)}-{family}"
         source = save(build(family, tied), root / name, pattern, torch.bfloat16 if weights == "bf16" else torch.float16)
-        pack(str(source), root / f"{name}-packed", weights=weights)
+        head = "int4" if weights == "int4" and tied else None
+        pack(str(source), root / f"{name}-packed", weights=weights, head_weights=head)
         found.append(root / f"{name}-packed")
     return found
 

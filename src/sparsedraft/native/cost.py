@@ -53,7 +53,7 @@ def cost_of_packed_model(model: PreTrainedModel) -> dict[str, Any]:
     for module in model.modules():
         if not isinstance(module, PackedModule) or _tied(module):
             continue
-        values, _ = module.unpacked()
+        values = module.unpacked().values
         nonzero = int(torch.count_nonzero(values))
         if id(module) in inside:
             linear_nonzero += nonzero

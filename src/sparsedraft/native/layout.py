@@ -6,24 +6,34 @@ import torch
 from torch import Tensor
 
 from sparsedraft.native.extension import extension
-from sparsedraft.native.packed_format import VALUE_TYPES, MatrixEntry
+from sparsedraft.native.nibbles import pack_nibbles
+from sparsedraft.native.packed_format import MatrixEntry
+from sparsedraft.native.stored_matrix import StoredMatrix
 
-# of the types of values, as the extension calls them
-EXTENSION_NAMES = {dtype: "i8" if name == "int8" else name for name, dtype in VALUE_TYPES.items()}
-
-
-def density_of(values: Tensor) -> float:
-    return float(torch.count_nonzero(values)) / values.numel()
+EXTENSION_NAMES = {"int8": "i8", "int4": "i4"}  # of types of values, where the extension calls them otherwise
 
 
-def lay_out(values: Tensor, scale: Tensor | None, kind: str) -> tuple[Any, str]:
-    """(the extension's matrix of `values` [rows, columns] packed as `kind`, the label of its layout).
+def lay_out(stored: StoredMatrix, kind: str) -> tuple[Any, str]:
+    """(the extension's matrix of what is `stored` as `kind`, the label of its layout).
 
-    `scale` [rows] is that of int8. Raises ValueError where the values do not fit the kind.
+    Raises ValueError where the values do not fit the kind.
     """
-    layout = MatrixEntry.describe(values, kind).layout(density_of(values))
-    scales = None if scale is None else scale.contiguous().float().numpy()
-    return extension().matrix(raw(values), layout.values, layout.name, layout.n, scales), layout.label
+    layout = MatrixEntry.describe(stored, kind).layout(stored.density)
+    scale = None if stored.scale is None else stored.scale.contiguous()
+    rows = scale.float().numpy() if scale is not None and not stored.group else None
+    groups = scale.view(torch.uint16).numpy() if scale is not None and stored.group else None
+    values = raw(stored.values)
+    return extension().matrix(values, layout.values, layout.name, layout.n, rows, groups, stored.group), layout.label
+
+
+def embedding(stored: StoredMatrix) -> dict[str, Any]:
+    """The embedding as the extension's model takes it; its arrays must outlive the model."""
+    fields: dict[str, Any] = {"type": EXTENSION_NAMES.get(stored.type, stored.type)}
+    if stored.scale is not None and stored.group:
+        groups = stored.scale.contiguous().view(torch.uint16).numpy()
+        return fields | {"values": pack_nibbles(stored.values).numpy(), "groups": groups, "group": stored.group}
+    scale = None if stored.scale is None else stored.scale.contiguous().float().numpy()
+    return fields | {"values": raw(stored.values), "scale": scale}
 
 
 def raw(values: Tensor) -> Any:

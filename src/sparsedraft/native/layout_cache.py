@@ -37,7 +37,7 @@ from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_choice import window_up_to
 from sparsedraft.native.packed_format import MatrixEntry
 
-VERSION = 2  # of the index and of csrc/layout: a cache of another version is written again
+VERSION = 3  # of the index and of csrc/layout: a cache of another version is written again
 SMALLEST = 16 << 20  # bytes of a model that is worth a cache
 LINE = 64  # bytes of a cache line, on which every stream begins
 SCRATCH, LOCK = ".new-", ".lock"  # a folder that a process fills, and the file in it that the process locks
@@ -100,6 +100,7 @@ class Parts(_Schema):
     layout: str
     values: str
     n: Annotated[int, Field(ge=0, le=8)]
+    group: Annotated[int, Field(ge=0, le=256)]
     tiles: list[Size]
     order: list[Row]
     scale: list[float]
@@ -114,14 +115,16 @@ class CachedMatrix(_Schema):
     nonzero: Size
 
     def fits(self, entry: MatrixEntry, scale: Tensor | None) -> bool:
-        """Whether this is how a matrix of this `entry` and `scale` (float32 [rows], of int8) is laid out here."""
+        """Whether this is how a matrix of this `entry` and `scale` (as stored) is laid out here."""
         parts, size = self.parts, entry.rows * entry.columns
         if (parts.rows, parts.columns) != (entry.rows, entry.columns) or self.nonzero > size:
             return False
         layout = entry.layout(self.nonzero / size)
-        if (parts.layout, parts.n, parts.values) != (layout.name, layout.n, layout.values):
+        if (parts.layout, parts.n, parts.values, parts.group) != (layout.name, layout.n, layout.values, entry.group):
             return False
-        return not parts.scale if scale is None else self._fits_scale(entry, scale.float().numpy())
+        if scale is None or entry.group:  # the scales of int4 lie in the stream
+            return not parts.scale
+        return self._fits_scale(entry, scale.float().numpy())
 
     def _fits_scale(self, entry: MatrixEntry, scale: np.ndarray) -> bool:
         """Whether each lane has the scale of its row, and lanes without a row have 0."""

@@ -38,14 +38,27 @@ def layout_of(kind: str, density: float, columns: int) -> tuple[str, int]:
     return ("window" if density <= window_up_to() and columns <= WINDOW_COLUMNS else "bitmask"), 0
 
 
+def int4_layout_of(kind: str, density: float) -> tuple[str, int]:
+    """The same of int4, which has no windows, and of N:8 only 4:8 and 2:8: a mask takes no more bytes than places."""
+    if kind == "2:4":
+        return "2:4", 2
+    if kind in ("4:8", "2:8"):
+        return "N:8", int(kind[0])
+    return ("dense", 0) if kind == "dense" or density > DENSE else ("bitmask", 0)
+
+
 def choose(kind: str, values: str, columns: int, density: float) -> Layout:
     """The layout of a matrix packed as `kind`, of which `density` is not zero.
 
-    `values` is the type of its values: f32, f16, bf16 or int8.
+    `values` is the type of its values: f32, f16, bf16, int8 or int4.
     """
-    values = "i8" if values == "int8" else values
-    # sparse layouts hold 16 bits or fewer
-    name, n = ("dense", 0) if values == "f32" else layout_of(kind, density, columns)
+    values = {"int8": "i8", "int4": "i4"}.get(values, values)
+    if values == "f32":  # sparse layouts hold 16 bits or fewer
+        name, n = "dense", 0
+    elif values == "i4":
+        name, n = int4_layout_of(kind, density)
+    else:
+        name, n = layout_of(kind, density, columns)
     return Layout(name, n, values, f"{kind if name == 'N:8' else name} {values}")
 
 

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from sparsedraft.models import checkpoint
 from sparsedraft.native.architecture import unsupported
-from sparsedraft.native.layout import density_of
 from sparsedraft.native.packed_format import MatrixEntry, kind_of
-from sparsedraft.native.weight_reader import FLOATS
+from sparsedraft.native.stored_matrix import FLOATS, StoredMatrix
 
 
 def runs_natively(folder: Path) -> bool:
@@ -17,11 +16,13 @@ def runs_natively(folder: Path) -> bool:
     return checkpoint.is_decoder_lm(config) and unsupported(config) is None
 
 
-def of_packed(values: Tensor, kind: str) -> str:
+def of_packed(stored: StoredMatrix, kind: str) -> str:
     """Layout and type of values of a matrix packed as `kind`, such as "2:4 i8"."""
-    return MatrixEntry.describe(values, kind).layout(density_of(values)).label
+    return MatrixEntry.describe(stored, kind).layout(stored.density).label
 
 
 def of_plain(weight: Tensor, pruned: bool) -> str | None:
     """The same of a checkpoint's matrix, dense unless the checkpoint calls it `pruned`; None: the engine cannot."""
-    return of_packed(weight, kind_of(weight) if pruned else "dense") if weight.dtype in FLOATS else None
+    if weight.dtype not in FLOATS:
+        return None
+    return of_packed(StoredMatrix(weight), kind_of(weight) if pruned else "dense")

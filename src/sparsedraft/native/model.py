@@ -18,6 +18,7 @@ from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_cache import LayoutCache
 from sparsedraft.native.packed_folder import PackedReader, is_packed
 from sparsedraft.native.packed_format import MatrixEntry
+from sparsedraft.native.stored_matrix import StoredMatrix
 from sparsedraft.native.weight_reader import WeightReader, reader_of
 
 LINEARS = {
@@ -102,14 +103,13 @@ class _Builder:
             raise UserError(f"model {self.folder} has weights that its config.json does not describe: copy both again.")
         # only now: its rotary tables are as large as the config says, which the weights have just confirmed
         settings = architecture.settings_of(self.folder, config)
-        embedding, scale, _ = self.reader.matrix(f"{self.prefix}embed_tokens.weight")
-        self._count(embedding)
+        embedding, _ = self.reader.matrix(f"{self.prefix}embed_tokens.weight")
+        self._count(embedding.values)
         head_ids = self.reader.head_ids()
-        head, head_rows = self._head(embedding, scale, head_ids)
+        head, head_rows = self._head(embedding, head_ids)
         final_norm = _numpy(self._vector(f"{self.prefix}norm.weight"))
-        values = layout.EXTENSION_NAMES[embedding.dtype]
         try:
-            handle = extension().model(settings, layout.raw(embedding), values, _numpy(scale), layers, final_norm, head)
+            handle = extension().model(settings, layout.embedding(embedding), layers, final_norm, head)
         except ValueError as error:
             raise UserError(
                 f"model {self.folder} has weights that its config.json does not describe ({error}): copy both again."
@@ -178,7 +178,7 @@ class _Builder:
         name: str,
         entry: MatrixEntry | None,
         scale: Tensor | None,
-        read: Callable[[], tuple[Tensor, Tensor | None, str]],
+        read: Callable[[], tuple[StoredMatrix, str]],
     ) -> tuple[Any, int, int]:
         """(the matrix that `read` gives, from the cache or laid out; its number of non-zeros; its number of weights).
 
@@ -189,35 +189,33 @@ class _Builder:
             if cached is not None:
                 matrix, self.layouts[name], nonzero = cached
                 return matrix, nonzero, entry.rows * entry.columns
-        values, scale, kind = read()
-        nonzero = int(torch.count_nonzero(values))
+        stored, kind = read()
+        nonzero = int(torch.count_nonzero(stored.values))
         try:
-            matrix, self.layouts[name] = layout.lay_out(values, scale, kind)
+            matrix, self.layouts[name] = layout.lay_out(stored, kind)
         except ValueError as error:
             raise UserError(f"model {self.folder} cannot be laid out: {name}: {error}.") from None
         if self.cache is not None:
             self.cache.add(name, matrix, nonzero)
-        return matrix, nonzero, values.numel()
+        return matrix, nonzero, stored.values.numel()
 
-    def _head(self, embedding: Tensor, scale: Tensor | None, ids: Tensor | None) -> tuple[Any, int]:
+    def _head(self, embedding: StoredMatrix, ids: Tensor | None) -> tuple[Any, int]:
         """The head's matrix, trimmed to `ids`, and its rows."""
-        kind = "dense"
-        if ids is not None and int(ids[-1]) >= embedding.shape[0]:
+        head, kind = embedding, "dense"
+        if ids is not None and int(ids[-1]) >= len(embedding.values):
             raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
         if "lm_head.weight" in self.reader.names and not self.config.tie_word_embeddings:
-            weight, scale, kind = self.reader.matrix("lm_head.weight")
-            self._count(weight)
-            if ids is not None and len(ids) != weight.shape[0]:
+            head, kind = self.reader.matrix("lm_head.weight")
+            self._count(head.values)
+            if ids is not None and len(ids) != len(head.values):
                 raise UserError(
-                    f"model {self.folder} has a head of {weight.shape[0]} rows for {len(ids)} head ids: pack it again."
+                    f"model {self.folder} has a head of {len(head.values)} rows for {len(ids)} head ids: pack it again."
                 )
         elif ids is not None:
-            weight, scale = embedding[ids], None if scale is None else scale[ids]
-        else:
-            weight = embedding
-        entry = MatrixEntry.describe(weight, kind)
-        matrix, _, _ = self._matrix("lm_head", entry, scale, lambda: (weight, scale, kind))
-        return matrix, weight.shape[0]
+            head = embedding.rows(ids)
+        entry = MatrixEntry.describe(head, kind)
+        matrix, _, _ = self._matrix("lm_head", entry, head.scale, lambda: (head, kind))
+        return matrix, len(head.values)
 
 
 def _numpy(values: Tensor | None) -> np.ndarray | None:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from sparsedraft.base.errors import UserError
 from sparsedraft.native import extension as native
 from sparsedraft.native import layout
+from sparsedraft.native.nibbles import unpack_nibbles
 from sparsedraft.native.packed_format import PARTS, MatrixEntry, unpack_matrix
+from sparsedraft.native.stored_matrix import StoredMatrix
 
 
 @cache  # never emptied: a forked process has no copies of the threads, and would wait for ever to end them
@@ -48,8 +50,8 @@ class PackedModule(nn.Module):
             if part in parts:
                 self.register_buffer(part, parts[part])
 
-    def unpacked(self) -> tuple[Tensor, Tensor | None]:
-        """(values [rows, columns], scale [rows] of int8), in CPU memory; UserError where what is stored is damaged."""
+    def unpacked(self) -> StoredMatrix:
+        """What is stored, in CPU memory; UserError where it is damaged."""
         stored = {part: buffer.cpu() for part, buffer in self._buffers.items() if buffer is not None}
         return unpack_matrix(self.name, self.entry, stored)
 
@@ -64,8 +66,7 @@ class PackedModule(nn.Module):
         return self._dense
 
     def _dequantised(self, dtype: torch.dtype) -> Tensor:
-        values, scale = self.unpacked()
-        return (values if scale is None else values * scale[:, None]).to(dtype)
+        return self.unpacked().weight(dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -110,9 +111,8 @@ class PackedLinear(PackedModule):
 
     def _native(self) -> Any:
         if self._matrix is None:
-            values, scale = self.unpacked()
             try:
-                self._matrix, _ = layout.lay_out(values, scale, self.entry.kind)
+                self._matrix, _ = layout.lay_out(self.unpacked(), self.entry.kind)
             except ValueError as error:
                 raise UserError(f"packed matrix {self.name} cannot be laid out ({error}): pack it again.") from None
         return self._matrix
@@ -148,13 +148,19 @@ class PackedEmbedding(PackedModule):
     def forward(self, ids: Tensor) -> Tensor:
         """See the class. IndexError for an id outside of the vocabulary."""
         if self.entry.kind == "dense":  # as `pack` makes them: only these rows are dequantised
-            rows = self.get_buffer("values")[ids]
-            if "scale" in self._buffers:
-                rows = rows * self.get_buffer("scale")[ids, None]
-            rows = rows.to(self.dtype)
+            rows = self._rows(ids.flatten()).weight(self.dtype).view(*ids.shape, -1)
         else:
             rows = F.embedding(ids, self.dense(self.dtype, ids.device))
         return rows if self.embed_scale is None else rows * torch.tensor(self.embed_scale, dtype=self.dtype)
+
+    def _rows(self, ids: Tensor) -> StoredMatrix:
+        """The rows `ids` [n] of what is stored."""
+        values = self.get_buffer("values")[ids]
+        if self.entry.group:
+            values = unpack_nibbles(values, self.entry.columns)
+        return StoredMatrix(
+            values, self.get_buffer("scale")[ids] if "scale" in self._buffers else None, self.entry.group
+        )
 
 
 class PackedHead(PackedLinear):
@@ -179,15 +185,12 @@ class PackedHead(PackedLinear):
         self.ids = ids  # not a buffer: loading would empty a buffer that is not stored
         self._tied = (tied,) if tied is not None else None  # in a tuple, so that the state dict has the embedding once
 
-    def unpacked(self) -> tuple[Tensor, Tensor | None]:
+    def unpacked(self) -> StoredMatrix:
         """As in PackedModule, the rows of a trimmed head only."""
         if self._tied is None:
             return super().unpacked()
-        values, scale = self._tied[0].unpacked()
-        if self.ids is None:
-            return values, scale
-        ids = self.ids.cpu()
-        return values[ids], None if scale is None else scale[ids]
+        stored = self._tied[0].unpacked()
+        return stored if self.ids is None else stored.rows(self.ids.cpu())
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """As in PackedModule; one copy with the embedding where both are whole."""

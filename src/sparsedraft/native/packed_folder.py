@@ -11,9 +11,11 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models.shards import Shards
 from sparsedraft.native.packed_format import PARTS, MatrixEntry, unpack_matrix
+from sparsedraft.native.stored_matrix import StoredMatrix
 
 HEADER = "packed.json"
-FORMAT, VERSION = "sparsedraft-packed", 1
+FORMAT = "sparsedraft-packed"
+VERSIONS = (1, 2)  # 2 where a matrix is of int4, which older programs do not read
 HEAD_IDS = "sparsedraft.head_ids"  # the tensor with the tokens of a trimmed head, ascending (int32)
 
 
@@ -27,9 +29,9 @@ def read_header(folder: Path) -> dict[str, MatrixEntry]:
     raw = read_object(file, "pack the checkpoint again")
     if raw.get("format") != FORMAT or not isinstance(raw.get("linears"), dict):
         raise UserError(f"packed header {file} is not a {FORMAT} one: pack the checkpoint again.")
-    if raw.get("version") != VERSION:
+    if type(raw.get("version")) is not int or raw["version"] not in VERSIONS:
         raise UserError(
-            f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads {VERSION}: pack the "
+            f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads 1 and 2: pack the "
             "checkpoint again."
         )
     return {name: MatrixEntry.parse(name, entry) for name, entry in raw["linears"].items()}
@@ -77,13 +79,12 @@ class PackedReader:
         """All scales at once: they are small, and one by one they would take longer than the rest of loading."""
         return self._shards.several([name for name in self._shards.files if name.endswith(".scale")])
 
-    def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
+    def matrix(self, name: str) -> tuple[StoredMatrix, str]:
         linear = name.removesuffix(".weight")
         if linear not in self.entries:
             raise UserError(f"packed folder {self.folder} does not pack {linear}: pack the checkpoint again.")
         entry = self.entries[linear]
-        values, scale = unpack_matrix(linear, entry, self.tensors(linear))
-        return values, scale, entry.kind
+        return unpack_matrix(linear, entry, self.tensors(linear)), entry.kind
 
     def head_ids(self) -> Tensor | None:
         if HEAD_IDS not in self._shards.files:

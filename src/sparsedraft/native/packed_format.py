@@ -10,6 +10,10 @@ Its `kind` says which weights are stored:
                [rows, ⌈columns/8⌉])
 
 Values are float16, bfloat16, float32, or int8 with `scale` (float32 [rows]): weight = value · scale.
+
+int4 is stored more densely. Values are codes of 4 bits, two in a byte (see native.nibbles): dense, each row filled up
+to whole bytes; else all of the matrix one behind the other. The index of N:M, too, is one bit for each weight. `scale`
+is float16 [rows, ⌈columns / group⌉]: each `group` consecutive inputs share one.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,23 +26,30 @@ from torch import Tensor
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.masks import obeys
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.maths.quantization import int8_codes
+from sparsedraft.maths.quantization import Codes, int4_codes, int8_codes
+from sparsedraft.maths.quantization import group_of as group_of_pattern
 from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask
+from sparsedraft.native.nibbles import pack_nibbles, unpack_nibbles
+from sparsedraft.native.stored_matrix import VALUE_TYPES, StoredMatrix
 
-VALUE_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 PARTS = ("values", "index", "scale")  # the tensors of a matrix
 LARGEST = 1 << 28  # rows or columns of a matrix: more than any has, and products stay in 64 bits
 GROUPS = range(2, 257)  # the M of N:M
+SCALE_GROUPS = (32, 64, 128, 256)  # inputs that may share a scale of int4
 
 
 @dataclass(frozen=True)
 class MatrixEntry:
-    """What the header says of one matrix. `kind`: dense, bitmask or N:M; `values`: a key of VALUE_TYPES."""
+    """What the header says of one matrix. `kind`: dense, bitmask or N:M; `values`: a key of VALUE_TYPES.
+
+    `group`, of int4 only: so many consecutive inputs share a scale.
+    """
 
     kind: str
     values: str
     rows: int
     columns: int
+    group: int = 0
 
     @classmethod
     def parse(cls, name: str, raw: Any) -> "MatrixEntry":
@@ -49,13 +60,17 @@ class MatrixEntry:
                 f"packed matrix {name} has {field} {repr(value)[:200]}, {mend}: pack the checkpoint again."
             )
 
-        if not isinstance(raw, dict) or set(raw) != {"kind", "values", "rows", "columns"}:
+        if not isinstance(raw, dict) or set(raw) - {"group"} != {"kind", "values", "rows", "columns"}:
             raise wrong("the entry", raw, "not kind, values, rows and columns")
         for field in ("rows", "columns"):
             if type(raw[field]) is not int or not 0 < raw[field] < LARGEST:
                 raise wrong(field, raw[field], f"not a number from 1 to {LARGEST - 1}")
         if not isinstance(raw["values"], str) or raw["values"] not in VALUE_TYPES:
             raise wrong("values", raw["values"], f"not one of {', '.join(VALUE_TYPES)}")
+        if raw["values"] == "int4" and (type(raw.get("group")) is not int or raw["group"] not in SCALE_GROUPS):
+            raise wrong("group", raw.get("group"), f"not one of {', '.join(map(str, SCALE_GROUPS))}")
+        if raw["values"] != "int4" and "group" in raw:
+            raise wrong("group", raw["group"], f"which {raw['values']} does not have")
         entry = cls(**raw)
         if entry.kind not in ("dense", "bitmask"):
             try:
@@ -69,10 +84,10 @@ class MatrixEntry:
         return entry
 
     @classmethod
-    def describe(cls, values: Tensor, kind: str) -> "MatrixEntry":
-        """The entry of a matrix whose `values` [rows, columns] are packed as `kind`."""
-        names = {dtype: name for name, dtype in VALUE_TYPES.items()}
-        return cls(kind, names[values.dtype], *values.shape)
+    def describe(cls, stored: StoredMatrix, kind: str) -> "MatrixEntry":
+        """The entry of a matrix that is packed as `kind`."""
+        rows, columns = stored.values.shape
+        return cls(kind, stored.type, rows, columns, stored.group)
 
     @property
     def pattern(self) -> Pattern:
@@ -83,14 +98,18 @@ class MatrixEntry:
         return choose(self.kind, self.values, self.columns, density)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = asdict(self)
+        if not self.group:
+            del fields["group"]
+        return fields
 
     def index_shape(self) -> tuple[int, int] | None:
         """Shape of the index; None for dense matrices, which have none."""
         if self.kind == "dense":
             return None
         m = self.pattern
-        bits = self.columns if self.kind == "bitmask" else self.columns // m.m * m.n * place_bits(m.m)
+        masked = self.kind == "bitmask" or self.values == "int4"
+        bits = self.columns if masked else self.columns // m.m * m.n * place_bits(m.m)
         return self.rows, -(-bits // 8)
 
     def tensor_types(self) -> dict[str, tuple[torch.dtype, tuple[int, ...] | None]]:
@@ -100,6 +119,8 @@ class MatrixEntry:
             types["index"] = (torch.uint8, shape)
         if self.values == "int8":
             types["scale"] = (torch.float32, (self.rows,))
+        if self.values == "int4":
+            types["scale"] = (torch.float16, (self.rows, -(-self.columns // self.group)))
         return types
 
 
@@ -114,11 +135,16 @@ def place_bits(m: int) -> int:
     return 2 if m <= 4 else 4 if m <= 16 else 8
 
 
-def pack_matrix(weight: Tensor, kind: str, values: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
+def pack_matrix(
+    weight: Tensor, kind: str, values: str, codes: Codes | None = None
+) -> tuple[MatrixEntry, dict[str, Tensor]]:
     """`weight` [rows, columns] as an entry and its tensors (PARTS, as far as there are any).
 
+    `codes`: of int4, where they are known already; else each group's scale is the one of least squares.
     Raises UserError where the weight breaks the N:M, or does not fit float16.
     """
+    if values == "int4":
+        return _pack_int4(weight, kind, codes)
     entry = MatrixEntry(kind, values, *weight.shape)
     nonzero = weight != 0
     out: dict[str, Tensor] = {}
@@ -134,30 +160,57 @@ def pack_matrix(weight: Tensor, kind: str, values: str) -> tuple[MatrixEntry, di
         return entry, {"values": typed.contiguous(), **out}
     if kind == "bitmask":
         return entry, {"values": typed[nonzero], "index": pack_mask(nonzero), **out}
-    pattern = entry.pattern
-    if not obeys(weight, pattern):
-        raise UserError(f"the weight is not {kind}: pack it with the pattern that it has.")
-    groups = (entry.rows, entry.columns // pattern.m, pattern.m)
-    nonzero_first = (~nonzero).view(groups).to(torch.uint8).argsort(dim=-1, stable=True)
-    places = nonzero_first[..., : pattern.n].sort(dim=-1).values
-    out["values"] = typed.reshape(groups).gather(-1, places).flatten(1).contiguous()
-    out["index"] = pack_places(places.flatten(1).to(torch.uint8), place_bits(pattern.m))
+    places = _places(nonzero, entry)
+    out["values"] = typed.unflatten(1, (-1, entry.pattern.m)).gather(-1, places).flatten(1).contiguous()
+    out["index"] = pack_places(places.flatten(1).to(torch.uint8), place_bits(entry.pattern.m))
     return entry, out
 
 
-def unpack_matrix(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-    """(values [rows, columns] with zeros where nothing is stored, and the scale [rows] of int8, else None).
+def _pack_int4(weight: Tensor, kind: str, codes: Codes | None) -> tuple[MatrixEntry, dict[str, Tensor]]:
+    """`pack_matrix` of int4. Of a bitmask, weights whose code is 0 are not stored."""
+    if codes is None:
+        pattern = Pattern() if kind in ("dense", "bitmask") else Pattern.parse(kind)
+        codes = int4_codes(weight, scale_group(pattern))
+    entry = MatrixEntry(kind, "int4", weight.shape[0], weight.shape[1], codes.group)
+    kept = codes.codes != 0
+    if kind == "dense":
+        return entry, {"values": pack_nibbles(codes.codes), "scale": codes.scale}
+    if kind != "bitmask":
+        places = _places(weight != 0, entry)
+        kept = torch.zeros_like(kept).unflatten(1, (-1, entry.pattern.m)).scatter_(-1, places, True).flatten(1)
+    return entry, {"values": pack_nibbles(codes.codes[kept]), "index": pack_mask(kept), "scale": codes.scale}
+
+
+def scale_group(pattern: Pattern) -> int:
+    """Inputs that share a scale of int4: so many that 32 values are stored, where a file can say so, else 32."""
+    group = group_of_pattern(pattern)
+    return group if group in SCALE_GROUPS else min(SCALE_GROUPS)
+
+
+def _places(nonzero: Tensor, entry: MatrixEntry) -> Tensor:
+    """The places [rows, groups, N] that N:M keeps, ascending; UserError where a group has more."""
+    n, m = entry.pattern.n, entry.pattern.m
+    if not obeys(nonzero, entry.pattern):
+        raise UserError(f"the weight is not {entry.kind}: pack it with the pattern that it has.")
+    nonzero_first = (~nonzero).view(entry.rows, -1, m).to(torch.uint8).argsort(dim=-1, stable=True)
+    return nonzero_first[..., :n].sort(dim=-1).values
+
+
+def unpack_matrix(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> StoredMatrix:
+    """The matrix of an entry and its tensors.
 
     Everything is checked before it is used. UserError, naming the matrix, where sizes, types or places are wrong.
     """
     _check_tensors(name, entry, tensors)
     values, scale = tensors["values"], tensors.get("scale")
+    if entry.values == "int4":
+        return StoredMatrix(_unpack_int4(name, entry, values, tensors.get("index")), scale, entry.group)
     if entry.kind == "dense":
         if tuple(values.shape) != (entry.rows, entry.columns):
             raise _damaged(name, f"has values {list(values.shape)}")
-        return values, scale
+        return StoredMatrix(values, scale)
     unpack = _unpack_bitmask if entry.kind == "bitmask" else _unpack_groups
-    return unpack(name, entry, values, tensors["index"]), scale
+    return StoredMatrix(unpack(name, entry, values, tensors["index"]), scale)
 
 
 def _check_tensors(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> None:
@@ -169,10 +222,30 @@ def _check_tensors(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) ->
         if tensors[key].dtype != dtype or (shape is not None and tuple(tensors[key].shape) != shape):
             raise _damaged(name, f"has {key} of {tensors[key].dtype} {list(tensors[key].shape)}")
     values, scale = tensors["values"], tensors.get("scale")
-    if scale is not None and not bool((torch.isfinite(scale) & (scale > 0)).all()):
+    if scale is not None and entry.values == "int4":
+        if not bool((torch.isfinite(scale) & (scale != 0)).all()):
+            raise _damaged(name, "has a scale that is 0 or not finite")
+    elif scale is not None and not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise _damaged(name, "has a scale that is not a positive number")
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise _damaged(name, "has a value that is not finite")
+
+
+def _unpack_int4(name: str, entry: MatrixEntry, values: Tensor, index: Tensor | None) -> Tensor:
+    """The codes int8 [rows, columns]."""
+    if index is None:
+        if tuple(values.shape) != (entry.rows, -(-entry.columns // 2)):
+            raise _damaged(name, f"has values {list(values.shape)}")
+        return unpack_nibbles(values, entry.columns)
+    mask = unpack_mask(index, entry.columns)
+    count = int(mask.sum())
+    if tuple(values.shape) != (-(-count // 2),):
+        raise _damaged(name, f"has values {list(values.shape)} for a mask of {count}")
+    if entry.pattern.m and not bool((mask.view(entry.rows, -1, entry.pattern.m).sum(-1) == entry.pattern.n).all()):
+        raise _damaged(name, f"has a mask that is not {entry.kind}")
+    out = torch.zeros(entry.rows, entry.columns, dtype=torch.int8)
+    out[mask] = unpack_nibbles(values, count)
+    return out
 
 
 def _unpack_bitmask(name: str, entry: MatrixEntry, values: Tensor, index: Tensor) -> Tensor:

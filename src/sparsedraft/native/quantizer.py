@@ -17,7 +17,8 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.native.modules import PackedEmbedding, PackedHead, PackedLinear, PackedModule
 from sparsedraft.native.packed_folder import HEAD_IDS, PackedReader, is_packed
-from sparsedraft.native.packed_format import PARTS, VALUE_TYPES, MatrixEntry
+from sparsedraft.native.packed_format import PARTS, MatrixEntry
+from sparsedraft.native.stored_matrix import VALUE_TYPES
 
 METHOD = "sparsedraft"
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import Unsupported
@@ -11,8 +10,7 @@ from sparsedraft.models import claims
 from sparsedraft.models.shards import Shards
 from sparsedraft.native.packed_folder import PackedReader, is_packed
 from sparsedraft.native.packed_format import kind_of
-
-FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+from sparsedraft.native.stored_matrix import FLOATS, StoredMatrix
 
 
 class WeightReader(Protocol):
@@ -25,8 +23,8 @@ class WeightReader(Protocol):
         """A norm's weight or a bias, float32."""
         ...
 
-    def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
-        """(values [rows, columns], the scale [rows] of int8, the packed kind) of a linear or an embedding."""
+    def matrix(self, name: str) -> tuple[StoredMatrix, str]:
+        """(what is stored, the packed kind) of a linear or an embedding."""
         ...
 
     def head_ids(self) -> Tensor | None:
@@ -47,7 +45,7 @@ class PlainReader:
     def vector(self, name: str) -> Tensor:
         return self._shards.tensor(name).float()
 
-    def matrix(self, name: str) -> tuple[Tensor, Tensor | None, str]:
+    def matrix(self, name: str) -> tuple[StoredMatrix, str]:
         if name not in self.names:
             raise Unsupported(f"model {self._folder} lacks {name}: give a whole checkpoint.")
         weight = self._shards.tensor(name)
@@ -58,7 +56,7 @@ class PlainReader:
         linear = name.removesuffix(".weight")
         if linear in self._claim["linears"]:
             claims.check_claim(self._claim, linear, weight, self._folder)
-        return weight, None, kind_of(weight) if linear in self._claim["linears"] else "dense"
+        return StoredMatrix(weight), kind_of(weight) if linear in self._claim["linears"] else "dense"
 
     def head_ids(self) -> Tensor | None:
         return None

@@ -16,6 +16,7 @@ from sparsedraft.models.records import MatrixRecord, layer_order
 from sparsedraft.models.shards import Shards
 from sparsedraft.native import layout_description
 from sparsedraft.native.packed_folder import PackedReader, is_packed
+from sparsedraft.native.stored_matrix import StoredMatrix
 from sparsedraft.stages.inspect.contents import Contents
 
 
@@ -65,14 +66,15 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
         for name in sorted(weights.names):
             linear = name.removesuffix(".weight")
             entry = weights.entries.get(linear)
-            values = weights.vector(name) if entry is None else weights.matrix(name)[0]
+            stored = StoredMatrix(weights.vector(name)) if entry is None else weights.matrix(name)[0]
+            values = stored.values
             zeros = count_zeros(values)
             nonzero, parameters = nonzero + values.numel() - zeros, parameters + values.numel()
             tracker.advance()
             if entry is None:
                 continue
             if re.search(r"\.\d+\.", f".{linear}"):  # inside a decoder layer
-                runs = layout_description.of_packed(values, entry.kind)
+                runs = layout_description.of_packed(stored, entry.kind)
                 matrices.append(MatrixRecord(linear, tuple(values.shape), zeros, holds(values), None, runs))
             elif linear == "lm_head" or config.get_text_config().tie_word_embeddings:
                 ids = weights.head_ids()

@@ -9,14 +9,18 @@ from sparsedraft.base.fields import Out, Replacing
 from sparsedraft.base.options import Argument, Exists, Options
 from sparsedraft.models.names import check_model
 
-Weights = Literal["f16", "bf16", "int8"]
+Weights = Literal["f16", "bf16", "int8", "int4"]
 
 
 class _Packing(Options):
     model: Annotated[str, Argument(), Exists(check_model)] = Field(description="The checkpoint to pack.")
     out: Out
     weights: Weights = Field(
-        "int8", description="Type of the values: f16, bf16, or int8 (rounded, one scale for each row)."
+        "int8",
+        description="Type of the values: f16, bf16, int8 (rounded, one scale for each row) or int4 (one for each 32).",
+    )
+    head_weights: Weights | None = Field(
+        None, description="The same of the embedding and the head. Default: as --weights; int8 where that is int4."
     )
     head_tokens: int | None = Field(
         None,

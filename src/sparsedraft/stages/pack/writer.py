@@ -15,18 +15,18 @@ from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.shards import SHARD, Shards
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.weight_files import INDEX
-from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER, VERSION
+from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER
 from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, stored_bytes, unpack_matrix
 
 
 class PackedWriter:
-    """Packs the checkpoint in `folder` into `work`, its values as `weights`.
+    """Packs the checkpoint in `folder` into `work`, its values as `weights`, of embedding and head as `head_weights`.
 
     Raises UserError where the checkpoint is not whole, or lies about its mask, or holds what does not fit.
     """
 
-    def __init__(self, folder: Path, work: Path, weights: str) -> None:
-        self.folder, self.work, self.weights = folder, work, weights
+    def __init__(self, folder: Path, work: Path, weights: str, head_weights: str) -> None:
+        self.folder, self.work, self.weights, self.head_weights = folder, work, weights, head_weights
         self.shards = Shards(folder)
         self.claim = claims.claim_of(folder) or {"linears": {}}
         model = skeleton(checkpoint.read_config(folder))
@@ -52,7 +52,8 @@ class PackedWriter:
     def write(self, head_ids: Tensor | None) -> dict[str, Any]:
         """Write the folder, the head trimmed to `head_ids`; its kinds, bytes and rounding error."""
         self._write_tensors(head_ids)
-        header = {"format": FORMAT, "version": VERSION, "weights": self.weights, "linears": self.entries}
+        version = 2 if any("group" in entry for entry in self.entries.values()) else 1
+        header = {"format": FORMAT, "version": version, "weights": self.weights, "linears": self.entries}
         write_json(self.work / HEADER, header)
         shards.copy_side_files(self.folder, self.work)
         checkpoint.write_config(self.folder, self.work)
@@ -62,6 +63,7 @@ class PackedWriter:
         kinds = Counter(entry["kind"] for name, entry in self.entries.items() if name in self.linears.values())
         return {
             "weights": self.weights,
+            "head_weights": self.head_weights,
             "kinds": dict(kinds),
             "bytes": self.bytes,
             "dense_f16_bytes": self.dense_bytes,
@@ -119,7 +121,7 @@ class PackedWriter:
         kind = "dense"
         if linear is not None and claimed:
             kind = kind_of(tensor, str(claims.pattern_of(self.claim, linear)))
-        entry, parts = pack_matrix(tensor, kind, self.weights)
+        entry, parts = pack_matrix(tensor, kind, self.weights if linear is not None else self.head_weights)
         self._note_error(tensor, entry, parts, stored)
         self.entries[stored] = entry.to_dict()
         if linear is not None:
@@ -129,7 +131,6 @@ class PackedWriter:
 
     def _note_error(self, tensor: Tensor, entry: MatrixEntry, parts: dict[str, Tensor], name: str) -> None:
         """Unpack what was packed, which checks it, and note the largest rounding error."""
-        values, scale = unpack_matrix(name, entry, parts)
-        weight = values.float() if scale is None else values * scale[:, None]
+        weight = unpack_matrix(name, entry, parts).weight()
         largest = tensor.float().abs().amax(1).clamp(min=1e-30)
         self.error = max(self.error, float(((weight - tensor.float()).abs().amax(1) / largest).max()))

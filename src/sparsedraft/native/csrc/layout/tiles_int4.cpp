@@ -48,6 +48,7 @@ void write_dense_codes(const Source& source, size_t tile, size_t column, uint8_t
 
 void write_group_codes(const Source& source, size_t tile, size_t column, Layout layout, int n, uint8_t* record) {
   const int m = layout == Layout::two_four ? 4 : 8;
+  if (layout == Layout::two_four) n = 2;
   const Record4 sizes = record4(layout, n);
   uint8_t* codes = record + sizes.places * kVector4;
   for (size_t lane = 0; lane < kRows4; ++lane) {

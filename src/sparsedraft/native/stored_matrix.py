@@ -1,0 +1,51 @@
+"""A weight matrix as it is stored: floats, or codes of int8 and int4 with their scales."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparsedraft.maths.quantization import Codes
+
+# The dtype of each type of values in a file; the codes of int4 lie two in a byte.
+VALUE_TYPES = {
+    "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8, "int4": torch.uint8,
+}  # fmt: skip
+FLOATS = {VALUE_TYPES[name]: name for name in ("f32", "f16", "bf16")}
+
+
+@dataclass(frozen=True)
+class StoredMatrix:
+    """`values` [rows, columns], with zeros where nothing is stored.
+
+    Floats have no scale. Codes of int8 have `scale` float32 [rows]. Codes of int4, from -8 to 7 in int8 each, have
+    `scale` float16 [rows, ⌈columns / group⌉]: each `group` consecutive inputs share one.
+    """
+
+    values: Tensor
+    scale: Tensor | None = None
+    group: int = 0
+
+    @property
+    def type(self) -> str:
+        """The type of the values, a key of VALUE_TYPES."""
+        if self.group:
+            return "int4"
+        return "int8" if self.values.dtype == torch.int8 else FLOATS[self.values.dtype]
+
+    @property
+    def density(self) -> float:
+        """The share of values that are not zero."""
+        return float(torch.count_nonzero(self.values)) / self.values.numel()
+
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight [rows, columns]: values, or code · scale, computed in float32."""
+        if self.scale is None:
+            return self.values.to(dtype)
+        if self.group:
+            return Codes(self.values, self.scale, self.group).weight(dtype)
+        return (self.values * self.scale[:, None]).to(dtype)
+
+    def rows(self, ids: Tensor) -> "StoredMatrix":
+        """Only these rows, in this order."""
+        return replace(self, values=self.values[ids], scale=None if self.scale is None else self.scale[ids])
