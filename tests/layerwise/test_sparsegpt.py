@@ -1,5 +1,6 @@
 """SparseGPT against a naive reference, and against the simpler methods."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,19 @@ from torch import Tensor
 
 from sparsedraft.layerwise import sequential, sparsegpt
 from sparsedraft.layerwise.calibration import sequences
-from sparsedraft.layerwise.sparsegpt import DAMPING, Hessian, inverse_factor, prune, relative_error
+from sparsedraft.layerwise.sparsegpt import (
+    DAMPING,
+    Goal,
+    Hessian,
+    inverse_factor,
+    prune,
+    prune_and_round,
+    relative_error,
+)
 from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.masks import keep_mask, obeys
 from sparsedraft.maths.pattern import Pattern
+from sparsedraft.maths.quantization import group_of, int4_codes, least_squares_scale
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.prune.methods import METHODS, magnitude, wanda
 from sparsedraft.stages.prune.refine import refine
@@ -41,14 +51,19 @@ def without_first(inverse: Tensor) -> Tensor:
     return inverse[1:, 1:] - torch.outer(inverse[1:, 0], inverse[0, 1:]) / inverse[0, 0]
 
 
-def naive(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float, block: int) -> tuple[Tensor, Tensor]:
+def naive(
+    weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float, block: int, group: int = 0
+) -> tuple[Tensor, Tensor]:
     """SparseGPT one column at a time in float64, with the inverse Hessian of the columns to come kept whole.
+
+    With a `group`, each kept weight becomes the nearest code times its group's scale as its column is passed.
 
     No Cholesky and no lazy updates: after each column, the inverse loses that column by one step of Gaussian
     elimination (OBS, Hassibi et al. 1993), which is what the factor's rows encode.
     """
     W, H = weight.double().clone(), H.double().clone()
     rows, columns = W.shape
+    importance = (H.diagonal() + 0.01 * H.diagonal().mean())[:, None]
     dead = H.diagonal() == 0
     H[dead, dead] = 1
     W[:, dead] = 0
@@ -59,10 +74,11 @@ def naive(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float, block: i
         reduced = without_first(reduced)
     d = torch.tensor(diagonals, dtype=torch.float64)
     keep = torch.ones(rows, columns, dtype=torch.bool)
+    scale = torch.zeros(rows, dtype=torch.float64)
     for c in range(columns):
         if pattern.m and c % pattern.m == 0:
-            group = slice(c, c + pattern.m)
-            keep[:, group] = keep_mask(pattern, W[:, group] ** 2 / d[group], sparsity)
+            part = slice(c, c + pattern.m)
+            keep[:, part] = keep_mask(pattern, W[:, part] ** 2 / d[part], sparsity)
         if not pattern.m and c % block == 0:
             part = slice(c, min(c + block, columns))
             zeros = round(sparsity * rows * part.stop) - round(sparsity * rows * c)
@@ -70,10 +86,16 @@ def naive(weight: Tensor, H: Tensor, pattern: Pattern, sparsity: float, block: i
             chosen = torch.ones(saliency.numel(), dtype=torch.bool)
             chosen[saliency.argsort(stable=True)[:zeros]] = False
             keep[:, part] = chosen.view(rows, -1)
+        if group and c % group == 0:
+            part = slice(c, min(c + group, columns))
+            kept = keep_mask(pattern, W[:, part] ** 2 / d[part], sparsity) if pattern.m else keep[:, part]
+            scale = least_squares_scale((W[:, part] * kept).T.contiguous(), importance[part])
         for r in range(rows):
-            if not keep[r, c]:
-                W[r, c:] -= W[r, c] / inverse[0, 0] * inverse[0]
-                W[r, c] = 0
+            value = 0.0
+            if keep[r, c]:
+                value = scale[r] * min(max(round(float(W[r, c] / scale[r])), -8), 7) if group else W[r, c]
+            W[r, c:] -= (W[r, c] - value) / inverse[0, 0] * inverse[0]
+            W[r, c] = value
         inverse = without_first(inverse)
     return W, keep
 
@@ -104,21 +126,99 @@ def test_equals_the_naive_reference(pattern: str, sparsity: float) -> None:
     matches_the_naive_reference(weight, hessian, wanted, wanted.resolve(None) if wanted.m else sparsity, block=32)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "sparsity"), [("unstructured", 0), ("unstructured", 0.5), ("2:4", 0.5), ("2:8", 0.75)]
+)
+@pytest.mark.parametrize("columns", [96, 256])
+def test_pruning_and_rounding_at_once_equals_the_naive_reference(pattern: str, sparsity: float, columns: int) -> None:
+    """In float64 code for code; in float32 a code may fall to the other side, and the error stays."""
+    weight, hessian = problem(12, columns, 600)
+    goal = Goal(Pattern.parse(pattern), sparsity, group_of(Pattern.parse(pattern)))
+    order = hessian.order(goal.group)
+    H = hessian.H[order][:, order]
+    expected, keep = naive(weight[:, order], H, goal.pattern, sparsity, goal.block(64), goal.group)
+    codes, kept = prune_and_round(weight.double(), double(hessian), goal, block=64)
+    assert torch.equal(kept[:, order], keep)
+    torch.testing.assert_close(codes.weight()[:, order], expected.float(), rtol=1e-6, atol=0)
+    single, _ = prune_and_round(weight, hessian, goal, block=64)
+    errors = [relative_error(weight, c.weight(), hessian.H) for c in (single, codes)]
+    assert errors[0] < 1.05 * errors[1]
+
+
+def test_the_most_important_groups_come_first_and_stay_whole() -> None:
+    diagonal = torch.tensor([1.0, 1, 1, 9, 5, 5, 0, 3, 99])
+    assert Hessian.of(torch.diag(diagonal)).order(2).tolist() == [2, 3, 4, 5, 6, 7, 0, 1, 8]
+    assert Hessian.of(torch.diag(diagonal)).order(0).tolist() == [*range(9)]
+    _, hessian = problem(1, 96, 400)
+    H, order = hessian.H.double(), hessian.order(32)
+    U = double(hessian).factor(32)
+    damped = H[order][:, order] + DAMPING * H.diagonal().mean() * torch.eye(96, dtype=torch.float64)
+    torch.testing.assert_close(U.T @ U @ damped, torch.eye(96, dtype=torch.float64), rtol=0, atol=1e-8)
+    assert torch.equal(double(hessian).factor(), inverse_factor(H, DAMPING))
+
+
+def test_rounding_holds_the_mask_and_what_is_pruned_has_code_0() -> None:
+    weight, hessian = problem(16, 256, 900)
+    pruned, keep = prune(weight, hessian, Pattern(2, 4), 0.5)
+    codes, kept = prune_and_round(pruned, hessian, Goal(group=64), ~keep)
+    assert torch.equal(kept, keep) and bool((codes.codes[~keep] == 0).all())
+    assert codes.scale.shape == (16, 4) and codes.scale.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sparsity"), [("unstructured", 0), ("unstructured", 0.5), ("2:4", 0.5), ("2:8", 0.75)]
+)
+def test_joint_rounding_is_better_than_rounding_afterwards(pattern: str, sparsity: float) -> None:
+    weight, hessian = problem(64, 256, 2000, seed=3)
+    goal = Goal(Pattern.parse(pattern), sparsity, group_of(Pattern.parse(pattern)))
+    joint, _ = prune_and_round(weight, hessian, goal)
+    pruned = prune(weight, hessian, goal.pattern, sparsity)[0] if sparsity else weight
+    after = int4_codes(pruned, goal.group, hessian.importance())
+    errors = [relative_error(weight, w, hessian.H) for w in (pruned, joint.weight(), after.weight())]
+    assert errors[1] - errors[0] < 0.8 * (errors[2] - errors[0]), "what rounding adds to the error of pruning"
+
+
+def test_rounding_of_dead_inputs_few_tokens_and_zero_rows_works() -> None:
+    weight, hessian = problem(6, 64, 2)
+    hessian.H[5] = hessian.H[:, 5] = 0
+    weight[2] = 0
+    for inputs in (hessian, Hessian.of(torch.zeros(64, 64))):
+        codes, _ = prune_and_round(weight, inputs, Goal(group=32))
+        assert bool((codes.codes[2] == 0).all()) and bool((codes.codes[:, 5] == 0).all())
+        assert bool(torch.isfinite(codes.scale).all()) and bool((codes.scale != 0).all())
+
+
 @pytest.fixture(scope="module")
 def real(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tensor, Hessian]:
-    """24 rows of SmolLM2's first q_proj, and the Hessian of what it reads. Read only."""
+    """SmolLM2's first q_proj, and the Hessian of what it reads. Read only."""
     model = Streamed(smollm2)
     ids = sequences("demo:train", checkpoint.load_tokenizer(smollm2), 2048, 256, 0)
     activations = sequential.Activations(model, ids, tmp_path_factory.mktemp("real") / "hidden")
     layer = model.load(0)
     hessian = sequential.hessians(layer, 0, activations)["self_attn.q_proj"]
-    return layer.self_attn.q_proj.weight.detach()[:24], hessian
+    return layer.self_attn.q_proj.weight.detach(), hessian
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "2:8"])
 def test_equals_the_naive_reference_on_a_real_layer(pattern: str, real: tuple[Tensor, Hessian]) -> None:
+    weight, hessian = real
     wanted = Pattern.parse(pattern)
-    matches_the_naive_reference(*real, wanted, wanted.resolve(None), 128)
+    matches_the_naive_reference(weight[:24], hessian, wanted, wanted.resolve(None), 128)
+
+
+@pytest.mark.parametrize("pattern", ["dense", "unstructured", "2:4", "4:8", "2:8"])
+def test_joint_rounding_of_a_real_layer_beats_rounding_afterwards(pattern: str, real: tuple[Tensor, Hessian]) -> None:
+    """‖(W - Ŵ)X‖² on real activations, afterwards by the same scales as within the sweep."""
+    weight, hessian = real
+    goal = Goal()
+    if pattern != "dense":
+        goal = Goal(Pattern.parse(pattern), Pattern.parse(pattern).resolve(None))
+    goal = replace(goal, group=group_of(goal.pattern))
+    joint, _ = prune_and_round(weight, hessian, goal)
+    pruned = prune(weight, hessian, goal.pattern, goal.sparsity)[0] if goal.sparsity else weight
+    after = int4_codes(pruned, goal.group, hessian.importance())
+    errors = [relative_error(weight, codes.weight(), hessian.H) for codes in (joint, after)]
+    assert errors[0] < (0.5 if pattern == "dense" else 0.98) * errors[1]
 
 
 def test_block_size_of_nm_changes_nothing_but_rounding() -> None:

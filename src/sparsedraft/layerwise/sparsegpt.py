@@ -5,14 +5,19 @@ every row of W; M the mask, E the errors. Hinv is the upper Cholesky factor of H
 row j holds what OBS needs once the columns left of j are done. W1, M1, Err1 and Hinv1 are the parts of one block.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
+from sparsedraft.maths.quantization import Codes, least_squares_scale, nearest_codes
 
 DAMPING = 0.01  # of H's mean diagonal, as in the paper
+UNSTRUCTURED = Pattern()
 TILE = 1024  # columns of H that are added at once: only tiles on and above the diagonal are computed
 
 
@@ -22,7 +27,7 @@ class Hessian:
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
         self.H = torch.zeros(columns, columns, dtype=torch.float32, device=device)
         self.tokens = 0
-        self._factor: Tensor | None = None
+        self._factor: tuple[int, Tensor] | None = None  # of the order by groups of so many columns
 
     @classmethod
     def of(cls, H: Tensor) -> "Hessian":
@@ -57,33 +62,57 @@ class Hessian:
         """√mean x² of each input, [columns]: ‖X‖₂ up to a constant (Wanda's)."""
         return (self.H.diagonal() / 2).sqrt()
 
+    def importance(self) -> Tensor:
+        """What an error of a weight costs by its input, [columns]: the diagonal, damped as the factor is."""
+        return self.H.diagonal() + DAMPING * self.H.diagonal().mean()
+
     def dead(self) -> Tensor:
         """Inputs that were always 0, bool [columns]."""
         return self.H.diagonal() == 0
 
-    def factor(self) -> Tensor:
-        """The upper Cholesky factor of the damped inverse, computed once: linears that share an input share it."""
-        if self._factor is None:
-            self._factor = inverse_factor(self.H, DAMPING)
-        return self._factor
+    def order(self, group: int) -> Tensor:
+        """The columns in the order of a sweep that rounds, int64 [columns]: the most important `group` comes first.
+
+        What comes first has the most columns to make up for its error. Inside a group nothing moves; a short last group
+        stays the last. `group` 0: as they are.
+        """
+        columns = torch.arange(len(self.H), device=self.H.device)
+        if not group:
+            return columns
+        full = len(columns) // group * group
+        weight = self.H.diagonal()[:full].view(-1, group).sum(1)
+        first = columns[:full].view(-1, group)[weight.argsort(descending=True, stable=True)]
+        return torch.cat([first.flatten(), columns[full:]])
+
+    def factor(self, group: int = 0) -> Tensor:
+        """The upper Cholesky factor of the damped inverse, columns in the `order` of `group`.
+
+        It is computed once: linears that share an input share it.
+        """
+        if self._factor is None or self._factor[0] != group:
+            self._factor = None  # its memory is needed
+            self._factor = group, inverse_factor(self.H, DAMPING, self.order(group) if group else None)
+        return self._factor[1]
 
     def release(self) -> None:
         """Give the factor's memory back."""
         self._factor = None
 
 
-def inverse_factor(H: Tensor, damping: float) -> Tensor:
+def inverse_factor(H: Tensor, damping: float, order: Tensor | None = None) -> Tensor:
     """Upper triangular U with UᵀU = (H + λI)⁻¹, λ = `damping` times H's mean diagonal; ten times that where it must be.
+
+    `order` (default: as it is) is how H's rows and columns are put first.
 
     With the order of rows and columns reversed, the Cholesky factor L of H gives H = RRᵀ for an upper triangular R,
     and U = R⁻¹: one factorisation and one triangular inverse, and never H⁻¹ itself. Dead inputs count as 1 on the
     diagonal. Memory: two matrices beside H. Raises UserError if H is too singular at any damping.
     """
-    diagonal = H.diagonal()
+    diagonal = H.diagonal() if order is None else H.diagonal()[order]
     diagonal = torch.where(diagonal == 0, 1, diagonal)
     mean = diagonal.mean()
     for _ in range(6):
-        reversed_H = H.flip(0, 1)
+        reversed_H = H.flip(0, 1) if order is None else H[order.flip(0)[:, None], order.flip(0)]
         reversed_H.diagonal().copy_((diagonal + damping * mean).flip(0))
         lower, failed = torch.linalg.cholesky_ex(reversed_H)
         del reversed_H
@@ -112,6 +141,20 @@ def invert_lower_(L: Tensor, base: int = 256) -> Tensor:
     return L
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What a sweep leaves of a weight: its pattern, and its numbers."""
+
+    pattern: Pattern = UNSTRUCTURED
+    sparsity: float = 0.0  # 0: nothing is pruned but what was
+    group: int = 0  # inputs that share an int4 scale; 0: the weights are not rounded
+
+    def block(self, least: int) -> int:
+        """Columns that are swept together: about `least`, and no group straddles two blocks."""
+        unit = math.lcm(self.pattern.m or 1, self.group or 1)
+        return max(least // unit, 1) * unit
+
+
 def prune(
     weight: Tensor,
     hessian: Hessian,
@@ -131,13 +174,43 @@ def prune(
     `zeros` (bool, like `weight`) are pruned whatever error is carried into them. They count towards the pattern, and a
     block that has more of them than its share prunes no others: what is left to prune is shared out over the rest.
     """
-    Hinv = hessian.factor()
+    W, M, _ = _sweep(weight, hessian, Goal(pattern, sparsity), zeros, block)
+    return W.to(weight.dtype), M
+
+
+def prune_and_round(
+    weight: Tensor, hessian: Hessian, goal: Goal, zeros: Tensor | None = None, *, block: int = 128
+) -> tuple[Codes, Tensor]:
+    """(int4 codes, keep-mask): `prune`, and each kept weight is rounded as its column is passed (§3.5 of the paper).
+
+    Both errors are carried into the columns that come later, the most important groups first (`Hessian.order`). A
+    group's scale is taken at its first column, from the weights as they are by then. Where nothing is pruned this is
+    GPTQ (Frantar et al. 2023).
+    """
+    order = hessian.order(goal.group)
+    W, M, scales = _sweep(weight[:, order], hessian, goal, None if zeros is None else zeros[:, order], block)
+    back = order.argsort()
+    scale = torch.cat(scales)[back[:: goal.group] // goal.group].T.contiguous()  # [out, groups]
+    each = scale.repeat_interleave(goal.group, dim=1)[:, : W.shape[1]]
+    return Codes(nearest_codes(W[:, back], each).to(torch.int8), scale.half(), goal.group), M[:, back]
+
+
+def _sweep(
+    weight: Tensor, hessian: Hessian, goal: Goal, zeros: Tensor | None, block: int
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """(new weight, keep-mask, the scale [1, out] of each group), columns in the goal's order; arithmetic in H's dtype.
+
+    `weight` and `zeros` are in that order, too.
+    """
+    Hinv, order = hessian.factor(goal.group), hessian.order(goal.group)
     W = weight.to(Hinv.dtype, copy=True)
-    W[:, hessian.dead()] = 0
+    W[:, hessian.dead()[order]] = 0
     M = torch.ones_like(W, dtype=torch.bool)
     free = torch.ones_like(M) if zeros is None else ~zeros
-    B = max(block // pattern.m, 1) * pattern.m if pattern.m else block  # no group straddles two blocks
-    counts = [] if pattern.m else _zeros_by_block(free, sparsity, B)
+    importance = hessian.importance()[order]
+    pattern, B = goal.pattern, goal.block(block)
+    counts = [] if pattern.m else _zeros_by_block(free, goal.sparsity, B)
+    scales = []
     for number, i in enumerate(range(0, W.shape[1], B)):
         end = min(i + B, W.shape[1])
         Hinv1, free1 = Hinv[i:end, i:end], free[:, i:end]
@@ -147,29 +220,45 @@ def prune(
             scores = _scores(W[:, i:end], Hinv1.diagonal(), free1)
             M1 = keep_mask(pattern, scores, counts[number] / scores.numel()).T.contiguous()
         W1 = W[:, i:end].T.contiguous()  # a column of W is a row here: contiguous, as the loop wants it
-        Err1 = _sweep(W1, M1, Hinv1, free1, pattern, sparsity)
+        Err1, scales1 = _sweep_block(W1, M1, Hinv1, free1, goal, importance[i:end])
+        scales += scales1
         M[:, i:end] = M1.T
-        W[:, i:end] = (W1 * M1).T
+        W[:, i:end] = W1.T
         W[:, end:].addmm_(Err1.T, Hinv[i:end, end:], alpha=-1)  # W_(i+B): -= E · H⁻¹_i:(i+B),(i+B):
-    return W.to(weight.dtype), M
+    return W, M, scales
 
 
-def _sweep(W1: Tensor, M1: Tensor, Hinv1: Tensor, free1: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
-    """Prune one block column by column, in place; its errors E [columns, out].
+def _sweep_block(
+    W1: Tensor, M1: Tensor, Hinv1: Tensor, free1: Tensor, goal: Goal, importance1: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Prune and round one block column by column, in place; its errors E [columns, out], its scales [1, out] each.
 
     W1 and the mask M1 are [columns, out], `free1` (what was not pruned before) is [out, columns]. M1 is given, but for
     N:M, where each group is chosen when the sweep reaches it.
     """
-    d, m = Hinv1.diagonal(), pattern.m
+    d, m, group = Hinv1.diagonal(), goal.pattern.m, goal.group
     Err1 = torch.zeros_like(W1)
+    scales: list[Tensor] = []
+
+    def choose(columns: slice) -> None:
+        scores = _scores(W1[columns].T, d[columns], free1[:, columns])
+        M1[columns] = (keep_mask(goal.pattern, scores, goal.sparsity) & free1[:, columns]).T
+
     for j in range(len(W1)):
+        if group and j % group == 0:
+            columns = slice(j, min(j + group, len(W1)))
+            if m:
+                choose(columns)  # an estimate for the scale: each M columns are chosen again when it is their turn
+            scales.append(least_squares_scale(W1[columns] * M1[columns], importance1[columns, None])[None])
         if m and j % m == 0:
-            free_group = free1[:, j : j + m]
-            scores = _scores(W1[j : j + m].T, d[j : j + m], free_group)
-            M1[j : j + m] = (keep_mask(pattern, scores, sparsity) & free_group).T
-        Err1[j] = W1[j] * ~M1[j] / d[j]  # E_j = (1 - M_j) · W_j / [H⁻¹]_jj
+            choose(slice(j, j + m))
+        kept = W1[j] * M1[j]
+        if group:
+            kept = nearest_codes(kept, scales[-1][0]) * scales[-1][0]
+        Err1[j] = (W1[j] - kept) / d[j]  # E_j = (W_j - Ŵ_j) / [H⁻¹]_jj, with Ŵ_j = 0 where M_j is
         W1[j + 1 :].addr_(Hinv1[j, j + 1 :], Err1[j], alpha=-1)  # W_j: -= E_j · H⁻¹_j,j:
-    return Err1
+        W1[j] = kept
+    return Err1, scales
 
 
 def _scores(W: Tensor, d: Tensor, free: Tensor) -> Tensor:

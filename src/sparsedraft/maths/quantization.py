@@ -14,8 +14,8 @@ from sparsedraft.maths.pattern import Pattern
 GROUP = 32  # stored values that share an int4 scale
 LOWEST, HIGHEST = -8, 7  # int4 codes
 # Codes that the search gives a group's largest weight: beyond the range it is clipped and the others gain resolution;
-# the sign of the scale decides which end of the range it meets.
-TRIED = (-7, -7.5, -8, -8.5, -9.2, -10, -11.5, 6, 7, 7.5, 8.3, 9.5)
+# the sign of the scale decides which end of the range it meets. No halves: which way they go would be chance.
+TRIED = (-7, -7.6, -8, -8.6, -9.2, -10, -11.5, 6, 7, 7.6, 8.3, 9.6)
 CHUNK = 1 << 18  # weights that are searched at once: what lies in a cache is faster than memory
 LARGEST_SCALE = torch.finfo(torch.float16).max
 LEAST = 2.0**-24  # the smallest float16: a group below it is rounded to zeros
