@@ -131,7 +131,17 @@ def test_codes_of_a_column_layout_are_the_nearest() -> None:
 
 
 def test_a_group_holds_32_stored_values() -> None:
-    groups = {"unstructured": 32, "2:4": 64, "4:8": 64, "2:8": 128, "1:4": 128, "16:32": 64, "3:8": 32}
+    groups = {
+        "unstructured": 32,
+        "2:4": 64,
+        "4:8": 64,
+        "2:8": 128,
+        "1:4": 128,
+        "16:32": 64,
+        "1:8": 256,
+        "1:16": 32,
+        "3:8": 32,
+    }
     assert {name: group_of(Pattern.parse(name)) for name in groups} == groups
 
 

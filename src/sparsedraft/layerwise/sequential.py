@@ -9,7 +9,7 @@ memory allows, a full disk is an error and not a signal, and resident memory is 
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,17 @@ def hessians(layer: nn.Module, index: int, activations: Activations) -> dict[str
     for hessian in {id(h): h for h in shared.values()}.values():
         hessian.finish()
     return shared
+
+
+def by_input(linears: Iterable[str], hessians: dict[str, Hessian]) -> Iterator[str]:
+    """The names of the linears, those of one input in a row, so that one factor is in memory at a time."""
+    waiting = list(linears)
+    while waiting:
+        hessian = hessians[waiting[0]]
+        same = [name for name in waiting if hessians[name] is hessian]
+        yield from same
+        waiting = [name for name in waiting if name not in same]
+        hessian.release()
 
 
 def walk(model: Streamed, activations: Activations) -> Iterator[tuple[int, nn.Module]]:

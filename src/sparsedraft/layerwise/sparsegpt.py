@@ -189,6 +189,8 @@ def prune_and_round(
     """
     order = hessian.order(goal.group)
     W, M, scales = _sweep(weight[:, order], hessian, goal, None if zeros is None else zeros[:, order], block)
+    if not bool(torch.isfinite(W).all()):
+        raise UserError("rounding gave NaN or infinity: give more calibration tokens, or try float32.")
     back = order.argsort()
     scale = torch.cat(scales)[back[:: goal.group] // goal.group].T.contiguous()  # [out, groups]
     each = scale.repeat_interleave(goal.group, dim=1)[:, : W.shape[1]]

@@ -12,11 +12,12 @@ from torch import Tensor
 from sparsedraft.maths.pattern import Pattern
 
 GROUP = 32  # stored values that share an int4 scale
+GROUPS = (32, 64, 128, 256)  # inputs that may share one
 LOWEST, HIGHEST = -8, 7  # int4 codes
 # Codes that the search gives a group's largest weight: beyond the range it is clipped and the others gain resolution;
 # the sign of the scale decides which end of the range it meets. No halves: which way they go would be chance.
 TRIED = (-7, -7.6, -8, -8.6, -9.2, -10, -11.5, 6, 7, 7.6, 8.3, 9.6)
-CHUNK = 1 << 18  # weights that are searched at once: what lies in a cache is faster than memory
+CHUNK = 1 << 18  # weights that a CPU searches at once: what lies in a cache is faster than memory
 LARGEST_SCALE = torch.finfo(torch.float16).max
 LEAST = 2.0**-24  # the smallest float16: a group below it is rounded to zeros
 
@@ -40,8 +41,11 @@ class Codes:
 
 
 def group_of(pattern: Pattern) -> int:
-    """Inputs that share an int4 scale: 32, or of N:M as many as hold 32 stored values (where N divides 32)."""
-    return GROUP // pattern.n * pattern.m if pattern.m and GROUP % pattern.n == 0 else GROUP
+    """Inputs that share an int4 scale: so many that 32 values are stored, where that is one of GROUPS, else 32."""
+    if not pattern.m:
+        return GROUP
+    group, rest = divmod(GROUP * pattern.m, pattern.n)
+    return group if group in GROUPS and not rest else GROUP
 
 
 def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,11 +66,11 @@ def int4_codes(weight: Tensor, group: int = GROUP, importance: Tensor | None = N
     padding = count * group - columns
     codes = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
     scales = torch.empty(rows, count, dtype=torch.float16, device=weight.device)
-    step = max(1, CHUNK // columns)
+    step = max(1, (CHUNK if weight.device.type == "cpu" else 64 * CHUNK) // columns)
     if importance is not None:
         importance = F.pad(importance.float(), (0, padding)).view(count, group).T.repeat(1, step)
     for start in range(0, rows, step):
-        part = weight[start : start + step]
+        part = weight.detach()[start : start + step]
         W = F.pad(part.float(), (0, padding)).view(-1, group).T.contiguous()  # a group is a column: sums are fast
         scale = least_squares_scale(W, None if importance is None else importance[:, : W.shape[1]])
         scales[start : start + step] = scale.view(-1, count)

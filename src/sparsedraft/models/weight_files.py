@@ -15,6 +15,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_as
 
 INDEX = "model.safetensors.index.json"
+OTHERS = ("adapter_", "quantization.")  # safetensors that are no weights of the model
 BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -36,7 +37,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = set(read_as(index, Index).weight_map.values())
         files = sorted(folder / Path(name).name for name in names)  # a shard lies beside its index, nowhere else
     else:
-        files = sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith("adapter_"))
+        files = sorted(f for f in folder.glob("*.safetensors") if not f.name.startswith(OTHERS))
     if not files:
         raise UserError(
             f"model {folder} holds no .safetensors file: only safetensors are loaded (pickles can run code)."

@@ -26,8 +26,8 @@ from torch import Tensor
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.masks import obeys
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.maths.quantization import Codes, int4_codes, int8_codes
-from sparsedraft.maths.quantization import group_of as group_of_pattern
+from sparsedraft.maths.quantization import GROUPS as SCALE_GROUPS
+from sparsedraft.maths.quantization import Codes, group_of, int4_codes, int8_codes
 from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask
 from sparsedraft.native.nibbles import pack_nibbles, unpack_nibbles
 from sparsedraft.native.stored_matrix import VALUE_TYPES, StoredMatrix
@@ -35,7 +35,6 @@ from sparsedraft.native.stored_matrix import VALUE_TYPES, StoredMatrix
 PARTS = ("values", "index", "scale")  # the tensors of a matrix
 LARGEST = 1 << 28  # rows or columns of a matrix: more than any has, and products stay in 64 bits
 GROUPS = range(2, 257)  # the M of N:M
-SCALE_GROUPS = (32, 64, 128, 256)  # inputs that may share a scale of int4
 
 
 @dataclass(frozen=True)
@@ -169,8 +168,7 @@ def pack_matrix(
 def _pack_int4(weight: Tensor, kind: str, codes: Codes | None) -> tuple[MatrixEntry, dict[str, Tensor]]:
     """`pack_matrix` of int4. Of a bitmask, weights whose code is 0 are not stored."""
     if codes is None:
-        pattern = Pattern() if kind in ("dense", "bitmask") else Pattern.parse(kind)
-        codes = int4_codes(weight, scale_group(pattern))
+        codes = int4_codes(weight, scale_group(kind))
     entry = MatrixEntry(kind, "int4", weight.shape[0], weight.shape[1], codes.group)
     kept = codes.codes != 0
     if kind == "dense":
@@ -181,10 +179,9 @@ def _pack_int4(weight: Tensor, kind: str, codes: Codes | None) -> tuple[MatrixEn
     return entry, {"values": pack_nibbles(codes.codes[kept]), "index": pack_mask(kept), "scale": codes.scale}
 
 
-def scale_group(pattern: Pattern) -> int:
-    """Inputs that share a scale of int4: so many that 32 values are stored, where a file can say so, else 32."""
-    group = group_of_pattern(pattern)
-    return group if group in SCALE_GROUPS else min(SCALE_GROUPS)
+def scale_group(kind: str) -> int:
+    """Inputs that share a scale of int4 in a matrix of this kind."""
+    return group_of(Pattern() if kind in ("dense", "bitmask") else Pattern.parse(kind))
 
 
 def _places(nonzero: Tensor, entry: MatrixEntry) -> Tensor:

@@ -124,7 +124,9 @@ class Recipe(Options):
         kind = Pattern.parse(last.pattern)
         steps = [
             PruneSettings.model_validate(
-                last.model_dump() | ({"pattern": at, "sparsity": None} if kind.m else {"sparsity": at})
+                last.model_dump()
+                | {"quantize": "none"}
+                | ({"pattern": at, "sparsity": None} if kind.m else {"sparsity": at})
             )
             for at in entry.gradual
         ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.stages.finetune import masks, quantize
 from sparsedraft.stages.finetune.loop import Settings, Task, train
@@ -49,6 +50,18 @@ def test_linears_compute_with_rounded_weights_and_parameters_stay(scheme: str, t
         assert not torch.equal(answer_logits(moved, row), expected)
         quantize.remove(model)
         assert torch.equal(answer_logits(model, row), plain)
+
+
+def test_a_pattern_says_what_shares_a_scale(tiny_llama) -> None:
+    """As packing does it: 32 stored values."""
+    model, name = tiny_llama(), "model.layers.1.self_attn.q_proj"
+    linear = decoder_linears(model)[name]
+    weight = linear.weight.detach()
+    quantize.install(model, "int4", {name: Pattern(2, 4)})
+    seen = [decoder_linears(model)[other](torch.eye(64)).T for other in (name, name.replace("q_proj", "k_proj"))]
+    assert torch.equal(seen[0], quantize.snap(weight, "int4", 64))
+    assert not torch.equal(seen[0], quantize.snap(weight, "int4"))
+    assert torch.equal(seen[1], quantize.snap(decoder_linears(model)[name.replace("q_proj", "k_proj")].weight, "int4"))
 
 
 def test_the_gradient_is_that_of_the_rounded_weights_passed_straight_through(tiny_llama) -> None:

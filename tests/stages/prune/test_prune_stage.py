@@ -14,7 +14,10 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.layerwise import sequential
 from sparsedraft.layerwise.sparsegpt import Hessian
 from sparsedraft.layerwise.streamed import Streamed
-from sparsedraft.models import census, checkpoint, claims
+from sparsedraft.maths.masks import obeys
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.maths.quantization import group_of
+from sparsedraft.models import census, checkpoint, claims, rounded
 from sparsedraft.models.decoder import decoder_layers, decoder_linears, linears_of
 from sparsedraft.models.macs import macs_of_model
 from sparsedraft.stages.prune import stage
@@ -136,6 +139,28 @@ def test_a_pruned_checkpoint_is_pruned_further(
     for name, linear in b.items():
         assert bool((linear.weight[a[name].weight == 0] == 0).all())
         assert int((linear.weight == 0).sum()) == (0.75 if then[0] else 0.5) * linear.weight.numel()
+
+
+@pytest.mark.parametrize("how", [{"pattern": "2:4"}, {"method": "wanda"}, {"pattern": "2:8", "refine": True}])
+def test_a_rounded_checkpoint_says_its_codes(how: dict[str, object], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The weights are those of the codes in the checkpoint's type; the error is little above that of pruning alone."""
+    bfloat16 = tmp_path / "bfloat16"
+    shutil.copytree(tiny_checkpoint, bfloat16)
+    AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16).save_pretrained(bfloat16)
+    exact, result = (
+        prune(str(bfloat16), tmp_path / quantize, "demo:train", quantize=quantize, **how, **SMALL)
+        for quantize in ("none", "int4")
+    )
+    pattern = Pattern.parse(str(how.get("pattern", "unstructured")))
+    for name, linear in decoder_linears(checkpoint.load(tmp_path / "int4", dtype=torch.bfloat16)).items():
+        codes = rounded.codes_of(tmp_path / "int4", name, linear.weight)
+        assert codes is not None and codes.group == group_of(pattern) and obeys(codes.codes, pattern)
+        assert torch.equal(codes.weight(torch.bfloat16), linear.weight)
+        assert int(codes.codes.min()) == -8 and len(codes.codes.unique()) >= 14
+    assert result["quantize"] == "int4" and "quantize" not in exact
+    before, after = exact["mean_relative_error"], result["mean_relative_error"]
+    assert abs(after - before) < 0.03
+    assert rounded.codes_of(tmp_path / "none", name, linear.weight) is None
 
 
 def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Task:
     """What to train, on which text, and with whose help.
 
     `masks` are bool keep-masks by linear name; re-selection moves them by the `patterns` of the linears (default:
-    unstructured). `eos_ids` end what the drafter writes itself.
+    unstructured), which also say what shares a scale of int4. `eos_ids` end what the drafter writes itself.
     """
 
     model: PreTrainedModel
@@ -115,7 +115,7 @@ class _Run:
         self.objective = Objective(
             settings.loss, task.teacher, settings.nll_weight, task.feature_teacher, settings.feature_weight
         )
-        quantize.install(self.model, settings.quantize)
+        quantize.install(self.model, settings.quantize, task.patterns)
         readers = [reader for reader in (self.model, task.teacher, task.feature_teacher) if reader is not None]
         self.packable = all(abilities(reader).packs for reader in readers)
         self.wrapped, self.optimizer = _prepare(self.model, task.masks, settings, accelerator)
@@ -249,7 +249,8 @@ class _Run:
         if self.settings.quantize == "none":
             return {}
         measure = partial(validate, self.model, self.objective, self.validation, self.accelerator)
-        return {"quantization": quantize.compare(self.model, self.settings.quantize, stored_dtype(self.model), measure)}
+        stored, patterns = stored_dtype(self.model), self.task.patterns
+        return {"quantization": quantize.compare(self.model, self.settings.quantize, stored, measure, patterns)}
 
 
 def _prepare(

@@ -5,9 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sparsedraft.base import bounds
-from sparsedraft.base.fields import Out, Replacing
+from sparsedraft.base.fields import Calibration, Machine, Out, Replacing
 from sparsedraft.base.options import Argument, Exists, Options
 from sparsedraft.models.names import check_model
+from sparsedraft.text.names import check_text
 
 Weights = Literal["f16", "bf16", "int8", "int4"]
 
@@ -22,6 +23,10 @@ class _Packing(Options):
     head_weights: Weights | None = Field(
         None, description="The same of the embedding and the head. Default: as --weights; int8 where that is int4."
     )
+    calibration: Annotated[str | None, Exists(check_text)] = Field(
+        None,
+        description="Distilled data folder, or PROMPTS, to round int4 on, a layer at a time; default: least squares.",
+    )
     head_tokens: int | None = Field(
         None,
         ge=1,
@@ -34,8 +39,10 @@ class _Packing(Options):
     def _possible(self) -> Self:
         if (self.head_tokens is None) != (self.head_data is None):
             raise ValueError("<head_tokens> and <head_data> belong together: the data says which tokens are frequent")
+        if self.calibration is not None and self.weights != "int4":
+            raise ValueError(f"<calibration> is for <weights> int4, not {self.weights}: leave one of them out")
         return self
 
 
-class PackOptions(Replacing, _Packing):
+class PackOptions(Replacing, Machine, Calibration, _Packing):
     """What `pack` does: which checkpoint, and how its values and its head are kept."""

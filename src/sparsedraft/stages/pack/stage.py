@@ -3,15 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.fields import Calibration
+from sparsedraft.layerwise import calibration
+from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint, quantizers, shards
+from sparsedraft.models.config.sparsity import groups_of
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.skeleton import skeleton
+from sparsedraft.models.tokenizers import templates
 from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.native.quantizer import register
+from sparsedraft.stages.pack.calibrated import CalibratedCodes
 from sparsedraft.stages.pack.head import frequent_tokens
 from sparsedraft.stages.pack.options import PackOptions
 from sparsedraft.stages.pack.writer import PackedWriter
@@ -24,32 +32,66 @@ def pack(options: PackOptions) -> dict[str, Any]:
     inputs. `head_weights`: the same of embedding and head. Biases and norms stay as they are.
     `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a
     text); the answers' tokens that it lost are counted.
+    int4 is rounded by least squares; with `calibration` so that the outputs of layers change least on that text, a
+    decoder layer in memory at a time; a checkpoint that `prune --quantize int4` wrote keeps its codes.
     Raises UserError for a checkpoint that lies about its mask, values that do not fit, a head that cannot be trimmed.
     """
     folder = checkpoint.find(options.model)
     shards.side_files(folder)  # refused now, not at the end
     check_packable(options.model, folder)
     head_weights = options.head_weights or ("int8" if options.weights == "int4" else options.weights)
+    tokenizer = _calibration_tokenizer(options, folder)
 
     def build(work: Path) -> dict[str, Any]:
         writer = PackedWriter(folder, work, options.weights, head_weights)
+        calibrated = {} if tokenizer is None else _calibrate(options, writer, tokenizer)
         ids, head = None, {}
         if options.head_tokens is not None and options.head_data is not None:
             ids, missed = frequent_tokens(folder, options.head_data, options.head_tokens, writer.vocabulary())
             head = {"head_tokens": len(ids), "head_missed": missed}
-        result = writer.write(ids) | head
+        result = writer.write(ids) | head | calibrated
         register()  # so that transformers loads the packed folder
         check_loads(work)
         return result
 
-    inputs = {
+    inputs: dict[str, object] = {
         "model": folder, "weights": options.weights, "head_tokens": options.head_tokens,
         "head_data": Path(options.head_data) if options.head_data else None,
     }  # fmt: skip
     if head_weights != options.weights:  # folders of older versions stay as they are
         inputs["head_weights"] = head_weights
-    reads = (options.model, options.head_data)
-    return artifact.make(options.out, "pack", inputs, build, overwrite=options.overwrite, reads=reads)
+    if options.calibration is not None:
+        inputs |= {
+            "calibration": calibration.source(options.calibration),
+            **templates.inputs(options.template_args),
+            "options": {**options.part(Calibration), "device": options.device, "dtype": options.dtype},
+        }
+    reads = (options.model, options.head_data, options.calibration)
+    return artifact.make(
+        options.out, "pack", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
+    )
+
+
+def _calibration_tokenizer(options: PackOptions, folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of the calibration text, None where there is none; UserError where it cannot be used."""
+    if options.calibration is None:
+        return None
+    if groups_of(folder):
+        raise UserError(f"checkpoint {folder} is rounded to int4 already and keeps its codes: leave out --calibration.")
+    return calibration.tokenizer_for(folder, options.calibration, options.template_args)
+
+
+def _calibrate(options: PackOptions, writer: PackedWriter, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Round the linears on the calibration text, and have the writer take these codes; what the result says of it."""
+    assert options.calibration is not None
+    model = Streamed(
+        writer.folder, dtype=checkpoint.dtype_named(options.dtype), device=checkpoint.device_named(options.device)
+    )
+    ids = calibration.sequences(
+        options.calibration, tokenizer, options.tokens, options.sequence_length, options.seed, model.model
+    )
+    codes = writer.calibrated = CalibratedCodes(model, ids, writer.work, writer.group_of, writer.claim["linears"])
+    return {"calibration_tokens": ids.numel(), "mean_relative_error": codes.mean_relative_error()}
 
 
 def check_packable(model: str, folder: Path) -> None:

@@ -10,13 +10,15 @@ from torch import Tensor
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_object, write_json
-from sparsedraft.models import checkpoint, claims, shards
+from sparsedraft.maths.quantization import Codes
+from sparsedraft.models import checkpoint, claims, rounded, shards
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.shards import SHARD, Shards
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.weight_files import INDEX
 from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER
-from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, stored_bytes, unpack_matrix
+from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, scale_group, stored_bytes, unpack_matrix
+from sparsedraft.stages.pack.calibrated import CalibratedCodes
 
 
 class PackedWriter:
@@ -36,6 +38,7 @@ class PackedWriter:
         lacking = [name for tensor, name in self.linears.items() if tensor is None]
         if lacking:
             raise UserError(f"model {folder} lacks {lacking[0]}: give a whole checkpoint.")
+        self.calibrated: CalibratedCodes | None = None  # the codes of int4; None: the checkpoint's, or least squares
         self.entries: dict[str, Any] = {}
         self.error = 0.0  # largest rounding error, as a share of the row's largest value
         self.bytes = self.dense_bytes = self.linear_bytes = self.linear_dense_bytes = 0
@@ -111,23 +114,38 @@ class PackedWriter:
         if linear is None and not head and not name.endswith("embed_tokens.weight"):
             return {name: tensor.clone()}
         stored = linear or name.removesuffix(".weight")
-        claimed = linear is not None and linear in self.claim["linears"]
-        if linear is not None and claimed:
+        if linear is not None and linear in self.claim["linears"]:
             claims.check_claim(self.claim, linear, tensor, self.folder)
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"model {self.folder} has a weight in {stored} that is not finite: mend the checkpoint.")
         if head and head_ids is not None:
             tensor = tensor[head_ids.long()]
-        kind = "dense"
-        if linear is not None and claimed:
-            kind = kind_of(tensor, str(claims.pattern_of(self.claim, linear)))
-        entry, parts = pack_matrix(tensor, kind, self.weights if linear is not None else self.head_weights)
+        if linear is None:
+            entry, parts = pack_matrix(tensor, "dense", self.head_weights)
+        else:
+            entry, parts = pack_matrix(tensor, self._kind(linear, tensor), self.weights, self._codes(linear, tensor))
         self._note_error(tensor, entry, parts, stored)
         self.entries[stored] = entry.to_dict()
         if linear is not None:
             self.linear_bytes += stored_bytes(parts)
             self.linear_dense_bytes += 2 * tensor.numel()
         return {f"{stored}.{part}": value.clone() for part, value in parts.items()}
+
+    def _kind(self, linear: str, weight: Tensor) -> str:
+        """The kind that a linear is packed as."""
+        if linear not in self.claim["linears"]:
+            return "dense"
+        return kind_of(weight, str(claims.pattern_of(self.claim, linear)))
+
+    def group_of(self, linear: str, weight: Tensor) -> int:
+        """Inputs of a linear that share a scale of int4."""
+        return scale_group(self._kind(linear, weight.cpu()))
+
+    def _codes(self, linear: str, weight: Tensor) -> Codes | None:
+        """The int4 codes of a linear; None where they follow from the weight, or other values are packed."""
+        if self.weights != "int4":
+            return None
+        return self.calibrated.of(linear) if self.calibrated else rounded.codes_of(self.folder, linear, weight)
 
     def _note_error(self, tensor: Tensor, entry: MatrixEntry, parts: dict[str, Tensor], name: str) -> None:
         """Unpack what was packed, which checks it, and note the largest rounding error."""

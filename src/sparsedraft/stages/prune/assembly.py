@@ -8,24 +8,28 @@ from safetensors import safe_open
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.models import census, checkpoint, claims
+from sparsedraft.models import census, checkpoint, claims, rounded
 from sparsedraft.models.decoder import count_zeros, linears_of
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards, copy_side_files, write
 from sparsedraft.stages.prune.allocation import Shares
+from sparsedraft.stages.prune.layer import Pruning
 
 
-def assemble(model: Streamed, pieces: Path, work: Path, pattern: Pattern, shares: Shares) -> dict[str, Any]:
+def assemble(model: Streamed, pieces: Path, work: Path, how: Pruning) -> dict[str, Any]:
     """Write the checkpoint `work` from the source's shards and the pruned layers in `pieces`; what it is like."""
     pruned = Shards(pieces)
     write(work, {name: (pruned if name in pruned.files else model.shards, name) for name in model.shards.files})
     copy_side_files(model.folder, work)
     checkpoint.write_config(model.folder, work)
+    pattern, shares = how.pattern, how.shares
     claim = _claim(model, pruned, pattern, shares)
-    write_json(work / "sparsity.json", claim)
+    write_json(work / "sparsity.json", claim | _write_scales(model, pruned, work, how))
     written = Shards(work)  # what is on disk counts, not what was in memory
     for name in claim["linears"]:
-        claims.check_claim(claim, name, written.tensor(model.stored_name(f"{name}.weight")), work)
+        weight = written.tensor(model.stored_name(f"{name}.weight"))
+        claims.check_claim(claim, name, weight, work)
+        rounded.codes_of(work, name, weight)
     check_loads(work)
     nonzero, parameters = census.nonzero_parameters(written)
     errors = _errors(model, pieces)
@@ -53,6 +57,16 @@ def _claim(model: Streamed, pruned: Shards, pattern: Pattern, shares: Shares) ->
             patterns[full] = "dense" if share == 0 else str(of_linear)
     claim = {"pattern": str(pattern), "sparsity": sum(zeros.values()) / size, "linears": zeros}
     return claim | ({"patterns": patterns} if patterns else {})
+
+
+def _write_scales(model: Streamed, pruned: Shards, work: Path, how: Pruning) -> dict[str, Any]:
+    """Write the scales of the rounded linears; what sparsity.json says of them, nothing where none is rounded."""
+    if how.quantize == "none":
+        return {}
+    linears = {model.linear_name(index, name): (index, name) for index, name, _ in model.linears()}
+    rounded.write_scales(work, {full: pruned.tensor(f"{full}.scale") for full in linears})
+    groups = {full: how.group_of(*which) for full, which in linears.items()}
+    return {"quantization": {"scheme": how.quantize, "groups": groups}}
 
 
 def _errors(model: Streamed, pieces: Path) -> dict[str, float]:

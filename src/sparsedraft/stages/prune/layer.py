@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.files import write_atomic
 from sparsedraft.layerwise import sequential
-from sparsedraft.layerwise.sparsegpt import Hessian, relative_error
+from sparsedraft.layerwise.sparsegpt import UNSTRUCTURED, Goal, Hessian, prune_and_round, relative_error
 from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
+from sparsedraft.maths.quantization import group_of
 from sparsedraft.models.decoder import linears_of
 from sparsedraft.stages.prune.allocation import Shares
 from sparsedraft.stages.prune.methods import METHODS
@@ -29,40 +30,67 @@ class Pruning:
     sparsity: float
     shares: Shares
     refine: bool
+    quantize: str
+
+    def pattern_of(self, index: int, name: str) -> Pattern:
+        """The pattern of one linear: of N:M with the N of its share (M:M stands for dense)."""
+        return self.pattern.at(1 - self.shares[index, name]) if self.pattern.m else self.pattern
+
+    def group_of(self, index: int, name: str) -> int:
+        """Inputs of one linear that share an int4 scale; 0 where nothing is rounded."""
+        return 0 if self.quantize == "none" else group_of(self.pattern_of(index, name))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a linear: its relative error ‖(W-Ŵ)X‖² / ‖WX‖², and its int4 scale if it is rounded."""
+
+    error: float
+    scale: Tensor | None
 
 
 @torch.no_grad()
 def prune_layer(
     layer: nn.Module, index: int, activations: sequential.Activations, how: Pruning, sparse: Container[str] = ()
-) -> dict[str, float]:
-    """Prune the layer's linears in place; the relative error ‖(W-Ŵ)X‖² / ‖WX‖² of each.
+) -> dict[str, Outcome]:
+    """Prune the layer's linears in place, and round them where `how` says so; what became of each.
 
     Linears in `sparse` were pruned before, and their zeros stay.
     """
     linears = linears_of(layer)
     hessians = sequential.hessians(layer, index, activations)
-    errors = {}
-    waiting = list(linears)
-    while waiting:  # linears of one input in a row, so that one factor is in memory at a time
-        hessian = hessians[waiting[0]]
-        for name in [n for n in waiting if hessians[n] is hessian]:
-            waiting.remove(name)
-            weight = linears[name].weight.detach()
-            zeros = weight == 0 if name in sparse else None
-            try:
-                pruned = _prune_linear(weight, hessian, how, how.shares[index, name], zeros)
-            except UserError as error:
-                raise UserError(f"layer {index}, {name}: {error}") from None
-            errors[name] = relative_error(weight, pruned, hessian.H)
-            linears[name].weight.copy_(pruned)
-        hessian.release()
-    return {name: errors[name] for name in linears}
+    outcomes = {}
+    for name in sequential.by_input(linears, hessians):
+        weight, hessian = linears[name].weight.detach(), hessians[name]
+        zeros = weight == 0 if name in sparse else None
+        try:
+            pruned, scale = _prune_linear(weight, hessian, how, (index, name), zeros)
+        except UserError as error:
+            raise UserError(f"layer {index}, {name}: {error}") from None
+        outcomes[name] = Outcome(relative_error(weight, pruned, hessian.H), scale)
+        linears[name].weight.copy_(pruned)
+    return {name: outcomes[name] for name in linears}
 
 
-def _prune_linear(weight: Tensor, hessian: Hessian, how: Pruning, sparsity: float, zeros: Tensor | None) -> Tensor:
-    if sparsity == 0:
-        return weight
-    pattern = how.pattern.at(1 - sparsity) if how.pattern.m else how.pattern
+def _prune_linear(
+    weight: Tensor, hessian: Hessian, how: Pruning, which: tuple[int, str], zeros: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """(the new weight of the linear `which`, the scale [out, groups] of its int4 codes if it is rounded)."""
+    sparsity, group = how.shares[which], how.group_of(*which)
+    if group and how.method == "sparsegpt" and not how.refine:
+        goal = Goal(how.pattern_of(*which) if sparsity else UNSTRUCTURED, sparsity, group)
+        codes, _ = prune_and_round(weight, hessian, goal, zeros)
+        return codes.weight(weight.dtype), codes.scale
+    pruned = _pruned(weight, hessian, how, which, zeros) if sparsity else weight
+    if not group:
+        return pruned, None
+    codes, _ = prune_and_round(pruned, hessian, Goal(group=group), pruned == 0)  # the mask is the method's
+    return codes.weight(weight.dtype), codes.scale
+
+
+def _pruned(weight: Tensor, hessian: Hessian, how: Pruning, which: tuple[int, str], zeros: Tensor | None) -> Tensor:
+    """The weight pruned by the method, and refined if that was asked for."""
+    pattern, sparsity = how.pattern_of(*which), how.shares[which]
     pruned, keep = METHODS[how.method](weight, hessian, pattern, sparsity, zeros)
     if how.refine:
         hessian.release()  # its memory is needed
@@ -72,11 +100,12 @@ def _prune_linear(weight: Tensor, hessian: Hessian, how: Pruning, sparsity: floa
     return pruned * keep  # the mask once more: rounding cannot unmake a zero
 
 
-def store(model: Streamed, layer: nn.Module, index: int, file: Path, errors: dict[str, float]) -> None:
-    """Write the layer's linears under their names and in the types of the source's shards, with their `errors`."""
+def store(model: Streamed, layer: nn.Module, index: int, file: Path, outcomes: dict[str, Outcome]) -> None:
+    """Write the layer's linears under their names and in the types of the source's shards, with their `outcomes`."""
     tensors = {}
     for name, linear in linears_of(layer).items():
-        stored = model.stored_name(f"{model.linear_name(index, name)}.weight")
+        full = model.linear_name(index, name)
+        stored = model.stored_name(f"{full}.weight")
         source, weight = model.shards.tensor(stored), linear.weight.detach().cpu()
         # a weight that did not change stays as it is stored, also where the arithmetic is narrower
         tensors[stored] = torch.where(weight == source.to(weight.dtype), source, weight.to(source.dtype)).contiguous()
@@ -85,8 +114,10 @@ def store(model: Streamed, layer: nn.Module, index: int, file: Path, errors: dic
                 f"layer {index}, {name}: a weight is too large for {str(source.dtype).removeprefix('torch.')}, in "
                 "which the checkpoint is stored: convert it to bfloat16 or float32 first."
             )
+        if (scale := outcomes[name].scale) is not None:
+            tensors[f"{full}.scale"] = scale.cpu()
     with write_atomic(file) as temporary:
-        save_file(tensors, temporary, metadata={name: repr(error) for name, error in errors.items()})
+        save_file(tensors, temporary, metadata={name: repr(outcome.error) for name, outcome in outcomes.items()})
 
 
 @torch.no_grad()

@@ -29,6 +29,9 @@ class _Mask(Options):
     )
     allocation: Literal["uniform", "owl"] = Field("uniform", description="uniform, or owl (outlier-weighted layers).")
     refine: bool = Field(False, description="Re-solve the weights that are left, with the mask fixed.")
+    quantize: Literal["none", "int4"] = Field(
+        "none", description="Round the weights that are left in the same sweep: int4 (a scale for each 32), or none."
+    )
 
     @field_validator("pattern", mode="before")
     @classmethod

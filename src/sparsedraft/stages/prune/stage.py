@@ -43,7 +43,8 @@ def prune(options: PruneOptions) -> dict[str, Any]:
         pieces = _prune_layers(model, ids, work, how)
         return {
             "model": options.model,
-            **assemble(model, pieces, work, how.pattern, how.shares),
+            **assemble(model, pieces, work, how),
+            **({} if options.quantize == "none" else {"quantize": options.quantize}),
             "method": options.method,
             "allocation": options.allocation,
             "refined": options.refine,
@@ -64,12 +65,15 @@ def prune(options: PruneOptions) -> dict[str, Any]:
 
 def _inputs(options: PruneOptions, folder: Path) -> dict[str, object]:
     """What the checkpoint depends on."""
+    settings = options.part(PruneSettings)
+    if options.quantize == "none":  # folders of versions before this option stay as they are
+        del settings["quantize"]
     return {
         "model": folder,
         "calibration": calibration.source(options.calibration),
         **templates.inputs(options.template_args),
         "options": {
-            **options.part(PruneSettings),
+            **settings,
             "pattern": str(Pattern.parse(options.pattern)),
             "sparsity": options.share,
             "device": options.device,
@@ -96,7 +100,7 @@ def _plan(options: PruneOptions, model: Streamed, ids: Tensor, folder: Path) -> 
         shares = allocation.uniform(model, share)
     else:
         shares = allocation.owl(model, ids, folder, pattern, share)
-    return Pruning(options.method, pattern, share, shares, options.refine)
+    return Pruning(options.method, pattern, share, shares, options.refine, options.quantize)
 
 
 def _prune_layers(model: Streamed, ids: Tensor, work: Path, how: Pruning) -> Path:
@@ -114,8 +118,8 @@ def _prune_layers(model: Streamed, ids: Tensor, work: Path, how: Pruning) -> Pat
             piece = pieces / f"{index:05}.safetensors"
             if not piece.exists():
                 sparse = {name for name in linears_of(layer) if model.linear_name(index, name) in claimed}
-                errors = prune_layer(layer, index, activations, how, sparse)
-                store(model, layer, index, piece, errors)
+                outcomes = prune_layer(layer, index, activations, how, sparse)
+                store(model, layer, index, piece, outcomes)
             restore(model, layer, index, piece)
             tracker.advance()
     return pieces

@@ -1,0 +1,70 @@
+"""Checkpoints whose weights are rounded to int4: the scales beside them, and the codes that both say.
+
+bfloat16 does not hold code · scale exactly, but round(weight / scale) is the code. So `pack` finds exactly the codes
+that `prune --quantize int4` chose.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.quantization import GROUPS, Codes, nearest_codes
+from sparsedraft.models.config.sparsity import groups_of
+
+SCALES = "quantization.safetensors"  # {linear}.scale: float16 [out, ⌈in / group⌉]
+PRECISION = 2.0**-8  # of bfloat16: half a unit in the last place
+
+
+def write_scales(folder: Path, scales: Mapping[str, Tensor]) -> None:
+    """Write the `scales` of the linears, by name, beside a checkpoint's weights."""
+    save_file({f"{linear}.scale": scale.contiguous() for linear, scale in scales.items()}, folder / SCALES)
+
+
+def codes_of(folder: Path, linear: str, weight: Tensor) -> Codes | None:
+    """The int4 codes of a linear of the checkpoint `folder`, whose `weight` [out, in] is as stored; None where it
+    claims none.
+
+    UserError where the scales are missing or damaged, or the weight is not code · scale.
+    """
+    group = groups_of(folder).get(linear)
+    if group is None:
+        return None
+    scale = _scale(folder, linear, group, weight)
+    exact = weight.float()
+    each = scale.float().repeat_interleave(group, dim=1)[:, : weight.shape[1]]
+    codes = Codes(nearest_codes(exact, each).to(torch.int8), scale, group)
+    rounded = codes.weight()
+    if not bool(((exact - rounded).abs() <= PRECISION * rounded.abs()).all()):
+        raise UserError(
+            f"checkpoint {folder} has weights in {linear} that are not those of its {SCALES}: they were changed since; "
+            f"delete that file and 'quantization' in sparsity.json, or prune again."
+        )
+    return codes
+
+
+def _scale(folder: Path, linear: str, group: int, weight: Tensor) -> Tensor:
+    """The scales of a linear, checked: float16, of the weight's shape, finite and not 0."""
+    try:
+        with safe_open(folder / SCALES, "pt") as file:
+            scale = file.get_tensor(f"{linear}.scale")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"checkpoint {folder} claims int4 weights, but the scales of {linear} in {SCALES} cannot be read "
+            f"({error}): prune again."
+        ) from None
+    shape = (weight.shape[0], -(-weight.shape[1] // group))
+    if group not in GROUPS or scale.dtype != torch.float16 or tuple(scale.shape) != shape:
+        raise UserError(
+            f"checkpoint {folder} has scales {scale.dtype} {list(scale.shape)} of {linear} in {SCALES}, and its weight "
+            f"needs float16 {list(shape)} (groups of {group}): prune again."
+        )
+    if not bool((torch.isfinite(scale) & (scale != 0)).all()):
+        raise UserError(
+            f"checkpoint {folder} has a scale of {linear} in {SCALES} that is 0 or not finite: prune again."
+        )
+    return scale

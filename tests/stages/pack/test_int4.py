@@ -1,0 +1,113 @@
+"""Packing to int4: codes from calibration text, from a rounded checkpoint, and from the weights alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.layerwise import sequential
+from sparsedraft.maths.quantization import Codes, int4_codes
+from sparsedraft.models import checkpoint, rounded
+from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.native.packed_folder import HEADER
+from sparsedraft.native.packed_format import MatrixEntry, unpack_matrix
+from stages import pack, prune
+
+SMALL = {"tokens": 2048, "sequence_length": 64}
+CALIBRATED = {"weights": "int4", "calibration": "demo:train", **SMALL}
+
+
+def codes_in(folder: Path) -> dict[str, Codes]:
+    """What a packed folder of one file stores of each linear."""
+    tensors = load_file(folder / "model.safetensors")
+    found = {}
+    for name, raw in json.loads((folder / HEADER).read_text())["linears"].items():
+        entry = MatrixEntry.parse(name, raw)
+        if entry.values == "int4":
+            matrix = unpack_matrix(name, entry, {part: tensors[f"{name}.{part}"] for part in entry.tensor_types()})
+            assert matrix.scale is not None
+            found[name] = Codes(matrix.values, matrix.scale, matrix.group)
+    return found
+
+
+def divergence(source: Path, codes: dict[str, Codes], ids: Tensor) -> float:
+    """KL(model ‖ model with these codes), nats, mean over tokens."""
+    model = checkpoint.load(source)
+    with torch.no_grad():
+        before = model(ids).logits.log_softmax(-1)
+        for name, linear in decoder_linears(model).items():
+            linear.weight.copy_(codes[name].weight())
+        after = model(ids).logits.log_softmax(-1)
+    return float(F.kl_div(after, before, log_target=True, reduction="none").sum(-1).mean())
+
+
+def test_calibration_text_lowers_the_divergence(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    result = pack(str(tiny_checkpoint), tmp_path / "calibrated", **CALIBRATED)
+    assert result["calibration_tokens"] == 2048 and 0 < result["mean_relative_error"] < 0.02
+    plain = pack(str(tiny_checkpoint), tmp_path / "plain", weights="int4")
+    assert plain["bytes"] == result["bytes"] and "mean_relative_error" not in plain
+    tokenizer = checkpoint.load_tokenizer(tiny_checkpoint)
+    ids = torch.tensor([tokenizer("Why is the sky blue, and what makes it red in the evening?")["input_ids"]])
+    found = {name: codes_in(tmp_path / name) for name in ("calibrated", "plain")}
+    errors = {name: divergence(tiny_checkpoint, codes, ids) for name, codes in found.items()}
+    assert errors["calibrated"] < 0.7 * errors["plain"], errors
+    for name, linear in decoder_linears(checkpoint.load(tiny_checkpoint)).items():
+        expected = int4_codes(linear.weight.detach())
+        assert torch.equal(found["plain"][name].codes, expected.codes)
+        assert torch.equal(found["plain"][name].scale, expected.scale)
+
+
+@pytest.mark.parametrize(("pattern", "group"), [("2:4", 64), ("unstructured", 32)])
+def test_calibration_holds_the_mask(pattern: str, group: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse"
+    prune(str(tiny_checkpoint), sparse, "demo:train", pattern=pattern, **SMALL)
+    pack(str(sparse), tmp_path / "packed", **CALIBRATED)
+    found = codes_in(tmp_path / "packed")
+    for name, linear in decoder_linears(checkpoint.load(sparse)).items():
+        assert found[name].group == group and bool((found[name].codes[linear.weight == 0] == 0).all())
+        assert int((found[name].codes != 0).sum()) > 0.4 * linear.weight.numel()
+
+
+def test_a_rounded_checkpoint_keeps_its_codes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    sparse = tmp_path / "sparse"
+    prune(str(tiny_checkpoint), sparse, "demo:train", pattern="2:4", quantize="int4", **SMALL)
+    pack(str(sparse), tmp_path / "packed", weights="int4")
+    found = codes_in(tmp_path / "packed")
+    for name, linear in decoder_linears(checkpoint.load(sparse)).items():
+        codes = rounded.codes_of(sparse, name, linear.weight.detach())
+        assert codes is not None
+        assert torch.equal(found[name].codes, codes.codes) and torch.equal(found[name].scale, codes.scale)
+    with pytest.raises(UserError, match="rounded to int4 already and keeps its codes: leave out --calibration"):
+        pack(str(sparse), tmp_path / "again", **CALIBRATED)
+
+
+def test_killed_packing_goes_on_to_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    pack(str(tiny_checkpoint), tmp_path / "whole", **CALIBRATED)
+    advance, calls = sequential.Activations.advance, []
+
+    def advances(self, layer, index):
+        calls.append(index)
+        if calls == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return advance(self, layer, index)
+
+    monkeypatch.setattr(sequential.Activations, "advance", advances)
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(tiny_checkpoint), tmp_path / "cut", **CALIBRATED)
+    pack(str(tiny_checkpoint), tmp_path / "cut", **CALIBRATED)
+    assert calls == [0, 1, 2, 2, 3]
+    for name in ("model.safetensors", "result.json", HEADER):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    assert not any(file.name.startswith(".") for file in (tmp_path / "cut").iterdir())
+
+
+def test_calibration_is_for_int4(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--calibration is for --weights int4, not int8"):
+        pack(str(tiny_checkpoint), tmp_path / "no", calibration="demo:train")
+    with pytest.raises(UserError, match="no such file"):
+        pack(str(tiny_checkpoint), tmp_path / "no", weights="int4", calibration=str(tmp_path / "none.jsonl"))
