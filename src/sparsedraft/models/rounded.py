@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are rounded to int4: the scales beside them, and the codes that both say.
+"""A rounded checkpoint holds weights of int4: code · scale, with the scales beside them.
 
 bfloat16 does not hold code · scale exactly, but round(weight / scale) is the code. So `pack` finds exactly the codes
 that `prune --quantize int4` chose.
