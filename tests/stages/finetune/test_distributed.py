@@ -156,25 +156,29 @@ def test_two_processes_train_as_one(way: str, made: Path, alone: Path, tmp_path:
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in alone.iterdir())
 
 
-def test_everything_that_can_be_minimised_is_the_same_sharded(made: Path, tmp_path: Path) -> None:
-    """Rows that the drafter writes, SquareHead, quantised forwards, a mask that moves: as in one process."""
+@pytest.mark.parametrize("extra", [{"on_policy": 0.4}, {"quantize": "int8"}], ids=["on policy", "int8"])
+def test_everything_that_can_be_minimised_is_the_same_sharded(made: Path, tmp_path: Path, extra: dict) -> None:
+    """Rows that the drafter writes, SquareHead, quantised forwards, a mask that moves: as in one process.
+
+    Not both at once: a code that rounds the other way can change a token that a quantised drafter writes.
+    """
     target = str(json.loads((made / "data" / "provenance.json").read_text())["inputs"]["target"]["path"])
     changed = {
-        "loss": "kl", "nll_weight": 0.2, "on_policy": 0.4, "feature_weight": 1.0, "quantize": "int8",
-        "reselect_every": 4, "reselect_share": 0.2,
+        "loss": "kl", "nll_weight": 0.2, "feature_weight": 1.0, "reselect_every": 4, "reselect_share": 0.2, **extra,
     }  # fmt: skip
     settings = Settings(**SHORT, **changed)  # type: ignore[arg-type]
     teachers = {"teacher": target, "feature_teacher": target}
     one = finetune(str(made / "half"), str(made / "data"), tmp_path / "one", settings=settings, validation_prompts=4,
                    **teachers)  # fmt: skip
-    extra = [f"--{name.replace('_', '-')}={value}" for name, value in (changed | teachers).items()]
-    codes, out, err = ranks("fsdp", tmp_path, *command(made, tmp_path / "two", *extra, settings=SHORT))
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in (changed | teachers).items()]
+    codes, out, err = ranks("fsdp", tmp_path, *command(made, tmp_path / "two", *flags, settings=SHORT))
     assert codes == [0, 0], err[-3000:]
     two = json.loads(out)
     same_curve(tmp_path / "two", tmp_path / "one", tolerance=2e-3)
-    assert two["quantization"]["quantized"]["val_loss"] == pytest.approx(
-        one["quantization"]["quantized"]["val_loss"], rel=2e-3
-    )
+    if "quantize" in extra:
+        assert two["quantization"]["quantized"]["val_loss"] == pytest.approx(
+            one["quantization"]["quantized"]["val_loss"], rel=2e-3
+        )
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     before = load_file(made / "half" / "model.safetensors")
     claim = claims.check_claims(checkpoint.load(tmp_path / "two"), tmp_path / "two")
@@ -208,7 +212,8 @@ def saved_step(work: Path) -> int:
     """The step of the newest state in a folder that somebody is training in; 0 where there is none."""
     found = [0]
     for name in (STATE, BEFORE):
-        with contextlib.suppress(FileNotFoundError), safe_open(work / name, "pt") as file:
+        # safetensors opens the file twice: it may be renamed in between
+        with contextlib.suppress(FileNotFoundError, RuntimeError), safe_open(work / name, "pt") as file:
             found.append(int(file.metadata()["step"]))
     return max(found)
 
