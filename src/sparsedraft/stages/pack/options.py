@@ -6,14 +6,14 @@ from pydantic import Field, model_validator
 
 from sparsedraft.base import bounds
 from sparsedraft.base.fields import Calibration, Machine, Out, Replacing
-from sparsedraft.base.options import Argument, Exists, Options
+from sparsedraft.base.options import Argument, Exists
 from sparsedraft.models.names import check_model
 from sparsedraft.text.names import check_text
 
 Weights = Literal["f16", "bf16", "int8", "int4"]
 
 
-class _Packing(Options):
+class _Packing(Calibration):
     model: Annotated[str, Argument(), Exists(check_model)] = Field(description="The checkpoint to pack.")
     out: Out
     weights: Weights = Field(
@@ -27,6 +27,7 @@ class _Packing(Options):
         None,
         description="Distilled data folder, or PROMPTS, to round int4 on, a layer at a time; default: least squares.",
     )
+    tokens: int = Field(16384, ge=1, le=bounds.TOKENS, description="Calibration tokens.")
     head_tokens: int | None = Field(
         None,
         ge=1,
@@ -44,5 +45,5 @@ class _Packing(Options):
         return self
 
 
-class PackOptions(Replacing, Machine, Calibration, _Packing):
+class PackOptions(Replacing, Machine, _Packing):
     """What `pack` does: which checkpoint, and how its values and its head are kept."""
