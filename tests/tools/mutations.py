@@ -55,9 +55,21 @@ MUTATIONS = [
     ),
     Mutation(
         "an N:M mask by w² alone",
-        "scores = _scores(W1[j : j + m].T, d[j : j + m], free_group)",
-        "scores = _scores(W1[j : j + m].T, torch.ones(m), free_group)",
+        "scores = _scores(W1[columns].T, d[columns], free1[:, columns])",
+        "scores = _scores(W1[columns].T, torch.ones(len(d))[columns], free1[:, columns])",
         ("layerwise/test_sparsegpt.py::test_equals_the_naive_reference",),
+    ),
+    Mutation(
+        "rounding errors are not carried on",
+        "Err1[j] = (W1[j] - kept) / d[j]",
+        "Err1[j] = W1[j] * ~M1[j] / d[j]",
+        ("layerwise/test_sparsegpt.py::test_pruning_and_rounding_at_once_equals_the_naive_reference",),
+    ),
+    Mutation(
+        "an int4 scale that the largest weight sets",
+        "best, scale = torch.where(better, gain, best), torch.where(better, candidate, scale)",
+        "best, scale = torch.where(better, gain, best), (largest / -8).half().to(W.dtype)",
+        ("maths/test_quantization.py::test_the_scale_is_nearly_the_best_there_is",),
     ),
     Mutation(
         "Hessians behind the dense layers, not the pruned ones",
