@@ -149,10 +149,19 @@ class Goal:
     sparsity: float = 0.0  # 0: nothing is pruned but what was
     group: int = 0  # inputs that share an int4 scale; 0: the weights are not rounded
 
+    @property
+    def unit(self) -> int:
+        """Columns that stay together: whole groups of N:M, and of one scale."""
+        return math.lcm(self.pattern.m or 1, self.group or 1)
+
+    @property
+    def ordered(self) -> int:
+        """The columns that are moved together to the order of the sweep; 0: they stay as they are."""
+        return self.unit if self.group else 0
+
     def block(self, least: int) -> int:
         """Columns that are swept together: about `least`, and no group straddles two blocks."""
-        unit = math.lcm(self.pattern.m or 1, self.group or 1)
-        return max(least // unit, 1) * unit
+        return max(least // self.unit, 1) * self.unit
 
 
 def prune(
@@ -187,7 +196,7 @@ def prune_and_round(
     group's scale is taken at its first column, from the weights as they are by then. Where nothing is pruned this is
     GPTQ (Frantar et al. 2023).
     """
-    order = hessian.order(goal.group)
+    order = hessian.order(goal.ordered)
     W, M, scales = _sweep(weight[:, order], hessian, goal, None if zeros is None else zeros[:, order], block)
     if not bool(torch.isfinite(W).all()):
         raise UserError("rounding gave NaN or infinity: give more calibration tokens, or try float32.")
@@ -204,7 +213,7 @@ def _sweep(
 
     `weight` and `zeros` are in that order, too.
     """
-    Hinv, order = hessian.factor(goal.group), hessian.order(goal.group)
+    Hinv, order = hessian.factor(goal.ordered), hessian.order(goal.ordered)
     W = weight.to(Hinv.dtype, copy=True)
     W[:, hessian.dead()[order]] = 0
     M = torch.ones_like(W, dtype=torch.bool)
@@ -249,8 +258,8 @@ def _sweep_block(
     for j in range(len(W1)):
         if group and j % group == 0:
             columns = slice(j, min(j + group, len(W1)))
-            if m:
-                choose(columns)  # an estimate for the scale: each M columns are chosen again when it is their turn
+            if m:  # an estimate for the scale: each M columns are chosen again when it is their turn
+                choose(slice(-(-j // m) * m, -(-columns.stop // m) * m))
             scales.append(least_squares_scale(W1[columns] * M1[columns], importance1[columns, None])[None])
         if m and j % m == 0:
             choose(slice(j, j + m))

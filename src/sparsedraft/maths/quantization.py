@@ -42,10 +42,10 @@ class Codes:
 
 def group_of(pattern: Pattern) -> int:
     """Inputs that share an int4 scale: so many that 32 values are stored, where that is one of GROUPS, else 32."""
-    if not pattern.m:
+    if not pattern.m or GROUP % pattern.n:
         return GROUP
-    group, rest = divmod(GROUP * pattern.m, pattern.n)
-    return group if group in GROUPS and not rest else GROUP
+    group = GROUP // pattern.n * pattern.m
+    return group if group in GROUPS else GROUP
 
 
 def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
