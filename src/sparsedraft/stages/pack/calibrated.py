@@ -35,6 +35,7 @@ class CalibratedCodes:
         self, model: Streamed, ids: Tensor, work: Path, group_of: GroupOf, sparse: Container[str] = ()
     ) -> None:
         self.model, self.folder, self.group_of, self.sparse = model, work / ".codes", group_of, sparse
+        self.places = {model.linear_name(index, name): (index, name) for index, name, _ in model.linears()}
         self.folder.mkdir(exist_ok=True)
         activations = sequential.Activations(model, ids, work / ".hidden")
         with track("rounding to int4", len(model), "layers") as tracker:
@@ -54,7 +55,7 @@ class CalibratedCodes:
 
     def of(self, linear: str) -> Codes:
         """The codes of one linear by its full name."""
-        index, name = next((i, n) for i, n, _ in self.model.linears() if self.model.linear_name(i, n) == linear)
+        index, name = self.places[linear]
         with safe_open(self._file(index), "pt") as file:
             group = int(file.metadata()[name])
             return Codes(file.get_tensor(f"{name}.codes"), file.get_tensor(f"{name}.scale"), group)
