@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 CSRC := src/sparsedraft/native/csrc
 
-.PHONY: demo test check docs figures bench bench-runtime other-readers wheel release sanitize fuzz mutations aarch64 old-cpu clean
+.PHONY: demo test check docs figures bench bench-runtime other-readers wheel release sanitize fuzz mutations aarch64 lanes old-cpu clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -103,6 +103,13 @@ aarch64:
 	build/cross/here > build/cross/here.txt
 	qemu-aarch64 build/cross/aarch64 > build/cross/aarch64.txt
 	cmp build/cross/here.txt build/cross/aarch64.txt && echo "$$(wc -l < build/cross/here.txt) checksums equal"
+
+# The kernels of int4 for 16 lanes, which need AVX-512, with two vectors of plain C++ in the place of each of theirs
+lanes:
+	mkdir -p build/cross
+	$(CXX) -std=c++20 -O1 -ffp-contract=off -pthread -I$(CSRC) tests/native/lanes_check.cpp $(wildcard $(CSRC)/layout/*.cpp) \
+		$(CSRC)/kernels/select.cpp $(CSRC)/kernels/portable.cpp -o build/cross/lanes
+	build/cross/lanes
 
 # The extension is loaded on an emulated CPU of 2008, which has no AVX, and offers the portable kernels (Debian: qemu-user)
 OLD := import sys, importlib.util as u; s = u.spec_from_file_location("_native", sys.argv[1]); n = u.module_from_spec(s); \

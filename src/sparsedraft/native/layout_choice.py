@@ -39,12 +39,16 @@ def layout_of(kind: str, density: float, columns: int) -> tuple[str, int]:
 
 
 def int4_layout_of(kind: str, density: float) -> tuple[str, int]:
-    """The same of int4, which has no windows, and of N:8 only 4:8 and 2:8: a mask takes no more bytes than places."""
+    """The same of int4, which has no windows, and of N:8 only 4:8 and 2:8: a mask takes no more bytes than places.
+
+    Without AVX-512, spreading the codes of a mask out takes longer than reading all of them, the zeros too.
+    """
     if kind == "2:4":
         return "2:4", 2
     if kind in ("4:8", "2:8"):
         return "N:8", int(kind[0])
-    return ("dense", 0) if kind == "dense" or density > DENSE else ("bitmask", 0)
+    spreads = fastest() in ("avx512", "amx")
+    return ("dense", 0) if kind == "dense" or density > DENSE or not spreads else ("bitmask", 0)
 
 
 def choose(kind: str, values: str, columns: int, density: float) -> Layout:

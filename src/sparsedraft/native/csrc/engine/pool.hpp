@@ -1,8 +1,14 @@
 // Threads that share out a range of work. No result is split between two pieces, so it does not matter which thread takes which.
+//
+// A busy neighbour may hold up any of the threads for milliseconds. So nothing waits for a thread, only for pieces that a thread
+// has taken; whoever runs takes the next piece; and while a thread is held up, the caller works alone for a while.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <mutex>
@@ -14,10 +20,11 @@ namespace sparsedraft {
 
 class Pool {
  public:
-  // Throws std::system_error where the system gives no more threads.
-  explicit Pool(int threads) {
+  // More threads than the machine has cores are not started. Throws std::system_error where the system gives no more threads.
+  explicit Pool(int threads) : threads_(threads) {
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
     try {
-      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+      for (int i = 1; i < threads && (!cores || i < cores); ++i) workers_.emplace_back([this] { serve(); });
     } catch (...) {
       stop();
       throw;
@@ -27,7 +34,8 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int threads() const { return threads_; }                             // as asked for
+  int running() const { return static_cast<int>(workers_.size()) + 1; }  // with the caller's
 
   // Calls work(first, last) for pieces of [0, count) of about `step`, and returns when all are done. An exception of `work`, in
   // whichever thread, is thrown here once all threads have stopped (the first one, where several threw); pieces may be left undone.
@@ -37,28 +45,102 @@ class Pool {
       return;
     }
     const std::lock_guard<std::mutex> turn(one_at_a_time_);
-    work_ = &work;
-    count_ = count;
-    step_ = step;
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    turn_.fetch_add(1, std::memory_order_release);
-    turn_.notify_all();
-    take();
-    for (int spins = 0; busy_.load(std::memory_order_acquire); ++spins) {
-      if (spins > kSpins) std::this_thread::yield();
-      else pause();
-    }
+    const Time start = Clock::now();
+    if (start < alone_until_) return work(0, count);
+    const uint32_t number = publish(count, step, work);
+    take(number);
+    finish(start);
+    next_.store(ticket(number, kClosed), std::memory_order_release);
     if (failed_) std::rethrow_exception(std::exchange(failed_, nullptr));
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+  using Time = Clock::time_point;
   static constexpr int kSpins = 4000;  // about 100 microseconds: longer than the pause between two layers
+  static constexpr uint32_t kClosed = UINT32_MAX;
+  static constexpr auto kStall = std::chrono::microseconds(300);    // no piece of a decoded token takes so long
+  static constexpr auto kLeastAlone = std::chrono::milliseconds(4);  // about a time slice of the neighbour
+  static constexpr auto kMostAlone = std::chrono::milliseconds(64);
+
+  // What threads take next: a piece of a turn. Both in one word, so that a late thread cannot take a piece of another turn.
+  static uint64_t ticket(uint32_t turn, uint32_t piece) { return uint64_t{turn} << 32 | piece; }
 
   static void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
+  }
+
+  // Returns the number of the turn that begins.
+  uint32_t publish(size_t count, size_t step, const std::function<void(size_t, size_t)>& work) {
+    work_ = &work;
+    count_.store(count, std::memory_order_relaxed);
+    step_.store(step, std::memory_order_relaxed);
+    pieces_.store(static_cast<uint32_t>((count + step - 1) / step), std::memory_order_relaxed);
+    failing_.store(false, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    const uint32_t turn = turn_.load(std::memory_order_relaxed) + 1;
+    next_.store(ticket(turn, 0), std::memory_order_release);
+    turn_.store(turn, std::memory_order_release);
+    turn_.notify_all();
+    return turn;
+  }
+
+  // Takes pieces of this turn until there are none. From the moment a piece is taken until it is done, the turn cannot end.
+  void take(uint32_t turn) noexcept {
+    uint64_t next = next_.load(std::memory_order_acquire);
+    for (;;) {
+      const auto piece = static_cast<uint32_t>(next);
+      // pieces_ may be of the next turn already: then next_ has changed, and the exchange fails
+      if (next >> 32 != turn || piece >= pieces_.load(std::memory_order_relaxed)) return;
+      if (!next_.compare_exchange_weak(next, next + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+      work_on(piece);
+      next = next_.load(std::memory_order_acquire);
+    }
+  }
+
+  void work_on(uint32_t piece) noexcept {
+    const size_t count = count_.load(std::memory_order_relaxed);
+    const size_t step = step_.load(std::memory_order_relaxed);
+    const uint32_t pieces = pieces_.load(std::memory_order_relaxed);
+    const size_t first = piece * step;
+    if (!failing_.load(std::memory_order_relaxed)) {
+      try {
+        (*work_)(first, first + step < count ? first + step : count);
+      } catch (...) {  // such as std::bad_alloc: if it left the thread it would end the process
+        if (!failing_.exchange(true)) failed_ = std::current_exception();
+      }
+    }
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) done_.notify_all();
+  }
+
+  // Waits for the pieces that others have taken. If one of them is held up, the next turns are the caller's alone.
+  void finish(Time start) {
+    const uint32_t pieces = pieces_.load(std::memory_order_relaxed);
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (done_.load(std::memory_order_acquire) == pieces) {
+        alone_ = kLeastAlone;
+        return;
+      }
+      pause();
+    }
+    const Time wait = Clock::now();
+    for (uint32_t done; (done = done_.load(std::memory_order_acquire)) != pieces;) done_.wait(done, std::memory_order_acquire);
+    const Time end = Clock::now();
+    if (end - wait < kStall || (end - wait) * 3 < wait - start) return;  // a long piece
+    alone_until_ = end + alone_;
+    alone_ = std::min(2 * alone_, Alone(kMostAlone));
+  }
+
+  void serve() {
+    for (uint32_t seen = 0;;) {
+      for (int spins = 0; turn_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) pause();
+      turn_.wait(seen, std::memory_order_acquire);
+      seen = turn_.load(std::memory_order_acquire);
+      if (stop_) return;
+      take(seen);
+    }
   }
   void stop() {
     stop_ = true;
@@ -66,39 +148,27 @@ class Pool {
     turn_.notify_all();
     for (std::thread& worker : workers_) worker.join();
   }
-  void take() noexcept {
-    try {
-      for (;;) {
-        const size_t first = next_.fetch_add(step_, std::memory_order_relaxed);
-        if (first >= count_) return;
-        (*work_)(first, first + step_ < count_ ? first + step_ : count_);
-      }
-    } catch (...) {  // such as std::bad_alloc: if it left the thread it would end the process
-      next_.store(count_, std::memory_order_relaxed);
-      const std::lock_guard<std::mutex> lock(failing_);
-      if (!failed_) failed_ = std::current_exception();
-    }
-  }
-  void serve() {
-    for (unsigned seen = 0;;) {
-      for (int spins = 0; turn_.load(std::memory_order_acquire) == seen && spins < kSpins; ++spins) pause();
-      turn_.wait(seen, std::memory_order_acquire);
-      seen = turn_.load(std::memory_order_acquire);
-      if (stop_) return;
-      take();
-      busy_.fetch_sub(1, std::memory_order_release);
-    }
-  }
 
-  std::mutex one_at_a_time_, failing_;
-  std::exception_ptr failed_;  // guarded by failing_ while threads work
+  const int threads_;
+  std::mutex one_at_a_time_;
   std::vector<std::thread> workers_;
+
+  // The turn: set before next_ opens it, read by whoever has taken a piece.
   const std::function<void(size_t, size_t)>* work_ = nullptr;
-  size_t count_ = 0, step_ = 1;
-  std::atomic<size_t> next_{0};
-  std::atomic<int> busy_{0};
-  std::atomic<unsigned> turn_{0};
+  std::atomic<size_t> count_{0}, step_{1};
+  std::atomic<uint32_t> pieces_{0};
+  std::exception_ptr failed_;  // written by the first that sets failing_
+  std::atomic<bool> failing_{false};
+
+  std::atomic<uint64_t> next_{ticket(0, kClosed)};
+  std::atomic<uint32_t> done_{0};  // pieces
+  std::atomic<uint32_t> turn_{0};
   std::atomic<bool> stop_{false};
+
+  // Only the caller's.
+  using Alone = Clock::duration;
+  Alone alone_ = kLeastAlone;
+  Time alone_until_{};
 };
 
 }  // namespace sparsedraft

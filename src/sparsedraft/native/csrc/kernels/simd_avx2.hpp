@@ -70,13 +70,10 @@ inline I add_dot16(I sum, I a, I b) {  // and the sums of neighbours' products
   return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v))};
 #endif
 }
-inline I add_dot_codes(I sum, I codes, I bytes) {  // codes from 0 to 15, so that pairs fit in 16 bits
-#ifdef __AVX512VNNI__
-  return {_mm256_dpbusd_epi32(sum.v, codes.v, bytes.v)};
-#else
-  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.v, bytes.v), _mm256_set1_epi16(1)))};
-#endif
-}
+// Sums of codes in 16 bits: 16 products of 15 and 127 fit.
+inline I begin_codes(const int32_t*) { return izero(); }
+inline I add_codes(I sum, I codes, I bytes) { return {_mm256_add_epi16(sum.v, _mm256_maddubs_epi16(codes.v, bytes.v))}; }
+inline I end_codes(I sum, const int32_t* start) { return add32({_mm256_madd_epi16(sum.v, _mm256_set1_epi16(1))}, splat32(start)); }
 inline I where_equal(I a, I b, I yes, I no) { return {_mm256_blendv_epi8(no.v, yes.v, _mm256_cmpeq_epi8(a.v, b.v))}; }
 inline I shuffle(I x, I i) { return {_mm256_shuffle_epi8(x.v, i.v)}; }  // bytes, within each half
 inline I zip_low(I a, I b) { return {_mm256_unpacklo_epi8(a.v, b.v)}; }  // of each half

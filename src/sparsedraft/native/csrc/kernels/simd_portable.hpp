@@ -153,8 +153,11 @@ inline I add_dot16(I sum, I a, I b) {
            static_cast<uint32_t>(a.word(2 * i + 1) * b.word(2 * i + 1));
   });
 }
-// sum + the products of four neighbours: codes from 0 to 15 times signed bytes
-inline I add_dot_codes(I sum, I codes, I bytes) {
+// Sums of products of codes from 0 to 15 with signed bytes, four neighbours a word and up to 32 in all: begin_codes, then
+// add_codes, then end_codes, which gives start + their sum. Between, a set may keep them as it likes.
+inline I begin_codes(const int32_t*) { return {}; }
+inline I end_codes(I sum, const int32_t* start) { return add32(sum, splat32(start)); }
+inline I add_codes(I sum, I codes, I bytes) {
   return each<I>([&](int i) {
     uint32_t out = sum.v[i];
     for (int k = 4 * i; k < 4 * i + 4; ++k) out += static_cast<uint32_t>(codes.byte(k) * static_cast<int8_t>(bytes.byte(k)));

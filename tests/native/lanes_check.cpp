@@ -1,0 +1,171 @@
+// The kernels of int4 for vectors of 16 lanes, which need AVX-512, in plain C++: two vectors of 8 lanes stand for one. They must give
+// the bits of the portable set, in each layout and for any number of tokens. `make lanes` builds and runs this.
+#define VECTORS simd_sixteen
+#include "kernels/simd_portable.hpp"
+// the set itself first, for what is shared: namespaces, spread64
+#include "engine/linear.hpp"
+#include "layout/lay_out.hpp"
+#include "layout/records.hpp"
+#include "layout/records_int4.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+namespace sparsedraft::simd_sixteen {
+
+namespace half = simd_portable;
+using half::prefetch;
+using half::spread16;
+using half::spread8;
+constexpr size_t kAhead = 4096;
+#include "kernels/spread.inc"
+
+struct F {
+  half::F part[2];
+};
+struct I {
+  half::I part[2];
+};
+template <class A, class Do>
+inline A both(Do make) {
+  return {{make(0), make(1)}};
+}
+
+inline F zero() { return {}; }
+inline F splat(float x) {
+  return both<F>([&](int) { return half::splat(x); });
+}
+inline F load(const float* p) {
+  return both<F>([&](int i) { return half::load(p + 8 * i); });
+}
+inline void store(float* p, F a) {
+  for (int i = 0; i < 2; ++i) half::store(p + 8 * i, a.part[i]);
+}
+inline F mul(F a, F b) {
+  return both<F>([&](int i) { return half::mul(a.part[i], b.part[i]); });
+}
+inline F fma(F a, F b, F c) {
+  return both<F>([&](int i) { return half::fma(a.part[i], b.part[i], c.part[i]); });
+}
+inline F to_float(I a) {
+  return both<F>([&](int i) { return half::to_float(a.part[i]); });
+}
+inline I splat32(int32_t x) {
+  return both<I>([&](int) { return half::splat32(x); });
+}
+inline I splat32(const void* p) {
+  return both<I>([&](int) { return half::splat32(p); });
+}
+inline I splat128(const void* p) {
+  return both<I>([&](int) { return half::splat128(p); });
+}
+#define SPARSEDRAFT_OF_TWO(name) \
+  inline I name(I a, I b) { return both<I>([&](int i) { return half::name(a.part[i], b.part[i]); }); }
+SPARSEDRAFT_OF_TWO(bits_and)
+SPARSEDRAFT_OF_TWO(bits_or)
+SPARSEDRAFT_OF_TWO(bits_xor)
+SPARSEDRAFT_OF_TWO(sub32)
+SPARSEDRAFT_OF_TWO(shuffle)
+SPARSEDRAFT_OF_TWO(zip_low)
+SPARSEDRAFT_OF_TWO(zip_high)
+template <int S>
+inline I left32(I a) {
+  return both<I>([&](int i) { return half::left32<S>(a.part[i]); });
+}
+template <int S>
+inline I right32(I a) {
+  return both<I>([&](int i) { return half::right32<S>(a.part[i]); });
+}
+inline I where_equal(I a, I b, I yes, I no) {
+  return both<I>([&](int i) { return half::where_equal(a.part[i], b.part[i], yes.part[i], no.part[i]); });
+}
+inline I begin_codes(const int32_t* start) { return splat32(start); }
+inline I end_codes(I sum, const int32_t*) { return sum; }
+inline I add_codes(I sum, I codes, I bytes) {
+  return both<I>([&](int i) { return half::add_codes(sum.part[i], codes.part[i], bytes.part[i]); });
+}
+constexpr int kLanes = 16;
+inline I load_words(const uint8_t* p) {
+  return both<I>([&](int i) { return half::iload(p + 32 * i); });
+}
+inline void store_words(uint8_t* p, I a) {
+  for (int i = 0; i < 2; ++i) half::istore(p + 32 * i, a.part[i]);
+}
+inline void store_half(uint8_t* p, I a) { half::store_half(p, a.part[0]); }
+inline F half_floats(const uint8_t* p) {
+  return both<F>([&](int i) { return half::halves(p + 16 * i); });
+}
+inline int share(int left, int most) {
+  const int parts = (left + most - 1) / most;
+  return (left + parts - 1) / parts;
+}
+#define SPARSEDRAFT_TOKENS 8
+#include "kernels/multiply_int4.inc"
+
+}  // namespace sparsedraft::simd_sixteen
+
+using namespace sparsedraft;
+
+namespace {
+
+uint64_t state = 1;
+uint32_t draw() {  // Knuth's MMIX
+  state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+  return static_cast<uint32_t>(state >> 33);
+}
+
+Matrix matrix(Layout layout, int n, size_t kept, size_t of, size_t rows, size_t columns, size_t group) {
+  std::vector<int8_t> codes(rows * columns);
+  for (size_t i = 0; i < codes.size(); ++i)
+    if (i % columns % of < kept) codes[i] = static_cast<int8_t>(static_cast<int>(draw() % 16) - 8);
+  std::vector<uint16_t> scales(rows * (padded(columns, group) / group));
+  for (uint16_t& s : scales) s = static_cast<uint16_t>((draw() & 0x83FF) | (8 + draw() % 4) << 10);
+  RowMajor source;
+  source.values = codes.data();
+  source.type = Values::i4;
+  source.rows = rows;
+  source.columns = columns;
+  source.halves = scales.data();
+  source.group = group;
+  return lay_out(source, layout, n);
+}
+
+}  // namespace
+
+int main() {
+  struct Case {
+    Layout layout;
+    int n;
+    size_t kept, of;
+  };
+  const Case cases[] = {{Layout::dense, 0, 1, 1}, {Layout::two_four, 2, 2, 4}, {Layout::n_eight, 4, 4, 8},
+                        {Layout::n_eight, 2, 2, 8}, {Layout::bitmask, 0, 3, 7}};
+  const Kernels sixteen = [] {
+    Kernels k = kernels_portable;
+    k.multiply = simd_sixteen::multiply_int4;
+    return k;
+  }();
+  Pool pool(1);
+  for (const Case& c : cases)
+    for (const size_t group : {32, 64, 128, 256})
+      for (const int tokens : {1, 2, 7, 8, 9, 12, 23, 100}) {
+        const size_t rows = 35, columns = 1096;
+        const Matrix m = matrix(c.layout, c.n, c.kept, c.of, rows, columns, group);
+        ActivationBuffer buffer;
+        buffer.resize(columns, tokens);
+        for (int t = 0; t < tokens; ++t)
+          for (size_t i = 0; i < columns; ++i) buffer.row(t)[i] = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
+        const size_t stride = padded(rows, kRows4);
+        std::vector<float> expected(stride * tokens), found(stride * tokens);
+        multiply_all(kernels_portable, pool, buffer, {{&m, expected.data(), stride}});
+        multiply_all(sixteen, pool, buffer, {{&m, found.data(), stride}});
+        if (std::memcmp(expected.data(), found.data(), found.size() * 4)) {
+          std::printf("layout %d, groups of %zu, %d tokens\n", static_cast<int>(c.layout), group, tokens);
+          return 1;
+        }
+      }
+  std::puts("equal");
+}
