@@ -1,5 +1,6 @@
 """The compiled extension, where it could be built."""
 
+import os
 from functools import cache
 from typing import Any
 
@@ -48,10 +49,18 @@ def extension() -> Any:
     return module
 
 
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def pool(threads: int) -> Any:
-    """A pool of `threads` threads; UserError where the system does not start so many."""
+    """A pool of `threads` threads, but no more than there are cores: the others would only get in their way.
+
+    UserError where the system does not start so many.
+    """
     try:
-        return extension().Pool(threads)
+        return extension().Pool(min(threads, cores()))
     except RuntimeError as error:
         raise UserError(f"{threads} threads cannot be started ({error}): set OMP_NUM_THREADS to fewer.") from None
 

@@ -20,11 +20,10 @@ namespace sparsedraft {
 
 class Pool {
  public:
-  // More threads than the machine has cores are not started. Throws std::system_error where the system gives no more threads.
-  explicit Pool(int threads) : threads_(threads) {
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  // Throws std::system_error where the system gives no more threads.
+  explicit Pool(int threads) {
     try {
-      for (int i = 1; i < threads && (!cores || i < cores); ++i) workers_.emplace_back([this] { serve(); });
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
     } catch (...) {
       stop();
       throw;
@@ -34,8 +33,7 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  int threads() const { return threads_; }                             // as asked for
-  int running() const { return static_cast<int>(workers_.size()) + 1; }  // with the caller's
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }  // with the caller's
 
   // Calls work(first, last) for pieces of [0, count) of about `step`, and returns when all are done. An exception of `work`, in
   // whichever thread, is thrown here once all threads have stopped (the first one, where several threw); pieces may be left undone.
@@ -149,7 +147,6 @@ class Pool {
     for (std::thread& worker : workers_) worker.join();
   }
 
-  const int threads_;
   std::mutex one_at_a_time_;
   std::vector<std::thread> workers_;
 
