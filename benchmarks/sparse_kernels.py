@@ -1,6 +1,6 @@
 """Kernels of the native engine: sparse weights against dense ones, one token and several; ratios inside one run.
 
-    python benchmarks/sparse_kernels.py [--model MODEL] [--only one,several]
+    python benchmarks/sparse_kernels.py [--model MODEL] [--only one,several,four]
 
 Kernels walk through the weights of all layers of the model's shapes (random, each layer its own), so that they do not
 sit in a cache. Times of what is compared alternate, and a ratio is the median of neighbours'. About 10 minutes.
@@ -19,12 +19,12 @@ from record import Table
 from sparsedraft.base.console import console
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.maths.quantization import int8_codes
+from sparsedraft.maths.quantization import int4_codes, int8_codes
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.native.extension import extension
-from sparsedraft.native.layout_choice import layout_of
+from sparsedraft.native.layout_choice import int4_layout_of, layout_of
 
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,6 +60,12 @@ class Layers:
         each = [self._sparse(weight, layout, n, density) for weight in self.base]
         for _ in range(self.layers):
             for weight in each:
+                if values == "i4":
+                    group = {"2:4": 64, "N:8": 256 // n if n else 32}.get(layout, 32)  # 32 stored values
+                    codes = int4_codes(weight, group)
+                    scales = codes.scale.view(torch.uint16).numpy()
+                    layers.append(extension().matrix(codes.codes.numpy(), "i4", layout, n, None, scales, group))
+                    continue
                 if values == "i8":
                     q, scale = int8_codes(weight)
                     layers.append(extension().matrix(q.numpy(), "i8", layout, n, scale.numpy()))
@@ -161,6 +167,38 @@ def torch_sparse(layers: Layers, table: Table, repeat: int) -> None:
         table.note(name, value, gigaweights_per_second=round(layers.weights / taken / 1e9, 1))
 
 
+# name, layout, N, density, goal against our dense int4, least share of the streaming read
+FOUR_BITS: list[tuple[str, str, int, float, float | None, float | None]] = [
+    ("dense int4", "dense", 0, 1, None, 0.8),
+    ("2:4 int4", "2:4", 2, 0.5, 1.25, 0.8),
+    ("4:8 int4", "N:8", 4, 0.5, None, None),
+    ("2:8 int4", "N:8", 2, 0.25, 1.8, 0.7),
+    ("75 % unstructured int4", int4_layout_of("bitmask", 0.25)[0], 0, 0.25, 1.6, None),
+]
+
+
+def four_bits(layers: Layers, table: Table, repeat: int) -> None:
+    """int4: one token in each layout against dense int4 and the streaming read; more tokens against int8."""
+    limit = roof(layers.threads)
+    dense = layers.matrices("i4", "dense")
+    int8 = layers.watch(layers.matrices("i8", "dense"))
+    for name, layout, n, density, goal, least in FOUR_BITS:
+        matrices = dense if name == "dense int4" else layers.matrices("i4", layout, n, density)
+        taken, (to_dense, to_int8) = against(layers.watch(matrices), [layers.watch(dense), int8], repeat)
+        size = sum(m.bytes for m in matrices)
+        figures = {"gb_per_second": round(size / taken / 1e9, 1), "bytes_per_weight": round(size / layers.weights, 3)}
+        table.note(f"{name} / own dense int8", to_int8, **figures)
+        if goal is not None:
+            table.ratio(f"{name} / own dense int4", to_dense, goal, **figures)
+        if least is not None:
+            table.ratio(f"{name}: share of the streaming read", size / taken / limit, least)
+    for count in (4, 8, 64):
+        eight = layers.watch(layers.matrices("i8", "dense"), count)
+        taken, (value,) = against(layers.watch(dense, count), [eight], repeat)
+        speed = {"gigamacs_per_second": round(layers.weights * count / taken / 1e9, 1)}
+        table.note(f"{count} tokens, dense int4 / own dense int8", value, **speed)
+
+
 def several_tokens(layers: Layers, table: Table, repeat: int) -> None:
     """Several tokens at once, sparse against dense."""
     dense, sparse = layers.matrices("bf16", "dense"), layers.matrices("bf16", "2:4", 2, 0.5)
@@ -182,11 +220,13 @@ def work(options: argparse.Namespace, table: Table) -> None:
         torch_sparse(Layers(model, layers, options.threads), table, repeat)
     if "several" in options.only:
         several_tokens(Layers(model, min(layers, 12), options.threads), table, repeat)
+    if "four" in options.only:
+        four_bits(Layers(model, min(layers, 12), options.threads), table, repeat)
 
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("--model", default="Qwen/Qwen2.5-Coder-0.5B-Instruct", help="whose shapes the weights have")
     arguments.add_argument("--layers", type=int, default=24)
-    arguments.add_argument("--only", default="one,several")
+    arguments.add_argument("--only", default="one,several,four")
     run("sparse_kernels", arguments.parse_args(), work)
