@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsedraft.maths.masks import keep_mask
-from sparsedraft.maths.pattern import Pattern
+from sparse_weights import sparse
 from sparsedraft.maths.quantization import int8_codes
 from sparsedraft.native import extension as native
 
@@ -16,19 +15,6 @@ pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was
 LAYOUTS = [("dense", 0), ("2:4", 2), *(("N:8", n) for n in range(1, 8)), ("bitmask", 0), ("window", 0)]
 NAMES = native.extension().names() if native.is_built() else []  # of the sets of kernels that run here
 TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i8": torch.int8}
-
-
-def sparse(weight: torch.Tensor, layout: str, n: int, density: float, generator: torch.Generator) -> torch.Tensor:
-    """`weight` with zeros that the layout can hold: full groups, groups with fewer, and rows of nothing else."""
-    if layout in ("2:4", "N:8"):
-        pattern = Pattern(2, 4) if layout == "2:4" else Pattern(n, 8)
-        weight = weight * keep_mask(pattern, weight.abs(), 1 - n / pattern.m)
-        weight = weight * (
-            torch.rand(weight.shape[0], weight.shape[1] // pattern.m, 1, generator=generator) > 0.1
-        ).expand(-1, -1, pattern.m).reshape(weight.shape)
-    elif layout != "dense":
-        weight = weight * (torch.rand(weight.shape, generator=generator) < density)
-    return weight * (torch.rand(weight.shape[0], 1, generator=generator) > 0.1)
 
 
 def stored(weight: torch.Tensor, kind: str) -> tuple[np.ndarray, torch.Tensor, np.ndarray | None]:

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsedraft.maths.masks import keep_mask
-from sparsedraft.maths.pattern import Pattern
+from sparse_weights import sparse
 from sparsedraft.maths.quantization import Codes, int4_codes
 from sparsedraft.native import extension as native
 
@@ -22,14 +21,7 @@ def codes_of(rows: int, columns: int, layout: str, n: int, group: int, density: 
     """A random matrix that the layout can hold: full groups, groups with fewer weights, rows of nothing."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator) * 10 ** (seed % 5 - 3)
-    if layout in ("2:4", "N:8"):
-        pattern = Pattern(2, 4) if layout == "2:4" else Pattern(n, 8)
-        weight = weight * keep_mask(pattern, weight.abs(), 1 - n / pattern.m)
-        thinned = torch.rand(rows, columns // pattern.m, 1, generator=generator) > 0.1
-        weight = weight * thinned.expand(-1, -1, pattern.m).reshape(weight.shape)
-    elif layout == "bitmask":
-        weight = weight * (torch.rand(weight.shape, generator=generator) < density)
-    return int4_codes(weight * (torch.rand(rows, 1, generator=generator) > 0.1), group)
+    return int4_codes(sparse(weight, layout, n, density, generator), group)
 
 
 def matrix_of(codes: Codes, layout: str, n: int) -> object:

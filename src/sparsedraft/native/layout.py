@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from sparsedraft.native.extension import extension
+from sparsedraft.native.layout_choice import EXTENSION_NAMES
 from sparsedraft.native.nibbles import pack_nibbles
 from sparsedraft.native.packed_format import MatrixEntry
 from sparsedraft.native.stored_matrix import StoredMatrix
-
-EXTENSION_NAMES = {"int8": "i8", "int4": "i4"}  # of types of values, where the extension calls them otherwise
 
 
 def lay_out(stored: StoredMatrix, kind: str) -> tuple[Any, str]:

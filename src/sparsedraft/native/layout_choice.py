@@ -9,6 +9,7 @@ from sparsedraft.maths.zeros import Kept, most_kept, obeys
 from sparsedraft.native.extension import fastest
 
 WINDOW_COLUMNS = 65472  # at most: padded to 64, a window's column fits in 16 bits
+EXTENSION_NAMES = {"int8": "i8", "int4": "i4"}  # of types of values, where the extension calls them otherwise
 DENSE = 0.9  # from this density on the places cost more than the zeros save
 
 
@@ -56,7 +57,7 @@ def choose(kind: str, values: str, columns: int, density: float) -> Layout:
 
     `values` is the type of its values: f32, f16, bf16, int8 or int4.
     """
-    values = {"int8": "i8", "int4": "i4"}.get(values, values)
+    values = EXTENSION_NAMES.get(values, values)
     if values == "f32":  # sparse layouts hold 16 bits or fewer
         name, n = "dense", 0
     elif values == "i4":
