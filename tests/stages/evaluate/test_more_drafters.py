@@ -78,3 +78,45 @@ def test_a_finished_evaluation_takes_more_drafters(models, tmp_path: Path, monke
     monkeypatch.setattr(rows.Measurement, "rows", noted)
     evaluate_to(tmp_path / "grown", target, drafters, "demo:eval", options, overwrite=True)
     assert asked == [("self", whole["sequences"]), ("noisy", whole["sequences"])], "--overwrite takes nothing up"
+
+
+def test_answers_of_another_evaluation_are_taken(models, tmp_path: Path, monkeypatch) -> None:
+    """Whatever K and way of measuring: they are the target's. Those to other questions are refused."""
+    target, drafters = models
+    options = dict(GREEDY, limit=4)
+    for simulate in (True, False):
+        how = dict(options, simulate=simulate, k=[2])
+        expected = evaluate_to(tmp_path / f"own-{simulate}", target, drafters, "demo:eval", how)
+        evaluate_to(
+            tmp_path / f"first-{simulate}", target, drafters[:1], "demo:eval", dict(options, simulate=not simulate)
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr("sparsedraft.writers.conversation.Responder.write", None)  # the target is not asked again
+            taking = dict(how, answers=tmp_path / f"first-{simulate}")
+            found = evaluate_to(tmp_path / f"second-{simulate}", target, drafters, "demo:eval", taking)
+        assert timeless(found["drafters"]) == timeless(expected["drafters"])
+        assert raw(tmp_path / f"second-{simulate}") == raw(tmp_path / f"own-{simulate}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"max_new_tokens": 15}, r"other questions \(changed: options.max_new_tokens\)"),
+        ({"limit": 3}, r"changed: options.limit, prompts"),
+        ({"temperature": 1.0}, r"changed: options.temperature"),
+        ({"target": "noisy"}, r"changed: target"),
+        ({"answers": "models"}, "no finished evaluation: name the --out of one"),
+    ],
+    ids=str,
+)
+def test_answers_to_other_questions_are_refused(models, tmp_path: Path, changed: dict, message: str) -> None:
+    target, drafters = models
+    options = dict(GREEDY, limit=4, simulate=True, answers=tmp_path / "first")
+    evaluate_to(tmp_path / "first", target, drafters[:1], "demo:eval", dict(options, answers=None))
+    if changed.pop("target", None):
+        target = drafters[1][1]
+    if changed.get("answers"):
+        changed["answers"] = target
+    with pytest.raises(UserError, match=message):
+        evaluate_to(tmp_path / "second", target, drafters, "demo:eval", {**options, **changed})
+    assert {file.name for file in tmp_path.iterdir()} <= {"first", ".first.lock", ".second.lock"}

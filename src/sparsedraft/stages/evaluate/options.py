@@ -91,6 +91,10 @@ class _Rows(Options):
 
 
 class _Kept(Options):
+    answers: Path | None = Field(
+        None,
+        description="An evaluation of this target on these PROMPTS, whose answers are taken; none is written.",
+    )
     out: Path | None = Field(None, description="Folder for the result and its raw rows; default: kept nowhere.")
 
 
@@ -139,7 +143,7 @@ class EvaluateOptions(Replacing, Running, _Kept, EvaluateSettings, _Models):
     def _goes_together(self) -> Self:
         if (self.prompts is None) == (self.tasks is None):
             raise ValueError("give <prompts> to measure drafting, or <tasks> for lm-eval: one of the two")
-        drafting = (*EvaluateSettings.model_fields, "runtime", "template_args")
+        drafting = (*EvaluateSettings.model_fields, "answers", "runtime", "template_args")
         if self.tasks is not None:
             given = (name for name in drafting if name in self.model_fields_set - {"limit", "batch_size"})
             if (name := next(given, None)) is not None:

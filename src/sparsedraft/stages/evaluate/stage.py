@@ -4,7 +4,6 @@ The target answers every prompt once. Each drafter is then read over those answe
 histograms of every K), or drafts in the real loop, K by K and policy by policy, timed against the target alone.
 """
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.files import write_atomic
 from sparsedraft.models import checkpoint
 from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.sources import locate
 from sparsedraft.models.tokenizers import templates
-from sparsedraft.stages.evaluate.evaluation import ANSWERS, ROWS, Evaluation, load
+from sparsedraft.stages.evaluate.evaluation import Evaluation, load
 from sparsedraft.stages.evaluate.options import EvaluateOptions, EvaluateSettings
+from sparsedraft.stages.evaluate.reuse import drop_unchanged, take_answers, take_up
 from sparsedraft.stages.evaluate.servertarget import ServerTarget
 from sparsedraft.stages.evaluate.tasks import run_tasks
 from sparsedraft.text import prompts
@@ -35,8 +34,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     The result is described in docs/method.md. A drafter called "lookup" drafts from the text so far (prompt look-up).
     Writes result.json, rows.jsonl, answers.jsonl (the target's, by unit of work) and example.json to `options.out`
     (None: nowhere). An interrupted evaluation continues with the first answer that is not measured; a finished one
-    takes more drafters beside those it has. Raises UserError for checkpoints whose claims are false, and for drafters
-    that cannot draft for this target.
+    takes more drafters beside those it has. `options.answers`: an evaluation whose answers by the same target are
+    taken, so that a drafter costs its own pass only. Raises UserError for checkpoints whose claims are false, for
+    drafters that cannot draft for this target, and for answers to other questions.
     """
     if options.tasks is not None:
         return run_tasks(options)
@@ -51,24 +51,27 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     tokenizer = templates.give(checkpoint.load_tokenizer(target), options.template_args)
     templates.check(tokenizer, options.template_args)
 
+    inputs = _inputs(options, folder, endpoint, folders, chosen)
+
     def build(work: Path) -> dict[str, Any]:
-        copies = [] if options.overwrite else _take_up(out, work)
+        copies = [] if options.overwrite else take_up(out, work)
+        copies += take_answers(options.answers, inputs, work) if options.answers else []
         try:
             model = ServerTarget(folder, endpoint, options.template_args) if endpoint else load(folder, options)
             return Evaluation(work, model, target, tokenizer, folders, options).run(chosen)
         except UserError:
-            _drop_unchanged(copies)
+            drop_unchanged(copies)
             raise
 
     return artifact.make(
         out,
         "eval",
-        _inputs(options, folder, endpoint, folders, chosen),
+        inputs,
         build,
         seed=options.seed,
         overwrite=options.overwrite,
         tolerance=artifact.Tolerance(grows="drafters"),
-        reads=(target, source, *(ref for _, ref in drafters if ref != LOOKUP)),
+        reads=(target, source, options.answers, *(ref for _, ref in drafters if ref != LOOKUP)),
     )
 
 
@@ -100,25 +103,3 @@ def _choose_prompts(source: str, options: EvaluateOptions) -> list[Prompt]:
     if options.limit is None:
         return all_prompts
     return prompts.spread(all_prompts, options.limit) if options.spread else all_prompts[: options.limit]
-
-
-def _take_up(finished: Path, work: Path) -> list[tuple[Path, int]]:
-    """Copy the answers and rows of a finished evaluation of fewer drafters to `work`, if that has no answers yet.
-
-    Returns the copies, each with its size in bytes.
-    """
-    if (work / f".{ANSWERS}").exists() or not (finished / ANSWERS).exists():
-        return []
-    copies = []
-    for name in (ROWS, ANSWERS):  # in this order: after a kill, rows without their answers are copied again
-        with write_atomic(work / f".{name}") as temporary:
-            shutil.copy(finished / name, temporary)
-        copies.append((work / f".{name}", (finished / name).stat().st_size))
-    return copies
-
-
-def _drop_unchanged(copies: Sequence[tuple[Path, int]]) -> None:
-    """Delete those `copies` to which nothing was added: the mended command would trip on what was refused."""
-    for file, size in copies:
-        if file.stat().st_size == size:
-            file.unlink()
