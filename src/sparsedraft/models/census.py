@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.zeros import tightest
-from sparsedraft.models import checkpoint, claims, quantizers
+from sparsedraft.models import checkpoint, claims, quantizers, rounded
+from sparsedraft.models.config.sparsity import groups_of
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.models.macs import dense_weights
 from sparsedraft.models.matrices import active_experts, matrices, of_experts
@@ -61,12 +62,21 @@ def records(
     `runs` says how a matrix runs natively, from its weight and whether the checkpoint claims a pattern for it.
     """
     shards = shards or Shards(folder)
-    errors = relative_errors(folder)
+    errors, groups, beside = relative_errors(folder), groups_of(folder), rounded.bytes_beside(folder)
     claimed = (claims.claim_of(folder) or {}).get("linears", {})
     for name, stored in linear_names(folder, shards)[0].items():
         weight = shards.tensor(stored)
-        how = runs(weight, name in claimed) if runs else None
-        yield MatrixRecord(name, shards.shapes[stored], count_zeros(weight), holds(weight), error_of(name, errors), how)
+        yield MatrixRecord(
+            name=name,
+            shape=shards.shapes[stored],
+            zeros=count_zeros(weight),
+            pattern=holds(weight),
+            error=error_of(name, errors),
+            values="int4" if name in groups else shards.types[stored].lower(),
+            group=groups.get(name, 0),
+            bytes=shards.bytes(stored) + beside.get(name, 0),
+            runs=runs(weight, name in claimed) if runs else None,
+        )
 
 
 def nonzero_parameters(shards: Shards) -> tuple[int, int]:

@@ -17,6 +17,9 @@ class MatrixRecord:
     zeros: int
     pattern: str  # "dense", "unstructured" or the tightest N:M that the weights obey
     error: float | None  # ‖(W-Ŵ)X‖² / ‖WX‖², where the checkpoint's result.json has it
+    values: str  # the type of its values, such as "bf16"; "int4" also where a checkpoint holds code · scale in floats
+    group: int  # inputs that share a scale of int4; 0: no such scales
+    bytes: int  # on disk: values, places and scales
     runs: str | None = None  # how the native engine multiplies it, such as "2:4 bf16"; None where it does not
 
     @property

@@ -4,6 +4,8 @@ bfloat16 does not hold code · scale exactly, but round(weight / scale) is the c
 that `prune --quantize int4` chose.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.quantization import GROUPS, Codes, nearest_codes
 from sparsedraft.models.config.sparsity import groups_of
+from sparsedraft.models.weight_files import BYTES
 
 SCALES = "quantization.safetensors"  # {linear}.scale: float16 [out, ⌈in / group⌉]
 PRECISION = 2.0**-8  # of bfloat16: half a unit in the last place
@@ -45,6 +48,19 @@ def codes_of(folder: Path, linear: str, weight: Tensor) -> Codes | None:
             f"delete that file and 'quantization' in sparsity.json, or prune again."
         )
     return codes
+
+
+def bytes_beside(folder: Path) -> dict[str, int]:
+    """Bytes that lie beside the weights of each rounded linear; empty where none is rounded, or the file is damaged."""
+    sizes: Counter[str] = Counter()
+    try:
+        with safe_open(folder / SCALES, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                part = file.get_slice(name)
+                sizes[name.rpartition(".")[0]] += math.prod(part.get_shape()) * BYTES[part.get_dtype()]
+    except (SafetensorError, OSError):
+        return {}
+    return dict(sizes)
 
 
 def _scale(folder: Path, linear: str, group: int, weight: Tensor) -> Tensor:

@@ -158,3 +158,43 @@ def test_the_engine_says_the_same(tmp_path: Path) -> None:
         assert {row["name"]: row["runs"] for row in inspect(str(folder))["linears"]} == {
             name: how for name, how in runs.items() if name != "lm_head"
         }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "head", "group", "bytes_per_weight"),
+    [
+        (None, None, 32, 1 / 2 + 2 / 32),
+        ("2:4", "int4", 64, 1 / 4 + 1 / 8 + 2 / 64),
+        ("4:8", "bf16", 64, 1 / 4 + 1 / 8 + 2 / 64),
+        ("2:8", "int8", 128, 1 / 8 + 1 / 8 + 2 / 128),
+    ],
+)
+def test_int4_is_shown_with_its_groups_and_bytes(
+    tmp_path: Path, pattern: str | None, head: str | None, group: int, bytes_per_weight: float
+) -> None:
+    """By the formulas of the format, of matrices whose inputs fill whole groups and bytes."""
+    model = packed_folders.build("llama", False)
+    source = packed_folders.save(model, tmp_path / "source", pattern, torch.bfloat16)
+    pack(str(source), tmp_path / "packed", weights="int4", head_weights=head)
+    found = inspect(str(tmp_path / "packed"))
+    rows = found["linears"]
+    assert {(row["values"], row["group"]) for row in rows} == {("int4", group)}
+    whole = [row for row in rows if row["shape"][1] % group == 0]
+    assert whole and {row["bytes_per_weight"] for row in whole} == {bytes_per_weight}
+    assert found["head_weights"] == (head or "int8")
+    tensors = load_file(tmp_path / "packed" / "model.safetensors")
+    assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+    of_linears = [tensor.nbytes for name, tensor in tensors.items() if "_proj." in name]
+    assert found["bytes_per_weight"] == sum(of_linears) / sum(row["shape"][0] * row["shape"][1] for row in rows)
+
+
+def test_a_rounded_checkpoint_is_shown_as_one(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    prune(str(tiny_checkpoint), tmp_path / "rounded", "demo:train", pattern="2:4", quantize="int4", **SMALL)
+    found = inspect(str(tmp_path / "rounded"))
+    assert {(row["values"], row["group"]) for row in found["linears"]} == {("int4", 64)}
+    assert found["claim_holds"] and found["head_weights"] is None and found["dtypes"] == ["F32"]
+    assert all(4 < row["bytes_per_weight"] < 4.5 for row in found["linears"]), "floats, and the scales beside them"
+    scales = load_file(tmp_path / "rounded" / "quantization.safetensors")
+    name = found["linears"][0]["name"]
+    save_file({**scales, f"{name}.scale": scales[f"{name}.scale"] * 3}, tmp_path / "rounded/quantization.safetensors")
+    assert inspect(str(tmp_path / "rounded"))["claim_holds"] is False

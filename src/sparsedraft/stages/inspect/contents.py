@@ -18,13 +18,14 @@ class Contents:
     parameters: int  # and all parameters
     bytes: int
     dtypes: list[str]
+    head: str | None = None  # the type of the head's values where the folder is packed
     quantized: str | None = None  # the quantiser's format
     claim: str | None = None  # the pattern that the checkpoint claims,
     claim_holds: bool | None = None  # and whether its weights have it
 
     def to_dict(self, folder: Path, architecture: str, layers: int | None) -> dict[str, Any]:
         """The result of `inspect` for the checkpoint in `folder`."""
-        size, zeros = sum(m.size for m in self.matrices), sum(m.zeros for m in self.matrices)
+        size, zeros, stored = (sum(getattr(m, of) for m in self.matrices) for of in ("size", "zeros", "bytes"))
         return {
             "checkpoint": str(folder),
             "architecture": architecture,
@@ -36,9 +37,13 @@ class Contents:
             "nonzero_parameters": self.nonzero,
             "bytes": self.bytes,
             "dtypes": self.dtypes,
+            "head_weights": self.head,
+            "bytes_per_weight": stored / size if size else None,
             "sparsity": zeros / size if size else 0.0,
             "sparsity_whole_model": 1 - self.nonzero / self.parameters,
             "claims": self.claim,
             "claim_holds": self.claim_holds,
-            "linears": [{**asdict(m), "sparsity": m.zeros / m.size} for m in self.matrices],
+            "linears": [
+                {**asdict(m), "sparsity": m.zeros / m.size, "bytes_per_weight": m.bytes / m.size} for m in self.matrices
+            ],
         }

@@ -9,13 +9,14 @@ from transformers import PretrainedConfig
 
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import checkpoint, claims, quantizers
+from sparsedraft.models import checkpoint, claims, quantizers, rounded
 from sparsedraft.models.census import holds, known_macs, linear_names, nonzero_parameters, records
 from sparsedraft.models.decoder import count_zeros
 from sparsedraft.models.records import MatrixRecord, layer_order
 from sparsedraft.models.shards import Shards
 from sparsedraft.native import layout_description
 from sparsedraft.native.packed_folder import PackedReader, is_packed
+from sparsedraft.native.packed_format import stored_bytes
 from sparsedraft.native.stored_matrix import StoredMatrix
 from sparsedraft.stages.inspect.contents import Contents
 
@@ -62,6 +63,7 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
     weights = PackedReader(folder)
     matrices: list[MatrixRecord] = []
     head = nonzero = parameters = 0
+    head_weights = None
     with track("inspecting", len(weights.names), "tensors") as tracker:
         for name in sorted(weights.names):
             linear = name.removesuffix(".weight")
@@ -75,8 +77,12 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
                 continue
             if re.search(r"\.\d+\.", f".{linear}"):  # inside a decoder layer
                 runs = layout_description.of_packed(stored, entry.kind)
-                matrices.append(MatrixRecord(linear, tuple(values.shape), zeros, holds(values), None, runs))
+                size, shape = stored_bytes(weights.tensors(linear)), tuple(values.shape)
+                matrices.append(
+                    MatrixRecord(linear, shape, zeros, holds(values), None, entry.values, entry.group, size, runs)
+                )
             elif linear == "lm_head" or config.get_text_config().tie_word_embeddings:
+                head_weights = entry.values
                 ids = weights.head_ids()
                 head = values.shape[1] * (values.shape[0] if ids is None else len(ids))
     matrices.sort(key=lambda record: layer_order(record.name))
@@ -89,13 +95,16 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
         parameters=parameters,
         bytes=weights.bytes,
         dtypes=sorted({entry.values for entry in weights.entries.values()}),
+        head=head_weights,
     )
 
 
 def _claim_holds(claim: dict[str, Any], folder: Path, names: dict[str, str], shards: Shards) -> bool:
     try:
         for name in claim["linears"]:
-            claims.check_claim(claim, name, shards.tensor(names[name]), folder)
+            weight = shards.tensor(names[name])
+            claims.check_claim(claim, name, weight, folder)
+            rounded.codes_of(folder, name, weight)
     except (UserError, KeyError):
         return False
     return True

@@ -14,7 +14,7 @@ from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.zeros import Kept, obeys, tightest
 from sparsedraft.models.config.plain import PlainConfig, plain_config
-from sparsedraft.models.config.sparsity import claim_of, pattern_of
+from sparsedraft.models.config.sparsity import claim_of, groups_of, pattern_of
 from sparsedraft.models.records import MatrixRecord, error_of, relative_errors
 from sparsedraft.models.weight_files import BYTES, StoredTensor, stored_tensors
 from sparsedraft.native.layout_choice import choose, kind_of_mask
@@ -30,7 +30,7 @@ def inspect_plain(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         config, tensors = plain_config(folder), stored_tensors(folder)
-        if config is None or tensors is None or not _fit(config, tensors):
+        if config is None or tensors is None or not _fit(config, tensors) or groups_of(folder):
             return None
         return _contents(folder, config, tensors).to_dict(folder, config.architectures[0], config.num_hidden_layers)
     except (UserError, SafetensorError, OSError, ValueError):  # `counted` says what is wrong
@@ -61,7 +61,9 @@ def _contents(folder: Path, config: PlainConfig, tensors: dict[str, StoredTensor
             kept = tensor.kept()
             zeros = kept.size - int(np.count_nonzero(kept))
             runs = _runs(kept, tensor.type, name in claimed)
-            matrices.append(MatrixRecord(name, tensor.shape, zeros, tightest(kept), error_of(name, errors), runs))
+            values, stored = tensor.type.lower(), BYTES[tensor.type] * tensor.size
+            error = error_of(name, errors)
+            matrices.append(MatrixRecord(name, tensor.shape, zeros, tightest(kept), error, values, 0, stored, runs))
             if claim and name in claimed and zeros >= claimed[name] and obeys(kept, pattern_of(claim, name)):
                 true_claims.add(name)
             tracker.advance()

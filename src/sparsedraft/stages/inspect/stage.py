@@ -8,10 +8,16 @@ from sparsedraft.models.sources import locate
 from sparsedraft.stages.inspect.options import InspectOptions
 from sparsedraft.stages.inspect.plain import inspect_plain
 
+COLUMNS = (
+    "linear", "shape", "sparsity", "pattern", "values", "bytes a weight", "relative error", "runs natively as"
+)  # fmt: skip
+LEFT = ("linear", "pattern", "values", "runs natively as")
+
 
 def inspect(options: InspectOptions) -> dict[str, Any]:
     """Everything about a checkpoint: its linears (see MatrixRecord), MACs, parameters, bytes, and its claim.
 
+    `bytes_per_weight` is of the linears, on disk, with the places of what is not zero and the scales.
     `macs_per_token` counts the active experts; it is None where a layer holds something other than matrices.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
@@ -26,11 +32,15 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> Table:
     """The linears as a table for people."""
     kind = f" (quantised: {result['quantized']})" if result["quantized"] else ""
-    linears = Table(title=f"{result['checkpoint']}{kind}")
-    for name in ("linear", "shape", "sparsity", "pattern", "relative error", "runs natively as"):
-        linears.add_column(name, justify="left" if name in ("linear", "pattern", "runs natively as") else "right")
+    head = f"; head in {result['head_weights']}" if result["head_weights"] else ""
+    linears = Table(title=f"{result['checkpoint']}{kind}{head}")
+    for name in COLUMNS:
+        linears.add_column(name, justify="left" if name in LEFT else "right")
     for row in result["linears"]:
         error = "" if row["error"] is None else f"{row['error']:.4f}"
         shape = " x ".join(str(n) for n in row["shape"])
-        linears.add_row(row["name"], shape, f"{row['sparsity']:.2%}", row["pattern"], error, row["runs"] or "")
+        values = f"{row['values']}, groups of {row['group']}" if row["group"] else row["values"]
+        size = f"{row['bytes_per_weight']:.4f}"
+        cells = row["name"], shape, f"{row['sparsity']:.2%}", row["pattern"], values, size, error, row["runs"] or ""
+        linears.add_row(*cells)
     return linears
