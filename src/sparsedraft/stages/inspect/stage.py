@@ -8,9 +8,7 @@ from sparsedraft.models.sources import locate
 from sparsedraft.stages.inspect.options import InspectOptions
 from sparsedraft.stages.inspect.plain import inspect_plain
 
-COLUMNS = (
-    "linear", "shape", "sparsity", "pattern", "values", "bytes a weight", "relative error", "runs natively as"
-)  # fmt: skip
+COLUMNS = ("linear", "shape", "sparsity", "pattern", "values", "bytes a weight", "relative error", "runs natively as")
 LEFT = ("linear", "pattern", "values", "runs natively as")
 
 
@@ -30,17 +28,21 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The linears as a table for people."""
+    """The linears as a table for people; int4/64 has a scale for each 64 inputs."""
     kind = f" (quantised: {result['quantized']})" if result["quantized"] else ""
     head = f"; head in {result['head_weights']}" if result["head_weights"] else ""
-    linears = Table(title=f"{result['checkpoint']}{kind}{head}")
+    linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
-        linears.add_column(name, justify="left" if name in LEFT else "right")
+        linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")
     for row in result["linears"]:
-        error = "" if row["error"] is None else f"{row['error']:.4f}"
-        shape = " x ".join(str(n) for n in row["shape"])
-        values = f"{row['values']}, groups of {row['group']}" if row["group"] else row["values"]
-        size = f"{row['bytes_per_weight']:.4f}"
-        cells = row["name"], shape, f"{row['sparsity']:.2%}", row["pattern"], values, size, error, row["runs"] or ""
-        linears.add_row(*cells)
+        linears.add_row(
+            row["name"],
+            " x ".join(str(n) for n in row["shape"]),
+            f"{row['sparsity']:.2%}",
+            row["pattern"],
+            f"{row['values']}/{row['group']}" if row["group"] else row["values"],
+            f"{row['bytes_per_weight']:.3f}",
+            "" if row["error"] is None else f"{row['error']:.4f}",
+            row["runs"] or "",
+        )
     return linears
