@@ -21,6 +21,7 @@ from sparsedraft.models.decoder import decoder_layers, linears_of
 from sparsedraft.models.macs import dense_weights, macs_of_model
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.sources import locate
+from sparsedraft.native.packed_format import expected_bytes
 from sparsedraft.recipe.recipe import Recipe
 from sparsedraft.recipe.sections import Drafter, Eval, Speed
 from sparsedraft.stages.evaluate import memo
@@ -128,6 +129,7 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None) -> dict[str, Any
         if recipe.speed.acceptance:
             here = recipe.eval.model_copy(update={"url": None, "dtype": "float32"})  # as run does it
             stages.append(_eval(recipe, here, "packed eval", "eval", target, dense))
+        stages.append(_pack(recipe, recipe.speed, target, dense))
         stages.append(_speed(recipe, recipe.speed, target, dense))
     for stage in stages:
         stage["device_hours"] = stage.pop("flops") / (speed * 1e9 * EFFICIENCY[stage.pop("kind")]) / 3600
@@ -265,6 +267,42 @@ def _eval(recipe: Recipe, e: Eval, name: str, kind: str, target: Model, dense: M
     return _stage(name, kind, answers, needed, flops, 100 * answers + kept)
 
 
+def _pack(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str, Any]:
+    """Every drafter that is evaluated, and the target if it is packed, too: bytes by the weights' type, the pattern's
+    places and int4's scales. Rounding on calibration text walks through the layers as pruning does; else a matrix is in
+    memory at a time."""
+    packed, width = [(dense, entry) for entry in recipe.drafters if entry.report], BYTES[recipe.dtype]
+    disk = sum(_packed_bytes(recipe, how, *which) for which in packed)
+    models = [dense for _ in packed]
+    if how.pack_target:
+        disk += _packed_bytes(recipe, how, target, None)
+        models.append(target)
+    tokens = how.calibration_tokens or 0
+    if not tokens:
+        largest = max(model.config.vocab_size * model.config.hidden_size for model in models)
+        return _stage("pack", "prune", 0, 4 * 4 * largest, 0, disk)
+    flops = sum(2 * 2 * m.linears * tokens + m.hessian_flops * tokens + m.solve_flops for m in models)
+    needed = max(memory.peak(model.module, width) for model in models)
+    return _stage("pack", "prune", tokens * len(models), needed, flops, disk)
+
+
+def _packed_bytes(recipe: Recipe, how: Speed, model: Model, entry: Drafter | None) -> float:
+    """Bytes of a packed folder of `model`, as the drafter `entry` has it (None: as it is)."""
+    density, kept = (_density(recipe, entry) or 1.0, _kept_layers(recipe, entry, model)) if entry else (1.0, 1.0)
+    kind = "dense" if entry is None else _kind(recipe, entry)
+    head = how.head_weights or ("int8" if how.weights == "int4" else how.weights)
+    others = (model.parameters - model.linears) * expected_bytes("dense", head)
+    return kept * model.linears * expected_bytes(kind, how.weights, density) + others
+
+
+def _kind(recipe: Recipe, entry: Drafter) -> str:
+    """What the linears of `entry` are packed as."""
+    line = [recipe.prune_of(other) for other in recipe.lineage(entry) if other.prune is not None]
+    if not line:
+        return "dense"
+    return line[0].pattern if Pattern.parse(line[0].pattern).m else "bitmask"
+
+
 def _speed(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str, Any]:
     """One token at a time: the target alone, and with each drafter for every K."""
     rows, _ = _conversation(recipe.eval.prompts, min(how.limit, recipe.eval.limit or how.limit))
@@ -272,8 +310,7 @@ def _speed(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict[str,
     drafters = sum(entry.report for entry in recipe.drafters)
     drafted = sum(k + 1 if isinstance(k, int) else 6 for k in how.k)
     flops = 2 * target.macs * answers * (1 + drafters * (1 + drafted)) + 2 * dense.macs * answers * drafters * drafted
-    packed = 2 * (drafters * dense.parameters + (target.parameters if how.pack_target else 0))
-    return _stage("speed", "speed", answers, 4 * (target.parameters + dense.parameters), flops, packed)
+    return _stage("speed", "speed", answers, 4 * (target.parameters + dense.parameters), flops, 100 * answers)
 
 
 def table(plan: dict[str, Any]) -> Table:

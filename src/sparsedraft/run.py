@@ -12,6 +12,7 @@ from sparsedraft.base.places import check_apart
 from sparsedraft.layerwise import arguments
 from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint
+from sparsedraft.models.config.sparsity import groups_of
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.recipe.reading import dump
@@ -23,7 +24,7 @@ from sparsedraft.stages.evaluate.options import EvaluateOptions, EvaluateSetting
 from sparsedraft.stages.evaluate.stage import evaluate
 from sparsedraft.stages.finetune.options import FinetuneOptions, FinetuneSettings
 from sparsedraft.stages.finetune.stage import finetune
-from sparsedraft.stages.pack.options import PackOptions, Weights
+from sparsedraft.stages.pack.options import PackOptions
 from sparsedraft.stages.pack.stage import check_packable, pack
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions, PruneSettings
@@ -79,7 +80,9 @@ class _Run:
     def distill(self) -> int:
         """The data; how many tokens there are of it."""
         recipe, how = self.recipe, self.recipe.distill
-        target = self.packed_target(how.weights) if how.weights else recipe.target
+        target = recipe.target
+        if how.weights:
+            target = self.packed_target(f"packed/.target-{how.weights}", {"weights": how.weights})
         evaluation = tuple(dict.fromkeys(section.prompts for section in _evaluations(recipe).values()))
         console.rule("distill")
         written = distill(
@@ -151,17 +154,31 @@ class _Run:
         for name, model in named:
             console.rule(f"{name}: pack")
             out = folder / slugs[name]
-            pack(PackOptions(model=model, out=out, weights=how.weights, overwrite=self.overwrite, **trim))
+            rounding = self._rounding(how, model, _rendering(self.recipe))
+            pack(PackOptions(model=model, out=out, overwrite=self.overwrite, **rounding, **trim))
             packed[name] = str(out)
-        target = self.packed_target(how.weights) if how.pack_target else self.recipe.target
+        target = self.recipe.target
+        if how.pack_target:
+            target = self.packed_target(_target_folder(how), self._rounding(how, target, {}))
         return target, [*packed.items()]
 
-    def packed_target(self, weights: Weights) -> str:
-        """The target's folder, packed."""
+    def packed_target(self, folder: str, rounding: dict[str, Any]) -> str:
+        """The target, packed to `folder` of the run."""
         console.rule("target: pack")
-        out = self.out / "packed" / f".target-{weights}"
-        pack(PackOptions(model=self.recipe.target, out=out, weights=weights, overwrite=self.overwrite))
+        out = self.out / folder
+        pack(PackOptions(model=self.recipe.target, out=out, overwrite=self.overwrite, **rounding))
         return str(out)
+
+    def _rounding(self, how: Speed, model: str, template_args: dict[str, Any]) -> dict[str, Any]:
+        """How the weights of `model` are rounded: options of `pack`. A model that `prune` has rounded stays so."""
+        rounding = {"weights": how.weights, "head_weights": how.head_weights}
+        if how.calibration_tokens is None or groups_of(checkpoint.find(model)):
+            return rounding
+        return rounding | {
+            "calibration": str(self.data), "tokens": how.calibration_tokens,
+            "sequence_length": self.recipe.prune.sequence_length, "template_args": template_args,
+            "seed": self.recipe.seed, "device": self.recipe.device, "dtype": self.recipe.dtype,
+        }  # fmt: skip
 
     def time(self, how: Speed, target: str, packed: list[tuple[str, str]]) -> dict[str, Any]:
         """Let every packed drafter draft for the target in the real loop."""
@@ -221,9 +238,18 @@ def _read(recipe: Recipe) -> list[str | None]:
 def _places(recipe: Recipe, out: Path) -> list[Path]:
     """The folders in `out` that a run may make, those of one drafter together."""
     slugs = [entry.slug for entry in recipe.drafters]
-    parts = ["distilled", "eval", "sampled", "speed", "packed-eval", "report", "packed/.target-f16"]
-    parts += ["packed/.target-bf16", "packed/.target-int8"]
+    parts = ["distilled", "eval", "sampled", "speed", "packed-eval", "report"]
+    parts += [f"packed/.target-{recipe.distill.weights}"] if recipe.distill.weights else []
+    parts += [_target_folder(recipe.speed)] if recipe.speed else []
     return [out / part for part in (*parts, *(f"{kind}/{slug}" for kind in ("drafters", "packed") for slug in slugs))]
+
+
+def _target_folder(how: Speed) -> str:
+    """Where a run has the target that is timed; another place than that of the one that writes the data, if it may
+    differ."""
+    marks = [how.weights, *([f"head-{how.head_weights}"] if how.head_weights else [])]
+    marks += ["calibrated"] if how.calibration_tokens is not None else []
+    return f"packed/.target-{'-'.join(marks)}"
 
 
 def _evaluations(recipe: Recipe) -> dict[str, Eval]:
@@ -259,9 +285,14 @@ def _check_tokenizers(recipe: Recipe) -> None:
 
 def _check_layers(recipe: Recipe) -> None:
     """UserError for models that are to be pruned, cut or packed, and whose layers do not allow it."""
-    if any(recipe.prunings(entry) or entry.drop_layers is not None for entry in recipe.drafters):
-        dtype, device = checkpoint.dtype_named(recipe.dtype), checkpoint.device_named(recipe.device)
-        arguments.check_model(Streamed(checkpoint.find(recipe.dense), dtype=dtype, device=device))
+    calibrated = recipe.speed is not None and recipe.speed.calibration_tokens is not None
+    cut = any(recipe.prunings(entry) or entry.drop_layers is not None for entry in recipe.drafters)
+    walked = {recipe.dense} if cut or calibrated else set()
+    if calibrated and recipe.speed and recipe.speed.pack_target:
+        walked.add(recipe.target)
+    dtype, device = checkpoint.dtype_named(recipe.dtype), checkpoint.device_named(recipe.device)
+    for model in sorted(walked):
+        arguments.check_model(Streamed(checkpoint.find(model), dtype=dtype, device=device))
     packed = {recipe.dense} if recipe.speed else set()
     if recipe.distill.weights or (recipe.speed and recipe.speed.pack_target):
         packed.add(recipe.target)

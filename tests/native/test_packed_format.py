@@ -54,6 +54,23 @@ def test_round_trip(kind: str, values: str) -> None:
         assert torch.equal(back.weight(), int4_codes(weight, back.group).weight())
 
 
+@pytest.mark.parametrize("kind", (*KINDS, "2:8"))
+@pytest.mark.parametrize("values", VALUE_TYPES)
+def test_the_bytes_a_weight_are_known_beforehand(kind: str, values: str) -> None:
+    """Of rows that fill whole groups and bytes; int8 has 4 more a row, and an odd code of a mask half of one."""
+    weight = torch.randn(8, 4096, generator=torch.Generator().manual_seed(1))
+    if kind != "dense":
+        pattern = Pattern.parse(kind) if ":" in kind else Pattern()
+        weight *= keep_mask(pattern, weight.abs(), pattern.resolve(None))
+    entry, tensors = pack_matrix(weight, kind, values)
+    density = entry_density = float((weight != 0).float().mean())
+    if values == "int4" and kind == "bitmask":  # codes of 0 are not stored
+        entry_density = float((unpack_matrix("w", entry, tensors).values != 0).float().mean())
+        assert entry_density <= density
+    expected = packed_format.expected_bytes(kind, values, entry_density) * weight.numel()
+    assert packed_format.stored_bytes(tensors) - (32 if values == "int8" else 0) == pytest.approx(expected, abs=0.5)
+
+
 def test_codes_that_are_known_are_kept() -> None:
     """Whoever rounded them, such as pruning, and with whatever scales; a kept weight may have the code 0."""
     for kind in ("dense", "bitmask", "2:4", "4:8", "2:8"):

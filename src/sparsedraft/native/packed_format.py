@@ -300,6 +300,19 @@ def unpack_places(packed: Tensor, bits: int, count: int) -> Tensor:
     return ((packed[..., None] >> shifts) & ((1 << bits) - 1)).flatten(1)[:, :count].contiguous()
 
 
+def expected_bytes(kind: str, values: str, density: float = 1.0) -> float:
+    """Bytes a weight of a matrix with long rows that is packed as `kind`: values, places, and int4's scales.
+
+    `density` is the share of weights that are not zero, which counts in a bitmask.
+    """
+    m = Pattern() if kind in ("dense", "bitmask") else Pattern.parse(kind)
+    stored = m.n / m.m if m.m else density if kind == "bitmask" else 1.0
+    value = 0.5 if values == "int4" else VALUE_TYPES[values].itemsize
+    masked = 0.0 if kind == "dense" else 1 / 8
+    places = stored * place_bits(m.m) / 8 if m.m and values != "int4" else masked
+    return stored * value + places + (2 / scale_group(kind) if values == "int4" else 0)
+
+
 def stored_bytes(tensors: dict[str, Tensor]) -> int:
     """Bytes of the tensors on disk."""
     return sum(t.numel() * t.element_size() for t in tensors.values())

@@ -119,9 +119,22 @@ class Speed(Options):
     """Every drafter packed, and timed in the real loop against the target alone, on the first of eval's prompts."""
 
     weights: Weights = "int8"  # of the packed drafters
+    head_weights: Weights | None = None  # of their embeddings and heads; None: as --weights, int8 where that is int4
+    calibration_tokens: int | None = Field(
+        None, ge=1, le=bounds.TOKENS
+    )  # int4 is rounded on so many tokens of the data; None: by least squares
     head_tokens: int | None = Field(None, ge=1, le=bounds.VOCABULARY)  # trims heads to the data's most frequent tokens
     pack_target: bool = False  # the target, too
     k: tuple[K, ...] = Field((1, 2, 3, "auto"), min_length=1)
     limit: BatchSize = 8
     max_new_tokens: MaxNewTokens = 64
     acceptance: bool = False  # evaluate them as `eval` does, too: what rounding and the trimmed head cost
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.calibration_tokens is not None and self.weights != "int4":
+            raise ValueError(
+                f"calibration_tokens {self.calibration_tokens} are to round int4, and weights are {self.weights}: set "
+                "weights to int4, or leave calibration_tokens out"
+            )
+        return self

@@ -181,3 +181,22 @@ def test_a_damaged_side_file_of_a_run_is_one_sentence(damaged: str, run: Path) -
         with pytest.raises(UserError, match=rf"{name} cannot be read"):
             report(run)
         (run / name).write_text(whole)
+
+
+@pytest.mark.parametrize(
+    ("command", "inputs", "said", "weights"),
+    [
+        ("prune", {"options": {"quantize": "int4"}}, "The linears hold values of int4, whose scales", "int4"),
+        ("finetune", {"settings": {"quantize": "int4"}}, "trained with its linears rounded to int4", "int4"),
+        ("finetune", {"settings": {"quantize": "none"}}, None, "int8"),
+    ],
+)
+def test_a_card_says_how_its_drafter_is_rounded(run: Path, command: str, inputs: dict, said: str, weights: str) -> None:
+    made = {"seed": 0, "commit": "abc", "seconds": 1.0, "finished": "now", "command": command, "inputs": inputs}
+    (run / "drafters/sd2-50/finetuned/provenance.json").write_text(json.dumps(made))
+    text = (Path(report(run)["report"]).parent / "cards/sd2-50.md").read_text()
+    assert said is None or f" {said}" in text
+    assert ("rounded" in text) == (said is not None and command == "finetune")
+    flag = "" if weights == "int8" else " --weights int4"
+    assert re.search(f"pack runs/x/drafters/sd2-50/finetuned --out drafter-{weights}{flag}\nsparsedraft generate", text)
+    assert f"--drafter drafter-{weights} --prompt" in text

@@ -16,13 +16,15 @@ def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
     provenance, k = _provenance(run, drafter["name"]), tables.middle_k(run.result)
     commands = {entry["command"] for entry in provenance.values()}
     evaluations = [result for result in (run.result, run.sampled) if result]
-    ks = run.result["k"]
+    ks, speed, rounded = run.result["k"], _speed(run, drafter), _rounded(run, drafter["name"])
     return {
         "drafter": drafter,
         "target": run.result["target"],
         "base": run.manifest.drafter or run.result["target"],
         "k": k,
         "what": _what(drafter, commands),
+        "rounded": rounded,
+        "weights": speed["weights"] if speed else rounded["to"] if rounded else "int8",
         "sparse": drafter["pattern"] != "dense",
         "trained": "finetune" in commands,
         "same": drafter.get("route", "same") == "same",
@@ -33,7 +35,7 @@ def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
             [name or "(none)", f"{c['alpha']:.3f}", f"{c['mal'][str(k)]:.2f}"]
             for name, c in sorted(drafter["by_category"].items())
         ],
-        "speed": _speed(run, drafter),
+        "speed": speed,
         "distilled": run.distilled,
         "provenance": provenance,
         "recipe": run.recipe.strip(),
@@ -45,6 +47,14 @@ def _provenance(run: Run, name: str) -> dict[str, dict[str, Any]]:
     stages = next((drafter.stages for drafter in run.manifest.drafters if drafter.name == name), [])
     folders = ("distilled", *(stage.folder for stage in stages), "eval")
     return {folder: run.provenance[folder] for folder in folders if folder in run.provenance}
+
+
+def _rounded(run: Run, name: str) -> dict[str, str] | None:
+    """To what (int8, int4) the stage `by` that made the drafter rounds its linears; None where it does not."""
+    made = [entry for entry in _provenance(run, name).values() if entry["command"] in ("prune", "finetune")]
+    inputs = made[-1].get("inputs", {}) if made else {}
+    scheme = {**inputs.get("options", {}), **inputs.get("settings", {})}.get("quantize", "none")
+    return None if scheme == "none" else {"to": scheme, "by": made[-1]["command"]}
 
 
 def _what(drafter: dict[str, Any], commands: set[str]) -> str:
@@ -96,5 +106,7 @@ def _speed(run: Run, drafter: dict[str, Any]) -> dict[str, Any] | None:
     return {
         "header": header[1:], "rows": [row[1:] for row in rows], "alone": tables.alone_rate({"drafters": timing}),
         "prompts": run.speed["prompts"], "megabytes": round(packed["bytes"] / 1e6), "weights": packed["weights"],
-        "head_tokens": packed.get("head_tokens"), "packed_target": run.speed["target"] != run.result["target"],
+        "head_tokens": packed.get("head_tokens"), "head_weights": packed.get("head_weights", packed["weights"]),
+        "calibration_tokens": packed.get("calibration_tokens"),
+        "packed_target": run.speed["target"] != run.result["target"],
     }  # fmt: skip
