@@ -94,7 +94,9 @@ inline I load_words(const uint8_t* p) {
 inline void store_words(uint8_t* p, I a) {
   for (int i = 0; i < 2; ++i) half::istore(p + 32 * i, a.part[i]);
 }
-inline void store_half(uint8_t* p, I a) { half::store_half(p, a.part[0]); }
+inline I nibbles(const uint8_t* p) {
+  return both<I>([&](int i) { return half::nibbles(p + 16 * i); });
+}
 inline F half_floats(const uint8_t* p) {
   return both<F>([&](int i) { return half::halves(p + 16 * i); });
 }

@@ -197,7 +197,12 @@ inline void store16(int16_t* p, I a) {
 inline void store8(int8_t* p, I a) {
   for (int i = 0; i < 8; ++i) p[i] = static_cast<int8_t>(a.v[i]);
 }
-inline void store_half(uint8_t* p, I a) { std::memcpy(p, a.v, 16); }  // the first 16 bytes
+// 32 codes of 4 bits, two a byte, the first in its low half -> a byte each.
+inline I nibbles(const uint8_t* p) {
+  uint8_t codes[32];
+  for (int i = 0; i < 32; ++i) codes[i] = p[i / 2] >> (4 * (i % 2)) & 0x0F;
+  return iload(codes);
+}
 inline int32_t sum_words(I a) {
   uint32_t out = 0;
   for (const uint32_t word : a.v) out += word;
