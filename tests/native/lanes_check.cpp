@@ -94,9 +94,11 @@ inline I load_words(const uint8_t* p) {
 inline void store_words(uint8_t* p, I a) {
   for (int i = 0; i < 2; ++i) half::istore(p + 32 * i, a.part[i]);
 }
-inline I nibbles(const uint8_t* p) {
-  return both<I>([&](int i) { return half::nibbles(p + 16 * i); });
+inline I right32(I a, int by) {
+  return both<I>([&](int i) { return half::right32(a.part[i], by); });
 }
+using Repeated = I;
+inline Repeated repeated32(const void* p) { return splat32(p); }
 inline F half_floats(const uint8_t* p) {
   return both<F>([&](int i) { return half::halves(p + 16 * i); });
 }

@@ -37,7 +37,7 @@ from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_choice import window_up_to
 from sparsedraft.native.packed_format import MatrixEntry
 
-VERSION = 3  # of the index and of csrc/layout: a cache of another version is written again
+VERSION = 4  # of the index and of csrc/layout: a cache of another version is written again
 SMALLEST = 16 << 20  # bytes of a model that is worth a cache
 LINE = 64  # bytes of a cache line, on which every stream begins
 SCRATCH, LOCK = ".new-", ".lock"  # a folder that a process fills, and the file in it that the process locks

@@ -40,7 +40,7 @@ class ActivationBuffer {
     if (wanted.split) split_bytes(kernels, pool);
     if (wanted.bytes) quantize8(kernels, pool);
     return {x_.data(), q_.data(),  scale_.data(),  width_,         blocks_, tokens_, wanted.split ? bytes_.data() : nullptr,
-            q8_.data(), scale8_.data(), start8_.data()};
+            q8_.data(), scale8_.data(), start8_.data(), together_};
   }
 
  private:
@@ -50,10 +50,16 @@ class ActivationBuffer {
     if (q8_.size() < size + kSlack) q8_.resize(size + kSlack);
     if (scale8_.size() < blocks * tokens_) scale8_.resize(blocks * tokens_);
     if (start8_.size() < blocks * tokens_) start8_.resize(blocks * tokens_);
+    const int groups = (tokens_ + kernels.most_together - 1) / kernels.most_together;
+    together_ = (tokens_ + groups - 1) / groups;
     pool.run(tokens_, kTokensOfPiece, [&](size_t first, size_t last) {
-      for (size_t t = first; t < last; ++t)
-        kernels.quantize8(row(static_cast<int>(t)), width_, q8_.data() + t * width_, scale8_.data() + t * blocks,
-                          start8_.data() + t * blocks);
+      for (size_t t = first; t < last; ++t) {
+        const size_t begin = t - t % together_;  // of the group
+        const size_t inside = t - begin;
+        const size_t count = std::min<size_t>(together_, tokens_ - begin);
+        kernels.quantize8(row(static_cast<int>(t)), width_, count, q8_.data() + begin * width_ + inside * kUnit8,
+                          scale8_.data() + begin * blocks + inside, start8_.data() + begin * blocks + inside);
+      }
     });
   }
   void quantize(const Kernels& kernels, Pool& pool) {
@@ -84,6 +90,7 @@ class ActivationBuffer {
   size_t width_ = 0;   // inputs of a token, padded
   size_t blocks_ = 0;  // scales of a token
   int tokens_ = 0;
+  int together_ = 1;  // tokens of a group of q8_
 };
 
 // out = W x

@@ -2,6 +2,7 @@
 // sparse matrix and hide memory's latency behind two streams. Windows, and all that is not a product, run in 256 bits.
 #define VECTORS simd_avx512
 #define SPARSEDRAFT_TOKENS 8
+#define SPARSEDRAFT_TOGETHER 12
 #define SPARSEDRAFT_KERNELS kernels_avx512
 #define KERNELS_NAME "avx512"
 #define SPARSEDRAFT_MULTIPLY multiply_wide
@@ -22,7 +23,7 @@ namespace VECTORS {
 }  // namespace VECTORS
 
 namespace {
-constinit const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::quantize8, VECTORS::wants_split,
+constinit const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::quantize8, SPARSEDRAFT_TOGETHER, VECTORS::wants_split,
                                VECTORS::split, VECTORS::rms_norm,     VECTORS::gated,    VECTORS::attend};
 }
 const Kernels* kernels_amx() { return VECTORS::amx_available() ? &amx : nullptr; }

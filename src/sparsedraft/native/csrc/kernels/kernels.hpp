@@ -29,7 +29,8 @@
 
 namespace sparsedraft {
 
-constexpr int kGroup = 16;  // tokens that Kernels::split takes together
+constexpr int kGroup = 16;      // tokens that Kernels::split takes together
+constexpr size_t kUnit8 = 16;  // neighbouring inputs of Activations::q8
 
 // Inputs of a product: `tokens` rows, each padded to the matrix's width with zeros. As floats; for matrices of int8 also as 16-bit
 // integers with a scale for every kBlock of them: x = q * scale. (15 bits lose about 1e-5 of a block's largest value; 8 bits
@@ -42,9 +43,11 @@ struct Activations {
   size_t blocks = 0;               // scales of a token
   int tokens = 0;
   const uint8_t* bytes = nullptr;  // q once more as Kernels::split lays it out; null where no matrix wants that
-  const int8_t* q8 = nullptr;        // for matrices of int4: 8-bit integers, kSlack more at the end,
-  const float* scale8 = nullptr;     // [tokens, width / 32], a scale for every 32 inputs,
-  const int32_t* start8 = nullptr;   // [tokens, width / 32], and -8 times the sum of their integers
+  // For matrices of int4, tokens in groups of `together` (the last may be smaller), so that one pointer reaches all of a group:
+  const int8_t* q8 = nullptr;       // [group][width / 16][token of the group][16], 8-bit integers, kSlack more at the end,
+  const float* scale8 = nullptr;    // [group][width / 32][token of the group], a scale for every 32 inputs,
+  const int32_t* start8 = nullptr;  // the same, -8 times the sum of their integers
+  int together = 1;
 };
 
 struct Kernels {
@@ -54,8 +57,10 @@ struct Kernels {
   void (*multiply)(const Matrix& w, const Activations& x, float* y, size_t stride, size_t first, size_t last);
   // q = round(x / scale), scale = max |x| / 32767 over each kBlock of x [width].
   void (*quantize)(const float* x, size_t width, int16_t* q, float* scale);
-  // q = round(x / scale), scale = max |x| / 127 over every 32 of x [width]; start = -8 times the sum of each 32 of q.
-  void (*quantize8)(const float* x, size_t width, int8_t* q, float* scale, int32_t* start);
+  // q = round(x / scale), scale = max |x| / 127 over every 32 of x [width]; start = -8 times the sum of each 32 of q. They are
+  // written as one of `together` tokens of Activations::q8.
+  void (*quantize8)(const float* x, size_t width, size_t together, int8_t* q, float* scale, int32_t* start);
+  int most_together;  // tokens of a group of Activations::q8, at most
   // Whether `multiply` reads what `split` writes of so many tokens: 2 * width * kGroup bytes for every kGroup. Null: never.
   bool (*wants_split)(const Matrix& m, int tokens);
   void (*split)(const int16_t* q, size_t width, int tokens, uint8_t* out);

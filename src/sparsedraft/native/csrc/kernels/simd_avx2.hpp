@@ -58,6 +58,7 @@ inline I right32(I a) {
   return {_mm256_srli_epi32(a.v, S)};
 }
 inline I right32(I a, I by) { return {_mm256_srlv_epi32(a.v, by.v)}; }
+inline I right32(I a, int by) { return {_mm256_srl_epi32(a.v, _mm_cvtsi32_si128(by))}; }
 inline I add32(I a, I b) { return {_mm256_add_epi32(a.v, b.v)}; }
 inline I sub32(I a, I b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 inline I bits_xor(I a, I b) { return {_mm256_xor_si256(a.v, b.v)}; }
@@ -86,11 +87,6 @@ inline void store16(int16_t* p, I a) {  // 8 int32 to 8 int16, which they fit
 inline void store8(int8_t* p, I a) {  // 8 int32 to 8 int8, which they fit
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
-}
-// 32 codes of 4 bits, two a byte, the first in its low half -> a byte each.
-inline I nibbles(const uint8_t* p) {
-  const __m256i pairs = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return {_mm256_and_si256(_mm256_or_si256(pairs, _mm256_slli_epi16(pairs, 4)), _mm256_set1_epi8(0x0F))};
 }
 inline int32_t sum_words(I a) {
   const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));

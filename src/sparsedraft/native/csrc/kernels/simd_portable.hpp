@@ -122,6 +122,9 @@ template <int S>
 inline I right32(I a) {
   return each<I>([&](int i) { return a.v[i] >> S; });
 }
+inline I right32(I a, int by) {
+  return each<I>([&](int i) { return a.v[i] >> by; });
+}
 inline I right32(I a, I by) {
   return each<I>([&](int i) { return a.v[i] >> by.v[i]; });
 }
@@ -196,12 +199,6 @@ inline void store16(int16_t* p, I a) {
 }
 inline void store8(int8_t* p, I a) {
   for (int i = 0; i < 8; ++i) p[i] = static_cast<int8_t>(a.v[i]);
-}
-// 32 codes of 4 bits, two a byte, the first in its low half -> a byte each.
-inline I nibbles(const uint8_t* p) {
-  uint8_t codes[32];
-  for (int i = 0; i < 32; ++i) codes[i] = p[i / 2] >> (4 * (i % 2)) & 0x0F;
-  return iload(codes);
 }
 inline int32_t sum_words(I a) {
   uint32_t out = 0;

@@ -72,26 +72,38 @@ void check_window(const Matrix& m, Reader tile) {
   require(tile.at == tile.end, "a tile is too long");
 }
 
-// Scales are finite; of bitmask, too, there are as many codes as the mask says.
-void check_int4(const Matrix& m, Reader tile) {
+void check_scales(Reader& tile, size_t groups) {
+  for (size_t g = 0; g < groups; ++g) {
+    const uint8_t* scales = tile.take(kScaleBytes4);
+    for (size_t lane = 0; lane < kRows4; ++lane) {
+      uint16_t half;
+      std::memcpy(&half, scales + 2 * lane, 2);
+      require(std::isfinite(half_to_float(half)), "a scale that is not finite");
+    }
+  }
+}
+
+// Scales are finite; of bitmasks, too, there are as many codes as the masks say, in the low halves and in the high ones.
+void check_int4_masks(const Matrix& m, Reader tile) {
+  const size_t size = static_cast<size_t>(tile.end - tile.at);
+  const size_t records = mask_records_bytes(m.width(), m.group);
+  require(records <= size, "a tile is too short");
+  tile.take(size - records);
+  size_t low = 0, high = 0;  // codes
   for (size_t c = 0; c < m.width(); c += kColumns) {
-    for (size_t g = 0; g < groups_of_record(c, m.group); ++g) {
-      const uint8_t* scales = tile.take(kScaleBytes4);
-      for (size_t lane = 0; lane < kRows4; ++lane) {
-        uint16_t half;
-        std::memcpy(&half, scales + 2 * lane, 2);
-        require(std::isfinite(half_to_float(half)), "a scale that is not finite");
-      }
-    }
-    if (m.layout != Layout::bitmask) {
-      tile.take(record4(m.layout, m.n).bytes());
-      continue;
-    }
+    check_scales(tile, groups_of_record(c, m.group));
     uint64_t masks[kMaskBytes4 / 8];
     std::memcpy(masks, tile.take(kMaskBytes4), kMaskBytes4);
-    size_t codes = 0;
-    for (const uint64_t mask : masks) codes += static_cast<size_t>(std::popcount(mask));
-    tile.take((codes + 1) / 2);
+    for (const uint64_t mask : masks) (c < low_columns(m.width()) ? low : high) += static_cast<size_t>(std::popcount(mask));
+  }
+  require(std::max(low, high) == size - records, "a tile with too many or too few codes");
+}
+
+// Scales are finite.
+void check_int4(const Matrix& m, Reader tile) {
+  for (size_t c = 0; c < m.width(); c += kColumns) {
+    check_scales(tile, groups_of_record(c, m.group));
+    tile.take(record4(m.layout, m.n).bytes());
   }
   require(tile.at == tile.end, "a tile is too long");
 }
@@ -115,7 +127,7 @@ void check_tiles(const Matrix& m, size_t count) {
   require(m.stream.size() >= kSlack && m.tiles.back() == m.stream.size() - kSlack, "a stream of another size");
   for (size_t i = 0; i < count; ++i) {
     const Reader tile{m.stream.data() + m.tiles[i], m.stream.data() + m.tiles[i + 1]};
-    if (m.values == Values::i4) check_int4(m, tile);
+    if (m.values == Values::i4) (m.layout == Layout::bitmask ? check_int4_masks : check_int4)(m, tile);
     else if (m.layout == Layout::bitmask) check_bitmask(m, tile);
     else if (m.layout == Layout::window) check_window(m, tile);
     else require(m.tiles[i + 1] - m.tiles[i] == tile_size(m), "a tile of another size");

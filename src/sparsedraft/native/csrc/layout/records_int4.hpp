@@ -12,9 +12,13 @@
 //   2:4      8      8: 2 of the first 4, 2 of the others    2 vectors: place of step s in bits 2 (s % 4) of each byte
 //   4:8      8      8: 4 of them                         2 vectors: their low 2 bits, as 2:4; 1 vector: bit 2 of step s in bit s
 //   2:8      4      16: 2 of the first 8, 2 of the others   2 vectors, as codes: the place in the step's 16 inputs
-//   bitmask  16     4                                    1024 bits: bit i is set if code i of the dense record is there; then
-//                                                        those codes without the 8 (two's complement), one behind the other,
-//                                                        filled up to a whole byte
+//   bitmask  16     4                                    64 bits a step: bit i is set if code i of the dense step is there
+//
+// A tile of bitmasks has its codes before all records, so that nothing must be unpacked, and records are equally large:
+//
+//   codes    4 bits each, without the 8 (two's complement), one byte behind the other: in the low halves those of the first half of
+//            the records, in the high halves, from the first byte on, those of the others
+//   records  scales and masks
 #pragma once
 
 #include "layout/matrix.hpp"
@@ -24,7 +28,7 @@ namespace sparsedraft {
 constexpr size_t kScaleBlock = 32;                  // inputs that share an activation scale of 8 bits; scales of weights span a multiple
 constexpr size_t kVector4 = kRows4 * 4;             // bytes of a vector: a word a lane
 constexpr size_t kScaleBytes4 = kRows4 * 2;         // of one group
-constexpr size_t kMaskBytes4 = kColumns * kRows4 / 8;
+constexpr size_t kMaskBytes4 = kColumns * kRows4 / 8;  // of a record
 constexpr int kOffset4 = 8;                         // codes are stored plus this
 
 // The places and codes of a record, in vectors; of bitmask none.
@@ -54,5 +58,13 @@ constexpr bool is_group(size_t group) { return group == 32 || group == 64 || gro
 inline size_t groups_of_record(size_t column, size_t group) {
   return group == kScaleBlock ? 2 : column % group == 0 ? 1 : 0;
 }
+
+// Bytes of a bitmask tile's records.
+inline size_t mask_records_bytes(size_t width, size_t group) {
+  return width / kColumns * kMaskBytes4 + padded(width, group) / group * kScaleBytes4;
+}
+
+// Columns of a bitmask tile whose codes lie in the low halves.
+inline size_t low_columns(size_t width) { return padded(width / 2, kColumns); }
 
 }  // namespace sparsedraft

@@ -1,5 +1,5 @@
 // Tiles of int4: see records_int4.hpp.
-#include <bit>
+#include <algorithm>
 
 #include "layout/records_int4.hpp"
 #include "layout/tiles.hpp"
@@ -63,9 +63,8 @@ void write_group_codes(const Source& source, size_t tile, size_t column, Layout 
   }
 }
 
-void write_mask_codes(const Source& source, size_t tile, size_t column, Stream& stream) {
-  uint8_t masks[kMaskBytes4] = {};
-  std::vector<uint8_t> codes;
+// The masks of the record at `column`, and its codes to `codes`.
+void write_masks(const Source& source, size_t tile, size_t column, uint8_t* masks, std::vector<uint8_t>& codes) {
   for (size_t i = 0; i < kColumns * kRows4; ++i) {
     const size_t lane = i / 4 % kRows4;
     const size_t c = i / (4 * kRows4) * 4 + i % 4;
@@ -74,20 +73,27 @@ void write_mask_codes(const Source& source, size_t tile, size_t column, Stream& 
     masks[i / 8] = static_cast<uint8_t>(masks[i / 8] | 1u << (i % 8));
     codes.push_back(bits & 0xF);
   }
-  std::memcpy(stream.extend(kMaskBytes4), masks, kMaskBytes4);
-  uint8_t* p = stream.extend((codes.size() + 1) / 2);
-  for (size_t i = 0; i < codes.size(); ++i) p[i / 2] = static_cast<uint8_t>(p[i / 2] | codes[i] << (4 * (i % 2)));
+}
+
+void write_bitmask_tile(const Source& source, size_t tile, const Matrix& m, Stream& stream) {
+  Stream records;
+  std::vector<uint8_t> low, high;  // codes
+  for (size_t c = 0; c < m.width(); c += kColumns) {
+    write_scales(source, tile, c, m.group, records);
+    write_masks(source, tile, c, records.extend(kMaskBytes4), c < low_columns(m.width()) ? low : high);
+  }
+  uint8_t* p = stream.extend(std::max(low.size(), high.size()));
+  std::copy(low.begin(), low.end(), p);
+  for (size_t i = 0; i < high.size(); ++i) p[i] = static_cast<uint8_t>(p[i] | high[i] << 4);
+  stream.out.insert(stream.out.end(), records.out.begin(), records.out.end());
 }
 
 }  // namespace
 
 void write_int4(const Source& source, size_t tile, const Matrix& m, Stream& stream) {
+  if (m.layout == Layout::bitmask) return write_bitmask_tile(source, tile, m, stream);
   for (size_t c = 0; c < m.width(); c += kColumns) {
     write_scales(source, tile, c, m.group, stream);
-    if (m.layout == Layout::bitmask) {
-      write_mask_codes(source, tile, c, stream);
-      continue;
-    }
     uint8_t* record = stream.extend(record4(m.layout, m.n).bytes());
     if (m.layout == Layout::dense) write_dense_codes(source, tile, c, record);
     else write_group_codes(source, tile, c, m.layout, m.n, record);
