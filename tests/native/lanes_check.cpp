@@ -102,11 +102,7 @@ inline Repeated repeated32(const void* p) { return splat32(p); }
 inline F half_floats(const uint8_t* p) {
   return both<F>([&](int i) { return half::halves(p + 16 * i); });
 }
-inline int share(int left, int most) {
-  const int parts = (left + most - 1) / most;
-  return (left + parts - 1) / parts;
-}
-#define SPARSEDRAFT_TOKENS 8
+#define SPARSEDRAFT_TOGETHER 12
 #include "kernels/multiply_int4.inc"
 
 }  // namespace sparsedraft::simd_sixteen
@@ -150,6 +146,7 @@ int main() {
   const Kernels sixteen = [] {
     Kernels k = kernels_portable;
     k.multiply = simd_sixteen::multiply_int4;
+    k.most_together = SPARSEDRAFT_TOGETHER;
     return k;
   }();
   Pool pool(1);

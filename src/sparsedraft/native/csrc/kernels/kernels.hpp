@@ -8,7 +8,8 @@
 //   simd_portable.hpp    8 lanes of floats and integers in plain C++: the specification of each operation
 //   attention.inc, elementwise.inc   attention; quantisation, norm and gate
 //   multiply.inc         products: which function for which layout, how many tokens at once
-//   multiply_floats.inc, multiply_int8.inc, multiply_int4.inc   products, one function a layout
+//   multiply_floats.inc, multiply_int8.inc   products, one function a layout
+//   multiply_int4.inc    the same of int4; int4_records.inc, int4_masks.inc with few tokens, int4_slab.inc with many
 //   spread.inc           a mask of bits -> a dense tile
 //   simd_avx2.hpp        the same operations in 256 bits
 //   wide.inc, simd_avx512.inc   two tiles at once in 512 bits
