@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sparsedraft.base.errors import UserError
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import (
+    LARGEST,
     Codes,
     group_of,
     int4_codes,
@@ -23,6 +25,20 @@ def matrix(rows: int, columns: int, seed: int, share: float = 0.5) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator) * torch.rand(rows, 1, generator=generator) ** 4
     return weight * (torch.rand(rows, columns, generator=generator) > share)
+
+
+@given(st.floats(1e3, 1e7), st.sampled_from([-1.0, 1.0]), st.integers(0, 63))
+def test_weights_beyond_int4_are_refused_and_never_clipped(largest: float, sign: float, place: int) -> None:
+    """Up to 8 times the largest float16 every weight is within one scale; above it one sentence says so."""
+    weight = torch.randn(1, 64, generator=torch.Generator().manual_seed(place))
+    weight[0, place] = sign * largest
+    if float(weight.abs().max()) > LARGEST:
+        with pytest.raises(UserError, match="does not fit int4, which holds up to 524,032: choose bf16"):
+            int4_codes(weight)
+        return
+    found = int4_codes(weight)
+    assert bool(torch.isfinite(found.scale).all())
+    assert abs(float(found.weight()[0, place]) - sign * largest) <= abs(float(found.scale[0, place // 32]))
 
 
 def test_int8_is_the_nearest_of_127_levels_and_clips_nothing() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.maths.quantization import Codes, least_squares_scale, nearest_codes
+from sparsedraft.maths.quantization import Codes, check_range, least_squares_scale, nearest_codes
 
 DAMPING = 0.01  # of H's mean diagonal, as in the paper
 UNSTRUCTURED = Pattern()
@@ -196,6 +196,7 @@ def prune_and_round(
     group's scale is taken at its first column, from the weights as they are by then. Where nothing is pruned this is
     GPTQ (Frantar et al. 2023).
     """
+    check_range(weight)
     order = hessian.order(goal.ordered)
     W, M, scales = _sweep(weight[:, order], hessian, goal, None if zeros is None else zeros[:, order], block)
     if not bool(torch.isfinite(W).all()):

@@ -1,5 +1,6 @@
-"""Masks of a sparsity pattern: choosing from scores which weights to keep, and proving that a weight obeys it."""
+"""Masks of a sparsity pattern: choosing from scores which weights to keep, proving that a weight obeys it, and bits."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,3 +39,14 @@ def obeys(weight: Tensor, pattern: Pattern) -> bool:
         return False
     groups = (weight != 0).reshape(weight.shape[0], -1, pattern.m)
     return bool((groups.sum(-1) <= pattern.n).all())
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """bool [rows, n] as bytes [rows, ⌈n / 8⌉], lowest bit first."""
+    return torch.from_numpy(np.packbits(mask.numpy(), axis=1, bitorder="little"))
+
+
+def unpack_mask(packed: Tensor, count: int) -> Tensor:
+    """The first `count` bits of each row of what `pack_mask` gave: bool [rows, count]."""
+    bits = np.unpackbits(packed.numpy(), axis=1, count=count, bitorder="little")
+    return torch.from_numpy(bits.view(bool))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsedraft.base.errors import UserError
 from sparsedraft.maths.pattern import Pattern
 
 GROUP = 32  # stored values that share an int4 scale
@@ -19,6 +20,7 @@ LOWEST, HIGHEST = -8, 7  # int4 codes
 TRIED = (-7, -7.6, -8, -8.6, -9.2, -10, -11.5, 6, 7, 7.6, 8.3, 9.6)
 CHUNK = 1 << 18  # weights that a CPU searches at once: what lies in a cache is faster than memory
 LARGEST_SCALE = torch.finfo(torch.float16).max
+LARGEST = LARGEST_SCALE * -LOWEST  # the largest |w| that int4 holds
 LEAST = 2.0**-24  # the smallest float16: a group below it is rounded to zeros
 
 
@@ -60,7 +62,11 @@ def int8_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int4_codes(weight: Tensor, group: int = GROUP, importance: Tensor | None = None) -> Codes:
-    """`weight` [out, in] in int4, each group's scale by `least_squares_scale` with `importance` [in] (default: 1)."""
+    """`weight` [out, in] in int4, each group's scale by `least_squares_scale` with `importance` [in] (default: 1).
+
+    UserError as `check_range`.
+    """
+    check_range(weight)
     rows, columns = weight.shape
     count = -(-columns // group)
     padding = count * group - columns
@@ -77,6 +83,13 @@ def int4_codes(weight: Tensor, group: int = GROUP, importance: Tensor | None = N
         q = nearest_codes(W, scale).to(torch.int8)
         codes[start : start + step] = q.T.reshape(len(part), -1)[:, :columns]
     return Codes(codes, scales, group)
+
+
+def check_range(weight: Tensor) -> None:
+    """Raise UserError for a weight that no code of int4 times a float16 reaches."""
+    largest = float(weight.detach().abs().amax().float())
+    if largest > LARGEST:
+        raise UserError(f"a weight of {largest:g} does not fit int4, which holds up to {LARGEST:,.0f}: choose bf16.")
 
 
 def least_squares_scale(W: Tensor, importance: Tensor | None = None) -> Tensor:

@@ -19,12 +19,11 @@ is float16 [rows, ⌈columns / group⌉]: each `group` consecutive inputs share 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.maths.masks import obeys
+from sparsedraft.maths.masks import obeys, pack_mask, unpack_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import GROUPS as SCALE_GROUPS
 from sparsedraft.maths.quantization import Codes, group_of, int4_codes, int8_codes
@@ -269,17 +268,6 @@ def _unpack_groups(name: str, entry: MatrixEntry, values: Tensor, index: Tensor)
 
 def _damaged(name: str, what: str) -> UserError:
     return UserError(f"packed matrix {name} {what}: the file is damaged, pack the checkpoint again.")
-
-
-def pack_mask(mask: Tensor) -> Tensor:
-    """bool [rows, n] as bytes [rows, ⌈n / 8⌉], lowest bit first."""
-    return torch.from_numpy(np.packbits(mask.numpy(), axis=1, bitorder="little"))
-
-
-def unpack_mask(packed: Tensor, count: int) -> Tensor:
-    """The first `count` bits of each row of what `pack_mask` gave: bool [rows, count]."""
-    bits = np.unpackbits(packed.numpy(), axis=1, count=count, bitorder="little")
-    return torch.from_numpy(bits.view(bool))
 
 
 def pack_places(places: Tensor, bits: int) -> Tensor:

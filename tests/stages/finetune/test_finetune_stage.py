@@ -9,7 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.models import checkpoint
+from sparsedraft.maths.masks import obeys
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.models import checkpoint, claims, rounded
+from sparsedraft.models.config.sparsity import groups_of
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.stage import split
@@ -150,6 +153,32 @@ def test_refusals(options: dict, message: str, place: Path, tmp_path: Path) -> N
     with pytest.raises(UserError, match=message) as raised:
         tuned(place, tmp_path / "out", **dict(options))
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+@pytest.mark.parametrize("options", [{}, {"quantize": "int4"}, {"reselect_every": 1}], ids=str)
+def test_a_rounded_drafter_trains_weights_whose_code_is_0(place: Path, tmp_path: Path, options: dict) -> None:
+    """Its mask lies beside it: what it keeps may be 0 at the start. What was pruned stays 0."""
+    prune(str(place / "dense"), tmp_path / "rounded", "demo:train", pattern="2:4", quantize="int4", **SMALL)
+    start = decoder_linears(checkpoint.load(tmp_path / "rounded"))
+    keep = {
+        name: rounded.mask_of(tmp_path / "rounded", name, linear.weight.detach(), Pattern(2, 4))
+        for name, linear in start.items()
+    }
+    asleep = {name: keep[name] & (linear.weight == 0) for name, linear in start.items()}
+    assert all(bool(mask.any()) for mask in asleep.values())
+    settings = Settings(**{**BASE, "learning_rate": 1e-3, **options})
+    finetune(str(tmp_path / "rounded"), str(place / "data"), tmp_path / "out", settings=settings, validation_prompts=4)
+    tuned_linears = decoder_linears(checkpoint.load(tmp_path / "out"))
+    claim = claims.claim_of(tmp_path / "out")
+    for name, linear in tuned_linears.items():
+        assert obeys(linear.weight, Pattern(2, 4)) and count_zeros(linear.weight) >= claim["linears"][name]
+        if options != {"reselect_every": 1}:
+            assert bool((linear.weight[~keep[name]] == 0).all())
+            assert float((linear.weight[asleep[name]] != 0).float().mean()) > 0.9
+    assert not (tmp_path / "out" / rounded.BESIDE).exists() and not groups_of(tmp_path / "out")
+    (tmp_path / "rounded" / rounded.BESIDE).unlink()
+    with pytest.raises(UserError, match=r"mask of .* in quantization\.safetensors cannot be read .*: prune again"):
+        finetune(str(tmp_path / "rounded"), str(place / "data"), tmp_path / "no", settings=settings)
 
 
 def test_models_that_do_not_belong_together_are_refused(place: Path, tiny_llama, tokenizer, tmp_path: Path) -> None:

@@ -86,6 +86,21 @@ def test_a_rounded_checkpoint_keeps_its_codes(tiny_checkpoint: Path, tmp_path: P
         pack(str(sparse), tmp_path / "again", **CALIBRATED)
 
 
+@pytest.mark.parametrize("options", [{"weights": "int4"}, CALIBRATED], ids=["alone", "calibrated"])
+def test_weights_beyond_int4_are_refused(options: dict, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By packing and pruning, in one sentence; they are not clipped without a word."""
+    model = checkpoint.load(tiny_checkpoint)
+    with torch.no_grad():
+        next(iter(decoder_linears(model).values())).weight[3, 5] = 600_000.0
+    checkpoint.save(model, checkpoint.load_tokenizer(tiny_checkpoint), tmp_path / "large")
+    with pytest.raises(
+        UserError, match=r"a weight of 600000 does not fit int4, which holds up to 524,032: choose bf16"
+    ):
+        pack(str(tmp_path / "large"), tmp_path / "packed", **options)
+    with pytest.raises(UserError, match=r"layer 0, self_attn\.\w_proj: a weight of 600000 does not fit int4"):
+        prune(str(tmp_path / "large"), tmp_path / "pruned", "demo:train", quantize="int4", **SMALL)
+
+
 def test_killed_packing_goes_on_to_the_same_bytes(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     pack(str(tiny_checkpoint), tmp_path / "whole", **CALIBRATED)
     advance, calls = sequential.Activations.advance, []

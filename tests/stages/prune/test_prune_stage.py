@@ -157,6 +157,11 @@ def test_a_rounded_checkpoint_says_its_codes(how: dict[str, object], tiny_checkp
         assert codes is not None and codes.group == group_of(pattern) and obeys(codes.codes, pattern)
         assert torch.equal(codes.weight(torch.bfloat16), linear.weight)
         assert int(codes.codes.min()) == -8 and len(codes.codes.unique()) >= 14
+        mask = rounded.mask_of(tmp_path / "int4", name, linear.weight, pattern)
+        assert mask is not None and bool((mask | (codes.codes == 0)).all())
+        kept = {"2:4": 1 / 2, "2:8": 1 / 4, "unstructured": 1 / 2}[str(pattern)]
+        assert int(mask.sum()) == round(kept * mask.numel()), "also those whose code is 0"
+        assert claims.claim_of(tmp_path / "int4")["linears"][name] == int((~mask).sum())
     assert result["quantize"] == "int4" and "quantize" not in exact
     before, after = exact["mean_relative_error"], result["mean_relative_error"]
     assert abs(after - before) < 0.03

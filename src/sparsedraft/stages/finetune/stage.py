@@ -24,7 +24,7 @@ from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native.loading import load
 from sparsedraft.stages.finetune import checks, features, loop, state
 from sparsedraft.stages.finetune.loop import Task
-from sparsedraft.stages.finetune.masks import masks_of
+from sparsedraft.stages.finetune.masks import stored_masks
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.options import FinetuneOptions
 from sparsedraft.text import bins, dataset
@@ -109,7 +109,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
 def _task(sources: _Sources, loaded: _Loaded) -> Task:
     """What the loop trains, from what is loaded."""
     claim = loaded.claim
-    masks = masks_of(loaded.model, list(claim["linears"])) if claim else {}
+    masks = stored_masks(sources.drafter, loaded.model, claim) if claim else {}
     return Task(
         loaded.model,
         masks,

@@ -7,6 +7,7 @@ from safetensors import safe_open
 
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.layerwise.streamed import Streamed
+from sparsedraft.maths.masks import unpack_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import census, checkpoint, claims, rounded
 from sparsedraft.models.decoder import count_zeros, linears_of
@@ -24,12 +25,13 @@ def assemble(model: Streamed, pieces: Path, work: Path, how: Pruning) -> dict[st
     checkpoint.write_config(model.folder, work)
     pattern, shares = how.pattern, how.shares
     claim = _claim(model, pruned, pattern, shares)
-    write_json(work / "sparsity.json", claim | _write_scales(model, pruned, work, how))
+    write_json(work / "sparsity.json", claim | _write_beside(model, pruned, work, how))
     written = Shards(work)  # what is on disk counts, not what was in memory
     for name in claim["linears"]:
         weight = written.tensor(model.stored_name(f"{name}.weight"))
         claims.check_claim(claim, name, weight, work)
         rounded.codes_of(work, name, weight)
+        rounded.mask_of(work, name, weight, claims.pattern_of(claim, name))
     check_loads(work)
     nonzero, parameters = census.nonzero_parameters(written)
     errors = _errors(model, pieces)
@@ -46,11 +48,16 @@ def assemble(model: Streamed, pieces: Path, work: Path, how: Pruning) -> dict[st
 
 
 def _claim(model: Streamed, pruned: Shards, pattern: Pattern, shares: Shares) -> dict[str, Any]:
-    """What sparsity.json says: the zeros of each linear, and the patterns of those that differ from `pattern`."""
+    """What sparsity.json says: the zeros of each linear, and the patterns of those that differ from `pattern`.
+
+    Of a rounded linear those of its mask: a weight that stays may have the code 0.
+    """
     zeros, patterns, size = {}, {}, 0
     for index, name, linear in model.linears():
         full, share = model.linear_name(index, name), shares[index, name]
-        zeros[full] = count_zeros(pruned.tensor(model.stored_name(f"{full}.weight")))
+        weight = pruned.tensor(model.stored_name(f"{full}.weight"))
+        mask = pruned.tensor(f"{full}.mask") if f"{full}.mask" in pruned.files else None
+        zeros[full] = count_zeros(weight if mask is None else unpack_mask(mask, weight.shape[1]))
         size += linear.weight.numel()
         of_linear = pattern.at(1 - share)
         if share == 0 or (pattern.m and of_linear != pattern):
@@ -59,12 +66,13 @@ def _claim(model: Streamed, pruned: Shards, pattern: Pattern, shares: Shares) ->
     return claim | ({"patterns": patterns} if patterns else {})
 
 
-def _write_scales(model: Streamed, pruned: Shards, work: Path, how: Pruning) -> dict[str, Any]:
-    """Write the scales of the rounded linears; what sparsity.json says of them, nothing where none is rounded."""
+def _write_beside(model: Streamed, pruned: Shards, work: Path, how: Pruning) -> dict[str, Any]:
+    """Write scales and masks of the rounded linears; what sparsity.json says of them, nothing where none is rounded."""
     if how.quantize == "none":
         return {}
     linears = {model.linear_name(index, name): (index, name) for index, name, _ in model.linears()}
-    rounded.write_scales(work, {full: pruned.tensor(f"{full}.scale") for full in linears})
+    scales, masks = ({full: pruned.tensor(f"{full}.{part}") for full in linears} for part in ("scale", "mask"))
+    rounded.write_beside(work, scales, masks)
     groups = {full: how.group_of(*which) for full, which in linears.items()}
     return {"quantization": {"scheme": how.quantize, "groups": groups}}
 

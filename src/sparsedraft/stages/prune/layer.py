@@ -13,6 +13,7 @@ from sparsedraft.base.files import write_atomic
 from sparsedraft.layerwise import sequential
 from sparsedraft.layerwise.sparsegpt import UNSTRUCTURED, Goal, Hessian, prune_and_round, relative_error
 from sparsedraft.layerwise.streamed import Streamed
+from sparsedraft.maths.masks import pack_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import group_of
 from sparsedraft.models.decoder import linears_of
@@ -43,10 +44,11 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a linear: its relative error ‖(W-Ŵ)X‖² / ‖WX‖², and its int4 scale if it is rounded."""
+    """What became of a linear: its relative error ‖(W-Ŵ)X‖² / ‖WX‖²; if it is rounded, its int4 scale and keep-mask."""
 
     error: float
-    scale: Tensor | None
+    scale: Tensor | None = None
+    keep: Tensor | None = None
 
 
 @torch.no_grad()
@@ -64,28 +66,28 @@ def prune_layer(
         weight, hessian = linears[name].weight.detach(), hessians[name]
         zeros = weight == 0 if name in sparse else None
         try:
-            pruned, scale = _prune_linear(weight, hessian, how, (index, name), zeros)
+            pruned, scale, keep = _prune_linear(weight, hessian, how, (index, name), zeros)
         except UserError as error:
             raise UserError(f"layer {index}, {name}: {error}") from None
-        outcomes[name] = Outcome(relative_error(weight, pruned, hessian.H), scale)
+        outcomes[name] = Outcome(relative_error(weight, pruned, hessian.H), scale, keep)
         linears[name].weight.copy_(pruned)
     return {name: outcomes[name] for name in linears}
 
 
 def _prune_linear(
     weight: Tensor, hessian: Hessian, how: Pruning, which: tuple[int, str], zeros: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """(the new weight of the linear `which`, the scale [out, groups] of its int4 codes if it is rounded)."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(the new weight of the linear `which`; if it is rounded, the scale [out, groups] of its codes, its keep-mask)."""
     sparsity, group = how.shares[which], how.group_of(*which)
     if group and how.method == "sparsegpt" and not how.refine:
         goal = Goal(how.pattern_of(*which) if sparsity else UNSTRUCTURED, sparsity, group)
-        codes, _ = prune_and_round(weight, hessian, goal, zeros)
-        return codes.weight(weight.dtype), codes.scale
+        codes, keep = prune_and_round(weight, hessian, goal, zeros)
+        return codes.weight(weight.dtype), codes.scale, keep
     pruned = _pruned(weight, hessian, how, which, zeros) if sparsity else weight
     if not group:
-        return pruned, None
-    codes, _ = prune_and_round(pruned, hessian, Goal(group=group), pruned == 0)  # the mask is the method's
-    return codes.weight(weight.dtype), codes.scale
+        return pruned, None, None
+    codes, keep = prune_and_round(pruned, hessian, Goal(group=group), pruned == 0)  # the mask is the method's
+    return codes.weight(weight.dtype), codes.scale, keep
 
 
 def _pruned(weight: Tensor, hessian: Hessian, how: Pruning, which: tuple[int, str], zeros: Tensor | None) -> Tensor:
@@ -114,8 +116,9 @@ def store(model: Streamed, layer: nn.Module, index: int, file: Path, outcomes: d
                 f"layer {index}, {name}: a weight is too large for {str(source.dtype).removeprefix('torch.')}, in "
                 "which the checkpoint is stored: convert it to bfloat16 or float32 first."
             )
-        if (scale := outcomes[name].scale) is not None:
-            tensors[f"{full}.scale"] = scale.cpu()
+        outcome = outcomes[name]
+        if outcome.scale is not None and outcome.keep is not None:
+            tensors[f"{full}.scale"], tensors[f"{full}.mask"] = outcome.scale.cpu(), pack_mask(outcome.keep.cpu())
     with write_atomic(file) as temporary:
         save_file(tensors, temporary, metadata={name: repr(outcome.error) for name, outcome in outcomes.items()})
 
