@@ -87,6 +87,9 @@ inline I end_codes(I sum, const int32_t*) { return sum; }
 inline I add_codes(I sum, I codes, I bytes) {
   return both<I>([&](int i) { return half::add_codes(sum.part[i], codes.part[i], bytes.part[i]); });
 }
+inline I begin_bytes(const int32_t* start) { return splat32(16 * *start); }
+inline I bytes_of(I weights) { return bits_xor(weights, splat32(static_cast<int32_t>(0x80808080))); }
+inline I add_bytes(I sum, I bytes, I x) { return add_codes(sum, bytes, x); }
 constexpr int kLanes = 16;
 inline I load_words(const uint8_t* p) {
   return both<I>([&](int i) { return half::iload(p + 32 * i); });
@@ -145,7 +148,7 @@ int main() {
                         {Layout::n_eight, 2, 2, 8}, {Layout::bitmask, 0, 3, 7}};
   const Kernels sixteen = [] {
     Kernels k = kernels_portable;
-    k.multiply = simd_sixteen::multiply_int4;
+    k.multiply = simd_sixteen::multiply_bytes;
     k.most_together = SPARSEDRAFT_TOGETHER;
     return k;
   }();

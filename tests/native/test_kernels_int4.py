@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eight_bits import product, rounded
 from sparse_weights import sparse
 from sparsedraft.maths.quantization import Codes, int4_codes
 from sparsedraft.native import extension as native
@@ -14,7 +15,6 @@ pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was
 
 LAYOUTS = [("dense", 0), ("2:4", 2), ("N:8", 4), ("N:8", 2), ("bitmask", 0)]
 NAMES = native.extension().names() if native.is_built() else []
-BLOCK = 32  # inputs that share an activation scale
 
 
 def codes_of(rows: int, columns: int, layout: str, n: int, group: int, density: float, seed: int) -> Codes:
@@ -27,20 +27,6 @@ def codes_of(rows: int, columns: int, layout: str, n: int, group: int, density: 
 def matrix_of(codes: Codes, layout: str, n: int) -> object:
     scales = codes.scale.view(torch.uint16).numpy()
     return native.extension().matrix(codes.codes.numpy(), "i4", layout, n, None, scales, codes.group)
-
-
-def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Inputs [tokens, columns] as the kernels round them: 8 bits of the largest of each 32."""
-    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    largest = padded.abs().amax(-1, keepdim=True)
-    factor = torch.where(largest > 0, torch.tensor(127.0) / largest, 0)  # 127 / largest would be 127 * (1 / largest)
-    q = (padded * factor).round().clamp(-127, 127).double() * (largest / 127).double()
-    return q.flatten(1)[:, : x.shape[1]]
-
-
-def product(matrix: object, x: torch.Tensor, kernels: str | None = None, threads: int = 1) -> torch.Tensor:
-    module = native.extension()
-    return torch.from_numpy(module.multiply([matrix], x.numpy(), module.Pool(threads), kernels)[0])
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, 256])

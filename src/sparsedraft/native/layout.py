@@ -22,7 +22,8 @@ def lay_out(stored: StoredMatrix, kind: str) -> tuple[Any, str]:
     rows = scale.float().numpy() if scale is not None and not stored.group else None
     groups = scale.view(torch.uint16).numpy() if scale is not None and stored.group else None
     values = raw(stored.values)
-    return extension().matrix(values, layout.values, layout.name, layout.n, rows, groups, stored.group), layout.label
+    fields = (layout.values, layout.name, layout.n, rows, groups, stored.group, stored.activations)
+    return extension().matrix(values, *fields), layout.label
 
 
 def embedding(stored: StoredMatrix) -> dict[str, Any]:

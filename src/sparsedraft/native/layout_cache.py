@@ -37,7 +37,7 @@ from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_choice import window_up_to
 from sparsedraft.native.packed_format import MatrixEntry
 
-VERSION = 4  # of the index and of csrc/layout: a cache of another version is written again
+VERSION = 5  # of the index and of csrc/layout: a cache of another version is written again
 SMALLEST = 16 << 20  # bytes of a model that is worth a cache
 LINE = 64  # bytes of a cache line, on which every stream begins
 SCRATCH, LOCK = ".new-", ".lock"  # a folder that a process fills, and the file in it that the process locks
@@ -101,6 +101,7 @@ class Parts(_Schema):
     values: str
     n: Annotated[int, Field(ge=0, le=8)]
     group: Annotated[int, Field(ge=0, le=256)]
+    activations: Annotated[int, Field(ge=8, le=16)]
     tiles: list[Size]
     order: list[Row]
     scale: list[float]
@@ -120,7 +121,8 @@ class CachedMatrix(_Schema):
         if (parts.rows, parts.columns) != (entry.rows, entry.columns) or self.nonzero > size:
             return False
         layout = entry.layout(self.nonzero / size)
-        if (parts.layout, parts.n, parts.values, parts.group) != (layout.name, layout.n, layout.values, entry.group):
+        expected = layout.name, layout.n, layout.values, entry.group, entry.activations
+        if (parts.layout, parts.n, parts.values, parts.group, parts.activations) != expected:
             return False
         if scale is None or entry.group:  # the scales of int4 lie in the stream
             return not parts.scale

@@ -15,7 +15,7 @@ from sparsedraft.native.stored_matrix import StoredMatrix
 
 HEADER = "packed.json"
 FORMAT = "sparsedraft-packed"
-VERSIONS = (1, 2)  # 2 where a matrix is of int4, which older programs do not read
+VERSIONS = (1, 2)  # 2 where a matrix is of int4 or for inputs of 8 bits, which older programs do not read
 HEAD_IDS = "sparsedraft.head_ids"  # the tensor with the tokens of a trimmed head, ascending (int32)
 
 

@@ -40,7 +40,8 @@ GROUPS = range(2, 257)  # the M of N:M
 class MatrixEntry:
     """What the header says of one matrix. `kind`: dense, bitmask or N:M; `values`: a key of VALUE_TYPES.
 
-    `group`, of int4 only: so many consecutive inputs share a scale.
+    `group`, of int4 only: so many consecutive inputs share a scale. `activations`, of dense int8 only: bits of the
+    inputs that it is multiplied with, 16 or 8.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class MatrixEntry:
     rows: int
     columns: int
     group: int = 0
+    activations: int = 16
 
     @classmethod
     def parse(cls, name: str, raw: Any) -> "MatrixEntry":
@@ -58,7 +60,7 @@ class MatrixEntry:
                 f"packed matrix {name} has {field} {repr(value)[:200]}, {mend}: pack the checkpoint again."
             )
 
-        if not isinstance(raw, dict) or set(raw) - {"group"} != {"kind", "values", "rows", "columns"}:
+        if not isinstance(raw, dict) or set(raw) - {"group", "activations"} != {"kind", "values", "rows", "columns"}:
             raise wrong("the entry", raw, "not kind, values, rows and columns")
         for field in ("rows", "columns"):
             if type(raw[field]) is not int or not 0 < raw[field] < LARGEST:
@@ -69,6 +71,8 @@ class MatrixEntry:
             raise wrong("group", raw.get("group"), f"not one of {', '.join(map(str, SCALE_GROUPS))}")
         if raw["values"] != "int4" and "group" in raw:
             raise wrong("group", raw["group"], f"which {raw['values']} does not have")
+        if "activations" in raw and (raw["activations"] != 8 or (raw["kind"], raw["values"]) != ("dense", "int8")):
+            raise wrong("activations", raw["activations"], "and only dense int8 may have them, of 8 bits")
         entry = cls(**raw)
         if entry.kind not in ("dense", "bitmask"):
             try:
@@ -85,7 +89,7 @@ class MatrixEntry:
     def describe(cls, stored: StoredMatrix, kind: str) -> "MatrixEntry":
         """The entry of a matrix that is packed as `kind`."""
         rows, columns = stored.values.shape
-        return cls(kind, stored.type, rows, columns, stored.group)
+        return cls(kind, stored.type, rows, columns, stored.group, stored.activations)
 
     @property
     def pattern(self) -> Pattern:
@@ -99,6 +103,8 @@ class MatrixEntry:
         fields = asdict(self)
         if not self.group:
             del fields["group"]
+        if self.activations == 16:
+            del fields["activations"]
         return fields
 
     def index_shape(self) -> tuple[int, int] | None:
@@ -134,16 +140,18 @@ def place_bits(m: int) -> int:
 
 
 def pack_matrix(
-    weight: Tensor, kind: str, values: str, codes: Codes | None = None
+    weight: Tensor, kind: str, values: str, codes: Codes | None = None, activations: int = 16
 ) -> tuple[MatrixEntry, dict[str, Tensor]]:
     """`weight` [rows, columns] as an entry and its tensors (PARTS, as far as there are any).
 
     `codes`: of int4, where they are known already; else each group's scale is the one of least squares.
+    `activations`: bits of the inputs that the kernels multiply dense int8 with, 16 or 8; all else takes 16 of int8.
     Raises UserError where the weight breaks the N:M, or does not fit float16.
     """
     if values == "int4":
         return _pack_int4(weight, kind, codes)
-    entry = MatrixEntry(kind, values, *weight.shape)
+    eight = activations == 8 and (kind, values) == ("dense", "int8")
+    entry = MatrixEntry(kind, values, weight.shape[0], weight.shape[1], activations=8 if eight else 16)
     nonzero = weight != 0
     out: dict[str, Tensor] = {}
     if values == "int8":
@@ -204,7 +212,7 @@ def unpack_matrix(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> 
     if entry.kind == "dense":
         if tuple(values.shape) != (entry.rows, entry.columns):
             raise _damaged(name, f"has values {list(values.shape)}")
-        return StoredMatrix(values, scale)
+        return StoredMatrix(values, scale, activations=entry.activations)
     unpack = _unpack_bitmask if entry.kind == "bitmask" else _unpack_groups
     return StoredMatrix(unpack(name, entry, values, tensors["index"]), scale)
 

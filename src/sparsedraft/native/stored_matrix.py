@@ -19,12 +19,14 @@ class StoredMatrix:
     """`values` [rows, columns], with zeros where nothing is stored.
 
     Floats have no scale. Codes of int8 have `scale` float32 [rows]. Codes of int4, from -8 to 7 in int8 each, have
-    `scale` float16 [rows, ⌈columns / group⌉]: each `group` consecutive inputs share one.
+    `scale` float16 [rows, ⌈columns / group⌉]: each `group` consecutive inputs share one. `activations`, of int8 only:
+    bits of the inputs that the kernels multiply it with.
     """
 
     values: Tensor
     scale: Tensor | None = None
     group: int = 0
+    activations: int = 16
 
     @property
     def type(self) -> str:

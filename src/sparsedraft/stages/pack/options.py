@@ -23,6 +23,11 @@ class _Packing(Calibration):
     head_weights: Weights | None = Field(
         None, description="The same of the embedding and the head. Default: as --weights; int8 where that is int4."
     )
+    activations: Literal[16, 8] | None = Field(
+        None,
+        description="Bits of the activations that dense int8 is multiplied with: 8 is faster with many tokens. Default: "
+        "16; 8 where --weights is int4, which takes 8 itself.",
+    )
     calibration: Annotated[str | None, Exists(check_text)] = Field(
         None,
         description="Distilled data folder, or PROMPTS, to round int4 on, a layer at a time; default: least squares.",

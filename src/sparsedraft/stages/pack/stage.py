@@ -29,7 +29,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     """Pack the checkpoint `options.model` into the folder `options.out`.
 
     `weights`: the type of the values: f16, bf16, int8 with a scale for each row, or int4 with one for each group of
-    inputs. `head_weights`: the same of embedding and head. Biases and norms stay as they are.
+    inputs. `head_weights`: the same of embedding and head. Biases and norms stay as they are. `activations`: bits of
+    the activations that dense int8 is multiplied with.
     `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a
     text); the answers' tokens that it lost are counted.
     int4 is rounded by least squares; with `calibration` so that the outputs of layers change least on that text, a
@@ -40,10 +41,11 @@ def pack(options: PackOptions) -> dict[str, Any]:
     shards.side_files(folder)  # refused now, not at the end
     check_packable(options.model, folder)
     head_weights = options.head_weights or ("int8" if options.weights == "int4" else options.weights)
+    activations = options.activations or (8 if options.weights == "int4" else 16)
     tokenizer = _calibration_tokenizer(options, folder)
 
     def build(work: Path) -> dict[str, Any]:
-        writer = PackedWriter(folder, work, options.weights, head_weights)
+        writer = PackedWriter(folder, work, options.weights, head_weights, activations)
         calibrated = {} if tokenizer is None else _calibrate(options, writer, tokenizer)
         ids, head = None, {}
         if options.head_tokens is not None and options.head_data is not None:
@@ -60,6 +62,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     }  # fmt: skip
     if head_weights != options.weights:  # folders of older versions stay as they are
         inputs["head_weights"] = head_weights
+    if activations != 16:
+        inputs["activations"] = activations
     if options.calibration is not None:
         inputs |= {
             "calibration": calibration.source(options.calibration),

@@ -24,11 +24,14 @@ from sparsedraft.stages.pack.calibrated import CalibratedCodes
 class PackedWriter:
     """Packs the checkpoint in `folder` into `work`, its values as `weights`, of embedding and head as `head_weights`.
 
+    `activations`: bits of the activations that dense int8 is multiplied with.
+
     Raises UserError where the checkpoint is not whole, or lies about its mask, or holds what does not fit.
     """
 
-    def __init__(self, folder: Path, work: Path, weights: str, head_weights: str) -> None:
+    def __init__(self, folder: Path, work: Path, weights: str, head_weights: str, activations: int = 16) -> None:
         self.folder, self.work, self.weights, self.head_weights = folder, work, weights, head_weights
+        self.activations = activations
         self.shards = Shards(folder)
         self.claim = claims.claim_of(folder) or {"linears": {}}
         model = skeleton(checkpoint.read_config(folder))
@@ -55,7 +58,7 @@ class PackedWriter:
     def write(self, head_ids: Tensor | None) -> dict[str, Any]:
         """Write the folder, the head trimmed to `head_ids`; its kinds, bytes and rounding error."""
         self._write_tensors(head_ids)
-        version = 2 if any("group" in entry for entry in self.entries.values()) else 1
+        version = 2 if any({"group", "activations"} & set(entry) for entry in self.entries.values()) else 1
         header = {"format": FORMAT, "version": version, "weights": self.weights, "linears": self.entries}
         write_json(self.work / HEADER, header)
         shards.copy_side_files(self.folder, self.work)
@@ -121,9 +124,10 @@ class PackedWriter:
         if head and head_ids is not None:
             tensor = tensor[head_ids.long()]
         if linear is None:
-            entry, parts = pack_matrix(tensor, "dense", self.head_weights)
+            entry, parts = pack_matrix(tensor, "dense", self.head_weights, activations=self.activations)
         else:
-            entry, parts = pack_matrix(tensor, self._kind(linear, tensor), self.weights, self._codes(linear, tensor))
+            kind, codes = self._kind(linear, tensor), self._codes(linear, tensor)
+            entry, parts = pack_matrix(tensor, kind, self.weights, codes, self.activations)
         self._note_error(tensor, entry, parts, stored)
         self.entries[stored] = entry.to_dict()
         if linear is not None:

@@ -17,9 +17,10 @@ Layout layout_named(const std::string& name) {
   throw std::invalid_argument("no layout is named " + name);
 }
 
-// `scale`: [rows] of int8. `groups`: float16 scales of int4 [rows, groups], each of `group` inputs.
+// `scale`: [rows] of int8. `groups`: float16 scales of int4 [rows, groups], each of `group` inputs. `activations`: bits of the inputs
+// that int8 is multiplied with.
 std::shared_ptr<Matrix> matrix(const Raw& values, const std::string& type, const std::string& layout, int n,
-                               std::optional<Floats> scale, std::optional<Halves> groups, size_t group) {
+                               std::optional<Floats> scale, std::optional<Halves> groups, size_t group, int activations) {
   RowMajor m;
   m.type = values_named(type);
   check_type(values, m.type);
@@ -32,6 +33,7 @@ std::shared_ptr<Matrix> matrix(const Raw& values, const std::string& type, const
   m.scale = scale ? scale->data() : nullptr;
   m.halves = groups ? groups->data() : nullptr;
   m.group = group;
+  m.activations = activations;
   nb::gil_scoped_release release;
   return std::make_shared<Matrix>(lay_out(m, layout_named(layout), n));
 }
@@ -45,6 +47,7 @@ nb::dict parts_of(const std::shared_ptr<Matrix>& m) {
   d["values"] = kValues[static_cast<int>(m->values)];
   d["n"] = m->n;
   d["group"] = m->group;
+  d["activations"] = m->activations;
   d["tiles"] = m->tiles;
   d["order"] = m->order;
   d["scale"] = m->scale;
@@ -62,6 +65,7 @@ std::shared_ptr<Matrix> matrix_of(const nb::dict& d, const Stream& stream) {
   m->values = values_named(nb::cast<std::string>(d["values"]));
   m->n = nb::cast<int>(d["n"]);
   m->group = nb::cast<size_t>(d["group"]);
+  m->activations = nb::cast<int>(d["activations"]);
   m->tiles = nb::cast<std::vector<size_t>>(d["tiles"]);
   m->order = nb::cast<std::vector<int32_t>>(d["order"]);
   m->scale = nb::cast<std::vector<float>>(d["scale"]);
@@ -90,7 +94,7 @@ void bind_matrix(nb::module_& m) {
       .def_prop_ro("columns", [](const Matrix& x) { return x.columns; })
       .def_prop_ro("bytes", &Matrix::bytes);
   m.def("matrix", &matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none(), "groups"_a = nb::none(),
-        "group"_a = 0);
+        "group"_a = 0, "activations"_a = 16);
   m.def("parts_of", &parts_of, "matrix"_a);
   m.def("matrix_of", &matrix_of, "parts"_a, "stream"_a, nb::keep_alive<0, 2>());
 }

@@ -105,8 +105,8 @@ inline void multiply_all(const Kernels& kernels, Pool& pool, ActivationBuffer& x
   ActivationBuffer::Wanted wanted;
   size_t tiles = 0;
   for (const Product& p : products) {
-    wanted.words |= p.matrix->values == Values::i8;
-    wanted.bytes |= p.matrix->values == Values::i4;
+    wanted.words |= p.matrix->values == Values::i8 && !p.matrix->wants_bytes();
+    wanted.bytes |= p.matrix->wants_bytes();
     wanted.split |= kernels.wants_split && kernels.wants_split(*p.matrix, x.tokens());
     tiles += p.matrix->tile_count();
   }

@@ -75,6 +75,13 @@ inline I add_dot16(I sum, I a, I b) {  // and the sums of neighbours' products
 inline I begin_codes(const int32_t*) { return izero(); }
 inline I add_codes(I sum, I codes, I bytes) { return {_mm256_add_epi16(sum.v, _mm256_maddubs_epi16(codes.v, bytes.v))}; }
 inline I end_codes(I sum, const int32_t* start) { return add32({_mm256_madd_epi16(sum.v, _mm256_set1_epi16(1))}, splat32(start)); }
+// Sums of products of signed bytes: of magnitudes and of bytes with the signs of both, as 16 bits hold two products of those.
+inline I begin_bytes(const int32_t*) { return izero(); }
+inline I bytes_of(I weights) { return weights; }
+inline I add_bytes(I sum, I weights, I bytes) {
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights.v), _mm256_sign_epi8(bytes.v, weights.v));
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
 inline I where_equal(I a, I b, I yes, I no) { return {_mm256_blendv_epi8(no.v, yes.v, _mm256_cmpeq_epi8(a.v, b.v))}; }
 inline I shuffle(I x, I i) { return {_mm256_shuffle_epi8(x.v, i.v)}; }  // bytes, within each half
 inline I zip_low(I a, I b) { return {_mm256_unpacklo_epi8(a.v, b.v)}; }  // of each half

@@ -167,6 +167,17 @@ inline I add_codes(I sum, I codes, I bytes) {
     return out;
   });
 }
+// Sums of products of signed bytes, four neighbours a word: begin_bytes, then add_bytes of what bytes_of makes of the first ones.
+inline I begin_bytes(const int32_t*) { return {}; }
+inline I bytes_of(I weights) { return weights; }
+inline I add_bytes(I sum, I weights, I bytes) {
+  return each<I>([&](int i) {
+    uint32_t out = sum.v[i];
+    for (int k = 4 * i; k < 4 * i + 4; ++k)
+      out += static_cast<uint32_t>(static_cast<int8_t>(weights.byte(k)) * static_cast<int8_t>(bytes.byte(k)));
+    return out;
+  });
+}
 // Of each byte: a == b ? yes : no
 inline I where_equal(I a, I b, I yes, I no) {
   I out{};

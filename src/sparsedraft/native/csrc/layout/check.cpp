@@ -26,7 +26,7 @@ size_t tile_size(const Matrix& m) {
       return m.width() / TwoFourRecord::kInputs * (int8 ? TwoFourRecord::kSize8 : TwoFourRecord::kSize16);
     case Layout::n_eight:
       return m.width() / EightRecord::kInputs * static_cast<size_t>(m.n) * (int8 ? EightRecord::kSize8 : EightRecord::kSize16);
-    default: return m.width() * kRows * size_of(m.values);
+    default: return m.width() * m.tile_rows() * size_of(m.values);
   }
 }
 
@@ -142,6 +142,7 @@ void check(const Matrix& m) {
   require(m.layout != Layout::n_eight || (m.n >= 1 && m.n <= 7), "N");
   require(m.layout != Layout::window || m.width() <= kMostWindowColumns, "too many columns for windows");
   require((m.values == Values::i4) == (m.group != 0), "groups of inputs");
+  require(m.activations == 16 || (m.activations == 8 && m.values == Values::i8 && m.layout == Layout::dense), "bits of inputs");
   require(m.values != Values::i4 || (has_int4(m.layout, m.n) && is_group(m.group)), "no layout of int4");
   const size_t count = padded(m.rows, m.tile_rows()) / m.tile_rows();
   const size_t lanes = count * m.tile_rows();

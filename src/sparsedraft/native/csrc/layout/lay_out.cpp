@@ -19,6 +19,8 @@ void check_arguments(const RowMajor& m, Layout layout, int n) {
   require(layout != Layout::n_eight || (n >= 1 && n <= 7), "N:8 needs an N from 1 to 7");
   require(m.type != Values::f32 || layout == Layout::dense, "sparse layouts hold 16-bit, int8 or int4 values");
   require(m.type != Values::i8 || m.scale, "int8 values need a scale for each row");
+  require(m.activations == 16 || (m.activations == 8 && m.type == Values::i8 && layout == Layout::dense),
+          "only dense int8 values are multiplied with inputs of 8 bits");
   require(layout != Layout::window || padded(m.columns, kColumns) <= kMostWindowColumns, "a window needs at most 65536 columns");
   if (m.type != Values::i4) return;
   require(has_int4(layout, n), "int4 is laid out dense, as 2:4, 4:8, 2:8 or bitmask");
@@ -51,6 +53,7 @@ Part write_tiles(const Source& source, const Matrix& m, size_t first, size_t las
   for (size_t tile = first; tile < last; ++tile) {
     part.tiles.push_back(stream.out.size());
     if (m.values == Values::i4) write_int4(source, tile, m, stream);
+    else if (m.wants_bytes()) write_bytes(source, tile, m.width(), stream);
     else switch (m.layout) {
       case Layout::dense: write_dense(source, tile, m.width(), stream); break;
       case Layout::two_four: write_two_four(source, tile, m.width(), stream); break;
@@ -107,6 +110,7 @@ Matrix lay_out(const RowMajor& rows, Layout layout, int n) {
   m.values = rows.type;
   m.n = n;
   m.group = rows.type == Values::i4 ? rows.group : 0;
+  m.activations = rows.activations;
   Source source{static_cast<const uint8_t*>(rows.values), rows.type, rows.rows, rows.columns, nullptr, rows.halves};
   if (layout == Layout::window) {
     m.order = order_by_density(source);
@@ -116,8 +120,8 @@ Matrix lay_out(const RowMajor& rows, Layout layout, int n) {
   std::vector<Part> parts = write_parts(source, m, tiles);
   join(parts, tiles, m);
   if (rows.type == Values::i8) {
-    m.scale.assign(tiles * kRows, 0.0f);
-    for (size_t i = 0; i < tiles * kRows; ++i) {
+    m.scale.assign(tiles * m.tile_rows(), 0.0f);
+    for (size_t i = 0; i < m.scale.size(); ++i) {
       const size_t row = source.row(i / kRows, static_cast<int>(i % kRows));
       if (row < m.rows) m.scale[i] = rows.scale[row];
     }

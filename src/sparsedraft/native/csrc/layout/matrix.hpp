@@ -1,6 +1,6 @@
 // layout/: a weight matrix as the kernels read it. READ THIS FIRST.
 //
-// Checkpoints hold a matrix row by row. The kernels read tiles: 8 rows (16 of int4), row r of a tile in SIMD lane r, columns
+// Checkpoints hold a matrix row by row. The kernels read tiles: 8 rows (16 of int4 and others for 8-bit inputs), row r of a tile in SIMD lane r, columns
 // padded to a multiple of 64 with zeros. A tile is one sequential stream of bytes, so a kernel reads memory from front to back
 // and nothing else. This folder makes tiles from rows, and checks tiles that come from a file.
 //
@@ -34,7 +34,7 @@ enum class Layout : uint8_t {
 };
 
 constexpr int kRows = 8;      // rows of a tile: the 32-bit lanes of 256 bits
-constexpr int kRows4 = 16;    // rows of a tile of int4: the 32-bit lanes of 512 bits
+constexpr int kRows4 = 16;    // rows of a tile that is multiplied with inputs of 8 bits: the 32-bit lanes of 512 bits
 constexpr int kColumns = 64;  // columns are padded to a multiple of this
 constexpr int kBlock = 512;   // inputs that share an activation scale: 127 * 32767 * 512 still fits in 31 bits
 constexpr int kSlack = 64;    // bytes that kernels may read past a stream's end
@@ -52,6 +52,7 @@ struct Matrix {
   Values values = Values::f32;
   int n = 0;                   // N of Layout::n_eight
   size_t group = 0;            // i4 only: consecutive inputs that share a scale
+  int activations = 16;        // i8 only: bits of the inputs it is multiplied with: 16, or 8 where it is dense
   Bytes stream;                // the tiles, one behind the other, and kSlack
   std::vector<size_t> tiles;   // where each tile begins in `stream`, and the end of the last
   std::vector<int32_t> order;  // window only: the row in each lane of each tile; -1: none
@@ -59,7 +60,9 @@ struct Matrix {
 
   size_t tile_count() const { return tiles.empty() ? 0 : tiles.size() - 1; }
   size_t width() const { return padded(columns, kColumns); }
-  size_t tile_rows() const { return values == Values::i4 ? kRows4 : kRows; }
+  // Whether it is multiplied with inputs of 8 bits.
+  bool wants_bytes() const { return values == Values::i4 || (values == Values::i8 && activations == 8); }
+  size_t tile_rows() const { return wants_bytes() ? kRows4 : kRows; }
   size_t bytes() const { return stream.size() + scale.size() * 4; }
 };
 

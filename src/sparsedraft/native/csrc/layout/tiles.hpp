@@ -72,6 +72,8 @@ void write_bitmask(const Source& source, size_t tile, size_t width, Stream& stre
 void write_two_four(const Source& source, size_t tile, size_t width, Stream& stream);
 void write_n_eight(const Source& source, size_t tile, size_t width, int n, Stream& stream);
 void write_window(const Source& source, size_t tile, size_t width, Stream& stream);
+// Dense values of one byte for inputs of 8 bits, and so 16 rows: for each four inputs a word a lane.
+void write_bytes(const Source& source, size_t tile, size_t width, Stream& stream);
 // The same of int4, in the layout of `m`.
 void write_int4(const Source& source, size_t tile, const Matrix& m, Stream& stream);
 

@@ -46,6 +46,13 @@ void write_dense(const Source& source, size_t tile, size_t width, Stream& stream
   }
 }
 
+void write_bytes(const Source& source, size_t tile, size_t width, Stream& stream) {
+  uint8_t* p = stream.extend(width * kRows4);
+  for (size_t lane = 0; lane < kRows4; ++lane)
+    for (size_t c = 0; c < source.columns; ++c)
+      p[c / 4 * 4 * kRows4 + lane * 4 + c % 4] = static_cast<uint8_t>(source.bits(tile * kRows4 + lane, c));
+}
+
 void write_bitmask(const Source& source, size_t tile, size_t width, Stream& stream) {
   const size_t size = size_of(source.type);
   for (size_t c = 0; c < width; c += kColumns) {

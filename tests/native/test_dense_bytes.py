@@ -1,0 +1,72 @@
+"""Dense int8 times inputs of 8 bits, against exact products of the codes with the rounded inputs; all sets bit for bit."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eight_bits import product, rounded
+from sparsedraft.maths.quantization import int8_codes
+from sparsedraft.native import extension as native
+
+pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was not built")
+
+NAMES = native.extension().names() if native.is_built() else []
+
+
+def matrix_of(codes: torch.Tensor, scale: torch.Tensor) -> object:
+    return native.extension().matrix(codes.numpy(), "i8", "dense", 0, scale.numpy(), activations=8)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(rows=st.integers(1, 50), columns=st.integers(1, 700), tokens=st.integers(1, 30), seed=st.integers(0, 99))
+def test_products_are_those_of_codes_and_rounded_inputs(rows: int, columns: int, tokens: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes, scale = int8_codes(torch.randn(rows, columns, generator=generator) * 10 ** (seed % 5 - 3))
+    matrix = matrix_of(codes, scale)
+    x = torch.randn(tokens, columns, generator=generator) * 10 ** (seed % 4 - 2)
+    x[0, :: seed % 3 + 1] *= 1e3
+    found = product(matrix, x)
+    inputs, weight = rounded(x), codes.double() * scale.double()[:, None]
+    error = (found - inputs @ weight.T).abs()
+    assert bool((error <= 1e-5 * (inputs.abs() @ weight.abs().T) + 1e-30).all())
+    for name in NAMES:
+        assert torch.equal(product(matrix, x, name), found), f"{name} gives the same bits"
+    alone = torch.cat([product(matrix, x[t : t + 1]) for t in range(tokens)])
+    assert torch.equal(alone, found), "a token's result does not depend on its neighbours"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_largest_codes_and_inputs_do_not_overflow(name: str) -> None:
+    """127 times 127 in all places: pairs of products nearly fill 16 bits."""
+    codes = torch.full((17, 4096), 127, dtype=torch.int8)
+    codes[1::2] = -127
+    x = torch.ones(13, 4096)
+    x[1::2] = -1
+    found = product(matrix_of(codes, torch.ones(17)), x, name)
+    assert torch.allclose(found.double(), x.double() @ codes.double().T, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("type_", "layout", "n"), [("i8", "bitmask", 0), ("i8", "2:4", 2), ("bf16", "dense", 0)])
+def test_only_dense_int8_takes_8_bits(type_: str, layout: str, n: int) -> None:
+    values = np.zeros((8, 64), np.int8 if type_ == "i8" else np.int16)
+    scale = np.ones(8, np.float32) if type_ == "i8" else None
+    with pytest.raises(ValueError, match="only dense int8 values are multiplied with inputs of 8 bits"):
+        native.extension().matrix(values, type_, layout, n, scale, activations=8)
+
+
+def test_parts_make_the_same_matrix_and_wrong_ones_are_refused() -> None:
+    codes, scale = int8_codes(torch.randn(35, 200, generator=torch.Generator().manual_seed(1)))
+    matrix = matrix_of(codes, scale)
+    parts = native.extension().parts_of(matrix)
+    stream = np.copy(parts.pop("stream"))
+    aligned = np.zeros(len(stream) + 64, np.uint8)
+    start = -aligned.ctypes.data % 64
+    aligned[start : start + len(stream)] = stream
+    again = native.extension().matrix_of(parts, aligned[start : start + len(stream)])
+    x = torch.randn(3, 200)
+    assert torch.equal(product(again, x), product(matrix, x))
+    for wrong in ({"activations": 16}, {"activations": 4}, {"rows": 64}):
+        with pytest.raises(ValueError, match="kept parts that are no matrix"):
+            native.extension().matrix_of(parts | wrong, aligned[start : start + len(stream)])
