@@ -1,4 +1,4 @@
-"""Dense int8 times inputs of 8 bits, against exact products of the codes with the rounded inputs; all sets bit for bit."""
+"""Dense int8 times inputs of 8 bits, against exact products with the rounded inputs; all sets bit for bit."""
 
 import numpy as np
 import pytest

@@ -126,3 +126,26 @@ def test_calibration_is_for_int4(tiny_checkpoint: Path, tmp_path: Path) -> None:
         pack(str(tiny_checkpoint), tmp_path / "no", calibration="demo:train")
     with pytest.raises(UserError, match="no such file"):
         pack(str(tiny_checkpoint), tmp_path / "no", weights="int4", calibration=str(tmp_path / "none.jsonl"))
+
+
+def test_inputs_of_8_bits_are_noted_for_dense_int8_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pruned = prune(str(tiny_checkpoint), tmp_path / "pruned", pattern="2:4", calibration="demo:train", **SMALL)
+    assert pruned
+    for weights, activations, of_dense, of_sparse in (
+        ("int8", 8, 8, None),
+        ("int8", None, None, None),
+        ("int4", None, 8, None),
+        ("int4", 16, None, None),
+    ):
+        out = tmp_path / f"{weights}-{activations}"
+        pack(str(tmp_path / "pruned"), out, weights=weights, activations=activations)
+        header = json.loads((out / HEADER).read_text())
+        entries = header["linears"]
+        assert entries["model.embed_tokens"].get("activations") == of_dense
+        assert {e.get("activations") for e in entries.values() if e["kind"] == "2:4"} == {of_sparse}
+        assert header["version"] == (1 if (weights, activations) == ("int8", None) else 2)
+
+
+def test_activations_of_other_widths_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="activations are of 8 or of 16 bits, not of 12: give one of them"):
+        pack(str(tiny_checkpoint), tmp_path / "out", activations=12)

@@ -23,10 +23,12 @@ class _Packing(Calibration):
     head_weights: Weights | None = Field(
         None, description="The same of the embedding and the head. Default: as --weights; int8 where that is int4."
     )
-    activations: Literal[16, 8] | None = Field(
+    activations: int | None = Field(
         None,
-        description="Bits of the activations that dense int8 is multiplied with: 8 is faster with many tokens. Default: "
-        "16; 8 where --weights is int4, which takes 8 itself.",
+        ge=8,
+        le=16,
+        description="Bits of the activations that dense int8 is multiplied with: 8 is faster with many tokens. "
+        "Default: 16; 8 where --weights is int4, which takes 8 itself.",
     )
     calibration: Annotated[str | None, Exists(check_text)] = Field(
         None,
@@ -45,6 +47,8 @@ class _Packing(Calibration):
     def _possible(self) -> Self:
         if (self.head_tokens is None) != (self.head_data is None):
             raise ValueError("<head_tokens> and <head_data> belong together: the data says which tokens are frequent")
+        if self.activations not in (None, 8, 16):
+            raise ValueError(f"<activations> are of 8 or of 16 bits, not of {self.activations}: give one of them")
         if self.calibration is not None and self.weights != "int4":
             raise ValueError(f"<calibration> is for <weights> int4, not {self.weights}: leave one of them out")
         return self

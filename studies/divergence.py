@@ -1,0 +1,118 @@
+r"""How far a rounded model strays from its checkpoint: KL divergence of the next token, position by position.
+
+    python studies/divergence.py CHECKPOINT NAME=MODEL [NAME=MODEL ...] --text FILE --out FOLDER
+
+MODEL: a packed folder, which the native engine runs with its own rounding of activations; or a checkpoint or .gguf
+file, whose weights transformers runs in float32 (llama.cpp would round activations, too). NAME=weights:PACKED runs a
+packed folder's weights in float32 as well. --text: prompts or distilled data; --tokens of it, in sequences of
+--length, each token seeing those before it. The mean is over tokens, its interval (95 %) of a bootstrap over
+sequences; the ratio of the last line is to the model named --against. Rows stay in FOLDER: a second call measures only
+models that are new.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsedraft.base.console import console, track
+from sparsedraft.layerwise.calibration import sequences
+from sparsedraft.models import checkpoint
+from sparsedraft.native.loading import load
+from sparsedraft.native.packed_folder import is_packed
+from sparsedraft.native.session import Engine
+from study import Rows, close, setup
+
+WEIGHTS_ONLY = "weights:"
+Logits = Callable[[Tensor], Tensor]  # ids [length] -> [length, V]
+
+
+def in_float32(model: str) -> Logits:
+    loaded = load(model)
+
+    def logits(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return loaded(ids[None]).logits[0].float()
+
+    return logits
+
+
+def natively(folder: Path) -> Logits:
+    engine = Engine(folder)
+
+    def logits(ids: Tensor) -> Tensor:
+        engine.rollback(0)
+        return engine.forward(ids.tolist(), len(ids))
+
+    return logits
+
+
+def runner(model: str) -> Logits:
+    """What gives the logits of `model`."""
+    if model.startswith(WEIGHTS_ONLY):
+        return in_float32(model.removeprefix(WEIGHTS_ONLY))
+    folder = checkpoint.find(model)
+    return natively(folder) if is_packed(folder) else in_float32(model)
+
+
+def divergence(reference: Tensor, other: Tensor) -> tuple[float, float]:
+    """(mean KL(reference ‖ other), nats; share of positions with the same first choice), for logits [length, V]."""
+    p, q = reference.log_softmax(-1), other.log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    return float(kl.mean()), float((p.argmax(-1) == q.argmax(-1)).float().mean())
+
+
+def row(label: str, model: str, values: list[tuple[float, float]], length: int) -> dict[str, Any]:
+    """The row of one model: its means over sequences, an interval, and the figure of each sequence."""
+    kl = np.array([value for value, _ in values])
+    drawn = np.random.default_rng(0).integers(len(kl), size=(2000, len(kl)))
+    low, high = np.quantile(kl[drawn].mean(1), (0.025, 0.975))
+    return {
+        "label": label, "model": model, "tokens": len(kl) * length, "kld": round(float(kl.mean()), 6),
+        "low": round(float(low), 6), "high": round(float(high), 6),
+        "same_first": round(float(np.mean([same for _, same in values])), 5), "answers": kl.tolist(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
+    parser.add_argument("--text", default="demo:eval")
+    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--against", help="NAME whose KLD is divided by that of the others")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    setup()
+    named = dict(model.split("=", 1) for model in options.models)
+    rows = Rows(options.out)
+    wanted = {label: model for label, model in named.items() if rows.lack(label)}
+    if wanted:
+        folder = checkpoint.find(options.checkpoint)
+        tokenizer = checkpoint.load_tokenizer(folder)
+        ids = sequences(options.text, tokenizer, options.tokens, options.length, 0)
+        reference = in_float32(options.checkpoint)
+        running = {label: runner(model) for label, model in wanted.items()}
+        found: dict[str, list[tuple[float, float]]] = {label: [] for label in wanted}
+        with track("reading", len(ids), "sequences") as tracker:
+            for sequence in ids:
+                expected = reference(sequence)
+                for label, logits in running.items():
+                    found[label].append(divergence(expected, logits(sequence)))
+                tracker.advance(1)
+        for label, model in wanted.items():
+            rows.add(row(label, model, found[label], ids.shape[1]))
+    if options.against:
+        base = next(r["kld"] for r in rows.rows if r["label"] == options.against)
+        for r in rows.rows:
+            console.print(f"{r['label']}: {r['kld'] / base:.3f} of the KLD of {options.against}")
+    close([{name: value for name, value in r.items() if name != "answers"} for r in rows.rows])
+
+
+if __name__ == "__main__":
+    main()
