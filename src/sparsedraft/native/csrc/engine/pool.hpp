@@ -57,9 +57,10 @@ class Pool {
   using Time = Clock::time_point;
   static constexpr int kSpins = 4000;  // about 100 microseconds: longer than the pause between two layers
   static constexpr uint32_t kClosed = UINT32_MAX;
-  static constexpr auto kStall = std::chrono::microseconds(300);    // no piece of a decoded token takes so long
+  static constexpr auto kJudged = std::chrono::milliseconds(2);  // of turns, after which waits are weighed
+  static constexpr int kMostWaiting = 4;                          // the part of them that may be waits: a quarter
   static constexpr auto kLeastAlone = std::chrono::milliseconds(4);  // about a time slice of the neighbour
-  static constexpr auto kMostAlone = std::chrono::milliseconds(64);
+  static constexpr auto kMostAlone = std::chrono::milliseconds(256);
 
   // What threads take next: a piece of a turn. Both in one word, so that a late thread cannot take a piece of another turn.
   static uint64_t ticket(uint32_t turn, uint32_t piece) { return uint64_t{turn} << 32 | piece; }
@@ -113,22 +114,28 @@ class Pool {
     if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) done_.notify_all();
   }
 
-  // Waits for the pieces that others have taken. If one of them is held up, the next turns are the caller's alone.
+  // Waits for the pieces that others have taken. Where too much of the time goes by so, the next turns are the caller's alone.
   void finish(Time start) {
+    const Time own_end = Clock::now();
     const uint32_t pieces = pieces_.load(std::memory_order_relaxed);
-    for (int spins = 0; spins < kSpins; ++spins) {
-      if (done_.load(std::memory_order_acquire) == pieces) {
-        alone_ = kLeastAlone;
-        return;
-      }
-      pause();
-    }
-    const Time wait = Clock::now();
+    for (int spins = 0; spins < kSpins && done_.load(std::memory_order_acquire) != pieces; ++spins) pause();
     for (uint32_t done; (done = done_.load(std::memory_order_acquire)) != pieces;) done_.wait(done, std::memory_order_acquire);
     const Time end = Clock::now();
-    if (end - wait < kStall || (end - wait) * 3 < wait - start) return;  // a long piece
-    alone_until_ = end + alone_;
-    alone_ = std::min(2 * alone_, Alone(kMostAlone));
+    judge(own_end - start, end - own_end, end);
+  }
+
+  // Threads that run wait for each other about as long as a piece takes. Waits are longer where one of them does not run.
+  void judge(Clock::duration worked, Clock::duration waited, Time now) {
+    worked_ += worked;
+    waited_ += waited;
+    if (worked_ + waited_ < kJudged) return;
+    if (waited_ * kMostWaiting > worked_ + waited_) {
+      alone_until_ = now + alone_;
+      alone_ = std::min(2 * alone_, Clock::duration(kMostAlone));
+    } else {
+      alone_ = kLeastAlone;
+    }
+    worked_ = waited_ = {};
   }
 
   void serve() {
@@ -163,8 +170,8 @@ class Pool {
   std::atomic<bool> stop_{false};
 
   // Only the caller's.
-  using Alone = Clock::duration;
-  Alone alone_ = kLeastAlone;
+  Clock::duration worked_{}, waited_{};
+  Clock::duration alone_ = kLeastAlone;
   Time alone_until_{};
 };
 
