@@ -16,6 +16,7 @@ from sparsedraft.models.shards import Shards
 from sparsedraft.native import architecture, layout
 from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_cache import LayoutCache
+from sparsedraft.native.memory import loading_bytes
 from sparsedraft.native.packed_folder import PackedReader, is_packed
 from sparsedraft.native.packed_format import MatrixEntry
 from sparsedraft.native.stored_matrix import StoredMatrix
@@ -64,11 +65,13 @@ def native_model(folder: Path) -> NativeModel:
 
 
 def _check_memory(folder: Path, reader: WeightReader) -> None:
-    needed, free = round(reader.bytes * 1.1), available_memory()  # tiles are padded, and one matrix is there twice
+    # of a plain checkpoint: tiles are padded, and one matrix is there twice
+    needed = loading_bytes(reader) if isinstance(reader, PackedReader) else round(reader.bytes * 1.1)
+    free = available_memory()
     if free is not None and needed > free:
         raise UserError(
             f"model {folder} needs {needed / 2**30:.2f} GiB of memory, and {free / 2**30:.2f} GiB are free: pack it "
-            "to int8, or close something."
+            "to int4 or int8, or close something."
         )
 
 

@@ -1,5 +1,6 @@
 """A packed folder: packed.json says how each matrix is stored, safetensors files hold the tensors."""
 
+import math
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +70,21 @@ class PackedReader:
         """The stored tensors of the matrix `name`."""
         names = {part: f"{name}.{part}" for part in PARTS}
         return {part: self._shards.tensor(full) for part, full in names.items() if full in self._shards.files}
+
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of the matrix `name` in the files."""
+        names = (f"{name}.{part}" for part in PARTS)
+        return sum(self._shards.bytes(full) for full in names if full in self._shards.files)
+
+    def stored_values(self, name: str) -> int:
+        """How many values of the matrix `name` are stored; of int4 perhaps one more, which fills a byte."""
+        count = math.prod(self._shards.shapes[f"{name}.values"])
+        return 2 * count if self.entries[name].values == "int4" else count
+
+    @property
+    def head_rows(self) -> int | None:
+        """Rows of a trimmed head; None for a whole one."""
+        return self._shards.shapes[HEAD_IDS][0] if HEAD_IDS in self._shards.files else None
 
     def scale(self, name: str) -> Tensor | None:
         """The scale of the matrix `name` as stored; None where it has none."""

@@ -1,0 +1,66 @@
+"""How much memory a packed model takes while it is loaded: its matrices as this CPU reads them, and one on its way.
+
+The sizes of the layouts are those of csrc/layout: records.hpp and records_int4.hpp.
+"""
+
+from sparsedraft.native.packed_folder import PackedReader
+from sparsedraft.native.packed_format import MatrixEntry
+
+COLUMNS = 64  # columns are padded to a multiple of this, rows to those of a tile
+TILE_ROWS, TILE_ROWS_INT4 = 8, 16
+PLACES = 32  # bytes of the places of a record of 2:4 (32 inputs) and of N:8 (64 / N inputs)
+INT4_RECORD = {"dense": 512, "2:4": 384, "4:8": 448, "2:8": 256}  # bytes of a record of 64 inputs, without scales
+WINDOW = {1: 112 / 64, 2: 88 / 32}  # bytes of a slot of a window, by those of a value
+EMPTY = 0.12  # slots of windows that stay empty, a share of all weights: measured at 10 to 25 % of weights that stay
+UNPACKED_INT4 = (
+    3.5  # bytes a weight while int4 is unpacked: the file's, both halves apart, and twice its code in a byte
+)
+
+
+def loading_bytes(reader: PackedReader) -> int:
+    """Bytes that loading the folder of `reader` takes at its peak.
+
+    All matrices stay as they are laid out, and the embedding as rows. On the way a matrix is there unpacked and twice
+    laid out; where the head is the embedding, that stays unpacked until the head is laid out.
+    """
+    vectors = reader.bytes - sum(reader.stored_bytes(name) for name in reader.entries)
+    kept, peak = float(vectors), 0.0
+    for name, entry in reader.entries.items():
+        laid = 0.0 if name.endswith("embed_tokens") else laid_out_bytes(entry, reader.stored_values(name))
+        kept += laid or reader.stored_bytes(name)
+        peak = max(peak, _unpacked(entry) + laid)
+        if name.endswith("embed_tokens") and "lm_head" not in reader.entries:
+            rows = reader.head_rows or entry.rows
+            laid = laid_out_bytes(entry, entry.rows * entry.columns) * rows / entry.rows
+            kept += laid
+            peak = max(peak, _unpacked(entry) + laid)
+    return round(kept + peak)
+
+
+def laid_out_bytes(entry: MatrixEntry, values: int) -> float:
+    """Bytes of a matrix as the kernels read it, of which `values` are stored."""
+    int4 = entry.values == "int4"
+    tile_rows = TILE_ROWS_INT4 if int4 else TILE_ROWS
+    rows, width = -(-entry.rows // tile_rows) * tile_rows, -(-entry.columns // COLUMNS) * COLUMNS
+    layout = entry.layout(values / (entry.rows * entry.columns))
+    if int4:
+        records, scales = rows // TILE_ROWS_INT4 * (width // COLUMNS), rows * 2 * -(-width // entry.group)
+        if layout.name == "bitmask":
+            return records * COLUMNS * TILE_ROWS_INT4 / 8 + values / 2 + scales
+        return records * INT4_RECORD[entry.kind if layout.name == "N:8" else layout.name] + scales
+    size = {"int8": 1, "f32": 4}.get(entry.values, 2)
+    row_scales = rows * 4 if entry.values == "int8" else 0
+    if layout.name == "dense":
+        return rows * width * size + row_scales
+    if layout.name == "bitmask":
+        return rows * width / 8 + values * size + row_scales
+    if layout.name == "window":
+        return (values + EMPTY * rows * width) * WINDOW[size] + row_scales
+    inputs, slots = (32, 16) if layout.name == "2:4" else (COLUMNS / layout.n, 8)
+    return rows / TILE_ROWS * width / inputs * (PLACES + slots * TILE_ROWS * size) + row_scales
+
+
+def _unpacked(entry: MatrixEntry) -> float:
+    """Bytes that the values of a matrix take on the way from their file to the layout."""
+    each = UNPACKED_INT4 if entry.values == "int4" else 1 if entry.values == "int8" else 2
+    return each * entry.rows * entry.columns
