@@ -7,7 +7,7 @@ from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.packed_format import MatrixEntry
 
 COLUMNS = 64  # columns are padded to a multiple of this, rows to those of a tile
-TILE_ROWS, TILE_ROWS_INT4 = 8, 16
+TILE_ROWS, TILE_ROWS_OF_BYTES = 8, 16
 PLACES = 32  # bytes of the places of a record of 2:4 (32 inputs) and of N:8 (64 / N inputs)
 INT4_RECORD = {"dense": 512, "2:4": 384, "4:8": 448, "2:8": 256}  # bytes of a record of 64 inputs, without scales
 WINDOW = {1: 112 / 64, 2: 88 / 32}  # bytes of a slot of a window, by those of a value
@@ -40,13 +40,13 @@ def loading_bytes(reader: PackedReader) -> int:
 def laid_out_bytes(entry: MatrixEntry, values: int) -> float:
     """Bytes of a matrix as the kernels read it, of which `values` are stored."""
     int4 = entry.values == "int4"
-    tile_rows = TILE_ROWS_INT4 if int4 else TILE_ROWS
+    tile_rows = TILE_ROWS_OF_BYTES if int4 or entry.activations == 8 else TILE_ROWS
     rows, width = -(-entry.rows // tile_rows) * tile_rows, -(-entry.columns // COLUMNS) * COLUMNS
     layout = entry.layout(values / (entry.rows * entry.columns))
     if int4:
-        records, scales = rows // TILE_ROWS_INT4 * (width // COLUMNS), rows * 2 * -(-width // entry.group)
+        records, scales = rows // TILE_ROWS_OF_BYTES * (width // COLUMNS), rows * 2 * -(-width // entry.group)
         if layout.name == "bitmask":
-            return records * COLUMNS * TILE_ROWS_INT4 / 8 + values / 2 + scales
+            return records * COLUMNS * TILE_ROWS_OF_BYTES / 8 + values / 2 + scales
         return records * INT4_RECORD[entry.kind if layout.name == "N:8" else layout.name] + scales
     size = {"int8": 1, "f32": 4}.get(entry.values, 2)
     row_scales = rows * 4 if entry.values == "int8" else 0
