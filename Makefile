@@ -80,7 +80,7 @@ sanitize: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
 	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 SPARSEDRAFT_NATIVE="$$(ls $(abspath $(SANITIZED))/_native*.so)"; \
-	$(BIN)/python -m pytest tests/native/test_kernels.py tests/native/test_kernels_int4.py tests/native/test_kernel_bits.py tests/native/test_engine.py \
+	$(BIN)/python -m pytest tests/native/test_kernels.py tests/native/test_kernels_int4.py tests/native/test_kernel_bits.py tests/native/test_attention.py tests/native/test_engine.py \
 		tests/native/test_layout_cache.py tests/native/test_packed_format.py && \
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_packed.py --cases $(CASES) && PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_cached.py --cases $(CASES)
 

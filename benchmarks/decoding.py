@@ -7,6 +7,7 @@ Models and data are made in the cache folder at the first run (about an hour); t
 
 import argparse
 import time
+from pathlib import Path
 
 from common import Stopwatch, against, parser, run, seconds, torch_seconds
 from drafters import Models, add_options, prepare
@@ -18,7 +19,7 @@ from sparsedraft.native.session import Engine
 from sparsedraft.writers.transformers.backend import TransformersBackend
 
 CONTEXT, STEPS = 64, 16  # tokens before what is timed, and how many steps are
-PROMPT = 512  # tokens of the prompt that is read
+PROMPT, LONG = 512, 3000  # tokens of the prompts that are read
 GOALS = {"2:4 int8": 8.0, "2:8 int8, head 32768": 14.0}  # of decoding, against transformers in float32
 
 
@@ -104,11 +105,34 @@ def reading(models: Models, backend: TransformersBackend, threads: int, table: T
     table.ratio(f"prefill of {PROMPT} tokens, dense int8 / transformers float32", value, 1, seconds=round(taken, 2))
 
 
+def long_context(folder: Path, threads: int, table: Table, repeat: int) -> None:
+    """What many tokens of context cost a model, in reading and in decoding."""
+    engine = Engine(native_model(folder), threads=threads)
+
+    def read(tokens: int) -> float:
+        engine.rollback(0)
+        return sum(seconds(lambda: engine.forward([7] * PROMPT)) for _ in range(tokens // PROMPT))
+
+    def decode(tokens: int) -> float:
+        engine.rollback(tokens)
+        return seconds(lambda: [engine.forward([7]) for _ in range(STEPS)])
+
+    long = LONG // PROMPT * PROMPT
+    taken, (several,) = against(lambda: read(PROMPT), [lambda: read(long)], repeat)
+    figures = {"tokens_per_second": round(PROMPT / taken, 1)}
+    table.ratio(f"{folder.name}: tokens/s, reading {long} / {PROMPT}", long / PROMPT / several, 0.85, **figures)
+    taken, (slower,) = against(lambda: decode(PROMPT), [lambda: (read(long), decode(long))[1]], repeat)
+    figures = {"tokens_per_second": round(STEPS / taken, 1)}
+    table.note(f"{folder.name}: tokens/s, decoding after {long} / {PROMPT}", 1 / slower, **figures)
+
+
 def work(options: argparse.Namespace, table: Table) -> None:
     models = prepare(options)
     repeat = 2 if options.quick else 5
     verifying(models, options.threads, table, repeat)
     decoding(models, options.threads, table, repeat)
+    for folder in (models.packed, models.drafters["dense int8"]):
+        long_context(folder, options.threads, table, repeat)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import transformers as hf
 from transformers import LlamaConfig
 
 import packed_folders
-from packed_folders import close
+from packed_folders import ENGINE, close
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
@@ -55,8 +55,11 @@ def test_text_beyond_the_original_length_is_transformers_own(folder: Path, runti
     assert side.context == side.backend(1).max_length == 128
     (output,) = side.writer(1).generate([Request("a", LONG[0].tolist(), 32)], Sampling())
     model = hf.AutoModelForCausalLM.from_pretrained(folder)
-    wanted = model.generate(LONG, max_new_tokens=32, do_sample=False, eos_token_id=2, pad_token_id=0)
-    assert output.token_ids == wanted[0, 96:].tolist()
+    with torch.no_grad():
+        logits = model(torch.cat([LONG, torch.tensor([output.token_ids])], 1)).logits[0, 95:-1]
+    chosen = logits.gather(1, torch.tensor(output.token_ids)[:, None])[:, 0]
+    slack = 2 * ENGINE if runtime == "native" else 0
+    assert len(chosen) and bool((logits.amax(1) - chosen <= slack * logits.abs().max()).all())
     with pytest.raises(UserError, match="128"):
         list(side.writer(1).generate([Request("a", LONG[0].tolist(), 33)], Sampling()))
 
@@ -66,6 +69,6 @@ def test_packed_too(folder: Path, tmp_path: Path) -> None:
     pack(str(folder), tmp_path / "packed", weights="f16")
     with torch.no_grad():
         expected = hf.AutoModelForCausalLM.from_pretrained(folder)(LONG).logits[0]
-    for place, share in ((folder, 1e-5), (tmp_path / "packed", 2e-2)):
+    for place, share in ((folder, ENGINE), (tmp_path / "packed", 2e-2)):
         close(Engine(place).forward(LONG[0].tolist(), 96), expected, share)
         assert Engine(place).max_length == 128

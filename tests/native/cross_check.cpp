@@ -53,12 +53,19 @@ std::vector<float> floats(size_t n) {
   return out;
 }
 
-// Attention of heads of `n` over 29 keys, and norms and gates of `n` values.
+// Attention of heads of `n` over 42 keys, and norms and gates of `n` values.
 void check_size(size_t n) {
-  constexpr size_t kCount = 29;
+  constexpr size_t kCount = 45;
+  const KeyBlockShape shape(n);
   const std::vector<float> query = floats(n), keys = floats(n * kCount), values = floats(n * kCount);
-  std::vector<float> scores(kCount), out(3 * n);
-  kernels_portable.attend(query.data(), keys.data(), values.data(), n, kCount, 0.125f, nullptr, scores.data(), out.data());
+  LineBytes blocks(2 * shape.bytes());
+  for (size_t t = 0; t < kCount; ++t) store_token(shape, keys.data() + t * n, values.data() + t * n, blocks.data(), t);
+  std::vector<int16_t> words(2 * shape.pairs);
+  const float scale = to_key_words(query.data(), n, words.data()) * 0.125f;
+  const int32_t begin = 3, end = kCount;
+  std::vector<float> attended(shape.width), out(3 * n);
+  kernels_portable.attend({&shape, blocks.data(), nullptr, 2}, {words.data(), words.size(), &scale, &begin, &end, 1}, attended.data());
+  std::copy_n(attended.data(), n, out.data());
   kernels_portable.rms_norm(query.data(), keys.data(), 1e-5f, true, out.data() + n, n);
   std::copy_n(query.data(), n, out.data() + 2 * n);
   kernels_portable.gated(out.data() + 2 * n, values.data(), n, n % 2 == 0);

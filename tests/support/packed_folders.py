@@ -90,6 +90,11 @@ def logits(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
     return model(ids).logits  # with gradients enabled, as a user may have them
 
 
+# Of the largest logit: how close the native engine comes to transformers. Its keys and values have 16 bits, and models
+# of random weights, as tests make them, multiply that error: float16 in their place gives up to 3e-3 in test_engine.py.
+ENGINE = 2e-3
+
+
 def close(found: Tensor, expected: Tensor, share: float) -> None:
     """Equal within `share` of the largest logit."""
     assert found.dtype == expected.dtype and found.shape == expected.shape

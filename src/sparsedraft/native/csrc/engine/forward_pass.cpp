@@ -6,6 +6,8 @@
 namespace sparsedraft {
 namespace {
 
+constexpr size_t kFew = 8;  // fewer tokens are not worth waking threads for
+
 void add_bias(float* x, const std::vector<float>& bias) {
   for (size_t i = 0; i < bias.size(); ++i) x[i] += bias[i];
 }
@@ -38,7 +40,8 @@ const float* ForwardPass::run(const std::vector<Chunk>& chunks) {
 void ForwardPass::prepare(const std::vector<Chunk>& chunks) {
   tokens_ = tokens_of(chunks, *model_);
   for (const Chunk& chunk : chunks) chunk.sequence->reserve(chunk.sequence->length() + chunk.ids.size());
-  compute_rotary_table();
+  rotary_.compute(model_->config, tokens_);
+  attention_jobs_ = attention_jobs(tokens_, model_->config, pool_.threads());
   const size_t count = tokens_.size();
   hidden_.resize(model_->config.hidden * count);
   q_.resize(q_stride_ * count);
@@ -90,52 +93,46 @@ void ForwardPass::project_qkv(const Layer& layer) {
 void ForwardPass::cache_keys_and_values(const Layer& layer, size_t index) {
   const Config& c = model_->config;
   const size_t dim = c.head_dim;
-  pool_.run(c.kv_heads, 1, [&](size_t first, size_t last) {
-    for (size_t h = first; h < last; ++h)
-      for (size_t t = 0; t < tokens_.size(); ++t) {
-        float* key = k_.data() + t * kv_stride_ + h * dim;
-        const float* value = v_.data() + t * kv_stride_ + h * dim;
-        if (!layer.k_norm.empty()) norm(key, layer.k_norm, key, dim);
-        rotate(key, layer, t);
-        Sequence::Cache& cache = tokens_[t].sequence->cache(index);
-        const size_t at = cache.offset(h, tokens_[t].slot, dim);
-        std::copy_n(key, dim, cache.keys.data() + at);
-        std::copy_n(value, dim, cache.values.data() + at);
-      }
+  const size_t count = tokens_.size();
+  const size_t jobs = c.kv_heads * count;
+  pool_.run(jobs, count < kFew ? jobs : kKeyBlock, [&](size_t first, size_t last) {
+    for (size_t job = first; job < last; ++job) {
+      const size_t h = job / count;
+      const size_t t = job % count;
+      float* key = k_.data() + t * kv_stride_ + h * dim;
+      if (!layer.k_norm.empty()) norm(key, layer.k_norm, key, dim);
+      rotary_.rotate(key, layer.rope, t);
+      Sequence& sequence = *tokens_[t].sequence;
+      store_token(sequence.shape(), key, v_.data() + t * kv_stride_ + h * dim, sequence.blocks(index, h), tokens_[t].slot);
+    }
   });
 }
 
 // Attention of every head of every token, into attended_.
 void ForwardPass::attend(const Layer& layer, size_t index) {
-  constexpr size_t kPiecesOfThread = 8;
-  const size_t heads = model_->config.heads;
-  const size_t jobs = heads * tokens_.size();
-  pool_.run(jobs, std::max<size_t>(1, jobs / (pool_.threads() * kPiecesOfThread)), [&](size_t first, size_t last) {
-    std::vector<float> scores;
-    for (size_t job = first; job < last; ++job) attend_head(layer, index, job % heads, job / heads, scores);
+  pool_.run(attention_jobs_.size(), 1, [&](size_t first, size_t last) {
+    AttentionQueries queries;
+    for (size_t job = first; job < last; ++job) attend(layer, index, attention_jobs_[job], queries);
   });
 }
 
-// attended = softmax(scale * rotate(q_norm(q)) . key[s]) value[s], over the slots s that the token sees, the last `window` of them
-void ForwardPass::attend_head(const Layer& layer, size_t index, size_t head, size_t token, std::vector<float>& scores) {
+// attended = softmax(scale * rotate(q_norm(q)) . key[s]) value[s], over the slots s that a token sees, the last `window` of them
+void ForwardPass::attend(const Layer& layer, size_t index, const AttentionJob& job, AttentionQueries& queries) {
   const Config& c = model_->config;
   const size_t dim = c.head_dim;
-  float* query = q_.data() + token * q_stride_ + head * dim;
-  if (!layer.q_norm.empty()) norm(query, layer.q_norm, query, dim);
-  rotate(query, layer, token);
-
-  const Token& t = tokens_[token];
-  const size_t end = t.position + 1;
-  const size_t window = layer.window ? layer.window : end;
-  const size_t begin = end > window ? end - window : 0;
-  const int32_t* seen = t.seen.empty() ? nullptr : t.seen.data() + begin;
-
-  const Sequence::Cache& cache = t.sequence->cache(index);
-  const size_t kv_head = head / (c.heads / c.kv_heads);  // several heads share keys and values
-  const size_t from = cache.offset(kv_head, seen ? 0 : begin, dim);
-  scores.resize(end - begin);
-  kernels_.attend(query, cache.keys.data() + from, cache.values.data() + from, dim, end - begin, c.attention_scale, seen,
-                  scores.data(), attended_.row(static_cast<int>(token)) + head * dim);
+  queries.begin(job, tokens_, c, layer.window);
+  for (size_t t = job.first; t < job.last; ++t)
+    for (size_t h = job.head; h < job.head + job.heads; ++h) {
+      float* query = q_.data() + t * q_stride_ + h * dim;
+      if (!layer.q_norm.empty()) norm(query, layer.q_norm, query, dim);
+      rotary_.rotate(query, layer.rope, t);
+      queries.add(query);
+    }
+  queries.attend(kernels_, index, job.head / (c.heads / c.kv_heads));  // several heads share keys and values
+  size_t i = 0;
+  for (size_t t = job.first; t < job.last; ++t)
+    for (size_t h = job.head; h < job.head + job.heads; ++h)
+      std::copy_n(queries.found(i++), dim, attended_.row(static_cast<int>(t)) + h * dim);
 }
 
 // hidden += after_mlp_norm(Wdown (act(Wgate x) * Wup x)), where x = norm(hidden)
@@ -180,37 +177,6 @@ const float* ForwardPass::logits(const std::vector<Chunk>& chunks) {
   return logits_.data();
 }
 
-// cos and sin of the angles position * inv_freq[i], times rope_scaling, for each kind of rotary embedding and each token.
-void ForwardPass::compute_rotary_table() {
-  const Config& c = model_->config;
-  const size_t half = c.head_dim / 2;
-  const size_t count = tokens_.size();
-  cos_.resize(c.inv_freq.size() * count * half);
-  sin_.resize(cos_.size());
-  for (size_t kind = 0; kind < c.inv_freq.size(); ++kind)
-    for (size_t t = 0; t < count; ++t)
-      for (size_t i = 0; i < half; ++i) {
-        const float angle = static_cast<float>(tokens_[t].position) * c.inv_freq[kind][i];
-        const size_t at = (kind * count + t) * half + i;
-        cos_[at] = std::cos(angle) * c.rope_scaling[kind];
-        sin_[at] = std::sin(angle) * c.rope_scaling[kind];
-      }
-}
-
-// (x[i], x[i + half]) turned by the angle of i: x[i] cos - x[i + half] sin, x[i + half] cos + x[i] sin
-void ForwardPass::rotate(float* head, const Layer& layer, size_t token) const {
-  const size_t half = model_->config.head_dim / 2;
-  const size_t at = (layer.rope * tokens_.size() + token) * half;
-  const float* cosine = cos_.data() + at;
-  const float* sine = sin_.data() + at;
-  for (size_t i = 0; i < half; ++i) {
-    const float a = head[i];
-    const float b = head[i + half];
-    head[i] = a * cosine[i] - b * sine[i];
-    head[i + half] = b * cosine[i] + a * sine[i];
-  }
-}
-
 // out = x / rms(x) * weight
 void ForwardPass::norm(const float* x, const std::vector<float>& weight, float* out, size_t n) const {
   kernels_.rms_norm(x, weight.data(), model_->config.eps, model_->config.norm_one_more, out, n);
@@ -234,10 +200,9 @@ void ForwardPass::add_to_hidden(const std::vector<float>& after_norm) {
   });
 }
 
-// work(t) for every token; few tokens are not worth waking threads for.
+// work(t) for every token.
 template <class Work>
 void ForwardPass::for_each_token(Work work) {
-  constexpr size_t kFew = 8;
   constexpr size_t kTokensOfPiece = 4;
   const size_t count = tokens_.size();
   pool_.run(count, count < kFew ? count : kTokensOfPiece, [&](size_t first, size_t last) {

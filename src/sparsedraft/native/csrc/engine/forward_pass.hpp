@@ -9,12 +9,15 @@
 //   model.hpp          weights
 //   sequence.hpp       keys and values of one sequence
 //   session.hpp        several sequences of one model, and greedy drafts: what the bindings offer
+//   attention.hpp, rotary.hpp   attention in jobs of queries; rotary embeddings
 //   linear.hpp         products, over the threads of pool.hpp
 #pragma once
 
 #include <memory>
 
+#include "engine/attention.hpp"
 #include "engine/linear.hpp"
+#include "engine/rotary.hpp"
 #include "engine/tokens.hpp"
 
 namespace sparsedraft {
@@ -44,10 +47,8 @@ class ForwardPass {
   void project_qkv(const Layer& layer);
   void cache_keys_and_values(const Layer& layer, size_t index);
   void attend(const Layer& layer, size_t index);
-  void attend_head(const Layer& layer, size_t index, size_t head, size_t token, std::vector<float>& scores);
+  void attend(const Layer& layer, size_t index, const AttentionJob& job, AttentionQueries& queries);
 
-  void compute_rotary_table();
-  void rotate(float* head, const Layer& layer, size_t token) const;
   void norm(const float* x, const std::vector<float>& weight, float* out, size_t n) const;
   void norm_hidden(const std::vector<float>& weight);
   void add_to_hidden(const std::vector<float>& after_norm);
@@ -67,7 +68,8 @@ class ForwardPass {
   std::vector<float> up_;                        // [tokens, up_stride_]
   std::vector<float> projected_;                 // [tokens, hidden_stride_]: what a block gives
   std::vector<float> logits_;                    // [logits, logits_stride()]
-  std::vector<float> cos_, sin_;                 // [kinds of rotary embedding, tokens, head_dim / 2]
+  RotaryTable rotary_;
+  std::vector<AttentionJob> attention_jobs_;
   size_t q_stride_, kv_stride_, hidden_stride_, up_stride_;
 };
 

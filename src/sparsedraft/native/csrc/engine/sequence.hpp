@@ -2,21 +2,17 @@
 #pragma once
 
 #include "engine/model.hpp"
+#include "layout/key_blocks.hpp"
 
 namespace sparsedraft {
 
 class Sequence {
  public:
-  struct Cache {
-    std::vector<float> keys, values;  // [kv_heads, capacity, head_dim]
-    size_t capacity = 0;              // tokens
-    // Where the key (value) of a head's token lies.
-    size_t offset(size_t head, size_t token, size_t head_dim) const { return (head * capacity + token) * head_dim; }
-  };
-
   explicit Sequence(const Model& model);
   size_t length() const { return length_; }
-  Cache& cache(size_t layer) { return caches_[layer]; }
+  const KeyBlockShape& shape() const { return shape_; }
+  // The blocks of a head of keys.
+  uint8_t* blocks(size_t layer, size_t head) { return caches_[layer].blocks(head, shape_); }
 
   // Make room for `tokens` in all. Throws std::bad_alloc; the tokens that were there stay readable.
   void reserve(size_t tokens);
@@ -28,7 +24,14 @@ class Sequence {
   void keep(size_t length, const std::vector<int32_t>& nodes);
 
  private:
+  struct Cache {
+    LineBytes bytes;      // [kv_heads, capacity] blocks of keys and values
+    size_t capacity = 0;  // blocks
+    uint8_t* blocks(size_t head, const KeyBlockShape& shape) { return bytes.data() + head * capacity * shape.bytes(); }
+  };
+
   const Config* config_;
+  KeyBlockShape shape_;
   std::vector<Cache> caches_;  // of each layer
   size_t length_ = 0;
 };

@@ -25,13 +25,15 @@ void check(const Chunk& chunk, const Model& model) {
                                   std::to_string(model.embedding.rows));
 }
 
-// The slots that node `node` of a tree sees: the sequence's first `root`, then its ancestors and itself.
-std::vector<int32_t> seen_by(int node, int32_t root, const std::vector<int32_t>& parents) {
-  std::vector<int32_t> seen;
-  for (; node >= 0; node = parents[node]) seen.push_back(root + node);
-  for (int32_t slot = root; slot > 0; --slot) seen.push_back(slot - 1);
-  std::reverse(seen.begin(), seen.end());
-  return seen;
+// What node `node` of a tree behind `root` tokens sees of the sequence, its ancestors and itself, and so its position.
+void look(int node, size_t root, const std::vector<int32_t>& parents, Token& token) {
+  std::vector<int32_t> path;
+  for (; node >= 0; node = parents[node]) path.push_back(static_cast<int32_t>(root) + node);
+  std::reverse(path.begin(), path.end());
+  token.position = root + path.size() - 1;
+  if (token.position == token.slot) return;  // all before it: as without a tree
+  token.shared = root;
+  token.path = std::move(path);
 }
 
 }  // namespace
@@ -43,13 +45,10 @@ std::vector<Token> tokens_of(const std::vector<Chunk>& chunks, const Model& mode
     const int count = static_cast<int>(chunk.ids.size());
     const int nodes = static_cast<int>(chunk.parents.size());
     const size_t length = chunk.sequence->length();
-    const int32_t root = static_cast<int32_t>(length) + count - nodes;  // tokens before a tree
+    const size_t root = length + count - nodes;  // tokens before a tree
     for (int t = 0; t < count; ++t) {
-      Token token{chunk.ids[t], chunk.sequence, length + t, length + t, {}};
-      if (chunk.tree) {
-        token.seen = seen_by(nodes - count + t, root, chunk.parents);
-        token.position = token.seen.size() - 1;
-      }
+      Token token{chunk.ids[t], chunk.sequence, length + t, length + t, length + t + 1, {}};
+      if (chunk.tree) look(nodes - count + t, root, chunk.parents, token);
       tokens.push_back(std::move(token));
     }
   }

@@ -21,7 +21,8 @@ struct Token {
   Sequence* sequence;
   size_t position;            // for the rotary embedding: how many tokens it sees before itself
   size_t slot;                // where its key and value lie in the sequence's cache
-  std::vector<int32_t> seen;  // trees only: the slots that it sees, in order, its own last; empty: all up to its own
+  size_t shared;              // it sees the first so many slots,
+  std::vector<int32_t> path;  // and of a tree's these, in order, its own last
 };
 
 // The tokens of all chunks, one behind the other. Throws std::invalid_argument where a chunk is not sound.

@@ -6,7 +6,8 @@
 // Read in this order:
 //   kernels.hpp          what a set offers (this file)
 //   simd_portable.hpp    8 lanes of floats and integers in plain C++: the specification of each operation
-//   attention.inc, elementwise.inc   attention; quantisation, norm and gate
+//   elementwise.inc      quantisation, norm and gate
+//   attention.inc        attention of a block of queries; layout/key_blocks.hpp says what it reads
 //   multiply.inc         products: which function for which layout, how many tokens at once
 //   multiply_floats.inc, multiply_int8.inc   products, one function a layout
 //   multiply_int4.inc    the same of int4; int4_records.inc, int4_masks.inc with few tokens, int4_slab.inc with many
@@ -26,6 +27,7 @@
 
 #include <vector>
 
+#include "layout/key_blocks.hpp"
 #include "layout/matrix.hpp"
 
 namespace sparsedraft {
@@ -51,6 +53,28 @@ struct Activations {
   int together = 1;
 };
 
+// Keys and values of one head: the first blocks are those of a cache, the others may be made of copies.
+struct KeyBlocks {
+  const KeyBlockShape* shape;
+  const uint8_t* cached;
+  const uint8_t* copied;
+  size_t from;  // the first copied block
+  const uint8_t* block(size_t i) const { return i < from ? cached + i * shape->bytes() : copied + (i - from) * shape->bytes(); }
+};
+
+constexpr int kMostQueries = 64;  // of one call of Kernels::attend
+
+// Queries that read the same keys: query = words * scale, where the scale holds that of the scores and log2(e), too, as the kernels
+// take powers of two. Query r sees the tokens from begin[r] to end[r], at least one; neither falls from one query to the next.
+struct Queries {
+  const int16_t* words;  // [count, stride], as to_key_words gives them, and 0 behind an odd size
+  size_t stride;         // even
+  const float* scale;    // [count]
+  const int32_t* begin;  // [count]
+  const int32_t* end;    // [count]
+  int count;
+};
+
 struct Kernels {
   const char* name;
   // y[t * stride + r] = sum over c of W[r, c] x[t, c] for the rows r of the tiles from `first` to `last`; y has room for whole
@@ -69,10 +93,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, bool one_more, float* out, size_t n);
   // gate = act(gate) * up; act is SiLU, or with `gelu` GELU in its tanh approximation.
   void (*gated)(float* gate, const float* up, size_t n, bool gelu);
-  // out = sum over j of softmax(scale * query . key[j]) value[j], over `count` keys and values, which lie `dim` apart; `seen`
-  // (null: the first ones) says which they are. `scores` is scratch of `count`.
-  void (*attend)(const float* query, const float* keys, const float* values, size_t dim, size_t count, float scale,
-                 const int32_t* seen, float* scores, float* out);
+  // out[r] = sum over j of softmax2(query r . key[j]) value[j], softmax2(s)[j] = 2^s[j] / sum over i of 2^s[i], over the tokens j that query r sees: [queries, KeyBlockShape::width].
+  void (*attend)(const KeyBlocks& seen, const Queries& queries, float* out);
 };
 
 extern const Kernels kernels_portable;

@@ -222,6 +222,11 @@ inline float sum(F a) {
   return even + odd;
 }
 inline float largest(F a) { return *std::max_element(a.v, a.v + 8); }
+inline bool any_greater(F a, F b) {
+  bool out = false;
+  for (int i = 0; i < 8; ++i) out |= a.v[i] > b.v[i];
+  return out;
+}
 inline void prefetch(const void*) {}
 
 inline void spread(uint8_t* out, const uint8_t* values, const uint8_t* places, int n) {

@@ -1,4 +1,4 @@
-// Memory of a matrix: aligned to a cache line, owned or borrowed from a mapped file.
+// Memory aligned to a cache line: of a matrix, owned or borrowed from a mapped file; of keys and values.
 #pragma once
 
 #ifdef __linux__
@@ -10,12 +10,26 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <vector>
 
 namespace sparsedraft {
 
 constexpr size_t kCacheLine = 64;
 
 inline size_t padded(size_t n, size_t step) { return (n + step - 1) / step * step; }
+
+// Bytes that begin on a cache line and are zero at first.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{kCacheLine})); }
+  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{kCacheLine}); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+using LineBytes = std::vector<uint8_t, LineAllocator<uint8_t>>;
 
 // Owned bytes lie in pages of 2 MB where Linux has them: in pages of 4 KB, reading all weights waits for the page table again
 // and again.

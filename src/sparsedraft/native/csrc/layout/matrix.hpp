@@ -1,4 +1,4 @@
-// layout/: a weight matrix as the kernels read it. READ THIS FIRST.
+// layout/: a weight matrix as the kernels read it, and keys and values. READ THIS FIRST.
 //
 // Checkpoints hold a matrix row by row. The kernels read tiles: 8 rows (16 of int4 and others for 8-bit inputs), row r of a tile in SIMD lane r, columns
 // padded to a multiple of 64 with zeros. A tile is one sequential stream of bytes, so a kernel reads memory from front to back
@@ -10,6 +10,7 @@
 //   records_int4.hpp   the same of int4
 //   lay_out.hpp   rows -> tiles (lay_out.cpp; tiles_*.cpp write one layout each)
 //   check.hpp     tiles from a file -> the same tiles, or an error
+//   key_blocks.hpp   keys and values, as attention reads them
 //   bytes.hpp, half.hpp   memory; float16 and bfloat16
 #pragma once
 
