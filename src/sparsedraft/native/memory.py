@@ -46,7 +46,9 @@ def laid_out_bytes(entry: MatrixEntry, values: int) -> float:
     if int4:
         records, scales = rows // TILE_ROWS_OF_BYTES * (width // COLUMNS), rows * 2 * -(-width // entry.group)
         if layout.name == "bitmask":
-            return records * COLUMNS * TILE_ROWS_OF_BYTES / 8 + values / 2 + scales
+            low = -(-(width // 2) // COLUMNS) * COLUMNS  # columns whose codes lie in the low halves of bytes
+            codes = values * max(low, entry.columns - low) / entry.columns
+            return records * COLUMNS * TILE_ROWS_OF_BYTES / 8 + codes + scales
         return records * INT4_RECORD[entry.kind if layout.name == "N:8" else layout.name] + scales
     size = {"int8": 1, "f32": 4}.get(entry.values, 2)
     row_scales = rows * 4 if entry.values == "int8" else 0
