@@ -9,14 +9,18 @@ are made in the cache folder at the first run (about an hour, the peers another 
 import argparse
 import statistics
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peers
+import peers_openvino
 from common import IDLE, parser, run, seconds
 from decoding import drafting
 from drafters import Models, add_options, prepare
+from peers_llama import gguf, llama_cpp
+from peers_server import Server
 from record import Table
 from sparsedraft.base.console import console
 from sparsedraft.maths.sampling import Sampling
@@ -50,7 +54,6 @@ class Answers:
         self.target, self.tokens = LoadedModel.load(target, runtime="native"), tokens
         chats = [prompt.messages() for prompt in prompts.read("demo:eval")[:limit]]
         self.prompts = [templates.chat_ids(self.target.tokenizer, messages) for messages in chats]
-        self.texts = [str(self.target.tokenizer.decode(ids)) for ids in self.prompts]  # with the template around them
         self.alone = Pair.of(self.target, None, "auto", Sampling())
         self.expected = [self.answer(self.alone, Constant(0), ids)[0] for ids in self.prompts]
 
@@ -120,11 +123,17 @@ def against_transformers(models: Models, answers: Answers, rate: float, table: T
 
 def against_llama(models: Models, answers: Answers, rate: float, table: Table, threads: int) -> None:
     """Decoding and speculation of llama.cpp. Missing where it cannot be had."""
-    llama = peers.Llama.build(models.target, models.drafter)
-    for label, file in (("Q8_0", llama.drafter), ("Q4_K_M", llama.small)):
-        theirs = llama.rate(file, threads, tokens=48)
+    llama = llama_cpp()
+    target, drafter = (gguf(llama, model, "Q8_0") for model in (models.target, models.drafter))
+    for label, file in (("Q8_0", drafter), ("Q4_K_M", gguf(llama, models.drafter, "Q4_K_M"))):
+        theirs = statistics.median(llama.rates(file, threads, (), decode=48)["decode"] for _ in range(3))
         table.note(f"decode, own dense int8 / llama.cpp {label}", _rate(models, threads) / theirs)
-    runs = {k: llama.speculation(answers.texts, k, answers.tokens, threads) for k in (2, 3, 4, 5)}
+    runs = {}
+    for k in (2, 3, 4, 5):
+        with closing(Server(llama, target, threads, drafter, k)) as server:
+            found = [server.answer(ids, answers.tokens) for ids in answers.prompts]
+        tokens, accepted = sum(each.tokens for each in found), sum(each.accepted for each in found)
+        runs[k] = tokens / sum(each.seconds for each in found), tokens / (tokens - accepted)
     k = max(runs, key=lambda k: runs[k][0])
     theirs, mal = runs[k]
     figures = {"k": k, "mal": round(mal, 2), "tokens_per_second": round(theirs, 2)}
@@ -133,7 +142,7 @@ def against_llama(models: Models, answers: Answers, rate: float, table: Table, t
 
 def against_openvino(models: Models, table: Table, threads: int) -> None:
     """Decoding of OpenVINO GenAI. Missing where it cannot be had."""
-    theirs = peers.openvino_rate(*peers.openvino(models.drafter), threads)
+    theirs = peers_openvino.rate(*peers_openvino.exported(models.drafter), threads)
     table.note("decode, own dense int8 / OpenVINO GenAI int8", _rate(models, threads) / theirs)
 
 

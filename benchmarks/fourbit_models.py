@@ -1,0 +1,79 @@
+"""The int4 pair and what it is compared with: packed folders that our own commands make once, in the cache folder.
+
+An interrupted preparation goes on where it stopped. A target of 1.5B and its drafters take about a quarter of an hour.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import CACHE, MODEL, measured
+from sparsedraft.base.places import slug
+from sparsedraft.models import checkpoint
+from sparsedraft.native.packed_folder import is_packed
+
+TARGET, DRAFTER = "Qwen/Qwen2.5-Coder-1.5B-Instruct", "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+
+
+@dataclass(frozen=True)
+class Models:
+    """`target`, `drafter`: the checkpoints; the target packed, and the drafters packed in int4 by what they are."""
+
+    target: str
+    drafter: str
+    int4: Path
+    int8: Path
+    drafters: dict[str, Path]
+    dense_int8: Path  # the drafter
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which models are measured."""
+    parser.add_argument("--target", help=f"default: {TARGET}, in a quick check {MODEL}")
+    parser.add_argument("--drafter", help=f"default: {DRAFTER}, in a quick check {MODEL}")
+    parser.add_argument("--target-pack", type=Path, help="the target packed to int4, such as with --calibration")
+    parser.add_argument("--fine-tuned", help="a drafter to measure beside the dense and the one-shot one: a checkpoint")
+    parser.add_argument("--data", help="what the one-shot drafter is pruned on; default: what the target writes")
+
+
+def prepare(options: argparse.Namespace) -> Models:
+    """Make, or find in the cache, what the options name. UserError where a command fails."""
+    target = options.target or (MODEL if options.quick else TARGET)
+    drafter = options.drafter or (MODEL if options.quick else DRAFTER)
+    folder = CACHE / "fourbit" / ("quick" if options.quick else "whole")
+    folder /= f"{slug(target.replace('/', '-'))}--{slug(drafter.replace('/', '-'))}"
+    int4 = options.target_pack or _packed(target, folder / "target-int4", "int4")
+    checkpoints = {"dense": drafter, "one-shot 2:4": _one_shot(drafter, int4, folder, options)}
+    tuned = options.fine_tuned or (folder / "fine-tuned" if (folder / "fine-tuned").is_dir() else None)
+    if tuned:
+        checkpoints["fine-tuned"] = str(tuned)
+    return Models(
+        target, drafter, int4, _packed(target, folder / "target-int8", "int8"),
+        {name: _packed(model, folder / slug(name.replace(":", "of").replace(" ", "-")), "int4")
+         for name, model in checkpoints.items()},
+        _packed(drafter, folder / "dense-int8", "int8"),
+    )  # fmt: skip
+
+
+def _packed(model: str, out: Path, weights: str) -> Path:
+    folder = checkpoint.find(model)
+    if is_packed(folder):
+        return folder
+    measured("pack", model, "--out", out, "--weights", weights)
+    return out
+
+
+def _one_shot(drafter: str, target: Path, folder: Path, options: argparse.Namespace) -> str:
+    """The drafter pruned to 2:4, its weights rounded to int4 in the same sweep, on what the target writes."""
+    prompts, tokens, method = ("16", "1024", "magnitude") if options.quick else ("160", "16384", "sparsegpt")
+    data = options.data
+    if data is None:
+        data = folder / "data"
+        how = ["--engine", "native", "--limit", prompts, "--max-new-tokens", "24" if options.quick else "128"]
+        measured("distill", target, "demo:train", "--out", data, *how)
+    out = folder / "2of4"
+    how = ["--pattern", "2:4", "--tokens", tokens, "--method", method]
+    if method == "sparsegpt":
+        how += ["--quantize", "int4"]
+    measured("prune", drafter, "--out", out, "--calibration", data, *how)
+    return str(out)

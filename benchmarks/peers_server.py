@@ -1,0 +1,97 @@
+"""llama-server of llama.cpp or ik_llama.cpp: greedy answers, alone or with a drafter, as the server times them."""
+
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peers import Missing, figure
+from peers_llama import Llama
+
+CONTEXT = 4096  # tokens
+START, ANSWER = 180, 600  # seconds at most until a server is ready, and for one answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its tokens, seconds with the prompt's reading, and how many tokens were drafted and accepted."""
+
+    tokens: int
+    seconds: float
+    drafted: int = 0
+    accepted: int = 0
+
+
+def timed(reply: Mapping[str, Any]) -> Answer:
+    """The answer in a reply of /completion. KeyError where its timings are not those that this reads."""
+    timings = reply["timings"]
+    seconds = (timings["prompt_ms"] + timings["predicted_ms"]) / 1000
+    counts = (int(timings.get(key, 0)) for key in ("draft_n", "draft_n_accepted"))
+    return Answer(int(timings["predicted_n"]), seconds, *counts)
+
+
+class Server:
+    """A running server; `close` ends it. Missing where it does not start."""
+
+    def __init__(self, llama: Llama, model: Path, threads: int, drafter: Path | None = None, k: int = 0) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command: list[str | Path] = [llama.programs / "llama-server", "-m", model, "-t", str(threads), *llama.serving]
+        command += ["-c", str(CONTEXT), "-np", "1", "--host", "127.0.0.1", "--port", str(port)]
+        if drafter:
+            command += ["-md", drafter, *(str(k) if word == "K" else word for word in llama.drafting)]
+        self.name, self.drafts, self.address = llama.name, drafter is not None, f"http://127.0.0.1:{port}"
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (the server's for as long as it runs)
+        self._process = subprocess.Popen([*map(str, command)], stdout=self._log, stderr=subprocess.STDOUT)
+        self._wait()
+
+    def _wait(self) -> None:
+        """Until the model is loaded."""
+        end = time.monotonic() + START
+        while time.monotonic() < end and self._process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.address}/health", timeout=5):
+                    return
+            except (OSError, urllib.error.URLError):  # 503 while it loads
+                time.sleep(0.2)
+        self.close()
+        raise Missing(f"{self.name}'s llama-server did not start ({self._last_line()})")
+
+    def answer(self, ids: Sequence[int], tokens: int) -> Answer:
+        """The greedy answer to the prompt `ids`, at most `tokens` long. Missing where a drafter drafts nothing."""
+        # of the samplers only the one that decides: the others' sorting would count as decoding
+        body = {"prompt": list(ids), "n_predict": tokens, "temperature": 0, "top_k": 1, "samplers": ["top_k"]}
+        data = json.dumps({**body, "cache_prompt": False}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.address}/completion", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER) as reply:
+                found = figure(f"{self.name}'s llama-server", lambda: timed(json.load(reply)))
+        except OSError as error:
+            raise Missing(f"{self.name}'s llama-server did not answer ({error}; {self._last_line()})") from None
+        if self.drafts and found.tokens > 8 and not found.drafted:
+            raise Missing(f"{self.name}'s llama-server drafted nothing: its options do not reach the drafter")
+        return found
+
+    def _last_line(self) -> str:
+        written = os.pread(self._log.fileno(), 1 << 20, 0)  # not read: the server writes at the file's position
+        lines = written.decode(errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else "it said nothing"
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
