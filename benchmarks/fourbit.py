@@ -10,6 +10,8 @@ The first run builds the peers and makes the models (about an hour, in the cache
 """
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property, partial
@@ -167,6 +169,7 @@ def work(options: argparse.Namespace, table: Table) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the peers' servers end, too
     arguments = parser(__doc__)
     add_options(arguments)
     arguments.add_argument("--only", default=",".join(GROUPS), help="groups of rows, separated by commas")

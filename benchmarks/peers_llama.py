@@ -71,7 +71,8 @@ def ik_llama_cpp() -> Llama:
     if not script.is_file():
         script.parent.mkdir(exist_ok=True)
         script.write_text(BUILD_INFO)
-    found = built(tree, OPTIONS, ("llama-bench", "llama-server"))
+    # its attention for quantised caches is not used here, and is slow to build
+    found = built(tree, (*OPTIONS, "-DGGML_IQK_FA_ALL_QUANTS=OFF"), ("llama-bench", "llama-server"))
     drafting = ("--draft-max", "K", "--draft-p-min", "0")
     return Llama("ik_llama.cpp", tree, found, ("-w", "0", "-rtr", "1"), ("-rtr",), drafting)
 
