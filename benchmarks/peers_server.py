@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -9,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,12 @@ def timed(reply: Mapping[str, Any]) -> Answer:
     return Answer(int(timings["predicted_n"]), seconds, *counts)
 
 
+def logged_drafts(log: str) -> list[tuple[int, int]]:
+    """(accepted, drafted) tokens of each answer that a server's log counts."""
+    found = re.findall(r"draft acceptance rate = [\d.]+ \(\s*(\d+) accepted /\s*(\d+) generated\)", log)
+    return [(int(accepted), int(drafted)) for accepted, drafted in found]
+
+
 class Server:
     """A running server; `close` ends it. Missing where it does not start."""
 
@@ -51,6 +58,7 @@ class Server:
             command += ["-md", drafter, *(str(k) if word == "K" else word for word in llama.drafting)]
         self.name, self.drafts, self.address = llama.name, drafter is not None, f"http://127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (the server's for as long as it runs)
+        self._logged = 0  # answers whose drafts the log has counted
         self._process = subprocess.Popen([*map(str, command)], stdout=self._log, stderr=subprocess.STDOUT)
         self._wait()
 
@@ -78,13 +86,24 @@ class Server:
                 found = figure(f"{self.name}'s llama-server", lambda: timed(json.load(reply)))
         except OSError as error:
             raise Missing(f"{self.name}'s llama-server did not answer ({error}; {self._last_line()})") from None
+        if self.drafts and not found.drafted:
+            found = self._with_logged_drafts(found)
         if self.drafts and found.tokens > 8 and not found.drafted:
             raise Missing(f"{self.name}'s llama-server drafted nothing: its options do not reach the drafter")
         return found
 
+    def _with_logged_drafts(self, answer: Answer) -> Answer:
+        """With the drafts that the log alone counts: ik_llama.cpp's replies have none."""
+        counts = logged_drafts(self._written())
+        self._logged, new = len(counts), counts[self._logged :]
+        return replace(answer, drafted=sum(n for _, n in new), accepted=sum(n for n, _ in new))
+
+    def _written(self) -> str:
+        # not read: the server writes at the file's position
+        return os.pread(self._log.fileno(), 1 << 24, 0).decode(errors="replace")
+
     def _last_line(self) -> str:
-        written = os.pread(self._log.fileno(), 1 << 20, 0)  # not read: the server writes at the file's position
-        lines = written.decode(errors="replace").strip().splitlines()
+        lines = self._written().strip().splitlines()
         return lines[-1][:200] if lines else "it said nothing"
 
     def close(self) -> None:

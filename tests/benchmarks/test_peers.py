@@ -85,3 +85,11 @@ def test_a_command_that_fails_ends_the_benchmark_in_a_sentence(capfd: pytest.Cap
     with pytest.raises(UserError, match="sparsedraft inspect failed: its sentence stands above"):
         measured("inspect", "no/such/folder")
     assert "no/such/folder" in capfd.readouterr().err
+
+
+def test_drafts_that_only_the_log_counts() -> None:
+    """As ik_llama.cpp writes them, one line an answer."""
+    log = "draft acceptance rate = 0.42424 (   14 accepted /    33 generated)\nslot print_timing\n"
+    log += "draft acceptance rate = 1.00000 (   18 accepted /    18 generated)\n"
+    assert peers_server.logged_drafts(log) == [(14, 33), (18, 18)]
+    assert peers_server.logged_drafts("statistics draft: #calls(b,g,a) = 1 9 8") == []
