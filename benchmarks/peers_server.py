@@ -19,6 +19,7 @@ from peers_llama import Llama
 
 CONTEXT = 4096  # tokens
 START, ANSWER = 180, 600  # seconds at most until a server is ready, and for one answer
+LOGGED = 1.0  # seconds at most until the log says of an answer what was drafted
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class Server:
 
     def _with_logged_drafts(self, answer: Answer) -> Answer:
         """With the drafts that the log alone counts: ik_llama.cpp's replies have none."""
-        counts = logged_drafts(self._written())
+        end = time.monotonic() + LOGGED
+        while len(counts := logged_drafts(self._written())) == self._logged and time.monotonic() < end:
+            time.sleep(0.02)  # the line may come after the reply
         self._logged, new = len(counts), counts[self._logged :]
         return replace(answer, drafted=sum(n for _, n in new), accepted=sum(n for n, _ in new))
 
