@@ -18,6 +18,7 @@ from peers_llama import Llama
 from peers_server import Answer, Server
 from record import Table
 from sparsedraft.base.console import console
+from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.speculate.loop.decode import generate
@@ -51,6 +52,8 @@ class Task:
         chosen = prompts.spread(prompts.read(source), count)
         names = {prompt.turns[0] for prompt in chosen}
         others = [prompt for prompt in prompts.read("demo:eval") if prompt.turns[0] not in names]
+        if not others:
+            raise UserError(f"--limit {count} leaves no prompt of demo:eval to choose on: lower it, or give --prompts.")
         few = prompts.spread(others, min(CHOOSING, count))
         ids = [[templates.chat_ids(tokenizer, prompt.messages()) for prompt in each] for each in (chosen, few)]
         return cls(ids[0], ids[1], tokens, min(SHORT, tokens))

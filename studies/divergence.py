@@ -11,6 +11,7 @@ models that are new.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.base.console import console, track
+from sparsedraft.base.errors import UserError
 from sparsedraft.layerwise.calibration import sequences
 from sparsedraft.models import checkpoint
 from sparsedraft.native.loading import load
@@ -66,19 +68,19 @@ def divergence(reference: Tensor, other: Tensor) -> tuple[float, float]:
     return float(kl.mean()), float((p.argmax(-1) == q.argmax(-1)).float().mean())
 
 
-def row(label: str, model: str, values: list[tuple[float, float]], length: int) -> dict[str, Any]:
-    """The row of one model: its means over sequences, an interval, and the figure of each sequence."""
+def row(inputs: dict[str, Any], values: list[tuple[float, float]], length: int) -> dict[str, Any]:
+    """The row of one model: its inputs, its means over sequences, an interval, and the figure of each sequence."""
     kl = np.array([value for value, _ in values])
     drawn = np.random.default_rng(0).integers(len(kl), size=(2000, len(kl)))
     low, high = np.quantile(kl[drawn].mean(1), (0.025, 0.975))
     return {
-        "label": label, "model": model, "tokens": len(kl) * length, "kld": round(float(kl.mean()), 6),
+        **inputs, "tokens": len(kl) * length, "kld": round(float(kl.mean()), 6),
         "low": round(float(low), 6), "high": round(float(high), 6),
         "same_first": round(float(np.mean([same for _, same in values])), 5), "answers": kl.tolist(),
     }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
@@ -87,10 +89,24 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--against", help="NAME whose KLD is divided by that of the others")
     parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    setup()
+    options = parser.parse_args(arguments)
+    if unnamed := [model for model in options.models if "=" not in model]:
+        parser.error(f"{unnamed[0]}: give NAME=MODEL")
     named = dict(model.split("=", 1) for model in options.models)
+    setup()
     rows = Rows(options.out)
+    asked = {
+        label: {"label": label, "model": model, "checkpoint": options.checkpoint, "text": options.text,
+                "asked_tokens": options.tokens, "length": options.length}
+        for label, model in named.items()
+    }  # fmt: skip
+    for old in rows.rows:
+        if asked.get(old["label"]) not in (None, {key: old.get(key) for key in asked[old["label"]]}):
+            parser.error(f"{options.out} has a row {old['label']} of other inputs: give another NAME or --out")
+        if any(old.get(key) != getattr(options, key) for key in ("checkpoint", "text", "length")):
+            parser.error(f"{options.out} has rows of another checkpoint, text or length: give another --out")
+    if options.against and options.against not in {*named, *(old["label"] for old in rows.rows)}:
+        parser.error(f"--against {options.against} is none of the models: give the NAME of one")
     wanted = {label: model for label, model in named.items() if rows.lack(label)}
     if wanted:
         folder = checkpoint.find(options.checkpoint)
@@ -105,8 +121,8 @@ def main() -> None:
                 for label, logits in running.items():
                     found[label].append(divergence(expected, logits(sequence)))
                 tracker.advance(1)
-        for label, model in wanted.items():
-            rows.add(row(label, model, found[label], ids.shape[1]))
+        for label in wanted:
+            rows.add(row(asked[label], found[label], ids.shape[1]))
     if options.against:
         base = next(r["kld"] for r in rows.rows if r["label"] == options.against)
         for r in rows.rows:
@@ -115,4 +131,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -125,8 +125,11 @@ def table(judged: dict[str, Any]) -> str:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """K's, ascending; UserError where one is none."""
-    return tuple(sorted({k for k in parse_k(text) if isinstance(k, int)}))
+    """K's, ascending; UserError where one is no number."""
+    numbered = [k for k in parse_k(text) if isinstance(k, int)]
+    if len(numbered) < len(parse_k(text)):
+        raise UserError(f"--k {text}: a simulation has constant K's only: give numbers.")
+    return tuple(sorted(set(numbered)))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -70,3 +70,11 @@ def test_parts_make_the_same_matrix_and_wrong_ones_are_refused() -> None:
     for wrong in ({"activations": 16}, {"activations": 4}, {"rows": 64}):
         with pytest.raises(ValueError, match="kept parts that are no matrix"):
             native.extension().matrix_of(parts | wrong, aligned[start : start + len(stream)])
+
+
+@pytest.mark.parametrize("activations", [8, 16])
+def test_no_tokens_give_no_rows(activations: int) -> None:
+    module = native.extension()
+    matrix = module.matrix(np.ones((8, 64), np.int8), "i8", "dense", 0, np.ones(8, np.float32), activations=activations)
+    (found,) = module.multiply([matrix], np.zeros((0, 64), np.float32), module.Pool(1))
+    assert found.shape == (0, 8)

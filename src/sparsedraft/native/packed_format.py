@@ -71,7 +71,8 @@ class MatrixEntry:
             raise wrong("group", raw.get("group"), f"not one of {', '.join(map(str, SCALE_GROUPS))}")
         if raw["values"] != "int4" and "group" in raw:
             raise wrong("group", raw["group"], f"which {raw['values']} does not have")
-        if "activations" in raw and (raw["activations"] != 8 or (raw["kind"], raw["values"]) != ("dense", "int8")):
+        eight = type(raw.get("activations")) is int and raw["activations"] == 8
+        if "activations" in raw and not (eight and (raw["kind"], raw["values"]) == ("dense", "int8")):
             raise wrong("activations", raw["activations"], "and only dense int8 may have them, of 8 bits")
         entry = cls(**raw)
         if entry.kind not in ("dense", "bitmask"):

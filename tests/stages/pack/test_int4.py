@@ -149,3 +149,8 @@ def test_inputs_of_8_bits_are_noted_for_dense_int8_alone(tiny_checkpoint: Path, 
 def test_activations_of_other_widths_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="activations are of 8 or of 16 bits, not of 12: give one of them"):
         pack(str(tiny_checkpoint), tmp_path / "out", activations=12)
+
+
+def test_activations_of_8_bits_need_int8(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"activations of 8 bits are for int8, not (--)?weights f16"):
+        pack(str(tiny_checkpoint), tmp_path / "out", weights="f16", activations=8)

@@ -49,6 +49,8 @@ class _Packing(Calibration):
             raise ValueError("<head_tokens> and <head_data> belong together: the data says which tokens are frequent")
         if self.activations not in (None, 8, 16):
             raise ValueError(f"<activations> are of 8 or of 16 bits, not of {self.activations}: give one of them")
+        if self.activations == 8 and not {self.weights, self.head_weights} & {"int8", "int4"}:
+            raise ValueError(f"<activations> of 8 bits are for int8, not <weights> {self.weights}: leave them out")
         if self.calibration is not None and self.weights != "int4":
             raise ValueError(f"<calibration> is for <weights> int4, not {self.weights}: leave one of them out")
         return self

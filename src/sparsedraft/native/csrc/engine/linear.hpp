@@ -50,6 +50,7 @@ class ActivationBuffer {
     if (q8_.size() < size + kSlack) q8_.resize(size + kSlack);
     if (scale8_.size() < blocks * tokens_) scale8_.resize(blocks * tokens_);
     if (start8_.size() < blocks * tokens_) start8_.resize(blocks * tokens_);
+    if (!tokens_) return;
     const int groups = (tokens_ + kernels.most_together - 1) / kernels.most_together;
     together_ = (tokens_ + groups - 1) / groups;
     pool.run(tokens_, kTokensOfPiece, [&](size_t first, size_t last) {
