@@ -60,7 +60,10 @@ class Server:
         self.name, self.drafts, self.address = llama.name, drafter is not None, f"http://127.0.0.1:{port}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (the server's for as long as it runs)
         self._logged = 0  # answers whose drafts the log has counted
-        self._process = subprocess.Popen([*map(str, command)], stdout=self._log, stderr=subprocess.STDOUT)
+        # ik_llama.cpp writes a log of its own into the folder that it runs in
+        self._process = subprocess.Popen(
+            [*map(str, command)], stdout=self._log, stderr=subprocess.STDOUT, cwd=llama.programs
+        )
         self._wait()
 
     def _wait(self) -> None:
