@@ -11,7 +11,6 @@ models that are new.
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,49 +79,49 @@ def row(inputs: dict[str, Any], values: list[tuple[float, float]], length: int) 
     }  # fmt: skip
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint")
-    parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
-    parser.add_argument("--text", default="demo:eval")
-    parser.add_argument("--tokens", type=int, default=32768)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--against", help="NAME whose KLD is divided by that of the others")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    if unnamed := [model for model in options.models if "=" not in model]:
-        parser.error(f"{unnamed[0]}: give NAME=MODEL")
-    named = dict(model.split("=", 1) for model in options.models)
-    setup()
-    rows = Rows(options.out)
-    asked = {
-        label: {"label": label, "model": model, "checkpoint": options.checkpoint, "text": options.text,
-                "asked_tokens": options.tokens, "length": options.length}
-        for label, model in named.items()
-    }  # fmt: skip
+def wanted(rows: Rows, named: dict[str, str], shared: dict[str, Any], against: str | None) -> dict[str, str]:
+    """The models that `rows` lack; UserError where these figures would not stand beside those that are there.
+
+    `shared`: what all rows have in common, by its name there.
+    """
     for old in rows.rows:
-        if asked.get(old["label"]) not in (None, {key: old.get(key) for key in asked[old["label"]]}):
-            parser.error(f"{options.out} has a row {old['label']} of other inputs: give another NAME or --out")
-        if any(old.get(key) != getattr(options, key) for key in ("checkpoint", "text", "length")):
-            parser.error(f"{options.out} has rows of another checkpoint, text or length: give another --out")
-    if options.against and options.against not in {*named, *(old["label"] for old in rows.rows)}:
-        parser.error(f"--against {options.against} is none of the models: give the NAME of one")
-    wanted = {label: model for label, model in named.items() if rows.lack(label)}
-    if wanted:
-        folder = checkpoint.find(options.checkpoint)
-        tokenizer = checkpoint.load_tokenizer(folder)
-        ids = sequences(options.text, tokenizer, options.tokens, options.length, 0)
-        reference = in_float32(options.checkpoint)
-        running = {label: runner(model) for label, model in wanted.items()}
-        found: dict[str, list[tuple[float, float]]] = {label: [] for label in wanted}
-        with track("reading", len(ids), "sequences") as tracker:
-            for sequence in ids:
-                expected = reference(sequence)
-                for label, logits in running.items():
-                    found[label].append(divergence(expected, logits(sequence)))
-                tracker.advance(1)
-        for label in wanted:
-            rows.add(row(asked[label], found[label], ids.shape[1]))
+        if any(old.get(name) != value for name, value in shared.items()):
+            raise UserError(f"{rows.file} has rows of another checkpoint, text or length: give another --out.")
+        if old["model"] != named.get(old["label"], old["model"]):
+            raise UserError(f"{rows.file} has another model as {old['label']}: give another NAME.")
+    if against and against not in {*named, *(old["label"] for old in rows.rows)}:
+        raise UserError(f"--against {against} is none of the models: give the NAME of one.")
+    return {label: model for label, model in named.items() if rows.lack(label)}
+
+
+def measure(options: argparse.Namespace, models: dict[str, str]) -> tuple[dict[str, list[tuple[float, float]]], int]:
+    """(by label the divergence and the share of equal choices of each sequence, tokens of a sequence)."""
+    tokenizer = checkpoint.load_tokenizer(checkpoint.find(options.checkpoint))
+    ids = sequences(options.text, tokenizer, options.tokens, options.length, 0)
+    reference = in_float32(options.checkpoint)
+    running = {label: runner(model) for label, model in models.items()}
+    found: dict[str, list[tuple[float, float]]] = {label: [] for label in models}
+    with track("reading", len(ids), "sequences") as tracker:
+        for sequence in ids:
+            expected = reference(sequence)
+            for label, logits in running.items():
+                found[label].append(divergence(expected, logits(sequence)))
+            tracker.advance(1)
+    return found, ids.shape[1]
+
+
+def study(options: argparse.Namespace) -> None:
+    """Measure the models that are new, and print all."""
+    if unnamed := [model for model in options.models if "=" not in model]:
+        raise UserError(f"{unnamed[0]} has no name: give NAME=MODEL.")
+    named = dict(model.split("=", 1) for model in options.models)
+    shared = {"checkpoint": options.checkpoint, "text": options.text, "asked_tokens": options.tokens}
+    shared["length"] = options.length
+    rows = Rows(options.out)
+    if lacking := wanted(rows, named, shared, options.against):
+        found, length = measure(options, lacking)
+        for label, model in lacking.items():
+            rows.add(row({"label": label, "model": model, **shared}, found[label], length))
     if options.against:
         base = next(r["kld"] for r in rows.rows if r["label"] == options.against)
         for r in rows.rows:
@@ -130,8 +129,22 @@ def main(arguments: list[str] | None = None) -> None:
     close([{name: value for name, value in r.items() if name != "answers"} for r in rows.rows])
 
 
-if __name__ == "__main__":
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
+    parser.add_argument("--text", default="demo:eval")
+    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--against", help="NAME by whose KLD the others' are divided")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    setup()
     try:
-        main()
+        study(options)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -38,6 +38,7 @@ def test_rows_stay_and_other_inputs_are_refused(tmp_path: Path, capsys: pytest.C
         [*named, "--tokens", "64", "--length", "32"],
         [*named, "--tokens", "96", "--length", "16"],
         [f"int8={tmp_path / 'int4'}", *SMALL],
+        [f"new={tmp_path / 'int4'}", "--tokens", "64", "--length", "32"],
         ["int8", *SMALL],
         [*named, *SMALL, "--against", "f16"],
     ):
