@@ -170,9 +170,10 @@ class _Run:
         return str(out)
 
     def _rounding(self, how: Speed, model: str, template_args: dict[str, Any]) -> dict[str, Any]:
-        """How the weights of `model` are rounded: options of `pack`. A model that `prune` has rounded stays so."""
-        rounding = {"weights": how.weights, "head_weights": how.head_weights}
-        if how.calibration_tokens is None or groups_of(checkpoint.find(model)):
+        """How the weights of `model` are rounded: options of `pack`. Of one that `prune` has rounded, its head."""
+        rounding = how.model_dump(include={"weights", "head_weights", "embedding_weights"})
+        head_alone = bool(groups_of(checkpoint.find(model)))
+        if how.calibration_tokens is None or (head_alone and how.head_weights != "int4"):
             return rounding
         return rounding | {
             "calibration": str(self.data), "tokens": how.calibration_tokens,
@@ -248,6 +249,7 @@ def _target_folder(how: Speed) -> str:
     """Where a run has the target that is timed; another place than that of the one that writes the data, if it may
     differ."""
     marks = [how.weights, *([f"head-{how.head_weights}"] if how.head_weights else [])]
+    marks += [f"embedding-{how.embedding_weights}"] if how.embedding_weights else []
     marks += ["calibrated"] if how.calibration_tokens is not None else []
     return f"packed/.target-{'-'.join(marks)}"
 

@@ -56,14 +56,13 @@ def peak(folder: Path) -> int:
 def test_loading_takes_what_is_counted(
     tied: bool, pattern: str | None, weights: str, head: str, tmp_path: Path
 ) -> None:
-    """Never more, as the check is to spare an OOM kill, and not much less. The stored bytes alone are far less."""
+    """Never more, as the check is to spare an OOM kill, and not much less."""
     sizes = {"vocab_size": 40_000, "hidden_size": 512, "intermediate_size": 1024, "layers": 1}
     source = packed_folders.save(build_llama(tie_word_embeddings=tied, **sizes), tmp_path / "source", pattern)
     stages.pack(str(source), tmp_path / "packed", weights=weights, head_weights=head)
     reader = PackedReader(tmp_path / "packed")
     counted, taken = memory.loading_bytes(reader), peak(tmp_path / "packed")
     assert 0.7 * counted < taken < 1.05 * counted
-    assert head == "int8" or taken > 1.5 * reader.bytes
 
 
 @pytest.mark.parametrize("lanes", ["avx2", "avx512"])

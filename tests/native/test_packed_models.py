@@ -16,6 +16,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import group_of, snap
 from sparsedraft.models import checkpoint
+from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.native import extension as native
 from sparsedraft.native.modules import PackedHead
 from sparsedraft.native.session import Engine
@@ -71,6 +72,29 @@ def test_int4_is_the_checkpoint_rounded(family: str, tied: bool, pattern: str | 
     if native.is_built():
         engine = Engine(tmp_path / "packed", threads=1).forward(IDS[0].tolist(), IDS.shape[1])
         assert (engine - expected[0]).abs().mean() < 0.35 * error
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+def test_a_tied_head_that_is_rounded_apart(family: str, natively: bool, tmp_path: Path) -> None:
+    """It is stored beside the embedding, and neither transformers nor the engine ties them again."""
+    source = save(build(family, True), tmp_path / "plain")
+    types = {"weights": "bf16", "head_weights": "f16", "embedding_weights": "int8"}
+    result = stages.pack(str(source), tmp_path / "packed", **types)
+    assert {"head_weights": "f16", "embedding_weights": "int8"}.items() <= result.items()
+    rounded = checkpoint.load(source)
+    head = rounded.get_output_embeddings()
+    with torch.no_grad():
+        head.weight = torch.nn.Parameter(head.weight.half().float().clone())
+        embedding = rounded.get_input_embeddings()
+        embedding.weight.copy_(snap(embedding.weight, "int8"))
+        for linear in decoder_linears(rounded).values():
+            linear.weight.copy_(linear.weight.bfloat16())
+    packed = sparsedraft.load(tmp_path / "packed")
+    close(logits(packed), logits(rounded).detach(), 2e-6)
+    assert ran(packed, natively)
+    if native.is_built():
+        engine = Engine(tmp_path / "packed", threads=1).forward(IDS[0].tolist(), IDS.shape[1])
+        close(engine, logits(rounded).detach()[0], 5e-3)
 
 
 @pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False), ("gemma3", True)])

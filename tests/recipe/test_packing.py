@@ -51,16 +51,23 @@ def test_all_is_rounded_on_the_data_but_what_pruning_has_rounded(recipe: Path, t
     assert planned["tokens"] == 256 * 5
 
 
+@pytest.mark.parametrize("embedding", ["int8", None])
 @pytest.mark.parametrize("head", ["int8", "int4", "bf16"])
 @pytest.mark.parametrize("weights", ["int8", "int4", "f16"])
-def test_plan_counts_the_bytes_of_the_types(recipe: Path, weights: str, head: str) -> None:
+def test_plan_counts_the_bytes_of_the_types(recipe: Path, weights: str, head: str, embedding: str | None) -> None:
     """Dense linears and heads alone: their weights times the bytes of one."""
     overrides = [f"speed.weights={weights}", f"speed.head_weights={head}", "speed.calibration_tokens=null"]
+    overrides += [f"speed.embedding_weights={embedding}"] if embedding else []
     typed = recipes.read(recipe, [*overrides, "drafters=[{name: dense}]"])
     (planned,) = (stage for stage in plan_recipe(typed, gflops=100)["stages"] if stage["stage"] == "pack")
     size = {"int4": 0.5 + 2 / 32, "int8": 1, "f16": 2, "bf16": 2}
     model = size_up(typed.target)
-    expected = model.linears * size[weights] + (model.parameters - model.linears) * size[head]
+    table = model.config.vocab_size * model.config.hidden_size
+    assert model.config.tie_word_embeddings
+    others = model.parameters - model.linears - table  # norms: as they are
+    expected = model.linears * size[weights] + table * size[embedding or head] + others * 2
+    if embedding not in (None, head):
+        expected += table * size[head]  # stored apart
     assert planned["disk_bytes"] == 2 * int(expected) and planned["tokens"] == 0 and planned["device_hours"] == 0
 
 

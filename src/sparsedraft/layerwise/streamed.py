@@ -131,6 +131,15 @@ class Streamed:
         _trim()
 
     @contextmanager
+    def filled(self, module: nn.Module, name: str) -> Iterator[None]:
+        """While this lasts, the `module` of this name, which lies outside the decoder layers, has its weights."""
+        try:
+            self._fill(module, name)
+            yield
+        finally:
+            _empty(module)
+
+    @contextmanager
     def front(self) -> Iterator[None]:
         """While this lasts, everything outside the decoder layers has its weights, except the head."""
         inside = {id(p) for layer in self.layers for p in layer.parameters()}

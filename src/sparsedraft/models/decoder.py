@@ -7,6 +7,7 @@ from transformers import PretrainedConfig
 from sparsedraft.base.errors import UserError
 
 LONGEST = 2**31 - 1  # tokens that any context holds
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")  # what families call it
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -29,6 +30,22 @@ def named_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
             "only decoder-only language models can be used."
         )
     return min(lists, key=lambda item: item[0].count("."))  # an expert list inside a layer lies deeper
+
+
+def final_norm(model: nn.Module) -> tuple[str, nn.Module]:
+    """The name of the norm between the last decoder layer and the head of `model`, and the norm.
+
+    Raises UserError where it is not found.
+    """
+    parent = named_layers(model)[0].rpartition(".")[0]
+    inside = dict(model.get_submodule(parent).named_children())
+    name = next((name for name in FINAL_NORMS if name in inside), None)
+    if name is None:
+        raise UserError(
+            f"model {type(model).__name__} has no final norm that is known here, so its head cannot be rounded on "
+            "text: give --head-weights int8."
+        )
+    return f"{parent}.{name}".lstrip("."), inside[name]
 
 
 def linears_of(layer: nn.Module, prefix: str = "") -> dict[str, nn.Linear]:

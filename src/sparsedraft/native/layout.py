@@ -7,7 +7,6 @@ from torch import Tensor
 
 from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_choice import EXTENSION_NAMES
-from sparsedraft.native.nibbles import pack_nibbles
 from sparsedraft.native.packed_format import MatrixEntry
 from sparsedraft.native.stored_matrix import StoredMatrix
 
@@ -26,14 +25,16 @@ def lay_out(stored: StoredMatrix, kind: str) -> tuple[Any, str]:
     return extension().matrix(values, *fields), layout.label
 
 
-def embedding(stored: StoredMatrix) -> dict[str, Any]:
-    """The embedding as the extension's model takes it; its arrays must outlive the model."""
-    fields: dict[str, Any] = {"type": EXTENSION_NAMES.get(stored.type, stored.type)}
-    if stored.scale is not None and stored.group:
-        groups = stored.scale.contiguous().view(torch.uint16).numpy()
-        return fields | {"values": pack_nibbles(stored.values).numpy(), "groups": groups, "group": stored.group}
-    scale = None if stored.scale is None else stored.scale.contiguous().float().numpy()
-    return fields | {"values": raw(stored.values), "scale": scale}
+def embedding(entry: MatrixEntry, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The dense embedding as the extension's model takes it, which reads a row for each token.
+
+    The values are read where they lie: `tensors` that are mapped stay in their file.
+    """
+    scale = tensors["scale"].contiguous() if "scale" in tensors else None
+    fields = {"type": EXTENSION_NAMES.get(entry.values, entry.values), "values": raw(tensors["values"])}
+    if scale is not None and entry.group:
+        return fields | {"groups": scale.view(torch.uint16).numpy(), "group": entry.group}
+    return fields | {"scale": None if scale is None else scale.float().numpy()}
 
 
 def raw(values: Tensor) -> Any:

@@ -12,29 +12,35 @@ PLACES = 32  # bytes of the places of a record of 2:4 (32 inputs) and of N:8 (64
 INT4_RECORD = {"dense": 512, "2:4": 384, "4:8": 448, "2:8": 256}  # bytes of a record of 64 inputs, without scales
 WINDOW = {1: 112 / 64, 2: 88 / 32}  # bytes of a slot of a window, by those of a value
 EMPTY = 0.12  # slots of windows that stay empty, a share of all weights: measured at 10 to 25 % of weights that stay
-UNPACKED_INT4 = (
-    3.5  # bytes a weight while int4 is unpacked: the file's, both halves apart, and twice its code in a byte
-)
+# bytes a weight while int4 is unpacked: a byte for its code and the file's; of sparse ones also the mask and a copy
+UNPACKED_INT4, UNPACKED_SPARSE_INT4 = 1.5, 3.5
 
 
 def loading_bytes(reader: PackedReader) -> int:
     """Bytes that loading the folder of `reader` takes at its peak.
 
-    All matrices stay as they are laid out, and the embedding as rows. On the way a matrix is there unpacked and twice
-    laid out; where the head is the embedding, that stays unpacked until the head is laid out.
+    The head comes first, then the layers. All stay as they are laid out; on its way a matrix is there unpacked and
+    twice laid out. The embedding stays in its file, and only its scales are kept.
     """
-    vectors = reader.bytes - sum(reader.stored_bytes(name) for name in reader.entries)
-    kept, peak = float(vectors), 0.0
-    for name, entry in reader.entries.items():
-        laid = 0.0 if name.endswith("embed_tokens") else laid_out_bytes(entry, reader.stored_values(name))
-        kept += laid or reader.stored_bytes(name)
-        peak = max(peak, _unpacked(entry) + laid)
-        if name.endswith("embed_tokens") and "lm_head" not in reader.entries:
-            rows = reader.head_rows or entry.rows
-            laid = laid_out_bytes(entry, entry.rows * entry.columns) * rows / entry.rows
-            kept += laid
-            peak = max(peak, _unpacked(entry) + laid)
-    return round(kept + peak)
+    kept = float(reader.bytes - sum(reader.stored_bytes(name) for name in reader.entries))  # vectors
+    peak = 0.0
+    for name, entry in sorted(reader.entries.items(), key=lambda item: not _is_head(item[0], reader)):
+        laid = laid_out_bytes(entry, reader.stored_values(name))
+        if name.endswith("embed_tokens"):
+            kept += _scale_bytes(entry)
+            laid *= 0 if "lm_head" in reader.entries else (reader.head_rows or entry.rows) / entry.rows
+        peak = max(peak, kept + _unpacked(entry) + 2 * laid)
+        kept += laid
+    return round(max(peak, kept))
+
+
+def _is_head(name: str, reader: PackedReader) -> bool:
+    return name == "lm_head" or (name.endswith("embed_tokens") and "lm_head" not in reader.entries)
+
+
+def _scale_bytes(entry: MatrixEntry) -> int:
+    """Bytes of the scales of an embedding."""
+    return entry.rows * (2 * -(-entry.columns // entry.group) if entry.group else 4 if entry.values == "int8" else 0)
 
 
 def laid_out_bytes(entry: MatrixEntry, values: int) -> float:
@@ -64,5 +70,6 @@ def laid_out_bytes(entry: MatrixEntry, values: int) -> float:
 
 def _unpacked(entry: MatrixEntry) -> float:
     """Bytes that the values of a matrix take on the way from their file to the layout."""
-    each = UNPACKED_INT4 if entry.values == "int4" else 1 if entry.values == "int8" else 2
+    int4 = UNPACKED_INT4 if entry.kind == "dense" else UNPACKED_SPARSE_INT4
+    each = int4 if entry.values == "int4" else 1 if entry.values == "int8" else 2
     return each * entry.rows * entry.columns

@@ -1,7 +1,7 @@
 """A checkpoint, packed or plain, as a model of the native engine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,29 +90,33 @@ class _Builder:
 
     def __init__(self, folder: Path, config: PretrainedConfig, reader: WeightReader) -> None:
         self.folder, self.config, self.reader = folder, config, reader
-        self.cache = LayoutCache(folder, reader.bytes) if isinstance(reader, PackedReader) else None
         self.layouts: dict[str, str] = {}
         self.linear_nonzero = self.linear_weights = self.other_parameters = self.other_nonzero = 0
         embeddings = sorted(name for name in reader.names if name.endswith("embed_tokens.weight"))
         if not embeddings:
             raise Unsupported(f"model {folder} has no embed_tokens: give a whole checkpoint.")
         self.prefix = embeddings[0].removesuffix("embed_tokens.weight")
+        # the embedding is looked at while nothing else is in memory, which it then leaves
+        embedding = reader.matrix(embeddings[0])[0].values
+        self._count(embedding)
+        self.vocabulary = len(embedding)
+        del embedding
+        self.cache = LayoutCache(folder, reader.bytes) if isinstance(reader, PackedReader) else None
 
     def model(self) -> NativeModel:
         config = self.config
         rope_names = sorted(architecture.ropes(config))
+        head_ids = self.reader.head_ids()
+        head, head_rows = self._head(head_ids)  # the largest matrix first: on its way it takes three times its size
         layers = [self._layer(i, rope_names) for i in range(config.num_hidden_layers)]
         if not layers or layers[0]["q"].rows != config.num_attention_heads * architecture.head_dim_of(config):
             raise UserError(f"model {self.folder} has weights that its config.json does not describe: copy both again.")
         # only now: its rotary tables are as large as the config says, which the weights have just confirmed
         settings = architecture.settings_of(self.folder, config)
-        embedding, _ = self.reader.matrix(f"{self.prefix}embed_tokens.weight")
-        self._count(embedding.values)
-        head_ids = self.reader.head_ids()
-        head, head_rows = self._head(embedding, head_ids)
+        embedding = layout.embedding(*self.reader.table(f"{self.prefix}embed_tokens.weight"))
         final_norm = _numpy(self._vector(f"{self.prefix}norm.weight"))
         try:
-            handle = extension().model(settings, layout.embedding(embedding), layers, final_norm, head)
+            handle = extension().model(settings, embedding, layers, final_norm, head)
         except ValueError as error:
             raise UserError(
                 f"model {self.folder} has weights that its config.json does not describe ({error}): copy both again."
@@ -202,23 +206,32 @@ class _Builder:
             self.cache.add(name, matrix, nonzero)
         return matrix, nonzero, stored.values.numel()
 
-    def _head(self, embedding: StoredMatrix, ids: Tensor | None) -> tuple[Any, int]:
+    def _head(self, ids: Tensor | None) -> tuple[Any, int]:
         """The head's matrix, trimmed to `ids`, and its rows."""
-        head, kind = embedding, "dense"
-        if ids is not None and int(ids[-1]) >= len(embedding.values):
+        if ids is not None and int(ids[-1]) >= self.vocabulary:
             raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
-        if "lm_head.weight" in self.reader.names and not self.config.tie_word_embeddings:
-            head, kind = self.reader.matrix("lm_head.weight")
-            self._count(head.values)
-            if ids is not None and len(ids) != len(head.values):
+        own = "lm_head.weight" in self.reader.names and not self.config.tie_word_embeddings
+        name = "lm_head" if own else f"{self.prefix}embed_tokens"
+        chosen = None if own else ids  # a head of its own is stored trimmed
+
+        def read() -> tuple[StoredMatrix, str]:
+            head, kind = self.reader.matrix(f"{name}.weight")
+            return (head if chosen is None else head.rows(chosen)), kind
+
+        entry, scale = None, None
+        if isinstance(self.reader, PackedReader) and (entry := self.reader.entries.get(name)):
+            scale = self.reader.scale(name)
+            if chosen is not None:
+                entry, scale = replace(entry, rows=len(chosen)), None if scale is None else scale[chosen]
+        matrix, nonzero, size = self._matrix("lm_head", entry, scale, read)
+        if own:
+            self.other_parameters += size
+            self.other_nonzero += nonzero
+            if ids is not None and len(ids) != matrix.rows:
                 raise UserError(
-                    f"model {self.folder} has a head of {len(head.values)} rows for {len(ids)} head ids: pack it again."
+                    f"model {self.folder} has a head of {matrix.rows} rows for {len(ids)} head ids: pack it again."
                 )
-        elif ids is not None:
-            head = embedding.rows(ids)
-        entry = MatrixEntry.describe(head, kind)
-        matrix, _, _ = self._matrix("lm_head", entry, head.scale, lambda: (head, kind))
-        return matrix, len(head.values)
+        return matrix, matrix.rows
 
 
 def _numpy(values: Tensor | None) -> np.ndarray | None:

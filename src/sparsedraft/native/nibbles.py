@@ -12,6 +12,8 @@ def pack_nibbles(codes: Tensor) -> Tensor:
 
 def unpack_nibbles(packed: Tensor, count: int) -> Tensor:
     """The first `count` codes of what `pack_nibbles` gave: int8 [..., count]."""
-    signed = packed.view(torch.int8)
-    low = (signed << 4) >> 4  # arithmetic shifts: the sign is kept
-    return torch.stack((low, signed >> 4), dim=-1).flatten(-2)[..., :count].contiguous()
+    out = torch.empty(*packed.shape, 2, dtype=torch.int8)
+    out[..., 0] = packed.view(torch.int8) << 4
+    out[..., 0] >>= 4  # arithmetic shifts: the sign is kept
+    torch.bitwise_right_shift(packed.view(torch.int8), 4, out=out[..., 1])
+    return out.flatten(-2)[..., :count].contiguous()

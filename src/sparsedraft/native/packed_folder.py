@@ -102,6 +102,10 @@ class PackedReader:
         entry = self.entries[linear]
         return unpack_matrix(linear, entry, self.tensors(linear)), entry.kind
 
+    def table(self, name: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
+        linear = name.removesuffix(".weight")
+        return self.entries[linear], self.tensors(linear)
+
     def head_ids(self) -> Tensor | None:
         if HEAD_IDS not in self._shards.files:
             return None

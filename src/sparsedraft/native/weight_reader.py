@@ -9,7 +9,7 @@ from sparsedraft.base.errors import Unsupported
 from sparsedraft.models import claims
 from sparsedraft.models.shards import Shards
 from sparsedraft.native.packed_folder import PackedReader, is_packed
-from sparsedraft.native.packed_format import kind_of
+from sparsedraft.native.packed_format import MatrixEntry, kind_of
 from sparsedraft.native.stored_matrix import FLOATS, StoredMatrix
 
 
@@ -25,6 +25,10 @@ class WeightReader(Protocol):
 
     def matrix(self, name: str) -> tuple[StoredMatrix, str]:
         """(what is stored, the packed kind) of a linear or an embedding."""
+        ...
+
+    def table(self, name: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
+        """An embedding that `matrix` has read before, as it is stored: mapped, no page of it in memory yet."""
         ...
 
     def head_ids(self) -> Tensor | None:
@@ -57,6 +61,10 @@ class PlainReader:
         if linear in self._claim["linears"]:
             claims.check_claim(self._claim, linear, weight, self._folder)
         return StoredMatrix(weight), kind_of(weight) if linear in self._claim["linears"] else "dense"
+
+    def table(self, name: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
+        weight = self._shards.tensor(name)
+        return MatrixEntry.describe(StoredMatrix(weight), "dense"), {"values": weight}
 
     def head_ids(self) -> Tensor | None:
         return None

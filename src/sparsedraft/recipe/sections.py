@@ -119,7 +119,8 @@ class Speed(Options):
     """Every drafter packed, and timed in the real loop against the target alone, on the first of eval's prompts."""
 
     weights: Weights = "int8"  # of the packed drafters
-    head_weights: Weights | None = None  # of their embeddings and heads; None: as --weights, int8 where that is int4
+    head_weights: Weights | None = None  # of their heads; None: as --weights, int8 where that is int4
+    embedding_weights: Weights | None = None  # of their embeddings; None: as the head's
     calibration_tokens: int | None = Field(
         None, ge=1, le=bounds.TOKENS
     )  # int4 is rounded on so many tokens of the data; None: by least squares

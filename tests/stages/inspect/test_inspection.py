@@ -181,7 +181,8 @@ def test_int4_is_shown_with_its_groups_and_bytes(
     assert {(row["values"], row["group"]) for row in rows} == {("int4", group)}
     whole = [row for row in rows if row["shape"][1] % group == 0]
     assert whole and {row["bytes_per_weight"] for row in whole} == {bytes_per_weight}
-    assert found["head_weights"] == (head or "int8")
+    assert found["head_weights"] == found["embedding_weights"] == (head or "int8")
+    assert found["activations"] == (8 if head is None else None)
     tensors = load_file(tmp_path / "packed" / "model.safetensors")
     assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
     of_linears = [tensor.nbytes for name, tensor in tensors.items() if "_proj." in name]

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.layerwise import sequential
+from sparsedraft.layerwise import calibration, sequential
+from sparsedraft.layerwise.sparsegpt import Goal, Hessian, prune_and_round, relative_error
 from sparsedraft.maths.quantization import Codes, int4_codes
 from sparsedraft.models import checkpoint, rounded
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.native.packed_folder import HEADER
 from sparsedraft.native.packed_format import MatrixEntry, unpack_matrix
+from sparsedraft.stages.pack.calibrated import CalibratedCodes
 from stages import pack, prune
 
 SMALL = {"tokens": 2048, "sequence_length": 64}
@@ -84,6 +87,34 @@ def test_a_rounded_checkpoint_keeps_its_codes(tiny_checkpoint: Path, tmp_path: P
         assert torch.equal(found[name].codes, codes.codes) and torch.equal(found[name].scale, codes.scale)
     with pytest.raises(UserError, match="rounded to int4 already and keeps its codes: leave out --calibration"):
         pack(str(sparse), tmp_path / "again", **CALIBRATED)
+    result = pack(str(sparse), tmp_path / "head", **CALIBRATED, head_weights="int4")
+    head = codes_in(tmp_path / "head")
+    assert result["mean_relative_error"] is None and "lm_head" in head
+    assert all(torch.equal(head[name].codes, codes.codes) for name, codes in found.items())
+
+
+def test_a_head_is_rounded_for_the_states_that_reach_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Its codes are those of GPTQ on the last hidden states of the model whose layers are rounded."""
+    out = tmp_path / "packed"
+    result = pack(str(tiny_checkpoint), out, **CALIBRATED, head_weights="int4", embedding_weights="int8")
+    assert (result["head_weights"], result["embedding_weights"]) == ("int4", "int8")
+    assert checkpoint.read_config(out).tie_word_embeddings is False, "the head is stored beside the embedding"
+    found, model = codes_in(out), checkpoint.load(tiny_checkpoint)
+    tokenizer = checkpoint.load_tokenizer(tiny_checkpoint)
+    ids = calibration.sequences("demo:train", tokenizer, SMALL["tokens"], SMALL["sequence_length"], 0)
+    head: Any = model.get_output_embeddings()
+    with torch.no_grad():
+        for name, linear in decoder_linears(model).items():
+            linear.weight.copy_(found[name].weight())
+        states = model.model(ids).last_hidden_state
+        hessian = Hessian(states.shape[-1])
+        hessian.add(states)
+        hessian.finish()
+        expected, _ = prune_and_round(head.weight, hessian, Goal(group=32))
+    assert float((found["lm_head"].codes != expected.codes).float().mean()) < 0.01, "but for ties: sums differ in order"
+    plain = int4_codes(head.weight.detach())
+    errors = [relative_error(head.weight, codes.weight(), hessian.H) for codes in (found["lm_head"], plain)]
+    assert errors[0] < 0.8 * errors[1], errors
 
 
 @pytest.mark.parametrize("options", [{"weights": "int4"}, CALIBRATED], ids=["alone", "calibrated"])
@@ -119,6 +150,25 @@ def test_killed_packing_goes_on_to_the_same_bytes(tiny_checkpoint: Path, tmp_pat
     for name in ("model.safetensors", "result.json", HEADER):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     assert not any(file.name.startswith(".") for file in (tmp_path / "cut").iterdir())
+
+
+def test_packing_killed_at_the_head_goes_on_there(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    heads = {**CALIBRATED, "head_weights": "int4"}
+    pack(str(tiny_checkpoint), tmp_path / "whole", **heads)
+    rounds, walked = CalibratedCodes.round_head, []
+
+    def killed(self, weight):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CalibratedCodes, "round_head", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(tiny_checkpoint), tmp_path / "cut", **heads)
+    monkeypatch.setattr(CalibratedCodes, "round_head", rounds)
+    monkeypatch.setattr(CalibratedCodes, "_round", lambda *_: walked.append(1))
+    pack(str(tiny_checkpoint), tmp_path / "cut", **heads)
+    assert not walked
+    for name in ("model.safetensors", "result.json", HEADER):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
 def test_calibration_is_for_int4(tiny_checkpoint: Path, tmp_path: Path) -> None:

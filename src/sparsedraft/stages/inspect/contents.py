@@ -18,7 +18,9 @@ class Contents:
     parameters: int  # and all parameters
     bytes: int
     dtypes: list[str]
-    head: str | None = None  # the type of the head's values where the folder is packed
+    head: str | None = None  # where the folder is packed: the type of the head's values,
+    embedding: str | None = None  # that of the embedding's,
+    activations: int | None = None  # and the fewest bits of the activations that its int8 is multiplied with
     quantized: str | None = None  # the quantiser's format
     claim: str | None = None  # the pattern that the checkpoint claims,
     claim_holds: bool | None = None  # and whether its weights have it
@@ -38,6 +40,8 @@ class Contents:
             "bytes": self.bytes,
             "dtypes": self.dtypes,
             "head_weights": self.head,
+            "embedding_weights": self.embedding,
+            "activations": self.activations,
             "bytes_per_weight": stored / size if size else None,
             "sparsity": zeros / size if size else 0.0,
             "sparsity_whole_model": 1 - self.nonzero / self.parameters,

@@ -63,7 +63,7 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
     weights = PackedReader(folder)
     matrices: list[MatrixRecord] = []
     head = nonzero = parameters = 0
-    head_weights = None
+    head_weights = embedding_weights = None
     with track("inspecting", len(weights.names), "tensors") as tracker:
         for name in sorted(weights.names):
             linear = name.removesuffix(".weight")
@@ -81,7 +81,10 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
                 matrices.append(
                     MatrixRecord(linear, shape, zeros, holds(values), None, entry.values, entry.group, size, runs)
                 )
-            elif linear == "lm_head" or config.get_text_config().tie_word_embeddings:
+                continue
+            if linear.endswith("embed_tokens"):
+                embedding_weights = entry.values
+            if linear == "lm_head" or config.get_text_config().tie_word_embeddings:
                 head_weights = entry.values
                 ids = weights.head_ids()
                 head = values.shape[1] * (values.shape[0] if ids is None else len(ids))
@@ -96,6 +99,8 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
         bytes=weights.bytes,
         dtypes=sorted({entry.values for entry in weights.entries.values()}),
         head=head_weights,
+        embedding=embedding_weights,
+        activations=min((e.activations for e in weights.entries.values() if e.values == "int8"), default=None),
     )
 
 

@@ -31,6 +31,7 @@ def table(result: dict[str, Any]) -> Table:
     """The linears as a table for people; int4/64 has a scale for each 64 inputs."""
     kind = f" (quantised: {result['quantized']})" if result["quantized"] else ""
     head = f"; head in {result['head_weights']}" if result["head_weights"] else ""
+    head += f", embedding in {result['embedding_weights']}" if result["embedding_weights"] else ""
     linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")

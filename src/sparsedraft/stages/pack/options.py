@@ -21,7 +21,10 @@ class _Packing(Calibration):
         description="Type of the values: f16, bf16, int8 (rounded, one scale for each row) or int4 (one for each 32).",
     )
     head_weights: Weights | None = Field(
-        None, description="The same of the embedding and the head. Default: as --weights; int8 where that is int4."
+        None, description="The same of the head. Default: as --weights; int8 where that is int4."
+    )
+    embedding_weights: Weights | None = Field(
+        None, description="The same of the embedding, of which a token reads one row. Default: as the head."
     )
     activations: int | None = Field(
         None,

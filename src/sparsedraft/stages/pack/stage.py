@@ -22,19 +22,21 @@ from sparsedraft.native.quantizer import register
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
 from sparsedraft.stages.pack.head import frequent_tokens
 from sparsedraft.stages.pack.options import PackOptions
-from sparsedraft.stages.pack.writer import PackedWriter
+from sparsedraft.stages.pack.writer import PackedWriter, Types
 
 
 def pack(options: PackOptions) -> dict[str, Any]:
     """Pack the checkpoint `options.model` into the folder `options.out`.
 
     `weights`: the type of the values: f16, bf16, int8 with a scale for each row, or int4 with one for each group of
-    inputs. `head_weights`: the same of embedding and head. Biases and norms stay as they are. `activations`: bits of
-    the activations that dense int8 is multiplied with.
+    inputs. `head_weights`, `embedding_weights`: the same of these. Biases and norms stay as they are. `activations`:
+    bits of the activations that dense int8 is multiplied with. A head that is tied to the embedding is stored beside
+    it where the two are rounded differently; the packed model's config.json then ties nothing.
     `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a
     text); the answers' tokens that it lost are counted.
     int4 is rounded by least squares; with `calibration` so that the outputs of layers change least on that text, a
-    decoder layer in memory at a time; a checkpoint that `prune --quantize int4` wrote keeps its codes.
+    decoder layer in memory at a time, and the head last. A checkpoint that `prune --quantize int4` wrote keeps its
+    codes.
     Raises UserError for a checkpoint that lies about its mask, values that do not fit, a head that cannot be trimmed.
     """
     folder = checkpoint.find(options.model)
@@ -42,10 +44,11 @@ def pack(options: PackOptions) -> dict[str, Any]:
     check_packable(options.model, folder)
     head_weights = options.head_weights or ("int8" if options.weights == "int4" else options.weights)
     activations = options.activations or (8 if options.weights == "int4" else 16)
-    tokenizer = _calibration_tokenizer(options, folder)
+    types = Types(options.weights, head_weights, options.embedding_weights or head_weights, activations)
+    tokenizer = _calibration_tokenizer(options, folder, head_weights)
 
     def build(work: Path) -> dict[str, Any]:
-        writer = PackedWriter(folder, work, options.weights, head_weights, activations)
+        writer = PackedWriter(folder, work, types)
         calibrated = {} if tokenizer is None else _calibrate(options, writer, tokenizer)
         ids, head = None, {}
         if options.head_tokens is not None and options.head_data is not None:
@@ -62,6 +65,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     }  # fmt: skip
     if head_weights != options.weights:  # folders of older versions stay as they are
         inputs["head_weights"] = head_weights
+    if types.embedding != head_weights:
+        inputs["embedding_weights"] = types.embedding
     if activations != 16:
         inputs["activations"] = activations
     if options.calibration is not None:
@@ -76,12 +81,15 @@ def pack(options: PackOptions) -> dict[str, Any]:
     )
 
 
-def _calibration_tokenizer(options: PackOptions, folder: Path) -> PreTrainedTokenizerBase | None:
+def _calibration_tokenizer(options: PackOptions, folder: Path, head_weights: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of the calibration text, None where there is none; UserError where it cannot be used."""
     if options.calibration is None:
         return None
-    if groups_of(folder):
-        raise UserError(f"checkpoint {folder} is rounded to int4 already and keeps its codes: leave out --calibration.")
+    if groups_of(folder) and head_weights != "int4":
+        raise UserError(
+            f"checkpoint {folder} is rounded to int4 already and keeps its codes: leave out --calibration, or round "
+            "its head on the text with --head-weights int4."
+        )
     return calibration.tokenizer_for(folder, options.calibration, options.template_args)
 
 
@@ -94,7 +102,11 @@ def _calibrate(options: PackOptions, writer: PackedWriter, tokenizer: PreTrained
     ids = calibration.sequences(
         options.calibration, tokenizer, options.tokens, options.sequence_length, options.seed, model.model
     )
-    codes = writer.calibrated = CalibratedCodes(model, ids, writer.work, writer.group_of, writer.claim["linears"])
+    group_of = None if groups_of(writer.folder) else writer.group_of
+    codes = writer.calibrated = CalibratedCodes(model, ids, writer.work, group_of, writer.claim["linears"])
+    if writer.types.head == "int4":
+        codes.round_head(writer.head_tensor())
+    codes.close()
     return {"calibration_tokens": ids.numel(), "mean_relative_error": codes.mean_relative_error()}
 
 

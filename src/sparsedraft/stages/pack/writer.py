@@ -1,6 +1,7 @@
 """Writes a packed folder: each matrix packed, all else as it is in the checkpoint."""
 
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,27 @@ from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER
 from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, scale_group, stored_bytes, unpack_matrix
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
 
+EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Types:
+    """What values are packed as, and the bits of the activations that dense int8 is multiplied with."""
+
+    weights: str
+    head: str
+    embedding: str
+    activations: int
+
 
 class PackedWriter:
-    """Packs the checkpoint in `folder` into `work`, its values as `weights`, of embedding and head as `head_weights`.
-
-    `activations`: bits of the activations that dense int8 is multiplied with.
+    """Packs the checkpoint in `folder` into `work`, its values as `types` says.
 
     Raises UserError where the checkpoint is not whole, or lies about its mask, or holds what does not fit.
     """
 
-    def __init__(self, folder: Path, work: Path, weights: str, head_weights: str, activations: int = 16) -> None:
-        self.folder, self.work, self.weights, self.head_weights = folder, work, weights, head_weights
-        self.activations = activations
+    def __init__(self, folder: Path, work: Path, types: Types) -> None:
+        self.folder, self.work, self.types = folder, work, types
         self.shards = Shards(folder)
         self.claim = claims.claim_of(folder) or {"linears": {}}
         model = skeleton(checkpoint.read_config(folder))
@@ -48,28 +58,55 @@ class PackedWriter:
 
     def vocabulary(self) -> int:
         """Rows of the embedding; UserError where there is none."""
-        embedding = next((name for name in self.shards.files if name.endswith("embed_tokens.weight")), None)
+        embedding = self._embedding()
         if embedding is None:
             raise UserError(
                 f"model {self.folder} has no embed_tokens, so its head cannot be trimmed: leave out --head-tokens."
             )
         return self.shards.shapes[embedding][0]
 
+    def head_tensor(self) -> Tensor:
+        """The head's weight [vocabulary, hidden] as stored, which may be the embedding's; UserError for none."""
+        name = self._embedding() if self.tied else HEAD
+        if name not in self.shards.files:
+            raise UserError(f"model {self.folder} has no lm_head that could be rounded: give --head-weights int8.")
+        return self.shards.tensor(name)
+
+    def _embedding(self) -> str | None:
+        return next((name for name in self.shards.files if name.endswith(EMBEDDING)), None)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the checkpoint's head is its embedding."""
+        return bool(self.config.tie_word_embeddings)
+
+    @property
+    def separate(self) -> bool:
+        """Whether a tied head is stored beside the embedding, because the two are rounded differently."""
+        calibrated = self.calibrated is not None and self.types.head == "int4"
+        differ = calibrated or self.types.head != self.types.embedding
+        return differ and self.tied and self._embedding() is not None
+
     def write(self, head_ids: Tensor | None) -> dict[str, Any]:
         """Write the folder, the head trimmed to `head_ids`; its kinds, bytes and rounding error."""
         self._write_tensors(head_ids)
         version = 2 if any({"group", "activations"} & set(entry) for entry in self.entries.values()) else 1
-        header = {"format": FORMAT, "version": version, "weights": self.weights, "linears": self.entries}
+        header = {"format": FORMAT, "version": version, "weights": self.types.weights, "linears": self.entries}
         write_json(self.work / HEADER, header)
         shards.copy_side_files(self.folder, self.work)
         checkpoint.write_config(self.folder, self.work)
         config = read_object(self.work / "config.json")
-        config["quantization_config"] = {"quant_method": "sparsedraft", "weights": self.weights}
+        config["quantization_config"] = {"quant_method": "sparsedraft", "weights": self.types.weights}
+        if self.separate:
+            for part in (config, config.get("text_config")):
+                if isinstance(part, dict):
+                    part["tie_word_embeddings"] = False
         write_json(self.work / "config.json", config)
         kinds = Counter(entry["kind"] for name, entry in self.entries.items() if name in self.linears.values())
         return {
-            "weights": self.weights,
-            "head_weights": self.head_weights,
+            "weights": self.types.weights,
+            "head_weights": self.types.head,
+            "embedding_weights": self.types.embedding,
             "kinds": dict(kinds),
             "bytes": self.bytes,
             "dense_f16_bytes": self.dense_bytes,
@@ -82,7 +119,6 @@ class PackedWriter:
         """All tensors, in files of bounded size."""
         pending: dict[str, Tensor] = {} if head_ids is None else {HEAD_IDS: head_ids}
         files: list[dict[str, int]] = []  # of each file: the bytes of its tensors
-        tied = bool(self.config.tie_word_embeddings)
 
         def flush() -> None:
             if pending:
@@ -94,9 +130,11 @@ class PackedWriter:
         with track("packing", len(self.shards.files), "tensors") as tracker:
             for name in sorted(self.shards.files):
                 tracker.advance(1)
-                if name == "lm_head.weight" and tied:
+                if name == HEAD and self.tied:
                     continue
                 pending.update(self._packed(name, head_ids))
+                if self.separate and name.endswith(EMBEDDING):
+                    pending.update(self._packed_head(self.shards.tensor(name), head_ids))
                 if stored_bytes(pending) > SHARD:
                     flush()
         flush()
@@ -113,27 +151,40 @@ class PackedWriter:
         if tensor.is_floating_point():
             self.dense_bytes += 2 * tensor.numel()
         linear = self.linears.get(name)
-        head = name == "lm_head.weight"
-        if linear is None and not head and not name.endswith("embed_tokens.weight"):
+        if linear is None and name != HEAD and not name.endswith(EMBEDDING):
             return {name: tensor.clone()}
         stored = linear or name.removesuffix(".weight")
-        if linear is not None and linear in self.claim["linears"]:
-            claims.check_claim(self.claim, linear, tensor, self.folder)
+        if linear in self.claim["linears"]:
+            claims.check_claim(self.claim, stored, tensor, self.folder)
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"model {self.folder} has a weight in {stored} that is not finite: mend the checkpoint.")
-        if head and head_ids is not None:
-            tensor = tensor[head_ids.long()]
+        if name == HEAD:
+            return self._packed_head(tensor, head_ids)
         if linear is None:
-            entry, parts = pack_matrix(tensor, "dense", self.head_weights, activations=self.activations)
-        else:
-            kind, codes = self._kind(linear, tensor), self._codes(linear, tensor)
-            entry, parts = pack_matrix(tensor, kind, self.weights, codes, self.activations)
-        self._note_error(tensor, entry, parts, stored)
-        self.entries[stored] = entry.to_dict()
-        if linear is not None:
-            self.linear_bytes += stored_bytes(parts)
-            self.linear_dense_bytes += 2 * tensor.numel()
-        return {f"{stored}.{part}": value.clone() for part, value in parts.items()}
+            return self._stored(stored, tensor, "dense", self.types.embedding)
+        parts = self._stored(
+            linear, tensor, self._kind(linear, tensor), self.types.weights, self._codes(linear, tensor)
+        )
+        self.linear_bytes += stored_bytes(parts)
+        self.linear_dense_bytes += 2 * tensor.numel()
+        return parts
+
+    def _packed_head(self, tensor: Tensor, head_ids: Tensor | None) -> dict[str, Tensor]:
+        """What is stored of the head, of which `tensor` is the whole weight."""
+        codes = self.calibrated.head() if self.calibrated else None
+        if head_ids is not None:
+            tensor = tensor[head_ids.long()]
+            codes = codes and replace(codes, codes=codes.codes[head_ids.long()], scale=codes.scale[head_ids.long()])
+        return self._stored(HEAD.removesuffix(".weight"), tensor, "dense", self.types.head, codes)
+
+    def _stored(
+        self, name: str, tensor: Tensor, kind: str, values: str, codes: Codes | None = None
+    ) -> dict[str, Tensor]:
+        """What is stored of the matrix `name`, packed as `kind`."""
+        entry, parts = pack_matrix(tensor, kind, values, codes, self.types.activations)
+        self._note_error(tensor, entry, parts, name)
+        self.entries[name] = entry.to_dict()
+        return {f"{name}.{part}": value.clone() for part, value in parts.items()}
 
     def _kind(self, linear: str, weight: Tensor) -> str:
         """The kind that a linear is packed as."""
@@ -147,9 +198,10 @@ class PackedWriter:
 
     def _codes(self, linear: str, weight: Tensor) -> Codes | None:
         """The int4 codes of a linear; None where they follow from the weight, or other values are packed."""
-        if self.weights != "int4":
+        if self.types.weights != "int4":
             return None
-        return self.calibrated.of(linear) if self.calibrated else rounded.codes_of(self.folder, linear, weight)
+        codes = self.calibrated.of(linear) if self.calibrated else None
+        return codes or rounded.codes_of(self.folder, linear, weight)
 
     def _note_error(self, tensor: Tensor, entry: MatrixEntry, parts: dict[str, Tensor], name: str) -> None:
         """Unpack what was packed, which checks it, and note the largest rounding error."""

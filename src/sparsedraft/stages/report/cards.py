@@ -107,6 +107,7 @@ def _speed(run: Run, drafter: dict[str, Any]) -> dict[str, Any] | None:
         "header": header[1:], "rows": [row[1:] for row in rows], "alone": tables.alone_rate({"drafters": timing}),
         "prompts": run.speed["prompts"], "megabytes": round(packed["bytes"] / 1e6), "weights": packed["weights"],
         "head_tokens": packed.get("head_tokens"), "head_weights": packed.get("head_weights", packed["weights"]),
+        "embedding_weights": packed.get("embedding_weights", packed.get("head_weights", packed["weights"])),
         "calibration_tokens": packed.get("calibration_tokens"),
         "packed_target": run.speed["target"] != run.result["target"],
     }  # fmt: skip
