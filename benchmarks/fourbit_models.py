@@ -1,6 +1,6 @@
 """The int4 pair and what it is compared with: packed folders that our own commands make once, in the cache folder.
 
-An interrupted preparation goes on where it stopped. A target of 1.5B and its drafters take about a quarter of an hour.
+An interrupted preparation goes on where it stopped. A target of 1.5B and its drafters take about 40 minutes.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from sparsedraft.base.places import slug
 from sparsedraft.models import checkpoint
 from sparsedraft.native.packed_folder import is_packed
 
+TOKENS = "8192"  # of text that is pruned and rounded on
 TARGET, DRAFTER = "Qwen/Qwen2.5-Coder-1.5B-Instruct", "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 
 
@@ -31,9 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which models are measured."""
     parser.add_argument("--target", help=f"default: {TARGET}, in a quick check {MODEL}")
     parser.add_argument("--drafter", help=f"default: {DRAFTER}, in a quick check {MODEL}")
-    parser.add_argument("--target-pack", type=Path, help="the target packed to int4, such as with --calibration")
+    parser.add_argument("--target-pack", type=Path, help="the target packed to int4; default: on what it writes")
     parser.add_argument("--fine-tuned", help="a drafter to measure beside the dense and the one-shot one: a checkpoint")
-    parser.add_argument("--data", help="what the one-shot drafter is pruned on; default: what the target writes")
+    parser.add_argument("--data", help="what is rounded and pruned on; default: what the target writes")
 
 
 def prepare(options: argparse.Namespace) -> Models:
@@ -42,38 +43,40 @@ def prepare(options: argparse.Namespace) -> Models:
     drafter = options.drafter or (MODEL if options.quick else DRAFTER)
     folder = CACHE / "fourbit" / ("quick" if options.quick else "whole")
     folder /= f"{slug(target.replace('/', '-'))}--{slug(drafter.replace('/', '-'))}"
-    int4 = options.target_pack or _packed(target, folder / "target-int4", "int4")
-    checkpoints = {"dense": drafter, "one-shot 2:4": _one_shot(drafter, int4, folder, options)}
+    int8 = _packed(target, folder / "target-int8", "--weights", "int8")
+    data = options.data or _written(int8, folder / "data", options.quick)
+    fast = ["--weights", "int4", "--head-weights", "int4", "--embedding-weights", "int8"]
+    fast += ["--calibration", str(data), "--tokens", "512" if options.quick else TOKENS]
+    checkpoints = {"dense": drafter, "one-shot 2:4": _one_shot(drafter, data, folder / "2of4", options.quick)}
     tuned = options.fine_tuned or (folder / "fine-tuned" if (folder / "fine-tuned").is_dir() else None)
     if tuned:
         checkpoints["fine-tuned"] = str(tuned)
     return Models(
-        target, drafter, int4, _packed(target, folder / "target-int8", "int8"),
-        {name: _packed(model, folder / slug(name.replace(":", "of").replace(" ", "-")), "int4")
+        target, drafter, options.target_pack or _packed(target, folder / "target-int4", *fast), int8,
+        {name: _packed(model, folder / slug(name.replace(":", "of").replace(" ", "-")), *fast)
          for name, model in checkpoints.items()},
-        _packed(drafter, folder / "dense-int8", "int8"),
+        _packed(drafter, folder / "dense-int8", "--weights", "int8"),
     )  # fmt: skip
 
 
-def _packed(model: str, out: Path, weights: str) -> Path:
+def _packed(model: str, out: Path, *how: str) -> Path:
     folder = checkpoint.find(model)
     if is_packed(folder):
         return folder
-    measured("pack", model, "--out", out, "--weights", weights)
+    measured("pack", model, "--out", out, *how)
     return out
 
 
-def _one_shot(drafter: str, target: Path, folder: Path, options: argparse.Namespace) -> str:
-    """The drafter pruned to 2:4, its weights rounded to int4 in the same sweep, on what the target writes."""
-    prompts, tokens, method = ("16", "1024", "magnitude") if options.quick else ("160", "16384", "sparsegpt")
-    data = options.data
-    if data is None:
-        data = folder / "data"
-        how = ["--engine", "native", "--limit", prompts, "--max-new-tokens", "24" if options.quick else "128"]
-        measured("distill", target, "demo:train", "--out", data, *how)
-    out = folder / "2of4"
-    how = ["--pattern", "2:4", "--tokens", tokens, "--method", method]
-    if method == "sparsegpt":
-        how += ["--quantize", "int4"]
-    measured("prune", drafter, "--out", out, "--calibration", data, *how)
+def _written(target: Path, out: Path, quick: bool) -> Path:
+    """What the target writes, to round and to prune on."""
+    how = ["--limit", "16", "--max-new-tokens", "24"] if quick else ["--limit", "96", "--max-new-tokens", "128"]
+    measured("distill", target, "demo:train", "--out", out, "--engine", "native", *how)
+    return out
+
+
+def _one_shot(drafter: str, data: Path, out: Path, quick: bool) -> str:
+    """The drafter pruned to 2:4, its weights rounded to int4 in the same sweep."""
+    how = ["--method", "magnitude"] if quick else ["--quantize", "int4"]
+    tokens = "1024" if quick else TOKENS
+    measured("prune", drafter, "--out", out, "--calibration", data, "--pattern", "2:4", "--tokens", tokens, *how)
     return str(out)

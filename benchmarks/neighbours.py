@@ -1,0 +1,99 @@
+"""Decoding beside busy processes: what is left of the quiet machine's tokens a second.
+
+    python benchmarks/neighbours.py [--model MODEL]
+
+A busy process computes without a pause. One of the same shell shares its part of the CPU's time with us; one in a
+session of its own ("setsid") has a part of its own, where Linux shares by session. Five turns of all cases, medians;
+about three minutes, after the model was packed once.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common import CACHE, MODEL, measured, parser, run, seconds
+from record import Table
+from sparsedraft.base.places import slug
+from sparsedraft.native.model import native_model
+from sparsedraft.native.packed_folder import is_packed
+from sparsedraft.native.session import Engine
+
+DRAFTER = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+SETTLED = 0.5  # seconds until a neighbour computes, and we have noticed
+# (neighbours, each in a session of its own): what is to be left of the quiet machine's speed
+CASES = {(1, False): 0.6, (1, True): 0.6, (2, False): 0.42, (2, True): 0.42}
+
+
+@contextmanager
+def busy(processes: int, apart: bool) -> Iterator[None]:
+    """So many processes compute meanwhile, each in a session of its own or all in ours."""
+    command = [sys.executable, "-c", "while True: pass"]
+    running = [subprocess.Popen(command, start_new_session=apart) for _ in range(processes)]
+    try:
+        time.sleep(SETTLED)
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def label(processes: int, apart: bool) -> str:
+    return f"{processes} busy, {'by setsid' if apart else 'same shell'}"
+
+
+def packed(model: str) -> Path:
+    """`model` packed to int8, made once."""
+    folder = CACHE / "neighbours" / slug(model.replace("/", "-"))
+    if not is_packed(folder):
+        measured("pack", model, "--out", folder, "--weights", "int8")
+    return folder
+
+
+def decode(engine: Engine, tokens: int) -> float:
+    """Tokens a second from an empty context."""
+    engine.rollback(0)
+    return tokens / seconds(lambda: [engine.forward([7]) for _ in range(tokens)])
+
+
+def work(options: argparse.Namespace, table: Table) -> None:
+    handle = native_model(packed(options.model or (MODEL if options.quick else DRAFTER)))
+    turns, tokens = (1, 64) if options.quick else (5, 192)
+    engines = {count: Engine(handle, threads=count) for count in sorted({1, options.threads})}
+    share: dict[tuple[int, bool], list[float]] = {case: [] for case in CASES}
+    rates: dict[tuple[str, int], list[float]] = {}
+    for _ in range(turns):
+        quiet = measure_all(engines, tokens, "quiet", rates)
+        for case in CASES:
+            with busy(*case):
+                share[case].append(measure_all(engines, tokens, label(*case), rates) / quiet)
+    for (name, count), seen in rates.items():
+        table.note(f"{name}, threads {count}, tokens/s", statistics.median(seen), low=min(seen), high=max(seen))
+    for case, goal in CASES.items():
+        low, high = min(share[case]), max(share[case])
+        table.ratio(f"{label(*case)} / quiet", statistics.median(share[case]), goal, low=low, high=high)
+    if os.cpu_count() != 2:
+        table.note("cores of this machine, where the goals are for 2", float(os.cpu_count() or 0))
+
+
+def measure_all(engines: dict[int, Engine], tokens: int, name: str, rates: dict[tuple[str, int], list[float]]) -> float:
+    """The rate of the engine with the most threads; those of all are added to `rates`."""
+    for count, engine in engines.items():
+        rates.setdefault((name, count), []).append(decode(engine, tokens))
+    return rates[name, max(engines)][-1]
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--model", help=f"default: {DRAFTER}, in a quick check {MODEL}")
+    run("neighbours", arguments.parse_args(), work)
+
+
+if __name__ == "__main__":
+    main()
