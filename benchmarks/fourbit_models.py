@@ -41,7 +41,7 @@ def prepare(options: argparse.Namespace) -> Models:
     """Make, or find in the cache, what the options name. UserError where a command fails."""
     target = options.target or (MODEL if options.quick else TARGET)
     drafter = options.drafter or (MODEL if options.quick else DRAFTER)
-    folder = CACHE / "fourbit" / ("quick" if options.quick else "whole")
+    folder = CACHE / "fourbit" / ("on-text-quick" if options.quick else "on-text")
     folder /= f"{slug(target.replace('/', '-'))}--{slug(drafter.replace('/', '-'))}"
     int8 = _packed(target, folder / "target-int8", "--weights", "int8")
     data = options.data or _written(int8, folder / "data", options.quick)

@@ -25,6 +25,7 @@ from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.native.session import Engine
 
 DRAFTER = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+BUSY = "import os; ours = os.getppid()\nwhile os.getppid() == ours: pass"  # it ends when this process does
 SETTLED = 0.5  # seconds until a neighbour computes, and we have noticed
 # (neighbours, each in a session of its own): what is to be left of the quiet machine's speed
 CASES = {(1, False): 0.6, (1, True): 0.6, (2, False): 0.42, (2, True): 0.42}
@@ -33,9 +34,11 @@ CASES = {(1, False): 0.6, (1, True): 0.6, (2, False): 0.42, (2, True): 0.42}
 @contextmanager
 def busy(processes: int, apart: bool) -> Iterator[None]:
     """So many processes compute meanwhile, each in a session of its own or all in ours."""
-    command = [sys.executable, "-c", "while True: pass"]
-    running = [subprocess.Popen(command, start_new_session=apart) for _ in range(processes)]
+    command = [sys.executable, "-c", BUSY]
+    running: list[subprocess.Popen[bytes]] = []
     try:
+        for _ in range(processes):
+            running.append(subprocess.Popen(command, start_new_session=apart))
         time.sleep(SETTLED)
         yield
     finally:

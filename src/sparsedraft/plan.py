@@ -290,19 +290,21 @@ def _packed_bytes(recipe: Recipe, how: Speed, model: Model, entry: Drafter | Non
     """Bytes of a packed folder of `model`, as the drafter `entry` has it (None: as it is)."""
     density, kept = (_density(recipe, entry) or 1.0, _kept_layers(recipe, entry, model)) if entry else (1.0, 1.0)
     kind = "dense" if entry is None else _kind(recipe, entry)
-    return kept * model.linears * expected_bytes(kind, how.weights, density) + _embedding_bytes(how, model)
+    return kept * model.linears * expected_bytes(kind, how.weights, density) + _embedding_bytes(
+        how, model, how.head_tokens if entry else None
+    )
 
 
-def _embedding_bytes(how: Speed, model: Model) -> float:
+def _embedding_bytes(how: Speed, model: Model, head_tokens: int | None) -> float:
     """Bytes of a packed model's embedding and head, of which a tied one is stored apart where its codes differ."""
     head = how.head_weights or ("int8" if how.weights == "int4" else how.weights)
     embedding = how.embedding_weights or head
     size, tied = model.config.vocab_size * model.config.hidden_size, model.config.tie_word_embeddings
     apart = not tied or head != embedding or (head == "int4" and how.calibration_tokens is not None)
     others = model.parameters - model.linears - size * (1 if tied else 2)  # norms and biases
-    return (
-        size * expected_bytes("dense", embedding) + apart * size * expected_bytes("dense", head) + max(0, others) * 2.0
-    )
+    rows = min(head_tokens or model.config.vocab_size, model.config.vocab_size) if apart else 0
+    heads = rows * model.config.hidden_size * expected_bytes("dense", head)
+    return size * expected_bytes("dense", embedding) + heads + max(0, others) * 2.0
 
 
 def _kind(recipe: Recipe, entry: Drafter) -> str:

@@ -50,16 +50,19 @@ def peak(folder: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured as Linux counts it")
 @pytest.mark.parametrize(
-    ("tied", "pattern", "weights", "head"),
-    [(True, None, "int4", "int4"), (False, "unstructured", "int4", "int4"), (True, "2:4", "int4", "int8")],
-)
+    ("tied", "pattern", "weights", "head", "embedding"),
+    [
+        (True, None, "int4", "int4", "int4"), (False, "unstructured", "int4", "int4", "int4"),
+        (True, "2:4", "int4", "int8", "int8"), (True, "2:4", "int4", "int8", "f16"),
+    ],
+)  # fmt: skip
 def test_loading_takes_what_is_counted(
-    tied: bool, pattern: str | None, weights: str, head: str, tmp_path: Path
+    tied: bool, pattern: str | None, weights: str, head: str, embedding: str, tmp_path: Path
 ) -> None:
     """Never more, as the check is to spare an OOM kill, and not much less."""
     sizes = {"vocab_size": 40_000, "hidden_size": 512, "intermediate_size": 1024, "layers": 1}
     source = packed_folders.save(build_llama(tie_word_embeddings=tied, **sizes), tmp_path / "source", pattern)
-    stages.pack(str(source), tmp_path / "packed", weights=weights, head_weights=head)
+    stages.pack(str(source), tmp_path / "packed", weights=weights, head_weights=head, embedding_weights=embedding)
     reader = PackedReader(tmp_path / "packed")
     counted, taken = memory.loading_bytes(reader), peak(tmp_path / "packed")
     assert 0.7 * counted < taken < 1.05 * counted

@@ -7,7 +7,8 @@ from transformers import PretrainedConfig
 from sparsedraft.base.errors import UserError
 
 LONGEST = 2**31 - 1  # tokens that any context holds
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f")  # what families call it
+# what families call the norm before the head
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "embedding_norm", "layer_norm", "norm_f")
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -104,6 +104,11 @@ class PackedReader:
 
     def table(self, name: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
         linear = name.removesuffix(".weight")
+        if self.entries[linear].kind != "dense":
+            raise UserError(
+                f"packed folder {self.folder} has {linear} of kind {self.entries[linear].kind}, and an embedding is "
+                "dense: pack the checkpoint again."
+            )
         return self.entries[linear], self.tensors(linear)
 
     def head_ids(self) -> Tensor | None:

@@ -33,6 +33,7 @@ from sparsedraft.native.stored_matrix import VALUE_TYPES, StoredMatrix
 
 PARTS = ("values", "index", "scale")  # the tensors of a matrix
 LARGEST = 1 << 28  # rows or columns of a matrix: more than any has, and products stay in 64 bits
+CHECKED = 4096  # rows that are checked at once: of a whole matrix that would take twice its memory
 GROUPS = range(2, 257)  # the M of N:M
 
 
@@ -232,7 +233,7 @@ def _check_tensors(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) ->
             raise _damaged(name, "has a scale that is 0 or not finite")
     elif scale is not None and not bool((torch.isfinite(scale) & (scale > 0)).all()):
         raise _damaged(name, "has a scale that is not a positive number")
-    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+    if values.is_floating_point() and not all(bool(torch.isfinite(part).all()) for part in values.split(CHECKED)):
         raise _damaged(name, "has a value that is not finite")
 
 

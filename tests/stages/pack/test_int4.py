@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,7 +20,9 @@ from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.native.packed_folder import HEADER
 from sparsedraft.native.packed_format import MatrixEntry, unpack_matrix
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
+from sparsedraft.stages.pack.writer import PackedWriter
 from stages import pack, prune
+from tiny import build_tokenizer
 
 SMALL = {"tokens": 2048, "sequence_length": 64}
 CALIBRATED = {"weights": "int4", "calibration": "demo:train", **SMALL}
@@ -113,7 +116,7 @@ def test_a_head_is_rounded_for_the_states_that_reach_it(tiny_checkpoint: Path, t
         expected, _ = prune_and_round(head.weight, hessian, Goal(group=32))
     assert float((found["lm_head"].codes != expected.codes).float().mean()) < 0.01, "but for ties: sums differ in order"
     plain = int4_codes(head.weight.detach())
-    errors = [relative_error(head.weight, codes.weight(), hessian.H) for codes in (found["lm_head"], plain)]
+    errors = [relative_error(head.weight.detach(), codes.weight(), hessian.H) for codes in (found["lm_head"], plain)]
     assert errors[0] < 0.8 * errors[1], errors
 
 
@@ -155,20 +158,53 @@ def test_killed_packing_goes_on_to_the_same_bytes(tiny_checkpoint: Path, tmp_pat
 def test_packing_killed_at_the_head_goes_on_there(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     heads = {**CALIBRATED, "head_weights": "int4"}
     pack(str(tiny_checkpoint), tmp_path / "whole", **heads)
-    rounds, walked = CalibratedCodes.round_head, []
+    rounds, walked = CalibratedCodes._round_head, []
 
     def killed(self, weight):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(CalibratedCodes, "round_head", killed)
+    monkeypatch.setattr(CalibratedCodes, "_round_head", killed)
     with pytest.raises(KeyboardInterrupt):
         pack(str(tiny_checkpoint), tmp_path / "cut", **heads)
-    monkeypatch.setattr(CalibratedCodes, "round_head", rounds)
+    monkeypatch.setattr(CalibratedCodes, "_round_head", rounds)
     monkeypatch.setattr(CalibratedCodes, "_round", lambda *_: walked.append(1))
     pack(str(tiny_checkpoint), tmp_path / "cut", **heads)
     assert not walked
     for name in ("model.safetensors", "result.json", HEADER):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_packing_killed_while_it_writes_does_not_walk_again(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    write = PackedWriter.write
+
+    def killed(*_args, **_codes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PackedWriter, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(tiny_checkpoint), tmp_path / "cut", **CALIBRATED, head_weights="int4")
+    monkeypatch.setattr(PackedWriter, "write", write)
+    monkeypatch.setattr(sequential, "walk", killed)
+    pack(str(tiny_checkpoint), tmp_path / "cut", **CALIBRATED, head_weights="int4")
+    assert "lm_head" in codes_in(tmp_path / "cut")
+
+
+def test_heads_that_are_not_known_here_are_left(tmp_path: Path) -> None:
+    """GPT-NeoX calls its head embed_out: it is stored as it is, and the linears are rounded on the text."""
+    small = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    model = hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**small, num_attention_heads=2, tie_word_embeddings=False))
+    checkpoint.save(model, build_tokenizer(), tmp_path / "neox")
+    result = pack(str(tmp_path / "neox"), tmp_path / "packed", **CALIBRATED, head_weights="int4")
+    assert result["kinds"] == {"dense": 8} and result["mean_relative_error"] > 0
+
+
+def test_a_head_of_other_inputs_is_refused_before_any_work(tmp_path: Path) -> None:
+    small = {"vocab_size": 512, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = hf.OPTForCausalLM(hf.OPTConfig(**small, word_embed_proj_dim=64))
+    checkpoint.save(model, build_tokenizer(), tmp_path / "opt")
+    with pytest.raises(UserError, match="a head of other inputs than its final norm gives: give --head-weights int8"):
+        pack(str(tmp_path / "opt"), tmp_path / "packed", **CALIBRATED, head_weights="int4")
+    pack(str(tmp_path / "opt"), tmp_path / "packed", **CALIBRATED, head_weights="int8")
 
 
 def test_calibration_is_for_int4(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -29,16 +29,26 @@ class CalibratedCodes:
     """The int4 codes of all decoder linears of `model`, rounded on the token ids `ids` [n, length], kept in `work`.
 
     `group_of` says how many inputs share a scale, None that the linears are rounded already and stay as they are; of
-    the linears in `sparse` zeros stay zero. The constructor does the
-    work, or what an interrupted one has left of it; `round_head` may follow, then `close`. UserError as for pruning.
+    the linears in `sparse` zeros stay zero. `head` [vocabulary, hidden], where given, is rounded, too. The constructor
+    does the work, or what an interrupted one has left of it. UserError as for pruning.
     """
 
     def __init__(
-        self, model: Streamed, ids: Tensor, work: Path, group_of: GroupOf | None, sparse: Container[str] = ()
+        self,
+        model: Streamed,
+        ids: Tensor,
+        work: Path,
+        group_of: GroupOf | None,
+        sparse: Container[str] = (),
+        head: Tensor | None = None,
     ) -> None:
         self.model, self.folder, self.group_of, self.sparse = model, work / ".codes", group_of, sparse
         self.places = {model.linear_name(index, name): (index, name) for index, name, _ in model.linears()}
         self.folder.mkdir(exist_ok=True)
+        files = [self._file(index) for index in range(len(model))] if group_of else []
+        files += [] if head is None else [self._head_file]
+        if all(file.exists() for file in files):
+            return
         self.activations = sequential.Activations(model, ids, work / ".hidden")
         with track("rounding to int4" if group_of else "reading the text", len(model), "layers") as tracker:
             tracker.advance(self.activations.start)
@@ -48,39 +58,8 @@ class CalibratedCodes:
                 if group_of:
                     self._put(layer, index)
                 tracker.advance()
-
-    @torch.no_grad()
-    def round_head(self, weight: Tensor) -> None:
-        """Round the head, `weight` [vocabulary, hidden], for the states that reach it."""
-        if self._head_file.exists():
-            return
-        name, norm = final_norm(self.model.model)
-        hessian = Hessian(weight.shape[1], self.model.device)
-        with self.model.filled(norm, name):
-            for hidden in self.activations.batches(len(self.model)):
-                hessian.add(norm(hidden))
-        if not hessian.finite:
-            raise UserError("the states that reach the head hold NaN or infinity: try float32, or other text.")
-        hessian.finish()
-        parts = []
-        with track("rounding the head to int4", len(weight), "rows") as tracker:
-            for rows in weight.split(HEAD_ROWS):
-                codes, _ = prune_and_round(rows.to(self.model.device).float(), hessian, Goal(group=GROUP))
-                parts.append((codes.codes.cpu(), codes.scale.cpu()))
-                tracker.advance(len(rows))
-        tensors = {"codes": torch.cat([codes for codes, _ in parts]), "scale": torch.cat([scale for _, scale in parts])}
-        with write_atomic(self._head_file) as temporary:
-            save_file(tensors, temporary)
-
-    def head(self) -> Codes | None:
-        """The codes of the head; None where `round_head` was not called."""
-        if not self._head_file.exists():
-            return None
-        tensors = load_file(self._head_file)
-        return Codes(tensors["codes"], tensors["scale"], GROUP)
-
-    def close(self) -> None:
-        """Delete what only a walk that goes on needs."""
+        if head is not None and not self._head_file.exists():
+            self._round_head(head)
         self.activations.close()
 
     def __iter__(self) -> Iterator[tuple[str, Codes]]:
@@ -88,6 +67,13 @@ class CalibratedCodes:
         for index in range(len(self.model)):
             for name, codes in self._read(index).items():
                 yield self.model.linear_name(index, name), codes
+
+    def head(self) -> Codes | None:
+        """The codes of the head; None where it was not given."""
+        if not self._head_file.exists():
+            return None
+        tensors = load_file(self._head_file)
+        return Codes(tensors["codes"], tensors["scale"], GROUP)
 
     def of(self, linear: str) -> Codes | None:
         """The codes of one linear by its full name; None where it was rounded before."""
@@ -134,6 +120,27 @@ class CalibratedCodes:
             notes[f"error of {name}"] = repr(relative_error(weight, codes.weight(weight.dtype), hessian.H))
         with write_atomic(self._file(index)) as temporary:
             save_file(tensors, temporary, metadata=notes)
+
+    @torch.no_grad()
+    def _round_head(self, weight: Tensor) -> None:
+        """Round the head for the states that reach it."""
+        name, norm = final_norm(self.model.model)
+        hessian = Hessian(weight.shape[1], self.model.device)
+        with self.model.filled(norm, name):
+            for hidden in self.activations.batches(len(self.model)):
+                hessian.add(norm(hidden))
+        if not hessian.finite:
+            raise UserError("the states that reach the head hold NaN or infinity: try float32, or other text.")
+        hessian.finish()
+        parts = []
+        with track("rounding the head to int4", len(weight), "rows") as tracker:
+            for rows in weight.split(HEAD_ROWS):
+                codes, _ = prune_and_round(rows.to(self.model.device).float(), hessian, Goal(group=GROUP))
+                parts.append((codes.codes.cpu(), codes.scale.cpu()))
+                tracker.advance(len(rows))
+        tensors = {"codes": torch.cat([codes for codes, _ in parts]), "scale": torch.cat([scale for _, scale in parts])}
+        with write_atomic(self._head_file) as temporary:
+            save_file(tensors, temporary)
 
     def _read(self, index: int) -> dict[str, Codes]:
         tensors = load_file(self._file(index))

@@ -46,15 +46,16 @@ def pack(options: PackOptions) -> dict[str, Any]:
     activations = options.activations or (8 if options.weights == "int4" else 16)
     types = Types(options.weights, head_weights, options.embedding_weights or head_weights, activations)
     tokenizer = _calibration_tokenizer(options, folder, head_weights)
+    writer = PackedWriter(folder, types, tokenizer is not None)
+    head_on_text = writer.head_on_text() is not None  # what forbids that is said before any work is done
 
     def build(work: Path) -> dict[str, Any]:
-        writer = PackedWriter(folder, work, types)
-        calibrated = {} if tokenizer is None else _calibrate(options, writer, tokenizer)
+        codes, rounding = (None, {}) if tokenizer is None else _calibrate(options, writer, work, tokenizer)
         ids, head = None, {}
         if options.head_tokens is not None and options.head_data is not None:
             ids, missed = frequent_tokens(folder, options.head_data, options.head_tokens, writer.vocabulary())
             head = {"head_tokens": len(ids), "head_missed": missed}
-        result = writer.write(ids) | head | calibrated
+        result = writer.write(work, ids, codes) | head | rounding
         register()  # so that transformers loads the packed folder
         check_loads(work)
         return result
@@ -75,6 +76,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
             **templates.inputs(options.template_args),
             "options": {**options.part(Calibration), "device": options.device, "dtype": options.dtype},
         }
+    if head_on_text:  # older versions rounded it by least squares
+        inputs["head"] = "on text"
     reads = (options.model, options.head_data, options.calibration)
     return artifact.make(
         options.out, "pack", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
@@ -93,8 +96,10 @@ def _calibration_tokenizer(options: PackOptions, folder: Path, head_weights: str
     return calibration.tokenizer_for(folder, options.calibration, options.template_args)
 
 
-def _calibrate(options: PackOptions, writer: PackedWriter, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Round the linears on the calibration text, and have the writer take these codes; what the result says of it."""
+def _calibrate(
+    options: PackOptions, writer: PackedWriter, work: Path, tokenizer: PreTrainedTokenizerBase
+) -> tuple[CalibratedCodes, dict[str, Any]]:
+    """(the codes of int4, rounded on the calibration text; what the result says of them)."""
     assert options.calibration is not None
     model = Streamed(
         writer.folder, dtype=checkpoint.dtype_named(options.dtype), device=checkpoint.device_named(options.device)
@@ -103,11 +108,8 @@ def _calibrate(options: PackOptions, writer: PackedWriter, tokenizer: PreTrained
         options.calibration, tokenizer, options.tokens, options.sequence_length, options.seed, model.model
     )
     group_of = None if groups_of(writer.folder) else writer.group_of
-    codes = writer.calibrated = CalibratedCodes(model, ids, writer.work, group_of, writer.claim["linears"])
-    if writer.types.head == "int4":
-        codes.round_head(writer.head_tensor())
-    codes.close()
-    return {"calibration_tokens": ids.numel(), "mean_relative_error": codes.mean_relative_error()}
+    codes = CalibratedCodes(model, ids, work, group_of, writer.claim["linears"], writer.head_on_text())
+    return codes, {"calibration_tokens": ids.numel(), "mean_relative_error": codes.mean_relative_error()}
 
 
 def check_packable(model: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_object, write_json
 from sparsedraft.maths.quantization import Codes
 from sparsedraft.models import checkpoint, claims, rounded, shards
-from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.models.decoder import decoder_linears, final_norm
 from sparsedraft.models.shards import SHARD, Shards
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.weight_files import INDEX
@@ -35,13 +35,14 @@ class Types:
 
 
 class PackedWriter:
-    """Packs the checkpoint in `folder` into `work`, its values as `types` says.
+    """Packs the checkpoint in `folder`, its values as `types` says.
 
+    `on_text`: int4 is rounded on text; `write` is then given the codes.
     Raises UserError where the checkpoint is not whole, or lies about its mask, or holds what does not fit.
     """
 
-    def __init__(self, folder: Path, work: Path, types: Types) -> None:
-        self.folder, self.work, self.types = folder, work, types
+    def __init__(self, folder: Path, types: Types, on_text: bool = False) -> None:
+        self.folder, self.types, self.on_text = folder, types, on_text
         self.shards = Shards(folder)
         self.claim = claims.claim_of(folder) or {"linears": {}}
         model = skeleton(checkpoint.read_config(folder))
@@ -51,7 +52,7 @@ class PackedWriter:
         lacking = [name for tensor, name in self.linears.items() if tensor is None]
         if lacking:
             raise UserError(f"model {folder} lacks {lacking[0]}: give a whole checkpoint.")
-        self.calibrated: CalibratedCodes | None = None  # the codes of int4; None: the checkpoint's, or least squares
+        self.calibrated: CalibratedCodes | None = None
         self.entries: dict[str, Any] = {}
         self.error = 0.0  # largest rounding error, as a share of the row's largest value
         self.bytes = self.dense_bytes = self.linear_bytes = self.linear_dense_bytes = 0
@@ -65,12 +66,21 @@ class PackedWriter:
             )
         return self.shards.shapes[embedding][0]
 
-    def head_tensor(self) -> Tensor:
-        """The head's weight [vocabulary, hidden] as stored, which may be the embedding's; UserError for none."""
+    def head_on_text(self) -> Tensor | None:
+        """The head's weight [vocabulary, hidden] as stored, where it is rounded on text; None where it is not.
+
+        UserError where the states that reach it are not known.
+        """
         name = self._embedding() if self.tied else HEAD
-        if name not in self.shards.files:
-            raise UserError(f"model {self.folder} has no lm_head that could be rounded: give --head-weights int8.")
-        return self.shards.tensor(name)
+        if not (self.on_text and self.types.head == "int4" and name in self.shards.files):
+            return None
+        _, norm = final_norm(skeleton(checkpoint.read_config(self.folder)))
+        weight = self.shards.tensor(name)
+        if getattr(norm, "weight", weight[0]).shape != weight.shape[1:]:
+            raise UserError(
+                f"model {self.folder} has a head of other inputs than its final norm gives: give --head-weights int8."
+            )
+        return weight
 
     def _embedding(self) -> str | None:
         return next((name for name in self.shards.files if name.endswith(EMBEDDING)), None)
@@ -83,25 +93,30 @@ class PackedWriter:
     @property
     def separate(self) -> bool:
         """Whether a tied head is stored beside the embedding, because the two are rounded differently."""
-        calibrated = self.calibrated is not None and self.types.head == "int4"
-        differ = calibrated or self.types.head != self.types.embedding
+        differ = self.types.head != self.types.embedding or (self.on_text and self.types.head == "int4")
         return differ and self.tied and self._embedding() is not None
 
-    def write(self, head_ids: Tensor | None) -> dict[str, Any]:
-        """Write the folder, the head trimmed to `head_ids`; its kinds, bytes and rounding error."""
-        self._write_tensors(head_ids)
+    def write(
+        self, work: Path, head_ids: Tensor | None = None, calibrated: CalibratedCodes | None = None
+    ) -> dict[str, Any]:
+        """Write the folder `work`, the head trimmed to `head_ids`; its kinds, bytes and rounding error.
+
+        `calibrated`: the codes of int4; None: those of the checkpoint, or of least squares.
+        """
+        self.calibrated = calibrated
+        self._write_tensors(work, head_ids)
         version = 2 if any({"group", "activations"} & set(entry) for entry in self.entries.values()) else 1
         header = {"format": FORMAT, "version": version, "weights": self.types.weights, "linears": self.entries}
-        write_json(self.work / HEADER, header)
-        shards.copy_side_files(self.folder, self.work)
-        checkpoint.write_config(self.folder, self.work)
-        config = read_object(self.work / "config.json")
+        write_json(work / HEADER, header)
+        shards.copy_side_files(self.folder, work)
+        checkpoint.write_config(self.folder, work)
+        config = read_object(work / "config.json")
         config["quantization_config"] = {"quant_method": "sparsedraft", "weights": self.types.weights}
         if self.separate:
             for part in (config, config.get("text_config")):
                 if isinstance(part, dict):
                     part["tie_word_embeddings"] = False
-        write_json(self.work / "config.json", config)
+        write_json(work / "config.json", config)
         kinds = Counter(entry["kind"] for name, entry in self.entries.items() if name in self.linears.values())
         return {
             "weights": self.types.weights,
@@ -115,7 +130,7 @@ class PackedWriter:
             "rounding_error": self.error,
         }
 
-    def _write_tensors(self, head_ids: Tensor | None) -> None:
+    def _write_tensors(self, work: Path, head_ids: Tensor | None) -> None:
         """All tensors, in files of bounded size."""
         pending: dict[str, Tensor] = {} if head_ids is None else {HEAD_IDS: head_ids}
         files: list[dict[str, int]] = []  # of each file: the bytes of its tensors
@@ -123,7 +138,7 @@ class PackedWriter:
         def flush() -> None:
             if pending:
                 name = f"model-{len(files) + 1:05}.safetensors"
-                shards.save_file(pending, self.work / name, metadata={"format": "pt"})
+                shards.save_file(pending, work / name, metadata={"format": "pt"})
                 files.append({key: t.numel() * t.element_size() for key, t in pending.items()})
                 pending.clear()
 
@@ -140,10 +155,10 @@ class PackedWriter:
         flush()
         self.bytes = sum(sum(file.values()) for file in files)
         if len(files) == 1:
-            (self.work / "model-00001.safetensors").rename(self.work / "model.safetensors")
+            (work / "model-00001.safetensors").rename(work / "model.safetensors")
             return
         where = {key: f"model-{i:05}.safetensors" for i, file in enumerate(files, 1) for key in file}
-        write_json(self.work / INDEX, {"metadata": {"total_size": self.bytes}, "weight_map": where})
+        write_json(work / INDEX, {"metadata": {"total_size": self.bytes}, "weight_map": where})
 
     def _packed(self, name: str, head_ids: Tensor | None) -> dict[str, Tensor]:
         """What is stored of the checkpoint's tensor `name`: parts of a packed matrix, or the tensor itself."""

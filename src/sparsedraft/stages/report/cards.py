@@ -108,6 +108,7 @@ def _speed(run: Run, drafter: dict[str, Any]) -> dict[str, Any] | None:
         "prompts": run.speed["prompts"], "megabytes": round(packed["bytes"] / 1e6), "weights": packed["weights"],
         "head_tokens": packed.get("head_tokens"), "head_weights": packed.get("head_weights", packed["weights"]),
         "embedding_weights": packed.get("embedding_weights", packed.get("head_weights", packed["weights"])),
+        "head_alone": packed.get("calibration_tokens") and packed.get("mean_relative_error") is None,
         "calibration_tokens": packed.get("calibration_tokens"),
         "packed_target": run.speed["target"] != run.result["target"],
     }  # fmt: skip
