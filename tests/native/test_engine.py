@@ -96,6 +96,30 @@ def test_however_the_tokens_come(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "mistral with a window", "gemma3"])
+def test_logits_that_are_not_wanted_change_nothing(family: str, tmp_path: Path) -> None:
+    """Of several sequences at once, the last tokens' logits, as many as each asks for, have the bits of a whole pass;
+    so has what is read behind tokens of which nothing was asked."""
+    saved(FAMILIES[family], tmp_path, torch.bfloat16)
+    session, chance = Session(native_model(tmp_path), 3, threads=2), random.Random(0)
+    texts = [ids_of(50, seed=seed) for seed in range(3)]
+    expected = session.forward(texts, [50, 50, 50])
+    for _ in range(20):
+        session.rollback([0, 0, 0])
+        at = [0, 0, 0]
+        while min(at) < 50:
+            counts = [min(chance.choice([0, 1, 5, 23]), 50 - begin) for begin in at]
+            wanted = [chance.choice([0, 0, 1, count // 2, count]) if count else 0 for count in counts]
+            if not any(counts):
+                continue
+            pieces = [text[begin : begin + count] for text, begin, count in zip(texts, at, counts, strict=True)]
+            found = session.forward(pieces, wanted)
+            at = [begin + count for begin, count in zip(at, counts, strict=True)]
+            for row in range(3):
+                assert torch.equal(found[row], expected[row][at[row] - wanted[row] : at[row]])
+    assert session.lengths == [50, 50, 50]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral with a window", "gemma3"])
 def test_trees(family: str, tmp_path: Path) -> None:
     """Every node's logits are those of its own branch; the kept branch is the sequence from then on."""
     saved(FAMILIES[family], tmp_path)

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,7 +18,7 @@ from sparsedraft.maths.quantization import int4_codes
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import count_zeros, decoder_linears
 from sparsedraft.native import extension, layout, layout_choice, packed_format
-from sparsedraft.native.nibbles import pack_nibbles, unpack_nibbles
+from sparsedraft.native.nibbles import nonzero_nibbles, pack_nibbles, unpack_nibbles
 from sparsedraft.native.packed_folder import HEADER, PackedReader
 from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, unpack_matrix
 from sparsedraft.native.stored_matrix import VALUE_TYPES
@@ -87,7 +88,27 @@ def test_nibbles() -> None:
         codes = torch.arange(-8, 8, dtype=torch.int8)[:count].expand(3, -1)
         assert torch.equal(unpack_nibbles(pack_nibbles(codes), count), codes)
         assert pack_nibbles(codes).shape == (3, (count + 1) // 2)
+        for seen in (pack_nibbles(codes), pack_nibbles(codes) | (0xF0 if count % 2 else 0)):  # what fills up: no code
+            if count % 2:
+                seen[:, :-1] = pack_nibbles(codes)[:, :-1]
+            assert nonzero_nibbles(seen, count) == int(torch.count_nonzero(codes))
     assert pack_nibbles(torch.tensor([-8, 7], dtype=torch.int8)).tolist() == [0x78]
+
+
+@pytest.mark.parametrize("columns", [64, 96, 101, 7])
+def test_dense_int4_is_laid_out_from_the_bytes_of_its_file(columns: int) -> None:
+    """The same tiles, to the bit, as from its codes in bytes of their own."""
+    weight = torch.randn(37, columns, generator=torch.Generator().manual_seed(columns))
+    weight[5] = 0
+    entry, tensors = pack_matrix(weight, "dense", "int4")
+    stored = unpack_matrix("w", entry, tensors)
+    expected, label = layout.lay_out(stored, "dense")
+    matrix, found, nonzero = layout.lay_out_nibbles("w", entry, tensors)
+    assert found == label and nonzero == int(torch.count_nonzero(stored.values))
+    parts, others = (extension.extension().parts_of(each) for each in (matrix, expected))
+    assert all(np.array_equal(parts[name], others[name]) for name in others)
+    with pytest.raises(UserError, match=r"packed matrix w has (values|scale)"):
+        layout.lay_out_nibbles("w", replace(entry, columns=columns + 2), tensors)
 
 
 @pytest.mark.parametrize(

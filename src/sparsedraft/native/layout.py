@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_choice import EXTENSION_NAMES
-from sparsedraft.native.packed_format import MatrixEntry
+from sparsedraft.native.packed_format import MatrixEntry, nonzero_of_dense
 from sparsedraft.native.stored_matrix import StoredMatrix
 
 
@@ -23,6 +23,18 @@ def lay_out(stored: StoredMatrix, kind: str) -> tuple[Any, str]:
     values = raw(stored.values)
     fields = (layout.values, layout.name, layout.n, rows, groups, stored.group, stored.activations)
     return extension().matrix(values, *fields), layout.label
+
+
+def lay_out_nibbles(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> tuple[Any, str, int]:
+    """(the extension's matrix of dense int4, the label of its layout, its number of non-zeros).
+
+    The codes are read from the file's own bytes. UserError where the tensors do not fit the entry.
+    """
+    nonzero = nonzero_of_dense(name, entry, tensors)
+    layout = entry.layout(nonzero / (entry.rows * entry.columns))
+    groups = tensors["scale"].contiguous().view(torch.uint16).numpy()
+    fields = (layout.values, layout.name, layout.n, None, groups, entry.group)
+    return extension().matrix(raw(tensors["values"]), *fields, columns=entry.columns), layout.label, nonzero
 
 
 def embedding(entry: MatrixEntry, tensors: dict[str, Tensor]) -> dict[str, Any]:

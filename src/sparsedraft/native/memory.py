@@ -12,24 +12,25 @@ PLACES = 32  # bytes of the places of a record of 2:4 (32 inputs) and of N:8 (64
 INT4_RECORD = {"dense": 512, "2:4": 384, "4:8": 448, "2:8": 256}  # bytes of a record of 64 inputs, without scales
 WINDOW = {1: 112 / 64, 2: 88 / 32}  # bytes of a slot of a window, by those of a value
 EMPTY = 0.12  # slots of windows that stay empty, a share of all weights: measured at 10 to 25 % of weights that stay
-# bytes a weight while int4 is unpacked: a byte for its code and the file's; of sparse ones also the mask and a copy
-UNPACKED_INT4, UNPACKED_SPARSE_INT4 = 1.5, 3.5
+# bytes a weight of int4 while it is laid out: the file's; of sparse ones also a byte for its code, its mask and a copy
+MAPPED_INT4, UNPACKED_INT4 = 0.5, 3.5
 
 
 def loading_bytes(reader: PackedReader) -> int:
     """Bytes that loading the folder of `reader` takes at its peak.
 
-    The head comes first, then the layers. All stay as they are laid out; on its way a matrix is there unpacked and
-    twice laid out. The embedding stays in its file, and only its scales are kept.
+    The embedding is looked at and stays in its file; only its scales are kept. Then comes the head, then the layers.
+    They stay as they are laid out; on its way a matrix is there as it was read, and twice laid out.
     """
     kept = float(reader.bytes - sum(reader.stored_bytes(name) for name in reader.entries))  # vectors
     peak = 0.0
     for name, entry in sorted(reader.entries.items(), key=lambda item: not _is_head(item[0], reader)):
         laid = laid_out_bytes(entry, reader.stored_values(name))
         if name.endswith("embed_tokens"):
+            peak = max(peak, _read_bytes(entry))
             kept += _scale_bytes(entry)
             laid *= 0 if "lm_head" in reader.entries else (reader.head_rows or entry.rows) / entry.rows
-        peak = max(peak, kept + _unpacked(entry) + 2 * laid)
+        peak = max(peak, kept + _read_bytes(entry) + 2 * laid)
         kept += laid
     return round(max(peak, kept))
 
@@ -68,8 +69,8 @@ def laid_out_bytes(entry: MatrixEntry, values: int) -> float:
     return rows / TILE_ROWS * width / inputs * (PLACES + slots * TILE_ROWS * size) + row_scales
 
 
-def _unpacked(entry: MatrixEntry) -> float:
+def _read_bytes(entry: MatrixEntry) -> float:
     """Bytes that the values of a matrix take on the way from their file to the layout."""
-    int4 = UNPACKED_INT4 if entry.kind == "dense" else UNPACKED_SPARSE_INT4
+    int4 = MAPPED_INT4 if entry.kind == "dense" else UNPACKED_INT4
     each = int4 if entry.values == "int4" else 1 if entry.values == "int8" else 2
     return each * entry.rows * entry.columns

@@ -1,6 +1,5 @@
 """A checkpoint, packed or plain, as a model of the native engine."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,7 @@ from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_cache import LayoutCache
 from sparsedraft.native.memory import loading_bytes
 from sparsedraft.native.packed_folder import PackedReader, is_packed
-from sparsedraft.native.packed_format import MatrixEntry
-from sparsedraft.native.stored_matrix import StoredMatrix
+from sparsedraft.native.packed_format import MatrixEntry, nonzero_of_dense
 from sparsedraft.native.weight_reader import WeightReader, reader_of
 
 LINEARS = {
@@ -97,11 +95,19 @@ class _Builder:
             raise Unsupported(f"model {folder} has no embed_tokens: give a whole checkpoint.")
         self.prefix = embeddings[0].removesuffix("embed_tokens.weight")
         # the embedding is looked at while nothing else is in memory, which it then leaves
-        embedding = reader.matrix(embeddings[0])[0].values
-        self._count(embedding)
-        self.vocabulary = len(embedding)
-        del embedding
+        self.vocabulary = self._look_at(embeddings[0])
         self.cache = LayoutCache(folder, reader.bytes) if isinstance(reader, PackedReader) else None
+
+    def _look_at(self, embedding: str) -> int:
+        """Check and count what is stored of the embedding; its rows."""
+        entry, tensors = self.reader.table(embedding)
+        if isinstance(self.reader, PackedReader):
+            nonzero = nonzero_of_dense(embedding.removesuffix(".weight"), entry, tensors)
+        else:
+            nonzero = int(torch.count_nonzero(tensors["values"]))
+        self.other_parameters += entry.rows * entry.columns
+        self.other_nonzero += nonzero
+        return entry.rows
 
     def model(self) -> NativeModel:
         config = self.config
@@ -173,38 +179,44 @@ class _Builder:
         self.other_nonzero += int(torch.count_nonzero(tensor))
 
     def _linear(self, name: str) -> Any:
-        packed = self.reader if isinstance(self.reader, PackedReader) else None
-        entry, scale = (packed.entries.get(name), packed.scale(name)) if packed else (None, None)
-        matrix, nonzero, size = self._matrix(name, entry, scale, lambda: self.reader.matrix(f"{name}.weight"))
+        matrix, nonzero, size = self._matrix(name, name)
         self.linear_nonzero += nonzero
         self.linear_weights += size
         return matrix
 
-    def _matrix(
-        self,
-        name: str,
-        entry: MatrixEntry | None,
-        scale: Tensor | None,
-        read: Callable[[], tuple[StoredMatrix, str]],
-    ) -> tuple[Any, int, int]:
-        """(the matrix that `read` gives, from the cache or laid out; its number of non-zeros; its number of weights).
+    def _matrix(self, name: str, stored: str, rows: Tensor | None = None) -> tuple[Any, int, int]:
+        """(what is `stored`, or these `rows` of it, from the cache or laid out; its non-zeros; its weights).
 
-        A cached matrix must be of this `entry` and `scale`.
+        `name`: what the cache and the layouts call it.
         """
+        entry, scale = None, None
+        if isinstance(self.reader, PackedReader) and (entry := self.reader.entries.get(stored)):
+            scale = self.reader.scale(stored)
+            if rows is not None:
+                entry, scale = replace(entry, rows=len(rows)), None if scale is None else scale[rows]
         if self.cache is not None and entry is not None:
-            cached = self.cache.matrix(name, entry, scale)
+            cached = self.cache.matrix(name, entry, scale)  # of this entry and scale, or None
             if cached is not None:
                 matrix, self.layouts[name], nonzero = cached
                 return matrix, nonzero, entry.rows * entry.columns
-        stored, kind = read()
-        nonzero = int(torch.count_nonzero(stored.values))
         try:
-            matrix, self.layouts[name] = layout.lay_out(stored, kind)
+            matrix, self.layouts[name], nonzero = self._laid_out(stored, entry, rows)
         except ValueError as error:
-            raise UserError(f"model {self.folder} cannot be laid out: {name}: {error}.") from None
+            raise UserError(f"model {self.folder} cannot be laid out: {stored}: {error}.") from None
         if self.cache is not None:
             self.cache.add(name, matrix, nonzero)
-        return matrix, nonzero, stored.values.numel()
+        return matrix, nonzero, matrix.rows * matrix.columns
+
+    def _laid_out(self, stored: str, entry: MatrixEntry | None, rows: Tensor | None) -> tuple[Any, str, int]:
+        """(the matrix, the label of its layout, its number of non-zeros)."""
+        if isinstance(self.reader, PackedReader) and entry and (entry.values, entry.kind) == ("int4", "dense"):
+            tensors = self.reader.tensors(stored)
+            if rows is not None:
+                tensors = {part: tensor[rows] for part, tensor in tensors.items()}
+            return layout.lay_out_nibbles(stored, entry, tensors)
+        found, kind = self.reader.matrix(f"{stored}.weight")
+        found = found if rows is None else found.rows(rows)
+        return *layout.lay_out(found, kind), int(torch.count_nonzero(found.values))
 
     def _head(self, ids: Tensor | None) -> tuple[Any, int]:
         """The head's matrix, trimmed to `ids`, and its rows."""
@@ -212,18 +224,7 @@ class _Builder:
             raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
         own = "lm_head.weight" in self.reader.names and not self.config.tie_word_embeddings
         name = "lm_head" if own else f"{self.prefix}embed_tokens"
-        chosen = None if own else ids  # a head of its own is stored trimmed
-
-        def read() -> tuple[StoredMatrix, str]:
-            head, kind = self.reader.matrix(f"{name}.weight")
-            return (head if chosen is None else head.rows(chosen)), kind
-
-        entry, scale = None, None
-        if isinstance(self.reader, PackedReader) and (entry := self.reader.entries.get(name)):
-            scale = self.reader.scale(name)
-            if chosen is not None:
-                entry, scale = replace(entry, rows=len(chosen)), None if scale is None else scale[chosen]
-        matrix, nonzero, size = self._matrix("lm_head", entry, scale, read)
+        matrix, nonzero, size = self._matrix("lm_head", name, None if own else ids)  # its own is stored trimmed
         if own:
             self.other_parameters += size
             self.other_nonzero += nonzero

@@ -97,19 +97,22 @@ class PackedReader:
 
     def matrix(self, name: str) -> tuple[StoredMatrix, str]:
         linear = name.removesuffix(".weight")
-        if linear not in self.entries:
-            raise UserError(f"packed folder {self.folder} does not pack {linear}: pack the checkpoint again.")
-        entry = self.entries[linear]
+        entry = self._entry(linear)
         return unpack_matrix(linear, entry, self.tensors(linear)), entry.kind
 
     def table(self, name: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
-        linear = name.removesuffix(".weight")
-        if self.entries[linear].kind != "dense":
+        entry = self._entry(linear := name.removesuffix(".weight"))
+        if entry.kind != "dense":
             raise UserError(
-                f"packed folder {self.folder} has {linear} of kind {self.entries[linear].kind}, and an embedding is "
-                "dense: pack the checkpoint again."
+                f"packed folder {self.folder} has {linear} of kind {entry.kind}, and an embedding is dense: pack the "
+                "checkpoint again."
             )
-        return self.entries[linear], self.tensors(linear)
+        return entry, self.tensors(linear)
+
+    def _entry(self, linear: str) -> MatrixEntry:
+        if linear not in self.entries:
+            raise UserError(f"packed folder {self.folder} does not pack {linear}: pack the checkpoint again.")
+        return self.entries[linear]
 
     def head_ids(self) -> Tensor | None:
         if HEAD_IDS not in self._shards.files:

@@ -28,7 +28,7 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import GROUPS as SCALE_GROUPS
 from sparsedraft.maths.quantization import Codes, group_of, int4_codes, int8_codes
 from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask
-from sparsedraft.native.nibbles import pack_nibbles, unpack_nibbles
+from sparsedraft.native.nibbles import nonzero_nibbles, pack_nibbles, unpack_nibbles
 from sparsedraft.native.stored_matrix import VALUE_TYPES, StoredMatrix
 
 PARTS = ("values", "index", "scale")  # the tensors of a matrix
@@ -212,11 +212,24 @@ def unpack_matrix(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> 
     if entry.values == "int4":
         return StoredMatrix(_unpack_int4(name, entry, values, tensors.get("index")), scale, entry.group)
     if entry.kind == "dense":
-        if tuple(values.shape) != (entry.rows, entry.columns):
-            raise _damaged(name, f"has values {list(values.shape)}")
+        _check_dense(name, entry, values)
         return StoredMatrix(values, scale, activations=entry.activations)
     unpack = _unpack_bitmask if entry.kind == "bitmask" else _unpack_groups
     return StoredMatrix(unpack(name, entry, values, tensors["index"]), scale)
+
+
+def nonzero_of_dense(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> int:
+    """How many weights of a dense matrix are not zero; what is stored is checked as by `unpack_matrix`."""
+    _check_tensors(name, entry, tensors)
+    _check_dense(name, entry, tensors["values"])
+    if entry.values == "int4":
+        return nonzero_nibbles(tensors["values"], entry.columns)
+    return int(torch.count_nonzero(tensors["values"]))
+
+
+def _check_dense(name: str, entry: MatrixEntry, values: Tensor) -> None:
+    if tuple(values.shape) != (entry.rows, -(-entry.columns // 2) if entry.values == "int4" else entry.columns):
+        raise _damaged(name, f"has values {list(values.shape)}")
 
 
 def _check_tensors(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> None:
@@ -240,8 +253,7 @@ def _check_tensors(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) ->
 def _unpack_int4(name: str, entry: MatrixEntry, values: Tensor, index: Tensor | None) -> Tensor:
     """The codes int8 [rows, columns]."""
     if index is None:
-        if tuple(values.shape) != (entry.rows, -(-entry.columns // 2)):
-            raise _damaged(name, f"has values {list(values.shape)}")
+        _check_dense(name, entry, values)
         return unpack_nibbles(values, entry.columns)
     mask = unpack_mask(index, entry.columns)
     count = int(mask.sum())

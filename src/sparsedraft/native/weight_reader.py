@@ -28,7 +28,7 @@ class WeightReader(Protocol):
         ...
 
     def table(self, name: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
-        """An embedding that `matrix` has read before, as it is stored: mapped, no page of it in memory yet."""
+        """An embedding as it is stored: mapped, no page of it in memory yet, and not checked."""
         ...
 
     def head_ids(self) -> Tensor | None:
@@ -63,8 +63,8 @@ class PlainReader:
         return StoredMatrix(weight), kind_of(weight) if linear in self._claim["linears"] else "dense"
 
     def table(self, name: str) -> tuple[MatrixEntry, dict[str, Tensor]]:
-        weight = self._shards.tensor(name)
-        return MatrixEntry.describe(StoredMatrix(weight), "dense"), {"values": weight}
+        stored, kind = self.matrix(name)
+        return MatrixEntry.describe(stored, kind), {"values": stored.values}
 
     def head_ids(self) -> Tensor | None:
         return None

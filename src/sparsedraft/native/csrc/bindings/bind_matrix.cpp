@@ -18,15 +18,18 @@ Layout layout_named(const std::string& name) {
 }
 
 // `scale`: [rows] of int8. `groups`: float16 scales of int4 [rows, groups], each of `group` inputs. `activations`: bits of the inputs
-// that int8 is multiplied with.
+// that int8 is multiplied with. `columns`: where two codes of int4 lie in a byte; 0: they do not.
 std::shared_ptr<Matrix> matrix(const Raw& values, const std::string& type, const std::string& layout, int n,
-                               std::optional<Floats> scale, std::optional<Halves> groups, size_t group, int activations) {
+                               std::optional<Floats> scale, std::optional<Halves> groups, size_t group, int activations,
+                               size_t columns) {
   RowMajor m;
   m.type = values_named(type);
   check_type(values, m.type);
   m.values = values.data();
   m.rows = values.shape(0);
-  m.columns = values.shape(1);
+  m.columns = columns ? columns : values.shape(1);
+  m.nibbles = columns > 0;
+  require(!m.nibbles || (m.type == Values::i4 && values.shape(1) == (columns + 1) / 2), "two codes of int4 lie in each byte");
   require(!scale || scale->size() == m.rows, "there must be one scale for each row");
   require(!groups || (group && groups->shape(0) == m.rows && groups->shape(1) == padded(m.columns, group) / group),
           "there must be one scale for each group of each row");
@@ -94,7 +97,7 @@ void bind_matrix(nb::module_& m) {
       .def_prop_ro("columns", [](const Matrix& x) { return x.columns; })
       .def_prop_ro("bytes", &Matrix::bytes);
   m.def("matrix", &matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none(), "groups"_a = nb::none(),
-        "group"_a = 0, "activations"_a = 16);
+        "group"_a = 0, "activations"_a = 16, "columns"_a = 0);
   m.def("parts_of", &parts_of, "matrix"_a);
   m.def("matrix_of", &matrix_of, "parts"_a, "stream"_a, nb::keep_alive<0, 2>());
 }

@@ -27,10 +27,10 @@ const float* ForwardPass::run(const std::vector<Chunk>& chunks) {
   prepare(chunks);
   embed();
   for (size_t i = 0; i < model_->layers.size(); ++i) {
-    attention_block(model_->layers[i], i);
-    mlp_block(model_->layers[i]);
+    attention_block(model_->layers[i], i, chunks);
+    if (!tokens_.empty()) mlp_block(model_->layers[i]);
   }
-  const float* found = logits(chunks);
+  const float* found = logits();
   // at the very end, as memory may run out until here
   for (const Chunk& chunk : chunks) chunk.sequence->append(chunk.ids.size());
   return found;
@@ -63,12 +63,14 @@ void ForwardPass::embed() {
 }
 
 // hidden += after_attention_norm(Wo attention(norm(hidden)) + bo)
-void ForwardPass::attention_block(const Layer& layer, size_t index) {
+void ForwardPass::attention_block(const Layer& layer, size_t index, const std::vector<Chunk>& chunks) {
   const Config& c = model_->config;
   norm_hidden(layer.input_norm);
   project_qkv(layer);
-  attended_.resize(c.heads * c.head_dim, static_cast<int>(tokens_.size()));
   cache_keys_and_values(layer, index);
+  if (index + 1 == model_->layers.size()) keep_wanted(chunks);
+  if (tokens_.empty()) return;
+  attended_.resize(c.heads * c.head_dim, static_cast<int>(tokens_.size()));
   attend(layer, index);
   multiply_all(kernels_, pool_, attended_, {{layer.o.get(), projected_.data(), hidden_stride_}});
   if (!layer.o_bias.empty())
@@ -106,6 +108,29 @@ void ForwardPass::cache_keys_and_values(const Layer& layer, size_t index) {
       store_token(sequence.shape(), key, v_.data() + t * kv_stride_ + h * dim, sequence.blocks(index, h), tokens_[t].slot);
     }
   });
+}
+
+// Of the last layer, only the keys and values serve other tokens. So from here on the pass is of the tokens whose logits are wanted,
+// which are the last of each chunk: their rows move to the front.
+void ForwardPass::keep_wanted(const std::vector<Chunk>& chunks) {
+  const size_t hidden = model_->config.hidden;
+  std::vector<Token> wanted;
+  size_t end = 0;
+  for (const Chunk& chunk : chunks) {
+    end += chunk.ids.size();
+    for (size_t t = end - chunk.logits; t < end; ++t) {
+      if (const size_t to = wanted.size(); to != t) {
+        std::copy_n(hidden_.data() + t * hidden, hidden, hidden_.data() + to * hidden);
+        std::copy_n(q_.data() + t * q_stride_, q_stride_, q_.data() + to * q_stride_);
+      }
+      wanted.push_back(std::move(tokens_[t]));
+    }
+  }
+  const bool all = wanted.size() == tokens_.size();
+  tokens_.swap(wanted);
+  if (all || tokens_.empty()) return;
+  rotary_.compute(model_->config, tokens_);
+  attention_jobs_ = attention_jobs(tokens_, model_->config, pool_.threads());
 }
 
 // Attention of every head of every token, into attended_.
@@ -154,23 +179,12 @@ void ForwardPass::mlp_block(const Layer& layer) {
   add_to_hidden(layer.after_mlp);
 }
 
-// logits = softcap(Whead final_norm(hidden)) of the last tokens of each chunk, as many as it asks for
-const float* ForwardPass::logits(const std::vector<Chunk>& chunks) {
+// logits = softcap(Whead final_norm(hidden)) of the tokens that are left, which are those whose logits are wanted
+const float* ForwardPass::logits() {
   const Config& c = model_->config;
-  int total = 0;
-  for (const Chunk& chunk : chunks) total += chunk.logits;
-  if (!total) return nullptr;
-  normed_.resize(c.hidden, total);
-  int row = 0;
-  int end = 0;
-  for (const Chunk& chunk : chunks) {
-    end += static_cast<int>(chunk.ids.size());
-    for (int t = end - chunk.logits; t < end; ++t) {
-      norm(hidden_.data() + t * c.hidden, model_->final_norm, normed_.row(row), c.hidden);
-      ++row;
-    }
-  }
-  logits_.resize(logits_stride() * total);
+  if (tokens_.empty()) return nullptr;
+  norm_hidden(model_->final_norm);
+  logits_.resize(logits_stride() * tokens_.size());
   multiply_all(kernels_, pool_, normed_, {{model_->head.get(), logits_.data(), logits_stride()}});
   if (c.softcap > 0)
     for (float& x : logits_) x = c.softcap * std::tanh(x / c.softcap);

@@ -39,13 +39,14 @@ class ForwardPass {
   // The steps of `run`, in this order; the two blocks once for each layer.
   void prepare(const std::vector<Chunk>& chunks);
   void embed();
-  void attention_block(const Layer& layer, size_t index);
+  void attention_block(const Layer& layer, size_t index, const std::vector<Chunk>& chunks);
   void mlp_block(const Layer& layer);
-  const float* logits(const std::vector<Chunk>& chunks);
+  const float* logits();
 
   // The steps of the attention block.
   void project_qkv(const Layer& layer);
   void cache_keys_and_values(const Layer& layer, size_t index);
+  void keep_wanted(const std::vector<Chunk>& chunks);
   void attend(const Layer& layer, size_t index);
   void attend(const Layer& layer, size_t index, const AttentionJob& job, AttentionQueries& queries);
 
@@ -60,7 +61,7 @@ class ForwardPass {
   Pool& pool_;
   const Kernels& kernels_;
 
-  // Of the pass at hand, one row a token. Strides leave room for whole tiles of rows.
+  // Of the pass at hand, one row a token; from the last layer's attention on, of the tokens whose logits are wanted. Strides leave room for whole tiles of rows.
   std::vector<Token> tokens_;
   std::vector<float> hidden_;                    // [tokens, hidden]
   ActivationBuffer normed_, attended_, gate_;    // inputs of products

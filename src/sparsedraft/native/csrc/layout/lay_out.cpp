@@ -25,6 +25,7 @@ void check_arguments(const RowMajor& m, Layout layout, int n) {
   if (m.type != Values::i4) return;
   require(has_int4(layout, n), "int4 is laid out dense, as 2:4, 4:8, 2:8 or bitmask");
   require(m.halves && is_group(m.group), "int4 values need a scale for each group of 32, 64, 128 or 256 inputs");
+  if (m.nibbles) return;
   const auto* codes = static_cast<const int8_t*>(m.values);
   require(std::all_of(codes, codes + m.rows * m.columns, [](int8_t code) { return code >= -kOffset4 && code < kOffset4; }),
           "a code of int4 that is not from -8 to 7");
@@ -111,7 +112,7 @@ Matrix lay_out(const RowMajor& rows, Layout layout, int n) {
   m.n = n;
   m.group = rows.type == Values::i4 ? rows.group : 0;
   m.activations = rows.activations;
-  Source source{static_cast<const uint8_t*>(rows.values), rows.type, rows.rows, rows.columns, nullptr, rows.halves};
+  Source source{static_cast<const uint8_t*>(rows.values), rows.type, rows.rows, rows.columns, nullptr, rows.halves, rows.nibbles};
   if (layout == Layout::window) {
     m.order = order_by_density(source);
     source.order = m.order.data();

@@ -14,6 +14,7 @@ struct RowMajor {
   const float* scale = nullptr;      // i8 only: [rows]
   const uint16_t* halves = nullptr;  // i4 only: float16 scales [rows, groups], a group being
   size_t group = 0;                  // so many consecutive inputs: 32, 64, 128 or 256
+  bool nibbles = false;              // i4 only: two codes a byte, the first in its low half, rows of whole bytes; else one a byte
   int activations = 16;              // i8 only: bits of the inputs it is multiplied with, 16 or 8
 };
 

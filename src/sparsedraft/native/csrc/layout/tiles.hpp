@@ -15,6 +15,7 @@ struct Source {
   size_t rows, columns;
   const int32_t* order;  // the row in each lane of each tile (-1: none); null: lane r of tile t is row 8 t + r
   const uint16_t* halves = nullptr;  // i4 only: float16 scales [rows, groups of inputs]
+  bool nibbles = false;              // i4 only: see RowMajor
 
   size_t row(size_t tile, int lane) const {
     const size_t at = tile * kRows + lane;
@@ -23,6 +24,10 @@ struct Source {
   }
   uint32_t bits(size_t r, size_t c) const {
     if (r >= rows || c >= columns) return 0;
+    if (nibbles) {
+      const int code = values[r * ((columns + 1) / 2) + c / 2] >> (4 * (c % 2)) & 15;
+      return static_cast<uint8_t>(code < 8 ? code : code - 16);  // as a byte has it
+    }
     const size_t i = r * columns + c;
     uint32_t out = 0;
     std::memcpy(&out, values + i * size_of(type), size_of(type));
