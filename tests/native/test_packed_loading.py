@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,8 +28,9 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.native import quantizer
+from sparsedraft.native.model import native_model
 from sparsedraft.native.modules import PackedEmbedding, PackedModule, _pool
-from sparsedraft.native.packed_folder import HEAD_IDS
+from sparsedraft.native.packed_folder import HEAD_IDS, HEADER
 from sparsedraft.stages.pack import writer
 
 made = packed_folders.made  # fixture
@@ -103,6 +105,15 @@ def test_a_broken_folder_is_one_sentence(harm, message: str, made, tmp_path: Pat
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=message):
         sparsedraft.load(folder)
+
+
+@pytest.mark.skipif(not BUILT, reason="not built")
+def test_the_engine_reads_no_embedding_that_is_not_dense(made, tmp_path: Path) -> None:
+    """It reads the rows where they lie: the values of 2:4 with twice the columns have the size of dense ones."""
+    folder = shutil.copytree(made(tied=False)[1], tmp_path / "copy")
+    rewrite(HEADER, lambda j: j["linears"]["model.embed_tokens"].update(kind="2:4", columns=128))(folder)
+    with pytest.raises(UserError, match=r"has model\.embed_tokens of kind 2:4, and an embedding is dense: pack"):
+        native_model(folder)
 
 
 def test_packed_models_are_not_saved_but_dequantised(made, tmp_path: Path) -> None:
