@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +67,22 @@ def test_the_second_time_everything_is_taken_from_there(
         assert getattr(again, name) == getattr(model, name)
     shutil.rmtree(kept)
     assert torch.equal(Engine(again, threads=1).forward(packed_folders.IDS[0].tolist(), 8), first), "and not read twice"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as Linux lists what is mapped")
+def test_a_copy_is_private_memory(tmp_path: Path) -> None:
+    """Pages of 2 MB are given to private memory that asks for them; of shared memory most systems forbid them."""
+    file = tmp_path / "streams"
+    file.write_bytes(bytes(range(256)) * (3 << 14))
+    copied = layout_cache._copied(file)
+    assert copied.tobytes() == file.read_bytes()
+    at = copied.ctypes.data
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= at < last:
+            assert line.split()[1] == "rw-p"
+            return
+    raise AssertionError("the copy is nowhere")
 
 
 def test_an_unknown_way_is_refused(made, laid: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,11 @@ import torch
 
 from sparsedraft.native import extension as native
 
-BLOCK = 32  # inputs that share an activation scale
+BLOCK = 64  # inputs that share an activation scale
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """Inputs [tokens, columns] as the kernels round them: 8 bits of the largest of each 32."""
+    """Inputs [tokens, columns] as the kernels round them: 8 bits of the largest of each 64."""
     padded = torch.nn.functional.pad(x, (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     largest = padded.abs().amax(-1, keepdim=True)
     factor = torch.where(largest > 0, torch.tensor(127.0) / largest, 0)  # 127 / largest would be 127 * (1 / largest)

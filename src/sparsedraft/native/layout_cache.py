@@ -73,7 +73,7 @@ def _mapped(file: Path) -> np.ndarray:
 def _copied(file: Path) -> np.ndarray:
     """The bytes of `file`, in pages of 2 MB where the system has them: with small pages, reading waits for the TLB."""
     size = file.stat().st_size
-    pages = mmap.mmap(-1, size)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones are small on most systems
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             pages.madvise(mmap.MADV_HUGEPAGE)

@@ -40,7 +40,7 @@ class ActivationBuffer {
     if (wanted.split) split_bytes(kernels, pool);
     if (wanted.bytes) quantize8(kernels, pool);
     return {x_.data(), q_.data(),  scale_.data(),  width_,         blocks_, tokens_, wanted.split ? bytes_.data() : nullptr,
-            q8_.data(), scale8_.data(), start8_.data(), together_};
+            q8_.data(), start8_.data(), ratio8_.data(), last8_.data(), together_};
   }
 
  private:
@@ -48,8 +48,9 @@ class ActivationBuffer {
     const size_t size = width_ * tokens_;
     const size_t blocks = width_ / kScaleBlock;
     if (q8_.size() < size + kSlack) q8_.resize(size + kSlack);
-    if (scale8_.size() < blocks * tokens_) scale8_.resize(blocks * tokens_);
     if (start8_.size() < blocks * tokens_) start8_.resize(blocks * tokens_);
+    if (ratio8_.size() < blocks * tokens_) ratio8_.resize(blocks * tokens_);
+    if (last8_.size() < static_cast<size_t>(tokens_)) last8_.resize(tokens_);
     if (!tokens_) return;
     const int groups = (tokens_ + kernels.most_together - 1) / kernels.most_together;
     together_ = (tokens_ + groups - 1) / groups;
@@ -59,7 +60,7 @@ class ActivationBuffer {
         const size_t inside = t - begin;
         const size_t count = std::min<size_t>(together_, tokens_ - begin);
         kernels.quantize8(row(static_cast<int>(t)), width_, count, q8_.data() + begin * width_ + inside * kUnit8,
-                          scale8_.data() + begin * blocks + inside, start8_.data() + begin * blocks + inside);
+                          start8_.data() + begin * blocks + inside, ratio8_.data() + begin * blocks + inside, last8_.data() + t);
       }
     });
   }
@@ -83,7 +84,7 @@ class ActivationBuffer {
 
   static constexpr size_t kTokensOfPiece = 8;
 
-  std::vector<float> x_, scale_, scale8_;
+  std::vector<float> x_, scale_, ratio8_, last8_;
   std::vector<int16_t> q_;
   std::vector<int8_t> q8_;
   std::vector<int32_t> start8_;

@@ -48,8 +48,9 @@ struct Activations {
   const uint8_t* bytes = nullptr;  // q once more as Kernels::split lays it out; null where no matrix wants that
   // For matrices of int4, tokens in groups of `together` (the last may be smaller), so that one pointer reaches all of a group:
   const int8_t* q8 = nullptr;       // [group][width / 16][token of the group][16], 8-bit integers, kSlack more at the end,
-  const float* scale8 = nullptr;    // [group][width / 32][token of the group], a scale for every 32 inputs,
-  const int32_t* start8 = nullptr;  // the same, -8 times the sum of their integers
+  const int32_t* start8 = nullptr;  // [group][width / 32][token of the group], -8 times the sum of 32 of these integers,
+  const float* ratio8 = nullptr;    // the same: at the first 32 of each 64 inputs, which share a scale, the scale before / theirs
+  const float* last8 = nullptr;     // [tokens], the last scale
   int together = 1;
 };
 
@@ -84,7 +85,7 @@ struct Kernels {
   void (*quantize)(const float* x, size_t width, int16_t* q, float* scale);
   // q = round(x / scale), scale = max |x| / 127 over every 32 of x [width]; start = -8 times the sum of each 32 of q. They are
   // written as one of `together` tokens of Activations::q8.
-  void (*quantize8)(const float* x, size_t width, size_t together, int8_t* q, float* scale, int32_t* start);
+  void (*quantize8)(const float* x, size_t width, size_t together, int8_t* q, int32_t* start, float* ratio, float* last);
   int most_together;  // tokens of a group of Activations::q8, at most
   // Whether `multiply` reads what `split` writes of so many tokens: 2 * width * kGroup bytes for every kGroup. Null: never.
   bool (*wants_split)(const Matrix& m, int tokens);

@@ -25,7 +25,8 @@
 
 namespace sparsedraft {
 
-constexpr size_t kScaleBlock = 32;                  // inputs that share an activation scale of 8 bits; scales of weights span a multiple
+constexpr size_t kScaleBlock = 32;                  // inputs whose products are summed as integers; scales of weights span a multiple
+constexpr size_t kInputGroup = 64;                  // inputs of 8 bits that share a scale
 constexpr size_t kVector4 = kRows4 * 4;             // bytes of a vector: a word a lane
 constexpr size_t kScaleBytes4 = kRows4 * 2;         // of one group
 constexpr size_t kMaskBytes4 = kColumns * kRows4 / 8;  // of a record
