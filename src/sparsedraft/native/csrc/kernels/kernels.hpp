@@ -83,8 +83,8 @@ struct Kernels {
   void (*multiply)(const Matrix& w, const Activations& x, float* y, size_t stride, size_t first, size_t last);
   // q = round(x / scale), scale = max |x| / 32767 over each kBlock of x [width].
   void (*quantize)(const float* x, size_t width, int16_t* q, float* scale);
-  // q = round(x / scale), scale = max |x| / 127 over every 32 of x [width]; start = -8 times the sum of each 32 of q. They are
-  // written as one of `together` tokens of Activations::q8.
+  // The members q8, start8, ratio8 and last8 of Activations for one token of a group of `together`, from its first value on. Every 64
+  // of x [width] share the scale max |x| / 127.
   void (*quantize8)(const float* x, size_t width, size_t together, int8_t* q, int32_t* start, float* ratio, float* last);
   int most_together;  // tokens of a group of Activations::q8, at most
   // Whether `multiply` reads what `split` writes of so many tokens: 2 * width * kGroup bytes for every kGroup. Null: never.
