@@ -84,6 +84,8 @@ def rates(bench: Bench) -> None:
     files = bench.files(bench.models.target, *alone.FILES)
     rows = alone.configurations(bench.models, bench.peers, files, bench.earlier, bench.threads)
     alone.take_turns(rows, prompts, bench.turns, partial(bench.keep, "rates-turns"))
+    # the host's memory has fast and slow minutes: more turns of decoding alone, seconds apart
+    alone.take_turns(alone.fast(rows), (), 2 * bench.turns, partial(bench.keep, "rates-decoding"))
     alone.compare(rows, prompts, roof(bench.threads), bench.table)
 
 

@@ -101,6 +101,12 @@ def take_turns(rows: Mapping[str, Row], prompts: tuple[int, ...], turns: int, ke
             slow |= {(name, count) for name, rate in first.items() if rate < NEAR * max(first.values())}
 
 
+def fast(rows: Mapping[str, Row]) -> dict[str, Row]:
+    """Those that decode nearly as fast as the fastest."""
+    most = max(row.rate("decode") for row in rows.values())
+    return {name: row for name, row in rows.items() if row.rate("decode") >= NEAR * most}
+
+
 def compare(rows: Mapping[str, Row], prompts: tuple[int, ...], limit: float, table: Table) -> None:
     """The rows of decoding and reading; `limit`: bytes a second of a streaming read."""
     ours, earlier = rows["int4"], rows.get("int8 of 91ad1f9", rows["int8"])
