@@ -67,7 +67,7 @@ def decode(engine: Engine, tokens: int) -> float:
 
 def work(options: argparse.Namespace, table: Table) -> None:
     handle = native_model(packed(options.model or (MODEL if options.quick else DRAFTER)))
-    turns, tokens = (1, 64) if options.quick else (5, 192)
+    turns, tokens = (1, 64) if options.quick else (5, 96)
     engines = {count: Engine(handle, threads=count) for count in sorted({1, options.threads})}
     share: dict[tuple[int, bool], list[float]] = {case: [] for case in CASES}
     rates: dict[tuple[str, int], list[float]] = {}
