@@ -4,7 +4,7 @@
 
 A busy process computes without a pause. One of the same shell shares its part of the CPU's time with us; one in a
 session of its own ("setsid") has a part of its own, where Linux shares by session. Five turns of all cases, medians;
-about three minutes, after the model was packed once.
+some minutes, after the model was packed once.
 """
 
 import argparse
