@@ -43,7 +43,7 @@ def prepare(options: argparse.Namespace) -> Models:
     drafter = options.drafter or (MODEL if options.quick else DRAFTER)
     folder = CACHE / "fourbit" / ("on-text-quick" if options.quick else "on-text")
     folder /= f"{slug(target.replace('/', '-'))}--{slug(drafter.replace('/', '-'))}"
-    int8 = _packed(target, folder / "target-int8", "--weights", "int8")
+    int8 = packed(target, folder / "target-int8", "--weights", "int8")
     data = options.data or _written(int8, folder / "data", options.quick)
     fast = ["--weights", "int4", "--head-weights", "int4", "--embedding-weights", "int8"]
     fast += ["--calibration", str(data), "--tokens", "512" if options.quick else TOKENS]
@@ -52,14 +52,15 @@ def prepare(options: argparse.Namespace) -> Models:
     if tuned:
         checkpoints["fine-tuned"] = str(tuned)
     return Models(
-        target, drafter, options.target_pack or _packed(target, folder / "target-int4", *fast), int8,
-        {name: _packed(model, folder / slug(name.replace(":", "of").replace(" ", "-")), *fast)
+        target, drafter, options.target_pack or packed(target, folder / "target-int4", *fast), int8,
+        {name: packed(model, folder / slug(name.replace(":", "of").replace(" ", "-")), *fast)
          for name, model in checkpoints.items()},
-        _packed(drafter, folder / "dense-int8", "--weights", "int8"),
+        packed(drafter, folder / "dense-int8", "--weights", "int8"),
     )  # fmt: skip
 
 
-def _packed(model: str, out: Path, *how: str) -> Path:
+def packed(model: str, out: Path, *how: str) -> Path:
+    """The folder of `model` packed `how`, made in `out` unless it is packed already."""
     folder = checkpoint.find(model)
     if is_packed(folder):
         return folder

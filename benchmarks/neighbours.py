@@ -15,16 +15,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from common import CACHE, MODEL, measured, parser, run, seconds
+from common import CACHE, MODEL, parser, run, seconds
+from fourbit_models import DRAFTER, packed
 from record import Table
 from sparsedraft.base.places import slug
 from sparsedraft.native.model import native_model
-from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.native.session import Engine
 
-DRAFTER = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 BUSY = "import os; ours = os.getppid()\nwhile os.getppid() == ours: pass"  # it ends when this process does
 SETTLED = 0.5  # seconds until a neighbour computes, and we have noticed
 # (neighbours, each in a session of its own): what is to be left of the quiet machine's speed
@@ -51,14 +49,6 @@ def label(processes: int, apart: bool) -> str:
     return f"{processes} busy, {'by setsid' if apart else 'same shell'}"
 
 
-def packed(model: str) -> Path:
-    """`model` packed to int8, made once."""
-    folder = CACHE / "neighbours" / slug(model.replace("/", "-"))
-    if not is_packed(folder):
-        measured("pack", model, "--out", folder, "--weights", "int8")
-    return folder
-
-
 def decode(engine: Engine, tokens: int) -> float:
     """Tokens a second from an empty context."""
     engine.rollback(0)
@@ -66,7 +56,9 @@ def decode(engine: Engine, tokens: int) -> float:
 
 
 def work(options: argparse.Namespace, table: Table) -> None:
-    handle = native_model(packed(options.model or (MODEL if options.quick else DRAFTER)))
+    model = options.model or (MODEL if options.quick else DRAFTER)
+    folder = CACHE / "neighbours" / slug(model.replace("/", "-"))
+    handle = native_model(packed(model, folder, "--weights", "int8"))
     turns, tokens = (1, 64) if options.quick else (5, 96)
     engines = {count: Engine(handle, threads=count) for count in sorted({1, options.threads})}
     share: dict[tuple[int, bool], list[float]] = {case: [] for case in CASES}

@@ -4,7 +4,7 @@ Each layer, and the head after them, sees the inputs that the rounded layers bef
 soon as they are known, so that an interrupted run goes on with the next layer. Memory is as of `prune`.
 """
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import torch
@@ -61,12 +61,6 @@ class CalibratedCodes:
         if head is not None and not self._head_file.exists():
             self._round_head(head)
         self.activations.close()
-
-    def __iter__(self) -> Iterator[tuple[str, Codes]]:
-        """(linear, its codes), in the order of the layers; one layer in memory at a time."""
-        for index in range(len(self.model)):
-            for name, codes in self._read(index).items():
-                yield self.model.linear_name(index, name), codes
 
     def head(self) -> Codes | None:
         """The codes of the head; None where it was not given."""

@@ -52,7 +52,7 @@ class PackedWriter:
         lacking = [name for tensor, name in self.linears.items() if tensor is None]
         if lacking:
             raise UserError(f"model {folder} lacks {lacking[0]}: give a whole checkpoint.")
-        self.calibrated: CalibratedCodes | None = None
+        self.calibrated: CalibratedCodes | None = None  # what `write` was given
         self.entries: dict[str, Any] = {}
         self.error = 0.0  # largest rounding error, as a share of the row's largest value
         self.bytes = self.dense_bytes = self.linear_bytes = self.linear_dense_bytes = 0
