@@ -11,6 +11,7 @@ TILE_ROWS, TILE_ROWS_OF_BYTES = 8, 16
 PLACES = 32  # bytes of the places of a record of 2:4 (32 inputs) and of N:8 (64 / N inputs)
 INT4_RECORD = {"dense": 512, "2:4": 384, "4:8": 448, "2:8": 256}  # bytes of a record of 64 inputs, without scales
 WINDOW = {1: 112 / 64, 2: 88 / 32}  # bytes of a slot of a window, by those of a value
+PAGE = 2 << 20
 EMPTY = 0.12  # slots of windows that stay empty, a share of all weights: measured at 10 to 25 % of weights that stay
 # bytes a weight of int4 while it is laid out: the file's; of sparse ones also a byte for its code, its mask and a copy
 MAPPED_INT4, UNPACKED_INT4 = 0.5, 3.5
@@ -20,7 +21,8 @@ def loading_bytes(reader: PackedReader) -> int:
     """Bytes that loading the folder of `reader` takes at its peak.
 
     The embedding is looked at and stays in its file; only its scales are kept. Then comes the head, then the layers.
-    They stay as they are laid out; on its way a matrix is there as it was read, and twice laid out.
+    They stay as they are laid out; on its way a matrix is there as it was read, too, and where its tiles are not all of
+    one size (bitmasks, windows), twice laid out.
     """
     kept = float(reader.bytes - sum(reader.stored_bytes(name) for name in reader.entries))  # vectors
     peak = 0.0
@@ -30,7 +32,8 @@ def loading_bytes(reader: PackedReader) -> int:
             peak = max(peak, _read_bytes(entry))
             kept += _scale_bytes(entry)
             laid *= 0 if "lm_head" in reader.entries else (reader.head_rows or entry.rows) / entry.rows
-        peak = max(peak, kept + _read_bytes(entry) + 2 * laid)
+        laid = _in_pages(laid)
+        peak = max(peak, kept + _read_bytes(entry) + laid * _times_laid_out(entry, reader.stored_values(name)))
         kept += laid
     return round(max(peak, kept))
 
@@ -42,6 +45,17 @@ def _is_head(name: str, reader: PackedReader) -> bool:
 def _scale_bytes(entry: MatrixEntry) -> int:
     """Bytes of the scales of an embedding."""
     return entry.rows * (2 * -(-entry.columns // entry.group) if entry.group else 4 if entry.values == "int8" else 0)
+
+
+def _in_pages(size: float) -> float:
+    """Bytes that `size` of them take in memory: large ones lie in whole pages of 2 MB."""
+    return size if size < PAGE else -(-size // PAGE) * PAGE
+
+
+def _times_laid_out(entry: MatrixEntry, values: int) -> int:
+    """How often a matrix of which `values` are stored is in memory while it is laid out."""
+    layout = entry.layout(values / (entry.rows * entry.columns))
+    return 2 if layout.name in ("bitmask", "window") else 1
 
 
 def laid_out_bytes(entry: MatrixEntry, values: int) -> float:

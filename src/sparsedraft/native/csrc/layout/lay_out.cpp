@@ -43,49 +43,72 @@ std::vector<int32_t> order_by_density(const Source& source) {
   return order;
 }
 
+void write_tile(const Source& source, const Matrix& m, size_t tile, Stream& stream) {
+  if (m.values == Values::i4) return write_int4(source, tile, m, stream);
+  if (m.wants_bytes()) return write_bytes(source, tile, m.width(), stream);
+  switch (m.layout) {
+    case Layout::dense: return write_dense(source, tile, m.width(), stream);
+    case Layout::two_four: return write_two_four(source, tile, m.width(), stream);
+    case Layout::n_eight: return write_n_eight(source, tile, m.width(), m.n, stream);
+    case Layout::bitmask: return write_bitmask(source, tile, m.width(), stream);
+    case Layout::window: return write_window(source, tile, m.width(), stream);
+  }
+}
+
+// work(first, last) over neighbouring tiles from `begin` on, by several threads where there are many; the results in order.
+template <class Work>
+auto in_parts(size_t begin, size_t tiles, Work work) {
+  const size_t count = tiles - begin, cores = std::max(1u, std::thread::hardware_concurrency());
+  const size_t helpers = std::min<size_t>({count / 32, cores - 1, 7});
+  const auto begin_of = [&](size_t part) { return begin + count * part / (helpers + 1); };
+  const auto write = [&](size_t part) { return work(begin_of(part), begin_of(part + 1)); };
+  std::vector<std::future<decltype(work(begin, tiles))>> futures;
+  for (size_t i = 1; i <= helpers; ++i)  // deferred: where the system gives no thread
+    futures.push_back(std::async(std::launch::async | std::launch::deferred, write, i));
+  std::vector<decltype(work(begin, tiles))> results;
+  results.push_back(write(0));
+  for (auto& future : futures) results.push_back(future.get());
+  return results;
+}
+
+// Tiles that are all of one size: each goes to its place, so that the matrix is never in memory twice.
+void write_equal_tiles(const Source& source, size_t tiles, Matrix& m) {
+  Stream first;
+  write_tile(source, m, 0, first);
+  const size_t size = first.out.size();
+  for (size_t tile = 0; tile <= tiles; ++tile) m.tiles.push_back(tile * size);
+  m.stream = Bytes(tiles * size + kSlack);
+  uint8_t* out = m.stream.writable();
+  std::copy(first.out.begin(), first.out.end(), out);
+  in_parts(1, tiles, [&](size_t from, size_t to) {
+    Stream stream;
+    for (size_t tile = from; tile < to; ++tile) {
+      stream.out.clear();
+      write_tile(source, m, tile, stream);
+      std::copy(stream.out.begin(), stream.out.end(), out + tile * size);
+    }
+    return to;
+  });
+  std::memset(out + tiles * size, 0, kSlack);
+}
+
 struct Part {  // neighbouring tiles
   Stream stream;
   std::vector<size_t> tiles;  // where each begins in `stream`
 };
 
-Part write_tiles(const Source& source, const Matrix& m, size_t first, size_t last) {
-  Part part;
-  Stream& stream = part.stream;
-  for (size_t tile = first; tile < last; ++tile) {
-    part.tiles.push_back(stream.out.size());
-    if (m.values == Values::i4) write_int4(source, tile, m, stream);
-    else if (m.wants_bytes()) write_bytes(source, tile, m.width(), stream);
-    else switch (m.layout) {
-      case Layout::dense: write_dense(source, tile, m.width(), stream); break;
-      case Layout::two_four: write_two_four(source, tile, m.width(), stream); break;
-      case Layout::n_eight: write_n_eight(source, tile, m.width(), m.n, stream); break;
-      case Layout::bitmask: write_bitmask(source, tile, m.width(), stream); break;
-      case Layout::window: write_window(source, tile, m.width(), stream); break;
+// Tiles of any size: parts one behind the other. Each part's memory goes as soon as it is copied.
+void write_unequal_tiles(const Source& source, size_t tiles, Matrix& m) {
+  std::vector<Part> parts = in_parts(0, tiles, [&](size_t from, size_t to) {
+    Part part;
+    for (size_t tile = from; tile < to; ++tile) {
+      part.tiles.push_back(part.stream.out.size());
+      write_tile(source, m, tile, part.stream);
+      if (tile == from) part.stream.out.reserve(part.stream.out.size() * (to - from) / 4 * 5);  // the others are about as large
     }
-    if (tile == first) stream.out.reserve(stream.out.size() * (last - first) / 4 * 5);  // the others are about as large
-  }
-  return part;
-}
-
-// All tiles, by several threads where there are many.
-std::vector<Part> write_parts(const Source& source, const Matrix& m, size_t tiles) {
-  const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-  const size_t helpers = std::min<size_t>({tiles / 32, cores - 1, 7});
-  const auto begin_of = [&](size_t part) { return tiles * part / (helpers + 1); };
-  const auto write = [&](size_t part) { return write_tiles(source, m, begin_of(part), begin_of(part + 1)); };
-  std::vector<std::future<Part>> futures;
-  for (size_t i = 1; i <= helpers; ++i)  // deferred: where the system gives no thread
-    futures.push_back(std::async(std::launch::async | std::launch::deferred, write, i));
-  std::vector<Part> parts;
-  parts.push_back(write(0));
-  for (auto& future : futures) parts.push_back(future.get());
-  return parts;
-}
-
-// The parts one behind the other: Matrix::stream and Matrix::tiles. Each part's memory goes as soon as it is copied.
-void join(std::vector<Part>& parts, size_t tiles, Matrix& m) {
+    return part;
+  });
   size_t size = 0;
-  m.tiles.reserve(tiles + 1);
   for (const Part& part : parts) {
     for (const size_t tile : part.tiles) m.tiles.push_back(size + tile);
     size += part.stream.out.size();
@@ -118,8 +141,8 @@ Matrix lay_out(const RowMajor& rows, Layout layout, int n) {
     source.order = m.order.data();
   }
   const size_t tiles = padded(m.rows, m.tile_rows()) / m.tile_rows();
-  std::vector<Part> parts = write_parts(source, m, tiles);
-  join(parts, tiles, m);
+  m.tiles.reserve(tiles + 1);
+  (layout == Layout::bitmask || layout == Layout::window ? write_unequal_tiles : write_equal_tiles)(source, tiles, m);
   if (rows.type == Values::i8) {
     m.scale.assign(tiles * m.tile_rows(), 0.0f);
     for (size_t i = 0; i < m.scale.size(); ++i) {
