@@ -168,6 +168,23 @@ def test_a_rounded_checkpoint_says_its_codes(how: dict[str, object], tiny_checkp
     assert rounded.codes_of(tmp_path / "none", name, linear.weight) is None
 
 
+@pytest.mark.parametrize("method", ["sparsegpt", "wanda"])
+def test_a_rounded_checkpoint_pruned_again_keeps_its_mask(method: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Not the zeros of its weights, of which those that were kept and rounded to 0 are some."""
+    how = {**SMALL, "pattern": "2:4", "quantize": "int4"}
+    prune(str(tiny_checkpoint), tmp_path / "a", "demo:train", **how)
+    prune(str(tmp_path / "a"), tmp_path / "b", "demo:train", **how, method=method)
+    a, b = (decoder_linears(checkpoint.load(tmp_path / name)) for name in "ab")
+    rounded_to_0 = 0
+    for name, linear in b.items():
+        mask = rounded.mask_of(tmp_path / "a", name, a[name].weight, Pattern.parse("2:4"))
+        assert mask is not None
+        rounded_to_0 += int((mask & (a[name].weight == 0)).sum())
+        kept = rounded.mask_of(tmp_path / "b", name, linear.weight, Pattern.parse("2:4"))
+        assert kept is not None and bool((kept == mask).all())
+    assert rounded_to_0 > 100
+
+
 def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     def refused(message: str, **options: object) -> None:
         with pytest.raises(UserError, match=message):

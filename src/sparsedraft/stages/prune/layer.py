@@ -1,6 +1,6 @@
 """One decoder layer: prune its linears, store them as the checkpoint will, and read them back."""
 
-from collections.abc import Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,9 @@ class Pruning:
         return 0 if self.quantize == "none" else group_of(self.pattern_of(index, name))
 
 
+ZerosOf = Callable[[str, Tensor], Tensor | None]  # (a linear's name in the layer, its weight) -> what was pruned before
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of a linear: its relative error ‖(W-Ŵ)X‖² / ‖WX‖²; if it is rounded, its int4 scale and keep-mask."""
@@ -53,18 +56,18 @@ class Outcome:
 
 @torch.no_grad()
 def prune_layer(
-    layer: nn.Module, index: int, activations: sequential.Activations, how: Pruning, sparse: Container[str] = ()
+    layer: nn.Module, index: int, activations: sequential.Activations, how: Pruning, zeros_of: ZerosOf
 ) -> dict[str, Outcome]:
     """Prune the layer's linears in place, and round them where `how` says so; what became of each.
 
-    Linears in `sparse` were pruned before, and their zeros stay.
+    `zeros_of` gives the weights (bool, like the linear's) that were pruned before and stay 0; None: there are none.
     """
     linears = linears_of(layer)
     hessians = sequential.hessians(layer, index, activations)
     outcomes = {}
     for name in sequential.by_input(linears, hessians):
         weight, hessian = linears[name].weight.detach(), hessians[name]
-        zeros = weight == 0 if name in sparse else None
+        zeros = zeros_of(name, weight)
         try:
             pruned, scale, keep = _prune_linear(weight, hessian, how, (index, name), zeros)
         except UserError as error:
@@ -83,15 +86,20 @@ def _prune_linear(
         goal = Goal(how.pattern_of(*which) if sparsity else UNSTRUCTURED, sparsity, group)
         codes, keep = prune_and_round(weight, hessian, goal, zeros)
         return codes.weight(weight.dtype), codes.scale, keep
-    pruned = _pruned(weight, hessian, how, which, zeros) if sparsity else weight
+    pruned = weight
+    if sparsity:
+        pruned, keep = _pruned(weight, hessian, how, which, zeros)
+        zeros = ~keep  # the mask is the method's
     if not group:
         return pruned, None, None
-    codes, keep = prune_and_round(pruned, hessian, Goal(group=group), pruned == 0)  # the mask is the method's
+    codes, keep = prune_and_round(pruned, hessian, Goal(group=group), zeros)
     return codes.weight(weight.dtype), codes.scale, keep
 
 
-def _pruned(weight: Tensor, hessian: Hessian, how: Pruning, which: tuple[int, str], zeros: Tensor | None) -> Tensor:
-    """The weight pruned by the method, and refined if that was asked for."""
+def _pruned(
+    weight: Tensor, hessian: Hessian, how: Pruning, which: tuple[int, str], zeros: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(the weight pruned by the method, and refined if that was asked for; its keep-mask)."""
     pattern, sparsity = how.pattern_of(*which), how.shares[which]
     pruned, keep = METHODS[how.method](weight, hessian, pattern, sparsity, zeros)
     if how.refine:
@@ -99,7 +107,7 @@ def _pruned(weight: Tensor, hessian: Hessian, how: Pruning, which: tuple[int, st
         pruned = refine(weight, pruned, keep, hessian.H)
     if not bool(torch.isfinite(pruned).all()):
         raise UserError("pruning gave NaN or infinity: give more calibration tokens, or try float32.")
-    return pruned * keep  # the mask once more: rounding cannot unmake a zero
+    return pruned * keep, keep  # the mask once more: rounding cannot unmake a zero
 
 
 def store(model: Streamed, layer: nn.Module, index: int, file: Path, outcomes: dict[str, Outcome]) -> None:

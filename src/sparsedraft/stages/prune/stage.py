@@ -11,12 +11,11 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.layerwise import calibration, sequential
 from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
-from sparsedraft.models import checkpoint, claims, shards
-from sparsedraft.models.decoder import linears_of
+from sparsedraft.models import checkpoint, claims, rounded, shards
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.prune import allocation
 from sparsedraft.stages.prune.assembly import assemble
-from sparsedraft.stages.prune.layer import Pruning, prune_layer, restore, store
+from sparsedraft.stages.prune.layer import Pruning, ZerosOf, prune_layer, restore, store
 from sparsedraft.stages.prune.options import PruneOptions, PruneSettings
 
 
@@ -25,7 +24,7 @@ def prune(options: PruneOptions) -> dict[str, Any]:
 
     One decoder layer is in memory at a time; `memory.peak` says what else is. An interrupted run goes on with the
     first layer that is not finished. Everything but the pruned weights is copied as it is stored. In a model that
-    claims zeros already, they stay zeros: it is only pruned further.
+    claims zeros already, they stay zeros: it is only pruned further. Of a rounded one its mask's zeros do.
     Raises UserError for impossible options or pairs, and for NaN in weights or activations (which layer).
     """
     folder = checkpoint.find(options.model)
@@ -110,16 +109,31 @@ def _prune_layers(model: Streamed, ids: Tensor, work: Path, how: Pruning) -> Pat
     """
     pieces = work / ".layers"
     pieces.mkdir(exist_ok=True)
-    claimed = (claims.claim_of(model.folder) or {"linears": {}})["linears"]
     activations = sequential.Activations(model, ids, work / ".hidden")
     with track(f"pruning to {how.pattern} {how.sparsity:.0%}", len(model), "layers") as tracker:
         tracker.advance(activations.start)
         for index, layer in sequential.walk(model, activations):
             piece = pieces / f"{index:05}.safetensors"
             if not piece.exists():
-                sparse = {name for name in linears_of(layer) if model.linear_name(index, name) in claimed}
-                outcomes = prune_layer(layer, index, activations, how, sparse)
+                outcomes = prune_layer(layer, index, activations, how, _zeros_of(model, index))
                 store(model, layer, index, piece, outcomes)
             restore(model, layer, index, piece)
             tracker.advance()
     return pieces
+
+
+def _zeros_of(model: Streamed, index: int) -> ZerosOf:
+    """What was pruned before in the linears of layer `index`: what the checkpoint claims.
+
+    Of rounded weights by the mask beside them: one that was kept may have the code 0. UserError where that is damaged.
+    """
+    claim = claims.claim_of(model.folder) or {"linears": {}}
+
+    def zeros_of(name: str, weight: Tensor) -> Tensor | None:
+        full = model.linear_name(index, name)
+        if full not in claim["linears"]:
+            return None
+        kept = rounded.mask_of(model.folder, full, weight, claims.pattern_of(claim, full))
+        return weight == 0 if kept is None else ~kept.to(weight.device)
+
+    return zeros_of
