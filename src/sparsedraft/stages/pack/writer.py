@@ -49,6 +49,7 @@ class PackedWriter:
         self.prefix = model.base_model_prefix
         self.linears = {self.shards.find(f"{name}.weight", self.prefix): name for name in decoder_linears(model)}
         self.config = checkpoint.read_config(folder).get_text_config()
+        self.names = {self.shards.find(name, self.prefix): name for name in model.state_dict()}
         lacking = [name for tensor, name in self.linears.items() if tensor is None]
         if lacking:
             raise UserError(f"model {folder} lacks {lacking[0]}: give a whole checkpoint.")
@@ -143,7 +144,7 @@ class PackedWriter:
                 pending.clear()
 
         with track("packing", len(self.shards.files), "tensors") as tracker:
-            for name in sorted(self.shards.files):
+            for name in sorted(self.shards.files, key=self._name):
                 tracker.advance(1)
                 if name == HEAD and self.tied:
                     continue
@@ -160,6 +161,10 @@ class PackedWriter:
         where = {key: f"model-{i:05}.safetensors" for i, file in enumerate(files, 1) for key in file}
         write_json(work / INDEX, {"metadata": {"total_size": self.bytes}, "weight_map": where})
 
+    def _name(self, stored: str) -> str:
+        """What the model calls a tensor of the checkpoint, which may lack the base model's prefix; else its name."""
+        return self.names.get(stored, stored)
+
     def _packed(self, name: str, head_ids: Tensor | None) -> dict[str, Tensor]:
         """What is stored of the checkpoint's tensor `name`: parts of a packed matrix, or the tensor itself."""
         tensor = self.shards.tensor(name)
@@ -167,8 +172,8 @@ class PackedWriter:
             self.dense_bytes += 2 * tensor.numel()
         linear = self.linears.get(name)
         if linear is None and name != HEAD and not name.endswith(EMBEDDING):
-            return {name: tensor.clone()}
-        stored = linear or name.removesuffix(".weight")
+            return {self._name(name): tensor.clone()}
+        stored = linear or self._name(name).removesuffix(".weight")
         if linear in self.claim["linears"]:
             claims.check_claim(self.claim, stored, tensor, self.folder)
         if not bool(torch.isfinite(tensor).all()):
