@@ -116,6 +116,19 @@ def test_the_engine_reads_no_embedding_that_is_not_dense(made, tmp_path: Path) -
         native_model(folder)
 
 
+@pytest.mark.skipif(not BUILT, reason="not built")
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_embedding_is_no_head_where_the_config_ties_nothing(packed: bool, made, tmp_path: Path) -> None:
+    folder = shutil.copytree(made(tied=True)[packed], tmp_path / "copy")
+    assert native_model(folder).other_parameters > 0
+    rewrite("config.json", lambda j: j.update(tie_word_embeddings=False))(folder)
+    message = r"copy has no lm_head and tie_word_embeddings false in its config\.json: copy both again\.$"
+    with pytest.raises(UserError, match=message):
+        native_model(folder)
+    with pytest.raises(UserError, match=r"lacks weights that its config asks for \(first: lm_head"):
+        sparsedraft.load(folder)
+
+
 def test_packed_models_are_not_saved_but_dequantised(made, tmp_path: Path) -> None:
     for family, tied, weights in (("llama", True, "int8"), ("qwen2", False, "f16"), ("gemma3", True, "f16")):
         _, folder = made(family, tied, "2:4", weights)

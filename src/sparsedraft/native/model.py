@@ -222,7 +222,11 @@ class _Builder:
         """The head's matrix, trimmed to `ids`, and its rows."""
         if ids is not None and int(ids[-1]) >= self.vocabulary:
             raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
-        own = "lm_head.weight" in self.reader.names and not self.config.tie_word_embeddings
+        own = not self.config.tie_word_embeddings
+        if own and "lm_head.weight" not in self.reader.names:
+            raise UserError(
+                f"model {self.folder} has no lm_head and tie_word_embeddings false in its config.json: copy both again."
+            )
         name = "lm_head" if own else f"{self.prefix}embed_tokens"
         matrix, nonzero, size = self._matrix("lm_head", name, None if own else ids)  # its own is stored trimmed
         if own:
