@@ -32,9 +32,17 @@ from study import setup
 
 
 def validation_prompts(data: Path, count: int, out: Path) -> Path:
-    """The prompts of the distilled `data` that validate, as a file of prompts in `out`."""
+    """The `count` prompts of the distilled `data` that validate, as a file of prompts in `out`; UserError where it does
+    not have so many."""
+    if count < 1:
+        raise UserError(f"--validation-prompts {count} leaves no question: give as many as `finetune` held out.")
     _, validating = sides(data, count)
     prompts = {row["prompt_id"]: row for row in sorted(validating, key=lambda row: (row["sample"], row["turn"]))}
+    if len(prompts) < count:
+        raise UserError(
+            f"--validation-prompts {count} is more than the {len(prompts)} prompts of {data}: give as many as "
+            "`finetune` held out."
+        )
     file = out / "validation.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     with write_atomic(file) as temporary:

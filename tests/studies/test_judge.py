@@ -1,6 +1,7 @@
 """The study that judges drafters: the target answers once, and ratios are paired."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import judge
 import stages
 from packed_folders import build, save
+from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.native import extension as native
 from sparsedraft.stages.evaluate.bootstrap import DRAWS
@@ -94,6 +96,24 @@ def test_validation_rows_are_those_that_fine_tuning_holds_out(models, tmp_path: 
     found = by_drafter(tmp_path / "judged/int4")["int4"]
     assert {row["prompt"] for row in found} == {sample.prompt_id for sample in validation}
     assert judged["used"]["questions"] == 5 and judged["used"]["for"] == "choosing"
+
+
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, "--validation-prompts 0 leaves no question: give as many as `finetune` held out."),
+        (-1, "--validation-prompts -1 leaves no question: give as many as `finetune` held out."),
+        (3, "--validation-prompts 3 is more than the 2 prompts of {data}: give as many as `finetune` held out."),
+    ],
+)
+def test_as_many_prompts_as_there_are_can_validate(count: int, message: str, tmp_path: Path, monkeypatch) -> None:
+    rows = [{"prompt_id": name, "prompt_ids": [i], "sample": 0, "turn": 0} for i, name in enumerate("ab")]
+    rows = [{**row, "category": "qa", "messages": []} for row in rows]
+    monkeypatch.setattr("curve.dataset.read", lambda _: rows)
+    file = judge.validation_prompts(tmp_path, 2, tmp_path)
+    assert len(file.read_text().splitlines()) == 2
+    with pytest.raises(UserError, match=f"^{re.escape(message.format(data=tmp_path))}$"):
+        judge.validation_prompts(tmp_path, count, tmp_path)
 
 
 def test_questions_of_spec_bench_confirm(models, tmp_path: Path) -> None:
