@@ -29,7 +29,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     """Pack the checkpoint `options.model` into the folder `options.out`.
 
     `weights`: the type of the values: f16, bf16, int8 with a scale for each row, or int4 with one for each group of
-    inputs. `head_weights`, `embedding_weights`: the same of these. Biases and norms stay as they are. `activations`:
+    inputs. `head_weights`, `embedding_weights`: the same of these; where they are called otherwise than
+    embed_tokens and lm_head they stay "as stored", which the result says. Biases and norms stay, too. `activations`:
     bits of the activations that dense int8 is multiplied with. A head that is tied to the embedding is stored beside
     it where the two are rounded differently; the packed model's config.json then ties nothing.
     `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a

@@ -22,6 +22,7 @@ from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, 
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+AS_STORED = "as stored"  # in the place of a type: the matrix has another name, and is stored as it is in the checkpoint
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,12 @@ class PackedWriter:
                 if isinstance(part, dict):
                     part["tie_word_embeddings"] = False
         write_json(work / "config.json", config)
+        embedding = self._values_of(EMBEDDING)
         kinds = Counter(entry["kind"] for name, entry in self.entries.items() if name in self.linears.values())
         return {
             "weights": self.types.weights,
-            "head_weights": self.types.head,
-            "embedding_weights": self.types.embedding,
+            "head_weights": embedding if self.tied and not self.separate else self._values_of(HEAD),
+            "embedding_weights": embedding,
             "kinds": dict(kinds),
             "bytes": self.bytes,
             "dense_f16_bytes": self.dense_bytes,
@@ -130,6 +132,11 @@ class PackedWriter:
             "linear_dense_f16_bytes": self.linear_dense_bytes,
             "rounding_error": self.error,
         }
+
+    def _values_of(self, matrix: str) -> str:
+        """The type of the values of the packed embedding or head."""
+        packed = (entry["values"] for name, entry in self.entries.items() if f"{name}.weight".endswith(matrix))
+        return next(packed, AS_STORED)
 
     def _write_tensors(self, work: Path, head_ids: Tensor | None) -> None:
         """All tensors, in files of bounded size."""
