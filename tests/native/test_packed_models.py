@@ -18,6 +18,7 @@ from sparsedraft.maths.quantization import group_of, snap
 from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.native import extension as native
+from sparsedraft.native.model import native_model
 from sparsedraft.native.modules import PackedHead
 from sparsedraft.native.session import Engine
 from sparsedraft.stages.pack import stage as pack
@@ -159,6 +160,8 @@ def test_a_trimmed_head_is_minus_infinity_elsewhere(
     expected[..., ids.long()] = logits(checkpoint.load(source)).detach()[..., ids.long()]
     close(logits(model), expected, 2e-6)
     assert model.get_output_embeddings().weight.shape == (320, 64)
+    if natively:
+        assert stages.inspect(str(tmp_path / "out"))["macs_per_token"] == native_model(tmp_path / "out").macs_per_token
     drawn = model.generate(IDS, max_new_tokens=12, do_sample=True, eos_token_id=None, pad_token_id=0)[0, IDS.shape[1] :]
     assert len(drawn) == 12 and set(drawn.tolist()) <= set(ids.tolist())
     with pytest.raises(UserError, match="trimmed head cannot be dequantised"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, MixtralConfig, MixtralForCausalLM
 
@@ -17,8 +18,10 @@ from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.macs import macs_of_model, nonzero_parameters
 from sparsedraft.native.model import native_model
 from stages import inspect, pack, prune
+from tiny import build_tokenizer
 
 SMALL = {"tokens": 512, "sequence_length": 64}
+OTHERS = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def test_dense_and_pruned_agree_with_the_loaded_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -187,6 +190,27 @@ def test_int4_is_shown_with_its_groups_and_bytes(
     assert found["bytes"] == sum(tensor.nbytes for tensor in tensors.values())
     of_linears = [tensor.nbytes for name, tensor in tensors.items() if "_proj." in name]
     assert found["bytes_per_weight"] == sum(of_linears) / sum(row["shape"][0] * row["shape"][1] for row in rows)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        hf.GPTNeoXConfig(intermediate_size=64, tie_word_embeddings=False, **OTHERS),
+        hf.GPTNeoXConfig(intermediate_size=64, tie_word_embeddings=True, **OTHERS),
+        hf.OPTConfig(ffn_dim=64, word_embed_proj_dim=64, **OTHERS),
+    ],
+    ids=["embed_out", "embed_in", "projected"],
+)
+def test_whatever_lies_outside_of_packed_layers_is_counted(config: hf.PretrainedConfig, tmp_path: Path) -> None:
+    """Heads of other names, which are not packed, and what projects in or out."""
+    model = AutoModelForCausalLM.from_config(config)
+    checkpoint.save(model, build_tokenizer(), tmp_path / "source")
+    result = pack(str(tmp_path / "source"), tmp_path / "packed", weights="int4")
+    found = inspect(str(tmp_path / "packed"))
+    assert found["macs_dense"] == macs_of_model(model, 0.0) == inspect(str(tmp_path / "source"))["macs_dense"]
+    stored = sum(tensor.nbytes for tensor in load_file(tmp_path / "packed" / "model.safetensors").values())
+    assert found["bytes"] == result["bytes"] == stored
+    assert sum(row["bytes"] for row in found["linears"]) == result["linear_bytes"]
 
 
 def test_a_rounded_checkpoint_is_shown_as_one(tiny_checkpoint: Path, tmp_path: Path) -> None:

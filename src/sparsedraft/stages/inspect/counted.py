@@ -12,8 +12,10 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, claims, quantizers, rounded
 from sparsedraft.models.census import holds, known_macs, linear_names, nonzero_parameters, records
 from sparsedraft.models.decoder import count_zeros
+from sparsedraft.models.macs import dense_weights
 from sparsedraft.models.records import MatrixRecord, layer_order
 from sparsedraft.models.shards import Shards
+from sparsedraft.models.skeleton import skeleton
 from sparsedraft.native import layout_description
 from sparsedraft.native.packed_folder import PackedReader, is_packed
 from sparsedraft.native.packed_format import stored_bytes
@@ -62,7 +64,7 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
     """The contents of a packed folder, one tensor in memory at a time."""
     weights = PackedReader(folder)
     matrices: list[MatrixRecord] = []
-    head = nonzero = parameters = 0
+    nonzero = parameters = 0
     head_weights = embedding_weights = None
     with track("inspecting", len(weights.names), "tensors") as tracker:
         for name in sorted(weights.names):
@@ -86,10 +88,8 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
                 embedding_weights = entry.values
             if linear == "lm_head" or config.get_text_config().tie_word_embeddings:
                 head_weights = entry.values
-                ids = weights.head_ids()
-                head = values.shape[1] * (values.shape[0] if ids is None else len(ids))
     matrices.sort(key=lambda record: layer_order(record.name))
-    size = sum(record.size for record in matrices)
+    size, head = sum(record.size for record in matrices), _head_macs(config, weights.head_rows)
     return Contents(
         matrices=matrices,
         macs=head + size - sum(record.zeros for record in matrices),
@@ -102,6 +102,13 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
         embedding=embedding_weights,
         activations=min((e.activations for e in weights.entries.values() if e.values == "int8"), default=None),
     )
+
+
+def _head_macs(config: PretrainedConfig, rows: int | None) -> int:
+    """MACs per token outside the decoder's layers, of a head trimmed to so many rows (None: of a whole one)."""
+    model = skeleton(config)
+    head: Any = model.get_output_embeddings()
+    return dense_weights(model) - (0 if rows is None else head.out_features - rows) * head.in_features
 
 
 def _claim_holds(claim: dict[str, Any], folder: Path, names: dict[str, str], shards: Shards) -> bool:
