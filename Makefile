@@ -94,16 +94,24 @@ fuzz: $(STAMP)
 mutations: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/mutations.py
 
-# The portable kernels on an emulated aarch64 give the bits that they give here (Debian: qemu-user, g++-aarch64-linux-gnu)
-PORTABLE := -std=c++20 -O2 -ffp-contract=off -static -pthread -I$(CSRC) tests/native/cross_check.cpp \
-	$(wildcard $(CSRC)/layout/*.cpp) $(CSRC)/kernels/select.cpp $(CSRC)/kernels/portable.cpp
+# On an emulated aarch64 the portable kernels and those for NEON give the bits that the portable ones give here, and a CPU without
+# products of bytes is offered the portable ones alone (Debian: qemu-user, g++-aarch64-linux-gnu)
+CROSS := -std=c++20 -O2 -ffp-contract=off -pthread -I$(CSRC)
+PORTABLE := tests/native/cross_check.cpp $(wildcard $(CSRC)/layout/*.cpp) $(CSRC)/kernels/select.cpp $(CSRC)/kernels/portable.cpp
+NEON := -march=armv8.2-a+dotprod -fno-tree-reassoc -fno-tree-ter -fno-schedule-insns  # as in CMakeLists.txt
+ARM_CXX := aarch64-linux-gnu-g++ -DSPARSEDRAFT_NEON
+ARM := qemu-aarch64 -cpu max build/cross/aarch64
 aarch64:
 	mkdir -p build/cross
-	$(CXX) $(PORTABLE) -o build/cross/here
-	aarch64-linux-gnu-g++ $(PORTABLE) -o build/cross/aarch64
-	build/cross/here > build/cross/here.txt
-	qemu-aarch64 build/cross/aarch64 > build/cross/aarch64.txt
-	cmp build/cross/here.txt build/cross/aarch64.txt && echo "$$(wc -l < build/cross/here.txt) checksums equal"
+	$(CXX) $(CROSS) $(PORTABLE) -o build/cross/here
+	$(ARM_CXX) $(CROSS) -O3 $(NEON) -c $(CSRC)/kernels/neon.cpp -o build/cross/neon.o
+	$(ARM_CXX) $(CROSS) -static $(PORTABLE) build/cross/neon.o -o build/cross/aarch64
+	test "$$($(ARM) | xargs)" = "neon portable"
+	test "$$(qemu-aarch64 -cpu cortex-a53 build/cross/aarch64)" = portable
+	build/cross/here portable > build/cross/here.txt
+	for set in neon portable; do \
+		$(ARM) $$set > build/cross/$$set.txt && cmp build/cross/here.txt build/cross/$$set.txt && \
+		echo "$$set: $$(wc -l < build/cross/here.txt) checksums equal" || exit 1; done
 
 # The kernels of int4 for 16 lanes, which need AVX-512, with two vectors of plain C++ in the place of each of theirs
 lanes:

@@ -1,6 +1,8 @@
-// Prints a checksum of the portable kernels' results: products in each layout, type of values and number of tokens; attention, norms
-// and gates of every size. `make aarch64` runs it on this machine and on an emulated aarch64: the lines must be the same.
+// Prints checksums of what a set of kernels computes: products in each layout, type of values and number of tokens; attention, norms
+// and gates of every size; inputs as integers of 8 bits. `make aarch64` runs it for the portable set on this machine and for each set
+// on an emulated aarch64: the lines must be the same. Without a name it prints those of the sets that this CPU runs.
 // (test_kernels.py and test_kernel_bits.py compare the sets of kernels of one CPU.)
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -18,11 +20,12 @@ uint32_t draw() {  // Knuth's MMIX
   return static_cast<uint32_t>(state >> 33);
 }
 
-uint64_t checksum(const std::vector<float>& y) {  // FNV-1a
-  uint64_t hash = 14695981039346656037ULL;
-  for (const float f : y) {
-    uint8_t bytes[4];
-    std::memcpy(bytes, &f, 4);
+template <class T>
+unsigned long long checksum(const std::vector<T>& y) {  // FNV-1a
+  unsigned long long hash = 14695981039346656037ULL;
+  for (const T& value : y) {
+    uint8_t bytes[sizeof(T)];
+    std::memcpy(bytes, &value, sizeof(T));
     for (const uint8_t b : bytes) hash = (hash ^ b) * 1099511628211ULL;
   }
   return hash;
@@ -53,29 +56,53 @@ std::vector<float> floats(size_t n) {
   return out;
 }
 
-// Attention of heads of `n` over 42 keys, and norms and gates of `n` values.
-void check_size(size_t n) {
-  constexpr size_t kCount = 45;
+// Attention of heads of `n` for 7 queries over up to 45 keys, and norms and gates of `n` values.
+void check_size(const Kernels& kernels, size_t n) {
+  constexpr size_t kCount = 45, kQueries = 7;
   const KeyBlockShape shape(n);
-  const std::vector<float> query = floats(n), keys = floats(n * kCount), values = floats(n * kCount);
+  const std::vector<float> queries = floats(n * kQueries), keys = floats(n * kCount), values = floats(n * kCount);
   LineBytes blocks(2 * shape.bytes());
   for (size_t t = 0; t < kCount; ++t) store_token(shape, keys.data() + t * n, values.data() + t * n, blocks.data(), t);
-  std::vector<int16_t> words(2 * shape.pairs);
-  const float scale = to_key_words(query.data(), n, words.data()) * 0.125f;
-  const int32_t begin = 3, end = kCount;
-  std::vector<float> attended(shape.width), out(3 * n);
-  kernels_portable.attend({&shape, blocks.data(), nullptr, 2}, {words.data(), words.size(), &scale, &begin, &end, 1}, attended.data());
-  std::copy_n(attended.data(), n, out.data());
-  kernels_portable.rms_norm(query.data(), keys.data(), 1e-5f, true, out.data() + n, n);
-  std::copy_n(query.data(), n, out.data() + 2 * n);
-  kernels_portable.gated(out.data() + 2 * n, values.data(), n, n % 2 == 0);
-  std::printf("size %zu %016llx\n", n, static_cast<unsigned long long>(checksum(out)));
+  const size_t stride = 2 * shape.pairs;
+  std::vector<int16_t> words(stride * kQueries);
+  float scale[kQueries];
+  int32_t begin[kQueries], end[kQueries];
+  for (size_t r = 0; r < kQueries; ++r) {
+    scale[r] = to_key_words(queries.data() + r * n, n, words.data() + r * stride) * 0.125f;
+    begin[r] = static_cast<int32_t>(r / 3);
+    end[r] = static_cast<int32_t>(kCount + 1 - kQueries + r);
+  }
+  std::vector<float> attended(shape.width * kQueries), out((kQueries + 2) * n);
+  kernels.attend({&shape, blocks.data(), nullptr, 2}, {words.data(), stride, scale, begin, end, kQueries}, attended.data());
+  for (size_t r = 0; r < kQueries; ++r) std::copy_n(attended.data() + r * shape.width, n, out.data() + r * n);
+  float* rest = out.data() + kQueries * n;
+  kernels.rms_norm(queries.data(), keys.data(), 1e-5f, true, rest, n);
+  std::copy_n(queries.data(), n, rest + n);
+  kernels.gated(rest + n, values.data(), n, n % 2 == 0);
+  std::printf("size %zu %016llx\n", n, checksum(out));
+}
+
+// Inputs as integers of 8 bits, the second of a group of two tokens.
+void check_quantize8(const Kernels& kernels, size_t width) {
+  std::vector<float> x = floats(width);
+  for (size_t i = 0; i < width; ++i) x[i] *= std::ldexp(1.0f, static_cast<int>(i / kInputGroup * 37 % 160) - 80);
+  std::vector<int8_t> q(2 * width);
+  std::vector<int32_t> start(width / kScaleBlock * 2);
+  std::vector<float> ratio(start.size() + 1);
+  kernels.quantize8(x.data(), width, 2, q.data() + kUnit8, start.data() + 1, ratio.data() + 1, ratio.data());
+  std::printf("quantize8 %zu %016llx %016llx %016llx\n", width, checksum(q), checksum(start), checksum(ratio));
 }
 
 }  // namespace
 
-int main() {
-  for (size_t n = 1; n <= 96; ++n) check_size(n);
+int main(int count, char** arguments) {
+  if (count < 2) {
+    for (const Kernels* set : available()) std::puts(set->name);
+    return 0;
+  }
+  const Kernels& set = kernels(arguments[1]);
+  for (size_t n = 1; n <= 96; ++n) check_size(set, n);
+  for (size_t width = kInputGroup; width <= 4096; width *= 2) check_quantize8(set, width);
   struct Case {
     const char* name;
     Layout layout;
@@ -86,22 +113,31 @@ int main() {
                         {"4:8", Layout::n_eight, 4, 4, 8},     {"2:8", Layout::n_eight, 2, 2, 8},
                         {"7:8", Layout::n_eight, 7, 7, 8},
                         {"bitmask", Layout::bitmask, 0, 5, 9}, {"window", Layout::window, 0, 2, 9}};
-  const std::pair<const char*, Values> types[] = {
-      {"f32", Values::f32}, {"f16", Values::f16}, {"bf16", Values::bf16}, {"i8", Values::i8}, {"i4", Values::i4}};
+  struct Type {
+    const char* name;
+    Values values;
+    size_t group = 0;
+    int activations = 16;
+  };
+  const Type types[] = {{"f32", Values::f32},        {"f16", Values::f16},          {"bf16", Values::bf16},
+                        {"i8", Values::i8},          {"i8 of 8 bits", Values::i8, 0, 8},
+                        {"i4 in 32", Values::i4, 32}, {"i4 in 64", Values::i4, 64}, {"i4 in 256", Values::i4, 256}};
   for (const Case& c : cases)
-    for (const auto& [name, type] : types) {
-      if (type == Values::f32 && c.layout != Layout::dense) continue;
+    for (const auto& [name, type, group, activations] : types) {
+      if ((type == Values::f32 || activations == 8) && c.layout != Layout::dense) continue;
       if (type == Values::i4 && !has_int4(c.layout, c.n)) continue;
       const size_t rows = 37, columns = 648;
       const std::vector<uint8_t> raw = weights(type, rows, columns, c.kept, c.of);
       std::vector<float> scale(rows);
       for (float& f : scale) f = static_cast<float>(draw() % 100 + 1) / 4096.0f;
       RowMajor source{raw.data(), type, rows, columns, type == Values::i8 ? scale.data() : nullptr};
-      std::vector<uint16_t> halves(rows * padded(columns, 64) / 64);
+      source.activations = activations;
+      source.group = group;
+      std::vector<uint16_t> halves(group ? rows * padded(columns, group) / group : 0);
       for (uint16_t& h : halves) h = static_cast<uint16_t>((draw() & 0x83FF) | (5 + draw() % 4) << 10);
-      if (type == Values::i4) source.halves = halves.data(), source.group = 64;
+      if (group) source.halves = halves.data();
       const Matrix m = lay_out(source, c.layout, c.n);
-      for (const int tokens : {1, 2, 5, 17}) {
+      for (const int tokens : {1, 2, 3, 4, 5, 8, 9, 17, 62}) {  // all that a pass may take; parts of a cache
         std::vector<float> x(columns * tokens);
         for (float& f : x) f = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
         Pool pool(2);
@@ -109,8 +145,8 @@ int main() {
         buffer.resize(columns, tokens);
         for (int t = 0; t < tokens; ++t) std::copy_n(x.data() + t * columns, columns, buffer.row(t));
         std::vector<float> y(padded(rows, kRows4) * tokens);
-        multiply_all(kernels_portable, pool, buffer, {{&m, y.data(), padded(rows, kRows4)}});
-        std::printf("%s %s %d %016llx\n", c.name, name, tokens, static_cast<unsigned long long>(checksum(y)));
+        multiply_all(set, pool, buffer, {{&m, y.data(), padded(rows, kRows4)}});
+        std::printf("%s %s %d %016llx\n", c.name, name, tokens, checksum(y));
       }
     }
 }

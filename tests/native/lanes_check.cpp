@@ -87,6 +87,8 @@ inline I end_codes(I sum, const int32_t*) { return sum; }
 inline I add_codes(I sum, I codes, I bytes) {
   return both<I>([&](int i) { return half::add_codes(sum.part[i], codes.part[i], bytes.part[i]); });
 }
+inline I factors_of(I codes) { return codes; }
+inline I add_eights(I sum, I bytes) { return add_codes(sum, splat32(0x08080808), bytes); }
 inline I begin_bytes(const int32_t* start) { return splat32(16 * *start); }
 inline I bytes_of(I weights) { return bits_xor(weights, splat32(static_cast<int32_t>(0x80808080))); }
 inline I add_bytes(I sum, I bytes, I x) { return add_codes(sum, bytes, x); }

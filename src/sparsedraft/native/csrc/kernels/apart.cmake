@@ -1,8 +1,8 @@
 # Run before linking (see CMakeLists.txt): code compiled for a set of vectors must reach no CPU without it. So the objects of
-# kernels/avx2.cpp and kernels/avx512.cpp may hold no code that runs when the module is loaded, and no function that the linker
+# kernels/avx2.cpp, avx512.cpp and neon.cpp may hold no code that runs when the module is loaded, and no function that the linker
 # could take for the other objects, too (an inline function or template of a shared header that the compiler did not inline).
 foreach(object IN LISTS OBJECTS)
-  if(NOT object MATCHES "kernels/avx")
+  if(NOT object MATCHES "kernels/(avx|neon)")
     continue()
   endif()
   set(checked TRUE)
@@ -12,11 +12,11 @@ foreach(object IN LISTS OBJECTS)
   endif()
   execute_process(COMMAND ${NM} --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
   string(REGEX MATCHALL " [WVu] [^\n]+" shared "${symbols}")
-  list(FILTER shared EXCLUDE REGEX "simd_avx")
+  list(FILTER shared EXCLUDE REGEX "simd_(avx|neon)")
   if(shared)
     message(FATAL_ERROR "${object} holds functions that other objects may be linked with: ${shared}")
   endif()
 endforeach()
 if(NOT checked)
-  message(FATAL_ERROR "no object of kernels/avx*.cpp is among ${OBJECTS}: apart.cmake must know their names")
+  message(FATAL_ERROR "no object of kernels/avx*.cpp or neon.cpp is among ${OBJECTS}: apart.cmake must know their names")
 endif()

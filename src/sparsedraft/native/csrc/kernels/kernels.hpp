@@ -1,7 +1,7 @@
 // kernels/: what runs on a CPU's vectors. READ THIS FIRST.
 //
 // A set of kernels is one Kernels struct: products of a laid-out matrix, and what a layer computes beside products. There are
-// four sets, for four kinds of CPU; all give the same bits. select.cpp asks the CPU which of them it runs.
+// five sets, for five kinds of CPU; all give the same bits. select.cpp asks the CPU which of them it runs.
 //
 // Read in this order:
 //   kernels.hpp          what a set offers (this file)
@@ -13,13 +13,14 @@
 //   multiply_int4.inc    the same of int4; int4_records.inc, int4_masks.inc with few tokens, int4_slab.inc with many
 //   spread.inc           a mask of bits -> a dense tile
 //   simd_avx2.hpp        the same operations in 256 bits
+//   simd_neon.hpp        the same in twice 128 bits, on ARM
 //   wide.inc, simd_avx512.inc   two tiles at once in 512 bits
 //   amx.inc              dense int8 and masks times many tokens on AMX
-//   portable.cpp, avx2.cpp, avx512.cpp   the sets; select.cpp chooses one
+//   portable.cpp, avx2.cpp, avx512.cpp, neon.cpp   the sets; select.cpp chooses one
 //
 // Why files are included several times. Each set is the same source compiled for another CPU, so it must lie in a namespace of
 // its own: an inline function or template with one name for two sets would be merged by the linker, and code for AVX-512
-// would run on a CPU without it. So portable.cpp, avx2.cpp and avx512.cpp each set VECTORS (the namespace) and include
+// would run on a CPU without it. So portable.cpp, avx2.cpp, avx512.cpp and neon.cpp each set VECTORS (the namespace) and include
 // kernels.inc, which includes the others; apart.cmake proves at build time that nothing is shared. And multiply.inc is written
 // for vectors of any width: wide.inc includes it once more, in the namespace `wide`, for two tiles at once. A template over a
 // class of vectors would do the same and be harder to read: every `load(p)` would become `V::load(p)`.
@@ -103,6 +104,9 @@ extern const Kernels kernels_portable;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
 const Kernels* kernels_amx();  // null where the compiler or this CPU has no AMX; call it only where kernels_avx512 run
+#endif
+#ifdef SPARSEDRAFT_NEON
+extern const Kernels kernels_neon;
 #endif
 
 // The sets that this CPU runs, the fastest first.

@@ -3,7 +3,26 @@
 
 #include "kernels/kernels.hpp"
 
+#if defined(SPARSEDRAFT_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace sparsedraft {
+
+#ifdef SPARSEDRAFT_NEON
+namespace {
+bool has_dot_products() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProducts = 1ul << 20;  // HWCAP_ASIMDDP; older headers do not name it
+  return getauxval(AT_HWCAP) & kDotProducts;
+#elif defined(__APPLE__)
+  return true;  // of every Mac with an ARM CPU
+#else
+  return false;
+#endif
+}
+}  // namespace
+#endif
 
 std::vector<const Kernels*> available() {
   std::vector<const Kernels*> sets;
@@ -17,6 +36,9 @@ std::vector<const Kernels*> available() {
     sets.push_back(&kernels_avx512);
   }
   if (avx2) sets.push_back(&kernels_avx2);
+#endif
+#ifdef SPARSEDRAFT_NEON
+  if (has_dot_products()) sets.push_back(&kernels_neon);
 #endif
   sets.push_back(&kernels_portable);
   return sets;

@@ -64,6 +64,8 @@ inline I sub32(I a, I b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 inline I bits_xor(I a, I b) { return {_mm256_xor_si256(a.v, b.v)}; }
 inline I low_bytes(I a) { return {_mm256_srai_epi16(_mm256_slli_epi16(a.v, 8), 8)}; }  // of 16 pairs, sign kept
 inline I high_bytes(I a) { return {_mm256_srai_epi16(a.v, 8)}; }
+using Repeated = I;
+inline Repeated repeated32(const void* p) { return splat32(p); }
 inline I add_dot16(I sum, I a, I b) {  // and the sums of neighbours' products
 #ifdef __AVX512VNNI__
   return {_mm256_dpwssd_epi32(sum.v, a.v, b.v)};
@@ -75,6 +77,8 @@ inline I add_dot16(I sum, I a, I b) {  // and the sums of neighbours' products
 inline I begin_codes(const int32_t*) { return izero(); }
 inline I add_codes(I sum, I codes, I bytes) { return {_mm256_add_epi16(sum.v, _mm256_maddubs_epi16(codes.v, bytes.v))}; }
 inline I end_codes(I sum, const int32_t* start) { return add32({_mm256_madd_epi16(sum.v, _mm256_set1_epi16(1))}, splat32(start)); }
+inline I factors_of(I codes) { return codes; }
+inline I add_eights(I sum, I bytes) { return add_codes(sum, splat32(0x08080808), bytes); }
 // Sums of products of signed bytes: of magnitudes and of bytes with the signs of both, as 16 bits hold two products of those.
 inline I begin_bytes(const int32_t*) { return izero(); }
 inline I bytes_of(I weights) { return weights; }

@@ -1,5 +1,5 @@
 // The operations on vectors that the kernels are written in, in plain C++: F is 8 floats, I is 8 words of 32 bits. This is their
-// specification; simd_avx2.hpp and simd_avx512.inc give the same results bit for bit.
+// specification; simd_avx2.hpp, simd_avx512.inc and simd_neon.hpp give the same results bit for bit.
 #pragma once
 
 #include <algorithm>
@@ -150,6 +150,9 @@ inline I high_bytes(I a) {
     return pair(static_cast<int8_t>(a.byte(4 * i + 1)), static_cast<int8_t>(a.byte(4 * i + 3)));
   });
 }
+// Four bytes of inputs for all lanes: the last operand of add_dot16, add_codes and add_bytes.
+using Repeated = I;
+inline Repeated repeated32(const void* p) { return splat32(p); }
 inline I add_dot16(I sum, I a, I b) {
   return each<I>([&](int i) {
     return sum.v[i] + static_cast<uint32_t>(a.word(2 * i) * b.word(2 * i)) +
@@ -167,6 +170,10 @@ inline I add_codes(I sum, I codes, I bytes) {
     return out;
   });
 }
+// Sums of (code - 8) times byte are those of factors_of(codes) times bytes less those of add_eights: a set takes the 8 away in one of
+// the two.
+inline I factors_of(I codes) { return codes; }
+inline I add_eights(I sum, I bytes) { return add_codes(sum, splat32(0x08080808), bytes); }
 // Sums of products of signed bytes, four neighbours a word: begin_bytes, then add_bytes of what bytes_of makes of the first ones.
 inline I begin_bytes(const int32_t*) { return {}; }
 inline I bytes_of(I weights) { return weights; }
@@ -184,6 +191,7 @@ inline I where_equal(I a, I b, I yes, I no) {
   for (int k = 0; k < 32; ++k) out.set(k, a.byte(k) == b.byte(k) ? yes.byte(k) : no.byte(k));
   return out;
 }
+// Within each half. An index is from 0 to 15, or 0x80: then the byte is 0.
 inline I shuffle(I x, I i) {
   I out{};
   for (int b = 0; b < 32; ++b)
