@@ -1,6 +1,6 @@
-// Prints checksums of what a set of kernels computes: products in each layout, type of values and number of tokens; attention, norms
-// and gates of every size; inputs as integers of 8 bits. `make aarch64` runs it for the portable set on this machine and for each set
-// on an emulated aarch64: the lines must be the same. Without a name it prints those of the sets that this CPU runs.
+// Prints checksums of what a set of kernels computes: products in each layout, type of values and number of tokens; attention,
+// norms and gates of every size; inputs as integers of 8 bits. `make aarch64` runs it for the portable set on this machine and for
+// each set on an emulated aarch64: the lines must be the same. Without a name it prints those of the sets that this CPU runs.
 // (test_kernels.py and test_kernel_bits.py compare the sets of kernels of one CPU.)
 #include <cmath>
 #include <cstdio>

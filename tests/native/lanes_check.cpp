@@ -44,6 +44,9 @@ inline F load(const float* p) {
 inline void store(float* p, F a) {
   for (int i = 0; i < 2; ++i) half::store(p + 8 * i, a.part[i]);
 }
+inline F add(F a, F b) {
+  return both<F>([&](int i) { return half::add(a.part[i], b.part[i]); });
+}
 inline F mul(F a, F b) {
   return both<F>([&](int i) { return half::mul(a.part[i], b.part[i]); });
 }

@@ -66,6 +66,6 @@ def pool(threads: int) -> Any:
 
 
 def fastest() -> str:
-    """The fastest set of kernels that this CPU runs: amx, avx512, avx2, neon or portable (this where none were built)."""
+    """The fastest set of kernels that this CPU runs: amx, avx512, avx2, neon or portable (where none were built)."""
     module, _ = _module()
     return "portable" if module is None else module.kernels()
