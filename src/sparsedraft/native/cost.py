@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -53,14 +52,14 @@ def cost_of_packed_model(model: PreTrainedModel) -> dict[str, Any]:
     for module in model.modules():
         if not isinstance(module, PackedModule) or _tied(module):
             continue
-        values = module.unpacked().values
-        nonzero = int(torch.count_nonzero(values))
+        stored = module.unpacked()
+        nonzero, size = stored.nonzero, stored.size
         if id(module) in inside:
             linear_nonzero += nonzero
-            linear_weights += values.numel()
+            linear_weights += size
         else:
             other_nonzero += nonzero
-            others += values.numel()
+            others += size
     head = model.get_output_embeddings()
     rows = len(head.ids) if isinstance(head, PackedHead) and head.ids is not None else head.out_features
     macs = linear_nonzero + rows * model.config.get_text_config().hidden_size

@@ -22,7 +22,8 @@ def lay_out(stored: StoredMatrix, kind: str) -> tuple[Any, str]:
     groups = scale.view(torch.uint16).numpy() if scale is not None and stored.group else None
     values = raw(stored.values)
     fields = (layout.values, layout.name, layout.n, rows, groups, stored.group, stored.activations)
-    return extension().matrix(values, *fields), layout.label
+    columns = stored.shape[1] if stored.blocks else 0
+    return extension().matrix(values, *fields, columns=columns), layout.label
 
 
 def lay_out_nibbles(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> tuple[Any, str, int]:

@@ -3,6 +3,7 @@
 The sizes of the layouts are those of csrc/layout: records.hpp and records_int4.hpp.
 """
 
+from sparsedraft.native.blocks import row_bytes
 from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.packed_format import MatrixEntry
 
@@ -11,6 +12,11 @@ TILE_ROWS, TILE_ROWS_OF_BYTES = 8, 16
 PLACES = 32  # bytes of the places of a record of 2:4 (32 inputs) and of N:8 (64 / N inputs)
 INT4_RECORD = {"dense": 512, "2:4": 384, "4:8": 448, "2:8": 256}  # bytes of a record of 64 inputs, without scales
 WINDOW = {1: 112 / 64, 2: 88 / 32}  # bytes of a slot of a window, by those of a value
+# bytes a weight of GGUF's types: codes and scales (and minimums); of blocks of 256 inputs a byte a group and a float16
+BLOCK_BYTES = {
+    "q8_0": 1 + 2 / 32, "q4_1": 0.5 + 4 / 32, "q5_0": 0.625 + 2 / 32, "q5_1": 0.625 + 4 / 32,
+    "q4_k": 0.5 + 2 / 32 + 4 / 256, "q5_k": 0.625 + 2 / 32 + 4 / 256, "q6_k": 0.75 + 1 / 16 + 2 / 256,
+}  # fmt: skip
 PAGE = 2 << 20
 EMPTY = 0.12  # slots of windows that stay empty, a share of all weights: measured at 10 to 25 % of weights that stay
 # bytes a weight of int4 while it is laid out: the file's; of sparse ones also a byte for its code, its mask and a copy
@@ -60,6 +66,9 @@ def _times_laid_out(entry: MatrixEntry, values: int) -> int:
 
 def laid_out_bytes(entry: MatrixEntry, values: int) -> float:
     """Bytes of a matrix as the kernels read it, of which `values` are stored."""
+    if entry.blocks:
+        rows = -(-entry.rows // TILE_ROWS_OF_BYTES) * TILE_ROWS_OF_BYTES
+        return rows * BLOCK_BYTES[entry.values] * -(-entry.columns // COLUMNS) * COLUMNS
     int4 = entry.values == "int4"
     tile_rows = TILE_ROWS_OF_BYTES if int4 or entry.activations == 8 else TILE_ROWS
     rows, width = -(-entry.rows // tile_rows) * tile_rows, -(-entry.columns // COLUMNS) * COLUMNS
@@ -85,6 +94,8 @@ def laid_out_bytes(entry: MatrixEntry, values: int) -> float:
 
 def _read_bytes(entry: MatrixEntry) -> float:
     """Bytes that the values of a matrix take on the way from their file to the layout."""
+    if entry.blocks:
+        return entry.rows * row_bytes(entry.values, entry.columns)
     int4 = MAPPED_INT4 if entry.kind == "dense" else UNPACKED_INT4
     each = int4 if entry.values == "int4" else 1 if entry.values == "int8" else 2
     return each * entry.rows * entry.columns

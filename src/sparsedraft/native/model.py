@@ -216,7 +216,7 @@ class _Builder:
             return layout.lay_out_nibbles(stored, entry, tensors)
         found, kind = self.reader.matrix(f"{stored}.weight")
         found = found if rows is None else found.rows(rows)
-        return *layout.lay_out(found, kind), int(torch.count_nonzero(found.values))
+        return *layout.lay_out(found, kind), found.nonzero
 
     def _head(self, ids: Tensor | None) -> tuple[Any, int]:
         """The head's matrix, trimmed to `ids`, and its rows."""

@@ -158,9 +158,8 @@ class PackedEmbedding(PackedModule):
         values = self.get_buffer("values")[ids]
         if self.entry.group:
             values = unpack_nibbles(values, self.entry.columns)
-        return StoredMatrix(
-            values, self.get_buffer("scale")[ids] if "scale" in self._buffers else None, self.entry.group
-        )
+        scale = self.get_buffer("scale")[ids] if "scale" in self._buffers else None
+        return StoredMatrix(values, scale, self.entry.group, blocks=self.entry.blocks)
 
 
 class PackedHead(PackedLinear):

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +12,21 @@ from torch import Tensor
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models.shards import Shards
+from sparsedraft.native.blocks import BLOCKS
 from sparsedraft.native.packed_format import PARTS, MatrixEntry, unpack_matrix
 from sparsedraft.native.stored_matrix import StoredMatrix
 
 HEADER = "packed.json"
 FORMAT = "sparsedraft-packed"
-VERSIONS = (1, 2)  # 2 where a matrix is of int4 or for inputs of 8 bits, which older programs do not read
+VERSIONS = (1, 2, 3)  # 2 where a matrix is of int4 or for inputs of 8 bits, 3 where one has the blocks of a GGUF file
 HEAD_IDS = "sparsedraft.head_ids"  # the tensor with the tokens of a trimmed head, ascending (int32)
+
+
+def version_of(entries: dict[str, dict[str, Any]]) -> int:
+    """The version of a header with these entries: the lowest that has them, so that older programs read the folder."""
+    if any(entry["values"] in BLOCKS for entry in entries.values()):
+        return 3
+    return 2 if any({"group", "activations"} & set(entry) for entry in entries.values()) else 1
 
 
 def is_packed(folder: Path) -> bool:
@@ -32,8 +41,8 @@ def read_header(folder: Path) -> dict[str, MatrixEntry]:
         raise UserError(f"packed header {file} is not a {FORMAT} one: pack the checkpoint again.")
     if type(raw.get("version")) is not int or raw["version"] not in VERSIONS:
         raise UserError(
-            f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads 1 and 2: pack the "
-            "checkpoint again."
+            f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads 1, 2 and 3: pack "
+            "the checkpoint again."
         )
     return {name: MatrixEntry.parse(name, entry) for name, entry in raw["linears"].items()}
 
@@ -78,8 +87,10 @@ class PackedReader:
 
     def stored_values(self, name: str) -> int:
         """How many values of the matrix `name` are stored; of int4 perhaps one more, which fills a byte."""
-        count = math.prod(self._shards.shapes[f"{name}.values"])
-        return 2 * count if self.entries[name].values == "int4" else count
+        count, entry = math.prod(self._shards.shapes[f"{name}.values"]), self.entries[name]
+        if entry.blocks:
+            return entry.rows * entry.columns
+        return 2 * count if entry.values == "int4" else count
 
     @property
     def head_rows(self) -> int | None:

@@ -14,6 +14,8 @@ Values are float16, bfloat16, float32, or int8 with `scale` (float32 [rows]): we
 int4 is stored more densely. Values are codes of 4 bits, two in a byte (see native.nibbles): dense, each row filled up
 to whole bytes; else all of the matrix one behind the other. The index of N:M, too, is one bit for each weight. `scale`
 is float16 [rows, ⌈columns / group⌉]: each `group` consecutive inputs share one.
+
+The types of native.blocks are those of GGUF files: values are the bytes of a row's blocks, and always dense.
 """
 
 from dataclasses import asdict, dataclass
@@ -27,6 +29,7 @@ from sparsedraft.maths.masks import obeys, pack_mask, unpack_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import GROUPS as SCALE_GROUPS
 from sparsedraft.maths.quantization import Codes, group_of, int4_codes, int8_codes
+from sparsedraft.native import blocks
 from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask
 from sparsedraft.native.nibbles import nonzero_nibbles, pack_nibbles, unpack_nibbles
 from sparsedraft.native.stored_matrix import VALUE_TYPES, StoredMatrix
@@ -76,6 +79,10 @@ class MatrixEntry:
         if "activations" in raw and not (eight and (raw["kind"], raw["values"]) == ("dense", "int8")):
             raise wrong("activations", raw["activations"], "and only dense int8 may have them, of 8 bits")
         entry = cls(**raw)
+        if entry.blocks:
+            inputs = blocks.BLOCKS[entry.values].inputs
+            if entry.kind != "dense" or entry.columns % inputs:
+                raise wrong("the entry", raw, f"and {entry.values} is dense, its columns a multiple of {inputs}")
         if entry.kind not in ("dense", "bitmask"):
             try:
                 pattern = Pattern.parse(entry.kind) if isinstance(entry.kind, str) else Pattern()
@@ -90,12 +97,17 @@ class MatrixEntry:
     @classmethod
     def describe(cls, stored: StoredMatrix, kind: str) -> "MatrixEntry":
         """The entry of a matrix that is packed as `kind`."""
-        rows, columns = stored.values.shape
+        rows, columns = stored.shape
         return cls(kind, stored.type, rows, columns, stored.group, stored.activations)
 
     @property
     def pattern(self) -> Pattern:
         return Pattern() if self.kind in ("dense", "bitmask") else Pattern.parse(self.kind)
+
+    @property
+    def blocks(self) -> str:
+        """The type of its blocks, a key of blocks.BLOCKS; empty where it has none."""
+        return self.values if self.values in blocks.BLOCKS else ""
 
     def layout(self, density: float) -> Layout:
         """The layout that the kernels read the matrix in, of which `density` is not zero."""
@@ -213,7 +225,7 @@ def unpack_matrix(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> 
         return StoredMatrix(_unpack_int4(name, entry, values, tensors.get("index")), scale, entry.group)
     if entry.kind == "dense":
         _check_dense(name, entry, values)
-        return StoredMatrix(values, scale, activations=entry.activations)
+        return StoredMatrix(values, scale, activations=entry.activations, blocks=entry.blocks)
     unpack = _unpack_bitmask if entry.kind == "bitmask" else _unpack_groups
     return StoredMatrix(unpack(name, entry, values, tensors["index"]), scale)
 
@@ -224,12 +236,19 @@ def nonzero_of_dense(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) 
     _check_dense(name, entry, tensors["values"])
     if entry.values == "int4":
         return nonzero_nibbles(tensors["values"], entry.columns)
+    if entry.blocks:
+        return blocks.nonzero(entry.values, tensors["values"])
     return int(torch.count_nonzero(tensors["values"]))
 
 
 def _check_dense(name: str, entry: MatrixEntry, values: Tensor) -> None:
-    if tuple(values.shape) != (entry.rows, -(-entry.columns // 2) if entry.values == "int4" else entry.columns):
+    width = -(-entry.columns // 2) if entry.values == "int4" else entry.columns
+    if entry.blocks:
+        width = blocks.row_bytes(entry.values, entry.columns)
+    if tuple(values.shape) != (entry.rows, width):
         raise _damaged(name, f"has values {list(values.shape)}")
+    if entry.blocks and not all(blocks.finite(entry.values, part) for part in values.split(CHECKED)):
+        raise _damaged(name, "has a scale that is not finite")
 
 
 def _check_tensors(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> None:

@@ -11,7 +11,6 @@ from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, claims, quantizers, rounded
 from sparsedraft.models.census import holds, known_macs, linear_names, nonzero_parameters, records
-from sparsedraft.models.decoder import count_zeros
 from sparsedraft.models.macs import dense_weights
 from sparsedraft.models.records import MatrixRecord, layer_order
 from sparsedraft.models.shards import Shards
@@ -71,17 +70,19 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
             linear = name.removesuffix(".weight")
             entry = weights.entries.get(linear)
             stored = StoredMatrix(weights.vector(name)) if entry is None else weights.matrix(name)[0]
-            values = stored.values
-            zeros = count_zeros(values)
-            nonzero, parameters = nonzero + values.numel() - zeros, parameters + values.numel()
+            kept = stored.nonzero
+            zeros, nonzero, parameters = stored.size - kept, nonzero + kept, parameters + stored.size
             tracker.advance()
             if entry is None:
                 continue
             if re.search(r"\.\d+\.", f".{linear}"):  # inside a decoder layer
                 runs = layout_description.of_packed(stored, entry.kind)
-                size, shape = stored_bytes(weights.tensors(linear)), tuple(values.shape)
+                size, pattern = (
+                    stored_bytes(weights.tensors(linear)),
+                    holds(stored.weight() if entry.blocks else stored.values),
+                )
                 matrices.append(
-                    MatrixRecord(linear, shape, zeros, holds(values), None, entry.values, entry.group, size, runs)
+                    MatrixRecord(linear, stored.shape, zeros, pattern, None, entry.values, entry.group, size, runs)
                 )
                 continue
             if linear.endswith("embed_tokens"):

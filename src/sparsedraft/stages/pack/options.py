@@ -16,9 +16,10 @@ Weights = Literal["f16", "bf16", "int8", "int4"]
 class _Packing(Calibration):
     model: Annotated[str, Argument(), Exists(check_model)] = Field(description="The checkpoint to pack.")
     out: Out
-    weights: Weights = Field(
+    weights: Weights | Literal["stored"] = Field(
         "int8",
-        description="Type of the values: f16, bf16, int8 (rounded, one scale for each row) or int4 (one for each 32).",
+        description="Type of the values: f16, bf16, int8 (rounded, one scale for each row), int4 (one for each 32), or "
+        "stored: those of a .gguf file as they are.",
     )
     head_weights: Weights | None = Field(
         None, description="The same of the head. Default: as --weights; int8 where that is int4."
@@ -54,6 +55,10 @@ class _Packing(Calibration):
             raise ValueError(f"<activations> are of 8 or of 16 bits, not of {self.activations}: give one of them")
         if self.activations == 8 and not {self.weights, self.head_weights} & {"int8", "int4"}:
             raise ValueError(f"<activations> of 8 bits are for int8, not <weights> {self.weights}: leave them out")
+        if self.weights == "stored" and (self.head_weights or self.embedding_weights):
+            raise ValueError(
+                "<weights> stored keeps head and embedding, too: leave out the types that they are to have"
+            )
         if self.calibration is not None and self.weights != "int4":
             raise ValueError(f"<calibration> is for <weights> int4, not {self.weights}: leave one of them out")
         return self

@@ -21,6 +21,7 @@ from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.native.quantizer import register
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
 from sparsedraft.stages.pack.head import frequent_tokens
+from sparsedraft.stages.pack.kept import block_file
 from sparsedraft.stages.pack.options import PackOptions
 from sparsedraft.stages.pack.writer import PackedWriter, Types
 
@@ -28,11 +29,12 @@ from sparsedraft.stages.pack.writer import PackedWriter, Types
 def pack(options: PackOptions) -> dict[str, Any]:
     """Pack the checkpoint `options.model` into the folder `options.out`.
 
-    `weights`: the type of the values: f16, bf16, int8 with a scale for each row, or int4 with one for each group of
-    inputs. `head_weights`, `embedding_weights`: the same of these; where they are called otherwise than
-    embed_tokens and lm_head they stay "as stored", which the result says. Biases and norms stay, too. `activations`:
-    bits of the activations that dense int8 is multiplied with. A head that is tied to the embedding is stored beside
-    it where the two are rounded differently; the packed model's config.json then ties nothing.
+    `weights`: the type of the values: f16, bf16, int8 with a scale for each row, int4 with one for each group of
+    inputs, or stored: those of the GGUF file `options.model`, none of which is rounded again. `head_weights`,
+    `embedding_weights`: the same of these; where they are called otherwise than embed_tokens and lm_head they stay
+    "as stored", which the result says. Biases and norms stay, too. `activations`: bits of the activations that dense
+    int8 is multiplied with. A head that is tied to the embedding is stored beside it where the two are rounded
+    differently; the packed model's config.json then ties nothing.
     `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a
     text); the answers' tokens that it lost are counted.
     int4 is rounded by least squares; with `calibration` so that the outputs of layers change least on that text, a
@@ -46,8 +48,9 @@ def pack(options: PackOptions) -> dict[str, Any]:
     head_weights = options.head_weights or ("int8" if options.weights == "int4" else options.weights)
     activations = options.activations or (8 if options.weights == "int4" else 16)
     types = Types(options.weights, head_weights, options.embedding_weights or head_weights, activations)
+    kept = block_file(options.model) if options.weights == "stored" else None
     tokenizer = _calibration_tokenizer(options, folder, head_weights)
-    writer = PackedWriter(folder, types, tokenizer is not None)
+    writer = PackedWriter(folder, types, tokenizer is not None, kept)
     head_on_text = writer.head_on_text() is not None  # what forbids that is said before any work is done
 
     def build(work: Path) -> dict[str, Any]:
@@ -69,6 +72,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
         inputs["head_weights"] = head_weights
     if types.embedding != head_weights:
         inputs["embedding_weights"] = types.embedding
+    if kept is not None:
+        inputs["file"] = kept.path
     if activations != 16:
         inputs["activations"] = activations
     if options.calibration is not None:

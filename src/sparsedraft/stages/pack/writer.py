@@ -14,12 +14,14 @@ from sparsedraft.base.jsonfiles import read_object, write_json
 from sparsedraft.maths.quantization import Codes
 from sparsedraft.models import checkpoint, claims, rounded, shards
 from sparsedraft.models.decoder import decoder_linears, final_norm
+from sparsedraft.models.gguf.blocks import BlockFile
 from sparsedraft.models.shards import SHARD, Shards
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.weight_files import INDEX
-from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER
+from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER, version_of
 from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, scale_group, stored_bytes, unpack_matrix
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
+from sparsedraft.stages.pack.kept import check_kept, kept_matrix
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 AS_STORED = "as stored"  # in the place of a type: the matrix has another name, and is stored as it is in the checkpoint
@@ -38,12 +40,13 @@ class Types:
 class PackedWriter:
     """Packs the checkpoint in `folder`, its values as `types` says.
 
-    `on_text`: int4 is rounded on text; `write` is then given the codes.
+    `on_text`: int4 is rounded on text; `write` is then given the codes. `kept`: the GGUF file whose matrices stay as
+    they are.
     Raises UserError where the checkpoint is not whole, or lies about its mask, or holds what does not fit.
     """
 
-    def __init__(self, folder: Path, types: Types, on_text: bool = False) -> None:
-        self.folder, self.types, self.on_text = folder, types, on_text
+    def __init__(self, folder: Path, types: Types, on_text: bool = False, kept: BlockFile | None = None) -> None:
+        self.folder, self.types, self.on_text, self.kept = folder, types, on_text, kept
         self.shards = Shards(folder)
         self.claim = claims.claim_of(folder) or {"linears": {}}
         model = skeleton(checkpoint.read_config(folder))
@@ -54,10 +57,17 @@ class PackedWriter:
         lacking = [name for tensor, name in self.linears.items() if tensor is None]
         if lacking:
             raise UserError(f"model {folder} lacks {lacking[0]}: give a whole checkpoint.")
+        if kept is not None:
+            check_kept(kept, self._kept_names(kept))
         self.calibrated: CalibratedCodes | None = None  # what `write` was given
         self.entries: dict[str, Any] = {}
         self.error = 0.0  # largest rounding error, as a share of the row's largest value
         self.bytes = self.dense_bytes = self.linear_bytes = self.linear_dense_bytes = 0
+
+    def _kept_names(self, kept: BlockFile) -> list[str]:
+        """The matrices that are read from `kept`."""
+        others = [name.removesuffix(".weight") for name in (self._embedding(), HEAD) if name in self.shards.files]
+        return [*self.linears.values(), *(name for name in others if kept.kind(name) or not self.tied)]
 
     def vocabulary(self) -> int:
         """Rows of the embedding; UserError where there is none."""
@@ -107,13 +117,13 @@ class PackedWriter:
         """
         self.calibrated = calibrated
         self._write_tensors(work, head_ids)
-        version = 2 if any({"group", "activations"} & set(entry) for entry in self.entries.values()) else 1
-        header = {"format": FORMAT, "version": version, "weights": self.types.weights, "linears": self.entries}
+        weights = self._weights()
+        header = {"format": FORMAT, "version": version_of(self.entries), "weights": weights, "linears": self.entries}
         write_json(work / HEADER, header)
         shards.copy_side_files(self.folder, work)
         checkpoint.write_config(self.folder, work)
         config = read_object(work / "config.json")
-        config["quantization_config"] = {"quant_method": "sparsedraft", "weights": self.types.weights}
+        config["quantization_config"] = {"quant_method": "sparsedraft", "weights": weights}
         if self.separate:
             for part in (config, config.get("text_config")):
                 if isinstance(part, dict):
@@ -137,6 +147,11 @@ class PackedWriter:
         """The type of the values of the packed embedding or head."""
         packed = (entry["values"] for name, entry in self.entries.items() if f"{name}.weight".endswith(matrix))
         return next(packed, AS_STORED)
+
+    def _weights(self) -> str:
+        """The type of values of most linears."""
+        inside = [entry["values"] for name, entry in self.entries.items() if name in self.linears.values()]
+        return self.types.weights if self.kept is None else Counter(inside).most_common(1)[0][0]
 
     def _write_tensors(self, work: Path, head_ids: Tensor | None) -> None:
         """All tensors, in files of bounded size."""
@@ -199,6 +214,8 @@ class PackedWriter:
     def _packed_head(self, tensor: Tensor, head_ids: Tensor | None) -> dict[str, Tensor]:
         """What is stored of the head, of which `tensor` is the whole weight."""
         codes = self.calibrated.head() if self.calibrated else None
+        if self.kept is not None and self.kept.kind("lm_head"):
+            return self._note("lm_head", *kept_matrix(self.kept, "lm_head", tensor, head_ids))
         if head_ids is not None:
             tensor = tensor[head_ids.long()]
             codes = codes and replace(codes, codes=codes.codes[head_ids.long()], scale=codes.scale[head_ids.long()])
@@ -208,8 +225,14 @@ class PackedWriter:
         self, name: str, tensor: Tensor, kind: str, values: str, codes: Codes | None = None
     ) -> dict[str, Tensor]:
         """What is stored of the matrix `name`, packed as `kind`."""
+        if self.kept is not None:
+            return self._note(name, *kept_matrix(self.kept, name, tensor))
         entry, parts = pack_matrix(tensor, kind, values, codes, self.types.activations)
         self._note_error(tensor, entry, parts, name)
+        return self._note(name, entry, parts)
+
+    def _note(self, name: str, entry: MatrixEntry, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Note the entry of the matrix `name` for the header; its parts by their names in the file."""
         self.entries[name] = entry.to_dict()
         return {f"{name}.{part}": value.clone() for part, value in parts.items()}
 

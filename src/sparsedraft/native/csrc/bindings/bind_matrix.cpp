@@ -1,12 +1,14 @@
 // Matrices: see bindings.hpp.
 #include "bindings/bindings.hpp"
+#include "layout/blocks.hpp"
 #include "layout/check.hpp"
 #include "layout/lay_out.hpp"
 
 namespace sparsedraft {
 namespace {
 
-constexpr const char* kValues[] = {"f32", "f16", "bf16", "i8", "i4"};             // in the order of Values
+// in the order of Values
+constexpr const char* kValues[] = {"f32", "f16", "bf16", "i8", "i4", "q8_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k"};
 constexpr const char* kLayouts[] = {"dense", "2:4", "N:8", "bitmask", "window"};  // in the order of Layout
 
 using Stream = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -17,8 +19,26 @@ Layout layout_named(const std::string& name) {
   throw std::invalid_argument("no layout is named " + name);
 }
 
+// GGUF's types come as bytes [rows, those of a row's blocks].
+void check_blocks(const Raw& values, Values type, size_t columns) {
+  if (!is_blocks(type)) return;
+  const BlockType t = block_type(type);
+  require(columns % t.inputs == 0 && values.shape(1) == row_bytes(t, columns), "a row must be whole blocks");
+}
+
+// How many weights of these blocks are not zero.
+size_t nonzero_of(const Raw& values, const std::string& type, size_t columns) {
+  const Values blocks = values_named(type);
+  check_type(values, blocks);
+  require(is_blocks(blocks), "no type of blocks");
+  check_blocks(values, blocks, columns);
+  const size_t rows = values.shape(0);
+  nb::gil_scoped_release release;
+  return nonzero_of_blocks(blocks, static_cast<const uint8_t*>(values.data()), rows, columns);
+}
+
 // `scale`: [rows] of int8. `groups`: float16 scales of int4 [rows, groups], each of `group` inputs. `activations`: bits of the inputs
-// that int8 is multiplied with. `columns`: where two codes of int4 lie in a byte; 0: they do not.
+// that int8 is multiplied with. `columns`: of int4 where two codes lie in a byte (0: they do not), and of GGUF's blocks.
 std::shared_ptr<Matrix> matrix(const Raw& values, const std::string& type, const std::string& layout, int n,
                                std::optional<Floats> scale, std::optional<Halves> groups, size_t group, int activations,
                                size_t columns) {
@@ -28,8 +48,10 @@ std::shared_ptr<Matrix> matrix(const Raw& values, const std::string& type, const
   m.values = values.data();
   m.rows = values.shape(0);
   m.columns = columns ? columns : values.shape(1);
-  m.nibbles = columns > 0;
-  require(!m.nibbles || (m.type == Values::i4 && values.shape(1) == (columns + 1) / 2), "two codes of int4 lie in each byte");
+  m.nibbles = columns > 0 && m.type == Values::i4;
+  require(!columns || m.nibbles || is_blocks(m.type), "only int4 and GGUF's types have columns of their own");
+  require(!m.nibbles || values.shape(1) == (columns + 1) / 2, "two codes of int4 lie in each byte");
+  check_blocks(values, m.type, m.columns);
   require(!scale || scale->size() == m.rows, "there must be one scale for each row");
   require(!groups || (group && groups->shape(0) == m.rows && groups->shape(1) == padded(m.columns, group) / group),
           "there must be one scale for each group of each row");
@@ -84,7 +106,7 @@ std::shared_ptr<Matrix> matrix_of(const nb::dict& d, const Stream& stream) {
 Values values_named(const std::string& name) {
   for (size_t i = 0; i < std::size(kValues); ++i)
     if (name == kValues[i]) return static_cast<Values>(i);
-  throw std::invalid_argument("values are f32, f16, bf16, i8 or i4, not " + name);
+  throw std::invalid_argument("values are f32, f16, bf16, i8, i4 or a type of GGUF files, not " + name);
 }
 
 void check_type(const Raw& array, Values type) {
@@ -98,6 +120,7 @@ void bind_matrix(nb::module_& m) {
       .def_prop_ro("bytes", &Matrix::bytes);
   m.def("matrix", &matrix, "values"_a, "type"_a, "layout"_a, "n"_a = 0, "scale"_a = nb::none(), "groups"_a = nb::none(),
         "group"_a = 0, "activations"_a = 16, "columns"_a = 0);
+  m.def("nonzero_of_blocks", &nonzero_of, "values"_a, "type"_a, "columns"_a);
   m.def("parts_of", &parts_of, "matrix"_a);
   m.def("matrix_of", &matrix_of, "parts"_a, "stream"_a, nb::keep_alive<0, 2>());
 }

@@ -1,6 +1,7 @@
 // Models: see bindings.hpp.
 #include "bindings/bindings.hpp"
 #include "engine/model.hpp"
+#include "layout/blocks.hpp"
 
 namespace sparsedraft {
 namespace {
@@ -68,6 +69,7 @@ EmbeddingTable read_embedding(const nb::dict& d, const Config& c) {
   check_type(array, table.values);
   table.rows = array.shape(0);
   table.columns = c.hidden;
+  require(!is_blocks(table.values) || c.hidden % block_type(table.values).inputs == 0, "rows must be whole blocks");
   require(array.shape(1) * array.itemsize() == table.row_bytes(), "the embedding must have the hidden size");
   if (table.values == Values::i8) {
     table.scale = floats(d["scale"]);

@@ -40,7 +40,7 @@ class ActivationBuffer {
     if (wanted.split) split_bytes(kernels, pool);
     if (wanted.bytes) quantize8(kernels, pool);
     return {x_.data(), q_.data(),  scale_.data(),  width_,         blocks_, tokens_, wanted.split ? bytes_.data() : nullptr,
-            q8_.data(), start8_.data(), ratio8_.data(), last8_.data(), together_};
+            q8_.data(), start8_.data(), half8_.data(), ratio8_.data(), last8_.data(), together_};
   }
 
  private:
@@ -49,6 +49,7 @@ class ActivationBuffer {
     const size_t blocks = width_ / kScaleBlock;
     if (q8_.size() < size + kSlack) q8_.resize(size + kSlack);
     if (start8_.size() < blocks * tokens_) start8_.resize(blocks * tokens_);
+    if (half8_.size() < blocks * tokens_) half8_.resize(blocks * tokens_);
     if (ratio8_.size() < blocks * tokens_) ratio8_.resize(blocks * tokens_);
     if (last8_.size() < static_cast<size_t>(tokens_)) last8_.resize(tokens_);
     if (!tokens_) return;
@@ -60,7 +61,8 @@ class ActivationBuffer {
         const size_t inside = t - begin;
         const size_t count = std::min<size_t>(together_, tokens_ - begin);
         kernels.quantize8(row(static_cast<int>(t)), width_, count, q8_.data() + begin * width_ + inside * kUnit8,
-                          start8_.data() + begin * blocks + inside, ratio8_.data() + begin * blocks + inside, last8_.data() + t);
+                          start8_.data() + begin * blocks + inside,
+                          half8_.data() + begin * blocks + inside, ratio8_.data() + begin * blocks + inside, last8_.data() + t);
       }
     });
   }
@@ -87,7 +89,7 @@ class ActivationBuffer {
   std::vector<float> x_, scale_, ratio8_, last8_;
   std::vector<int16_t> q_;
   std::vector<int8_t> q8_;
-  std::vector<int32_t> start8_;
+  std::vector<int32_t> start8_, half8_;
   Bytes bytes_;
   size_t width_ = 0;   // inputs of a token, padded
   size_t blocks_ = 0;  // scales of a token

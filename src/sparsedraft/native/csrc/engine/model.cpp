@@ -2,12 +2,25 @@
 
 #include <cstring>
 
+#include "layout/blocks.hpp"
 #include "layout/half.hpp"
 
 namespace sparsedraft {
 
+size_t EmbeddingTable::row_bytes() const {
+  if (is_blocks(values)) return sparsedraft::row_bytes(block_type(values), columns);
+  return values == Values::i4 ? (columns + 1) / 2 : columns * size_of(values);
+}
+
 void EmbeddingTable::read(size_t row, float* out) const {
   const uint8_t* p = bytes.data() + row * row_bytes();
+  if (is_blocks(values)) {
+    for (size_t c = 0; c < columns; c += 32) {
+      const BlockOf32 block = read_block(values, p, c);
+      for (size_t i = 0; i < 32; ++i) out[c + i] = block.weight(block_type(values), i);
+    }
+    return;
+  }
   for (size_t i = 0; i < columns; ++i) {
     if (values == Values::i4) {
       const int code = p[i / 2] >> (4 * (i % 2)) & 15;  // two's complement of 4 bits

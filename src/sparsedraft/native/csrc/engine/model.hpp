@@ -45,8 +45,8 @@ struct EmbeddingTable {
   std::vector<float> scale;       // i8 only: of each row
   std::vector<uint16_t> halves;   // i4 only: float16, of each group of inputs of each row
   size_t group = 0;               // i4 only: inputs of a group
-  // Bytes of a row: codes of int4 lie two a byte, the first in its low half.
-  size_t row_bytes() const { return values == Values::i4 ? (columns + 1) / 2 : columns * size_of(values); }
+  // Bytes of a row: codes of int4 lie two a byte, the first in its low half; GGUF's types are blocks.
+  size_t row_bytes() const;
   // Row `row` as floats: out [columns].
   void read(size_t row, float* out) const;
 };

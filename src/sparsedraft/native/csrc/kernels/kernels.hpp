@@ -11,6 +11,7 @@
 //   multiply.inc         products: which function for which layout, how many tokens at once
 //   multiply_floats.inc, multiply_int8.inc   products, one function a layout
 //   multiply_int4.inc    the same of int4; int4_records.inc, int4_masks.inc with few tokens, int4_slab.inc with many
+//   blocks.inc           the same of the types of GGUF files
 //   spread.inc           a mask of bits -> a dense tile
 //   simd_avx2.hpp        the same operations in 256 bits
 //   simd_neon.hpp        the same in twice 128 bits, on ARM
@@ -47,9 +48,10 @@ struct Activations {
   size_t blocks = 0;               // scales of a token
   int tokens = 0;
   const uint8_t* bytes = nullptr;  // q once more as Kernels::split lays it out; null where no matrix wants that
-  // For matrices of int4, tokens in groups of `together` (the last may be smaller), so that one pointer reaches all of a group:
+  // For matrices of int4 and of GGUF's types, tokens in groups of `together` (the last may be smaller), so that one pointer reaches all of a group:
   const int8_t* q8 = nullptr;       // [group][width / 16][token of the group][16], 8-bit integers, kSlack more at the end,
   const int32_t* start8 = nullptr;  // [group][width / 32][token of the group], -8 times the sum of 32 of these integers,
+  const int32_t* half8 = nullptr;   // the same of the first 16 of them
   const float* ratio8 = nullptr;    // the same: at the first 32 of each 64 inputs, which share a scale, the scale before / theirs
   const float* last8 = nullptr;     // [tokens], the last scale
   int together = 1;
@@ -84,9 +86,10 @@ struct Kernels {
   void (*multiply)(const Matrix& w, const Activations& x, float* y, size_t stride, size_t first, size_t last);
   // q = round(x / scale), scale = max |x| / 32767 over each kBlock of x [width].
   void (*quantize)(const float* x, size_t width, int16_t* q, float* scale);
-  // The members q8, start8, ratio8 and last8 of Activations for one token of a group of `together`, from its first value on. Every 64
+  // The members q8, start8, half8, ratio8 and last8 of Activations for one token of a group of `together`, from its first value on. Every 64
   // of x [width] share the scale max |x| / 127.
-  void (*quantize8)(const float* x, size_t width, size_t together, int8_t* q, int32_t* start, float* ratio, float* last);
+  void (*quantize8)(const float* x, size_t width, size_t together, int8_t* q, int32_t* start, int32_t* half, float* ratio,
+                    float* last);
   int most_together;  // tokens of a group of Activations::q8, at most
   // Whether `multiply` reads what `split` writes of so many tokens: 2 * width * kGroup bytes for every kGroup. Null: never.
   bool (*wants_split)(const Matrix& m, int tokens);

@@ -86,6 +86,12 @@ inline I add_bytes(I sum, I weights, I bytes) {
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights.v), _mm256_sign_epi8(bytes.v, weights.v));
   return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
+inline I add_wide_codes(I sum, I codes, I bytes) {
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.v, bytes.v), _mm256_set1_epi16(1)))};
+}
+inline I bytes_to_words(const uint8_t* p) {
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+}
 inline I where_equal(I a, I b, I yes, I no) { return {_mm256_blendv_epi8(no.v, yes.v, _mm256_cmpeq_epi8(a.v, b.v))}; }
 inline I shuffle(I x, I i) { return {_mm256_shuffle_epi8(x.v, i.v)}; }  // bytes, within each half
 inline I zip_low(I a, I b) { return {_mm256_unpacklo_epi8(a.v, b.v)}; }  // of each half

@@ -185,6 +185,12 @@ inline I add_bytes(I sum, I weights, I bytes) {
     return out;
   });
 }
+// The same of codes up to 63, in words.
+inline I add_wide_codes(I sum, I codes, I bytes) { return add_codes(sum, codes, bytes); }
+// 8 signed bytes as words.
+inline I bytes_to_words(const uint8_t* p) {
+  return each<I>([&](int i) { return static_cast<uint32_t>(static_cast<int8_t>(p[i])); });
+}
 // Of each byte: a == b ? yes : no
 inline I where_equal(I a, I b, I yes, I no) {
   I out{};

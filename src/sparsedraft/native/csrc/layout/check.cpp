@@ -9,7 +9,7 @@
 
 #include "layout/half.hpp"
 #include "layout/records.hpp"
-#include "layout/records_int4.hpp"
+#include "layout/blocks.hpp"
 
 namespace sparsedraft {
 namespace {
@@ -72,16 +72,15 @@ void check_window(const Matrix& m, Reader tile) {
   require(tile.at == tile.end, "a tile is too long");
 }
 
-void check_scales(Reader& tile, size_t groups) {
-  for (size_t g = 0; g < groups; ++g) {
-    const uint8_t* scales = tile.take(kScaleBytes4);
-    for (size_t lane = 0; lane < kRows4; ++lane) {
-      uint16_t half;
-      std::memcpy(&half, scales + 2 * lane, 2);
-      require(std::isfinite(half_to_float(half)), "a scale that is not finite");
-    }
+void check_halves(Reader& tile, size_t count) {
+  const uint8_t* halves = tile.take(2 * count);
+  for (size_t i = 0; i < count; ++i) {
+    uint16_t half;
+    std::memcpy(&half, halves + 2 * i, 2);
+    require(std::isfinite(half_to_float(half)), "a scale that is not finite");
   }
 }
+void check_scales(Reader& tile, size_t groups) { check_halves(tile, groups * kRows4); }
 
 // Scales are finite; of bitmasks, too, there are as many codes as the masks say, in the low halves and in the high ones.
 void check_int4_masks(const Matrix& m, Reader tile) {
@@ -108,6 +107,18 @@ void check_int4(const Matrix& m, Reader tile) {
   require(tile.at == tile.end, "a tile is too long");
 }
 
+// Factors, and scales where there are none, are finite.
+void check_blocks(const Matrix& m, Reader tile) {
+  const BlockType t = block_type(m.values);
+  check_halves(tile, factors_bytes(t, m.width()) / 2);
+  for (size_t c = 0; c < m.width(); c += kColumns) {
+    if (t.factors()) tile.take(scales_bytes(t));
+    else check_halves(tile, scales_bytes(t) / 2);
+    tile.take(record_bytes(t) - scales_bytes(t));
+  }
+  require(tile.at == tile.end, "a tile is too long");
+}
+
 // `order` names each row once.
 void check_order(const Matrix& m, size_t lanes) {
   require(m.order.size() == lanes, "rows in no order");
@@ -127,7 +138,8 @@ void check_tiles(const Matrix& m, size_t count) {
   require(m.stream.size() >= kSlack && m.tiles.back() == m.stream.size() - kSlack, "a stream of another size");
   for (size_t i = 0; i < count; ++i) {
     const Reader tile{m.stream.data() + m.tiles[i], m.stream.data() + m.tiles[i + 1]};
-    if (m.values == Values::i4) (m.layout == Layout::bitmask ? check_int4_masks : check_int4)(m, tile);
+    if (is_blocks(m.values)) check_blocks(m, tile);
+    else if (m.values == Values::i4) (m.layout == Layout::bitmask ? check_int4_masks : check_int4)(m, tile);
     else if (m.layout == Layout::bitmask) check_bitmask(m, tile);
     else if (m.layout == Layout::window) check_window(m, tile);
     else require(m.tiles[i + 1] - m.tiles[i] == tile_size(m), "a tile of another size");
@@ -144,6 +156,7 @@ void check(const Matrix& m) {
   require((m.values == Values::i4) == (m.group != 0), "groups of inputs");
   require(m.activations == 16 || (m.activations == 8 && m.values == Values::i8 && m.layout == Layout::dense), "bits of inputs");
   require(m.values != Values::i4 || (has_int4(m.layout, m.n) && is_group(m.group)), "no layout of int4");
+  require(!is_blocks(m.values) || (m.layout == Layout::dense && m.columns % block_type(m.values).inputs == 0), "blocks");
   const size_t count = padded(m.rows, m.tile_rows()) / m.tile_rows();
   const size_t lanes = count * m.tile_rows();
   check_tiles(m, count);

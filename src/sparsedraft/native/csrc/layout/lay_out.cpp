@@ -5,7 +5,7 @@
 #include <numeric>
 #include <thread>
 
-#include "layout/records_int4.hpp"
+#include "layout/blocks.hpp"
 #include "layout/tiles.hpp"
 
 namespace sparsedraft {
@@ -18,6 +18,8 @@ void check_arguments(const RowMajor& m, Layout layout, int n) {
   require(m.rows && m.columns && m.rows <= kMostRows && m.columns <= kMostColumns, "a matrix of impossible size");
   require(layout != Layout::n_eight || (n >= 1 && n <= 7), "N:8 needs an N from 1 to 7");
   require(m.type != Values::f32 || layout == Layout::dense, "sparse layouts hold 16-bit, int8 or int4 values");
+  require(!is_blocks(m.type) || (layout == Layout::dense && m.columns % block_type(m.type).inputs == 0),
+          "blocks are laid out dense, and rows are whole blocks");
   require(m.type != Values::i8 || m.scale, "int8 values need a scale for each row");
   require(m.activations == 16 || (m.activations == 8 && m.type == Values::i8 && layout == Layout::dense),
           "only dense int8 values are multiplied with inputs of 8 bits");
@@ -44,6 +46,7 @@ std::vector<int32_t> order_by_density(const Source& source) {
 }
 
 void write_tile(const Source& source, const Matrix& m, size_t tile, Stream& stream) {
+  if (is_blocks(m.values)) return write_blocks(source, tile, m, stream);
   if (m.values == Values::i4) return write_int4(source, tile, m, stream);
   if (m.wants_bytes()) return write_bytes(source, tile, m.width(), stream);
   switch (m.layout) {

@@ -7,7 +7,7 @@
 // Read in this order:
 //   matrix.hpp    a matrix and its five layouts (this file)
 //   records.hpp   the bytes of a tile in each layout
-//   records_int4.hpp   the same of int4
+//   records_int4.hpp   the same of int4; blocks.hpp   of the types of GGUF files
 //   lay_out.hpp   rows -> tiles (lay_out.cpp; tiles_*.cpp write one layout each)
 //   check.hpp     tiles from a file -> the same tiles, or an error
 //   key_blocks.hpp   keys and values, as attention reads them
@@ -23,7 +23,7 @@
 
 namespace sparsedraft {
 
-enum class Values : uint8_t { f32, f16, bf16, i8, i4 };  // the type of a weight's value
+enum class Values : uint8_t { f32, f16, bf16, i8, i4, q8_0, q4_1, q5_0, q5_1, q4_k, q5_k, q6_k };  // the type of a weight's value
 
 // How a tile stores its weights. Sparse layouts hold 16-bit or int8 values.
 enum class Layout : uint8_t {
@@ -43,8 +43,8 @@ constexpr size_t kMostRows = size_t{1} << 28;
 constexpr size_t kMostColumns = size_t{1} << 24;
 constexpr size_t kMostWindowColumns = 65536;  // padded: the column of a window is written in 16 bits
 
-// Bytes of a value as `lay_out` reads it; of int4, that is a code in a byte.
-inline size_t size_of(Values v) { return v == Values::f32 ? 4 : v == Values::i8 || v == Values::i4 ? 1 : 2; }
+// Bytes of a value as `lay_out` reads it: of int4, that is a code in a byte; GGUF's types are read as bytes.
+inline size_t size_of(Values v) { return v == Values::f32 ? 4 : v >= Values::i8 ? 1 : 2; }
 
 struct Matrix {
   size_t rows = 0;     // as the checkpoint has them
@@ -62,7 +62,7 @@ struct Matrix {
   size_t tile_count() const { return tiles.empty() ? 0 : tiles.size() - 1; }
   size_t width() const { return padded(columns, kColumns); }
   // Whether it is multiplied with inputs of 8 bits.
-  bool wants_bytes() const { return values == Values::i4 || (values == Values::i8 && activations == 8); }
+  bool wants_bytes() const { return values >= Values::i4 || (values == Values::i8 && activations == 8); }
   size_t tile_rows() const { return wants_bytes() ? kRows4 : kRows; }
   size_t bytes() const { return stream.size() + scale.size() * 4; }
 };

@@ -81,5 +81,7 @@ void write_window(const Source& source, size_t tile, size_t width, Stream& strea
 void write_bytes(const Source& source, size_t tile, size_t width, Stream& stream);
 // The same of int4, in the layout of `m`.
 void write_int4(const Source& source, size_t tile, const Matrix& m, Stream& stream);
+// The same of GGUF's blocks.
+void write_blocks(const Source& source, size_t tile, const Matrix& m, Stream& stream);
 
 }  // namespace sparsedraft
