@@ -1,4 +1,4 @@
-// The kernels of int4 for vectors of 16 lanes, which need AVX-512, in plain C++: two vectors of 8 lanes stand for one. They must give
+// The kernels of int4 and of GGUF's types for vectors of 16 lanes, which need AVX-512, in plain C++: two vectors of 8 lanes stand for one. They must give
 // the bits of the portable set, in each layout and for any number of tokens. `make lanes` builds and runs this.
 #define VECTORS simd_sixteen
 #include "kernels/simd_portable.hpp"
@@ -6,7 +6,7 @@
 #include "engine/linear.hpp"
 #include "layout/lay_out.hpp"
 #include "layout/records.hpp"
-#include "layout/records_int4.hpp"
+#include "layout/blocks.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -92,6 +92,7 @@ inline I add_codes(I sum, I codes, I bytes) {
 }
 inline I factors_of(I codes) { return codes; }
 inline I add_eights(I sum, I bytes) { return add_codes(sum, splat32(0x08080808), bytes); }
+inline I add_wide_codes(I sum, I codes, I bytes) { return add_codes(sum, codes, bytes); }
 inline I begin_bytes(const int32_t* start) { return splat32(16 * *start); }
 inline I bytes_of(I weights) { return bits_xor(weights, splat32(static_cast<int32_t>(0x80808080))); }
 inline I add_bytes(I sum, I bytes, I x) { return add_codes(sum, bytes, x); }
@@ -109,6 +110,9 @@ using Repeated = I;
 inline Repeated repeated32(const void* p) { return splat32(p); }
 inline F half_floats(const uint8_t* p) {
   return both<F>([&](int i) { return half::halves(p + 16 * i); });
+}
+inline F byte_floats(const uint8_t* p) {
+  return both<F>([&](int i) { return half::to_float(half::bytes_to_words(p + 8 * i)); });
 }
 #define SPARSEDRAFT_TOGETHER 12
 #include "kernels/multiply_int4.inc"
@@ -141,6 +145,43 @@ Matrix matrix(Layout layout, int n, size_t kept, size_t of, size_t rows, size_t 
   return lay_out(source, layout, n);
 }
 
+// A matrix of GGUF's blocks, whose float16 begin at these bytes of each.
+Matrix blocks(Values type, std::vector<size_t> halves, size_t rows, size_t columns) {
+  const BlockType t = block_type(type);
+  std::vector<uint8_t> bytes(rows * row_bytes(t, columns));
+  for (uint8_t& b : bytes) b = static_cast<uint8_t>(draw());
+  for (size_t block = 0; block < bytes.size(); block += t.bytes)
+    for (const size_t at : halves) {
+      const uint16_t half = static_cast<uint16_t>((draw() & 0x83FF) | (8 + draw() % 4) << 10);
+      std::memcpy(bytes.data() + block + at, &half, 2);
+    }
+  RowMajor source;
+  source.values = bytes.data();
+  source.type = type;
+  source.rows = rows;
+  source.columns = columns;
+  return lay_out(source, Layout::dense, 0);
+}
+
+// Whether `set` gives the portable set's bits for any number of tokens; says where it does not.
+bool same(const Kernels& set, const Matrix& m, const char* what, int number) {
+  Pool pool(1);
+  for (const int tokens : {1, 2, 4, 5, 7, 8, 9, 12, 23, 100}) {
+    ActivationBuffer buffer;
+    buffer.resize(m.columns, tokens);
+    for (int t = 0; t < tokens; ++t)
+      for (size_t i = 0; i < m.columns; ++i) buffer.row(t)[i] = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
+    const size_t stride = padded(m.rows, kRows4);
+    std::vector<float> expected(stride * tokens), found(stride * tokens);
+    multiply_all(kernels_portable, pool, buffer, {{&m, expected.data(), stride}});
+    multiply_all(set, pool, buffer, {{&m, found.data(), stride}});
+    if (!std::memcmp(expected.data(), found.data(), found.size() * 4)) continue;
+    std::printf("%s %d, groups of %zu, %d tokens\n", what, number, m.group, tokens);
+    return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int main() {
@@ -157,24 +198,14 @@ int main() {
     k.most_together = SPARSEDRAFT_TOGETHER;
     return k;
   }();
-  Pool pool(1);
+  bool equal = true;
   for (const Case& c : cases)
     for (const size_t group : {32, 64, 128, 256})
-      for (const int tokens : {1, 2, 7, 8, 9, 12, 23, 100}) {
-        const size_t rows = 35, columns = 1096;
-        const Matrix m = matrix(c.layout, c.n, c.kept, c.of, rows, columns, group);
-        ActivationBuffer buffer;
-        buffer.resize(columns, tokens);
-        for (int t = 0; t < tokens; ++t)
-          for (size_t i = 0; i < columns; ++i) buffer.row(t)[i] = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
-        const size_t stride = padded(rows, kRows4);
-        std::vector<float> expected(stride * tokens), found(stride * tokens);
-        multiply_all(kernels_portable, pool, buffer, {{&m, expected.data(), stride}});
-        multiply_all(sixteen, pool, buffer, {{&m, found.data(), stride}});
-        if (std::memcmp(expected.data(), found.data(), found.size() * 4)) {
-          std::printf("layout %d, groups of %zu, %d tokens\n", static_cast<int>(c.layout), group, tokens);
-          return 1;
-        }
-      }
+      equal &= same(sixteen, matrix(c.layout, c.n, c.kept, c.of, 35, 1096, group), "layout", static_cast<int>(c.layout));
+  for (const Values type : {Values::q8_0, Values::q5_0}) equal &= same(sixteen, blocks(type, {0}, 35, 1120), "type", static_cast<int>(type));
+  for (const Values type : {Values::q4_1, Values::q5_1, Values::q4_k, Values::q5_k})
+    equal &= same(sixteen, blocks(type, {0, 2}, 35, 1280), "type", static_cast<int>(type));
+  equal &= same(sixteen, blocks(Values::q6_k, {208}, 35, 1280), "type", static_cast<int>(Values::q6_k));
+  if (!equal) return 1;
   std::puts("equal");
 }
