@@ -5,9 +5,11 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "engine/linear.hpp"
+#include "layout/blocks.hpp"
 #include "layout/lay_out.hpp"
 
 using namespace sparsedraft;
@@ -87,10 +89,43 @@ void check_quantize8(const Kernels& kernels, size_t width) {
   std::vector<float> x = floats(width);
   for (size_t i = 0; i < width; ++i) x[i] *= std::ldexp(1.0f, static_cast<int>(i / kInputGroup * 37 % 160) - 80);
   std::vector<int8_t> q(2 * width);
-  std::vector<int32_t> start(width / kScaleBlock * 2);
+  std::vector<int32_t> start(width / kScaleBlock * 2), half(start.size());
   std::vector<float> ratio(start.size() + 1);
-  kernels.quantize8(x.data(), width, 2, q.data() + kUnit8, start.data() + 1, ratio.data() + 1, ratio.data());
-  std::printf("quantize8 %zu %016llx %016llx %016llx\n", width, checksum(q), checksum(start), checksum(ratio));
+  kernels.quantize8(x.data(), width, 2, q.data() + kUnit8, start.data() + 1, half.data() + 1, ratio.data() + 1, ratio.data());
+  std::printf("quantize8 %zu %016llx %016llx %016llx %016llx\n", width, checksum(q), checksum(start), checksum(half), checksum(ratio));
+}
+
+// Products of all numbers of tokens that a pass may take; parts of a cache.
+void check_products(const Kernels& set, const Matrix& m, const std::string& what) {
+  for (const int tokens : {1, 2, 3, 4, 5, 8, 9, 17, 62}) {
+    std::vector<float> x(m.columns * tokens);
+    for (float& f : x) f = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
+    Pool pool(2);
+    ActivationBuffer buffer;
+    buffer.resize(m.columns, tokens);
+    for (int t = 0; t < tokens; ++t) std::copy_n(x.data() + t * m.columns, m.columns, buffer.row(t));
+    std::vector<float> y(padded(m.rows, kRows4) * tokens);
+    multiply_all(set, pool, buffer, {{&m, y.data(), padded(m.rows, kRows4)}});
+    std::printf("%s %d %016llx\n", what.c_str(), tokens, checksum(y));
+  }
+}
+
+// GGUF's blocks of a type, whose float16 begin at these bytes of each.
+void check_blocks(const Kernels& set, Values type, std::vector<size_t> halves, size_t columns) {
+  const BlockType t = block_type(type);
+  RowMajor source;
+  source.type = type;
+  source.rows = 37;
+  source.columns = columns;
+  std::vector<uint8_t> raw(source.rows * row_bytes(t, columns));
+  for (uint8_t& b : raw) b = static_cast<uint8_t>(draw());
+  for (size_t block = 0; block < raw.size(); block += t.bytes)
+    for (const size_t at : halves) {
+      const uint16_t half = static_cast<uint16_t>((draw() & 0x83FF) | (5 + draw() % 4) << 10);
+      std::memcpy(raw.data() + block + at, &half, 2);
+    }
+  source.values = raw.data();
+  check_products(set, lay_out(source, Layout::dense, 0), "blocks " + std::to_string(static_cast<int>(type)));
 }
 
 }  // namespace
@@ -137,16 +172,10 @@ int main(int count, char** arguments) {
       for (uint16_t& h : halves) h = static_cast<uint16_t>((draw() & 0x83FF) | (5 + draw() % 4) << 10);
       if (group) source.halves = halves.data();
       const Matrix m = lay_out(source, c.layout, c.n);
-      for (const int tokens : {1, 2, 3, 4, 5, 8, 9, 17, 62}) {  // all that a pass may take; parts of a cache
-        std::vector<float> x(columns * tokens);
-        for (float& f : x) f = (static_cast<float>(draw() % 4001) - 2000.0f) / 512.0f;
-        Pool pool(2);
-        ActivationBuffer buffer;
-        buffer.resize(columns, tokens);
-        for (int t = 0; t < tokens; ++t) std::copy_n(x.data() + t * columns, columns, buffer.row(t));
-        std::vector<float> y(padded(rows, kRows4) * tokens);
-        multiply_all(set, pool, buffer, {{&m, y.data(), padded(rows, kRows4)}});
-        std::printf("%s %s %d %016llx\n", c.name, name, tokens, checksum(y));
-      }
+      check_products(set, m, std::string(c.name) + " " + name);
     }
+  for (const Values type : {Values::q8_0, Values::q5_0}) check_blocks(set, type, {0}, 672);
+  for (const Values type : {Values::q4_1, Values::q5_1}) check_blocks(set, type, {0, 2}, 672);
+  for (const Values type : {Values::q4_k, Values::q5_k}) check_blocks(set, type, {0, 2}, 768);
+  check_blocks(set, Values::q6_k, {208}, 768);
 }

@@ -1,12 +1,15 @@
 """Tiny GGUF files with llama.cpp's names and layout, written from transformers' models."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CONTROL, NORMAL = 3, 1
@@ -22,11 +25,13 @@ def write_gguf(
     split: int = 0,
     pre: str = "gpt-2",
     ends: dict[str, int] | None = None,
+    blocks: Mapping[str, tuple[str, NDArray[np.uint8]]] | None = None,
 ) -> list[Path]:
     """`model` as llama.cpp's converter writes it (float32), of `split` tensors a part; the paths of the parts.
 
     `keys` of the architecture and `tensors` are added or take the place of others; None takes one away. `pre` says how
-    the tokenizer splits text, `ends` what else ends a text ("eot": an id).
+    the tokenizer splits text, `ends` what else ends a text ("eot": an id). `blocks`: (ggml's type, bytes [rows, ...])
+    of tensors that are quantised.
     """
     arch = {"gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
     writer = GGUFWriter(path, arch, split_max_tensors=split)
@@ -34,8 +39,10 @@ def write_gguf(
     _add_tokenizer(writer, tokenizer, pre)
     _add_keys(writer, {f"tokenizer.ggml.{name}_token_id": number for name, number in (ends or {}).items()})
     for name, tensor in (_tensors(model, arch) | (tensors or {})).items():
-        if tensor is not None:
+        if tensor is not None and name not in (blocks or {}):
             writer.add_tensor(name, tensor.float().contiguous().numpy())
+    for name, (kind, raw) in (blocks or {}).items():
+        writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType[kind.upper()])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,0 +1,111 @@
+"""`pack --weights stored`: a GGUF file's own weights, none rounded again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+import stages
+from gguf_blocks import dequantised, random_blocks
+from ggufs import rounded, write_gguf
+from sparsedraft import load
+from sparsedraft.base.errors import UserError
+from sparsedraft.models import checkpoint
+from sparsedraft.native import extension
+from sparsedraft.native.packed_folder import PackedReader
+from sparsedraft.native.session import Engine
+from tiny import build_llama, build_tokenizer
+
+KINDS = {  # of the first layer; the second is of q4_0 and float16
+    "attn_q": "q4_k", "attn_k": "q6_k", "attn_v": "q5_k", "attn_output": "q8_0",
+    "ffn_gate": "q4_1", "ffn_up": "q5_0", "ffn_down": "q5_1",
+}  # fmt: skip
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "layers": 2}
+
+
+def quantised(path: Path, tied: bool, embedding: str = "q6_k") -> dict[str, tuple[str, np.ndarray]]:
+    """Write a llama of all types as the GGUF file `path`; its blocks by name."""
+    model = rounded(build_llama(tie_word_embeddings=tied, **SIZES))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    of = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}
+    of |= {"attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"}
+    of |= {"ffn_down": "mlp.down_proj"}
+    found = {}
+    for seed, (name, kind) in enumerate(KINDS.items()):
+        rows, columns = shapes[f"model.layers.0.{of[name]}.weight"]
+        size = 1e-4 if kind.endswith("_k") else 2e-3  # so that weights are of about one size
+        found[f"blk.0.{name}.weight"] = kind, random_blocks(kind, rows, columns, size, seed)
+    rows, columns = shapes["model.embed_tokens.weight"]
+    found["token_embd.weight"] = embedding, random_blocks(embedding, rows, columns, 1e-4, 99)
+    found["blk.1.ffn_gate.weight"] = "q4_0", four_bits(*shapes["model.layers.1.mlp.gate_proj.weight"])
+    write_gguf(path, model, build_tokenizer(), blocks=found)
+    return found
+
+
+def four_bits(rows: int, columns: int) -> np.ndarray:
+    """Random blocks of q4_0, one of them with the scale 0."""
+    rng = np.random.default_rng(5)
+    raw = rng.integers(0, 256, (rows, columns // 32, 18), dtype=np.uint8)
+    raw[..., :2] = (rng.standard_normal((rows, columns // 32, 1)) * 0.01).astype(np.float16).view(np.uint8)
+    raw[3, 0, :2] = 0
+    return raw.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_are_the_files_own(tied: bool, tmp_path: Path) -> None:
+    """Blocks byte for byte (queries and keys with their rows back in order), codes and scales of q4_0 bit for bit."""
+    found = quantised(tmp_path / "m.gguf", tied)
+    result = stages.pack(str(tmp_path / "m.gguf"), tmp_path / "packed", weights="stored")
+    reader = PackedReader(tmp_path / "packed")
+    plain = load(str(tmp_path / "m.gguf")).state_dict()
+    assert json.loads((tmp_path / "packed" / "packed.json").read_text())["version"] == 3
+    assert result["rounding_error"] == 0
+    kinds = {name: entry.values for name, entry in reader.entries.items()}
+    assert [kinds[f"model.layers.0.self_attn.{p}_proj"] for p in "qkvo"] == ["q4_k", "q6_k", "q5_k", "q8_0"]
+    assert kinds["model.layers.1.mlp.gate_proj"] == "int4" and kinds["model.layers.1.mlp.up_proj"] == "bf16"
+    assert kinds["model.embed_tokens"] == "q6_k" and ("lm_head" in kinds) == (not tied)
+    for name in reader.entries:  # against transformers, which reads blocks in its own way; the checkpoint is bfloat16
+        weight = reader.matrix(f"{name}.weight")[0].weight()
+        assert torch.equal(weight.bfloat16(), plain[f"{name}.weight"].bfloat16()), name
+    for linear, name in (("mlp.gate_proj", "ffn_gate"), ("mlp.down_proj", "ffn_down")):
+        kind, raw = found[f"blk.0.{name}.weight"]
+        assert np.array_equal(reader.tensors(f"model.layers.0.{linear}")["values"].numpy(), raw)
+        assert torch.equal(reader.matrix(f"model.layers.0.{linear}.weight")[0].weight(), dequantised(kind, raw))
+    kind, raw = found["blk.1.ffn_gate.weight"]
+    assert torch.equal(reader.matrix("model.layers.1.mlp.gate_proj.weight")[0].weight(), dequantised("q4_0", raw))
+
+
+@pytest.mark.skipif(not extension.is_built(), reason="not built")
+@pytest.mark.parametrize("embedding", ["q6_k", "q8_0", "q4_k"])
+def test_the_engine_runs_them(embedding: str, tmp_path: Path) -> None:
+    """Logits are the model's, up to what activations of 8 bits cost; the same when it is loaded again."""
+    quantised(tmp_path / "m.gguf", True, embedding)
+    stages.pack(str(tmp_path / "m.gguf"), tmp_path / "packed", weights="stored")
+    ids = [5, 250, 17, 301, 99, 4, 4, 120]
+    expected = load(str(tmp_path / "m.gguf"))(torch.tensor([ids])).logits[0].float()
+    found = Engine(tmp_path / "packed").forward(ids, len(ids))
+    assert float((found - expected).norm() / expected.norm()) < 0.03
+    again = Engine(tmp_path / "packed").forward(ids, len(ids))
+    assert torch.equal(found, again)
+    packed = load(str(tmp_path / "packed"))(torch.tensor([ids])).logits[0].float()
+    assert float((packed - expected).norm() / expected.norm()) < 0.03
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    quantised(tmp_path / "m.gguf", True)
+    model = build_llama(tie_word_embeddings=True, **SIZES)
+    checkpoint.save(model, build_tokenizer(), tmp_path / "plain", dtype=torch.float16)
+    with pytest.raises(UserError, match=r"is no \.gguf file, whose weights --weights stored keeps: give int8 or int4"):
+        stages.pack(str(tmp_path / "plain"), tmp_path / "out", weights="stored")
+    with pytest.raises(UserError, match="<weights> stored keeps head and embedding, too"):
+        stages.pack(str(tmp_path / "m.gguf"), tmp_path / "out", weights="stored", head_weights="int8")
+    raw = np.zeros((512, 256 // 256 * 110), np.uint8)  # q3_k
+    blocks = {"blk.0.ffn_gate.weight": ("q3_k", raw)}
+    write_gguf(tmp_path / "q3.gguf", rounded(model), build_tokenizer(), blocks=blocks)
+    with pytest.raises(UserError, match=r"has model\.layers\.0\.mlp\.gate_proj as q3_k: --weights stored keeps f32, "):
+        stages.pack(str(tmp_path / "q3.gguf"), tmp_path / "out", weights="stored")
+    assert not (tmp_path / "out").exists()
+    assert GGMLQuantizationType.Q3_K.name.lower() == "q3_k"
