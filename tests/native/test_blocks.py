@@ -6,7 +6,7 @@ import torch
 
 from gguf_blocks import KINDS, dequantised, random_blocks
 from sparsedraft.base.errors import UserError
-from sparsedraft.native import blocks, extension, layout
+from sparsedraft.native import blocks, extension, layout, memory
 from sparsedraft.native.packed_format import MatrixEntry, unpack_matrix
 from sparsedraft.native.stored_matrix import StoredMatrix
 
@@ -53,6 +53,7 @@ def test_every_set_gives_the_same_bits_alone_and_together(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_and_zeros_are_those_of_the_gguf_package(kind: str) -> None:
     source = stored(kind)
+    source.values[7, : blocks.BLOCKS[kind].bytes] = 0  # a block of zeros
     expected = dequantised(kind, source.values.numpy())
     assert torch.equal(source.weight(), expected)
     assert source.shape == tuple(expected.shape) and source.type == kind
@@ -78,3 +79,10 @@ def test_what_does_not_fit_is_refused(kind: str) -> None:
         MatrixEntry.parse("w", fields | {"kind": "bitmask", "columns": block.inputs})
     with pytest.raises(ValueError, match="whole blocks"):
         extension.extension().matrix(source.values.numpy(), kind, "dense", columns=COLUMNS[kind] - block.inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_have_the_bytes_that_are_counted(kind: str) -> None:
+    found = extension.extension().parts_of(matrix(kind))["stream"]
+    counted = memory.laid_out_bytes(MatrixEntry.describe(stored(kind), "dense"), 0)
+    assert 0 <= len(np.asarray(found)) - counted <= 128 * 3  # ends of cache lines, and what may be read behind the end

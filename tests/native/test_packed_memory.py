@@ -15,6 +15,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.native import extension, layout, layout_choice, memory, model
+from sparsedraft.native.blocks import BLOCKS
 from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.packed_format import pack_matrix, unpack_matrix
 from sparsedraft.native.stored_matrix import VALUE_TYPES
@@ -68,7 +69,7 @@ def test_loading_takes_what_is_counted(
 
 
 @pytest.mark.parametrize("lanes", ["avx2", "avx512"])
-@pytest.mark.parametrize("values", [values for values in VALUE_TYPES if values != "f32"])
+@pytest.mark.parametrize("values", [values for values in VALUE_TYPES if values not in {"f32", *BLOCKS}])
 @pytest.mark.parametrize("kind", ["dense", "bitmask", "2:4", "4:8", "2:8", "1:8", "8:16"])
 def test_layouts_have_the_bytes_that_are_counted(kind: str, values: str, lanes: str, monkeypatch) -> None:
     """Of every kind, type and CPU, and of odd sizes; windows nearly."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 CONTROL, NORMAL = 3, 1
+Blocks = tuple[str, NDArray[np.uint8]]  # ggml's type, bytes [rows, those of a row]
 
 
 def write_gguf(
@@ -20,29 +21,27 @@ def write_gguf(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     keys: dict[str, Any] | None = None,
-    tensors: dict[str, torch.Tensor | None] | None = None,
+    tensors: Mapping[str, torch.Tensor | Blocks | None] | None = None,
     *,
     split: int = 0,
     pre: str = "gpt-2",
     ends: dict[str, int] | None = None,
-    blocks: Mapping[str, tuple[str, NDArray[np.uint8]]] | None = None,
 ) -> list[Path]:
     """`model` as llama.cpp's converter writes it (float32), of `split` tensors a part; the paths of the parts.
 
     `keys` of the architecture and `tensors` are added or take the place of others; None takes one away. `pre` says how
-    the tokenizer splits text, `ends` what else ends a text ("eot": an id). `blocks`: (ggml's type, bytes [rows, ...])
-    of tensors that are quantised.
+    the tokenizer splits text, `ends` what else ends a text ("eot": an id). A tensor may be quantised: Blocks.
     """
     arch = {"gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
     writer = GGUFWriter(path, arch, split_max_tensors=split)
     _add_keys(writer, {f"{arch}.{name}": value for name, value in (_keys(model.config) | (keys or {})).items()})
     _add_tokenizer(writer, tokenizer, pre)
     _add_keys(writer, {f"tokenizer.ggml.{name}_token_id": number for name, number in (ends or {}).items()})
-    for name, tensor in (_tensors(model, arch) | (tensors or {})).items():
-        if tensor is not None and name not in (blocks or {}):
+    for name, tensor in ({**_tensors(model, arch), **(tensors or {})}).items():
+        if isinstance(tensor, tuple):
+            writer.add_tensor(name, tensor[1], raw_dtype=GGMLQuantizationType[tensor[0].upper()])
+        elif tensor is not None:
             writer.add_tensor(name, tensor.float().contiguous().numpy())
-    for name, (kind, raw) in (blocks or {}).items():
-        writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType[kind.upper()])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -13,6 +13,7 @@ from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint, quantizers, shards
 from sparsedraft.models.config.sparsity import groups_of
 from sparsedraft.models.decoder import decoder_linears
+from sparsedraft.models.gguf.blocks import BlockFile
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.skeleton import skeleton
@@ -64,18 +65,27 @@ def pack(options: PackOptions) -> dict[str, Any]:
         check_loads(work)
         return result
 
+    inputs = {"model": folder, **_inputs(options, types, kept, head_on_text)}
+    reads = (options.model, options.head_data, options.calibration)
+    return artifact.make(
+        options.out, "pack", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
+    )
+
+
+def _inputs(options: PackOptions, types: Types, kept: BlockFile | None, head_on_text: bool) -> dict[str, object]:
+    """What the result is made of, beside the checkpoint; folders of older versions stay as they are."""
     inputs: dict[str, object] = {
-        "model": folder, "weights": options.weights, "head_tokens": options.head_tokens,
+        "weights": options.weights, "head_tokens": options.head_tokens,
         "head_data": Path(options.head_data) if options.head_data else None,
     }  # fmt: skip
-    if head_weights != options.weights:  # folders of older versions stay as they are
-        inputs["head_weights"] = head_weights
-    if types.embedding != head_weights:
+    if types.head != options.weights:
+        inputs["head_weights"] = types.head
+    if types.embedding != types.head:
         inputs["embedding_weights"] = types.embedding
     if kept is not None:
         inputs["file"] = kept.path
-    if activations != 16:
-        inputs["activations"] = activations
+    if types.activations != 16:
+        inputs["activations"] = types.activations
     if options.calibration is not None:
         inputs |= {
             "calibration": calibration.source(options.calibration),
@@ -84,10 +94,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
         }
     if head_on_text:  # older versions rounded it by least squares
         inputs["head"] = "on text"
-    reads = (options.model, options.head_data, options.calibration)
-    return artifact.make(
-        options.out, "pack", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
-    )
+    return inputs
 
 
 def _calibration_tokenizer(options: PackOptions, folder: Path, head_weights: str) -> PreTrainedTokenizerBase | None:
