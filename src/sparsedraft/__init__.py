@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sparsedraft.native.session import Engine
     from sparsedraft.stages.distill.options import DistillOptions
     from sparsedraft.stages.evaluate.options import EvaluateOptions
+    from sparsedraft.stages.export.options import ExportOptions
     from sparsedraft.stages.finetune.options import FinetuneOptions
     from sparsedraft.stages.generate.api import Model
     from sparsedraft.stages.generate.texts import GeneratedText, TextPiece
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "DistillOptions", "DropLayersOptions", "Engine", "EvaluateOptions", "FinetuneOptions", "GeneratedText",
-    "InspectOptions", "LoadedModel", "PackOptions", "PruneOptions", "ReportOptions", "TextPiece", "distill",
-    "drop_layers", "evaluate", "finetune", "generate", "inspect", "load", "pack", "prune", "register", "report",
+    "DistillOptions", "DropLayersOptions", "Engine", "EvaluateOptions", "ExportOptions", "FinetuneOptions",
+    "GeneratedText", "InspectOptions", "LoadedModel", "PackOptions", "PruneOptions", "ReportOptions", "TextPiece",
+    "distill", "drop_layers", "evaluate", "export", "finetune", "generate", "inspect", "load", "pack", "prune",
+    "register", "report",
 ]  # fmt: skip
 
 
@@ -134,6 +136,13 @@ def pack(options: "PackOptions") -> dict[str, Any]:
     return stage.pack(options)
 
 
+def export(options: "ExportOptions") -> dict[str, Any]:
+    """Write a checkpoint as a GGUF file for llama.cpp; returns what the command prints as JSON."""
+    from sparsedraft.stages.export import stage
+
+    return stage.export(options)
+
+
 def inspect(options: "InspectOptions") -> dict[str, Any]:
     """What a checkpoint is made of; returns what the command prints as JSON."""
     from sparsedraft.stages.inspect import stage
@@ -188,6 +197,10 @@ def __getattr__(name: str) -> Any:
             from sparsedraft.stages.evaluate.options import EvaluateOptions
 
             return EvaluateOptions
+        case "ExportOptions":
+            from sparsedraft.stages.export.options import ExportOptions
+
+            return ExportOptions
         case "PackOptions":
             from sparsedraft.stages.pack.options import PackOptions
 

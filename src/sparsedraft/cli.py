@@ -16,6 +16,7 @@ from sparsedraft.base.jsonfiles import dumps
 from sparsedraft.recipe.options import PlanOptions, RunOptions
 from sparsedraft.stages.distill.options import DistillOptions
 from sparsedraft.stages.evaluate.options import EvaluateOptions
+from sparsedraft.stages.export.options import ExportOptions
 from sparsedraft.stages.finetune.options import FinetuneOptions
 from sparsedraft.stages.generate.options import GenerateOptions
 from sparsedraft.stages.inspect.options import InspectOptions
@@ -143,6 +144,17 @@ def pack(options: PackOptions) -> None:
     emit(stage(options))
 
 
+def export(options: ExportOptions) -> None:
+    """Write a checkpoint, packed or not, as a GGUF file, which llama.cpp's programs run.
+
+    Zeros stay zeros. Codes of int4 go over bit for bit, into q4_0 and q8_0; codes of int8 into q8_0, their scales in
+    float16. Of llama, mistral, qwen2 and qwen3 with byte-level BPE.
+    """
+    from sparsedraft.stages.export.stage import export as stage
+
+    emit(stage(options))
+
+
 COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "run": (RunOptions, run),
     "plan": (PlanOptions, plan),
@@ -155,6 +167,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "eval": (EvaluateOptions, evaluate),
     "generate": (GenerateOptions, generate),
     "pack": (PackOptions, pack),
+    "export": (ExportOptions, export),
 }
 for _name, (_options, _work) in COMMANDS.items():
     app.command(_name)(command(_options, _work))

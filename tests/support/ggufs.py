@@ -32,7 +32,7 @@ def write_gguf(
     `keys` of the architecture and `tensors` are added or take the place of others; None takes one away. `pre` says how
     the tokenizer splits text, `ends` what else ends a text ("eot": an id). A tensor may be quantised: Blocks.
     """
-    arch = {"gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
+    arch = _arch(model)
     writer = GGUFWriter(path, arch, split_max_tensors=split)
     _add_keys(writer, {f"{arch}.{name}": value for name, value in (_keys(model.config) | (keys or {})).items()})
     _add_tokenizer(writer, tokenizer, pre)
@@ -47,6 +47,10 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return sorted(path.parent.glob(f"{path.stem}-*.gguf")) if split else [path]
+
+
+def _arch(model: PreTrainedModel) -> str:
+    return {"gemma3_text": "gemma3"}.get(model.config.model_type, model.config.model_type)
 
 
 def _keys(config: PretrainedConfig) -> dict[str, Any]:
@@ -132,3 +136,17 @@ def same(model: PreTrainedModel, folder: Path, length: int = 300) -> PreTrainedM
     with torch.no_grad():
         torch.testing.assert_close(found(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
     return found
+
+
+def read_back(path: Path) -> dict[str, torch.Tensor]:
+    """What the gguf package makes of the tensors of a file, float32, by llama.cpp's names."""
+    found = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        shape = [int(n) for n in reversed(tensor.shape)]
+        found[tensor.name] = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy()).reshape(shape)
+    return found
+
+
+def as_in_file(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's weights by llama.cpp's names and in its order of rows."""
+    return {name: tensor.float() for name, tensor in _tensors(model, _arch(model)).items() if tensor is not None}

@@ -8,6 +8,8 @@ from sparsedraft.stages.distill import stage as distill_stage
 from sparsedraft.stages.distill.options import DistillOptions
 from sparsedraft.stages.evaluate import stage as evaluate_stage
 from sparsedraft.stages.evaluate.options import EvaluateOptions
+from sparsedraft.stages.export import stage as export_stage
+from sparsedraft.stages.export.options import ExportOptions
 from sparsedraft.stages.finetune import stage as finetune_stage
 from sparsedraft.stages.finetune.options import FinetuneOptions, Settings
 from sparsedraft.stages.generate import stage as generate_stage
@@ -64,6 +66,10 @@ def run_tasks(target: str, drafters: Sequence[tuple[str, str]], tasks: Sequence[
 
 def pack(model: str, out: Path, **options: Any) -> Result:
     return pack_stage.pack(PackOptions(model=model, out=out, **options))
+
+
+def export(checkpoint: Path, out: Path, kind: str, *, overwrite: bool = False) -> Result:
+    return export_stage.export(ExportOptions(checkpoint=checkpoint, gguf=kind, out=out, overwrite=overwrite))
 
 
 def inspect(checkpoint: str) -> Result:
