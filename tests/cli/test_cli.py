@@ -72,6 +72,7 @@ COMMANDS = {
         "--runtime",
     },
     "pack": {"--out", "--weights", "--head-tokens", "--head-data", "--overwrite"},
+    "export": {"--gguf", "--out", "--overwrite"},
     "report": {"--overwrite"},
     "inspect": set(),
 }
@@ -253,6 +254,9 @@ def untold(folder: Path, target: Path) -> Path:
 
 
 MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
+    (lambda f, t: ("export", t, "--gguf", "q5_0", "--out", f / "a.gguf"), "--gguf q5_0 is not known: choose one of"),
+    (lambda f, t: ("export", t, "--gguf", "q8_0", "--out", f / "a"), "does not end in .gguf"),
+    (lambda f, t: ("export", f / "none", "--gguf", "q8_0", "--out", f / "a.gguf"), "no such folder"),
     (lambda f, t: ("run", f / "none.yaml"), "no such file"),
     (
         lambda f, t: ("run", recipe(f, t, "finetun: {}"), "--out", f / "o"),
@@ -363,3 +367,9 @@ def test_a_stage_that_works_in_one_process_refuses_to_be_launched_in_two(monkeyp
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert call(monkeypatch, "report", tmp_path) == 2
     assert "'report' works in one process: launch several for 'finetune' alone" in capsys.readouterr().err
+
+
+def test_export_ends_with_one_object(monkeypatch, capsys, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert call(monkeypatch, "export", tiny_checkpoint, "--gguf", "q8_0", "--out", tmp_path / "a.gguf") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["path"] == str(tmp_path / "a.gguf") and result["tensors"] == {"Q8_0": 29, "F32": 9}

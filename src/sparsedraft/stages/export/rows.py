@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,7 +15,7 @@ from sparsedraft.native.stored_matrix import StoredMatrix
 from sparsedraft.stages.export.source import finite
 
 ROWS = 1024  # at a time: float32 copies of a whole embedding would take several times its size
-PLAIN = {"f32": Kind.BF16, "bf16": Kind.BF16, "f16": Kind.F16, "int8": Kind.F16, "int4": Kind.F16}
+PLAIN = {"f32": Kind.BF16, "bf16": Kind.BF16}  # of the rest F16, which has more digits
 
 
 @dataclass
@@ -36,7 +35,7 @@ def kind_of(wanted: str, stored: str, columns: int, ends: bool) -> Kind:
     if wanted == "bf16":
         return Kind.BF16
     if columns % BLOCK:
-        return PLAIN[stored]
+        return PLAIN.get(stored, Kind.F16)
     return Kind.Q8_0 if wanted == "q8_0" or (ends and stored != "int4") else Kind.Q4_0
 
 
@@ -63,10 +62,10 @@ def _written(name: str, part: StoredMatrix, kind: Kind) -> tuple[Stored, float]:
     """(rows as the file has them, the largest relative change of their scales)."""
     if kind in FLOATS:
         return write_blocks.floats(part.weight(), kind), 0.0
-    if part.group and part.scale is not None:
+    if part.type == "int4" and part.scale is not None:
         codes = Codes(part.values, part.scale, part.group)
         return (write_blocks.q4_0 if kind == Kind.Q4_0 else write_blocks.q8_0_of_int4)(codes), 0.0
-    if part.values.dtype == torch.int8 and part.scale is not None and kind == Kind.Q8_0:
+    if part.type == "int8" and part.scale is not None and kind == Kind.Q8_0:
         return write_blocks.q8_0_of_int8(part.values, part.scale)
     weight = finite(name, part.weight())
     return (write_blocks.q4_0(int4_codes(weight)) if kind == Kind.Q4_0 else write_blocks.q8_0_of_floats(weight)), 0.0
