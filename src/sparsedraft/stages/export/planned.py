@@ -1,5 +1,6 @@
 """A GGUF file of a checkpoint: planned whole, so that what is in the way is said first, then written."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Planned:
         entries = [self._entry(name, shape, kind) for name, shape in self.source.shapes.items()]
         if self.factors is not None:
             entries.insert(0, Entry(ROPE, "", self.factors.shape, Kind.F32))
-        name = Path(ref).expanduser().resolve().name if Path(ref).expanduser().exists() else ref
+        name = Path(os.path.expanduser(ref)).resolve().name
         self.plan = Plan(self.names.arch, name, kind, keys, tokenizer, entries)
 
     def _entry(self, name: str, shape: tuple[int, ...], kind: str) -> Entry:
