@@ -178,6 +178,19 @@ def test_zeros_stay_zeros(tmp_path: Path, made: Made, kind: str, weights: str | 
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
+def test_a_file_that_was_packed_as_it_is_goes_back(tmp_path: Path, kind: str) -> None:
+    """Exported, packed as stored, exported: the same bytes of every tensor."""
+    save(MODELS["biased"](), tmp_path / "a", dtype=torch.bfloat16)
+    export(tmp_path / "a", tmp_path / "a.gguf", kind)
+    pack(str(tmp_path / "a.gguf"), tmp_path / "packed", weights="stored")
+    export(tmp_path / "packed", tmp_path / "again.gguf", kind)
+    first, again = (
+        {t.name: t.data.tobytes() for t in gguf.GGUFReader(tmp_path / f).tensors} for f in ("a.gguf", "again.gguf")
+    )
+    assert first == again and entries(tmp_path / "a.gguf") == entries(tmp_path / "again.gguf")
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
 def test_rows_that_are_no_whole_blocks_keep_16_bits(tmp_path: Path, kind: str) -> None:
     model = build_llama(layers=1, intermediate_size=100)
     save(model, tmp_path / "a", dtype=torch.bfloat16)

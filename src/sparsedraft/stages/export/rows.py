@@ -44,7 +44,7 @@ def rows_of(name: str, stored: StoredMatrix, kind: Kind, order: Tensor, tally: T
 
     UserError for weights that are not finite or that the type does not hold.
     """
-    out = np.empty((len(order), write_blocks.row_bytes(kind, stored.values.shape[1])), np.uint8)
+    out = np.empty((len(order), write_blocks.row_bytes(kind, stored.shape[1])), np.uint8)
     for start in range(0, len(order), ROWS):
         part = stored.rows(order[start : start + ROWS])
         try:
@@ -52,7 +52,7 @@ def rows_of(name: str, stored: StoredMatrix, kind: Kind, order: Tensor, tally: T
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         out[start : start + ROWS] = written.data
-        tally.weights += part.values.numel()
+        tally.weights += part.size
         tally.zeros += written.zeros
         tally.scale_change = max(tally.scale_change, change)
     return out
@@ -62,6 +62,8 @@ def _written(name: str, part: StoredMatrix, kind: Kind) -> tuple[Stored, float]:
     """(rows as the file has them, the largest relative change of their scales)."""
     if kind in FLOATS:
         return write_blocks.floats(part.weight(), kind), 0.0
+    if part.type == kind.name.lower():  # blocks of a GGUF file
+        return Stored(part.values.numpy(), part.size - part.nonzero), 0.0
     if part.type == "int4" and part.scale is not None:
         codes = Codes(part.values, part.scale, part.group)
         return (write_blocks.q4_0 if kind == Kind.Q4_0 else write_blocks.q8_0_of_int4)(codes), 0.0
