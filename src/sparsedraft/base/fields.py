@@ -22,6 +22,10 @@ Runtime = Annotated[
     Field(description="What runs the models: native (this CPU's own kernels), transformers, or auto: native where it "
     "can."),
 ]  # fmt: skip
+Cache = Annotated[
+    Literal["int16", "int8"],
+    Field(description="Keys and values that the native engine keeps: int16, or int8 in half the memory."),
+]
 Overwrite = Annotated[
     bool, Field(description="Replace the folder that this command made there from other inputs; it deletes no other.")
 ]
@@ -118,6 +122,7 @@ class Running(Machine):
     """How a stage runs that drafts."""
 
     runtime: Runtime = "auto"
+    cache: Cache = "int16"
 
 
 class Replacing(StageOptions):

@@ -11,6 +11,7 @@ from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import quantizers
 from sparsedraft.models.decoder import context_of
 from sparsedraft.models.skeleton import building, skeleton
+from sparsedraft.native.cache_size import NARROW, bytes_per_token
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not change with the length
@@ -71,8 +72,8 @@ def layer_type_of(config: PretrainedConfig, index: int) -> str:
     return layer_types[index] if layer_types else "full_attention"
 
 
-def settings_of(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
-    """The settings of the extension's model; `folder` is for messages.
+def settings_of(folder: Path, config: PretrainedConfig, cache_bits: int) -> dict[str, Any]:
+    """The settings of the extension's model; `folder` is for messages, `cache_bits` those of keys and values.
 
     UserError where rope_parameters names a type of layer that the model does not have.
     """
@@ -89,6 +90,7 @@ def settings_of(folder: Path, config: PretrainedConfig) -> dict[str, Any]:
         "eps": config.rms_norm_eps,
         "attention_scale": scalar**-0.5,
         "embedding_scale": _gemma_embedding_scale(config) if gemma else 1.0,
+        "cache_bits": cache_bits,
         "softcap": getattr(config, "final_logit_softcapping", None) or 0.0,
         "gelu": "gelu" in (getattr(config, "hidden_activation", None) or config.hidden_act),
         "norm_one_more": gemma,
@@ -137,6 +139,22 @@ def check_numbers(folder: Path, config: PretrainedConfig) -> None:
             raise UserError(
                 f"model {folder} has {name} {value!r} in config.json, which no model can have: copy it again."
             )
+
+
+def check_cache(folder: Path, config: PretrainedConfig, cache: str) -> None:
+    """UserError for keys and values of 8 bits in heads so narrow that it saves nothing."""
+    if (size := head_dim_of(config)) < NARROW and cache == "int8":
+        raise UserError(
+            f"model {folder} has heads of {size} numbers, and --cache int8 saves memory from {NARROW} on: leave it out."
+        )
+
+
+def cache_bytes(config: PretrainedConfig) -> dict[str, int] | None:
+    """Bytes of keys and values a token, by the type of the cache; None where the engine does not run the model."""
+    text = config.get_text_config()
+    if unsupported(config):
+        return None
+    return bytes_per_token(text.num_hidden_layers, text.num_key_value_heads, head_dim_of(text))
 
 
 def check_layer_types(folder: Path, config: PretrainedConfig) -> None:

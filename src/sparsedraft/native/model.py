@@ -13,6 +13,7 @@ from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import checkpoint, quantizers
 from sparsedraft.models.shards import Shards
 from sparsedraft.native import architecture, layout
+from sparsedraft.native.cache_size import CACHES
 from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_cache import LayoutCache
 from sparsedraft.native.memory import loading_bytes
@@ -41,8 +42,8 @@ class NativeModel:
     other_nonzero: int = 0
 
 
-def native_model(folder: Path) -> NativeModel:
-    """The model in `folder`, laid out for this CPU.
+def native_model(folder: Path, cache: str = "int16") -> NativeModel:
+    """The model in `folder`, laid out for this CPU; its sequences keep keys and values as `cache` says: int16 or int8.
 
     Raises UserError where the engine does not run its architecture, where weights are missing or damaged, and where it
     would not fit in memory.
@@ -56,10 +57,11 @@ def native_model(folder: Path) -> NativeModel:
         why = architecture.QUANTISED.format(quantised)
     if why:
         raise Unsupported(f"model {folder} cannot run natively, because {why}: give --runtime transformers.")
+    architecture.check_cache(folder, config, cache)
     extension()  # raises before any work is done
     reader = reader_of(folder)
     _check_memory(folder, reader)
-    return _Builder(folder, config, reader).model()
+    return _Builder(folder, config, reader).model(CACHES[cache])
 
 
 def _check_memory(folder: Path, reader: WeightReader) -> None:
@@ -109,7 +111,7 @@ class _Builder:
         self.other_nonzero += nonzero
         return entry.rows
 
-    def model(self) -> NativeModel:
+    def model(self, cache_bits: int) -> NativeModel:
         config = self.config
         rope_names = sorted(architecture.ropes(config))
         head_ids = self.reader.head_ids()
@@ -118,7 +120,7 @@ class _Builder:
         if not layers or layers[0]["q"].rows != config.num_attention_heads * architecture.head_dim_of(config):
             raise UserError(f"model {self.folder} has weights that its config.json does not describe: copy both again.")
         # only now: its rotary tables are as large as the config says, which the weights have just confirmed
-        settings = architecture.settings_of(self.folder, config)
+        settings = architecture.settings_of(self.folder, config, cache_bits)
         embedding = layout.embedding(*self.reader.table(f"{self.prefix}embed_tokens.weight"))
         final_norm = _numpy(self._vector(f"{self.prefix}norm.weight"))
         try:

@@ -62,16 +62,20 @@ class LoadedModel:
         dtype: str = "float32",
         device: str = "cpu",
         runtime: str = "auto",
+        cache: str = "int16",
         template_args: Arguments | None = None,
     ) -> "LoadedModel":
         """The model `ref` (an id, a folder, packed or not, a .gguf file).
 
         `runtime`: native (weights as they are stored, float32 arithmetic), transformers, or auto: native where the
         extension was built, the engine knows the architecture, and device and dtype are its own. UserError where the
-        mask is not what the checkpoint claims, and for a runtime that cannot run it.
+        mask is not what the checkpoint claims, and for a runtime that cannot run it. `cache`: see native_model; int16
+        does nothing in transformers.
         """
         if runtime not in RUNTIMES:
             raise UserError(f"--runtime {runtime} is not known: choose one of {', '.join(RUNTIMES)}.")
+        if cache != "int16" and runtime == "transformers":
+            raise UserError(f"--cache {cache} is the native engine's: leave it out, or --runtime transformers.")
         kind, where = checkpoint.dtype_named(dtype), checkpoint.device_named(device)
         tokenizer, folder = templates.give(checkpoint.load_tokenizer(ref), template_args or {}), checkpoint.find(ref)
         native_fits = where.type == "cpu" and kind == torch.float32
@@ -84,12 +88,16 @@ class LoadedModel:
             runtime == "auto" and native_fits and not unsupported(config) and native.available()
         ):
             try:
-                built = native_model(folder)
+                built = native_model(folder, cache)
                 return cls(lambda: _checked(folder, kind, where), tokenizer, end_ids(folder, tokenizer), built)
             except Unsupported as error:  # found in the weights, not in the config
-                if runtime == "native":
+                if runtime == "native" or cache != "int16":
                     raise
                 console.print(f"{error} (auto runs it with transformers)", style="dim", markup=False, soft_wrap=True)
+        if cache != "int16":
+            raise UserError(
+                f"--cache {cache} needs the native engine, which does not run model {ref} here: leave it out."
+            )
         model = _checked(folder, kind, where)
         return cls(model, tokenizer, end_ids(folder, tokenizer))
 

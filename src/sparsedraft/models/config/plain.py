@@ -88,11 +88,15 @@ class PlainConfig(BaseModel):
     torch_dtype: Dtype | None = None
     transformers_version: StrictStr | None = None
 
+    @property
+    def head_size(self) -> int:
+        """Numbers of a head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
     def linears(self) -> dict[str, tuple[int, int]]:
         """The shape [outputs, inputs] of every linear of the decoder layers by its name, in the model's order."""
         hidden, inner = self.hidden_size, self.intermediate_size
-        head_dim = self.head_dim or hidden // self.num_attention_heads
-        heads, shared = self.num_attention_heads * head_dim, self.num_key_value_heads * head_dim
+        heads, shared = self.num_attention_heads * self.head_size, self.num_key_value_heads * self.head_size
         layer = {
             "self_attn.q_proj": (heads, hidden), "self_attn.k_proj": (shared, hidden),
             "self_attn.v_proj": (shared, hidden), "self_attn.o_proj": (hidden, heads),

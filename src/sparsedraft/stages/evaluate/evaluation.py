@@ -188,5 +188,6 @@ def load(folder: Path, options: EvaluateOptions) -> LoadedModel:
         dtype=options.dtype,
         device=options.device,
         runtime=options.runtime,
+        cache=options.cache,
         template_args=options.template_args,
     )

@@ -143,7 +143,7 @@ class EvaluateOptions(Replacing, Running, _Kept, EvaluateSettings, _Models):
     def _goes_together(self) -> Self:
         if (self.prompts is None) == (self.tasks is None):
             raise ValueError("give <prompts> to measure drafting, or <tasks> for lm-eval: one of the two")
-        drafting = (*EvaluateSettings.model_fields, "answers", "runtime", "template_args")
+        drafting = (*EvaluateSettings.model_fields, "answers", "runtime", "cache", "template_args")
         if self.tasks is not None:
             given = (name for name in drafting if name in self.model_fields_set - {"limit", "batch_size"})
             if (name := next(given, None)) is not None:

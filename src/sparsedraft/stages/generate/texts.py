@@ -151,7 +151,7 @@ def load_pair(
     o = options
     policy_named(o.policy, o.k)  # what cannot be is said before anything is loaded
     loading: dict[str, Any] = {
-        "dtype": o.dtype, "device": o.device, "runtime": o.runtime, "template_args": o.template_args,
+        "dtype": o.dtype, "device": o.device, "runtime": o.runtime, "cache": o.cache, "template_args": o.template_args,
     }  # fmt: skip
     if target is None:
         templates.check(checkpoint.load_tokenizer(o.target), o.template_args)

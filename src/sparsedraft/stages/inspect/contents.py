@@ -22,6 +22,7 @@ class Contents:
     embedding: str | None = None  # that of the embedding's,
     activations: int | None = None  # and the fewest bits of the activations that its int8 is multiplied with
     quantized: str | None = None  # the quantiser's format
+    cache: dict[str, int] | None = None  # bytes of keys and values a token in the native engine, by the cache's type
     claim: str | None = None  # the pattern that the checkpoint claims,
     claim_holds: bool | None = None  # and whether its weights have it
 
@@ -42,6 +43,7 @@ class Contents:
             "head_weights": self.head,
             "embedding_weights": self.embedding,
             "activations": self.activations,
+            "cache_bytes_per_token": self.cache,
             "bytes_per_weight": stored / size if size else None,
             "sparsity": zeros / size if size else 0.0,
             "sparsity_whole_model": 1 - self.nonzero / self.parameters,

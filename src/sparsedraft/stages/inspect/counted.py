@@ -15,7 +15,7 @@ from sparsedraft.models.macs import dense_weights
 from sparsedraft.models.records import MatrixRecord, layer_order
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.skeleton import skeleton
-from sparsedraft.native import layout_description
+from sparsedraft.native import architecture, layout_description
 from sparsedraft.native.packed_folder import PackedReader, is_packed
 from sparsedraft.native.packed_format import stored_bytes
 from sparsedraft.native.stored_matrix import StoredMatrix
@@ -54,6 +54,7 @@ def _plain(folder: Path, config: PretrainedConfig) -> Contents:
         bytes=sum(shards.bytes(name) for name in shards.files),
         dtypes=sorted(set(shards.types.values())),
         quantized=quantizers.format_of(config, shards),
+        cache=_cache(config),
         claim=claim["pattern"] if claim else None,
         claim_holds=_claim_holds(claim, folder, names, shards) if claim else None,
     )
@@ -100,9 +101,15 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
         bytes=weights.bytes,
         dtypes=sorted({entry.values for entry in weights.entries.values()}),
         head=head_weights,
+        cache=_cache(config),
         embedding=embedding_weights,
         activations=min((e.activations for e in weights.entries.values() if e.values == "int8"), default=None),
     )
+
+
+def _cache(config: PretrainedConfig) -> dict[str, int] | None:
+    """Bytes of keys and values a token; None where the native engine does not run the model."""
+    return architecture.cache_bytes(config) if checkpoint.is_decoder_lm(config) else None
 
 
 def _head_macs(config: PretrainedConfig, rows: int | None) -> int:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sparsedraft.base import bounds
 from sparsedraft.base.options import Argument, Exists, StageOptions
 from sparsedraft.models.names import check_model
 
@@ -13,4 +14,7 @@ class InspectOptions(StageOptions):
 
     checkpoint: Annotated[str, Argument(), Exists(check_model)] = Field(
         description="A Hugging Face id, a checkpoint folder or a .gguf file."
+    )
+    context: int = Field(
+        4096, ge=1, le=bounds.LENGTH, description="Tokens of a text whose keys and values are counted."
     )

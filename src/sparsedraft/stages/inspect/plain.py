@@ -17,6 +17,7 @@ from sparsedraft.models.config.plain import PlainConfig, plain_config
 from sparsedraft.models.config.sparsity import claim_of, groups_of, pattern_of
 from sparsedraft.models.records import MatrixRecord, error_of, relative_errors
 from sparsedraft.models.weight_files import BYTES, StoredTensor, stored_tensors
+from sparsedraft.native.cache_size import bytes_per_token
 from sparsedraft.native.layout_choice import choose, kind_of_mask
 from sparsedraft.stages.inspect.contents import Contents
 
@@ -78,6 +79,7 @@ def _contents(folder: Path, config: PlainConfig, tensors: dict[str, StoredTensor
         parameters=sum(tensor.size for tensor in tensors.values()),
         bytes=sum(BYTES[tensor.type] * tensor.size for tensor in tensors.values()),
         dtypes=sorted({tensor.type for tensor in tensors.values()}),
+        cache=bytes_per_token(config.num_hidden_layers, config.num_key_value_heads, config.head_size),
         claim=claim["pattern"] if claim else None,
         claim_holds=true_claims == claimed.keys() if claim else None,
     )

@@ -9,6 +9,7 @@ from sparsedraft.stages.inspect.options import InspectOptions
 from sparsedraft.stages.inspect.plain import inspect_plain
 
 COLUMNS = ("linear", "shape", "sparsity", "pattern", "values", "bytes a weight", "relative error", "runs natively as")
+MIB = 2**20
 LEFT = ("linear", "pattern", "values", "runs natively as")
 
 
@@ -16,15 +17,19 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     """Everything about a checkpoint: its linears (see MatrixRecord), MACs, parameters, bytes, and its claim.
 
     `bytes_per_weight` is of the linears, on disk, with the places of what is not zero and the scales.
+    `cache_bytes`: of keys and values of `context` tokens in the native engine; None where it does not run the model.
     `macs_per_token` counts the active experts; it is None where a layer holds something other than matrices.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
     folder = locate(options.checkpoint)
-    if (result := inspect_plain(folder)) is not None:
-        return result
-    from sparsedraft.stages.inspect.counted import inspect_any  # brings torch and transformers
+    result = inspect_plain(folder)
+    if result is None:
+        from sparsedraft.stages.inspect.counted import inspect_any  # brings torch and transformers
 
-    return inspect_any(folder)
+        result = inspect_any(folder)
+    each = result["cache_bytes_per_token"] or {}
+    result["cache_bytes"] = {name: size * options.context for name, size in each.items()} or None
+    return result | {"context": options.context}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -32,6 +37,11 @@ def table(result: dict[str, Any]) -> Table:
     kind = f" (quantised: {result['quantized']})" if result["quantized"] else ""
     head = f"; head in {result['head_weights']}" if result["head_weights"] else ""
     head += f", embedding in {result['embedding_weights']}" if result["embedding_weights"] else ""
+    if cache := result["cache_bytes"]:
+        sizes = ", ".join(f"{size / MIB:,.0f} MiB in {name}" for name, size in cache.items())
+        head += (
+            f"; {result['bytes'] / MIB:,.0f} MiB of weights, keys and values of {result['context']:,} tokens {sizes}"
+        )
     linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")

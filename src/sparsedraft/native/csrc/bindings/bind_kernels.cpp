@@ -60,9 +60,10 @@ std::vector<double> time_multiply(const std::vector<std::shared_ptr<Matrix>>& ma
 }
 
 // Attention of queries [queries, dim] to keys and values [count, dim], of which query r sees those from begin[r] to end[r], at least
-// one; neither falls from one query to the next: [queries, dim].
+// one; neither falls from one query to the next: [queries, dim]. `bits`: of the integers that keys and values are rounded to.
 FloatRows attend(const Floats& queries, const Floats& keys, const Floats& values, float scale, const std::vector<int32_t>& begin,
-                 const std::vector<int32_t>& end, const Name& name) {
+                 const std::vector<int32_t>& end, const Name& name, int bits) {
+  require(bits == 16 || bits == 8, "keys and values have 16 or 8 bits");
   require(queries.ndim() == 2 && keys.ndim() == 2 && keys.shape(1) == queries.shape(1), "keys must be [count, dim]");
   require(values.ndim() == 2 && values.shape(0) == keys.shape(0) && values.shape(1) == keys.shape(1), "values must be [count, dim]");
   const size_t rows = queries.shape(0), count = keys.shape(0), dim = keys.shape(1);
@@ -70,14 +71,14 @@ FloatRows attend(const Floats& queries, const Floats& keys, const Floats& values
   for (size_t r = 0; r < rows; ++r)
     require(begin[r] >= 0 && begin[r] < end[r] && static_cast<size_t>(end[r]) <= count &&
                 (!r || (begin[r] >= begin[r - 1] && end[r] >= end[r - 1])), "what a query sees must be there, and not fall");
-  const KeyBlockShape shape(dim);
-  LineBytes blocks(padded(count, kKeyBlock) / kKeyBlock * shape.bytes());
+  const KeyBlockShape shape(dim, bits);
+  LineBytes wide(KeyBlockShape(dim).bytes()), blocks(padded(count, kKeyBlock) / kKeyBlock * shape.bytes());
   for (size_t t = 0; t < count; ++t) store_token(shape, keys.data() + t * dim, values.data() + t * dim, blocks.data(), t);
   std::vector<int16_t> words(rows * 2 * shape.pairs);
   std::vector<float> scales(rows), found(rows * shape.width);
   for (size_t r = 0; r < rows; ++r)
     scales[r] = to_key_words(queries.data() + r * dim, dim, words.data() + r * 2 * shape.pairs) * (scale * kLog2E);
-  named(name).attend({&shape, blocks.data(), nullptr, count}, {words.data(), 2 * shape.pairs, scales.data(), begin.data(), end.data(),
+  named(name).attend({&shape, blocks.data(), nullptr, count, bits == 8 ? wide.data() : nullptr}, {words.data(), 2 * shape.pairs, scales.data(), begin.data(), end.data(),
                      static_cast<int>(rows)}, found.data());
   auto out = std::make_unique<float[]>(rows * dim);
   for (size_t r = 0; r < rows; ++r) std::copy_n(found.data() + r * shape.width, dim, out.get() + r * dim);
@@ -110,7 +111,8 @@ void bind_kernels(nb::module_& m) {
   });
   m.def("multiply", &multiply, "matrices"_a, "x"_a, "pool"_a, "kernels"_a = nb::none());
   m.def("time_multiply", &time_multiply, "matrices"_a, "tokens"_a, "repeat"_a, "pool"_a, "kernels"_a = nb::none());
-  m.def("attend", &attend, "queries"_a, "keys"_a, "values"_a, "scale"_a, "begin"_a, "end"_a, "kernels"_a = nb::none());
+  m.def("attend", &attend, "queries"_a, "keys"_a, "values"_a, "scale"_a, "begin"_a, "end"_a, "kernels"_a = nb::none(),
+        "bits"_a = 16);
   m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, "one_more"_a = false, "kernels"_a = nb::none());
   m.def("gated", &gated, "gate"_a, "up"_a, "gelu"_a = false, "kernels"_a = nb::none());
 }

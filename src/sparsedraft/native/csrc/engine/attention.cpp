@@ -70,12 +70,14 @@ KeyBlocks AttentionQueries::seen(size_t index, size_t head) {
   const KeyBlockShape& shape = token.sequence->shape();
   const uint8_t* cached = token.sequence->blocks(index, head);
   const size_t from = token.shared / kKeyBlock;
-  if (token.path.empty()) return {&shape, cached, nullptr, std::numeric_limits<size_t>::max()};
+  if (shape.unit == 1) wide_.resize(KeyBlockShape(shape.dim).bytes());
+  uint8_t* wide = shape.unit == 1 ? wide_.data() : nullptr;
+  if (token.path.empty()) return {&shape, cached, nullptr, std::numeric_limits<size_t>::max(), wide};
   const size_t shared = token.shared % kKeyBlock;  // of the first copied block
   copies_.assign(divided(shared + token.path.size(), kKeyBlock) * shape.bytes(), 0);
   if (shared) std::copy_n(cached + from * shape.bytes(), shape.bytes(), copies_.data());
   for (size_t i = 0; i < token.path.size(); ++i) copy_token(shape, cached, token.path[i], copies_.data(), shared + i);
-  return {&shape, cached, copies_.data(), from};
+  return {&shape, cached, copies_.data(), from, wide};
 }
 
 void AttentionQueries::attend(const Kernels& kernels, size_t index, size_t head) {

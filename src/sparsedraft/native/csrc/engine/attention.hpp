@@ -40,6 +40,7 @@ class AttentionQueries {
   std::vector<float> scales_, out_;  // [queries], [queries, width_]
   std::vector<int32_t> begin_, end_;  // [queries]
   LineBytes copies_;                 // the last blocks of what a tree's node sees
+  LineBytes wide_;                   // a block of 8 bits as one of 16
 };
 
 }  // namespace sparsedraft

@@ -19,6 +19,7 @@ struct Config {
   float eps = 1e-6f;      // of RMS norms
   float attention_scale = 0;
   float embedding_scale = 1;
+  int cache_bits = 16;         // of keys and values: 16 or 8
   float softcap = 0;           // of logits: softcap * tanh(x / softcap); 0: none
   bool gelu = false;           // the activation: GELU by tanh instead of SiLU
   bool norm_one_more = false;  // norms multiply with 1 + weight: Gemma

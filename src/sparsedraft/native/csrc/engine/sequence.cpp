@@ -5,7 +5,7 @@
 namespace sparsedraft {
 
 Sequence::Sequence(const Model& model)
-    : config_(&model.config), shape_(model.config.head_dim), caches_(model.layers.size()) {}
+    : config_(&model.config), shape_(model.config.head_dim, model.config.cache_bits), caches_(model.layers.size()) {}
 
 void Sequence::rollback(size_t length) { length_ = std::min(length, length_); }
 

@@ -62,7 +62,8 @@ struct KeyBlocks {
   const KeyBlockShape* shape;
   const uint8_t* cached;
   const uint8_t* copied;
-  size_t from;  // the first copied block
+  size_t from;    // the first copied block
+  uint8_t* wide;  // of 8 bits only: room for a block of 16 bits
   const uint8_t* block(size_t i) const { return i < from ? cached + i * shape->bytes() : copied + (i - from) * shape->bytes(); }
 };
 

@@ -38,7 +38,7 @@ float norm(const float* x, size_t n) {
   return std::sqrt(sums[0]);
 }
 
-float to_value_words(const float* x, size_t n, int16_t* words) {
+float to_largest(const float* x, size_t n, float largest, int16_t* words) {
   float most = 0;
   float unsound = 0;  // the sum of x * 0
   for (size_t i = 0; i < n; ++i) {
@@ -47,7 +47,7 @@ float to_value_words(const float* x, size_t n, int16_t* words) {
   }
   if (unsound != 0) return zeros(n, kUnsound, words);
   if (most < kNothing) return zeros(n, 0, words);
-  return to_words(x, n, kLargestValue / most, most / kLargestValue, words);
+  return to_words(x, n, largest / most, most / largest, words);
 }
 
 // Where the parts of a token lie.
@@ -55,19 +55,22 @@ struct Place {
   Place(const KeyBlockShape& shape, uint8_t* blocks, size_t token)
       : block(blocks + token / kKeyBlock * shape.bytes()),
         lane(token % kKeyBlock),
-        key(block + lane * 4),
-        value(block + shape.values() + lane / 2 * shape.width * 4 + lane % 2 * 2),
+        key(block + lane * 2 * shape.unit),
+        value(block + shape.values() + (lane / 2 * shape.width * 2 + lane % 2) * shape.unit),
         key_scale(block + shape.key_scales() + lane * 4),
         value_scale(block + shape.value_scales() + lane * 4) {}
   uint8_t* block;
   size_t lane;
-  uint8_t* key;    // a pair of numbers every kKeyStep bytes
-  uint8_t* value;  // a number every kValueStep bytes
+  uint8_t* key;    // a pair of numbers every 2 * kKeyBlock numbers
+  uint8_t* value;  // a number every two
   uint8_t* key_scale;
   uint8_t* value_scale;
 };
-constexpr size_t kKeyStep = kKeyBlock * 4;
-constexpr size_t kValueStep = 4;
+
+// The low `unit` bytes of n words, `together` neighbours every `step` numbers.
+void put_words(const int16_t* words, size_t n, size_t unit, size_t together, size_t step, uint8_t* to) {
+  for (size_t i = 0; i < n; ++i) std::memcpy(to + (i / together * step + i % together) * unit, words + i, unit);  // little-endian
+}
 
 }  // namespace
 
@@ -81,10 +84,11 @@ float to_key_words(const float* x, size_t n, int16_t* words) {
 void store_token(const KeyBlockShape& shape, const float* key, const float* value, uint8_t* blocks, size_t token) {
   std::vector<int16_t> words(2 * shape.pairs);  // zero behind an odd `dim`
   const Place at(shape, blocks, token);
-  float key_scale = to_key_words(key, shape.dim, words.data());
-  for (size_t p = 0; p < shape.pairs; ++p) std::memcpy(at.key + p * kKeyStep, words.data() + 2 * p, 4);
-  float value_scale = to_value_words(value, shape.dim, words.data());
-  for (size_t d = 0; d < shape.dim; ++d) std::memcpy(at.value + d * kValueStep, words.data() + d, 2);
+  const bool bytes = shape.unit == 1;
+  float key_scale = bytes ? to_largest(key, shape.dim, kLargestByte, words.data()) : to_key_words(key, shape.dim, words.data());
+  put_words(words.data(), 2 * shape.pairs, shape.unit, 2, 2 * kKeyBlock, at.key);
+  float value_scale = to_largest(value, shape.dim, bytes ? kLargestByte : kLargestValue, words.data());
+  put_words(words.data(), shape.dim, shape.unit, 1, 2, at.value);
   if (std::isnan(value_scale)) {  // the kernels look at the keys' scales only
     key_scale = kUnsound;
     value_scale = 0;
@@ -96,8 +100,9 @@ void store_token(const KeyBlockShape& shape, const float* key, const float* valu
 void copy_token(const KeyBlockShape& shape, const uint8_t* source, size_t from, uint8_t* target, size_t to) {
   const Place a(shape, const_cast<uint8_t*>(source), from);  // only read
   const Place b(shape, target, to);
-  for (size_t p = 0; p < shape.pairs; ++p) std::memcpy(b.key + p * kKeyStep, a.key + p * kKeyStep, 4);
-  for (size_t d = 0; d < shape.dim; ++d) std::memcpy(b.value + d * kValueStep, a.value + d * kValueStep, 2);
+  const size_t pair = 2 * shape.unit;
+  for (size_t p = 0; p < shape.pairs; ++p) std::memcpy(b.key + p * kKeyBlock * pair, a.key + p * kKeyBlock * pair, pair);
+  for (size_t d = 0; d < shape.dim; ++d) std::memcpy(b.value + d * pair, a.value + d * pair, shape.unit);
   std::memcpy(b.key_scale, a.key_scale, 4);
   std::memcpy(b.value_scale, a.value_scale, 4);
 }

@@ -1,10 +1,11 @@
-// Keys and values of one head as 16-bit integers, in blocks of kKeyBlock tokens: what Kernels::attend reads.
+// Keys and values of one head as integers of 16 or 8 bits, in blocks of kKeyBlock tokens: what Kernels::attend reads.
 //
 // A vector of n numbers becomes integers and one scale, x = q * scale. Sums of products are then sums of integers, which are the
 // same in any order: so tokens may be read in whatever blocks, and beside whatever others, and the bits stay.
 //   keys, queries   scale = |x| / 32767, |x| the Euclidean norm: by Cauchy and Schwarz no partial sum of a query times a key
 //                   exceeds 32767^2 (and what rounding adds), which fits in 31 bits however large a head is
 //   values          scale = max |x_i| / 8191: kKeyBlock products with weights of up to 8191 fit in 31 bits, too
+//   of 8 bits       scale = max |x_i| / 127, of keys as of values; a block is widened to 16 bits before it is multiplied
 // A float16 has 11 bits of each number and ends at 65504. Of a vector's norm these have 15, of a value's largest number 13, and
 // they end where float32 does. A vector that holds NaN or infinity has the scale NaN: whatever sees it becomes NaN.
 //
@@ -25,14 +26,18 @@ constexpr size_t kKeyBlock = 32;           // tokens of a block
 constexpr size_t kKeyWidth = 32;           // values are padded to a multiple of this, with zeros: two vectors of 512 bits
 constexpr float kLargestKey = 32767.0f;    // of the integers of keys and queries
 constexpr float kLog2E = 1.44269504f;      // log2(e): e^x = 2^(x log2(e))
+constexpr float kLargestByte = 127.0f;      // of keys and values of 8 bits
 constexpr float kLargestValue = 8191.0f;   // of the integers of values and of their weights
 
 struct KeyBlockShape {
-  explicit KeyBlockShape(size_t head_dim) : dim(head_dim), pairs((head_dim + 1) / 2), width(padded(head_dim, kKeyWidth)) {}
+  explicit KeyBlockShape(size_t head_dim, int bits = 16)
+      : dim(head_dim), pairs((head_dim + 1) / 2), width(padded(head_dim, kKeyWidth)), unit(static_cast<size_t>(bits) / 8) {}
   size_t dim, pairs, width;
+  size_t unit;  // bytes of a number
+  size_t numbers() const { return (2 * pairs + width) * kKeyBlock; }  // of keys and values, without scales
   // Offsets of a block's parts, in bytes.
-  size_t values() const { return pairs * kKeyBlock * 4; }
-  size_t key_scales() const { return values() + width * kKeyBlock * 2; }
+  size_t values() const { return 2 * pairs * kKeyBlock * unit; }
+  size_t key_scales() const { return numbers() * unit; }
   size_t value_scales() const { return key_scales() + kKeyBlock * 4; }
   size_t bytes() const { return value_scales() + kKeyBlock * 4; }
 };
