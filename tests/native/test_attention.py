@@ -21,9 +21,21 @@ def same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def attend(
-    queries: np.ndarray, keys: np.ndarray, values: np.ndarray, begin: list[int], end: list[int], name: str | None = None
+    queries: np.ndarray,
+    keys: np.ndarray,
+    values: np.ndarray,
+    begin: list[int],
+    end: list[int],
+    name: str | None = None,
+    bits: int = 16,
 ) -> np.ndarray:
-    return native.extension().attend(queries, keys, values, queries.shape[1] ** -0.5, begin, end, name)
+    return native.extension().attend(queries, keys, values, queries.shape[1] ** -0.5, begin, end, name, bits)
+
+
+def in_bytes(x: np.ndarray) -> np.ndarray:
+    """Each row of `x` rounded to integers up to 127 with one scale."""
+    scale = np.abs(x).max(1, keepdims=True) / np.float32(127)
+    return np.rint(x / scale) * scale
 
 
 def reference(
@@ -46,6 +58,18 @@ def test_heads_of_every_size(dim: int) -> None:
         expected = reference(queries, keys, values, [0], [count])
         np.testing.assert_allclose(found[0], expected, rtol=0, atol=TOLERANCE)
         assert all(same(found[0], other) for other in found[1:]), f"{NAMES} differ with {count} keys"
+
+
+@pytest.mark.parametrize("dim", [1, 31, 32, 33, 64, 80, 128, 256])
+def test_keys_and_values_of_8_bits(dim: int) -> None:
+    """Attention to the rounded ones is as exact as ever; windows begin within blocks."""
+    queries, keys, values = numbers(9, dim, seed=dim), numbers(97, dim, seed=dim + 1), numbers(97, dim, seed=dim + 2)
+    begin, end = [0, 0, 0, 3, 5, 31, 32, 40, 64], [1, 2, 31, 32, 33, 64, 65, 96, 97]
+    found = [attend(queries, keys, values, begin, end, name, 8) for name in NAMES]
+    expected = reference(queries, in_bytes(keys), in_bytes(values), begin, end)
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=TOLERANCE)
+    assert all(same(found[0], other) for other in found[1:])
+    assert not same(found[0], attend(queries, keys, values, begin, end))
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -1,0 +1,78 @@
+"""Keys and values of 8 bits: near those of 16, the same bits however tokens come, in the bytes that inspect counts."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.models import checkpoint
+from sparsedraft.native import extension as native
+from sparsedraft.native.architecture import cache_bytes
+from sparsedraft.native.cache_size import bytes_per_token
+from sparsedraft.native.model import native_model
+from sparsedraft.native.session import Engine, Session
+from sparsedraft.writers.loaded import LoadedModel
+from tiny import build_llama, build_tokenizer
+
+pytestmark = pytest.mark.skipif(not native.is_built(), reason="the extension was not built")
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 40}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    model = build_llama(layers=3, **HEADS)
+    checkpoint.save(model, build_tokenizer(), tmp_path / "model", dtype=torch.float16)
+    return tmp_path / "model"
+
+
+def ids_of(count: int) -> list[int]:
+    return torch.randint(3, 320, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def test_logits_are_near_and_not_the_same(folder: Path) -> None:
+    ids = ids_of(90)
+    wide = Engine(native_model(folder)).forward(ids, len(ids))
+    small = Engine(native_model(folder, "int8")).forward(ids, len(ids))
+    assert 0 < float((small - wide).norm() / wide.norm()) < 0.05
+
+
+def test_however_the_tokens_come(folder: Path) -> None:
+    """Pieces, roll-backs, beside another sequence, and as nodes of a tree: a token's logits have the same bits."""
+    ids, chance = ids_of(90), random.Random(0)
+    model = native_model(folder, "int8")
+    engine = Engine(model, threads=2)
+    expected = engine.forward(ids, len(ids))
+    for _ in range(20):
+        engine.rollback(at := chance.randint(0, 80))
+        count = chance.randint(1, 90 - at)
+        assert torch.equal(engine.forward(ids[at : at + count], count), expected[at : at + count])
+    session = Session(model, 2, threads=2)
+    both = session.forward([ids[:60], ids_of(33)], [60, 33])
+    assert torch.equal(both[0], expected[:60]) and torch.equal(both[1], expected[:33])
+    engine.rollback(70)
+    tree = engine.forward([9, *ids[70:74]], 5, [-1, -1, 1, 2, 3])
+    assert torch.equal(tree[1:], expected[70:74])
+    engine.keep(70, [1, 2, 3, 4])
+    assert torch.equal(engine.forward(ids[74:], 16), expected[74:])
+
+
+def test_bytes_are_counted(folder: Path) -> None:
+    """Half of 16 bits, and two scales of 4 bytes a head; values of 40 numbers are padded to 64."""
+    config = checkpoint.read_config(folder)
+    assert cache_bytes(config) == {"int16": 3 * 2 * (2 * 104 + 8), "int8": 3 * 2 * (104 + 8)}
+    assert bytes_per_token(28, 2, 128) == {"int16": 28 * 2 * 520, "int8": 28 * 2 * 264}
+    assert cache_bytes(hf.GPT2Config()) is None
+
+
+def test_where_it_cannot_be(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--cache int8 is the native engine's: leave it out, or --runtime transformers"):
+        LoadedModel.load(folder, runtime="transformers", cache="int8")
+    with pytest.raises(UserError, match="--cache int8 is the native engine's, which does not run model"):
+        LoadedModel.load(folder, dtype="bfloat16", cache="int8")
+    narrow = build_llama(layers=1, head_dim=16)
+    checkpoint.save(narrow, build_tokenizer(), tmp_path / "narrow", dtype=torch.float16)
+    with pytest.raises(UserError, match="has heads of 16 numbers, and --cache int8 saves memory from 32 on: leave it"):
+        native_model(tmp_path / "narrow", "int8")
