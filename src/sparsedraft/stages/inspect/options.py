@@ -15,6 +15,6 @@ class InspectOptions(StageOptions):
     checkpoint: Annotated[str, Argument(), Exists(check_model)] = Field(
         description="A Hugging Face id, a checkpoint folder or a .gguf file."
     )
-    context: int = Field(
+    context_length: int = Field(
         4096, ge=1, le=bounds.LENGTH, description="Tokens of a text whose keys and values are counted."
     )

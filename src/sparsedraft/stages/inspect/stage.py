@@ -17,7 +17,8 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     """Everything about a checkpoint: its linears (see MatrixRecord), MACs, parameters, bytes, and its claim.
 
     `bytes_per_weight` is of the linears, on disk, with the places of what is not zero and the scales.
-    `cache_bytes`: of keys and values of `context` tokens in the native engine; None where it does not run the model.
+    `cache_bytes`: of keys and values of `context_length` tokens in the native engine; None where it does not run the
+    model.
     `macs_per_token` counts the active experts; it is None where a layer holds something other than matrices.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
@@ -28,8 +29,8 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
 
         result = inspect_any(folder)
     each = result["cache_bytes_per_token"] or {}
-    result["cache_bytes"] = {name: size * options.context for name, size in each.items()} or None
-    return result | {"context": options.context}
+    result["cache_bytes"] = {name: size * options.context_length for name, size in each.items()} or None
+    return result | {"context_length": options.context_length}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -39,9 +40,7 @@ def table(result: dict[str, Any]) -> Table:
     head += f", embedding in {result['embedding_weights']}" if result["embedding_weights"] else ""
     if cache := result["cache_bytes"]:
         sizes = ", ".join(f"{size / MIB:,.0f} MiB in {name}" for name, size in cache.items())
-        head += (
-            f"; {result['bytes'] / MIB:,.0f} MiB of weights, keys and values of {result['context']:,} tokens {sizes}"
-        )
+        head += f"; {result['bytes'] / MIB:,.0f} MiB of weights; of {result['context_length']:,} tokens {sizes}"
     linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")
