@@ -15,7 +15,7 @@ from typing import Any
 
 NAMES = (
     "generation", "simulation", "finetuning", "pruning", "speculation", "sparse_kernels", "demo", "decoding",
-    "acceleration", "fourbit", "neighbours", "files",
+    "acceleration", "fourbit", "neighbours", "files", "shapes",
 )  # fmt: skip
 
 
