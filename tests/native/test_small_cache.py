@@ -46,7 +46,7 @@ def test_however_the_tokens_come(folder: Path) -> None:
     engine = Engine(model, threads=2)
     expected = engine.forward(ids, len(ids))
     for _ in range(20):
-        engine.rollback(min(engine.length, 80) - chance.randint(0, 9))
+        engine.rollback(max(0, min(engine.length, 80) - chance.randint(0, 9)))
         at = engine.length
         count = chance.randint(1, 90 - at)
         assert torch.equal(engine.forward(ids[at : at + count], count), expected[at : at + count])
