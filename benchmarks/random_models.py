@@ -104,7 +104,8 @@ def write_packed(folder: Path, config: dict[str, Any], kind: str = "dense") -> P
                 tensors[name] = torch.ones(shape) if "norm" in name else torch.full(shape, 0.01)
                 continue
             linear = name.removesuffix(".weight")
-            entry, stored = random_matrix(*shape, kind if ".layers." in name else "dense", dice)
+            rows, columns = shape
+            entry, stored = random_matrix(rows, columns, kind if ".layers." in name else "dense", dice)
             entries[linear] = entry.to_dict()
             tensors |= {f"{linear}.{key}": tensor for key, tensor in stored.items()}
         file = f"model-{number + 1:05}.safetensors"
