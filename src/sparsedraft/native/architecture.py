@@ -11,7 +11,7 @@ from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import quantizers
 from sparsedraft.models.decoder import context_of
 from sparsedraft.models.skeleton import building, skeleton
-from sparsedraft.native.cache_size import NARROW, bytes_per_token
+from sparsedraft.native.cache_size import bytes_per_token
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not change with the length
@@ -139,14 +139,6 @@ def check_numbers(folder: Path, config: PretrainedConfig) -> None:
             raise UserError(
                 f"model {folder} has {name} {value!r} in config.json, which no model can have: copy it again."
             )
-
-
-def check_cache(folder: Path, config: PretrainedConfig, cache: str) -> None:
-    """UserError for keys and values of 8 bits in heads so narrow that it saves nothing."""
-    if (size := head_dim_of(config)) < NARROW and cache == "int8":
-        raise UserError(
-            f"model {folder} has heads of {size} numbers, and --cache int8 saves memory from {NARROW} on: leave it out."
-        )
 
 
 def cache_bytes(config: PretrainedConfig) -> dict[str, int] | None:

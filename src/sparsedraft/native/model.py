@@ -57,7 +57,6 @@ def native_model(folder: Path, cache: str = "int16") -> NativeModel:
         why = architecture.QUANTISED.format(quantised)
     if why:
         raise Unsupported(f"model {folder} cannot run natively, because {why}: give --runtime transformers.")
-    architecture.check_cache(folder, config, cache)
     extension()  # raises before any work is done
     reader = reader_of(folder)
     _check_memory(folder, reader)

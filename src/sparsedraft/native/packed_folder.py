@@ -44,7 +44,13 @@ def read_header(folder: Path) -> dict[str, MatrixEntry]:
             f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads 1, 2 and 3: pack "
             "the checkpoint again."
         )
-    return {name: MatrixEntry.parse(name, entry) for name, entry in raw["linears"].items()}
+    entries = {name: MatrixEntry.parse(name, entry) for name, entry in raw["linears"].items()}
+    if raw["version"] < 3 and (blocks := next((name for name, entry in entries.items() if entry.blocks), None)):
+        raise UserError(
+            f"packed header {file} is of version {raw['version']}, and {blocks} has blocks, which version 3 brought: "
+            "pack the file again."
+        )
+    return entries
 
 
 def pattern_of(folder: Path) -> str:

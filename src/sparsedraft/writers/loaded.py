@@ -17,6 +17,7 @@ from sparsedraft.models.tokenizers.ends import end_ids, end_ids_of, end_of_turn
 from sparsedraft.models.tokenizers.templates import Arguments
 from sparsedraft.native import extension as native
 from sparsedraft.native.architecture import unsupported
+from sparsedraft.native.cache_size import CACHES
 from sparsedraft.native.cost import cost_of_model, cost_of_native_model
 from sparsedraft.native.loading import load
 from sparsedraft.native.model import NativeModel, native_model
@@ -74,6 +75,8 @@ class LoadedModel:
         """
         if runtime not in RUNTIMES:
             raise UserError(f"--runtime {runtime} is not known: choose one of {', '.join(RUNTIMES)}.")
+        if cache not in CACHES:
+            raise UserError(f"--cache {cache} is not known: choose one of {', '.join(CACHES)}.")
         if cache != "int16" and runtime == "transformers":
             raise UserError(f"--cache {cache} is the native engine's: leave it out, or --runtime transformers.")
         kind, where = checkpoint.dtype_named(dtype), checkpoint.device_named(device)

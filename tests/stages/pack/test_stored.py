@@ -1,12 +1,12 @@
 """`pack --weights stored`: a GGUF file's own weights, none rounded again."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType
 
 import stages
 from gguf_blocks import dequantised, random_blocks
@@ -17,16 +17,19 @@ from sparsedraft.models import checkpoint
 from sparsedraft.native import extension
 from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.session import Engine
+from sparsedraft.stages.pack import stage
 from tiny import build_llama, build_tokenizer
 
-KINDS = {  # of the first layer; the second is of q4_0 and float16
+KINDS = {  # of the first layer; in the second ffn_gate is of q4_0, ffn_up of float16, the others of float32
     "attn_q": "q4_k", "attn_k": "q6_k", "attn_v": "q5_k", "attn_output": "q8_0",
     "ffn_gate": "q4_1", "ffn_up": "q5_0", "ffn_down": "q5_1",
 }  # fmt: skip
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "layers": 2}
 
 
-def quantised(path: Path, tied: bool, embedding: str = "q6_k") -> dict[str, tuple[str, np.ndarray]]:
+def quantised(
+    path: Path, tied: bool, embedding: str = "q6_k", head: str | None = None
+) -> dict[str, tuple[str, np.ndarray]]:
     """Write a llama of all types as the GGUF file `path`; its blocks by name."""
     model = rounded(build_llama(tie_word_embeddings=tied, **SIZES))
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -41,8 +44,18 @@ def quantised(path: Path, tied: bool, embedding: str = "q6_k") -> dict[str, tupl
     rows, columns = shapes["model.embed_tokens.weight"]
     found["token_embd.weight"] = embedding, random_blocks(embedding, rows, columns, 1e-4, 99)
     found["blk.1.ffn_gate.weight"] = "q4_0", four_bits(*shapes["model.layers.1.mlp.gate_proj.weight"])
+    found["blk.1.ffn_up.weight"] = "f16", halves(*shapes["model.layers.1.mlp.up_proj.weight"])
+    if head is not None:
+        makers = {"q4_0": four_bits, "f16": halves}
+        make = makers.get(head, partial(random_blocks, head, size=1e-4))
+        found["output.weight"] = head, make(*shapes["lm_head.weight"])
     write_gguf(path, model, build_tokenizer(), tensors=found)
     return found
+
+
+def halves(rows: int, columns: int) -> np.ndarray:
+    """Random float16, which bfloat16 does not hold."""
+    return (np.random.default_rng(6).standard_normal((rows, columns)) * 0.02).astype(np.float16)
 
 
 def four_bits(rows: int, columns: int) -> np.ndarray:
@@ -65,7 +78,8 @@ def test_weights_are_the_files_own(tied: bool, tmp_path: Path) -> None:
     assert result["rounding_error"] == 0
     kinds = {name: entry.values for name, entry in reader.entries.items()}
     assert [kinds[f"model.layers.0.self_attn.{p}_proj"] for p in "qkvo"] == ["q4_k", "q6_k", "q5_k", "q8_0"]
-    assert kinds["model.layers.1.mlp.gate_proj"] == "int4" and kinds["model.layers.1.mlp.up_proj"] == "bf16"
+    assert kinds["model.layers.1.mlp.gate_proj"] == "int4" and kinds["model.layers.1.mlp.up_proj"] == "f16"
+    assert kinds["model.layers.1.mlp.down_proj"] == "f32"
     assert kinds["model.embed_tokens"] == "q6_k" and ("lm_head" in kinds) == (not tied)
     for name in reader.entries:  # against transformers, which reads blocks in its own way; the checkpoint is bfloat16
         weight = reader.matrix(f"{name}.weight")[0].weight()
@@ -74,6 +88,8 @@ def test_weights_are_the_files_own(tied: bool, tmp_path: Path) -> None:
         kind, raw = found[f"blk.0.{name}.weight"]
         assert np.array_equal(reader.tensors(f"model.layers.0.{linear}")["values"].numpy(), raw)
         assert torch.equal(reader.matrix(f"model.layers.0.{linear}.weight")[0].weight(), dequantised(kind, raw))
+    up = reader.matrix("model.layers.1.mlp.up_proj.weight")[0].weight()
+    assert np.array_equal(up.numpy(), found["blk.1.ffn_up.weight"][1].astype(np.float32))
     kind, raw = found["blk.1.ffn_gate.weight"]
     assert torch.equal(reader.matrix("model.layers.1.mlp.gate_proj.weight")[0].weight(), dequantised("q4_0", raw))
 
@@ -95,6 +111,24 @@ def test_the_engine_runs_them(embedding: str, tmp_path: Path) -> None:
     assert float((packed - expected).norm() / expected.norm()) < 0.06
 
 
+@pytest.mark.skipif(not extension.is_built(), reason="not built")
+@pytest.mark.parametrize("head", ["q4_0", "f16", "q6_k", "q8_0", None])
+@torch.no_grad()
+def test_trimmed_heads(head: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head of any type, or the embedding where it is the head, keeps the rows of these tokens."""
+    tokens = torch.arange(2, 320, 3, dtype=torch.int32)
+    monkeypatch.setattr(stage, "frequent_tokens", lambda *_: (tokens, 0.0))
+    quantised(tmp_path / "m.gguf", tied=head is None, head=head)
+    whole, trimmed = tmp_path / "whole", tmp_path / "trimmed"
+    stages.pack(str(tmp_path / "m.gguf"), whole, weights="stored")
+    data = str(tmp_path / "m.gguf")  # any file: nothing reads it here
+    stages.pack(str(tmp_path / "m.gguf"), trimmed, weights="stored", head_tokens=len(tokens), head_data=data)
+    ids = [5, 250, 17, 301]
+    expected, found = (Engine(folder).forward(ids, len(ids)) for folder in (whole, trimmed))
+    assert torch.isfinite(found).sum(-1).tolist() == [len(tokens)] * len(ids)
+    assert torch.equal(found[:, tokens.long()], expected[:, tokens.long()])
+
+
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     quantised(tmp_path / "m.gguf", True)
     model = build_llama(tie_word_embeddings=True, **SIZES)
@@ -109,4 +143,8 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has model\.layers\.0\.mlp\.gate_proj as q3_k: --weights stored keeps f32, "):
         stages.pack(str(tmp_path / "q3.gguf"), tmp_path / "out", weights="stored")
     assert not (tmp_path / "out").exists()
-    assert GGMLQuantizationType.Q3_K.name.lower() == "q3_k"
+    stages.pack(str(tmp_path / "m.gguf"), tmp_path / "packed", weights="stored")
+    header = json.loads((tmp_path / "packed" / "packed.json").read_text())
+    (tmp_path / "packed" / "packed.json").write_text(json.dumps(header | {"version": 2}))
+    with pytest.raises(UserError, match=r"is of version 2, and model.* has blocks, which version 3 brought"):
+        PackedReader(tmp_path / "packed")

@@ -1,4 +1,4 @@
-"""The weights of a GGUF file as the file has them: the bytes of its blocks, row by row."""
+"""The matrices of a GGUF file as the file has them: the bytes of their blocks or floats, row by row."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ TURNED = {"llama": {"attn_q": "attention.head_count", "attn_k": "attention.head_
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix of a GGUF file: `kind`, ggml's name such as "q4_k"; `values` uint8 [rows, bytes]; its columns."""
+    """A matrix of a GGUF file: `kind`, ggml's name such as q4_k or f16; `values` uint8 [rows, bytes]; its columns."""
 
     kind: str
     values: Tensor
@@ -53,9 +53,9 @@ class BlockFile:
         return None if found is None else _kind(found[1])
 
     def of(self, linear: str) -> Blocks | None:
-        """The matrix that a checkpoint calls `linear`; None where the file has none, or has it in floats."""
+        """The matrix that a checkpoint calls `linear`; None where the file has none."""
         name = _name(linear)
-        if name not in self.places or (kind := _kind(self.places[name][1])) in ("f32", "f16", "bf16"):
+        if name not in self.places:
             return None
         part, entry = self.places[name]
         rows, columns = entry.shape
@@ -64,7 +64,7 @@ class BlockFile:
             raise UserError(f"model {part.path}: it became shorter while it was read; copy it again.")
         values = torch.from_numpy(raw.reshape(rows, -1))
         heads = TURNED.get(self.architecture, {}).get(name.split(".")[-2])
-        return Blocks(kind, values if heads is None else _in_halves(values, self._heads(heads)), columns)
+        return Blocks(_kind(entry), values if heads is None else _in_halves(values, self._heads(heads)), columns)
 
     def _heads(self, key: str) -> int:
         header: Header = self.parts[0]

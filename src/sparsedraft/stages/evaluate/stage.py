@@ -91,9 +91,8 @@ def _inputs(
         "options": {
             **{name: value for name, value in options.part(EvaluateSettings).items() if name not in ELSEWHERE},
             **{name: getattr(options, name) for name in ("seed", "device", "dtype", "runtime")},
-            **(
-                {"cache": options.cache} if options.cache != "int16" else {}
-            ),  # results of older versions stay as they are
+            # results of older versions stay as they are
+            **({} if options.cache == "int16" else {"cache": options.cache}),
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },

@@ -27,7 +27,7 @@ class Source(Protocol):
     shapes: dict[str, tuple[int, ...]]  # of every parameter; a head that is tied to the embedding is none
 
     def type(self, name: str) -> str:
-        """The type of a matrix's values: f32, f16, bf16, int8 or int4."""
+        """The type of a matrix's values: f32, f16, bf16, int8, int4, or of a GGUF file's blocks."""
         ...
 
     def vector(self, name: str) -> Tensor:

@@ -22,6 +22,7 @@ from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native.loading import load
+from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.stages.finetune import checks, features, loop, state
 from sparsedraft.stages.finetune.loop import Task
 from sparsedraft.stages.finetune.masks import stored_masks
@@ -126,6 +127,8 @@ def _find(options: FinetuneOptions) -> _Sources:
     """Where everything lies; UserError for models and data that do not belong together."""
     drafter, teacher, feature_teacher = options.drafter, options.teacher, options.feature_teacher
     source, folder = dataset.check(options.data), checkpoint.find(drafter)
+    if is_packed(folder):
+        raise UserError(f"drafter {drafter} is packed, and cannot be trained: give the checkpoint that it came from.")
     quantizers.check_plain(drafter, checkpoint.read_config(folder), Shards(folder), "finetune")
     tokenizer = checkpoint.load_tokenizer(folder)
     templates.check(tokenizer, options.template_args)

@@ -78,10 +78,8 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
                 continue
             if re.search(r"\.\d+\.", f".{linear}"):  # inside a decoder layer
                 runs = layout_description.of_packed(stored, entry.kind)
-                size, pattern = (
-                    stored_bytes(weights.tensors(linear)),
-                    holds(stored.weight() if entry.blocks else stored.values),
-                )
+                size = stored_bytes(weights.tensors(linear))
+                pattern = "dense" if entry.blocks else holds(stored.values)
                 matrices.append(
                     MatrixRecord(linear, stored.shape, zeros, pattern, None, entry.values, entry.group, size, runs)
                 )

@@ -40,7 +40,8 @@ def table(result: dict[str, Any]) -> Table:
     head += f", embedding in {result['embedding_weights']}" if result["embedding_weights"] else ""
     if cache := result["cache_bytes"]:
         sizes = ", ".join(f"{size / MIB:,.0f} MiB in {name}" for name, size in cache.items())
-        head += f"; {result['bytes'] / MIB:,.0f} MiB of weights; of {result['context_length']:,} tokens {sizes}"
+        head += f"; {result['bytes'] / MIB:,.0f} MiB of weights; keys and values of "
+        head += f"{result['context_length']:,} tokens: {sizes}"
     linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")

@@ -10,8 +10,10 @@ from sparsedraft.maths.quantization import GROUP, Codes
 from sparsedraft.models.gguf.blocks import BlockFile
 from sparsedraft.native.blocks import BLOCKS
 from sparsedraft.native.packed_format import MatrixEntry, pack_matrix
+from sparsedraft.native.stored_matrix import VALUE_TYPES
 
-KEPT = ("f32", "f16", "bf16", "q4_0", *BLOCKS)  # types of a GGUF file whose weights stay as they are
+FLOATS = ("f32", "f16", "bf16")
+KEPT = (*FLOATS, "q4_0", *BLOCKS)  # types of a GGUF file whose weights stay as they are
 
 
 def block_file(model: str) -> BlockFile:
@@ -35,19 +37,19 @@ def check_kept(file: BlockFile, linears: list[str]) -> None:
             )
 
 
-def kept_matrix(
-    file: BlockFile, linear: str, weight: Tensor, rows: Tensor | None = None
-) -> tuple[MatrixEntry, dict[str, Tensor]]:
+def kept_matrix(file: BlockFile, linear: str, rows: Tensor | None = None) -> tuple[MatrixEntry, dict[str, Tensor]]:
     """The matrix that a checkpoint calls `linear`, or these `rows` of it, as an entry and its tensors.
 
-    `weight` [rows, columns]: the same as the checkpoint has it, which stands for a matrix of floats.
+    UserError where it holds numbers that are not finite.
     """
     blocks = file.of(linear)
-    if blocks is None:
-        return pack_matrix(weight, "dense", "bf16")
+    assert blocks is not None  # check_kept has seen it
     values = blocks.values if rows is None else blocks.values[rows]
+    if blocks.kind in FLOATS:
+        return pack_matrix(values.view(VALUE_TYPES[blocks.kind]), "dense", blocks.kind)
     if blocks.kind == "q4_0":
-        return pack_matrix(weight, "dense", "int4", codes_of_q4_0(values))
+        codes = codes_of_q4_0(values)
+        return pack_matrix(codes.codes, "dense", "int4", codes)
     return MatrixEntry("dense", blocks.kind, len(values), blocks.columns), {"values": values}
 
 

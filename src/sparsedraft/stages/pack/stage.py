@@ -13,7 +13,6 @@ from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint, quantizers, shards
 from sparsedraft.models.config.sparsity import groups_of
 from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.models.gguf.blocks import BlockFile
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.skeleton import skeleton
@@ -65,14 +64,14 @@ def pack(options: PackOptions) -> dict[str, Any]:
         check_loads(work)
         return result
 
-    inputs = {"model": folder, **_inputs(options, types, kept, head_on_text)}
+    inputs = {"model": folder, **_inputs(options, types, head_on_text)}
     reads = (options.model, options.head_data, options.calibration)
     return artifact.make(
         options.out, "pack", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
     )
 
 
-def _inputs(options: PackOptions, types: Types, kept: BlockFile | None, head_on_text: bool) -> dict[str, object]:
+def _inputs(options: PackOptions, types: Types, head_on_text: bool) -> dict[str, object]:
     """What the result is made of, beside the checkpoint; folders of older versions stay as they are."""
     inputs: dict[str, object] = {
         "weights": options.weights, "head_tokens": options.head_tokens,
@@ -82,8 +81,6 @@ def _inputs(options: PackOptions, types: Types, kept: BlockFile | None, head_on_
         inputs["head_weights"] = types.head
     if types.embedding != types.head:
         inputs["embedding_weights"] = types.embedding
-    if kept is not None:
-        inputs["file"] = kept.path
     if types.activations != 16:
         inputs["activations"] = types.activations
     if options.calibration is not None:

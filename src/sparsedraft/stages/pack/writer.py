@@ -215,7 +215,8 @@ class PackedWriter:
         """What is stored of the head, of which `tensor` is the whole weight."""
         codes = self.calibrated.head() if self.calibrated else None
         if self.kept is not None and self.kept.kind("lm_head"):
-            return self._note("lm_head", *kept_matrix(self.kept, "lm_head", tensor, head_ids))
+            rows = None if head_ids is None else head_ids.long()
+            return self._note("lm_head", *kept_matrix(self.kept, "lm_head", rows))
         if head_ids is not None:
             tensor = tensor[head_ids.long()]
             codes = codes and replace(codes, codes=codes.codes[head_ids.long()], scale=codes.scale[head_ids.long()])
@@ -226,7 +227,7 @@ class PackedWriter:
     ) -> dict[str, Tensor]:
         """What is stored of the matrix `name`, packed as `kind`."""
         if self.kept is not None:
-            return self._note(name, *kept_matrix(self.kept, name, tensor))
+            return self._note(name, *kept_matrix(self.kept, name))
         entry, parts = pack_matrix(tensor, kind, values, codes, self.types.activations)
         self._note_error(tensor, entry, parts, name)
         return self._note(name, entry, parts)
