@@ -9,9 +9,9 @@
 # Guess it refutes: that tokenizer.json is the whole tokenizer, so AutoTokenizer gives the ids of tokenizers.Tokenizer.
 #
 # Output seen:
-#   tokenizer.json alone:     ['Ġ', 'Ġ', '1', '2'] normalizer None
-#   PreTrainedTokenizerFast:  ['Ġ', 'Ġ', '1', '2'] normalizer None
-#   AutoTokenizer:            Qwen2Tokenizer ...
+#   tokenizer.json alone:     ['e', 'Ì', 'ģ', 'ĠĠ', '12'] normalizer None size 259
+#   PreTrainedTokenizerFast:  ['e', 'Ì', 'ģ', 'ĠĠ', '12'] normalizer None size 259 TokenizersBackend
+#   AutoTokenizer:            ['Ã', '©', 'Ġ', 'Ġ', '1', '2'] normalizer NFC() size 260 Qwen2Tokenizer
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
