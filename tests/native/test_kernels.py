@@ -123,7 +123,7 @@ def test_what_is_not_finite_shows(value: float) -> None:
         ((np.ones((8, 8), np.int8), "i8", "dense", 0, np.ones(7, np.float32)), "one scale for each row"),
         ((np.ones((8, 8), np.int8), "bf16", "dense"), "of the type that is named"),
         ((np.ones(8, np.float32), "f32", "dense"), "a matrix"),
-        ((np.ones((8, 8), np.float32), "f64", "dense"), "f32, f16, bf16, i8 or i4"),
+        ((np.ones((8, 8), np.float32), "f64", "dense"), "f32, f16, bf16, i8, i4 or a type of GGUF files"),
         ((np.ones((8, 8), np.float32), "f32", "coo"), "no layout is named coo"),
         ((np.ones((0, 8), np.float32), "f32", "dense"), "impossible size"),
     ],

@@ -38,7 +38,7 @@ def table(result: dict[str, Any]) -> Table:
     kind = f" (quantised: {result['quantized']})" if result["quantized"] else ""
     head = f"; head in {result['head_weights']}" if result["head_weights"] else ""
     head += f", embedding in {result['embedding_weights']}" if result["embedding_weights"] else ""
-    if cache := result["cache_bytes"]:
+    if (cache := result["cache_bytes"]) and not kind:
         sizes = ", ".join(f"{size / MIB:,.0f} MiB in {name}" for name, size in cache.items())
         head += f"; {result['bytes'] / MIB:,.0f} MiB of weights; keys and values of "
         head += f"{result['context_length']:,} tokens: {sizes}"
