@@ -82,7 +82,7 @@ sanitize: $(STAMP)
 	export LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 SPARSEDRAFT_NATIVE="$$(ls $(abspath $(SANITIZED))/_native*.so)"; \
 	$(BIN)/python -m pytest tests/native/test_kernels.py tests/native/test_kernels_int4.py tests/native/test_kernel_bits.py tests/native/test_attention.py tests/native/test_engine.py \
-		tests/native/test_layout_cache.py tests/native/test_packed_format.py && \
+		tests/native/test_layout_cache.py tests/native/test_packed_format.py tests/native/test_blocks.py tests/native/test_small_cache.py && \
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_packed.py --cases $(CASES) && PYTHONPATH=tests/support $(BIN)/python tests/tools/fuzz_cached.py --cases $(CASES)
 
 # Packed folders and native caches damaged in every way, without sanitizers: CASES of each

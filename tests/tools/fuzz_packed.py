@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from gguf_blocks import quantised
 from packed_folders import SMALL, build, save
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
@@ -35,7 +36,8 @@ FILES = (
 )  # what is read; the first twice as often
 ODD: list[Any] = [
     None, True, -1, 0, 1, 2, 3, 7, 63, 65, 2**31 - 1, 2**31, 2**63, 10**30, -(2**63), 0.5, 1e300, "", "dense",
-    "bitmask", "1:8", "8:8", "2:4", "0:4", "9:8", "16:32", "int8", "int4", 32, 64, 96, 128, "f16", "bf16",
+    "bitmask", "1:8", "8:8", "2:4", "0:4", "9:8", "16:32", "int8", "int4", "q8_0", "q4_1", "q5_0", "q4_k", "q6_k", 256,
+    32, 64, 96, 128, "f16", "bf16",
     "f32", "I8", "BF16", "U8", "F64",
     [], {}, [1], [[]], [2**40, 2**40], [0, 0], [-1], "x" * 300, "../../etc/passwd", "\u0000",
 ]  # fmt: skip
@@ -55,6 +57,11 @@ def bases(root: Path) -> list[Path]:
         head = "int4" if weights == "int4" and tied else None
         pack(str(source), root / f"{name}-packed", weights=weights, head_weights=head)
         found.append(root / f"{name}-packed")
+    for tied, head in ((True, None), (False, "q6_k")):  # a GGUF file's own types
+        file, folder = root / f"{tied}.gguf", root / f"{tied}-stored"
+        quantised(file, tied, head=head)
+        pack(str(file), folder, weights="stored")
+        found.append(folder)
     return found
 
 

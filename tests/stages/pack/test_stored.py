@@ -1,7 +1,6 @@
 """`pack --weights stored`: a GGUF file's own weights, none rounded again."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 import stages
-from gguf_blocks import dequantised, random_blocks
+from gguf_blocks import SIZES, dequantised, quantised
 from ggufs import rounded, write_gguf
 from sparsedraft import load
 from sparsedraft.base.errors import UserError
@@ -19,52 +18,6 @@ from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.session import Engine
 from sparsedraft.stages.pack import stage
 from tiny import build_llama, build_tokenizer
-
-KINDS = {  # of the first layer; in the second ffn_gate is of q4_0, ffn_up of float16, the others of float32
-    "attn_q": "q4_k", "attn_k": "q6_k", "attn_v": "q5_k", "attn_output": "q8_0",
-    "ffn_gate": "q4_1", "ffn_up": "q5_0", "ffn_down": "q5_1",
-}  # fmt: skip
-SIZES = {"hidden_size": 256, "intermediate_size": 512, "layers": 2}
-
-
-def quantised(
-    path: Path, tied: bool, embedding: str = "q6_k", head: str | None = None
-) -> dict[str, tuple[str, np.ndarray]]:
-    """Write a llama of all types as the GGUF file `path`; its blocks by name."""
-    model = rounded(build_llama(tie_word_embeddings=tied, **SIZES))
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    of = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}
-    of |= {"attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"}
-    of |= {"ffn_down": "mlp.down_proj"}
-    found = {}
-    for seed, (name, kind) in enumerate(KINDS.items()):
-        rows, columns = shapes[f"model.layers.0.{of[name]}.weight"]
-        size = 1e-4 if kind.endswith("_k") else 2e-3  # so that weights are of about one size
-        found[f"blk.0.{name}.weight"] = kind, random_blocks(kind, rows, columns, size, seed)
-    rows, columns = shapes["model.embed_tokens.weight"]
-    found["token_embd.weight"] = embedding, random_blocks(embedding, rows, columns, 1e-4, 99)
-    found["blk.1.ffn_gate.weight"] = "q4_0", four_bits(*shapes["model.layers.1.mlp.gate_proj.weight"])
-    found["blk.1.ffn_up.weight"] = "f16", halves(*shapes["model.layers.1.mlp.up_proj.weight"])
-    if head is not None:
-        makers = {"q4_0": four_bits, "f16": halves}
-        make = makers.get(head, partial(random_blocks, head, size=1e-4))
-        found["output.weight"] = head, make(*shapes["lm_head.weight"])
-    write_gguf(path, model, build_tokenizer(), tensors=found)
-    return found
-
-
-def halves(rows: int, columns: int) -> np.ndarray:
-    """Random float16, which bfloat16 does not hold."""
-    return (np.random.default_rng(6).standard_normal((rows, columns)) * 0.02).astype(np.float16)
-
-
-def four_bits(rows: int, columns: int) -> np.ndarray:
-    """Random blocks of q4_0, one of them with the scale 0."""
-    rng = np.random.default_rng(5)
-    raw = rng.integers(0, 256, (rows, columns // 32, 18), dtype=np.uint8)
-    raw[..., :2] = (rng.standard_normal((rows, columns // 32, 1)) * 0.01).astype(np.float16).view(np.uint8)
-    raw[3, 0, :2] = 0
-    return raw.reshape(rows, -1)
 
 
 @pytest.mark.parametrize("tied", [True, False])
