@@ -44,15 +44,38 @@ def packed(name: str, kind: str, layers: int | None = None) -> Path:
     return write_packed(CACHE / "shapes" / slug(label.replace(":", "of")), config, kind)
 
 
-def step(engine: Engine, tokens: int, repeat: int) -> float:
-    """Seconds of a pass over so many tokens behind CONTEXT others; the median."""
-    engine.rollback(0)
+def ready(folder: Path, threads: int) -> Engine:
+    """The model in `folder` behind CONTEXT tokens, warm."""
+    engine = Engine(native_model(folder), threads=threads)
     engine.forward([7] * CONTEXT)
-    taken = []
-    for _ in range(repeat + 1):  # the first warms up
-        taken.append(seconds(partial(engine.forward, [7] * tokens, tokens)))
-        engine.rollback(CONTEXT)
-    return statistics.median(taken[1:])
+    step(engine, 1)
+    return engine
+
+
+def step(engine: Engine, tokens: int) -> float:
+    """Seconds of a pass over so many tokens behind CONTEXT others."""
+    taken = seconds(partial(engine.forward, [7] * tokens, tokens))
+    engine.rollback(CONTEXT)
+    return taken
+
+
+def verification(engine: Engine, repeat: int) -> dict[int, float]:
+    """v(K) by K: a pass over K + 1 tokens against one over one token just before; medians."""
+    seen: dict[int, list[float]] = {k: [] for k in DRAFTED}
+    for _ in range(repeat):
+        for k in DRAFTED:
+            one = step(engine, 1)
+            seen[k].append(step(engine, k + 1) / one)
+    return {k: statistics.median(ratios) for k, ratios in seen.items()}
+
+
+def cost(drafter: Engine, of: Engine, repeat: int) -> float:
+    """c: a token of the drafter against one of the target just before; the median."""
+    ratios = []
+    for _ in range(repeat):
+        one = step(of, 1)
+        ratios.append(step(drafter, 1) / one)
+    return statistics.median(ratios)
 
 
 def examples() -> dict[str, dict[int, float]]:
@@ -66,8 +89,8 @@ def examples() -> dict[str, dict[int, float]]:
 
 def target(
     name: str, options: argparse.Namespace, peers: dict[str, Llama], table: Table
-) -> tuple[float, dict[int, float]]:
-    """(seconds of a token, v(K) by K) of the target."""
+) -> tuple[Engine, dict[int, float]]:
+    """(the target's engine behind CONTEXT tokens, v(K) by K)."""
     folder = packed(name, "dense")
     engine = Engine(native_model(folder), threads=options.threads)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -88,11 +111,11 @@ def target(
         table.ratio(f"{name}, int4: decode / theirs", rate / peak[best], GOAL, theirs=best)
     engine.rollback(0)
     table.note(f"{name}, int4: seconds for {PROMPT} tokens of prompt", seconds(partial(engine.forward, [7] * PROMPT)))
-    one = step(engine, 1, options.steps)
-    v = {k: step(engine, k + 1, options.steps) / one for k in DRAFTED}
+    engine.rollback(CONTEXT)
+    v = verification(engine, options.steps)
     for k, value in v.items():
         table.note(f"{name}, int4: v({k})", value)
-    return one, v
+    return engine, v
 
 
 def drafters(name: str) -> dict[str, Callable[[], Path]]:
@@ -104,11 +127,10 @@ def drafters(name: str) -> dict[str, Callable[[], Path]]:
     return found
 
 
-def borders(pair: str, one: float, v: dict[int, float], drafts: dict[str, float], table: Table) -> float:
+def borders(pair: str, v: dict[int, float], costs: dict[str, float], table: Table) -> float:
     """Note c and the MAL that breaks even at each K; the best speed at the MALs of our tables."""
     best, tables = 0.0, examples()
-    for way, taken in drafts.items():
-        c = taken / one
+    for way, c in costs.items():
         border = {k: round(v[k] + k * c, 3) for k in DRAFTED}
         table.note(f"{pair}, {way}: c", c, breaks_even_at=border)
         if mals := tables.get(way):
@@ -127,13 +149,14 @@ def work(options: argparse.Namespace, table: Table) -> None:
         name, _, others = pair.partition(":")
         if unknown := [n for n in (name, *others.split("+")) if n not in SHAPES]:
             raise UserError(f"--pairs {unknown[0]!r} is no shape: there are {', '.join(SHAPES)}.")
-        one, v = target(name, options, peers, table)
+        engine, v = target(name, options, peers, table)
         best = 0.0
         for other in others.split("+"):
-            drafts = {}
-            for way, folder in drafters(other).items():
-                drafts[way] = step(Engine(native_model(folder()), threads=options.threads), 1, options.steps)
-            best = max(best, borders(f"{name} with {other}", one, v, drafts, table))
+            costs = {
+                way: cost(ready(folder(), options.threads), engine, options.steps)
+                for way, folder in drafters(other).items()
+            }
+            best = max(best, borders(f"{name} with {other}", v, costs, table))
         table.ratio(f"{name}: best speed at assumed MALs / alone", best, FASTER)
 
 
