@@ -17,7 +17,7 @@ from sparsedraft.base.files import write_atomic
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import group_of
-from sparsedraft.models.gguf.blocks import NAMES
+from sparsedraft.models.gguf.tensor_names import Names
 from sparsedraft.models.weight_files import INDEX
 from sparsedraft.native.packed_folder import FORMAT, HEADER, is_packed
 from sparsedraft.native.packed_format import MatrixEntry
@@ -143,12 +143,14 @@ def write_gguf(path: Path, config: dict[str, Any]) -> Path:
     with write_atomic(path) as temporary:
         writer = GGUFWriter(temporary, config["model_type"], use_temp_file=False)
         _add_keys(writer, config)
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        names = Names(config["model_type"], config["num_hidden_layers"], heads, kv_heads)
         shapes = [(name, shape) for part in _parts(config) for name, shape in part.items()]
         for name, shape in shapes:
             kind = GGMLQuantizationType.F32 if len(shape) == 1 else GGMLQuantizationType.Q4_0
             size = (shape[0],) if len(shape) == 1 else (shape[0], shape[1] // 32 * 18)
             dtype, count = (np.dtype(np.float32), 4) if len(shape) == 1 else (np.dtype(np.uint8), 1)
-            writer.add_tensor_info(_gguf_name(name), size, dtype, int(np.prod(size)) * count, raw_dtype=kind)
+            writer.add_tensor_info(names.of(name), size, dtype, int(np.prod(size)) * count, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -175,17 +177,6 @@ def _add_keys(writer: GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_token_types([1] * config["vocab_size"])
     writer.add_token_merges(["0 1"])
     writer.add_eos_token_id(0)
-
-
-def _gguf_name(name: str) -> str:
-    """What llama.cpp calls a tensor."""
-    whole = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-    stem, kind = name.rsplit(".", 1)
-    if stem in whole:
-        return f"{whole[stem]}.{kind}"
-    _, _, layer, *rest = stem.split(".")
-    norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    return f"blk.{layer}.{(norms | NAMES)['.'.join(rest)]}.{kind}"
 
 
 def _blocks(shape: tuple[int, ...], dice: np.random.Generator) -> np.ndarray:

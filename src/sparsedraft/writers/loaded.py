@@ -70,8 +70,7 @@ class LoadedModel:
 
         `runtime`: native (weights as they are stored, float32 arithmetic), transformers, or auto: native where the
         extension was built, the engine knows the architecture, and device and dtype are its own. UserError where the
-        mask is not what the checkpoint claims, and for a runtime that cannot run it. `cache`: see native_model; int16
-        does nothing in transformers.
+        mask is not what the checkpoint claims, and for a runtime that cannot run it. `cache`: see native_model.
         """
         if runtime not in RUNTIMES:
             raise UserError(f"--runtime {runtime} is not known: choose one of {', '.join(RUNTIMES)}.")

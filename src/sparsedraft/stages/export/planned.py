@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from sparsedraft.base.console import track
 from sparsedraft.models import checkpoint
+from sparsedraft.models.gguf.tensor_names import EMBEDDING, HEAD, Names
 from sparsedraft.models.gguf.write_file import Entry, Plan, write_file
-from sparsedraft.models.gguf.write_names import EMBEDDING, HEAD, Names
 from sparsedraft.models.gguf.write_rope import rope_factors
-from sparsedraft.models.gguf.write_settings import check_architecture, settings
+from sparsedraft.models.gguf.write_settings import ARCHITECTURES, check_architecture, settings
 from sparsedraft.models.gguf.write_tokenizer import TokenizerKeys
 from sparsedraft.stages.export.rows import Tally, kind_of, rows_of
 from sparsedraft.stages.export.source import finite, source_of
@@ -32,7 +32,9 @@ class Planned:
         config = checkpoint.read_config(folder)
         check_architecture(ref, config)
         keys = settings(ref, config)
-        self.source, self.names = source_of(ref, folder, config), Names(config)
+        self.source = source_of(ref, folder, config)
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.names = Names(ARCHITECTURES[config.model_type], config.num_hidden_layers, heads, kv_heads)
         tokenizer = TokenizerKeys(ref, folder, checkpoint.load_tokenizer(folder), config.vocab_size)
         self.factors, self.layers, self.ends = rope_factors(config), Tally(), Tally()
         entries = [self._entry(name, shape, kind) for name, shape in self.source.shapes.items()]

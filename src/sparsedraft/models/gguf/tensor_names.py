@@ -3,22 +3,20 @@
 import gguf
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.models.gguf.write_settings import ARCHITECTURES
 
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 PAIRED = {"llama"}  # a pair that turns lies side by side, and not half a head apart as in transformers
 
 
 class Names:
-    """llama.cpp's names for the model of `config`."""
+    """llama.cpp's names for a model of its architecture `arch`, with so many layers, heads and heads of keys."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.config, self.arch = config, ARCHITECTURES[config.model_type]
-        known = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == self.arch)
-        self.map = gguf.get_tensor_name_map(known, config.num_hidden_layers)
+    def __init__(self, arch: str, layers: int, heads: int, kv_heads: int) -> None:
+        self.arch, self.heads, self.kv_heads = arch, heads, kv_heads
+        known = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch)
+        self.map = gguf.get_tensor_name_map(known, layers)
 
     def of(self, name: str) -> str:
         """llama.cpp's name of the tensor that transformers calls `name`; UserError where it has none."""
@@ -33,5 +31,5 @@ class Names:
         part = name.rsplit(".", 2)[-2]
         if self.arch not in PAIRED or part not in ("q_proj", "k_proj"):
             return ids
-        heads = self.config.num_attention_heads if part == "q_proj" else self.config.num_key_value_heads
+        heads = self.heads if part == "q_proj" else self.kv_heads
         return ids.view(heads, 2, -1).transpose(1, 2).flatten()
