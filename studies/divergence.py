@@ -4,10 +4,11 @@ r"""How far a rounded model strays from its checkpoint: KL divergence of the nex
 
 MODEL: a packed folder, which the native engine runs with its own rounding of activations; or a checkpoint or .gguf
 file, whose weights transformers runs in float32 (llama.cpp would round activations, too). NAME=weights:PACKED runs a
-packed folder's weights in float32 as well; NAME=int8-cache:PACKED keeps its keys and values in 8 bits. --text: prompts
-or distilled data; --tokens of it, in sequences of --length, each token seeing those before it. The mean is over tokens,
-its interval (95 %) of a bootstrap over sequences; the ratio of the last line is to the model named --against. Rows stay
-in FOLDER: a second call measures only models that are new.
+packed folder's weights in float32 as well; NAME=int8-cache:PACKED keeps its keys and values in 8 bits, and
+NAME=fine-inputs:PACKED multiplies with inputs of 16 bits throughout. --text: prompts or distilled data; --tokens of it,
+in sequences of --length, each token seeing those before it. The mean is over tokens, its interval (95 %) of a bootstrap
+over sequences; the ratio of the last line is to the model named --against. Rows stay in FOLDER: a second call measures
+only models that are new.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.native.session import Engine
 from study import Rows, close, setup
 
-WEIGHTS_ONLY, SMALL_CACHE = "weights:", "int8-cache:"
+WEIGHTS_ONLY, SMALL_CACHE, FINE_INPUTS = "weights:", "int8-cache:", "fine-inputs:"
 Logits = Callable[[Tensor], Tensor]  # ids [length] -> [length, V]
 
 
@@ -43,8 +44,8 @@ def in_float32(model: str) -> Logits:
     return logits
 
 
-def natively(folder: Path, cache: str = "int16") -> Logits:
-    engine = Engine(native_model(folder, cache))
+def natively(folder: Path, cache: str = "int16", fine_inputs: bool = False) -> Logits:
+    engine = Engine(native_model(folder, cache, fine_inputs))
 
     def logits(ids: Tensor) -> Tensor:
         engine.rollback(0)
@@ -59,6 +60,8 @@ def runner(model: str) -> Logits:
         return in_float32(model.removeprefix(WEIGHTS_ONLY))
     if model.startswith(SMALL_CACHE):
         return natively(checkpoint.find(model.removeprefix(SMALL_CACHE)), "int8")
+    if model.startswith(FINE_INPUTS):
+        return natively(checkpoint.find(model.removeprefix(FINE_INPUTS)), fine_inputs=True)
     folder = checkpoint.find(model)
     return natively(folder) if is_packed(folder) else in_float32(model)
 

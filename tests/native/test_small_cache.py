@@ -39,6 +39,33 @@ def test_logits_are_near_and_not_the_same(folder: Path) -> None:
     assert 0 < float((small - wide).norm() / wide.norm()) < 0.05
 
 
+def biased(kind: str, tmp_path: Path) -> Path:
+    """A model whose keys have a few dimensions that are far larger than the others, as Qwen2's biases make them."""
+    sizes = {"vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, **HEADS}
+    torch.manual_seed(0)
+    config = {"qwen2": hf.Qwen2Config, "qwen3": hf.Qwen3Config}[kind]
+    model = hf.AutoModelForCausalLM.from_config(config(**sizes, initializer_range=0.2)).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            if kind == "qwen2":  # dimension 3 of both heads of keys; queries of its rotary pair are small
+                layer.self_attn.k_proj.bias[[3, 43]] = torch.tensor([100.0, -80.0])
+                layer.self_attn.q_proj.weight.view(4, 40, 64)[:, [3, 23]] *= 0.01
+            else:
+                layer.self_attn.k_norm.weight[3] = 100.0
+                layer.self_attn.q_norm.weight[[3, 23]] = 0.01
+    checkpoint.save(model, build_tokenizer(), tmp_path / kind, dtype=torch.float32)
+    return tmp_path / kind
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_large_dimensions_leave_bits_to_the_others(kind: str, tmp_path: Path) -> None:
+    """With one scale for a whole key the error is several times larger."""
+    folder, ids = biased(kind, tmp_path), ids_of(90)
+    wide = Engine(native_model(folder)).forward(ids, len(ids))
+    small = Engine(native_model(folder, "int8")).forward(ids, len(ids))
+    assert 0 < float((small - wide).norm() / wide.norm()) < 0.04
+
+
 def test_however_the_tokens_come(folder: Path) -> None:
     """Pieces, roll-backs, beside another sequence, and as nodes of a tree: a token's logits have the same bits."""
     ids, chance = ids_of(90), random.Random(0)

@@ -1,6 +1,7 @@
 """Which architectures the native engine runs (llama, mistral, qwen2, qwen3, gemma3 text), and their settings."""
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def is_gemma(config: PretrainedConfig) -> bool:
     return config.model_type == "gemma3_text"
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """Bits of keys and values; whether products take inputs of 16 bits where their kernels take 8."""
+
+    cache_bits: int = 16
+    fine_inputs: bool = False
+
+
 def head_dim_of(config: PretrainedConfig) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
@@ -72,8 +81,8 @@ def layer_type_of(config: PretrainedConfig, index: int) -> str:
     return layer_types[index] if layer_types else "full_attention"
 
 
-def settings_of(folder: Path, config: PretrainedConfig, cache_bits: int) -> dict[str, Any]:
-    """The settings of the extension's model; `folder` is for messages, `cache_bits` those of keys and values.
+def settings_of(folder: Path, config: PretrainedConfig, numbers: Numbers) -> dict[str, Any]:
+    """The settings of the extension's model; `folder` is for messages.
 
     UserError where rope_parameters names a type of layer that the model does not have.
     """
@@ -90,7 +99,8 @@ def settings_of(folder: Path, config: PretrainedConfig, cache_bits: int) -> dict
         "eps": config.rms_norm_eps,
         "attention_scale": scalar**-0.5,
         "embedding_scale": _gemma_embedding_scale(config) if gemma else 1.0,
-        "cache_bits": cache_bits,
+        "cache_bits": numbers.cache_bits,
+        "fine_inputs": numbers.fine_inputs,
         "softcap": getattr(config, "final_logit_softcapping", None) or 0.0,
         "gelu": "gelu" in (getattr(config, "hidden_activation", None) or config.hidden_act),
         "norm_one_more": gemma,

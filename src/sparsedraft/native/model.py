@@ -42,10 +42,11 @@ class NativeModel:
     other_nonzero: int = 0
 
 
-def native_model(folder: Path, cache: str = "int16") -> NativeModel:
+def native_model(folder: Path, cache: str = "int16", fine_inputs: bool = False) -> NativeModel:
     """The model in `folder`, laid out for this CPU; its sequences keep keys and values as `cache` says: int16 or int8.
 
-    Raises UserError where the engine does not run its architecture, where weights are missing or damaged, and where it
+    `fine_inputs`: weights that are multiplied with inputs rounded to 8 bits are also multiplied with what that rounding
+    loses, which makes it about 16 bits, at up to twice the time. Raises UserError where the engine does not run its architecture, where weights are missing or damaged, and where it
     would not fit in memory.
     """
     whole = checkpoint.read_config(folder)
@@ -60,7 +61,7 @@ def native_model(folder: Path, cache: str = "int16") -> NativeModel:
     extension()  # raises before any work is done
     reader = reader_of(folder)
     _check_memory(folder, reader)
-    return _Builder(folder, config, reader).model(CACHES[cache])
+    return _Builder(folder, config, reader).model(architecture.Numbers(CACHES[cache], fine_inputs))
 
 
 def _check_memory(folder: Path, reader: WeightReader) -> None:
@@ -110,7 +111,7 @@ class _Builder:
         self.other_nonzero += nonzero
         return entry.rows
 
-    def model(self, cache_bits: int) -> NativeModel:
+    def model(self, numbers: architecture.Numbers) -> NativeModel:
         config = self.config
         rope_names = sorted(architecture.ropes(config))
         head_ids = self.reader.head_ids()
@@ -119,7 +120,7 @@ class _Builder:
         if not layers or layers[0]["q"].rows != config.num_attention_heads * architecture.head_dim_of(config):
             raise UserError(f"model {self.folder} has weights that its config.json does not describe: copy both again.")
         # only now: its rotary tables are as large as the config says, which the weights have just confirmed
-        settings = architecture.settings_of(self.folder, config, cache_bits)
+        settings = architecture.settings_of(self.folder, config, numbers)
         embedding = layout.embedding(*self.reader.table(f"{self.prefix}embed_tokens.weight"))
         final_norm = _numpy(self._vector(f"{self.prefix}norm.weight"))
         try:

@@ -14,6 +14,7 @@ from sparsedraft import load
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.native import extension
+from sparsedraft.native.model import native_model
 from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.session import Engine
 from sparsedraft.stages.pack import stage
@@ -62,6 +63,12 @@ def test_the_engine_runs_them(embedding: str, tmp_path: Path) -> None:
     assert torch.equal(found, again)
     packed = load(str(tmp_path / "packed"))(torch.tensor([ids])).logits[0].float()
     assert float((packed - expected).norm() / expected.norm()) < 0.06
+    fine = Engine(native_model(tmp_path / "packed", fine_inputs=True))
+    found = fine.forward(ids, len(ids))
+    exact = load(str(tmp_path / "packed")).dequantize()(torch.tensor([ids])).logits[0].float()
+    assert float((found - exact).norm() / exact.norm()) < 1e-3
+    fine.rollback(0)
+    assert torch.equal(torch.cat([fine.forward([token]) for token in ids]), found)
 
 
 @pytest.mark.skipif(not extension.is_built(), reason="not built")

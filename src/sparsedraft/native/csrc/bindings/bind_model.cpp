@@ -32,6 +32,7 @@ Config read_config(const nb::dict& d) {
   c.softcap = field<float>(d, "softcap");
   c.cache_bits = field<int>(d, "cache_bits");
   require(c.cache_bits == 16 || c.cache_bits == 8, "keys and values have 16 or 8 bits");
+  c.fine_inputs = field<bool>(d, "fine_inputs");
   c.gelu = field<bool>(d, "gelu");
   c.norm_one_more = field<bool>(d, "norm_one_more");
   for (nb::handle h : nb::cast<nb::list>(d["inv_freq"])) c.inv_freq.push_back(floats(h));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/key_factors.hpp"
+
 namespace sparsedraft {
 namespace {
 
@@ -21,6 +23,8 @@ ForwardPass::ForwardPass(std::shared_ptr<const Model> model, std::shared_ptr<Poo
   kv_stride_ = padded(c.kv_heads * c.head_dim, kRows4);
   hidden_stride_ = padded(c.hidden, kRows4);
   up_stride_ = padded(c.intermediate, kColumns);
+  if (c.cache_bits == 8)
+    for (const Layer& layer : model_->layers) key_factors_.push_back(key_factors(layer, c, kernels_, pool_));
 }
 
 const float* ForwardPass::run(const std::vector<Chunk>& chunks) {
@@ -72,7 +76,7 @@ void ForwardPass::attention_block(const Layer& layer, size_t index, const std::v
   if (tokens_.empty()) return;
   attended_.resize(c.heads * c.head_dim, static_cast<int>(tokens_.size()));
   attend(layer, index);
-  multiply_all(kernels_, pool_, attended_, {{layer.o.get(), projected_.data(), hidden_stride_}});
+  multiply(attended_, {{layer.o.get(), projected_.data(), hidden_stride_}});
   if (!layer.o_bias.empty())
     for_each_token([&](int t) { add_bias(projected_.data() + t * hidden_stride_, layer.o_bias); });
   add_to_hidden(layer.after_attention);
@@ -80,7 +84,7 @@ void ForwardPass::attention_block(const Layer& layer, size_t index, const std::v
 
 // q = Wq x + bq, k = Wk x + bk, v = Wv x + bv, where x is the normed hidden state
 void ForwardPass::project_qkv(const Layer& layer) {
-  multiply_all(kernels_, pool_, normed_,
+  multiply(normed_,
                {{layer.q.get(), q_.data(), q_stride_},
                 {layer.k.get(), k_.data(), kv_stride_},
                 {layer.v.get(), v_.data(), kv_stride_}});
@@ -91,7 +95,7 @@ void ForwardPass::project_qkv(const Layer& layer) {
   });
 }
 
-// key[slot] = rotate(k_norm(k)), value[slot] = v, for each head of keys
+// key[slot] = rotate(k_norm(k) / key_factors), value[slot] = v, for each head of keys; without factors but in caches of 8 bits
 void ForwardPass::cache_keys_and_values(const Layer& layer, size_t index) {
   const Config& c = model_->config;
   const size_t dim = c.head_dim;
@@ -103,6 +107,8 @@ void ForwardPass::cache_keys_and_values(const Layer& layer, size_t index) {
       const size_t t = job % count;
       float* key = k_.data() + t * kv_stride_ + h * dim;
       if (!layer.k_norm.empty()) norm(key, layer.k_norm, key, dim);
+      if (!key_factors_.empty())
+        for (size_t i = 0; i < dim; ++i) key[i] /= key_factors_[index][h * dim + i];
       rotary_.rotate(key, layer.rope, t);
       Sequence& sequence = *tokens_[t].sequence;
       store_token(sequence.shape(), key, v_.data() + t * kv_stride_ + h * dim, sequence.blocks(index, h), tokens_[t].slot);
@@ -141,19 +147,22 @@ void ForwardPass::attend(const Layer& layer, size_t index) {
   });
 }
 
-// attended = softmax(scale * rotate(q_norm(q)) . key[s]) value[s], over the slots s that a token sees, the last `window` of them
+// attended = softmax(scale * rotate(q_norm(q) * key_factors) . key[s]) value[s], over the slots s that a token sees, the last `window` of them
 void ForwardPass::attend(const Layer& layer, size_t index, const AttentionJob& job, AttentionQueries& queries) {
   const Config& c = model_->config;
   const size_t dim = c.head_dim;
+  const size_t key_head = job.head / (c.heads / c.kv_heads);  // several heads share keys and values
   queries.begin(job, tokens_, c, layer.window);
   for (size_t t = job.first; t < job.last; ++t)
     for (size_t h = job.head; h < job.head + job.heads; ++h) {
       float* query = q_.data() + t * q_stride_ + h * dim;
       if (!layer.q_norm.empty()) norm(query, layer.q_norm, query, dim);
+      if (!key_factors_.empty())
+        for (size_t i = 0; i < dim; ++i) query[i] *= key_factors_[index][key_head * dim + i];
       rotary_.rotate(query, layer.rope, t);
       queries.add(query);
     }
-  queries.attend(kernels_, index, job.head / (c.heads / c.kv_heads));  // several heads share keys and values
+  queries.attend(kernels_, index, key_head);
   size_t i = 0;
   for (size_t t = job.first; t < job.last; ++t)
     for (size_t h = job.head; h < job.head + job.heads; ++h)
@@ -166,7 +175,7 @@ void ForwardPass::mlp_block(const Layer& layer) {
   const int count = static_cast<int>(tokens_.size());
   norm_hidden(layer.attention_norm);
   gate_.resize(c.intermediate, count);
-  multiply_all(kernels_, pool_, normed_,
+  multiply(normed_,
                {{layer.gate.get(), gate_.row(0), gate_.stride()}, {layer.up.get(), up_.data(), up_stride_}});
   const size_t step = padded(c.intermediate / (pool_.threads() * 2) + 1, 8);
   pool_.run(c.intermediate, step, [&](size_t first, size_t last) {
@@ -175,7 +184,7 @@ void ForwardPass::mlp_block(const Layer& layer) {
   });
   // the product wrote whole tiles of rows, also into the padding, which must be zero
   for (int t = 0; t < count; ++t) std::fill(gate_.row(t) + c.intermediate, gate_.row(t) + gate_.stride(), 0.0f);
-  multiply_all(kernels_, pool_, gate_, {{layer.down.get(), projected_.data(), hidden_stride_}});
+  multiply(gate_, {{layer.down.get(), projected_.data(), hidden_stride_}});
   add_to_hidden(layer.after_mlp);
 }
 
@@ -185,10 +194,14 @@ const float* ForwardPass::logits() {
   if (tokens_.empty()) return nullptr;
   norm_hidden(model_->final_norm);
   logits_.resize(logits_stride() * tokens_.size());
-  multiply_all(kernels_, pool_, normed_, {{model_->head.get(), logits_.data(), logits_stride()}});
+  multiply(normed_, {{model_->head.get(), logits_.data(), logits_stride()}});
   if (c.softcap > 0)
     for (float& x : logits_) x = c.softcap * std::tanh(x / c.softcap);
   return logits_.data();
+}
+
+void ForwardPass::multiply(ActivationBuffer& x, const std::vector<Product>& products) {
+  multiply_all(kernels_, pool_, x, products, model_->config.fine_inputs ? &fine_ : nullptr);
 }
 
 // out = x / rms(x) * weight

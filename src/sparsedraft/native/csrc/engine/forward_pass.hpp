@@ -10,6 +10,7 @@
 //   sequence.hpp       keys and values of one sequence
 //   session.hpp        several sequences of one model, and greedy drafts: what the bindings offer
 //   attention.hpp, rotary.hpp   attention in jobs of queries; rotary embeddings
+//   key_factors.hpp    what keys are divided by in caches of 8 bits
 //   linear.hpp         products, over the threads of pool.hpp
 #pragma once
 
@@ -50,6 +51,7 @@ class ForwardPass {
   void attend(const Layer& layer, size_t index);
   void attend(const Layer& layer, size_t index, const AttentionJob& job, AttentionQueries& queries);
 
+  void multiply(ActivationBuffer& x, const std::vector<Product>& products);
   void norm(const float* x, const std::vector<float>& weight, float* out, size_t n) const;
   void norm_hidden(const std::vector<float>& weight);
   void add_to_hidden(const std::vector<float>& after_norm);
@@ -65,12 +67,14 @@ class ForwardPass {
   std::vector<Token> tokens_;
   std::vector<float> hidden_;                    // [tokens, hidden]
   ActivationBuffer normed_, attended_, gate_;    // inputs of products
+  FineInputs fine_;
   std::vector<float> q_, k_, v_;                 // [tokens, q_stride_], [tokens, kv_stride_]
   std::vector<float> up_;                        // [tokens, up_stride_]
   std::vector<float> projected_;                 // [tokens, hidden_stride_]: what a block gives
   std::vector<float> logits_;                    // [logits, logits_stride()]
   RotaryTable rotary_;
   std::vector<AttentionJob> attention_jobs_;
+  std::vector<std::vector<float>> key_factors_;  // of each layer, with caches of 8 bits (key_factors.hpp); else empty
   size_t q_stride_, kv_stride_, hidden_stride_, up_stride_;
 };
 

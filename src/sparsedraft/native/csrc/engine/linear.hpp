@@ -2,7 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <initializer_list>
+#include <vector>
 
 #include "engine/pool.hpp"
 #include "kernels/kernels.hpp"
@@ -26,6 +26,18 @@ class ActivationBuffer {
     for (int t = 0; t < tokens; ++t) std::fill(row(t) + width, row(t) + width_, 0.0f);
   }
   float* row(int t) { return x_.data() + t * width_; }
+  // out [stride()] = what integers of 8 bits lose of token t, once `activations` has made them.
+  void lost(int t, float* out) const {
+    const size_t blocks = width_ / kScaleBlock, begin = t - t % together_, inside = t - begin;
+    const size_t count = std::min<size_t>(together_, tokens_ - begin);
+    float scale = last8_[t];
+    for (size_t c = width_; c > 0; c -= kInputGroup) {
+      const size_t from = c - kInputGroup;
+      for (size_t i = from; i < c; ++i)
+        out[i] = x_[t * width_ + i] - scale * q8_[begin * width_ + (i / kUnit8 * count + inside) * kUnit8 + i % kUnit8];
+      scale *= ratio8_[begin * blocks + from / kScaleBlock * count + inside];  // that of the group before
+    }
+  }
   size_t stride() const { return width_; }
   int tokens() const { return tokens_; }
 
@@ -105,7 +117,7 @@ struct Product {
 };
 
 // Several products of the same inputs, in one go of the pool.
-inline void multiply_all(const Kernels& kernels, Pool& pool, ActivationBuffer& x, std::initializer_list<Product> products) {
+inline void multiply_rounded(const Kernels& kernels, Pool& pool, ActivationBuffer& x, const std::vector<Product>& products) {
   ActivationBuffer::Wanted wanted;
   size_t tiles = 0;
   for (const Product& p : products) {
@@ -127,6 +139,38 @@ inline void multiply_all(const Kernels& kernels, Pool& pool, ActivationBuffer& x
       last -= count;
     }
   });
+}
+
+// The same, where `fine` is not null with inputs of 16 bits also for weights whose kernels take 8: W x = W (q scale) + W r, of which
+// r = x - q scale has 8 bits and scales of its own. Each token is two of a pass that reads the weights once.
+struct FineInputs {
+  ActivationBuffer both;    // x, then r
+  std::vector<float> sums;  // of both: [2 tokens, stride]
+};
+inline void multiply_all(const Kernels& kernels, Pool& pool, ActivationBuffer& x, const std::vector<Product>& products,
+                         FineInputs* fine = nullptr) {
+  std::vector<Product> of_bytes, others;
+  for (const Product& p : products) (fine && p.matrix->wants_bytes() ? of_bytes : others).push_back(p);
+  if (!others.empty()) multiply_rounded(kernels, pool, x, others);
+  if (of_bytes.empty()) return;
+  const int count = x.tokens();
+  x.activations(kernels, pool, {.bytes = true});
+  fine->both.resize(x.stride(), 2 * count);
+  pool.run(count, 1, [&](size_t first, size_t last) {
+    for (int t = static_cast<int>(first); t < static_cast<int>(last); ++t) {
+      std::copy_n(x.row(t), x.stride(), fine->both.row(t));
+      x.lost(t, fine->both.row(count + t));
+    }
+  });
+  for (const Product& p : of_bytes) {
+    if (fine->sums.size() < 2 * count * p.stride) fine->sums.resize(2 * count * p.stride);
+    const float* sums = fine->sums.data();
+    multiply_rounded(kernels, pool, fine->both, {{p.matrix, fine->sums.data(), p.stride}});
+    pool.run(count, 1, [&](size_t first, size_t last) {
+      for (size_t t = first; t < last; ++t)
+        for (size_t i = 0; i < p.matrix->rows; ++i) p.out[t * p.stride + i] = sums[t * p.stride + i] + sums[(count + t) * p.stride + i];
+    });
+  }
 }
 
 }  // namespace sparsedraft

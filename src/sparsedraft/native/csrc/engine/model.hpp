@@ -20,6 +20,7 @@ struct Config {
   float attention_scale = 0;
   float embedding_scale = 1;
   int cache_bits = 16;         // of keys and values: 16 or 8
+  bool fine_inputs = false;    // inputs of 16 bits for all weights of integers (linear.hpp)
   float softcap = 0;           // of logits: softcap * tanh(x / softcap); 0: none
   bool gelu = false;           // the activation: GELU by tanh instead of SiLU
   bool norm_one_more = false;  // norms multiply with 1 + weight: Gemma
