@@ -22,7 +22,8 @@ def pack(checkpoint: str, out: str) -> None:
 
 
 def serve(target: str, drafter: str, threads: str) -> None:
-    """Answer questions: {"decode": TOKENS}, {"read": TOKENS}, {"answer": IDS, "tokens": AT_MOST, "drafting": BOOL}."""
+    """Answer questions: {"decode": TOKENS, "behind": OTHERS}, {"read": TOKENS}, {"answer": IDS, "tokens": AT_MOST,
+    "drafting": BOOL}."""
     import torch
     from sparsedraft.runtime.engine import Engine
     from sparsedraft.speculate.decode import generate
@@ -52,8 +53,12 @@ def serve(target: str, drafter: str, threads: str) -> None:
 
     print(json.dumps({"bytes": side.native.handle.bytes}), flush=True)
     for line in sys.stdin:
-        job = work(json.loads(line))
-        engine.rollback(0)
+        question = json.loads(line)
+        job = work(question)
+        behind = question.get("behind", 0)
+        engine.rollback(min(engine.length, behind))
+        if missing := behind - engine.length:
+            engine.forward([7] * missing)
         start = time.perf_counter()
         tokens = job()
         print(json.dumps({"seconds": time.perf_counter() - start, "tokens": tokens}), flush=True)

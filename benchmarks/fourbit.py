@@ -22,7 +22,7 @@ import fourbit_answers as whole
 import fourbit_rates as alone
 import peers_openvino
 from common import CACHE, GIB, measured, parser, run
-from fourbit_models import Models, add_options, prepare
+from fourbit_models import Models, add_options
 from peers import Missing
 from peers_earlier import Earlier
 from peers_llama import Llama, available, gguf, ik_llama_cpp, llama_cpp
@@ -45,7 +45,7 @@ class Bench:
 
     @cached_property
     def models(self) -> Models:
-        return prepare(self.options)
+        return Models(self.options)
 
     @cached_property
     def peers(self) -> dict[str, Llama]:
@@ -126,7 +126,7 @@ def layers(bench: Bench) -> None:
 def memory(bench: Bench) -> None:
     """Peak memory of generating with the int4 pair, against packed bytes, caches and BESIDE."""
     models, tokens = bench.models, 16 if bench.options.quick else 128
-    drafter = models.drafters["one-shot 2:4"]
+    drafter = models.one_shot
     how = ["--prompt", PROMPT, "--max-new-tokens", str(tokens), "--policy", "auto"]
     result, peak = measured("generate", models.int4, "--drafter", drafter, *how)
     length = result["prompt_tokens"] + result["tokens"]

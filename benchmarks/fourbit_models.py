@@ -4,7 +4,7 @@ An interrupted preparation goes on where it stopped. A target of 1.5B and its dr
 """
 
 import argparse
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from common import CACHE, MODEL, measured
@@ -16,16 +16,65 @@ TOKENS = "8192"  # of text that is pruned and rounded on
 TARGET, DRAFTER = "Qwen/Qwen2.5-Coder-1.5B-Instruct", "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 
 
-@dataclass(frozen=True)
 class Models:
-    """`target`, `drafter`: the checkpoints; the target packed, and the drafters packed in int4 by what they are."""
+    """What the options name, made or found in the cache as it is first asked for. UserError where a command fails."""
 
-    target: str
-    drafter: str
-    int4: Path
-    int8: Path
-    drafters: dict[str, Path]
-    dense_int8: Path  # the drafter
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.quick = options, options.quick
+        self.target = options.target or (MODEL if self.quick else TARGET)
+        self.drafter = options.drafter or (MODEL if self.quick else DRAFTER)
+        both = f"{slug(self.target.replace('/', '-'))}--{slug(self.drafter.replace('/', '-'))}"
+        self.folder = CACHE / "fourbit" / ("on-text-quick" if self.quick else "on-text") / both
+
+    @cached_property
+    def int8(self) -> Path:
+        """The target."""
+        return packed(self.target, self.folder / "target-int8", "--weights", "int8")
+
+    @cached_property
+    def dense_int8(self) -> Path:
+        """The drafter."""
+        return packed(self.drafter, self.folder / "dense-int8", "--weights", "int8")
+
+    @cached_property
+    def int4(self) -> Path:
+        """The target, rounded on `data`."""
+        return self.options.target_pack or packed(self.target, self.folder / "target-int4", *self._fast())
+
+    @cached_property
+    def drafters(self) -> dict[str, Path]:
+        """The drafters in int4 by what they are."""
+        found = {"dense": self._packed_drafter(self.drafter, "dense"), "one-shot 2:4": self.one_shot}
+        kept = self.folder / "fine-tuned"
+        tuned = self.options.fine_tuned or (kept if kept.is_dir() else None)
+        return found | ({"fine-tuned": self._packed_drafter(str(tuned), "fine-tuned")} if tuned else {})
+
+    @cached_property
+    def one_shot(self) -> Path:
+        """The drafter pruned to 2:4, its weights rounded to int4 in the same sweep, packed."""
+        how = ["--method", "magnitude"] if self.quick else ["--quantize", "int4"]
+        how += ["--calibration", str(self.data), "--pattern", "2:4", "--tokens", "1024" if self.quick else TOKENS]
+        out = self.folder / "2of4"
+        measured("prune", self.drafter, "--out", out, *how)
+        return self._packed_drafter(str(out), "one-shot-2of4")
+
+    @cached_property
+    def data(self) -> Path:
+        """What the target writes, to round and to prune on."""
+        if self.options.data:
+            return Path(self.options.data)
+        how = (
+            ["--limit", "16", "--max-new-tokens", "24"] if self.quick else ["--limit", "96", "--max-new-tokens", "128"]
+        )
+        measured("distill", self.int8, "demo:train", "--out", self.folder / "data", "--engine", "native", *how)
+        return self.folder / "data"
+
+    def _packed_drafter(self, model: str, name: str) -> Path:
+        return packed(model, self.folder / name, *self._fast())
+
+    def _fast(self) -> list[str]:
+        how = ["--weights", "int4", "--head-weights", "int4", "--embedding-weights", "int8"]
+        return [*how, "--calibration", str(self.data), "--tokens", "512" if self.quick else TOKENS]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,28 +86,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="what is rounded and pruned on; default: what the target writes")
 
 
-def prepare(options: argparse.Namespace) -> Models:
-    """Make, or find in the cache, what the options name. UserError where a command fails."""
-    target = options.target or (MODEL if options.quick else TARGET)
-    drafter = options.drafter or (MODEL if options.quick else DRAFTER)
-    folder = CACHE / "fourbit" / ("on-text-quick" if options.quick else "on-text")
-    folder /= f"{slug(target.replace('/', '-'))}--{slug(drafter.replace('/', '-'))}"
-    int8 = packed(target, folder / "target-int8", "--weights", "int8")
-    data = options.data or _written(int8, folder / "data", options.quick)
-    fast = ["--weights", "int4", "--head-weights", "int4", "--embedding-weights", "int8"]
-    fast += ["--calibration", str(data), "--tokens", "512" if options.quick else TOKENS]
-    checkpoints = {"dense": drafter, "one-shot 2:4": _one_shot(drafter, data, folder / "2of4", options.quick)}
-    tuned = options.fine_tuned or (folder / "fine-tuned" if (folder / "fine-tuned").is_dir() else None)
-    if tuned:
-        checkpoints["fine-tuned"] = str(tuned)
-    return Models(
-        target, drafter, options.target_pack or packed(target, folder / "target-int4", *fast), int8,
-        {name: packed(model, folder / slug(name.replace(":", "of").replace(" ", "-")), *fast)
-         for name, model in checkpoints.items()},
-        packed(drafter, folder / "dense-int8", "--weights", "int8"),
-    )  # fmt: skip
-
-
 def packed(model: str, out: Path, *how: str) -> Path:
     """The folder of `model` packed `how`, made in `out` unless it is packed already."""
     folder = checkpoint.find(model)
@@ -66,18 +93,3 @@ def packed(model: str, out: Path, *how: str) -> Path:
         return folder
     measured("pack", model, "--out", out, *how)
     return out
-
-
-def _written(target: Path, out: Path, quick: bool) -> Path:
-    """What the target writes, to round and to prune on."""
-    how = ["--limit", "16", "--max-new-tokens", "24"] if quick else ["--limit", "96", "--max-new-tokens", "128"]
-    measured("distill", target, "demo:train", "--out", out, "--engine", "native", *how)
-    return out
-
-
-def _one_shot(drafter: str, data: Path, out: Path, quick: bool) -> str:
-    """The drafter pruned to 2:4, its weights rounded to int4 in the same sweep."""
-    how = ["--method", "magnitude"] if quick else ["--quantize", "int4"]
-    tokens = "1024" if quick else TOKENS
-    measured("prune", drafter, "--out", out, "--calibration", data, "--pattern", "2:4", "--tokens", tokens, *how)
-    return str(out)

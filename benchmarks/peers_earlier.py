@@ -78,9 +78,9 @@ class Earlier:
         print(json.dumps(question), file=self._process.stdin, flush=True)
         return self._said()
 
-    def decode(self, tokens: int) -> float:
-        """Seconds of decoding `tokens` tokens from an empty context."""
-        return float(self._ask(decode=tokens)["seconds"])
+    def decode(self, tokens: int, behind: int = 0) -> float:
+        """Seconds of decoding `tokens` tokens behind so many others."""
+        return float(self._ask(decode=tokens, behind=behind)["seconds"])
 
     def read(self, tokens: int) -> float:
         """Seconds of reading `tokens` tokens."""

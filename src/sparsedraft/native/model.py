@@ -46,8 +46,8 @@ def native_model(folder: Path, cache: str = "int16", fine_inputs: bool = False) 
     """The model in `folder`, laid out for this CPU; its sequences keep keys and values as `cache` says: int16 or int8.
 
     `fine_inputs`: weights that are multiplied with inputs rounded to 8 bits are also multiplied with what that rounding
-    loses, which makes it about 16 bits, at up to twice the time. Raises UserError where the engine does not run its architecture, where weights are missing or damaged, and where it
-    would not fit in memory.
+    loses, which makes it about 16 bits, at up to twice the time. Raises UserError where the engine does not run its
+    architecture, where weights are missing or damaged, and where it would not fit in memory.
     """
     whole = checkpoint.read_config(folder)
     config = whole.get_text_config()

@@ -10,14 +10,15 @@ Sequence::Sequence(const Model& model)
 void Sequence::rollback(size_t length) { length_ = std::min(length, length_); }
 
 void Sequence::reserve(size_t tokens) {
-  constexpr size_t kStep = 2;  // blocks
+  constexpr size_t kStep = 2;    // blocks
+  constexpr size_t kSpare = 16;  // of what there is: all is copied so often, which is little beside a pass, and as little stays empty
   const Config& c = *config_;
   const size_t needed = padded(tokens, kKeyBlock) / kKeyBlock;
   const size_t most = padded(c.max_length, kKeyBlock) / kKeyBlock;
   for (Cache& cache : caches_) {  // each is replaced as a whole: memory may run out at any of them
     if (needed <= cache.capacity) continue;
     Cache larger;
-    larger.capacity = std::max(padded(needed, kStep), cache.capacity + cache.capacity / 2);
+    larger.capacity = std::max(padded(needed, kStep), cache.capacity + cache.capacity / kSpare);
     if (most) larger.capacity = std::max(needed, std::min(larger.capacity, most));
     larger.bytes.resize(c.kv_heads * larger.capacity * shape_.bytes());
     for (size_t h = 0; h < c.kv_heads; ++h)
