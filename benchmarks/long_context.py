@@ -40,7 +40,8 @@ def measure(models: Models, threads: int, quick: bool, table: Table) -> None:
             ends.callback(earlier.close)
         except Missing as why:
             console.print(f"left out: our int8 of 91ad1f9: {why}", soft_wrap=True, markup=False)
-        ways: dict[str, Callable[[], float]] = {name: partial(decode, engine, length) for name, engine in engines.items()}
+        ways: dict[str, Callable[[], float]] = {}
+        ways |= {name: partial(decode, engine, length) for name, engine in engines.items()}
         if earlier:
             ways["91ad1f9"] = lambda: DECODED / earlier.decode(DECODED, length)
         seen: dict[str, list[float]] = {name: [] for name in ways}

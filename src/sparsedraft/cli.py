@@ -61,10 +61,12 @@ def plan(options: PlanOptions) -> None:
     from sparsedraft.recipe.reading import read
 
     recipe = read(options.recipe, options.overrides)
-    from sparsedraft.plan import plan_recipe, table
+    from sparsedraft.plan import plan_recipe, running_table, table
 
-    result = plan_recipe(recipe, gflops=options.gflops)
+    result = plan_recipe(recipe, gflops=options.gflops, context_length=options.context_length)
     console.print(table(result))
+    if result["running"]:
+        console.print(running_table(result))
     emit(result)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.native import extension as native
+from sparsedraft.native.architecture import cache_bytes
 from sparsedraft.plan import plan_recipe, size_up
 from sparsedraft.recipe import reading as recipes
 from sparsedraft.run import run_recipe
@@ -74,3 +75,21 @@ def test_plan_counts_the_bytes_of_the_types(recipe: Path, weights: str, head: st
 def test_calibration_rounds_int4_alone(recipe: Path) -> None:
     with pytest.raises(UserError, match=r"calibration_tokens 256 are to round int4, and weights are int8: set weights"):
         recipes.read(recipe, ["speed.weights=int8"])
+
+
+def test_plan_says_what_the_packed_models_take_in_memory(recipe: Path) -> None:
+    """Weights as they are packed, keys and values in proportion to the text; a drafter with half the layers has half."""
+    drafters = "drafters=[{name: dense}, {name: half, drop_layers: {layers: 2}}]"
+    typed = recipes.read(recipe, [drafters])
+    result = plan_recipe(typed, gflops=100, context_length=1000)
+    (packing,) = (stage for stage in result["stages"] if stage["stage"] == "pack")
+    found = {model["model"]: model for model in result["running"]}
+    assert list(found) == ["target", "dense", "half"]
+    assert sum(model["weights_bytes"] for model in found.values()) == pytest.approx(packing["disk_bytes"])
+    config = size_up(typed.target).config
+    each = cache_bytes(config)
+    assert found["target"]["cache_bytes"] == {name: 1000 * size for name, size in each.items()}
+    assert all(2 * size == each[name] * 1000 for name, size in found["half"]["cache_bytes"].items())
+    longer = plan_recipe(typed, gflops=100, context_length=2000)["running"]
+    assert longer[0]["cache_bytes"]["int8"] == 2 * found["target"]["cache_bytes"]["int8"]
+    assert plan_recipe(recipes.read(recipe, ["speed=null"]), gflops=100)["running"] == []

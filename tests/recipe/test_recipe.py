@@ -171,7 +171,7 @@ def test_plan_asks_for_no_weights_and_skips_the_prompts_that_distill_skips(
         asked.append(weights)
         return Path(ref)
 
-    monkeypatch.setattr(plan, "locate", locate)
+    monkeypatch.setattr("sparsedraft.plan.model.locate", locate)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "why?"}\n{"prompt": 3}\n{"prompt": "how?"}\n')
     (tmp_path / "recipe.yaml").write_text(
         f"target: {tiny_checkpoint}\ndistill: {{prompts: {tmp_path}/prompts.jsonl}}\ndrafters: [{{name: a}}]\n"

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Out, Replacing
 from sparsedraft.base.options import Argument, Exists, Options, StageOptions
@@ -35,3 +36,6 @@ class PlanOptions(StageOptions, _Source):
     """What `plan` looks at."""
 
     gflops: float | None = Field(None, ge=0.001, description="Device speed, Gflop/s; default: measured here.")
+    context_length: int = Field(
+        4096, ge=1, le=bounds.LENGTH, description="Tokens of a text whose keys and values are counted."
+    )
