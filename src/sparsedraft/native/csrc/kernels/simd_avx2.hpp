@@ -86,8 +86,9 @@ inline I add_bytes(I sum, I weights, I bytes) {
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights.v), _mm256_sign_epi8(bytes.v, weights.v));
   return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
-inline I add_wide_codes(I sum, I codes, I bytes) {
-  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(_mm256_maddubs_epi16(codes.v, bytes.v), _mm256_set1_epi16(1)))};
+inline I add_wide_codes(I sum, I a, I x, I b, I y) {  // 4 products of 63 and 127 fit in 16 bits
+  const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(a.v, x.v), _mm256_maddubs_epi16(b.v, y.v));
+  return {_mm256_add_epi32(sum.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 }
 inline I bytes_to_words(const uint8_t* p) {
   return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};

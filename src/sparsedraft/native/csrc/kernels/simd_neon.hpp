@@ -147,7 +147,7 @@ inline I bytes_of(I weights) { return weights; }
 inline I begin_codes(const int32_t* start) { return splat32(start); }
 inline I add_codes(I sum, I codes, I b) { return add_bytes(sum, codes, b); }
 inline I add_codes(I sum, I codes, Repeated b) { return add_bytes(sum, codes, b); }
-inline I add_wide_codes(I sum, I codes, Repeated b) { return add_bytes(sum, codes, b); }
+inline I add_wide_codes(I sum, I a, Repeated x, I b, Repeated y) { return add_bytes(add_bytes(sum, a, x), b, y); }
 inline I bytes_to_words(const uint8_t* p) {
   const int16x8_t wide = vmovl_s8(vreinterpret_s8_u8(vld1_u8(p)));
   return {words(vmovl_s16(vget_low_s16(wide))), words(vmovl_s16(vget_high_s16(wide)))};

@@ -185,8 +185,8 @@ inline I add_bytes(I sum, I weights, I bytes) {
     return out;
   });
 }
-// The same of codes up to 63, in words.
-inline I add_wide_codes(I sum, I codes, I bytes) { return add_codes(sum, codes, bytes); }
+// The same of codes up to 63, two steps of them.
+inline I add_wide_codes(I sum, I a, I x, I b, I y) { return add_codes(add_codes(sum, a, x), b, y); }
 // 8 signed bytes as words.
 inline I bytes_to_words(const uint8_t* p) {
   return each<I>([&](int i) { return static_cast<uint32_t>(static_cast<int8_t>(p[i])); });
