@@ -29,7 +29,7 @@ Stopwatch = Callable[[], float]  # one measurement, in seconds
 # for a large child: a small process stands between the two.
 _BETWEEN = """
 import resource, subprocess, sys
-done = subprocess.run([sys.executable, "-c", "from sparsedraft.cli import main; main()", *sys.argv[1:]],
+done = subprocess.run([sys.executable, "-c", *sys.argv[1:]],
                       stdout=subprocess.PIPE, text=True)
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 print((done.stdout.splitlines() or [""])[-1])
@@ -101,9 +101,16 @@ def against(subject: Stopwatch, others: list[Stopwatch], repeat: int = 7) -> tup
 
 def measured(*arguments: str | Path, env: Mapping[str, str] | None = None) -> tuple[dict[str, Any], float]:
     """(closing JSON, peak resident GiB) of `sparsedraft ARGUMENTS` in its own process. UserError where it fails."""
-    command = [sys.executable, "-c", _BETWEEN, *map(str, arguments)]
+    return peak_of(f"sparsedraft {arguments[0]}", "from sparsedraft.cli import main; main()", *arguments, env=env)
+
+
+def peak_of(
+    what: str, code: str, *arguments: str | Path, env: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], float]:
+    """The same of Python `code` whose sys.argv[1:] are the `arguments`; `what` it is in the error's sentence."""
+    command = [sys.executable, "-c", _BETWEEN, code, *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=env)
     if done.returncode:
-        raise UserError(f"sparsedraft {arguments[0]} failed: its sentence stands above.")
+        raise UserError(f"{what} failed: its sentence stands above.")
     result, peak = done.stdout.splitlines()
     return json.loads(result), int(peak) / GIB

@@ -11,13 +11,14 @@ pair's acceptance is an assumption. About an hour.
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from common import CACHE, IDLE, ROOT, parser, run, seconds
+from common import CACHE, GIB, IDLE, ROOT, parser, peak_of, run, seconds
 from peers_llama import Llama, available, ik_llama_cpp, llama_cpp
 from random_models import SHAPES, layers_of_equal_macs, write_gguf, write_packed
 from record import Table
@@ -32,6 +33,13 @@ DECODED, PROMPT, CONTEXT = 24, 2000, 64  # tokens
 DRAFTED = (1, 2, 3, 4, 5, 8)  # K
 SPARSE = {"2:4": 0.5, "2:8": 0.25}  # patterns, and the share of weights that stays
 GOAL, FASTER = 1.05, 1.3  # of theirs; of the target alone
+BESIDE = 1e9  # bytes that loading may take beside those of the packed weights
+LOAD = """
+import json, sys
+from pathlib import Path
+from sparsedraft.native.model import native_model
+print(json.dumps({"bytes": native_model(Path(sys.argv[1])).handle.bytes}))
+"""
 # our own tables, and whose MALs are taken for each way; a mask of 75 % stands for 2:8
 TABLES = ROOT / "docs" / "results" / "qwen-coder" / "eval" / "result.json"
 EXAMPLES = {"dense": "dense", "2:4": "sd2-2:4", "2:8": "sd2-75", "layers as 2:4": "layer-pruned+distilled"}
@@ -92,8 +100,10 @@ def target(
 ) -> tuple[Engine, dict[int, float]]:
     """(the target's engine behind CONTEXT tokens, v(K) by K)."""
     folder = packed(name, "dense")
-    engine = Engine(native_model(folder), threads=options.threads)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    _, peak_memory = peak_of(f"loading {name}", LOAD, folder, env=os.environ | {"SPARSEDRAFT_NATIVE_CACHE": "off"})
+    table.limit(f"{name}, int4: peak memory of loading", peak_memory, (size + BESIDE) / GIB, "GiB", bytes=size)
+    engine = Engine(native_model(folder), threads=options.threads)
     file = write_gguf(CACHE / "shapes" / f"{slug(name)}-q4_0.gguf", SHAPES[name])
     ours: list[float] = []
     theirs: dict[str, list[float]] = {label: [] for label in peers}

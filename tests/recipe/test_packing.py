@@ -78,7 +78,7 @@ def test_calibration_rounds_int4_alone(recipe: Path) -> None:
 
 
 def test_plan_says_what_the_packed_models_take_in_memory(recipe: Path) -> None:
-    """Weights as they are packed, keys and values in proportion to the text; a drafter with half the layers has half."""
+    """Weights as they are packed, keys and values by the text; a drafter with half the layers has half."""
     drafters = "drafters=[{name: dense}, {name: half, drop_layers: {layers: 2}}]"
     typed = recipes.read(recipe, [drafters])
     result = plan_recipe(typed, gflops=100, context_length=1000)

@@ -12,7 +12,7 @@ from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import quantizers
 from sparsedraft.models.decoder import context_of
 from sparsedraft.models.skeleton import building, skeleton
-from sparsedraft.native.cache_size import bytes_per_token
+from sparsedraft.native.cache_size import CACHES, bytes_per_token
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 ROPES = ("default", "linear", "llama3", "yarn")  # rotary embeddings that do not change with the length
@@ -60,9 +60,9 @@ def is_gemma(config: PretrainedConfig) -> bool:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Bits of keys and values; whether products take inputs of 16 bits where their kernels take 8."""
+    """The type of keys and values; whether products take inputs of 16 bits where their kernels take 8."""
 
-    cache_bits: int = 16
+    cache: str = "int16"
     fine_inputs: bool = False
 
 
@@ -99,7 +99,7 @@ def settings_of(folder: Path, config: PretrainedConfig, numbers: Numbers) -> dic
         "eps": config.rms_norm_eps,
         "attention_scale": scalar**-0.5,
         "embedding_scale": _gemma_embedding_scale(config) if gemma else 1.0,
-        "cache_bits": numbers.cache_bits,
+        "cache_bits": CACHES[numbers.cache],
         "fine_inputs": numbers.fine_inputs,
         "softcap": getattr(config, "final_logit_softcapping", None) or 0.0,
         "gelu": "gelu" in (getattr(config, "hidden_activation", None) or config.hidden_act),

@@ -1,5 +1,6 @@
 """A checkpoint, packed or plain, as a model of the native engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import checkpoint, quantizers
 from sparsedraft.models.shards import Shards
 from sparsedraft.native import architecture, layout
-from sparsedraft.native.cache_size import CACHES
+from sparsedraft.native.cache_size import bytes_per_token
 from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_cache import LayoutCache
 from sparsedraft.native.memory import loading_bytes
@@ -40,6 +41,17 @@ class NativeModel:
     linear_weights: int = 0  # weights of the decoder linears
     other_parameters: int = 0  # embedding, head, norms, biases
     other_nonzero: int = 0
+    cache_bytes_per_token: int = 0  # of keys and values
+
+
+def check_texts_fit(models: Sequence[NativeModel], tokens: int) -> None:
+    """UserError where the keys and values that these models keep of so many tokens do not fit in free memory."""
+    needed, free = tokens * sum(model.cache_bytes_per_token for model in models), available_memory()
+    if free is not None and needed > free:
+        raise UserError(
+            f"keys and values of {tokens:,} tokens of prompts need {needed / 2**30:.2f} GiB of memory, and "
+            f"{free / 2**30:.2f} GiB are free: shorten the prompts, or give --cache int8 or fewer of them."
+        )
 
 
 def native_model(folder: Path, cache: str = "int16", fine_inputs: bool = False) -> NativeModel:
@@ -61,7 +73,7 @@ def native_model(folder: Path, cache: str = "int16", fine_inputs: bool = False) 
     extension()  # raises before any work is done
     reader = reader_of(folder)
     _check_memory(folder, reader)
-    return _Builder(folder, config, reader).model(architecture.Numbers(CACHES[cache], fine_inputs))
+    return _Builder(folder, config, reader).model(architecture.Numbers(cache, fine_inputs))
 
 
 def _check_memory(folder: Path, reader: WeightReader) -> None:
@@ -141,6 +153,7 @@ class _Builder:
             self.linear_weights,
             self.other_parameters,
             self.other_nonzero,
+            bytes_per_token(len(layers), config.num_key_value_heads, architecture.head_dim_of(config))[numbers.cache],
         )
 
     def _layer(self, index: int, rope_names: list[str]) -> dict[str, Any]:

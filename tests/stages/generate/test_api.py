@@ -9,6 +9,8 @@ import torch
 import sparsedraft
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers.detokenizer import text_of
+from sparsedraft.native import extension
+from sparsedraft.native import model as native_models
 from tiny import build_llama, build_tokenizer
 from tokens import built
 
@@ -162,3 +164,21 @@ def test_options_of_a_group_may_stand_beside_the_others() -> None:
     assert sparsedraft.DistillOptions(**given, rules=flat.rules, min_answer_tokens=3).rules.near_duplicates == 0.5
     with pytest.raises(UserError, match="near-duplicates 2 is not possible: give 0 to 1"):
         sparsedraft.DistillOptions(**given, near_duplicates=2)
+
+
+@pytest.mark.skipif(not extension.is_built(), reason="the extension was not built")
+@pytest.mark.parametrize("drafted", [False, True])
+def test_prompts_whose_keys_and_values_do_not_fit_are_refused(
+    drafted: bool, tiny_checkpoint: Path, monkeypatch
+) -> None:
+    """Before they are read: those of the target, and of the drafter, too."""
+    loaded = sparsedraft.LoadedModel.load(tiny_checkpoint, runtime="native")
+    assert loaded.native is not None
+    pair = {"drafter": loaded if drafted else None, "max_new_tokens": 2}
+    count = sparsedraft.generate(loaded, PROMPTS[0], **pair).prompt_tokens
+    needed = count * loaded.native.cache_bytes_per_token * (2 if drafted else 1)
+    monkeypatch.setattr(native_models, "available_memory", lambda: needed)
+    sparsedraft.generate(loaded, PROMPTS[0], **pair)
+    monkeypatch.setattr(native_models, "available_memory", lambda: needed - 1)
+    with pytest.raises(UserError, match=rf"keys and values of {count} tokens of prompts need .* shorten the prompts"):
+        sparsedraft.generate(loaded, PROMPTS[0], **pair)

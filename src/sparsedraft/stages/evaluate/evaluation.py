@@ -98,6 +98,7 @@ class Evaluation:
             "target": self.target_name,
             "temperature": self.options.temperature,
             "simulated": self.options.simulate,
+            **({} if self.options.cache == "int16" else {"cache": self.options.cache}),
             "prompts": len({answer.prompt_id for answer in answers}),
             "sequences": len(answers),
             "target_tokens": sum(len(answer.answer_ids) for answer in answers),
