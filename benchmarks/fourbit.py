@@ -5,8 +5,8 @@
 rates: the target alone, decoding and reading; verify: v(K); answers: whole answers with drafters; layers: one token
 through random weights of the drafter's shapes; memory: of generating; others: runtimes without a goal.
 
-The first run builds the peers and makes the models (about an hour, in the cache folder); then it takes about an hour on
-2 quiet cores. What is measured is also written to fourbit/results in the cache folder as it comes, a file a group.
+The first run builds the peers and makes the models (three quarters of an hour, in the cache folder); then it takes about
+an hour on 2 quiet cores. What is measured is also written to fourbit/results in the cache folder as it comes, a file a group.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 
 import fourbit_answers as whole
 import fourbit_rates as alone
+import peers_onnx
 import peers_openvino
 from common import CACHE, GIB, measured, parser, run
 from fourbit_models import Models, add_options
@@ -41,7 +42,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, table: Table, ends: ExitStack) -> None:
         self.options, self.table, self.ends = options, table, ends
-        self.threads, self.turns = options.threads, 1 if options.quick else 5
+        self.threads, self.turns = options.threads, 1 if options.quick else 3
 
     @cached_property
     def models(self) -> Models:
@@ -145,10 +146,15 @@ def cache_bytes(model: str, tokens: int) -> int:
 
 
 def others(bench: Bench) -> None:
-    """OpenVINO GenAI, its decoding in its own int4."""
-    python, folder = peers_openvino.exported(bench.models.target, "int4")
-    rate = peers_openvino.rate(python, folder, bench.threads, alone.DECODED)
-    bench.table.note("decode, OpenVINO GenAI int4, tokens/s", rate)
+    """Runtimes that decode in an int4 of their own."""
+    with whole.leaving_out("OpenVINO GenAI"):
+        python, folder = peers_openvino.exported(bench.models.target, "int4")
+        rate = peers_openvino.rate(python, folder, bench.threads, alone.DECODED)
+        bench.table.note("decode, OpenVINO GenAI int4, tokens/s", rate)
+    with whole.leaving_out("onnxruntime-genai"):
+        python, folder = peers_onnx.exported(bench.models.target)
+        rate = peers_onnx.rate(python, folder, bench.threads, alone.DECODED)
+        bench.table.note("decode, onnxruntime-genai int4, tokens/s", rate)
 
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
