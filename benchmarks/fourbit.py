@@ -5,8 +5,9 @@
 rates: the target alone, decoding and reading; verify: v(K); answers: whole answers with drafters; layers: one token
 through random weights of the drafter's shapes; memory: of generating; others: runtimes without a goal.
 
-The first run builds the peers and makes the models (three quarters of an hour, in the cache folder); then it takes about
-an hour on 2 quiet cores. What is measured is also written to fourbit/results in the cache folder as it comes, a file a group.
+The first run builds the peers and makes the models (three quarters of an hour, in the cache folder); then it takes
+about an hour on 2 quiet cores. What is measured is also written to fourbit/results in the cache folder as it comes, a
+file a group.
 """
 
 import argparse
