@@ -84,7 +84,7 @@ def rates(options: argparse.Namespace, models: Models, peers: dict[str, Llama], 
 def acceptance(options: argparse.Namespace, models: Models, peers: dict[str, Llama], table: Table) -> None:
     """Drafts that the target's Q4_0 file accepts: of the exported drafter in llama-server, of its folder here."""
     file = gguf(peers["llama.cpp"], models.target, "Q4_0")
-    exported = places(models) / f"{slug(models.drafter.replace('/', '-'))}-2of4-q4_0.gguf"
+    exported = models.folder / "one-shot-2of4-q4_0.gguf"
     if not exported.is_file():
         measured("export", models.one_shot, "--gguf", "q4_0", "--out", exported)
     count, tokens = (2, 16) if options.quick else (24, ANSWERED)
@@ -103,7 +103,10 @@ def acceptance(options: argparse.Namespace, models: Models, peers: dict[str, Lla
 
 def accepted(answers: list[Answer]) -> float:
     """Accepted of drafted tokens."""
-    return sum(answer.accepted for answer in answers) / sum(answer.drafted for answer in answers)
+    drafted, kept = sum(answer.drafted for answer in answers), sum(answer.accepted for answer in answers)
+    if not kept:
+        raise UserError(f"none of {drafted} drafts was accepted, and there is nothing to compare: look at the drafter.")
+    return kept / drafted
 
 
 def context(options: argparse.Namespace, models: Models, _: dict[str, Llama], table: Table) -> None:

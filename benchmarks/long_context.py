@@ -65,9 +65,7 @@ def float32_bytes(model: str) -> int:
 
 
 def read(engine: Engine, length: int) -> int:
-    """Bytes by which this process grows while `engine` reads so many tokens; a piece of it has been read before."""
-    engine.forward([7] * PIECE)
-    engine.rollback(0)
+    """Bytes by which this process grows while `engine` reads so many tokens, what its passes work with included."""
     before = resident()
     for begin in range(0, length, PIECE):
         engine.forward([7] * min(PIECE, length - begin))
