@@ -65,7 +65,9 @@ def float32_bytes(model: str) -> int:
 
 
 def read(engine: Engine, length: int) -> int:
-    """Bytes by which this process grows while `engine` reads so many tokens, what its passes work with included."""
+    """Bytes by which this process grows while `engine` reads so many tokens behind a piece that it has read before,
+    as what a pass works with is then in memory."""
+    engine.forward([7] * PIECE)
     before = resident()
     for begin in range(0, length, PIECE):
         engine.forward([7] * min(PIECE, length - begin))
