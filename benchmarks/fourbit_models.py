@@ -28,17 +28,17 @@ class Models:
 
     @cached_property
     def int8(self) -> Path:
-        """The target."""
+        """The target packed in int8."""
         return packed(self.target, self.folder / "target-int8", "--weights", "int8")
 
     @cached_property
     def dense_int8(self) -> Path:
-        """The drafter."""
+        """The drafter packed in int8."""
         return packed(self.drafter, self.folder / "dense-int8", "--weights", "int8")
 
     @cached_property
     def int4(self) -> Path:
-        """The target, rounded on `data`."""
+        """The target packed in int4, rounded on `data`."""
         return self.options.target_pack or packed(self.target, self.folder / "target-int4", *self._fast())
 
     @cached_property

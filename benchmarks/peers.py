@@ -1,6 +1,6 @@
 """What users would take instead of this engine: how such a peer is fetched, built and run in the cache folder, once.
 
-`Missing` says what cannot be had here. Each peer has a file of its own: peers_llama, peers_openvino, peers_earlier.
+`Missing` says what cannot be had here. Each peer has a file of its own, peers_llama and so on.
 """
 
 import os

@@ -59,7 +59,7 @@ def is_gemma(config: PretrainedConfig) -> bool:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Precision:
     """The type of keys and values; whether products take inputs of 16 bits where their kernels take 8."""
 
     cache: str = "int16"
@@ -81,7 +81,7 @@ def layer_type_of(config: PretrainedConfig, index: int) -> str:
     return layer_types[index] if layer_types else "full_attention"
 
 
-def settings_of(folder: Path, config: PretrainedConfig, numbers: Numbers) -> dict[str, Any]:
+def settings_of(folder: Path, config: PretrainedConfig, precision: Precision) -> dict[str, Any]:
     """The settings of the extension's model; `folder` is for messages.
 
     UserError where rope_parameters names a type of layer that the model does not have.
@@ -99,8 +99,8 @@ def settings_of(folder: Path, config: PretrainedConfig, numbers: Numbers) -> dic
         "eps": config.rms_norm_eps,
         "attention_scale": scalar**-0.5,
         "embedding_scale": _gemma_embedding_scale(config) if gemma else 1.0,
-        "cache_bits": CACHES[numbers.cache],
-        "fine_inputs": numbers.fine_inputs,
+        "cache_bits": CACHES[precision.cache],
+        "fine_inputs": precision.fine_inputs,
         "softcap": getattr(config, "final_logit_softcapping", None) or 0.0,
         "gelu": "gelu" in (getattr(config, "hidden_activation", None) or config.hidden_act),
         "norm_one_more": gemma,

@@ -1,6 +1,7 @@
 """The memory of keys and values in the native engine (csrc/layout/key_blocks.hpp)."""
 
 CACHES = {"int16": 16, "int8": 8}  # bits of a number
+CONTEXT = 4096  # tokens of a text whose memory is said, where no length is named
 NARROW = 32  # numbers of a head's value are padded to a multiple of this
 SCALES = 8  # bytes of the two scales of a token's key and value in each head
 

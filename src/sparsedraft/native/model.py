@@ -44,13 +44,14 @@ class NativeModel:
     cache_bytes_per_token: int = 0  # of keys and values
 
 
-def check_texts_fit(models: Sequence[NativeModel], tokens: int) -> None:
-    """UserError where the keys and values that these models keep of so many tokens do not fit in free memory."""
-    needed, free = tokens * sum(model.cache_bytes_per_token for model in models), available_memory()
+def check_prompts_fit(tokens: Sequence[tuple[NativeModel, int]]) -> None:
+    """UserError where the keys and values that each model keeps of so many tokens do not fit in free memory."""
+    needed, free = sum(model.cache_bytes_per_token * count for model, count in tokens), available_memory()
     if free is not None and needed > free:
+        most = max(count for _, count in tokens)
         raise UserError(
-            f"keys and values of {tokens:,} tokens of prompts need {needed / 2**30:.2f} GiB of memory, and "
-            f"{free / 2**30:.2f} GiB are free: shorten the prompts, or give --cache int8 or fewer of them."
+            f"keys and values of {most:,} tokens of prompts need {needed / 2**30:.2f} GiB of memory, and "
+            f"{free / 2**30:.2f} GiB are free: shorten the prompts, or give fewer prompts at once."
         )
 
 
@@ -58,7 +59,7 @@ def native_model(folder: Path, cache: str = "int16", fine_inputs: bool = False) 
     """The model in `folder`, laid out for this CPU; its sequences keep keys and values as `cache` says: int16 or int8.
 
     `fine_inputs`: weights that are multiplied with inputs rounded to 8 bits are also multiplied with what that rounding
-    loses, which makes it about 16 bits, at up to twice the time. Raises UserError where the engine does not run its
+    loses, which makes it about 16 bits, and slower. Raises UserError where the engine does not run its
     architecture, where weights are missing or damaged, and where it would not fit in memory.
     """
     whole = checkpoint.read_config(folder)
@@ -73,7 +74,7 @@ def native_model(folder: Path, cache: str = "int16", fine_inputs: bool = False) 
     extension()  # raises before any work is done
     reader = reader_of(folder)
     _check_memory(folder, reader)
-    return _Builder(folder, config, reader).model(architecture.Numbers(cache, fine_inputs))
+    return _Builder(folder, config, reader).model(architecture.Precision(cache, fine_inputs))
 
 
 def _check_memory(folder: Path, reader: WeightReader) -> None:
@@ -123,7 +124,7 @@ class _Builder:
         self.other_nonzero += nonzero
         return entry.rows
 
-    def model(self, numbers: architecture.Numbers) -> NativeModel:
+    def model(self, precision: architecture.Precision) -> NativeModel:
         config = self.config
         rope_names = sorted(architecture.ropes(config))
         head_ids = self.reader.head_ids()
@@ -132,7 +133,7 @@ class _Builder:
         if not layers or layers[0]["q"].rows != config.num_attention_heads * architecture.head_dim_of(config):
             raise UserError(f"model {self.folder} has weights that its config.json does not describe: copy both again.")
         # only now: its rotary tables are as large as the config says, which the weights have just confirmed
-        settings = architecture.settings_of(self.folder, config, numbers)
+        settings = architecture.settings_of(self.folder, config, precision)
         embedding = layout.embedding(*self.reader.table(f"{self.prefix}embed_tokens.weight"))
         final_norm = _numpy(self._vector(f"{self.prefix}norm.weight"))
         try:
@@ -153,7 +154,7 @@ class _Builder:
             self.linear_weights,
             self.other_parameters,
             self.other_nonzero,
-            bytes_per_token(len(layers), config.num_key_value_heads, architecture.head_dim_of(config))[numbers.cache],
+            bytes_per_token(len(layers), config.num_key_value_heads, architecture.head_dim_of(config))[precision.cache],
         )
 
     def _layer(self, index: int, rope_names: list[str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from rich.table import Table
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.native.cache_size import CACHES, CONTEXT
 from sparsedraft.plan.model import size_up
 from sparsedraft.plan.packed import pack_stage, running
 from sparsedraft.plan.stages import (
@@ -34,7 +35,6 @@ EFFICIENCY = {
     "sampled": 0.4,
     "speed": 0.05,
 }
-CONTEXT = 4096  # tokens of a text whose keys and values are counted
 
 
 def measured_gflops(device: str) -> float:
@@ -108,11 +108,11 @@ def table(plan: dict[str, Any]) -> Table:
 
 def running_table(plan: dict[str, Any]) -> Table:
     """The memory of what the recipe packs, for people."""
-    shown = Table(title=f"memory of the packed models, in MiB; keys and values of {plan['context_length']:,} tokens")
-    for name in ("model", "weights", *(f"cache {cache}" for cache in plan["running"][0]["cache_bytes"])):
-        shown.add_column(name, justify="left" if name == "model" else "right")
+    shown = Table(title=f"memory of the models in MiB; keys and values of {plan['context_length']:,} tokens")
+    shown.add_column("model")
+    for name in ("weights", *(f"cache {cache}" for cache in CACHES)):
+        shown.add_column(name, justify="right")
     for row in plan["running"]:
-        shown.add_row(
-            row["model"], *(f"{size / 2**20:,.0f}" for size in (row["weights_bytes"], *row["cache_bytes"].values()))
-        )
+        sizes = [row["weights_bytes"], *(row["cache_bytes"] or dict.fromkeys(CACHES)).values()]
+        shown.add_row(row["model"], *("" if size is None else f"{size / 2**20:,.0f}" for size in sizes))
     return shown

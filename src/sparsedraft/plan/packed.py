@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sparsedraft.native.architecture import unsupported
 from sparsedraft.native.cache_size import bytes_per_token
 from sparsedraft.native.packed_format import expected_bytes
 from sparsedraft.plan.lines import line
@@ -42,31 +43,58 @@ def packed_bytes(recipe: Recipe, how: Speed, model: Model, entry: Drafter | None
 
 def _embedding_bytes(how: Speed, model: Model, head_tokens: int | None) -> float:
     """Bytes of a packed model's embedding and head, of which a tied one is stored apart where its codes differ."""
+    head, embedding = _types(how)
+    apart = not model.config.tie_word_embeddings or head != embedding
+    apart |= head == "int4" and how.calibration_tokens is not None
+    size = model.config.vocab_size * model.config.hidden_size
+    return size * expected_bytes("dense", embedding) + apart * _head_bytes(how, model, head_tokens) + _vectors(model)
+
+
+def _types(how: Speed) -> tuple[str, str]:
+    """(that of the head's weights, that of the embedding's)."""
     head = how.head_weights or ("int8" if how.weights == "int4" else how.weights)
-    embedding = how.embedding_weights or head
-    size, tied = model.config.vocab_size * model.config.hidden_size, model.config.tie_word_embeddings
-    apart = not tied or head != embedding or (head == "int4" and how.calibration_tokens is not None)
-    others = model.parameters - model.linears - size * (1 if tied else 2)  # norms and biases
-    rows = min(head_tokens or model.config.vocab_size, model.config.vocab_size) if apart else 0
-    heads = rows * model.config.hidden_size * expected_bytes("dense", head)
-    return size * expected_bytes("dense", embedding) + heads + max(0, others) * 2.0
+    return head, how.embedding_weights or head
+
+
+def _head_bytes(how: Speed, model: Model, head_tokens: int | None) -> float:
+    rows = min(head_tokens or model.config.vocab_size, model.config.vocab_size)
+    return rows * model.config.hidden_size * expected_bytes("dense", _types(how)[0])
+
+
+def _vectors(model: Model) -> float:
+    """Bytes of norms and biases."""
+    tables = model.config.vocab_size * model.config.hidden_size * (1 if model.config.tie_word_embeddings else 2)
+    return max(0, model.parameters - model.linears - tables) * 2.0
 
 
 def running(recipe: Recipe, how: Speed, target: Model, dense: Model, tokens: int) -> list[dict[str, Any]]:
-    """The memory of the target and of each drafter in the native engine behind a text of so many tokens:
-    {"model", "weights_bytes", "cache_bytes": bytes by the cache's type}. A target that is not packed has 16 bits."""
-    weights = packed_bytes(recipe, how, target, None) if how.pack_target else 2.0 * target.parameters
-    found = [_running("target", target, weights, target.config.num_hidden_layers, tokens)]
+    """The memory of the target and of each drafter behind a text of so many tokens: {"model", "weights_bytes",
+    "cache_bytes": bytes by the cache's type}; cache_bytes None where transformers runs the model, in float32.
+
+    The native engine leaves a packed embedding in its file. A target that is not packed stays as its config.json says.
+    """
+    found = [_running("target", target, _weights_bytes(recipe, how, target, None), 1.0, tokens)]
     for entry in recipe.drafters:
         if entry.report:
-            layers = round(kept_layers(recipe, entry, dense) * dense.config.num_hidden_layers)
-            found.append(_running(entry.name, dense, packed_bytes(recipe, how, dense, entry), layers, tokens))
+            weights, kept = _weights_bytes(recipe, how, dense, entry), kept_layers(recipe, entry, dense)
+            found.append(_running(entry.name, dense, weights, kept, tokens))
     return found
 
 
-def _running(name: str, model: Model, weights: float, layers: int, tokens: int) -> dict[str, Any]:
-    each = bytes_per_token(layers, model.kv_heads, model.head_dim)
-    return {
-        "model": name, "weights_bytes": int(weights),
-        "cache_bytes": {cache: size * tokens for cache, size in each.items()},
-    }  # fmt: skip
+def _weights_bytes(recipe: Recipe, how: Speed, model: Model, entry: Drafter | None) -> float:
+    """Bytes in memory of the weights of `model`, as the drafter `entry` has it (None: the target)."""
+    if unsupported(model.config):
+        return 4.0 * model.parameters
+    if entry is None and not how.pack_target:
+        return model.parameters * BYTES.get(str(model.config.dtype).removeprefix("torch."), 4.0)
+    head_tokens = how.head_tokens if entry else None
+    linears = packed_bytes(recipe, how, model, entry) - _embedding_bytes(how, model, head_tokens)
+    return linears + _head_bytes(how, model, head_tokens) + _vectors(model)
+
+
+def _running(name: str, model: Model, weights: float, kept: float, tokens: int) -> dict[str, Any]:
+    """`kept`: the share of the layers that is left."""
+    layers = round(kept * model.config.num_hidden_layers)
+    each = None if unsupported(model.config) else bytes_per_token(layers, model.kv_heads, model.head_dim)
+    cache = each and {kind: size * tokens for kind, size in each.items()}
+    return {"model": name, "weights_bytes": int(weights), "cache_bytes": cache}

@@ -127,8 +127,8 @@ def speed_stage(recipe: Recipe, how: Speed, target: Model, dense: Model) -> dict
     drafters = sum(entry.report for entry in recipe.drafters)
     drafted = sum(k + 1 if isinstance(k, int) else 6 for k in how.k)
     flops = 2 * target.macs * answers * (1 + drafters * (1 + drafted)) + 2 * dense.macs * answers * drafters * drafted
-    of_target, *of_drafters = (
-        model["weights_bytes"] + model["cache_bytes"]["int16"]
-        for model in running(recipe, how, target, dense, prompt_tokens // rows + how.max_new_tokens)
-    )
-    return line("speed", "speed", answers, of_target + max(of_drafters), flops, 100 * answers)
+    runs = running(recipe, how, target, dense, prompt_tokens // rows + how.max_new_tokens)
+    caches = [(model["cache_bytes"] or {"int16": 0})["int16"] for model in runs]
+    drafter = max(model["weights_bytes"] + cache for model, cache in zip(runs[1:], caches[1:], strict=True))
+    needed = runs[0]["weights_bytes"] + rows * caches[0] + drafter  # the target writes all answers at once
+    return line("speed", "speed", answers, needed, flops, 100 * answers)

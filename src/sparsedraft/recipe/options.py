@@ -9,6 +9,7 @@ from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Out, Replacing
 from sparsedraft.base.options import Argument, Exists, Options, StageOptions
+from sparsedraft.native.cache_size import CONTEXT
 
 
 def check_recipe(path: Path) -> None:
@@ -37,5 +38,5 @@ class PlanOptions(StageOptions, _Source):
 
     gflops: float | None = Field(None, ge=0.001, description="Device speed, Gflop/s; default: measured here.")
     context_length: int = Field(
-        4096, ge=1, le=bounds.LENGTH, description="Tokens of a text whose keys and values are counted."
+        CONTEXT, ge=1, le=bounds.LENGTH, description="Tokens of a text whose keys and values are counted."
     )

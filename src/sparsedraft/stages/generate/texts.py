@@ -13,7 +13,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.detokenizer import Detokenizer
-from sparsedraft.native.model import check_texts_fit
+from sparsedraft.native.model import check_prompts_fit
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair, PromptPair
@@ -101,12 +101,17 @@ class TextGenerator:
         self.pair, self.options = pair, options
         self.policy, self.sampling = policy_named(options.policy, options.k), sampling_of(options)
         self.prompts = [prompt_pair(pair, text, options.raw) for text in options.prompt]
-        native = [model.native for model in (pair.target, pair.drafter) if model and model.native]
-        check_texts_fit(native, sum(len(prompt.target) for prompt in self.prompts))
+        self._check_memory()
         self.stops = Stops(pair.target.tokenizer, options.stop) if options.stop else None
         self.texts = [
             GeneratedText(prompt_tokens=len(prompt.target), route=pair.route) for prompt in self.prompts
         ]  # fmt: skip
+
+    def _check_memory(self) -> None:
+        at_once = sum if self.pair.batches else max  # prompts are read together, or one by one
+        lengths = {"target": [len(p.target) for p in self.prompts], "drafter": [len(p.drafter) for p in self.prompts]}
+        models = {"target": self.pair.target, "drafter": self.pair.drafter}
+        check_prompts_fit([(m.native, at_once(lengths[name])) for name, m in models.items() if m and m.native])
 
     def pieces(self) -> Iterator[TextPiece]:
         """The pieces of all texts as they are written. `texts` is whole when they end."""

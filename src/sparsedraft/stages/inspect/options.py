@@ -7,6 +7,7 @@ from pydantic import Field
 from sparsedraft.base import bounds
 from sparsedraft.base.options import Argument, Exists, StageOptions
 from sparsedraft.models.names import check_model
+from sparsedraft.native.cache_size import CONTEXT
 
 
 class InspectOptions(StageOptions):
@@ -16,5 +17,5 @@ class InspectOptions(StageOptions):
         description="A Hugging Face id, a checkpoint folder or a .gguf file."
     )
     context_length: int = Field(
-        4096, ge=1, le=bounds.LENGTH, description="Tokens of a text whose keys and values are counted."
+        CONTEXT, ge=1, le=bounds.LENGTH, description="Tokens of a text whose keys and values are counted."
     )

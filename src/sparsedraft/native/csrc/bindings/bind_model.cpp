@@ -1,5 +1,6 @@
 // Models: see bindings.hpp.
 #include "bindings/bindings.hpp"
+#include "engine/key_factors.hpp"
 #include "engine/model.hpp"
 #include "layout/blocks.hpp"
 
@@ -123,6 +124,10 @@ std::shared_ptr<Model> model(const nb::dict& config, const nb::dict& embedding, 
   m->embedding = read_embedding(embedding, m->config);
   m->config.vocabulary = m->embedding.rows;
   for (nb::handle h : layers) m->layers.push_back(read_layer(nb::cast<nb::dict>(h), m->config));
+  if (m->config.cache_bits == 8) {
+    Pool pool(1);
+    for (Layer& layer : m->layers) layer.key_factors = key_factors(layer, m->config, kernels(), pool);
+  }
   m->final_norm = {final_norm.data(), final_norm.data() + final_norm.size()};
   require(m->final_norm.size() == m->config.hidden, "the final norm must have the hidden size");
   require(head && head->columns == m->config.hidden, "the head must have the hidden size");

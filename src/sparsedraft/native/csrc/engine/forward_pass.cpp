@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/key_factors.hpp"
-
 namespace sparsedraft {
 namespace {
 
@@ -23,8 +21,6 @@ ForwardPass::ForwardPass(std::shared_ptr<const Model> model, std::shared_ptr<Poo
   kv_stride_ = padded(c.kv_heads * c.head_dim, kRows4);
   hidden_stride_ = padded(c.hidden, kRows4);
   up_stride_ = padded(c.intermediate, kColumns);
-  if (c.cache_bits == 8)
-    for (const Layer& layer : model_->layers) key_factors_.push_back(key_factors(layer, c, kernels_, pool_));
 }
 
 const float* ForwardPass::run(const std::vector<Chunk>& chunks) {
@@ -95,7 +91,7 @@ void ForwardPass::project_qkv(const Layer& layer) {
   });
 }
 
-// key[slot] = rotate(k_norm(k) / key_factors), value[slot] = v, for each head of keys; without factors but in caches of 8 bits
+// key[slot] = rotate(k_norm(k) / key_factors), value[slot] = v, for each head of keys; only caches of 8 bits have factors
 void ForwardPass::cache_keys_and_values(const Layer& layer, size_t index) {
   const Config& c = model_->config;
   const size_t dim = c.head_dim;
@@ -107,8 +103,8 @@ void ForwardPass::cache_keys_and_values(const Layer& layer, size_t index) {
       const size_t t = job % count;
       float* key = k_.data() + t * kv_stride_ + h * dim;
       if (!layer.k_norm.empty()) norm(key, layer.k_norm, key, dim);
-      if (!key_factors_.empty())
-        for (size_t i = 0; i < dim; ++i) key[i] /= key_factors_[index][h * dim + i];
+      if (!layer.key_factors.empty())
+        for (size_t i = 0; i < dim; ++i) key[i] /= layer.key_factors[h * dim + i];
       rotary_.rotate(key, layer.rope, t);
       Sequence& sequence = *tokens_[t].sequence;
       store_token(sequence.shape(), key, v_.data() + t * kv_stride_ + h * dim, sequence.blocks(index, h), tokens_[t].slot);
@@ -157,8 +153,8 @@ void ForwardPass::attend(const Layer& layer, size_t index, const AttentionJob& j
     for (size_t h = job.head; h < job.head + job.heads; ++h) {
       float* query = q_.data() + t * q_stride_ + h * dim;
       if (!layer.q_norm.empty()) norm(query, layer.q_norm, query, dim);
-      if (!key_factors_.empty())
-        for (size_t i = 0; i < dim; ++i) query[i] *= key_factors_[index][key_head * dim + i];
+      if (!layer.key_factors.empty())
+        for (size_t i = 0; i < dim; ++i) query[i] *= layer.key_factors[key_head * dim + i];
       rotary_.rotate(query, layer.rope, t);
       queries.add(query);
     }

@@ -74,7 +74,6 @@ class ForwardPass {
   std::vector<float> logits_;                    // [logits, logits_stride()]
   RotaryTable rotary_;
   std::vector<AttentionJob> attention_jobs_;
-  std::vector<std::vector<float>> key_factors_;  // of each layer, with caches of 8 bits (key_factors.hpp); else empty
   size_t q_stride_, kv_stride_, hidden_stride_, up_stride_;
 };
 

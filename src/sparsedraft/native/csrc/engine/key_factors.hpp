@@ -12,7 +12,7 @@
 
 namespace sparsedraft {
 
-// [key heads, head_dim], at most 1 and at least kLeastKeyFactor in each head: the root mean square of a dimension over normed inputs,
+// [key heads, head_dim], at most 1 and, as rows may be all zeros, at least kLeastKeyFactor in each head: the root mean square of a dimension over normed inputs,
 // sqrt(bias^2 + sum over j of (W[i, j] norm[j])^2), estimated by products with inputs of random signs; with a norm of keys, its weight.
 std::vector<float> key_factors(const Layer& layer, const Config& config, const Kernels& kernels, Pool& pool);
 

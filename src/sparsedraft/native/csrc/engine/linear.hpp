@@ -27,7 +27,7 @@ class ActivationBuffer {
   }
   float* row(int t) { return x_.data() + t * width_; }
   // out [stride()] = what integers of 8 bits lose of token t, once `activations` has made them.
-  void lost(int t, float* out) const {
+  void rounding_errors(int t, float* out) const {
     const size_t blocks = width_ / kScaleBlock, begin = t - t % together_, inside = t - begin;
     const size_t count = std::min<size_t>(together_, tokens_ - begin);
     float scale = last8_[t];
@@ -159,7 +159,7 @@ inline void multiply_all(const Kernels& kernels, Pool& pool, ActivationBuffer& x
   pool.run(count, 1, [&](size_t first, size_t last) {
     for (int t = static_cast<int>(first); t < static_cast<int>(last); ++t) {
       std::copy_n(x.row(t), x.stride(), fine->both.row(t));
-      x.lost(t, fine->both.row(count + t));
+      x.rounding_errors(t, fine->both.row(count + t));
     }
   });
   for (const Product& p : of_bytes) {

@@ -34,6 +34,7 @@ struct Layer {
   std::vector<float> input_norm, attention_norm;      // before attention, before the MLP
   std::vector<float> after_attention, after_mlp;      // norms of what a block gives: Gemma; empty: none
   std::vector<float> q_norm, k_norm;                  // of each head; empty: none
+  std::vector<float> key_factors;                     // [key heads, head_dim] (key_factors.hpp); empty but with caches of 8 bits
   int window = 0;                                     // tokens that attention sees; 0: all
   int rope = 0;                                       // the kind of rotary embedding: index of Config::inv_freq
 };

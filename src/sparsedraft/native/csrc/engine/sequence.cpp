@@ -11,7 +11,7 @@ void Sequence::rollback(size_t length) { length_ = std::min(length, length_); }
 
 void Sequence::reserve(size_t tokens) {
   constexpr size_t kStep = 2;    // blocks
-  constexpr size_t kSpare = 16;  // of what there is: all is copied so often, which is little beside a pass, and as little stays empty
+  constexpr size_t kSpare = 16;  // it grows by a sixteenth: copying stays small beside the passes, and little stays empty
   const Config& c = *config_;
   const size_t needed = padded(tokens, kKeyBlock) / kKeyBlock;
   const size_t most = padded(c.max_length, kKeyBlock) / kKeyBlock;

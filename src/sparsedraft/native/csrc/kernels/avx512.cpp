@@ -3,6 +3,7 @@
 #define VECTORS simd_avx512
 #define SPARSEDRAFT_TOKENS 8
 #define SPARSEDRAFT_TOGETHER 12
+#define SPARSEDRAFT_SPREAD_DENSE true
 #define SPARSEDRAFT_KERNELS kernels_avx512
 #define KERNELS_NAME "avx512"
 #define SPARSEDRAFT_MULTIPLY multiply_wide

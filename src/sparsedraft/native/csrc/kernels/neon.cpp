@@ -6,6 +6,7 @@
 #define VECTORS simd_neon
 #define SPARSEDRAFT_TOKENS 6
 #define SPARSEDRAFT_TOGETHER 4
+#define SPARSEDRAFT_SPREAD_DENSE true
 #define SPARSEDRAFT_KERNELS kernels_neon
 #define KERNELS_NAME "neon"
 #include "kernels/simd_neon.hpp"

@@ -18,15 +18,34 @@ constexpr size_t kCacheLine = 64;
 
 inline size_t padded(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-// Bytes that begin on a cache line and are zero at first.
+// Bytes that begin on a cache line and are zero at first. Many go back to the system as soon as they are free: among the buffers of
+// all layers' caches, each replaced by a larger one in turn, a heap keeps holes of a third of what is in use.
 template <class T>
 struct LineAllocator {
   using value_type = T;
+  static constexpr size_t kMany = size_t{1} << 18;  // bytes
   LineAllocator() = default;
   template <class U>
   LineAllocator(const LineAllocator<U>&) {}
-  T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{kCacheLine})); }
-  void deallocate(T* p, size_t) { ::operator delete(p, std::align_val_t{kCacheLine}); }
+  T* allocate(size_t n) {
+#ifdef __linux__
+    if (n * sizeof(T) >= kMany) {
+      void* p = mmap(nullptr, n * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (p == MAP_FAILED) throw std::bad_alloc();
+      return static_cast<T*>(p);
+    }
+#endif
+    return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{kCacheLine}));
+  }
+  void deallocate(T* p, [[maybe_unused]] size_t n) {
+#ifdef __linux__
+    if (n * sizeof(T) >= kMany) {
+      munmap(p, n * sizeof(T));
+      return;
+    }
+#endif
+    ::operator delete(p, std::align_val_t{kCacheLine});
+  }
   bool operator==(const LineAllocator&) const { return true; }
 };
 using LineBytes = std::vector<uint8_t, LineAllocator<uint8_t>>;
