@@ -12,8 +12,9 @@
 
 namespace sparsedraft {
 
-// [key heads, head_dim], at most 1 and, as rows may be all zeros, at least kLeastKeyFactor in each head: the root mean square of a dimension over normed inputs,
-// sqrt(bias^2 + sum over j of (W[i, j] norm[j])^2), estimated by products with inputs of random signs; with a norm of keys, its weight.
+// [key heads, head_dim]: the root mean square of a dimension over normed inputs, sqrt(bias^2 + sum over j of (W[i, j] norm[j])^2),
+// estimated by products with inputs of random signs; with a norm of keys, its weight. In units of a head's largest, and, as rows may
+// be all zeros, at least kLeastKeyFactor.
 std::vector<float> key_factors(const Layer& layer, const Config& config, const Kernels& kernels, Pool& pool);
 
 constexpr float kLeastKeyFactor = 1e-3f;
