@@ -92,7 +92,7 @@ inline I add_codes(I sum, I codes, I bytes) {
 }
 inline I factors_of(I codes) { return codes; }
 inline I add_eights(I sum, I bytes) { return add_codes(sum, splat32(0x08080808), bytes); }
-inline I add_wide_codes(I sum, I codes, I bytes) { return add_codes(sum, codes, bytes); }
+inline I add_wide_codes(I sum, I a, I x, I b, I y) { return add_codes(add_codes(sum, a, x), b, y); }
 inline I begin_bytes(const int32_t* start) { return splat32(16 * *start); }
 inline I bytes_of(I weights) { return bits_xor(weights, splat32(static_cast<int32_t>(0x80808080))); }
 inline I add_bytes(I sum, I bytes, I x) { return add_codes(sum, bytes, x); }
@@ -115,6 +115,7 @@ inline F byte_floats(const uint8_t* p) {
   return both<F>([&](int i) { return half::to_float(half::bytes_to_words(p + 8 * i)); });
 }
 #define SPARSEDRAFT_TOGETHER 12
+#define SPARSEDRAFT_SPREAD_DENSE true
 #include "kernels/multiply_int4.inc"
 
 }  // namespace sparsedraft::simd_sixteen
