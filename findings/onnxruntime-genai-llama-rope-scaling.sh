@@ -42,12 +42,12 @@ SCALINGS = {"default": {}, "linear": {"factor": 4.0}, "yarn": ORIGINAL, "llama3"
 def exported(family: str, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(cosines of the export, those of transformers), [positions, half of a head]."""
     config = FAMILIES[family](
-        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, max_position_embeddings=2048, rope_parameters=BASE | {"rope_type": kind} | SCALINGS[kind],
     )
     where = Path(f"{family}-{kind}")
     AutoModelForCausalLM.from_config(config).save_pretrained(where)
-    tokenizer = Tokenizer(models.BPE({chr(33 + i): i for i in range(64)}, []))
+    tokenizer = Tokenizer(models.BPE({chr(33 + i): i for i in range(128)}, []))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!").save_pretrained(where)
     build = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", where, "-o", f"{where}-onnx"]
     subprocess.run([*build, "-p", "fp32", "-e", "cpu", "-c", "scratch"], check=True, capture_output=True)
