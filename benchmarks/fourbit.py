@@ -33,6 +33,7 @@ from sparse_kernels import Layers, four_bits, roof
 from sparsedraft.base.console import console
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint
+from sparsedraft.plan import size_up
 
 PROMPT = "Write a function that merges two sorted lists, and explain how it works."
 BESIDE = 250e6  # bytes of a process beside its models: Python, torch, the tokenizer, what is computed
@@ -132,18 +133,11 @@ def memory(bench: Bench) -> None:
     how = ["--prompt", PROMPT, "--max-new-tokens", str(tokens), "--policy", "auto"]
     result, peak = measured("generate", models.int4, "--drafter", drafter, *how)
     length = result["prompt_tokens"] + result["tokens"]
-    caches = sum(cache_bytes(model, length) for model in (models.target, models.drafter))
+    caches = sum(length * size_up(model).kv_bytes(2) for model in (models.target, models.drafter))
     packed = sum(file.stat().st_size for pack in (models.int4, drafter) for file in pack.glob("*.safetensors"))
     figures = {"packed_bytes": packed, "cache_bytes": caches, "beside_bytes": int(BESIDE)}
     limit = 1.05 * (packed + caches + BESIDE) / GIB
     bench.table.limit("peak memory of generating with the int4 pair", peak, limit, "GiB", **figures)
-
-
-def cache_bytes(model: str, tokens: int) -> int:
-    """Bytes of 16-bit keys and values of so many tokens."""
-    config = checkpoint.read_config(checkpoint.find(model)).get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return tokens * config.num_hidden_layers * 2 * config.num_key_value_heads * head * 2
 
 
 def others(bench: Bench) -> None:

@@ -13,9 +13,9 @@ from peers import Missing
 from peers_earlier import Earlier
 from record import Table
 from sparsedraft.base.console import console
-from sparsedraft.models import checkpoint
 from sparsedraft.native.model import native_model
 from sparsedraft.native.session import Engine
+from sparsedraft.plan import size_up
 
 LENGTH, DECODED, PIECE = 8000, 24, 500  # tokens
 TURNS = 5
@@ -26,7 +26,7 @@ FASTER = 1.25  # goal: decoding behind LENGTH tokens / that of the earlier build
 def measure(models: Models, threads: int, quick: bool, table: Table) -> None:
     """The rows."""
     length, turns = (1000, 1) if quick else (LENGTH, TURNS)
-    whole = length * float32_bytes(models.target)
+    whole = length * size_up(models.target).kv_bytes(4)
     engines = {}
     for cache, goal in SMALLER.items():
         engines[cache] = Engine(native_model(models.int8, cache), threads=threads)
@@ -55,13 +55,6 @@ def measure(models: Models, threads: int, quick: bool, table: Table) -> None:
     if earlier:
         ratio = rate["int16"] / rate["91ad1f9"]
         table.ratio(f"decode behind {length} tokens, int8 weights / those of 91ad1f9", ratio, FASTER)
-
-
-def float32_bytes(model: str) -> int:
-    """Bytes of a token's keys and values in float32."""
-    config = checkpoint.read_config(checkpoint.find(model)).get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_hidden_layers * 2 * config.num_key_value_heads * head * 4
 
 
 def read(engine: Engine, length: int) -> int:
