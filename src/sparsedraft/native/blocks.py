@@ -59,7 +59,7 @@ def weight(kind: str, values: Tensor) -> Tensor:
         from gguf import GGMLQuantizationType, quants
     except ImportError:
         raise UserError(
-            "the weights of a packed GGUF file are read by the package gguf: pip install 'sparsedraft[gguf]'."
+            "weights in the blocks of GGUF files are read by the package gguf: pip install 'sparsedraft[gguf]'."
         ) from None
     dequantised: Any = quants.dequantize(values.numpy(), GGMLQuantizationType[kind.upper()])
     return torch.from_numpy(np.ascontiguousarray(dequantised, np.float32)).view(len(values), -1)

@@ -15,7 +15,8 @@ int4 is stored more densely. Values are codes of 4 bits, two in a byte (see nati
 to whole bytes; else all of the matrix one behind the other. The index of N:M, too, is one bit for each weight. `scale`
 is float16 [rows, ⌈columns / group⌉]: each `group` consecutive inputs share one.
 
-The types of native.blocks are those of GGUF files: values are the bytes of a row's blocks, and always dense.
+The types of native.blocks are those of GGUF files: values are the bytes of a row's blocks, and always dense. Of these
+only q6_k is made here, for heads and embeddings; the others are read from such files.
 """
 
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from sparsedraft.maths.quantization import Codes, group_of, int4_codes, int8_cod
 from sparsedraft.native import blocks
 from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask
 from sparsedraft.native.nibbles import nonzero_nibbles, pack_nibbles, unpack_nibbles
+from sparsedraft.native.q6_k import q6_k
 from sparsedraft.native.stored_matrix import VALUE_TYPES, StoredMatrix
 
 PARTS = ("values", "index", "scale")  # the tensors of a matrix
@@ -164,6 +166,8 @@ def pack_matrix(
     """
     if values == "int4":
         return _pack_int4(weight, kind, codes)
+    if values == "q6_k":
+        return MatrixEntry("dense", values, weight.shape[0], weight.shape[1]), {"values": q6_k(weight)}
     eight = activations == 8 and (kind, values) == ("dense", "int8")
     entry = MatrixEntry(kind, values, weight.shape[0], weight.shape[1], activations=8 if eight else 16)
     nonzero = weight != 0
@@ -337,6 +341,8 @@ def expected_bytes(kind: str, values: str, density: float = 1.0) -> float:
     m = Pattern() if kind in ("dense", "bitmask") else Pattern.parse(kind)
     stored = m.n / m.m if m.m else density if kind == "bitmask" else 1.0
     value = 0.5 if values == "int4" else VALUE_TYPES[values].itemsize
+    if values in blocks.BLOCKS:
+        value = blocks.BLOCKS[values].bytes / blocks.BLOCKS[values].inputs
     masked = 0.0 if kind == "dense" else 1 / 8
     places = stored * place_bits(m.m) / 8 if m.m and values != "int4" else masked
     return stored * value + places + (2 / scale_group(kind) if values == "int4" else 0)

@@ -11,7 +11,7 @@ from sparsedraft.base.places import slug
 from sparsedraft.stages.distill.options import DistillSettings, check_source
 from sparsedraft.stages.evaluate.options import EvaluateSettings, K
 from sparsedraft.stages.finetune.options import FinetuneSettings
-from sparsedraft.stages.pack.options import Weights
+from sparsedraft.stages.pack.options import Ends, Weights
 from sparsedraft.stages.prune.options import DropLayersSettings, not_sexagesimal
 
 
@@ -119,8 +119,8 @@ class Speed(Options):
     """Every drafter packed, and timed in the real loop against the target alone, on the first of eval's prompts."""
 
     weights: Weights = "int8"  # of the packed drafters
-    head_weights: Weights | None = None  # of their heads; None: as --weights, int8 where that is int4
-    embedding_weights: Weights | None = None  # of their embeddings; None: as the head's
+    head_weights: Ends | None = None  # of their heads; None: as --weights, int8 where that is int4
+    embedding_weights: Ends | None = None  # of their embeddings; None: as the head's
     calibration_tokens: int | None = Field(
         None, ge=1, le=bounds.TOKENS
     )  # int4 is rounded on so many tokens of the data; None: by least squares

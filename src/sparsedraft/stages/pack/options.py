@@ -11,6 +11,7 @@ from sparsedraft.models.names import check_model
 from sparsedraft.text.names import check_text
 
 Weights = Literal["f16", "bf16", "int8", "int4"]
+Ends = Weights | Literal["q6_k"]  # of embedding and head
 
 
 class _Packing(Calibration):
@@ -21,10 +22,11 @@ class _Packing(Calibration):
         description="Type of the values: f16, bf16, int8 (rounded, one scale for each row), int4 (one for each 32), or "
         "stored: those of a .gguf file as they are.",
     )
-    head_weights: Weights | None = Field(
-        None, description="The same of the head. Default: as --weights; int8 where that is int4."
+    head_weights: Ends | None = Field(
+        None,
+        description="The same of the head; also q6_k, of 6.56 bits. Default: as --weights; int8 where that is int4.",
     )
-    embedding_weights: Weights | None = Field(
+    embedding_weights: Ends | None = Field(
         None, description="The same of the embedding, of which a token reads one row. Default: as the head."
     )
     activations: int | None = Field(

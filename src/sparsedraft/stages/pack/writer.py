@@ -20,6 +20,7 @@ from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.weight_files import INDEX
 from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER, version_of
 from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, scale_group, stored_bytes, unpack_matrix
+from sparsedraft.native.q6_k import check_columns
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
 from sparsedraft.stages.pack.kept import check_kept, kept_matrix
 
@@ -59,6 +60,9 @@ class PackedWriter:
             raise UserError(f"model {folder} lacks {lacking[0]}: give a whole checkpoint.")
         if kept is not None:
             check_kept(kept, self._kept_names(kept))
+        for name, values in ((self._embedding(), types.embedding), (self._head(), types.head)):
+            if name is not None and values == "q6_k":
+                check_columns(self.shards.shapes[name][1], f"model {folder}, {name}:")
         self.calibrated: CalibratedCodes | None = None  # what `write` was given
         self.entries: dict[str, Any] = {}
         self.error = 0.0  # largest rounding error, as a share of the row's largest value
@@ -83,8 +87,8 @@ class PackedWriter:
 
         UserError where the states that reach it are not known.
         """
-        name = self._embedding() if self.tied else HEAD
-        if not (self.on_text and self.types.head == "int4" and name in self.shards.files):
+        name = self._head()
+        if not (self.on_text and self.types.head == "int4" and name is not None):
             return None
         _, norm = final_norm(skeleton(checkpoint.read_config(self.folder)))
         weight = self.shards.tensor(name)
@@ -96,6 +100,10 @@ class PackedWriter:
 
     def _embedding(self) -> str | None:
         return next((name for name in self.shards.files if name.endswith(EMBEDDING)), None)
+
+    def _head(self) -> str | None:
+        name = self._embedding() if self.tied else HEAD
+        return name if name in self.shards.files else None
 
     @property
     def tied(self) -> bool:
