@@ -63,11 +63,12 @@ def naive(
     """
     W, H = weight.double().clone(), H.double().clone()
     rows, columns = W.shape
-    importance = (H.diagonal() + 0.01 * H.diagonal().mean())[:, None]
+    damping = (0.01 if sparsity or not group else 0.1) * H.diagonal().mean()
+    importance = (H.diagonal() + damping)[:, None]
     dead = H.diagonal() == 0
     H[dead, dead] = 1
     W[:, dead] = 0
-    inverse = torch.linalg.inv(H + 0.01 * H.diagonal().mean() * torch.eye(columns, dtype=torch.float64))
+    inverse = torch.linalg.inv(H + damping * torch.eye(columns, dtype=torch.float64))
     diagonals, reduced = [], inverse
     for _ in range(columns):  # the mask needs [H⁻¹]_cc of later columns in the block beforehand
         diagonals.append(float(reduced[0, 0]))

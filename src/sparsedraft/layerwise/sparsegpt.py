@@ -17,6 +17,7 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import Codes, check_range, least_squares_scale, nearest_codes
 
 DAMPING = 0.01  # of H's mean diagonal, as in the paper
+ROUNDING_DAMPING = 0.1  # where weights are rounded: with less, the sweep fits the calibration text at others' cost
 UNSTRUCTURED = Pattern()
 TILE = 1024  # columns of H that are added at once: only tiles on and above the diagonal are computed
 
@@ -27,7 +28,7 @@ class Hessian:
     def __init__(self, columns: int, device: torch.device | str = "cpu") -> None:
         self.H = torch.zeros(columns, columns, dtype=torch.float32, device=device)
         self.tokens = 0
-        self._factor: tuple[int, Tensor] | None = None  # of the order by groups of so many columns
+        self._factor: tuple[tuple[int, float], Tensor] | None = None  # of the order by groups, damped so
 
     @classmethod
     def of(cls, H: Tensor) -> "Hessian":
@@ -62,9 +63,9 @@ class Hessian:
         """√mean x² of each input, [columns]: ‖X‖₂ up to a constant (Wanda's)."""
         return (self.H.diagonal() / 2).sqrt()
 
-    def importance(self) -> Tensor:
+    def importance(self, damping: float = ROUNDING_DAMPING) -> Tensor:
         """What an error of a weight costs by its input, [columns]: the diagonal, damped as the factor is."""
-        return self.H.diagonal() + DAMPING * self.H.diagonal().mean()
+        return self.H.diagonal() + damping * self.H.diagonal().mean()
 
     def dead(self) -> Tensor:
         """Inputs that were always 0, bool [columns]."""
@@ -84,14 +85,15 @@ class Hessian:
         first = columns[:full].view(-1, group)[weight.argsort(descending=True, stable=True)]
         return torch.cat([first.flatten(), columns[full:]])
 
-    def factor(self, group: int = 0) -> Tensor:
+    def factor(self, group: int = 0, damping: float = DAMPING) -> Tensor:
         """The upper Cholesky factor of the damped inverse, columns in the `order` of `group`.
 
         It is computed once: linears that share an input share it.
         """
-        if self._factor is None or self._factor[0] != group:
+        if self._factor is None or self._factor[0] != (group, damping):
             self._factor = None  # its memory is needed
-            self._factor = group, inverse_factor(self.H, DAMPING, self.order(group) if group else None)
+            inverse = inverse_factor(self.H, damping, self.order(group) if group else None)
+            self._factor = (group, damping), inverse
         return self._factor[1]
 
     def release(self) -> None:
@@ -155,6 +157,11 @@ class Goal:
         return math.lcm(self.pattern.m or 1, self.group or 1)
 
     @property
+    def damping(self) -> float:
+        """Share of the Hessian's mean diagonal that is added to its diagonal."""
+        return ROUNDING_DAMPING if self.group and not self.sparsity else DAMPING
+
+    @property
     def ordered(self) -> int:
         """The columns that are moved together to the order of the sweep; 0: they stay as they are."""
         return self.unit if self.group else 0
@@ -214,12 +221,12 @@ def _sweep(
 
     `weight` and `zeros` are in that order, too.
     """
-    Hinv, order = hessian.factor(goal.ordered), hessian.order(goal.ordered)
+    Hinv, order = hessian.factor(goal.ordered, goal.damping), hessian.order(goal.ordered)
     W = weight.to(Hinv.dtype, copy=True)
     W[:, hessian.dead()[order]] = 0
     M = torch.ones_like(W, dtype=torch.bool)
     free = torch.ones_like(M) if zeros is None else ~zeros
-    importance = hessian.importance()[order]
+    importance = hessian.importance(goal.damping)[order]
     pattern, B = goal.pattern, goal.block(block)
     counts = [] if pattern.m else _zeros_by_block(free, goal.sparsity, B)
     scales = []
