@@ -60,7 +60,7 @@ def real(pair: Pair, answers: list[Answer], tokens: int) -> list[Histogram]:
 def simulated(drafter: Any, answers: list[Answer], tokens: int) -> list[Histogram]:
     """The same, from one reading of the answers."""
     matches = dict(acceptance(drafter, [(a.prompt_ids, a.answer_ids) for a in answers], None, Sampling()))
-    return [simulate(matches[index].kept > 0.5, k, tokens) for index in range(len(answers)) for k in KS]
+    return [simulate(matches[index].ratios > 0.5, k, tokens) for index in range(len(answers)) for k in KS]
 
 
 def work(options: argparse.Namespace, table: Table) -> None:

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsedraft.maths.sampling import Dice
-from sparsedraft.speculate.loop.accept import accept_greedy, accept_sampled, residual
+from sparsedraft.speculate.loop.accept import accept_block, accept_greedy, accept_sampled, residual
 from sparsedraft.speculate.trees.accept import accept_tree_greedy, accept_tree_sampled, children, without
 from toys import Chances, outcomes
 
@@ -51,6 +51,53 @@ def test_one_draft_gives_exactly_p(seed: int) -> None:
         emitted[x] += q[x] * kept
         emitted += q[x] * (1 - kept) * residual(p, q)
     torch.testing.assert_close(emitted, p, rtol=0, atol=1e-9)
+
+
+def tables(seed: int, n: int) -> tuple[dict[tuple[int, ...], torch.Tensor], dict[tuple[int, ...], torch.Tensor]]:
+    """Distributions p and q after every text of up to n tokens."""
+    texts = [text for length in range(n + 1) for text in itertools.product(range(V), repeat=length)]
+    both = {text: two(seed + 1000 * i) for i, text in enumerate(texts)}
+    return {text: p for text, (p, _) in both.items()}, {text: q for text, (_, q) in both.items()}
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=15, deadline=None)
+def test_a_block_is_accepted_as_often_as_it_says_and_never_less_than_token_by_token(seed: int) -> None:
+    """Summed over all drafts of 2 tokens and over all throws: what is emitted has the target's distribution (1e-9)."""
+    n = 2
+    p, q = tables(seed, n)
+    by_rule, emitted = {"block": 0.0, "said": 0.0, "token": 0.0}, torch.zeros(V, V, dtype=torch.float64)
+    for x in itertools.product(range(V), repeat=n):
+        rows_p = torch.stack([p[x[:i]] for i in range(n + 1)])
+        rows_q = torch.stack([q[x[:i]] for i in range(n)])
+        chance = float(q[()][x[0]] * q[x[:1]][x[1]])
+        drafted = torch.tensor(x)
+        for (accepted, token, said), probability in outcomes(lambda dice: accept_block(rows_p, rows_q, drafted, dice)):  # noqa: B023
+            by_rule["block"] += chance * probability * accepted
+            by_rule["said"] += chance * probability * said
+            first_two = [*x[:accepted], token][:2]
+            if len(first_two) == 2:
+                emitted[first_two[0], first_two[1]] += chance * probability
+            else:  # the target goes on alone
+                emitted[first_two[0]] += chance * probability * p[(first_two[0],)]
+        for (accepted, _), probability in outcomes(lambda dice: accept_sampled(rows_p, rows_q, drafted, dice)):  # noqa: B023
+            by_rule["token"] += chance * probability * accepted
+    expected = torch.stack([p[()][a] * p[(a,)] for a in range(V)])
+    torch.testing.assert_close(emitted, expected, rtol=0, atol=1e-9)
+    assert by_rule["said"] == pytest.approx(by_rule["block"], abs=1e-9)
+    assert by_rule["block"] >= by_rule["token"] - 1e-12
+
+
+def test_a_block_makes_up_for_an_unlikely_token() -> None:
+    """The paper's example, p = (1/3, 2/3) and q = (2/3, 1/3) at both places: 10/9 token by token, 11/9 as a block."""
+    p, q = torch.tensor([[1, 2]] * 3, dtype=torch.float64) / 3, torch.tensor([[2, 1]] * 2, dtype=torch.float64) / 3
+    mean = {accept_block: 0.0, accept_sampled: 0.0}
+    for x in itertools.product(range(2), repeat=2):
+        for rule in mean:
+            for found, probability in outcomes(lambda dice: rule(p, q, torch.tensor(x), dice)):  # noqa: B023
+                mean[rule] += float(q[0, x[0]] * q[1, x[1]]) * probability * found[0]
+    assert mean[accept_sampled] == pytest.approx(10 / 9, abs=1e-12)
+    assert mean[accept_block] == pytest.approx(11 / 9, abs=1e-12)
 
 
 def test_the_rule_in_code_is_the_rule_above() -> None:

@@ -69,6 +69,8 @@ def model(sampling: Sampling, **options: object) -> Callable[[], Drafter]:
         (2, Sampling(1.2, min_p=0.15, repetition_penalty=0.8)),
         (3, Sampling(1.3, top_k=3)),
         (3, Sampling(1.0, top_p=0.6)),
+        (2, Sampling(0.9, top_k=4, verification="token")),
+        (3, Sampling(1.0, top_p=0.6, verification="token")),
     ],
     ids=str,
 )

@@ -38,6 +38,7 @@ def drafter(context: int | None) -> Table:
         (1, Sampling(1.0), frozenset(), None),
         (2, Sampling(0.7, top_k=2), frozenset(), None),
         (3, Sampling(1.2, top_k=2, repetition_penalty=1.4), frozenset(), None),
+        (3, Sampling(1.2, verification="token"), frozenset(), None),
         (2, Sampling(1.0), frozenset({0}), None),
         (3, Sampling(1.4, min_p=0.02), frozenset({0}), len(PROMPT) + 2),
     ],
@@ -62,10 +63,10 @@ def test_every_chance_of_the_real_loop(k: int, sampling: Sampling, eos: frozense
     assert sum(chance.values()) == pytest.approx(1, abs=1e-12) and len(chance) > 10
     partly = 0
     for text, probability in chance.items():
-        kept = acceptance_of(drafter(context), PROMPT, text, target_logits, sampling, None, V).kept
-        partly += any(0 < rate < 1 for rate in kept.tolist())
+        ratios = acceptance_of(drafter(context), PROMPT, text, target_logits, sampling, None, V).ratios
+        partly += any(0 < ratio < 1 for ratio in ratios.tolist())
         room = None if context is None else context - len(PROMPT)
-        found = expected(kept, k, LENGTH, room)
+        found = expected(ratios, k, LENGTH, room, verification=sampling.verification)
         assert found.counts == pytest.approx([count / probability for count in mean[text].counts], abs=1e-9)
         assert found.drafted == pytest.approx(mean[text].drafted / probability, abs=1e-9)
         assert found.tokens == pytest.approx(len(text), abs=1e-9)

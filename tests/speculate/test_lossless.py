@@ -78,7 +78,7 @@ def test_greedy_equals_the_target_alone_and_simulation_the_loop(eos: frozenset[i
                 (made,) = made_by(pair, [ids], Constant(k), 40)
                 assert made.tokens == expected
                 if matches is not None:
-                    assert simulate(matches.kept > 0.5, k, 40) == Histogram.of_steps(made.steps, k)
+                    assert simulate(matches.ratios > 0.5, k, 40) == Histogram.of_steps(made.steps, k)
                     partial += 0 < tried(made)[0] < tried(made)[1]
     assert partial > 6, "most of the drafters are accepted in part"
 

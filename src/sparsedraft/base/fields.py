@@ -97,6 +97,11 @@ class Sampled(Drawn):
 class Across(Options):
     """How target and drafter go together."""
 
+    verification: Literal["block", "token"] = Field(
+        "block",
+        description="How sampled chains are accepted: as a block (more of them), or token by token. Both are lossless.",
+    )
+
     uag: Literal["auto", "realign", "intersection", "off"] = Field(
         "auto",
         description="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error).",

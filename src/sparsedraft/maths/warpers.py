@@ -9,7 +9,8 @@ from sparsedraft.base.errors import UserError
 class Sampling:
     """Repetition penalty (1: off), temperature (0: greedy), top-k (0: off), top-p (1: off), min-p (0: off).
 
-    In transformers' order. The penalty (Keskar et al. 2019) also changes what greedy decoding picks.
+    In transformers' order. The penalty (Keskar et al. 2019) also changes what greedy decoding picks. `verification`:
+    sampled chains are accepted as a "block" or "token" by token (speculate.loop.accept), which changes no distribution.
     """
 
     temperature: float = 0.0
@@ -17,6 +18,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    verification: str = "block"
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):

@@ -44,7 +44,7 @@ def test_sampled_acceptance_with_it_is_that_without(tiny_checkpoint: Path, tmp_p
     for _ in range(2):
         found = dict(acceptance(q, PAIRS, side.model, WARM, reading=kept.packed))
         for i, (shares, stood) in plain.items():
-            assert torch.equal(found[i].shares, shares) and torch.equal(found[i].kept, stood)
+            assert torch.equal(found[i].shares, shares) and torch.equal(found[i].ratios, stood)
             assert float(shares.min()) > 0 and float(shares.max()) < 1
         monkeypatch.setattr("sparsedraft.stages.evaluate.memo.answer_logits", lambda *_: pytest.fail("read twice"))
     alone = acceptance_of(side.backend(1), *PAIRS[0], kept.after, WARM, None, side.embedding_rows)

@@ -42,7 +42,7 @@ class Step:
     accepted: int  # drafted tokens that were emitted
     emitted: list[int]
     row: int = 0  # the sequence's index
-    tested: int = 0  # sampled drafts that the rule looked at: up to the first rejection
+    tested: int = 0  # sampled drafts that the rule looked at: all, or token by token up to the first rejection
     kept: int = 0  # of these, the accepted ones
-    expected: float = 0.0  # Σ over the tested ones of Σ_v min(p(v), q(v))
+    expected: float = 0.0  # Σ over the tested ones of the chance to be accepted, given those before them
     finish_reason: str = ""  # why the sequence ended with this step; "" where it goes on

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabilities, sound
-from sparsedraft.speculate.loop.accept import accept_greedy, accept_sampled
+from sparsedraft.speculate.loop.accept import accept_block, accept_greedy, accept_sampled
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.writers.protocol.backend import Backend
 
@@ -74,6 +74,9 @@ class ChainVerifier:
             return Verdict([*range(n)], int(choices[n]))
         p = probabilities(logits, sampling)
         q = torch.stack(draft.q) if draft.q else None
+        if q is not None and sampling.verification == "block":
+            n, token, expected = accept_block(p, q, drafted, sequence.dice)
+            return Verdict([*range(n)], token, len(drafted), n, expected)
         n, token = accept_sampled(p, q, drafted, sequence.dice)
         if q is None:
             return Verdict([*range(n)], token)

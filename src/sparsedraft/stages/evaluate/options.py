@@ -111,7 +111,8 @@ class EvaluateSettings(_Server, _Rows, Across, Sampled, _Drafted):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        warpers = (self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+        return Sampling(*warpers, self.verification)
 
     @property
     def numbers(self) -> list[int]:

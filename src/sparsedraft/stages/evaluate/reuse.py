@@ -11,7 +11,7 @@ from sparsedraft.base.provenance import describe, differences
 from sparsedraft.stages.evaluate.evaluation import ANSWERS, ROWS
 
 # inputs of an evaluation that the target's answers do not depend on
-DRAFTING = ("drafters", "options.k", "options.uag", "options.tree", "options.simulate")
+DRAFTING = ("drafters", "options.k", "options.uag", "options.tree", "options.simulate", "options.verification")
 
 Copies = list[tuple[Path, int]]  # each with its size in bytes
 

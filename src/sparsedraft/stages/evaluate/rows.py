@@ -189,8 +189,9 @@ class Measurement:
         context = self.pair.drafter.context if self.pair.drafter else None
         room = (self._room(answer), None if context is None else context - len(answer.prompt_ids))
         if self.options.sampling.greedy:
-            return {str(k): simulate(acceptances.kept > 0.5, int(k), *room).to_dict() for k in self.ks}
-        return {str(k): expected(acceptances.kept, int(k), *room).to_dict() for k in self.ks}
+            return {str(k): simulate(acceptances.ratios > 0.5, int(k), *room).to_dict() for k in self.ks}
+        how = self.options.verification
+        return {str(k): expected(acceptances.ratios, int(k), *room, verification=how).to_dict() for k in self.ks}
 
     def _from_chains(self, answer: Answer) -> tuple[dict[str, Any], float]:
         """(expected histograms by K, α) of a drafter that samples from a part of the target's vocabulary."""

@@ -3,9 +3,11 @@
 Under greedy decoding every accepted prefix is the target's own text, so the text alone says what the drafter drafts
 after it: the run of drafts accepted from a position is the run of argmax matches there, for every K at once.
 
-Under sampling the loop's text has the target's own distribution, and given a text its drafts were accepted one by one,
-independently: of the chance p(x) of a token x, the part min(p(x), q(x)) is that of an accepted draft. So the expected
-numbers follow exactly from a text that the target sampled alone, summed over all ways of accepting.
+Under sampling the loop's text has the target's own distribution, and the text alone says by which chance its tokens
+were accepted drafts. Token by token: of the chance p(x) of a token x, the part min(p(x), q(x)) is that of an accepted
+draft. As a block: given the text, i drafts or more are accepted with the chance min_(j ≤ i) Π_(l ≤ j) q(x_l) / p(x_l),
+or 1 where that is less, as follows from the rule's w_i (see `accept_block`). So the expected numbers follow exactly
+from a text that the target sampled alone, summed over all ways of accepting.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -33,10 +35,10 @@ LogitsAfter = Callable[[Sequence[int], int], Tensor]  # a model's logits [n, V] 
 
 
 class Acceptance(NamedTuple):
-    """Two chances at each of n places of a target's text; greedy, both are 1 or 0."""
+    """What is known of each of n places of a target's text; greedy, both are 1 or 0."""
 
     shares: Tensor  # [n]: that a draft is accepted there, whichever it is: Σ_v min(p(v), q(v)), whose mean is α
-    kept: Tensor  # [n]: that the text's token x was an accepted draft: min(p(x), q(x)) / p(x)
+    ratios: Tensor  # [n]: q(x) / p(x) of the text's token x
 
 
 def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> Histogram:
@@ -59,17 +61,34 @@ def simulate(matches: Tensor, k: int, room: int, context: int | None = None) -> 
     return histogram
 
 
-def expected(kept: Tensor, k: int, room: int, context: int | None = None) -> Histogram:
+def expected(
+    ratios: Tensor, k: int, room: int, context: int | None = None, *, verification: str = "block"
+) -> Histogram:
     """The expected histogram of the sampled loop with K = k on a text of n tokens.
 
-    kept [n]: the chance that a token, if one was drafted in its place, was that draft. `room` and `context` are those
-    of `simulate`, whose histogram it is for chances of 0 and 1.
+    ratios [n]: q(x) / p(x) of each token x of the text. `room` and `context` are those of `simulate`, whose histogram
+    it is for ratios of 0 and 1; `verification` is that of `Sampling`.
     """
-    chances, chains = kept.tolist(), []
-    for at in range(len(chances)):
+    of_text, chains = ratios.tolist(), []
+    for at in range(len(of_text)):
         drafted = max(0, min(k, room - at - 1, k if context is None else context - at))
-        chains.append((drafted, chances[at : at + drafted]))
+        chains.append((drafted, kept(of_text[at : at + drafted], verification)))
     return over_chains(chains, k)
+
+
+def kept(ratios: Sequence[float], verification: str) -> list[float]:
+    """The chance of each token of a chain that it was an accepted draft, given that those before it were.
+
+    `ratios`: q(x) / p(x) of each token x, as the chain's drafts.
+    """
+    if verification == "token":
+        return [min(1.0, ratio) for ratio in ratios]
+    chances, product, least = [], 1.0, 1.0  # Π q / p, and the least of those so far and 1
+    for ratio in ratios:
+        product *= ratio
+        chances.append(min(1.0, product / least) if least > 0 else 0.0)
+        least = min(least, product)
+    return chances
 
 
 def over_chains(chains: Sequence[tuple[int, Sequence[float]]], k: int) -> Histogram:
@@ -189,8 +208,13 @@ def _compare(q: Tensor, p: Tensor | None, tokens: Tensor, sampling: Sampling) ->
     q_chances, p_chances = probabilities(q, sampling), probabilities(p, sampling)
     least = torch.minimum(p_chances, q_chances)
     at = tokens.to(q.device)[:, None]
-    kept = (least.gather(-1, at) / p_chances.gather(-1, at)).squeeze(-1)  # min(p(x), q(x)) / p(x)
-    return Acceptance(least.sum(-1), kept.nan_to_num(0.0))  # 0/0: the text's token is not the target's after all
+    return Acceptance(least.sum(-1), ratio(q_chances, p_chances, at).squeeze(-1))
+
+
+def ratio(q: Tensor, p: Tensor, tokens: Tensor) -> Tensor:
+    """q(x) / p(x) [n, 1] of the `tokens` x [n, 1], distributions [n, V]; 0 where x is not the target's after all."""
+    above, below = q.gather(-1, tokens), p.gather(-1, tokens)
+    return torch.where(below > 0, above / below, 0)
 
 
 def _readable(context: int | None, prompt: Sequence[int], output: Sequence[int]) -> int:
@@ -206,4 +230,4 @@ def _nowhere(output: Sequence[int]) -> Acceptance:
 def _extended(found: Acceptance, output: Sequence[int]) -> Acceptance:
     """The same with 0 at the places of the output that lie beyond the drafter's context."""
     beyond = (0, len(output) - len(found.shares))
-    return Acceptance(pad(found.shares, beyond), pad(found.kept, beyond))
+    return Acceptance(pad(found.shares, beyond), pad(found.ratios, beyond))

@@ -24,8 +24,8 @@ from sparsedraft.text import prompts
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.server.address import Endpoint
 
-# options that the result does not depend on: where and how fast a server answers
-ELSEWHERE = ("url", "served_name", "concurrency")
+# options that the result does not depend on: where and how fast a server answers; verification only where it samples
+ELSEWHERE = ("url", "served_name", "concurrency", "verification")
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -93,6 +93,7 @@ def _inputs(
             **{name: getattr(options, name) for name in ("seed", "device", "dtype", "runtime")},
             # results of older versions stay as they are
             **({} if options.cache == "int16" else {"cache": options.cache}),
+            **({} if options.sampling.greedy or options.verification == "token" else {"verification": "block"}),
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },

@@ -19,7 +19,7 @@ from sparsedraft.maths.sampling import Dice, Sampling, penalised, probabilities
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.stages.evaluate.acceptance import Histogram
-from sparsedraft.stages.evaluate.simulation import LogitsAfter, over_chains
+from sparsedraft.stages.evaluate.simulation import LogitsAfter, kept, over_chains, ratio
 from sparsedraft.writers.conversation import Answer
 from sparsedraft.writers.loaded import LoadedModel
 
@@ -96,9 +96,8 @@ def chains(
             least = torch.minimum(p_chances[at : at + length], q_chances)
             shares[at] = least[0].sum()
             these = torch.tensor(rest[:length])[:, None]
-            chances = (
-                (least.gather(1, these) / p_chances[at : at + length].gather(1, these)).nan_to_num(0.0)[:, 0].tolist()
-            )
+            ratios = ratio(q_chances, p_chances[at : at + length], these)
+            chances = kept(ratios[:, 0].tolist(), sampling.verification)
         possible = min(drafted, len(rest))
         chains_at.append((drafted, [*chances, *[0.0] * possible][:possible]))
     return shares, chains_at

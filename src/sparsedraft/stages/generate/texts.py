@@ -146,7 +146,7 @@ class TextGenerator:
 def sampling_of(options: GenerateOptions) -> Sampling:
     """How the next token is drawn."""
     o = options
-    return Sampling(o.temperature, o.top_k, o.top_p, o.min_p, o.repetition_penalty)
+    return Sampling(o.temperature, o.top_k, o.top_p, o.min_p, o.repetition_penalty, o.verification)
 
 
 def load_pair(
