@@ -183,7 +183,7 @@ def test_joint_rounding_is_better_than_rounding_afterwards(pattern: str, sparsit
     goal = Goal(Pattern.parse(pattern), sparsity, group_of(Pattern.parse(pattern)))
     joint, _ = prune_and_round(weight, hessian, goal)
     pruned = prune(weight, hessian, goal.pattern, sparsity)[0] if sparsity else weight
-    after = int4_codes(pruned, goal.group, hessian.importance())
+    after = int4_codes(pruned, goal.group, hessian.importance(goal.damping))
     errors = [relative_error(weight, w, hessian.H) for w in (pruned, joint.weight(), after.weight())]
     assert errors[1] - errors[0] < 0.8 * (errors[2] - errors[0]), "what rounding adds to the error of pruning"
 
@@ -226,7 +226,7 @@ def test_joint_rounding_of_a_real_layer_beats_rounding_afterwards(pattern: str, 
     goal = replace(goal, group=group_of(goal.pattern))
     joint, _ = prune_and_round(weight, hessian, goal)
     pruned = prune(weight, hessian, goal.pattern, goal.sparsity)[0] if goal.sparsity else weight
-    after = int4_codes(pruned, goal.group, hessian.importance())
+    after = int4_codes(pruned, goal.group, hessian.importance(goal.damping))
     errors = [relative_error(weight, codes.weight(), hessian.H) for codes in (joint, after)]
     assert errors[0] < (0.5 if pattern == "dense" else 0.98) * errors[1]
 

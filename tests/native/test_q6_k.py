@@ -1,5 +1,6 @@
 """Rounding to Q6_K, read back by the `gguf` package and by our own engine."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_weight_that_does_not_fit() -> None:
-    with pytest.raises(UserError, match="a weight does not fit q6_k: give --head-weights bf16"):
+    with pytest.raises(UserError, match="a weight does not fit q6_k: give bf16"):
         q6_k(torch.full((1, 256), 1e12))
 
 
@@ -85,3 +86,12 @@ def test_rows_that_are_no_blocks(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"embed_tokens.weight: rows of \d+ are no multiple of 256, which q6_k needs"):
         stages.pack(str(tiny_checkpoint), tmp_path / "packed", weights="int4", head_weights="q6_k")
     assert not (tmp_path / "packed").exists()
+
+
+def test_without_the_package_that_reads_it_nothing_is_begun(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"read by the package gguf: pip install 'sparsedraft\[gguf\]'"):
+        stages.pack(str(tiny_checkpoint), tmp_path / "packed", weights="int4", head_weights="q6_k")
+    assert [*tmp_path.glob("packed*")] == []

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sparsedraft.maths.sampling import Dice
 from sparsedraft.speculate.loop.accept import accept_block, accept_greedy, accept_sampled, residual
 from sparsedraft.speculate.trees.accept import accept_tree_greedy, accept_tree_sampled, children, without
+from sparsedraft.stages.evaluate.simulation import kept
 from toys import Chances, outcomes
 
 V = 4
@@ -86,6 +87,15 @@ def test_a_block_is_accepted_as_often_as_it_says_and_never_less_than_token_by_to
     torch.testing.assert_close(emitted, expected, rtol=0, atol=1e-9)
     assert by_rule["said"] == pytest.approx(by_rule["block"], abs=1e-9)
     assert by_rule["block"] >= by_rule["token"] - 1e-12
+
+
+def test_a_block_never_holds_what_the_target_cannot_write() -> None:
+    """Not where q is so small that a ratio overflows, nor where both are 0."""
+    p = torch.tensor([[0, 1], [0.9, 0.1], [0.5, 0.5]])
+    for q in ([[0.5, 0.5], [1e-40, 1]], [[0, 1], [0.9, 0.1]]):
+        for (accepted, *_), _ in outcomes(lambda dice: accept_block(p, torch.tensor(q), torch.tensor([0, 0]), dice)):  # noqa: B023
+            assert accepted == 0
+    assert kept([float("inf"), 0.0, 0.3], "block") == [1, 0, 0]
 
 
 def test_a_block_makes_up_for_an_unlikely_token() -> None:

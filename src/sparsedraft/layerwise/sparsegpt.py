@@ -17,7 +17,7 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import Codes, check_range, least_squares_scale, nearest_codes
 
 DAMPING = 0.01  # of H's mean diagonal, as in the paper
-ROUNDING_DAMPING = 0.1  # where weights are rounded: with less, the sweep fits the calibration text at others' cost
+ROUNDING_DAMPING = 0.1  # of sweeps that round alone: with less, they fit the calibration text at others' cost
 UNSTRUCTURED = Pattern()
 TILE = 1024  # columns of H that are added at once: only tiles on and above the diagonal are computed
 
@@ -63,7 +63,7 @@ class Hessian:
         """√mean x² of each input, [columns]: ‖X‖₂ up to a constant (Wanda's)."""
         return (self.H.diagonal() / 2).sqrt()
 
-    def importance(self, damping: float = ROUNDING_DAMPING) -> Tensor:
+    def importance(self, damping: float) -> Tensor:
         """What an error of a weight costs by its input, [columns]: the diagonal, damped as the factor is."""
         return self.H.diagonal() + damping * self.H.diagonal().mean()
 

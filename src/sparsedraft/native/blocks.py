@@ -50,18 +50,24 @@ def finite(kind: str, values: Tensor) -> bool:
     return all(bool(torch.isfinite(apart[:, at : at + 2].clone().view(torch.float16)).all()) for at in block.halves)
 
 
+def reader() -> Any:
+    """The package `gguf`; UserError where it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise UserError(
+            "weights in the blocks of GGUF files are read by the package gguf: pip install 'sparsedraft[gguf]'."
+        ) from None
+    return gguf
+
+
 def weight(kind: str, values: Tensor) -> Tensor:
     """The weights float32 [rows, columns] of blocks uint8 [rows, bytes], as the `gguf` package computes them.
 
     UserError where that is not installed.
     """
-    try:
-        from gguf import GGMLQuantizationType, quants
-    except ImportError:
-        raise UserError(
-            "weights in the blocks of GGUF files are read by the package gguf: pip install 'sparsedraft[gguf]'."
-        ) from None
-    dequantised: Any = quants.dequantize(values.numpy(), GGMLQuantizationType[kind.upper()])
+    gguf = reader()
+    dequantised = gguf.quants.dequantize(values.numpy(), gguf.GGMLQuantizationType[kind.upper()])
     return torch.from_numpy(np.ascontiguousarray(dequantised, np.float32)).view(len(values), -1)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.native import blocks
 
 INPUTS, SUB = 256, 16  # inputs of a block, and of a scale
 LOWEST, HIGHEST = -32, 31  # codes
@@ -17,8 +18,9 @@ TRIED = (-32, -31, -30.2, -29.1, 30.2, 31)
 CHUNK = 1 << 20  # weights that are rounded at once
 
 
-def check_columns(columns: int, name: str) -> None:
-    """UserError for a matrix whose rows are no whole blocks."""
+def check_possible(columns: int, name: str) -> None:
+    """UserError for a matrix whose rows are no whole blocks, or without the package that reads them back."""
+    blocks.reader()
     if columns % INPUTS:
         raise UserError(f"{name} rows of {columns} are no multiple of {INPUTS}, which q6_k needs: give int8 or int4.")
 
@@ -39,7 +41,7 @@ def _blocks(W: Tensor) -> Tensor:
     wanted = _least_squares(apart)
     d = _away_from_zero(wanted.gather(1, wanted.abs().argmax(1, keepdim=True)) / -128)  # the code of the largest scale
     if not bool(torch.isfinite(d).all()):
-        raise UserError("a weight does not fit q6_k: give --head-weights bf16.")
+        raise UserError("a weight does not fit q6_k: give bf16.")
     unit = torch.where(d == 0, 1, d.float())
     scales = (wanted / unit).round_().clamp_(-128, 127)
     step = (scales * d.float())[..., None]

@@ -32,11 +32,12 @@ def accept_block(p: Tensor, q: Tensor, drafted: Tensor, dice: Dice) -> tuple[int
 
     Given the drafts before it, draft i is accepted with the chance w_(i-1) - r_(i-1): the third number sums these.
     """
-    n, weights = len(drafted), [1.0]
-    ratios = p[:n].gather(1, drafted[:, None]) / q.gather(1, drafted[:, None])
-    for ratio in ratios[:, 0].tolist():
-        weights.append(min(1.0, weights[-1] * ratio))
-    left = (torch.tensor(weights[:n], dtype=p.dtype, device=p.device)[:, None] * p[:n] - q).clamp(min=0)
+    n, weights, at = len(drafted), [1.0], drafted.to(p.device)[:, None]
+    for above, below in zip(p[:n].gather(1, at).flatten().tolist(), q.gather(1, at).flatten().tolist(), strict=True):
+        joint = weights[-1] * above
+        weights.append(joint / below if joint < below else float(joint > 0))  # what has no chance never gets one
+    left = torch.tensor(weights[:n], dtype=p.dtype, device=p.device)[:, None] * p[:n]
+    left = left.sub_(q).clamp_(min=0)
     masses = left.sum(1).tolist()
     expected = sum(weight - mass for weight, mass in zip(weights, masses, strict=False))
     if dice.accepts(weights[n], 1.0):

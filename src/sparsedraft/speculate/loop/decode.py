@@ -130,7 +130,7 @@ class Decoder:
         sequence.tokens += emitted
         sequence.finish_reason = reason or ("" if sequence.room > 0 else sequence.limit)
         accepted = min(len(verdict.accepted), len(emitted))
-        tested = (verdict.tested, verdict.kept, verdict.expected)
+        tested = (verdict.tested, verdict.kept, verdict.expected, verdict.share)
         return Step(draft.tokens, accepted, emitted, sequence.index, *tested, sequence.finish_reason)
 
     def _cut(self, sequence: TokenSequence, emitted: list[int]) -> tuple[list[int], str]:

@@ -45,4 +45,5 @@ class Step:
     tested: int = 0  # sampled drafts that the rule looked at: all, or token by token up to the first rejection
     kept: int = 0  # of these, the accepted ones
     expected: float = 0.0  # Σ over the tested ones of the chance to be accepted, given those before them
+    share: float | None = None  # Σ_v min(p(v), q(v)) of the first draft, where a block was verified
     finish_reason: str = ""  # why the sequence ended with this step; "" where it goes on

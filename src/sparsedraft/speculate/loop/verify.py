@@ -17,7 +17,7 @@ from sparsedraft.writers.protocol.backend import Backend
 class Verdict:
     """What the target makes of one draft: the places of the accepted tokens in it, and its own token after them.
 
-    `tested`, `kept` and `expected` are those of `Step`.
+    `tested`, `kept`, `expected` and `share` are those of `Step`.
     """
 
     accepted: list[int]
@@ -25,6 +25,7 @@ class Verdict:
     tested: int = 0
     kept: int = 0
     expected: float = 0.0
+    share: float | None = None
 
 
 class Verifier(Protocol):
@@ -76,7 +77,8 @@ class ChainVerifier:
         q = torch.stack(draft.q) if draft.q else None
         if q is not None and sampling.verification == "block":
             n, token, expected = accept_block(p, q, drafted, sequence.dice)
-            return Verdict([*range(n)], token, len(drafted), n, expected)
+            share = float(torch.minimum(p[0], q[0]).sum())
+            return Verdict([*range(n)], token, len(drafted), n, expected, share)
         n, token = accept_sampled(p, q, drafted, sequence.dice)
         if q is None:
             return Verdict([*range(n)], token)

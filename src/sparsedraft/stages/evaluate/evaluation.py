@@ -97,6 +97,7 @@ class Evaluation:
         return {
             "target": self.target_name,
             "temperature": self.options.temperature,
+            **({"verification": "block"} if self.options.blockwise else {}),
             "simulated": self.options.simulate,
             **({} if self.options.cache == "int16" else {"cache": self.options.cache}),
             "prompts": len({answer.prompt_id for answer in answers}),

@@ -82,7 +82,7 @@ def reading(pair: Pair, prompts: PromptPair) -> dict[str, float]:
 def replay(
     pair: Pair, prompts: Sequence[PromptPair], k: int, sampling: Sampling, new_tokens: int, seeds: Sequence[int],
     target: Backend,
-) -> list[tuple[list[int], dict[str, Any], dict[str, int]]]:  # fmt: skip
+) -> list[tuple[list[int], dict[str, Any], dict[str, float]]]:  # fmt: skip
     """(tokens, histogram, `compared`) of several answers, decoded at once with `target` in the pair's target's place,
     an empty Backend of a row each."""
     decoder = pair.decoder(prompts, Constant(k), sampling, keep_cache=True, target=target)
@@ -99,9 +99,12 @@ def replay(
     ]
 
 
-def compared(steps: Sequence[Step]) -> dict[str, int]:
-    """How many drafts were compared with the target's own choice (none after a rejected one), and how many accepted."""
+def compared(steps: Sequence[Step]) -> dict[str, float]:
+    """How many drafts were compared with the target's own choice (none after a rejected one), and how many accepted.
+
+    In a block the acceptance of one draft depends on the others: only its first counts, with its chance alone.
+    """
     return {
-        "accepted": sum(step.accepted for step in steps),
-        "compared": sum(min(step.accepted + 1, len(step.drafted)) for step in steps),
+        "accepted": sum(step.accepted if step.share is None else step.share for step in steps),
+        "compared": sum(min(step.accepted + 1, len(step.drafted)) if step.share is None else 1 for step in steps),
     }

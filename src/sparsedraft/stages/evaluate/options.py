@@ -115,6 +115,11 @@ class EvaluateSettings(_Server, _Rows, Across, Sampled, _Drafted):
         return Sampling(*warpers, self.verification)
 
     @property
+    def blockwise(self) -> bool:
+        """Whether drafts may be verified as blocks."""
+        return not self.sampling.greedy and self.verification == "block" and self.tree == 1
+
+    @property
     def numbers(self) -> list[int]:
         """The K's that are numbers."""
         return sorted({k for k in self.k if isinstance(k, int)})

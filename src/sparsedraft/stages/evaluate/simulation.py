@@ -85,7 +85,7 @@ def kept(ratios: Sequence[float], verification: str) -> list[float]:
         return [min(1.0, ratio) for ratio in ratios]
     chances, product, least = [], 1.0, 1.0  # Π q / p, and the least of those so far and 1
     for ratio in ratios:
-        product *= ratio
+        product = product * ratio if min(product, ratio) > 0 else 0.0  # what has no chance never gets one
         chances.append(min(1.0, product / least) if least > 0 else 0.0)
         least = min(least, product)
     return chances

@@ -93,7 +93,7 @@ def _inputs(
             **{name: getattr(options, name) for name in ("seed", "device", "dtype", "runtime")},
             # results of older versions stay as they are
             **({} if options.cache == "int16" else {"cache": options.cache}),
-            **({} if options.sampling.greedy or options.verification == "token" else {"verification": "block"}),
+            **({"verification": "block"} if options.blockwise else {}),
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },

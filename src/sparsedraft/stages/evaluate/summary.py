@@ -76,7 +76,9 @@ def mal_against(rows: Sequence[Row], others: Sequence[Row], k: int | str) -> tup
 
 
 def agreement(rows: Sequence[Row], k: int | str) -> dict[str, Any] | None:
-    """The share of sampled drafts that was accepted, and Σ_v min(p, q) at the same places, which it must agree with.
+    """The share of sampled drafts that was accepted, and the chance of it at the same places, which it must agree with.
+
+    The chance is Σ_v min(p, q) token by token, and w - r in a block (see `accept_block`).
 
     `difference_interval` is the 95 % interval of their difference. None where no draft had a distribution.
     """

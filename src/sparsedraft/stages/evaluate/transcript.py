@@ -6,8 +6,8 @@ not enough. The loop sees nothing of a target but its text, and that is known:
 - Drafts without a distribution (greedy, `realign`, look-up) are compared with the target's own choice, which is the
   text's next token. So the real loop runs with a `Transcript` in the target's place. Its histogram is the real one
   under greedy decoding, and one of its draws under sampling.
-- `intersection` under sampling: given the text, the draft x was accepted with the chance min(p(x), q(x)) / p(x) (see
-  `simulation`), where q follows the chain of drafts that are the text's tokens.
+- `intersection` under sampling: given the text, p and q along it say by which chance its tokens were accepted drafts
+  (see `simulation`), where q follows the chain of drafts that are the text's tokens.
 """
 
 from collections.abc import Sequence

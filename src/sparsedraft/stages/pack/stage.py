@@ -9,6 +9,7 @@ from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Calibration
 from sparsedraft.layerwise import calibration
+from sparsedraft.layerwise.sparsegpt import ROUNDING_DAMPING
 from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint, quantizers, shards
 from sparsedraft.models.config.sparsity import groups_of
@@ -86,6 +87,7 @@ def _inputs(options: PackOptions, types: Types, head_on_text: bool) -> dict[str,
     if options.calibration is not None:
         inputs |= {
             "calibration": calibration.source(options.calibration),
+            "damping": ROUNDING_DAMPING,
             **templates.inputs(options.template_args),
             "options": {**options.part(Calibration), "device": options.device, "dtype": options.dtype},
         }

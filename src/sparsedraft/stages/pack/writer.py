@@ -20,7 +20,7 @@ from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.weight_files import INDEX
 from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER, version_of
 from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, scale_group, stored_bytes, unpack_matrix
-from sparsedraft.native.q6_k import check_columns
+from sparsedraft.native.q6_k import check_possible
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
 from sparsedraft.stages.pack.kept import check_kept, kept_matrix
 
@@ -62,7 +62,7 @@ class PackedWriter:
             check_kept(kept, self._kept_names(kept))
         for name, values in ((self._embedding(), types.embedding), (self._head(), types.head)):
             if name is not None and values == "q6_k":
-                check_columns(self.shards.shapes[name][1], f"model {folder}, {name}:")
+                check_possible(self.shards.shapes[name][1], f"model {folder}, {name}:")
         self.calibrated: CalibratedCodes | None = None  # what `write` was given
         self.entries: dict[str, Any] = {}
         self.error = 0.0  # largest rounding error, as a share of the row's largest value

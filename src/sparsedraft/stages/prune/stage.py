@@ -9,6 +9,7 @@ from sparsedraft.base import artifact
 from sparsedraft.base.console import track
 from sparsedraft.base.errors import UserError
 from sparsedraft.layerwise import calibration, sequential
+from sparsedraft.layerwise.sparsegpt import ROUNDING_DAMPING
 from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models import checkpoint, claims, rounded, shards
@@ -78,6 +79,7 @@ def _inputs(options: PruneOptions, folder: Path) -> dict[str, object]:
             "device": options.device,
             "dtype": options.dtype,
         },
+        **({} if options.quantize == "none" else {"damping": ROUNDING_DAMPING}),  # of sweeps that only round
     }
 
 
