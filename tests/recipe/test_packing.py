@@ -53,7 +53,7 @@ def test_all_is_rounded_on_the_data_but_what_pruning_has_rounded(recipe: Path, t
 
 
 @pytest.mark.parametrize("embedding", ["int8", None])
-@pytest.mark.parametrize("head", ["int8", "int4", "bf16"])
+@pytest.mark.parametrize("head", ["int8", "int4", "bf16", "q6_k"])
 @pytest.mark.parametrize("weights", ["int8", "int4", "f16"])
 def test_plan_counts_the_bytes_of_the_types(recipe: Path, weights: str, head: str, embedding: str | None) -> None:
     """Dense linears and heads alone: their weights times the bytes of one."""
@@ -61,7 +61,7 @@ def test_plan_counts_the_bytes_of_the_types(recipe: Path, weights: str, head: st
     overrides += [f"speed.embedding_weights={embedding}"] if embedding else []
     typed = recipes.read(recipe, [*overrides, "drafters=[{name: dense}]"])
     (planned,) = (stage for stage in plan_recipe(typed, gflops=100)["stages"] if stage["stage"] == "pack")
-    size = {"int4": 0.5 + 2 / 32, "int8": 1, "f16": 2, "bf16": 2}
+    size = {"int4": 0.5 + 2 / 32, "int8": 1, "f16": 2, "bf16": 2, "q6_k": 210 / 256}
     model = size_up(typed.target)
     table = model.config.vocab_size * model.config.hidden_size
     assert model.config.tie_word_embeddings
@@ -75,6 +75,12 @@ def test_plan_counts_the_bytes_of_the_types(recipe: Path, weights: str, head: st
 def test_calibration_rounds_int4_alone(recipe: Path) -> None:
     with pytest.raises(UserError, match=r"calibration_tokens 256 are to round int4, and weights are int8: set weights"):
         recipes.read(recipe, ["speed.weights=int8"])
+
+
+def test_a_head_of_six_bits_is_refused_before_any_work_where_it_does_not_fit(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rows of \d+ are no multiple of 256, which q6_k needs: give int8 or int4"):
+        run_recipe(recipes.read(recipe, ["speed.head_weights=q6_k"]), tmp_path / "run")
+    assert not (tmp_path / "run" / "distilled").exists()
 
 
 def test_plan_says_what_the_packed_models_take_in_memory(recipe: Path) -> None:
