@@ -15,7 +15,6 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.config.sparsity import groups_of
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.vocab import same_tokens
-from sparsedraft.native.q6_k import check_possible
 from sparsedraft.recipe.reading import dump
 from sparsedraft.recipe.recipe import Recipe
 from sparsedraft.recipe.sections import Drafter, Eval, Speed
@@ -300,9 +299,9 @@ def _check_layers(recipe: Recipe) -> None:
     if recipe.distill.weights or (recipe.speed and recipe.speed.pack_target):
         packed.add(recipe.target)
     for model in sorted(packed):
-        check_packable(model, checkpoint.find(model))
-        if recipe.speed and "q6_k" in (recipe.speed.head_weights, recipe.speed.embedding_weights):
-            check_possible(checkpoint.read_config(checkpoint.find(model)).get_text_config().hidden_size, model)
+        timed = recipe.speed is not None and (model == recipe.dense or recipe.speed.pack_target)
+        ends = (recipe.speed.head_weights, recipe.speed.embedding_weights) if recipe.speed and timed else ()
+        check_packable(model, checkpoint.find(model), ends)
 
 
 def _write(recipe: Recipe, out: Path) -> None:

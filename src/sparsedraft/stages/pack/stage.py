@@ -1,5 +1,6 @@
 """The stage `pack`: a checkpoint -> a packed folder of the same model, without its zeros, its values rounded."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sparsedraft.models.shards import Shards
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.native.packed_folder import is_packed
+from sparsedraft.native.q6_k import check_possible
 from sparsedraft.native.quantizer import register
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
 from sparsedraft.stages.pack.head import frequent_tokens
@@ -124,10 +126,13 @@ def _calibrate(
     return codes, {"calibration_tokens": ids.numel(), "mean_relative_error": codes.mean_relative_error()}
 
 
-def check_packable(model: str, folder: Path) -> None:
-    """Raise UserError for a checkpoint whose matrices are no plain linears: packed, quantised, or fused experts."""
+def check_packable(model: str, folder: Path, ends: Container[str | None] = ()) -> None:
+    """Raise UserError for a checkpoint whose matrices are no plain linears: packed, quantised, or fused experts; and
+    for one whose embedding and head cannot be of the types `ends`."""
     if is_packed(folder):
         raise UserError(f"model {model} is packed already: pack the checkpoint it came from.")
     config = checkpoint.read_config(folder)
     quantizers.check_plain(model, config, Shards(folder), "pack")
     decoder_linears(skeleton(config))
+    if "q6_k" in ends:
+        check_possible(config.get_text_config().hidden_size, f"model {model}:")
