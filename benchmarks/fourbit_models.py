@@ -24,7 +24,7 @@ class Models:
         self.target = options.target or (MODEL if self.quick else TARGET)
         self.drafter = options.drafter or (MODEL if self.quick else DRAFTER)
         both = f"{slug(self.target.replace('/', '-'))}--{slug(self.drafter.replace('/', '-'))}"
-        self.folder = CACHE / "fourbit" / ("on-text-quick" if self.quick else f"on-text-{TOKENS}") / both
+        self.folder = CACHE / "fourbit" / ("rounded-quick" if self.quick else f"rounded-{TOKENS}") / both
 
     @cached_property
     def int8(self) -> Path:

@@ -48,6 +48,12 @@ class _Mask(Options):
         """The share of the weights to prune. UserError where the pattern does not have the sparsity."""
         return Pattern.parse(self.pattern).resolve(self.sparsity)
 
+    @property
+    def rounds_apart(self) -> bool:
+        """Whether a linear may be rounded in a sweep that prunes nothing."""
+        joint = self.method == "sparsegpt" and self.allocation == "uniform" and not self.refine
+        return self.quantize != "none" and not joint
+
 
 class PruneSettings(Calibration, _Mask):
     """How to prune in one shot: the recipe's section."""

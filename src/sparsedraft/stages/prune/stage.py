@@ -79,7 +79,8 @@ def _inputs(options: PruneOptions, folder: Path) -> dict[str, object]:
             "device": options.device,
             "dtype": options.dtype,
         },
-        **({} if options.quantize == "none" else {"damping": ROUNDING_DAMPING}),  # of sweeps that only round
+        # of sweeps that only round; versions before took that of pruning
+        **({"damping": ROUNDING_DAMPING} if options.rounds_apart else {}),
     }
 
 
