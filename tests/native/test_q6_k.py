@@ -12,6 +12,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.native import blocks, extension
 from sparsedraft.native.loading import load
+from sparsedraft.native.packed_folder import PackedReader
 from sparsedraft.native.q6_k import q6_k
 from sparsedraft.native.session import Engine
 from tiny import build_llama, build_tokenizer
@@ -73,6 +74,7 @@ def test_packed_head(tied: bool, embedding: str, tmp_path: Path) -> None:
     how = {"weights": "int4", "head_weights": "q6_k", "embedding_weights": embedding}
     result = stages.pack(str(tmp_path / "source"), tmp_path / "packed", **how)
     assert (result["head_weights"], result["embedding_weights"]) == ("q6_k", embedding)
+    assert ("lm_head" in PackedReader(tmp_path / "packed").entries) == (not tied or embedding != "q6_k")
     ids = [5, 250, 17, 301]
     expected = load(str(tmp_path / "packed")).dequantize()(torch.tensor([ids])).logits[0].float()
     found = Engine(tmp_path / "packed").forward(ids, len(ids))

@@ -10,9 +10,10 @@ from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.decode import Decoder, generate
-from sparsedraft.speculate.loop.sequence import TokenSequence
+from sparsedraft.speculate.loop.sequence import Step, TokenSequence
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate.acceptance import Histogram
+from sparsedraft.stages.evaluate.loop import compared
 from sparsedraft.stages.evaluate.simulation import acceptance_of, expected, simulate
 from sparsedraft.stages.evaluate.transcript import Transcript, chains, shorter
 from toys import Table, outcomes
@@ -71,6 +72,23 @@ def test_every_chance_of_the_real_loop(k: int, sampling: Sampling, eos: frozense
         assert found.drafted == pytest.approx(mean[text].drafted / probability, abs=1e-9)
         assert found.tokens == pytest.approx(len(text), abs=1e-9)
     assert partly > 10
+
+
+def test_of_a_block_the_first_draft_alone_says_what_is_accepted() -> None:
+    """The later ones depend on each other, so that accepted / compared would be above Σ_v min(p, q)."""
+    sampling = Sampling(1.0)
+
+    def run(dice) -> list[Step]:
+        decoder = Decoder(
+            table(1), ModelDrafter(drafter(None), sampling), Constant(3), sampling, dice=lambda seed: dice
+        )
+        return [next(decoder.decode([PROMPT], LENGTH, [0]))]
+
+    p, q = (probabilities(model.forward([PROMPT], [1])[0], sampling)[0] for model in (table(1), drafter(None)))
+    share = float(torch.minimum(p, q).sum())
+    for steps, _ in outcomes(run):
+        assert compared(steps) == {"accepted": pytest.approx(share, abs=1e-12), "compared": 1}
+    assert 0.1 < share < 0.99
 
 
 def limited(sampling: Sampling, context: int | None) -> ModelDrafter:

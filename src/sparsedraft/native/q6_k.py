@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsedraft.base.errors import UserError
 from sparsedraft.native import blocks
 
-INPUTS, SUB = 256, 16  # inputs of a block, and of a scale
+INPUTS, SUB = blocks.BLOCKS["q6_k"].inputs, 16  # inputs of a block, and of a scale
 LOWEST, HIGHEST = -32, 31  # codes
 # What the search gives the largest weight of a scale: the sign of the scale decides which end of the range it meets.
 TRIED = (-32, -31, -30.2, -29.1, 30.2, 31)

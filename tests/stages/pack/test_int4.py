@@ -79,6 +79,23 @@ def test_calibration_holds_the_mask(pattern: str, group: int, tiny_checkpoint: P
         assert int((found[name].codes != 0).sum()) > 0.4 * linear.weight.numel()
 
 
+def test_what_was_damped_otherwise_is_not_taken_for_done(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what `prune` rounded in sweeps of their own; one that prunes and rounds at once is damped as before."""
+    source, joint = str(tiny_checkpoint), {"pattern": "2:4", "quantize": "int4", **SMALL}
+    pack(source, tmp_path / "packed", **CALIBRATED)
+    prune(source, tmp_path / "apart", "demo:train", refine=True, **joint)
+    prune(source, tmp_path / "joint", "demo:train", **joint)
+    monkeypatch.setattr("sparsedraft.stages.pack.stage.ROUNDING_DAMPING", 0.2)
+    monkeypatch.setattr("sparsedraft.stages.prune.stage.ROUNDING_DAMPING", 0.2)
+    with pytest.raises(UserError, match="damping"):
+        pack(source, tmp_path / "packed", **CALIBRATED)
+    with pytest.raises(UserError, match="damping"):
+        prune(source, tmp_path / "apart", "demo:train", refine=True, **joint)
+    prune(source, tmp_path / "joint", "demo:train", **joint)
+
+
 def test_a_rounded_checkpoint_keeps_its_codes(tiny_checkpoint: Path, tmp_path: Path) -> None:
     sparse = tmp_path / "sparse"
     prune(str(tiny_checkpoint), sparse, "demo:train", pattern="2:4", quantize="int4", **SMALL)
