@@ -24,7 +24,7 @@ namespace VECTORS {
 }  // namespace VECTORS
 
 namespace {
-constinit const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::quantize8, SPARSEDRAFT_TOGETHER, VECTORS::wants_split,
+constinit const Kernels amx = {"amx",          VECTORS::multiply_amx, VECTORS::quantize, VECTORS::quantize8, VECTORS::wide::kMostOnAmx, VECTORS::wants_split,
                                VECTORS::split, VECTORS::rms_norm,     VECTORS::gated,    VECTORS::attend};
 }
 const Kernels* kernels_amx() { return VECTORS::amx_available() ? &amx : nullptr; }

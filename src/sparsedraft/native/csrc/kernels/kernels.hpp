@@ -16,7 +16,7 @@
 //   simd_avx2.hpp        the same operations in 256 bits
 //   simd_neon.hpp        the same in twice 128 bits, on ARM
 //   wide.inc, simd_avx512.inc   two tiles at once in 512 bits
-//   amx.inc              dense int8 and masks times many tokens on AMX
+//   amx.inc              dense int8 and masks times many tokens on AMX; amx_bytes.inc   all weights for 8-bit inputs
 //   portable.cpp, avx2.cpp, avx512.cpp, neon.cpp   the sets; select.cpp chooses one
 //
 // Why files are included several times. Each set is the same source compiled for another CPU, so it must lie in a namespace of
@@ -35,7 +35,7 @@
 namespace sparsedraft {
 
 constexpr int kGroup = 16;      // tokens that Kernels::split takes together
-constexpr size_t kUnit8 = 16;  // neighbouring inputs of Activations::q8
+constexpr size_t kUnit8 = 32;   // neighbouring inputs of Activations::q8
 
 // Inputs of a product: `tokens` rows, each padded to the matrix's width with zeros. As floats; for matrices of int8 also as 16-bit
 // integers with a scale for every kBlock of them: x = q * scale. (15 bits lose about 1e-5 of a block's largest value; 8 bits
@@ -49,7 +49,7 @@ struct Activations {
   int tokens = 0;
   const uint8_t* bytes = nullptr;  // q once more as Kernels::split lays it out; null where no matrix wants that
   // For matrices of int4 and of GGUF's types, tokens in groups of `together` (the last may be smaller), so that one pointer reaches all of a group:
-  const int8_t* q8 = nullptr;       // [group][width / 16][token of the group][16], 8-bit integers, kSlack more at the end,
+  const int8_t* q8 = nullptr;       // [group][width / 32][token of the group][32], 8-bit integers, kSlack more at the end,
   const int32_t* start8 = nullptr;  // [group][width / 32][token of the group], -8 times the sum of 32 of these integers,
   const int32_t* half8 = nullptr;   // the same of the first 16 of them
   const float* ratio8 = nullptr;    // the same: at the first 32 of each 64 inputs, which share a scale, the scale before / theirs
