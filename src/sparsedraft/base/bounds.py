@@ -12,6 +12,7 @@ SAMPLES = 10_000  # answers to one prompt
 LIKELIEST = 4096  # tokens that are stored with each token of an answer
 DRAFTED = 1024  # tokens a step: K, and the branching of a tree of drafts
 LAYERS = 10_000
+TEMPERATURE = 100.0  # a drafter's, in units of the target's
 CALLS = 4096  # to a server at once, each in its thread
 WORKERS = 4096
 RETRIES = 100_000

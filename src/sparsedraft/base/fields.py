@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue
+from pydantic_core import PydanticCustomError
 
 from sparsedraft.base import bounds
 from sparsedraft.base.errors import UserError
@@ -32,7 +33,35 @@ Overwrite = Annotated[
 SequenceLength = Annotated[int, Field(ge=2, le=bounds.LENGTH, description="Length of a packed sequence, tokens.")]
 BatchSize = Annotated[int, Field(ge=1, le=bounds.ROWS, description="Rows decoded at once.")]
 MaxNewTokens = Annotated[int, Field(ge=1, le=bounds.LENGTH, description="Longest answer, tokens.")]
+ValidationPrompts = Annotated[int, Field(ge=1, le=bounds.PROMPTS, description="Prompts held out for validation.")]
 ServedName = Annotated[str | None, Field(description="The target's name there; default: TARGET.")]
+
+
+def _positive_or_learned(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= bounds.TEMPERATURE
+    if number or value == LEARNED:
+        return value
+    raise PydanticCustomError("factor", f"give {LEARNED}, or a number above 0 and up to {bounds.TEMPERATURE:g}")
+
+
+def _factor(text: str) -> float | str:
+    """The number that `text` writes, else `text`."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+LEARNED = "learned"  # in the place of a drafter's temperature: what its folder says
+DrafterTemperature = Annotated[
+    float | str,
+    BeforeValidator(_positive_or_learned),
+    Text(str, _factor, str),
+    Field(
+        description="Times the sampling temperature: that of the drafter's distribution. Or learned: what its folder "
+        "says, else 1. Lossless."
+    ),
+]
 
 
 def template_args(texts: Sequence[str]) -> dict[str, Any]:
@@ -97,6 +126,7 @@ class Sampled(Drawn):
 class Across(Options):
     """How target and drafter go together."""
 
+    drafter_temperature: DrafterTemperature = LEARNED
     verification: Literal["block", "token"] = Field(
         "block",
         description="How sampled chains are accepted: as a block (more of them), or token by token. Both are lossless.",
@@ -112,6 +142,11 @@ class Across(Options):
         le=bounds.DRAFTED,
         description="Branching of draft trees of K nodes, one prompt at a time; 1 is a chain.",
     )
+
+    @property
+    def factor(self) -> float | None:
+        """What `drafter_temperature` says; None: what each drafter has learned."""
+        return None if isinstance(self.drafter_temperature, str) else self.drafter_temperature
 
 
 class Machine(StageOptions):

@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsedraft.maths.warpers import Sampling
-
-COLDEST = 1e-30  # below it float32 would divide by 0
+from sparsedraft.maths.warpers import COLDEST, Sampling
 
 
 def wide(logits: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """How a model's distribution is changed before a token is drawn from it; `sampling` does so with its logits."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 
 from sparsedraft.base.errors import UserError
+
+COLDEST = 1e-30  # temperature, below which float32 would divide by 0
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,9 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    def tempered(self, factor: float) -> "Sampling":
+        """The same at `factor` (above 0) times the temperature. Greedy stays greedy, and sampling sampling."""
+        if self.greedy or factor == 1:
+            return self
+        return replace(self, temperature=min(max(self.temperature * factor, COLDEST), sys.float_info.max))

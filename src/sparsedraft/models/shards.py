@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.models.config.drafting import DRAFTING
 from sparsedraft.models.config.wrapper import text_names
 from sparsedraft.models.weight_files import BYTES, INDEX, weight_files
 
 SHARD = 1 << 30  # bytes in an output file; a shard is mapped whole while it is written
-OWN_FILES = {INDEX, "sparsity.json", "result.json", "provenance.json"}  # true of one checkpoint: never copied
+# true of one checkpoint: never copied
+OWN_FILES = {INDEX, "sparsity.json", DRAFTING, "result.json", "provenance.json"}
 PICTURES = {"preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"}  # of a wrapper
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")  # what a checkpoint has beside its weights
 

@@ -52,6 +52,7 @@ class Pair:
     """A target, its drafter, and how drafts get from one to the other.
 
     `route` is "none" (no drafter), "lookup", "same" (one tokenizer), "realign" or "intersection"; `why` is the reason.
+    `drafter_temperature` multiplies the sampling temperature where the drafter draws from a distribution.
     """
 
     target: LoadedModel
@@ -59,6 +60,7 @@ class Pair:
     route: str
     why: str
     vocabulary: VocabularyMap | None = None
+    drafter_temperature: float = 1.0
 
     @classmethod
     def of(
@@ -68,8 +70,9 @@ class Pair:
         route: str,
         sampling: Sampling,
         verifies: bool = True,
+        drafter_temperature: float | None = None,
     ) -> "Pair":
-        """Choose the route between the two models.
+        """Choose the route between the two models. `drafter_temperature` None: the one that the drafter has learned.
 
         UserError for tokenizers without a route, or with another one where `route` is "off"; for a model that cannot
         draft; and, where the target itself `verifies`, for a target that cannot.
@@ -81,11 +84,12 @@ class Pair:
             drafter.check_takes_back("draft: choose another drafter")
         if not isinstance(drafter, LoadedModel):
             return cls(target, None, LOOKUP if drafter else "none", "")
+        factor = drafter.temperature if drafter_temperature is None else drafter_temperature
         if same_tokens(target.tokenizer, drafter.tokenizer):
             common = min(target.width, drafter.width)
             ids = torch.arange(common)
             padded = VocabularyMap(ids, ids, target.width) if target.width != drafter.width else None
-            return cls(target, drafter, "same", "one tokenizer", padded)
+            return cls(target, drafter, "same", "one tokenizer", padded, factor)
         if route != "off":
             uag.require_offsets(target.tokenizer, drafter.tokenizer)
         p, q = surfaces(target.tokenizer), surfaces(drafter.tokenizer)
@@ -94,7 +98,15 @@ class Pair:
         if route == "realign":
             return cls(target, drafter, route, why)
         ends = (target.end_of_turn(), drafter.end_of_turn())
-        return cls(target, drafter, route, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends))
+        return cls(target, drafter, route, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends), factor)
+
+    def draws(self, sampling: Sampling) -> bool:
+        """Whether the drafter draws its tokens from a distribution."""
+        return not sampling.greedy and self.route in ("same", "intersection")
+
+    def drafting(self, sampling: Sampling) -> Sampling:
+        """How the drafter's distribution is made of its logits, where the target's is by `sampling`."""
+        return sampling.tempered(self.drafter_temperature)
 
     def prompt_pair(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> PromptPair:
         """The target's prompt `ids`, as both models read it. A drafter with a chat template reads `messages` by that.
@@ -179,19 +191,20 @@ class Pair:
             return PromptLookup() if self.route == LOOKUP else None
         q, p = self.drafter, self.target
         backend = q.cached_backend(len(prompts)) if keep_cache else q.backend(len(prompts))
+        drafting = self.drafting(sampling)
         if branching > 1:
             self.check_tree(branching, policy, len(prompts))
-            return TreeDrafter(cast(TreeBackend, backend), sampling, branching)
+            return TreeDrafter(cast(TreeBackend, backend), drafting, branching)
         rows = q.embedding_rows
         if self.route == "same":
 
             def read(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
                 return [token if token < rows else 0 for token in sequence.tokens]
 
-            return ModelDrafter(backend, sampling, read=read, vocabulary=self.vocabulary, confident=policy.confident)
+            return ModelDrafter(backend, drafting, read=read, vocabulary=self.vocabulary, confident=policy.confident)
         readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in prompts], rows)
         if self.vocabulary is not None:
-            return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
+            return uag.intersection_drafter(backend, readers, self.vocabulary, drafting, policy)
         return RealignDrafter(
             backend,
             readers,

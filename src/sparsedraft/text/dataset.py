@@ -17,6 +17,8 @@ from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.base.places import read_provenance
+from sparsedraft.base.provenance import hash_path
+from sparsedraft.models import checkpoint
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_of_turn
 from sparsedraft.models.tokenizers.reader import read_tokenizer
@@ -125,6 +127,26 @@ def _written_under(folder: Path) -> Arguments:
     inputs = (read_provenance(folder) or {}).get("inputs")
     arguments = inputs.get("template_args") if isinstance(inputs, dict) else None
     return arguments if isinstance(arguments, dict) else {}
+
+
+def check_teacher(teacher: str, folder: Path, data: Path) -> None:
+    """Raise UserError unless `teacher`, which lies in `folder`, is the model that wrote `data`.
+
+    By the hash in the data's provenance; where that names no checkpoint (an endpoint wrote it), by the tokenizer.
+    """
+    inputs = (read_provenance(data) or {}).get("inputs")
+    written_by = inputs.get("target") if isinstance(inputs, dict) else None
+    if isinstance(written_by, dict) and "sha256" in written_by:
+        if written_by["sha256"] != hash_path(folder):
+            raise UserError(
+                f"--teacher {teacher} is not the model that wrote {data} ({written_by.get('path')} did): give that "
+                "one, or distill again."
+            )
+    elif not same_tokenizer(data, checkpoint.load_tokenizer(folder)):
+        raise UserError(
+            f"--teacher {teacher} has another tokenizer than the model that wrote {data}: give that model, or distill "
+            "again."
+        )
 
 
 def check_rendered(folder: Path, tokenizer: PreTrainedTokenizerBase, template_args: Arguments) -> None:

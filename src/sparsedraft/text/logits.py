@@ -1,8 +1,11 @@
 """A model's logits over a bin, at the positions that predict an answer token."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from sparsedraft.maths import temperature
 from sparsedraft.text.bins import Bin
 
 
@@ -27,3 +30,20 @@ def outputs(model: nn.Module, row: Bin, hidden_states: bool = False) -> tuple[Te
 def logprobs(model: nn.Module, row: Bin) -> Tensor:
     """Log-probabilities [n, V], float32, at the n positions of `row` that predict an answer token."""
     return answer_logits(model, row).float().log_softmax(-1)
+
+
+@torch.no_grad()
+def accepted(
+    model: nn.Module, row: Bin, teacher: nn.Module | None, temperatures: Sequence[float]
+) -> tuple[Tensor, int]:
+    """(the drafter's summed acceptance at each of m `temperatures` [m], over how many places of `row`).
+
+    p is that of `teacher`, the target; without it that of the log-probabilities in `row`, at the places that have them.
+    """
+    logits = answer_logits(model, row)
+    if teacher is not None:
+        p = answer_logits(teacher, row).float().softmax(-1)
+        return temperature.accepted(p, logits, temperatures), len(p)
+    at = row.soft.nonzero().squeeze(1)
+    p, ids = row.topk_logprobs[at].exp(), row.topk_ids[at]
+    return temperature.accepted(p, logits[at], temperatures, ids), len(at)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsedraft.base.hashing import stable_order
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -27,3 +29,8 @@ class Sample:
     def soft(self) -> bool:
         """Whether the target's likeliest tokens are known."""
         return self.topk_ids is not None and self.topk_ids.shape[1] > 0
+
+
+def held_out(samples: Sequence[Sample], prompts: int) -> set[str]:
+    """The ids of so many prompts that are kept for validation: those whose id has the smallest SHA-256."""
+    return {*stable_order({sample.prompt_id for sample in samples}, str)[:prompts]}

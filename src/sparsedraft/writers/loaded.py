@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import checkpoint, claims
+from sparsedraft.models.config.drafting import temperature_of
 from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids, end_ids_of, end_of_turn
@@ -36,7 +37,8 @@ RUNTIMES = ("auto", "native", "transformers")
 class LoadedModel:
     """A model with its tokenizer, run by the native engine where there is a `native` model, else by transformers.
 
-    `model` is the transformers model, or makes it when it is first used.
+    `model` is the transformers model, or makes it when it is first used. `temperature`: as a drafter it is accepted
+    most at so many times the target's (models.config.drafting).
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class LoadedModel:
         tokenizer: PreTrainedTokenizerBase,
         eos_ids: frozenset[int],
         native: NativeModel | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
+        self.temperature = temperature
         self._cached: PrefixCache | None = None
 
     @classmethod
@@ -85,13 +89,13 @@ class LoadedModel:
             raise UserError(
                 f"--runtime native computes in float32 on the CPU, not in {dtype} on {device}: leave these out."
             )
-        config = checkpoint.read_config(folder)
+        config, ends, factor = checkpoint.read_config(folder), end_ids(folder, tokenizer), temperature_of(folder)
         if runtime == "native" or (
             runtime == "auto" and native_fits and not unsupported(config) and native.available()
         ):
             try:
                 built = native_model(folder, cache)
-                return cls(lambda: _checked(folder, kind, where), tokenizer, end_ids(folder, tokenizer), built)
+                return cls(lambda: _checked(folder, kind, where), tokenizer, ends, built, factor)
             except Unsupported as error:  # found in the weights, not in the config
                 if runtime == "native" or cache != "int16":
                     raise
@@ -100,8 +104,7 @@ class LoadedModel:
             raise UserError(
                 f"--cache {cache} needs the native engine, which does not run model {ref} here: leave it out."
             )
-        model = _checked(folder, kind, where)
-        return cls(model, tokenizer, end_ids(folder, tokenizer))
+        return cls(_checked(folder, kind, where), tokenizer, ends, temperature=factor)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -16,6 +16,8 @@ from sparsedraft.writers.protocol.backend import Backend
 class ModelDrafter:
     """A model that drafts token by token, for all sequences at once.
 
+    `sampling` makes q of the drafter's logits; its temperature may be another than the target's. Verification takes
+    this very q, so that the target's distribution stays.
     `read` gives the ids of a sequence as the drafter reads them (default: the target's). `vocabulary` maps the
     drafter's logits to the target's ids. `confident` decides whether a token is worth its time, before it is drawn, so
     that it cannot bias the draw: it gets the product of the top probabilities up to that place. `certain`: take the

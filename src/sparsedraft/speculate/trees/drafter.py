@@ -54,7 +54,10 @@ class _Tree:
 
 
 class TreeDrafter:
-    """A model that drafts trees for one sequence. The limit of a draft is its number of nodes."""
+    """A model that drafts trees for one sequence. The limit of a draft is its number of nodes.
+
+    `sampling` makes q of the drafter's logits, as in ModelDrafter.
+    """
 
     verifier: Verifier = TreeVerifier()
 

@@ -162,7 +162,8 @@ class Evaluation:
         loop = not self.options.simulate
         if folder is None:
             return Pair.of(self.target, LOOKUP, "auto", self.options.sampling, loop)
-        pair = Pair.of(self.target, load(folder, self.options), self.options.uag, self.options.sampling, loop)
+        o = self.options
+        pair = Pair.of(self.target, load(folder, o), o.uag, o.sampling, loop, o.factor)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair

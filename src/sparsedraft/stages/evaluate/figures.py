@@ -40,6 +40,7 @@ def drafter_figures(
         "name": name,
         "path": str(folder or LOOKUP),
         "route": pair.route,
+        **({"drafter_temperature": pair.drafter_temperature} if pair.draws(options.sampling) else {}),
         "k": by_k,
         "alpha": summary.mean_alpha(rows),
         "alpha_interval": summary.alpha_interval(rows),

@@ -11,7 +11,10 @@ from sparsedraft.base.provenance import describe, differences
 from sparsedraft.stages.evaluate.evaluation import ANSWERS, ROWS
 
 # inputs of an evaluation that the target's answers do not depend on
-DRAFTING = ("drafters", "options.k", "options.uag", "options.tree", "options.simulate", "options.verification")
+DRAFTING = (
+    "drafters", "options.k", "options.uag", "options.tree", "options.simulate", "options.verification",
+    "options.drafter_temperature",
+)  # fmt: skip
 
 Copies = list[tuple[Path, int]]  # each with its size in bytes
 

@@ -148,6 +148,7 @@ class Measurement:
     ) -> Iterator[tuple[Answer, Acceptance | None]]:
         """Each answer with its acceptance, in no fixed order; None where the drafter does not read these tokens."""
         target, drafter, sampling = self.pair.target, self.pair.drafter, self.options.sampling
+        drafting = self.pair.drafting(sampling)
         todo = [answer for answer in answers if answer.id not in done]
         if self.pair.route != "same" or drafter is None:
             for answer in todo:
@@ -158,13 +159,13 @@ class Measurement:
                 self._forget_prefixes()
                 p = None if sampling.greedy else self.target_logits.after
                 text = (drafter.cached_backend(), answer.prompt_ids, answer.answer_ids)
-                yield answer, acceptance_of(*text, p, sampling, self.pair.vocabulary, drafter.embedding_rows)
+                yield answer, acceptance_of(*text, p, sampling, self.pair.vocabulary, drafter.embedding_rows, drafting)
         else:
             pairs = [(answer.prompt_ids, answer.answer_ids) for answer in answers]
             places = {place for place, answer in enumerate(answers) if answer.id not in done}
             model = None if sampling.greedy else target.model  # greedy α needs the target's text only
             packed = self.target_logits.packed
-            by_place = acceptance(drafter.model, pairs, model, sampling, self.pair.vocabulary, packed, places)
+            by_place = acceptance(drafter.model, pairs, model, sampling, self.pair.vocabulary, packed, places, drafting)
             yield from ((answers[place], acceptances) for place, acceptances in by_place)
 
     @property

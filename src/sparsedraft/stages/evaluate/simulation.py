@@ -124,10 +124,11 @@ def acceptance_of(
     sampling: Sampling,
     vocabulary: VocabularyMap | None,
     known: int,
+    drafting: Sampling | None = None,
 ) -> Acceptance:
     """`acceptance` of one text by the drafter's empty Backend `q` and the target's logits.
 
-    The drafter has a row for the tokens below `known`.
+    The drafter has a row for the tokens below `known`. `sampling` makes p, `drafting` q (None: as p).
     """
     n = _readable(q.max_length, prompt, output)
     if not n:
@@ -138,7 +139,8 @@ def acceptance_of(
     q_logits = q_logits if vocabulary is None else vocabulary.logits(q_logits)
     q_logits = penalised(q_logits, sampling, prompt, output[:n])
     p_logits = None if p is None else penalised(p(ids[:-1], n), sampling, prompt, output[:n])
-    return _extended(_compare(q_logits, p_logits, torch.tensor(ids[-n:]), sampling), output)
+    found = _compare(q_logits, p_logits, torch.tensor(ids[-n:]), sampling, drafting or sampling)
+    return _extended(found, output)
 
 
 @torch.inference_mode()
@@ -150,14 +152,16 @@ def acceptance(
     vocabulary: VocabularyMap | None = None,
     reading: Callable[[PreTrainedModel, Bin], Tensor] = answer_logits,
     places: Collection[int] | None = None,
+    drafting: Sampling | None = None,
 ) -> Iterator[tuple[int, Acceptance]]:
     """The place of each text in `texts`, and the acceptance along its output; in no fixed order.
 
     Greedy (`p` is None): 1 where the drafter's argmax is the target's token, else 0. Sampled: Σ_v min(p, q) of the
-    warped distributions. `vocabulary` maps the drafter's logits to the target's tokens where the heads differ in width.
-    As in the loop, the drafter reads a token that it has no row for as 0, and drafts nothing beyond its context, which
-    counts 0. `reading` gives the target's logits. With `places` only these texts are yielded; they are read in the same
-    bins as if all were, so that their logits have the same bits. FloatingPointError for NaN logits of the drafter.
+    warped distributions: `sampling` makes p, `drafting` q (None: as p). `vocabulary` maps the drafter's logits to the
+    target's tokens where the heads differ in width. As in the loop, the drafter reads a token that it has no row for as
+    0, and drafts nothing beyond its context, which counts 0. `reading` gives the target's logits. With `places` only
+    these texts are yielded; they are read in the same bins as if all were, so that their logits have the same bits.
+    FloatingPointError for NaN logits of the drafter.
     """
     places = range(len(texts)) if places is None else places
     lengths = [_readable(context_length(q), prompt, output) for prompt, output in texts]
@@ -171,7 +175,7 @@ def acceptance(
         inside = [samples[i] for i in group]
         row = fill(inside).to(q.device)
         p_logits = None if p is None else reading(p, row)
-        found = _of_bin(_drafter_logits(q, row, vocabulary), p_logits, row, inside, sampling)
+        found = _of_bin(_drafter_logits(q, row, vocabulary), p_logits, row, inside, sampling, drafting or sampling)
         for i, of_sample in zip(group, found, strict=True):
             if (place := readable[i]) in places:
                 yield place, _extended(of_sample, texts[place][1])
@@ -185,7 +189,7 @@ def _drafter_logits(q: PreTrainedModel, row: Bin, vocabulary: VocabularyMap | No
 
 
 def _of_bin(
-    q: Tensor, p: Tensor | None, row: Bin, samples: Sequence[Sample], sampling: Sampling
+    q: Tensor, p: Tensor | None, row: Bin, samples: Sequence[Sample], sampling: Sampling, drafting: Sampling
 ) -> Iterator[Acceptance]:
     """The acceptance of each of the samples in a bin, from logits [n, V] of drafter and target (None: greedy)."""
     sizes = [len(sample.answer_ids) for sample in samples]
@@ -196,16 +200,16 @@ def _of_bin(
         parts = zip(samples, logits.split(sizes), strict=True)
         return torch.cat([penalised(part, sampling, sample.prompt_ids, sample.answer_ids) for sample, part in parts])
 
-    found = _compare(penalise(q), None if p is None else penalise(p), row.tokens, sampling)
+    found = _compare(penalise(q), None if p is None else penalise(p), row.tokens, sampling, drafting)
     yield from (Acceptance(*parts) for parts in zip(*(x.cpu().split(sizes) for x in found), strict=True))
 
 
-def _compare(q: Tensor, p: Tensor | None, tokens: Tensor, sampling: Sampling) -> Acceptance:
+def _compare(q: Tensor, p: Tensor | None, tokens: Tensor, sampling: Sampling, drafting: Sampling) -> Acceptance:
     """From logits [n, V] of drafter and target (None: greedy) and the text's tokens [n]."""
     if p is None:
         matches = (likeliest(q) == tokens.cpu()).float()
         return Acceptance(matches, matches)
-    q_chances, p_chances = probabilities(q, sampling), probabilities(p, sampling)
+    q_chances, p_chances = probabilities(q, drafting), probabilities(p, sampling)
     least = torch.minimum(p_chances, q_chances)
     at = tokens.to(q.device)[:, None]
     return Acceptance(least.sum(-1), ratio(q_chances, p_chances, at).squeeze(-1))

@@ -75,7 +75,8 @@ def chains(
 ) -> tuple[Tensor, list[Chain]]:
     """(Σ_v min(p, q) [n] at each place of the text, whose mean is α; the `Chain` of a step with K = k from each place).
 
-    `drafter` samples from a part of the target's vocabulary; `p` gives the target's logits; `room` as in `simulate`.
+    `drafter` samples from a part of the target's vocabulary, by its own sampling; `p` gives the target's logits, of
+    which `sampling` makes its distribution; `room` as in `simulate`.
     """
     n, tokens, vocabulary, full = len(answer), [*prompt, *answer], drafter.vocabulary, drafter.backend.max_length
     assert vocabulary is not None, "a drafter with all of the target's tokens reads its text: see evaluate.simulation"

@@ -6,7 +6,7 @@ numbers that are summed over them, so that they stop, save and give up together.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,7 @@ from sparsedraft.stages.finetune.passes import add_gradients, alone, validate
 from sparsedraft.stages.finetune.reselect import Schedule, reselect
 from sparsedraft.stages.finetune.sharding import part, reshard, value
 from sparsedraft.stages.finetune.state import State
+from sparsedraft.stages.finetune.temperature import fitted
 from sparsedraft.text import bins
 from sparsedraft.text.bins import Bin
 from sparsedraft.text.sample import Sample
@@ -88,7 +89,8 @@ def train(
 
     With `settings.patience` the weights of the best validation are what remains in the model, else those of the last
     step. Returns the steps made, the step whose weights remain, tokens, and the validation figures before training and
-    of the weights that remain; with `settings.quantize` those of the float weights, too.
+    of the weights that remain; with `settings.quantize` those of the float weights, too. `drafting` is the temperature
+    fitted on the validation (see maths.temperature), None where the target's distributions are not known there.
     Raises Diverged (the last saved state stays), UserError where the model cannot do what the settings ask, and
     RuntimeError if a mask breaks.
     """
@@ -182,6 +184,7 @@ class _Run:
             self.state.restore_best()
             last = next(entry for entry in validations if entry["step"] == self.state.best_step)
         self._check_masks()
+        own = fitted(self.model, self.validation, self.task.teacher, self.accelerator)
         self.state.write_log()
         if self.accelerator.is_main_process:
             write_json(self.folder / "settings.json", self.settings.recorded())
@@ -192,6 +195,7 @@ class _Run:
             "answer_tokens_per_epoch": sum(len(sample.answer_ids) for sample in self.task.training),
             "val_loss": [first["val_loss"], last["val_loss"]],
             "val_alpha": [first["val_alpha"], last["val_alpha"]],
+            "drafting": None if own is None else asdict(own),
             **self._without_quantization(),
         }
 

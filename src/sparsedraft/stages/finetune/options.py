@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sparsedraft.base import bounds
-from sparsedraft.base.fields import Machine, Out, Replacing, Seed, SequenceLength
+from sparsedraft.base.fields import Machine, Out, Replacing, Seed, SequenceLength, ValidationPrompts
 from sparsedraft.base.options import Argument, Exists, Options, StageOptions
 from sparsedraft.models.names import check_model
 from sparsedraft.text.names import check_data
@@ -114,7 +114,7 @@ class Settings(StageOptions, Training):
 class FinetuneSettings(Training):
     """How to fine-tune: the recipe's section."""
 
-    validation_prompts: int = Field(16, ge=1, le=bounds.PROMPTS, description="Prompts held out for validation.")
+    validation_prompts: ValidationPrompts = 16
 
 
 class FinetuneOptions(Replacing, Machine, FinetuneSettings, _Sources):

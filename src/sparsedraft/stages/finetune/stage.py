@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sparsedraft.base import artifact, places, processes
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
-from sparsedraft.base.hashing import stable_order
 from sparsedraft.models import checkpoint, claims, quantizers
+from sparsedraft.models.config import drafting
 from sparsedraft.models.decoder import context_length, count_zeros, embedding_rows
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards
@@ -29,7 +29,7 @@ from sparsedraft.stages.finetune.masks import stored_masks
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.options import FinetuneOptions
 from sparsedraft.text import bins, dataset
-from sparsedraft.text.sample import Sample
+from sparsedraft.text.sample import Sample, held_out
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
                 check_loads(work)
                 if claim:  # what is on disk counts, not what was in memory
                     claims.check_claims(checkpoint.load(work), work)
+                _note_temperature(result["drafting"], work, options)
             result |= {"rows_without_logprobs": loaded.hard} if loaded.hard else {}
             return {"drafter": options.drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
@@ -105,6 +106,19 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
             accelerator, options.out, "finetune", inputs, build, seed=options.seed, overwrite=options.overwrite,
             reads=(options.drafter, options.data, options.teacher, options.feature_teacher),
         )  # fmt: skip
+
+
+def _note_temperature(fitted: dict[str, Any] | None, work: Path, options: FinetuneOptions) -> None:
+    """Keep the drafter's own temperature in its folder, or say why there is none."""
+    if fitted is not None:
+        target = "whole" if options.teacher else "top-k"
+        drafting.write(work, drafting.Drafting(**fitted, target=target))
+        return
+    console.print(
+        f"no temperature is fitted for the drafter: data {options.data} holds no log-probabilities of its tokens "
+        "(distill --top-k-logprobs)",
+        style="dim", markup=False, soft_wrap=True,
+    )  # fmt: skip
 
 
 def _task(sources: _Sources, loaded: _Loaded) -> Task:
@@ -137,7 +151,7 @@ def _find(options: FinetuneOptions) -> _Sources:
     teacher_folder = feature_folder = None
     if teacher:
         teacher_folder = checkpoint.find(teacher)
-        checks.check_teacher(teacher, teacher_folder, source)
+        dataset.check_teacher(teacher, teacher_folder, source)
     if feature_teacher:
         feature_folder = checkpoint.find(feature_teacher)
         checks.check_feature_tokenizer(feature_teacher, feature_folder, tokenizer)
@@ -156,6 +170,9 @@ def _load(sources: _Sources, accelerator: Accelerator, options: FinetuneOptions)
     tokenizer = templates.give(checkpoint.load_tokenizer(sources.drafter), options.template_args)
     soft = options.loss != "nll" and sources.teacher is None
     training, validation = split([*dataset.samples(sources.data, tokenizer, soft)], options.validation_prompts)
+    if options.loss == "nll":  # what the target said of them is for the drafter's own temperature
+        names = {sample.prompt_id for sample in validation}
+        validation = [s for s in dataset.samples(sources.data, tokenizer) if s.prompt_id in names]
     hard = _hard(training, validation, options) if soft else 0
     if hard and not options.nll_weight:  # such rows teach nothing, and would use up the budget
         training = [sample for sample in training if sample.soft]
@@ -241,13 +258,12 @@ def split(samples: Sequence[Sample], validation_prompts: int) -> tuple[list[Samp
 
     A prompt of another id but the same tokens as one in validation goes to neither.
     """
-    prompts = stable_order({sample.prompt_id for sample in samples}, str)
-    if len(prompts) <= validation_prompts:
+    prompts, names = {sample.prompt_id for sample in samples}, held_out(samples, validation_prompts)
+    if names == prompts:
         raise UserError(
             f"the data has {len(prompts)} prompts, so {validation_prompts} validation prompts leave none to train on: "
             "distill more, or lower --validation-prompts."
         )
-    names = set(prompts[:validation_prompts])
     validation = [s for s in samples if s.prompt_id in names]
     texts = {tuple(s.prompt_ids) for s in validation}
     training = [s for s in samples if s.prompt_id not in names and tuple(s.prompt_ids) not in texts]

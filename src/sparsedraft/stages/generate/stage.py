@@ -15,9 +15,11 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     With several prompts, the figures are those of all of them and "answers" has each.
     """
     pair = load_pair(options)
-    if options.stats and pair.why:
-        console.print(f"drafting: {pair.route} ({pair.why})")
     generator = TextGenerator(pair, options)
+    drawn = pair.draws(generator.sampling)
+    if options.stats and pair.why:
+        at = f", at {pair.drafter_temperature:g} times the temperature" if drawn else ""
+        console.print(f"drafting: {pair.route} ({pair.why}){at}")
     texts, start = generator.texts, time.perf_counter()
     for piece in generator.pieces():
         if len(texts) == 1:
@@ -26,6 +28,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     for text in texts:
         write("\n" if len(texts) == 1 else f"{text.text}\n")
     result = figures(texts, seconds, options.stats)
+    result |= {"drafter_temperature": pair.drafter_temperature} if drawn else {}
     if options.stats:
         console.print(
             f"{result['tokens']} tokens in {result['steps']} steps, {result['mal']:.2f} a step, {seconds:.1f} s"

@@ -167,7 +167,7 @@ def load_pair(
     other: LoadedModel | str | None = drafter
     if drafter is None and o.drafter is not None:
         other = LOOKUP if o.drafter == LOOKUP else LoadedModel.load(o.drafter, **loading)
-    pair = Pair.of(target, other, o.uag, sampling_of(o))
+    pair = Pair.of(target, other, o.uag, sampling_of(o), drafter_temperature=o.factor)
     if o.tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {o.tree} needs a model that drafts: give one as --drafter, or leave it out.")
     return pair

@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
+from sparsedraft.models.config import drafting
 from sparsedraft.models.sources import locate
 from sparsedraft.stages.inspect.options import InspectOptions
 from sparsedraft.stages.inspect.plain import inspect_plain
@@ -19,6 +20,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     `bytes_per_weight` is of the linears, on disk, with the places of what is not zero and the scales.
     `cache_bytes`: of keys and values of `context_length` tokens in the native engine; None where it does not run the
     model.
+    `drafter_temperature`: the drafter's own (see models.config.drafting); None where its folder says nothing.
     `macs_per_token` counts the active experts; it is None where a layer holds something other than matrices.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
@@ -30,7 +32,9 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
         result = inspect_any(folder)
     each = result["cache_bytes_per_token"] or {}
     result["cache_bytes"] = {name: size * options.context_length for name, size in each.items()} or None
-    return result | {"context_length": options.context_length}
+    own = drafting.read(folder)
+    temperature = None if own is None else own.temperature
+    return result | {"context_length": options.context_length, "drafter_temperature": temperature}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -42,6 +46,8 @@ def table(result: dict[str, Any]) -> Table:
         sizes = ", ".join(f"{size / MIB:,.0f} MiB in {name}" for name, size in cache.items())
         head += f"; {result['bytes'] / MIB:,.0f} MiB of weights; keys and values of "
         head += f"{result['context_length']:,} tokens: {sizes}"
+    if (own := result["drafter_temperature"]) is not None:
+        head += f"; as a drafter accepted most at {own:g} times the target's temperature"
     linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")

@@ -1,14 +1,15 @@
 """The options of `pack`."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sparsedraft.base import bounds
-from sparsedraft.base.fields import Calibration, Machine, Out, Replacing
+from sparsedraft.base.fields import Calibration, Machine, Out, Replacing, ValidationPrompts
 from sparsedraft.base.options import Argument, Exists
 from sparsedraft.models.names import check_model
-from sparsedraft.text.names import check_text
+from sparsedraft.text.names import check_data, check_text
 
 Weights = Literal["f16", "bf16", "int8", "int4"]
 Ends = Weights | Literal["q6_k"]  # of embedding and head
@@ -48,6 +49,15 @@ class _Packing(Calibration):
         description="Trim the head to so many tokens, the most frequent in --head-data.",
     )
     head_data: str | None = Field(None, description="Distilled data folder of the target.")
+    calibrate_temperature: Annotated[Path | None, Exists(check_data)] = Field(
+        None,
+        description="Distilled data folder: fit the drafter's own temperature to its validation prompts, and keep it.",
+    )
+    teacher: Annotated[str | None, Exists(check_model)] = Field(
+        None,
+        description="The target that wrote it, to read these prompts; default: the log-probabilities in the folder.",
+    )
+    validation_prompts: ValidationPrompts = 16
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -63,6 +73,10 @@ class _Packing(Calibration):
             )
         if self.calibration is not None and self.weights != "int4":
             raise ValueError(f"<calibration> is for <weights> int4, not {self.weights}: leave one of them out")
+        if self.teacher is not None and self.calibrate_temperature is None:
+            raise ValueError(
+                f"<teacher> {self.teacher} is not asked anything without <calibrate_temperature>: give that, too"
+            )
         return self
 
 

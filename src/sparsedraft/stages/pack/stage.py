@@ -26,6 +26,7 @@ from sparsedraft.stages.pack.calibrated import CalibratedCodes
 from sparsedraft.stages.pack.head import frequent_tokens
 from sparsedraft.stages.pack.kept import block_file
 from sparsedraft.stages.pack.options import PackOptions
+from sparsedraft.stages.pack.temperature import TemperatureFit, note
 from sparsedraft.stages.pack.writer import PackedWriter, Types
 
 
@@ -43,6 +44,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
     int4 is rounded by least squares; with `calibration` so that the outputs of layers change least on that text, a
     decoder layer in memory at a time, and the head last. A checkpoint that `prune --quantize int4` wrote keeps its
     codes.
+    The drafter's own temperature (see models.config.drafting) is taken along, or fitted on `calibrate_temperature`.
     Raises UserError for a checkpoint that lies about its mask, values that do not fit, a head that cannot be trimmed.
     """
     folder = checkpoint.find(options.model)
@@ -53,6 +55,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
     types = Types(options.weights, head_weights, options.embedding_weights or head_weights, activations)
     kept = block_file(options.model) if options.weights == "stored" else None
     tokenizer = _calibration_tokenizer(options, folder, head_weights)
+    fits = TemperatureFit(folder, options) if options.calibrate_temperature else None
     writer = PackedWriter(folder, types, tokenizer is not None, kept)
     head_on_text = writer.head_on_text() is not None  # what forbids that is said before any work is done
 
@@ -65,10 +68,10 @@ def pack(options: PackOptions) -> dict[str, Any]:
         result = writer.write(work, ids, codes) | head | rounding
         register()  # so that transformers loads the packed folder
         check_loads(work)
-        return result
+        return result | note(folder, work, fits)
 
-    inputs = {"model": folder, **_inputs(options, types, head_on_text)}
-    reads = (options.model, options.head_data, options.calibration)
+    inputs = {"model": folder, **_inputs(options, types, head_on_text), **(fits.inputs() if fits else {})}
+    reads = (options.model, options.head_data, options.calibration, options.calibrate_temperature, options.teacher)
     return artifact.make(
         options.out, "pack", inputs, build, seed=options.seed, overwrite=options.overwrite, reads=reads
     )

@@ -24,6 +24,7 @@ def _card(run: Run, drafter: dict[str, Any]) -> dict[str, Any]:
         "k": k,
         "what": _what(drafter, commands),
         "rounded": rounded,
+        "temperature": _temperature(run, drafter["name"]),
         "weights": speed["weights"] if speed else rounded["to"] if rounded else "int8",
         "sparse": drafter["pattern"] != "dense",
         "trained": "finetune" in commands,
@@ -55,6 +56,15 @@ def _rounded(run: Run, name: str) -> dict[str, str] | None:
     inputs = made[-1].get("inputs", {}) if made else {}
     scheme = {**inputs.get("options", {}), **inputs.get("settings", {})}.get("quantize", "none")
     return None if scheme == "none" else {"to": scheme, "by": made[-1]["command"]}
+
+
+def _temperature(run: Run, name: str) -> str | None:
+    """The drafter's own temperature, as text, and what it gives; None where none was fitted."""
+    if (own := run.drafting.get(name)) is None:
+        return None
+    text = f"{own['temperature']:g}"
+    alpha = own.get("alpha")
+    return text if alpha is None else f"{text} (α on its validation text {alpha[1]:.3f}, at 1 {alpha[0]:.3f})"
 
 
 def _what(drafter: dict[str, Any], commands: set[str]) -> str:

@@ -11,6 +11,7 @@ from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.jsonfiles import read_as, read_object
 from sparsedraft.stages.report import older
 from sparsedraft.stages.report.manifest import NAME, Artifact, Manifest
+from sparsedraft.stages.report.manifest import Drafter as DrafterStages
 
 AGAIN = "make it again"  # the mend of a damaged file
 
@@ -62,6 +63,7 @@ class Run:
     speed: dict[str, Any] | None = None
     packed_eval: dict[str, Any] | None = None
     packed: dict[str, dict[str, Any]] = field(default_factory=dict)  # results of `pack` by drafter
+    drafting: dict[str, dict[str, Any]] = field(default_factory=dict)  # a drafter's own temperature, where fitted
     curves: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # log.jsonl by drafter
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)  # by artifact, relative to the run
     recipe: str = ""
@@ -86,6 +88,7 @@ def load(folder: Path) -> Run:
         _json(run, parts.get(part), "result") for part in ("distilled", "sampled", "speed", "packed-eval")
     )
     run.packed = {d.name: sizes for d in manifest.drafters if (sizes := _json(run, d.packed, "result"))}
+    run.drafting = {d.name: own for d in manifest.drafters if (own := _drafting(run, d))}
     recipe = folder / "recipe.yaml"
     run.recipe = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
     for name, log in _logs(folder, manifest):
@@ -119,6 +122,16 @@ def _json(run: Run, artifact: Artifact | None, kind: str) -> dict[str, Any] | No
         return None
     run.sources.append(file)
     return read_object(file, AGAIN)
+
+
+def _drafting(run: Run, drafter: DrafterStages) -> dict[str, Any] | None:
+    """What the last stage of the drafter, or `pack`, has fitted as its own temperature."""
+    last = _json(run, drafter.stages[-1], "result") if drafter.stages else None
+    for result in (run.packed.get(drafter.name), last):
+        own = (result or {}).get("drafting")
+        if isinstance(own, dict) and isinstance(own.get("temperature"), int | float):
+            return own
+    return None
 
 
 def _lines(log: Path) -> list[dict[str, Any]]:
