@@ -17,12 +17,14 @@ from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.sequence import Draft
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.trees.drafter import TreeDrafter
 from toys import Table, likely, outcomes
 
 V, LENGTH = 6, 4
 PROMPT = [1, 3, 5, 1, 3]  # repeats itself, for prompt lookup
+OWN = pytest.mark.parametrize("own", [1.0, 0.6, 1.4])  # the drafter's temperature, times the target's
 SHARED = VocabularyMap(torch.tensor([0, 2, 3, 5]), torch.tensor([4, 0, 2, 1]), V)
 
 
@@ -74,8 +76,9 @@ def model(sampling: Sampling, **options: object) -> Callable[[], Drafter]:
     ],
     ids=str,
 )
-def test_chain(k: int, sampling: Sampling) -> None:
-    check(model(sampling), k, sampling)
+@OWN
+def test_chain(k: int, sampling: Sampling, own: float) -> None:
+    check(model(sampling.tempered(own)), k, sampling)
 
 
 @pytest.mark.parametrize(
@@ -88,11 +91,12 @@ def test_chain(k: int, sampling: Sampling) -> None:
     ],
     ids=str,
 )
-def test_tree_without_replacement(nodes: int, sampling: Sampling) -> None:
+@OWN
+def test_tree_without_replacement(nodes: int, sampling: Sampling, own: float) -> None:
     """Two tokens a place; the first step has room for `nodes` of them, so that a tree branches twice."""
 
     def drafter() -> Drafter:
-        return TreeDrafter(Table(2, V, dtype=torch.float64), sampling, branching=2, width=2)
+        return TreeDrafter(Table(2, V, dtype=torch.float64), sampling.tempered(own), branching=2, width=2)
 
     check(drafter, nodes, sampling, beyond=nodes + 1 - LENGTH)
 
@@ -110,18 +114,20 @@ def test_tree_of_all_that_can_be_drawn() -> None:
         (2, Sampling(0.8, top_k=4, repetition_penalty=1.5)),
         (2, Sampling(1.1, top_p=0.7)),
         (3, Sampling(1.0, min_p=0.25)),
+        (2, Sampling(1.1, top_p=0.7, verification="token")),
     ],
     ids=str,
 )
-def test_vocabulary_intersection(k: int, sampling: Sampling) -> None:
+@OWN
+def test_vocabulary_intersection(k: int, sampling: Sampling, own: float) -> None:
     """The drafter has five tokens, four of them the target's, whose penalties are those of the target's tokens."""
-    own = SHARED.inverse()
+    ids = SHARED.inverse()
 
     def drafter() -> Drafter:
         return ModelDrafter(
             Table(2, 5, dtype=torch.float64),
-            sampling,
-            read=lambda row: [own.get(token, 3) for token in row.tokens],
+            sampling.tempered(own),
+            read=lambda row: [ids.get(token, 3) for token in row.tokens],
             vocabulary=SHARED,
         )
 
@@ -149,12 +155,13 @@ def test_confidence_that_stops_drafts() -> None:
     assert lengths == {True, False}
 
 
-def test_whole_decodes_with_their_caches() -> None:
+@OWN
+def test_whole_decodes_with_their_caches(own: float) -> None:
     """Not step by step but from the first token to the last, over what roll-backs leave in both caches."""
     sampling, length = Sampling(1.0, top_k=2), 4
 
     def whole(dice) -> tuple[int, ...]:
-        drafter = ModelDrafter(Table(2, V, dtype=torch.float64), sampling)
+        drafter = ModelDrafter(Table(2, V, dtype=torch.float64), sampling.tempered(own))
         decoder = Decoder(target(), drafter, Constant(2), sampling, dice=lambda seed: dice)
         return tuple(t for step in decoder.decode([PROMPT], length, [0]) for t in step.emitted)
 
@@ -163,3 +170,17 @@ def test_whole_decodes_with_their_caches() -> None:
         found[text] += probability
     for text, chance in likely(target(), PROMPT, sampling, length).items():
         assert abs(found.get(text, 0.0) - chance) < 1e-9
+
+
+@pytest.mark.parametrize("verification", ["block", "token"])
+def test_another_q_than_that_of_the_draws_is_found(verification: str) -> None:
+    """What the sums above rely on: verified with the q of another temperature, the text is not the target's."""
+    sampling = Sampling(1.0, verification=verification)
+
+    class Wrong(ModelDrafter):
+        def propose(self, sequences, limits):
+            drafts = super().propose(sequences, limits)
+            return [Draft(d.tokens, [(q.log() * 0.6).softmax(-1) for q in d.q or []]) for d in drafts]
+
+    with pytest.raises(AssertionError):
+        check(lambda: Wrong(Table(2, V, dtype=torch.float64), sampling.tempered(0.6)), 2, sampling)

@@ -19,6 +19,7 @@ from sparsedraft.stages.evaluate.transcript import Transcript, chains, shorter
 from toys import Table, outcomes
 
 V, LENGTH, PROMPT = 3, 4, [1, 2, 1]
+OWN = pytest.mark.parametrize("own", [1.0, 0.6, 1.4])  # the drafter's temperature, times the target's
 
 
 def table(seed: int, context: int | None = None) -> Table:
@@ -40,18 +41,22 @@ def drafter(context: int | None) -> Table:
         (2, Sampling(0.7, top_k=2), frozenset(), None),
         (3, Sampling(1.2, top_k=2, repetition_penalty=1.4), frozenset(), None),
         (3, Sampling(1.2, verification="token"), frozenset(), None),
-        (2, Sampling(1.0), frozenset({0}), None),
+        (2, Sampling(1.0, top_p=0.9), frozenset({0}), None),
         (3, Sampling(1.4, min_p=0.02), frozenset({0}), len(PROMPT) + 2),
     ],
     ids=str,
 )
-def test_every_chance_of_the_real_loop(k: int, sampling: Sampling, eos: frozenset[int], context: int | None) -> None:
+@OWN
+def test_every_chance_of_the_real_loop(
+    k: int, sampling: Sampling, eos: frozenset[int], context: int | None, own: float
+) -> None:
+    drafting = sampling.tempered(own)
     chance: dict[tuple[int, ...], float] = defaultdict(float)
     mean: dict[tuple[int, ...], Histogram] = defaultdict(lambda: Histogram(k))
 
     def run(dice) -> tuple[tuple[int, ...], Histogram]:
-        drafting = ModelDrafter(drafter(context), sampling)
-        decoder = Decoder(table(1), drafting, Constant(k), sampling, eos, dice=lambda seed: dice)
+        proposes = ModelDrafter(drafter(context), drafting)
+        decoder = Decoder(table(1), proposes, Constant(k), sampling, eos, dice=lambda seed: dice)
         made = generate(decoder, PROMPT, LENGTH)
         return tuple(made.tokens), Histogram.of_steps(made.steps, k)
 
@@ -64,7 +69,7 @@ def test_every_chance_of_the_real_loop(k: int, sampling: Sampling, eos: frozense
     assert sum(chance.values()) == pytest.approx(1, abs=1e-12) and len(chance) > 10
     partly = 0
     for text, probability in chance.items():
-        ratios = acceptance_of(drafter(context), PROMPT, text, target_logits, sampling, None, V).ratios
+        ratios = acceptance_of(drafter(context), PROMPT, text, target_logits, sampling, None, V, drafting).ratios
         partly += any(0 < ratio < 1 for ratio in ratios.tolist())
         room = None if context is None else context - len(PROMPT)
         found = expected(ratios, k, LENGTH, room, verification=sampling.verification)
@@ -110,11 +115,14 @@ def limited(sampling: Sampling, context: int | None) -> ModelDrafter:
     ],
     ids=str,
 )
+@OWN
 def test_every_chance_of_a_drafter_with_a_part_of_the_vocabulary(
-    k: int, sampling: Sampling, eos: frozenset[int], context: int | None
+    k: int, sampling: Sampling, eos: frozenset[int], context: int | None, own: float
 ) -> None:
+    drafting = sampling.tempered(own)
+
     def run(dice) -> tuple[tuple[int, ...], Histogram]:
-        decoder = Decoder(table(1), limited(sampling, context), Constant(k), sampling, eos, dice=lambda seed: dice)
+        decoder = Decoder(table(1), limited(drafting, context), Constant(k), sampling, eos, dice=lambda seed: dice)
         made = generate(decoder, PROMPT, LENGTH)
         return tuple(made.tokens), Histogram.of_steps(made.steps, k)
 
@@ -126,7 +134,7 @@ def test_every_chance_of_a_drafter_with_a_part_of_the_vocabulary(
     for text, found in texts.items():
         total = sum(probability for _, probability in found)
         for most in (k, k + 2):  # longer chains hold the shorter ones
-            shares, steps = chains(limited(sampling, context), target_logits, PROMPT, text, most, LENGTH, sampling)
+            shares, steps = chains(limited(drafting, context), target_logits, PROMPT, text, most, LENGTH, sampling)
             expected_one = shorter(steps, k)
             for accepted in range(k + 1):
                 mean = sum(histogram.counts[accepted] * probability for histogram, probability in found) / total
@@ -134,7 +142,7 @@ def test_every_chance_of_a_drafter_with_a_part_of_the_vocabulary(
             mean = sum(histogram.drafted * probability for histogram, probability in found) / total
             assert expected_one.drafted == pytest.approx(mean, abs=1e-6)
             assert expected_one.tokens == pytest.approx(len(text), abs=1e-6)
-        first = limited(sampling, context).propose([TokenSequence(0, PROMPT, len(PROMPT), 9, Dice(0))], [1])[0].q
+        first = limited(drafting, context).propose([TokenSequence(0, PROMPT, len(PROMPT), 9, Dice(0))], [1])[0].q
         p = probabilities(penalised(table(1).forward([PROMPT], [1])[0], sampling, PROMPT), sampling)[0]
         assert float(shares[0]) == pytest.approx(float(torch.minimum(p, first[0]).sum()), abs=1e-6)
         partly += any(0 < chance < 1 for _, chances in steps for chance in chances)

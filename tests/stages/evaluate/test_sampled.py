@@ -1,11 +1,14 @@
 """Under sampling the loop realises what the distributions say, each sequence by its own seed; and its times."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from evaluated import GREEDY
+from sparsedraft.base.places import read_provenance
 from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.config import drafting
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.stages.evaluate import loop
@@ -83,3 +86,42 @@ def test_each_sequence_is_sampled_by_its_own_seed(models, monkeypatch) -> None:
     options = dict(GREEDY, k=[2], temperature=0.8, limit=3)
     evaluate_to(None, target, drafters[:1], "demo:eval", options)
     assert len(seeds) == 6 and len(set(seeds)) == 3
+
+
+def test_at_the_drafters_own_temperature_loop_and_simulation_agree(models, tmp_path: Path) -> None:
+    """Learned or given, both draft and compare with the same q, which the result names."""
+    target, drafters = models
+    shutil.copytree(drafters[1][1], tmp_path / "own")
+    drafting.write(tmp_path / "own", drafting.Drafting(temperature=0.3))
+    warm = {"k": [1, 3], "temperature": 1.2, "max_new_tokens": 24, "limit": 24, "batch_size": 16}
+    named = [("own", str(tmp_path / "own")), drafters[1], ("lookup", "lookup")]
+    real = evaluate_to(tmp_path / "real", target, named, "demo:eval", warm)["drafters"]
+    told = evaluate_to(tmp_path / "told", target, named, "demo:eval", {**warm, "simulate": True})["drafters"]
+    given = {**warm, "simulate": True, "drafter_temperature": 0.3}
+    once = evaluate_to(tmp_path / "given", target, named, "demo:eval", {**given, "answers": tmp_path / "told"})[
+        "drafters"
+    ]
+    assert (
+        [d.get("drafter_temperature") for d in real] == [d.get("drafter_temperature") for d in told] == [0.3, 1, None]
+    )
+    assert [d.get("drafter_temperature") for d in once] == [0.3, 0.3, None]
+    assert told[0]["alpha"] != pytest.approx(told[1]["alpha"], abs=0.01), "it matters"
+    for mine, theirs in ((once[0], told[0]), (once[1], told[0]), (once[2], told[2])):
+        assert mine["alpha"] == pytest.approx(theirs["alpha"], abs=1e-6)
+        assert mine["k"]["3"]["histogram"] == pytest.approx(theirs["k"]["3"]["histogram"], abs=1e-4)
+    for mine, theirs in zip(real[:2], told[:2], strict=True):
+        assert mine["alpha"] == pytest.approx(theirs["alpha"], abs=1e-5)
+        for k in ("1", "3"):
+            low, high = mine["k"][k]["measured"]["acceptance"]["difference_interval"]
+            assert low < 0 < high or min(abs(low), abs(high)) < 0.02
+        assert mine["k"]["3"]["mal"] == pytest.approx(theirs["k"]["3"]["mal"], rel=0.06)
+    inputs = [read_provenance(tmp_path / name)["inputs"]["options"] for name in ("told", "given")]
+    assert [options.get("drafter_temperature") for options in inputs] == [None, 0.3]
+
+
+def test_greedy_results_do_not_depend_on_it(models, tmp_path: Path) -> None:
+    target, drafters = models
+    first = evaluate_to(tmp_path / "out", target, drafters, "demo:eval", dict(GREEDY, limit=2, simulate=True))
+    other = dict(GREEDY, limit=2, simulate=True, drafter_temperature=0.5)
+    assert evaluate_to(tmp_path / "out", target, drafters, "demo:eval", other) == first, "it is already done"
+    assert all("drafter_temperature" not in d for d in first["drafters"])

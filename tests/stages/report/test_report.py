@@ -83,6 +83,24 @@ def test_a_card_for_each_drafter(run: Path) -> None:
     assert "target: some/target" in text
 
 
+def test_a_card_says_the_drafters_own_temperature(run: Path) -> None:
+    """From the training, or from packing, which has measured what is packed."""
+    card = run / "report/cards/sd2-50.md"
+    trained, packed = run / "drafters/sd2-50/finetuned/result.json", run / "packed/sd2-50/result.json"
+    report(run)
+    assert "own temperature" not in card.read_text()
+    trained.write_text(json.dumps({"drafting": {"temperature": 0.85, "alpha": [0.31, 0.3342], "places": 9}}))
+    report(run, overwrite=True)
+    assert "the target's times 0.85 (α on its validation text 0.334, at 1 0.310)" in card.read_text()
+    trained.write_text(json.dumps({"drafting": None}))
+    report(run, overwrite=True)
+    assert "own temperature" not in card.read_text()
+    packed.parent.mkdir(parents=True)
+    packed.write_text(json.dumps({"drafting": {"temperature": 0.9}, "bytes": 1, "weights": "int8"}))
+    report(run, overwrite=True)
+    assert "the target's times 0.9." in card.read_text()
+
+
 def test_what_a_card_says_of_how_it_was_made(run: Path) -> None:
     """Its own stages and those of what it started from; not those of a name that begins alike. No card for look-up."""
     made = {"seed": 0, "commit": "abc", "seconds": 1.0, "finished": "now"}
