@@ -222,6 +222,24 @@ MUTATIONS = [
         ("writers/test_generation.py::test_finished_rows_are_refilled_while_others_go_on",),
     ),
     Mutation(
+        "the drafter draws at the target's temperature",
+        "drafting = self.drafting(sampling)",
+        "drafting = sampling",
+        ("speculate/test_own_temperature.py::test_q_is_that_of_the_temperature",),
+    ),
+    Mutation(
+        "the simulation's q is at the target's temperature",
+        "q_chances, p_chances = probabilities(q, drafting), probabilities(p, sampling)",
+        "q_chances, p_chances = probabilities(q, sampling), probabilities(p, sampling)",
+        ("speculate/test_expected.py::test_every_chance_of_the_real_loop",),
+    ),
+    Mutation(
+        "a fit that looks at the coarse steps alone",
+        "_steps(max(low, best - COARSE + FINE), min(high, best + COARSE - FINE), FINE)",
+        "[best]",
+        ("maths/test_temperature.py::test_a_drafter_that_differs_in_temperature_alone_gets_it_back",),
+    ),
+    Mutation(
         "no check for leaks of evaluation prompts",
         "    if hits:\n",
         "    if False:\n",

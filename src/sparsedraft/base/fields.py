@@ -58,8 +58,8 @@ DrafterTemperature = Annotated[
     BeforeValidator(_positive_or_learned),
     Text(str, _factor, str),
     Field(
-        description="Times the sampling temperature: that of the drafter's distribution. Or learned: what its folder "
-        "says, else 1. Lossless."
+        description="Temperature of the drafter's distribution, times --temperature; learned: what its folder says, "
+        "else 1. Lossless."
     ),
 ]
 

@@ -55,7 +55,7 @@ class _Packing(Calibration):
     )
     teacher: Annotated[str | None, Exists(check_model)] = Field(
         None,
-        description="The target that wrote it, to read these prompts; default: the log-probabilities in the folder.",
+        description="The target that wrote the data of --calibrate-temperature; default: the log-probabilities in it.",
     )
     validation_prompts: ValidationPrompts = 16
 
