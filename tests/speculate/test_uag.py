@@ -98,7 +98,7 @@ LENGTH = 3
 ASKED = PromptPair([0, 1], [3, 2])
 
 
-def decoder_of(route: str, sampling: Sampling, k: int, seed: int = 1, **options) -> Decoder:
+def decoder_of(route: str, sampling: Sampling, k: int, seed: int = 1, own: float = 1.0, **options) -> Decoder:
     target, backend = Table(seed, len(P), dtype=torch.float64), Table(seed + 1, len(Q), dtype=torch.float64)
     readers = uag.Readers(P, Q, [(ASKED.target, ASKED.drafter)], len(Q))
     if route == "realign":
@@ -106,9 +106,8 @@ def decoder_of(route: str, sampling: Sampling, k: int, seed: int = 1, **options)
         return Decoder(target, drafter, Constant(k), sampling, **options)
     vocabulary = uag.vocabulary_map(surfaces(P), surfaces(Q), len(P), len(Q), (None, None))
     assert len(vocabulary.target) == 4
-    return Decoder(
-        target, uag.intersection_drafter(backend, readers, vocabulary, sampling), Constant(k), sampling, **options
-    )
+    drafter = uag.intersection_drafter(backend, readers, vocabulary, sampling.tempered(own))
+    return Decoder(target, drafter, Constant(k), sampling, **options)
 
 
 def exact(sampling: Sampling, seed: int = 1) -> dict[tuple[int, ...], float]:
@@ -124,14 +123,16 @@ def exact(sampling: Sampling, seed: int = 1) -> dict[tuple[int, ...], float]:
 
 
 @pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize("route", ["realign", "intersection"])
-def test_every_outcome_has_the_targets_probability(route: str, k: int) -> None:
+@pytest.mark.parametrize(
+    ("route", "own"), [("realign", 1.0), ("intersection", 1.0), ("intersection", 0.6), ("intersection", 1.4)]
+)
+def test_every_outcome_has_the_targets_probability(route: str, own: float, k: int) -> None:
     """All paths through the loop's throws, summed: no chance in it."""
     sampling, found = Sampling(temperature=0.9), defaultdict(float)
     accepted = 0.0
 
     def whole(dice) -> tuple[tuple[int, ...], int]:
-        made = generate(decoder_of(route, sampling, k, dice=lambda seed: dice), ASKED.target, LENGTH)
+        made = generate(decoder_of(route, sampling, k, own=own, dice=lambda seed: dice), ASKED.target, LENGTH)
         return tuple(made.tokens), sum(step.accepted for step in made.steps)
 
     for (text, taken), chance in outcomes(whole):
