@@ -89,7 +89,7 @@ class Pair:
             common = min(target.width, drafter.width)
             ids = torch.arange(common)
             padded = VocabularyMap(ids, ids, target.width) if target.width != drafter.width else None
-            return cls(target, drafter, "same", "one tokenizer", padded, factor)
+            return cls(target, drafter, "same", "one tokenizer", padded, drafter_temperature=factor)
         if route != "off":
             uag.require_offsets(target.tokenizer, drafter.tokenizer)
         p, q = surfaces(target.tokenizer), surfaces(drafter.tokenizer)
@@ -98,7 +98,8 @@ class Pair:
         if route == "realign":
             return cls(target, drafter, route, why)
         ends = (target.end_of_turn(), drafter.end_of_turn())
-        return cls(target, drafter, route, why, uag.vocabulary_map(p, q, target.width, drafter.width, ends), factor)
+        shared = uag.vocabulary_map(p, q, target.width, drafter.width, ends)
+        return cls(target, drafter, route, why, shared, drafter_temperature=factor)
 
     def draws(self, sampling: Sampling) -> bool:
         """Whether the drafter draws its tokens from a distribution."""
