@@ -18,6 +18,7 @@ from sparsedraft.native.threads import single_thread
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.loop.sequence import TokenSequence
@@ -52,6 +53,7 @@ class Pair:
     """A target, its drafter, and how drafts get from one to the other.
 
     `route` is "none" (no drafter), "lookup", "same" (one tokenizer), "realign" or "intersection"; `why` is the reason.
+    `window`: what the drafter reads of a long text; None is all of it.
     """
 
     target: LoadedModel
@@ -59,6 +61,7 @@ class Pair:
     route: str
     why: str
     vocabulary: VocabularyMap | None = None
+    window: Window | None = None
 
     @classmethod
     def of(
@@ -116,6 +119,10 @@ class Pair:
                 pass
         text = text_of(self.target.tokenizer, ids)
         return PromptPair(ids, uag.opening(tokenizer, text))
+
+    def read(self, prompt: PromptPair) -> list[int]:
+        """What the drafter reads of its prompt."""
+        return prompt.drafter if self.window is None else self.window.of(prompt.drafter)
 
     @cached_property
     def batches(self) -> bool:
@@ -181,17 +188,24 @@ class Pair:
         backend = q.cached_backend(len(prompts)) if keep_cache else q.backend(len(prompts))
         if branching > 1:
             self.check_tree(branching, policy, len(prompts))
-            return TreeDrafter(cast(TreeBackend, backend), sampling, branching)
+            return TreeDrafter(cast(TreeBackend, backend), sampling, branching, window=self.window)
         rows = q.embedding_rows
         if self.route == "same":
 
             def read(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
                 return [token if token < rows else 0 for token in sequence.tokens]
 
-            return ModelDrafter(backend, sampling, read=read, vocabulary=self.vocabulary, confident=policy.confident)
+            return ModelDrafter(
+                backend,
+                sampling,
+                read=read,
+                vocabulary=self.vocabulary,
+                confident=policy.confident,
+                window=self.window,
+            )
         readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in prompts], rows)
         if self.vocabulary is not None:
-            return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
+            return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy, self.window)
         return RealignDrafter(
             backend,
             readers,
@@ -201,4 +215,5 @@ class Pair:
             eos=p.end_of_turn(),
             width=p.width,
             policy=policy,
+            window=self.window,
         )

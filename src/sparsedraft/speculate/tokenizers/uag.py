@@ -17,6 +17,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers.retokenizer import Retokenizer
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.speculate.policy.protocol import Policy, always
 from sparsedraft.writers.protocol.backend import Backend
@@ -48,12 +49,17 @@ class Readers:
 
 
 def intersection_drafter(
-    backend: Backend, readers: Readers, vocabulary: VocabularyMap, sampling: Sampling, policy: Policy | None = None
+    backend: Backend,
+    readers: Readers,
+    vocabulary: VocabularyMap,
+    sampling: Sampling,
+    policy: Policy | None = None,
+    window: Window | None = None,
 ) -> ModelDrafter:
     """A drafter limited to the tokens in `vocabulary`."""
     confident = policy.confident if policy is not None else always
     readers.same = vocabulary.inverse()
-    return ModelDrafter(backend, sampling, read=readers, vocabulary=vocabulary, confident=confident)
+    return ModelDrafter(backend, sampling, read=readers, vocabulary=vocabulary, confident=confident, window=window)
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class Evaluation:
             **({"verification": "block"} if self.options.blockwise else {}),
             "simulated": self.options.simulate,
             **({} if self.options.cache == "int16" else {"cache": self.options.cache}),
+            **self.options.windowed,
             "prompts": len({answer.prompt_id for answer in answers}),
             "sequences": len(answers),
             "target_tokens": sum(len(answer.answer_ids) for answer in answers),
@@ -163,6 +165,7 @@ class Evaluation:
         if folder is None:
             return Pair.of(self.target, LOOKUP, "auto", self.options.sampling, loop)
         pair = Pair.of(self.target, load(folder, self.options), self.options.uag, self.options.sampling, loop)
+        pair = replace(pair, window=self.options.window)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair

@@ -24,8 +24,8 @@ from sparsedraft.text import prompts
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.server.address import Endpoint
 
-# options that the result does not depend on: where and how fast a server answers; verification only where it samples
-ELSEWHERE = ("url", "served_name", "concurrency", "verification")
+# options that the result does not depend on, or not always: those are added below
+ELSEWHERE = ("url", "served_name", "concurrency", "verification", "drafter_window", "drafter_sinks")
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -94,6 +94,7 @@ def _inputs(
             # results of older versions stay as they are
             **({} if options.cache == "int16" else {"cache": options.cache}),
             **({"verification": "block"} if options.blockwise else {}),
+            **options.windowed,
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },
