@@ -33,6 +33,10 @@ def after_all(ids: list[int]) -> torch.Tensor:
     return torch.randn(V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def reading(window: Window) -> Callable[[TokenSequence], list[int]]:
+    return lambda sequence: window.of(sequence.tokens)
+
+
 @given(windows, st.integers(1, 300))
 def test_the_beginning_and_at_least_half_of_the_window(window: Window, length: int) -> None:
     text = list(range(length))
@@ -84,7 +88,7 @@ def test_drafts_are_those_after_the_window(size: int, sinks: int, branching: int
     """In the loop, over all that caches keep and forget; and the cache holds no more than the window and the drafts."""
     window, k, backend = Window(size, sinks), 3, Toy(after_all)
     if branching == 1:
-        drafter: Drafter = ModelDrafter(backend, Sampling(), window=window)
+        drafter: Drafter = ModelDrafter(backend, Sampling(), read=reading(window))
     else:
         drafter = TreeDrafter(backend, Sampling(), branching, window=window)
     target = Toy(lambda ids: after_all(window.of(ids)) + 0.5 * after_all(ids))  # agrees now and then
@@ -108,7 +112,7 @@ def test_lossless(sampling: Sampling) -> None:
 
     def whole(dice) -> tuple[int, ...]:
         backend = Toy(lambda ids: after_all(ids)[:width])
-        drafter = ModelDrafter(backend, sampling, window=Window(4, 1))
+        drafter = ModelDrafter(backend, sampling, read=reading(Window(4, 1)))
         decoder = Decoder(Table(1, width, dtype=torch.float64), drafter, Constant(2), sampling, dice=lambda seed: dice)
         return tuple(token for step in decoder.decode([prompt], length, [0]) for token in step.emitted)
 
@@ -131,7 +135,7 @@ def test_simulation_of_a_sampled_text(verification: str) -> None:
 
     def drafter() -> ModelDrafter:
         mixed = Toy(lambda ids: 0.5 * after_all(ids)[:width] + 0.5 * target().after(ids))
-        return ModelDrafter(mixed, sampling, window=Window(4, 1))
+        return ModelDrafter(mixed, sampling, read=reading(Window(4, 1)))
 
     def run(dice) -> tuple[tuple[int, ...], Histogram]:
         decoder = Decoder(target(), drafter(), Constant(k), sampling, dice=lambda seed: dice)
@@ -159,7 +163,7 @@ def test_simulation_of_a_greedy_text() -> None:
     window, prompt, length = Window(6, 2), [1, 2, 3, 0, 1, 2, 3, 4], 40
 
     def steps(target: object) -> list[tuple[list[int], int]]:
-        drafter = ModelDrafter(Toy(after_all), Sampling(), window=window)
+        drafter = ModelDrafter(Toy(after_all), Sampling(), read=reading(window))
         made = generate(Decoder(target, drafter, Constant(3), Sampling()), prompt, length)  # type: ignore[arg-type]
         return [(step.emitted, step.accepted) for step in made.steps]
 

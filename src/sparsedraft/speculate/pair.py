@@ -18,7 +18,7 @@ from sparsedraft.native.threads import single_thread
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
-from sparsedraft.speculate.drafters.window import Window
+from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.loop.sequence import TokenSequence
@@ -122,7 +122,7 @@ class Pair:
 
     def read(self, prompt: PromptPair) -> list[int]:
         """What the drafter reads of its prompt."""
-        return prompt.drafter if self.window is None else self.window.of(prompt.drafter)
+        return left_of(self.window, prompt.drafter)
 
     @cached_property
     def batches(self) -> bool:
@@ -193,19 +193,13 @@ class Pair:
         if self.route == "same":
 
             def read(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
-                return [token if token < rows else 0 for token in sequence.tokens]
+                return [token if token < rows else 0 for token in left_of(self.window, sequence.tokens)]
 
-            return ModelDrafter(
-                backend,
-                sampling,
-                read=read,
-                vocabulary=self.vocabulary,
-                confident=policy.confident,
-                window=self.window,
-            )
-        readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in prompts], rows)
+            return ModelDrafter(backend, sampling, read=read, vocabulary=self.vocabulary, confident=policy.confident)
+        pairs = [(prompt.target, prompt.drafter) for prompt in prompts]
+        readers = uag.Readers(p.tokenizer, q.tokenizer, pairs, rows, self.window)
         if self.vocabulary is not None:
-            return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy, self.window)
+            return uag.intersection_drafter(backend, readers, self.vocabulary, sampling, policy)
         return RealignDrafter(
             backend,
             readers,
@@ -215,5 +209,4 @@ class Pair:
             eos=p.end_of_turn(),
             width=p.width,
             policy=policy,
-            window=self.window,
         )

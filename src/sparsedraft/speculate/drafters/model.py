@@ -6,7 +6,6 @@ from torch import Tensor
 
 from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
-from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.speculate.loop.verify import ChainVerifier, Verifier
 from sparsedraft.speculate.policy.protocol import always
@@ -20,7 +19,7 @@ class ModelDrafter:
     `read` gives the ids of a sequence as the drafter reads them (default: the target's). `vocabulary` maps the
     drafter's logits to the target's ids. `confident` decides whether a token is worth its time, before it is drawn, so
     that it cannot bias the draw: it gets the product of the top probabilities up to that place. `certain`: take the
-    likeliest token, without a q. Of a long sequence only `window` is read.
+    likeliest token, without a q.
     """
 
     verifier: Verifier = ChainVerifier()
@@ -34,11 +33,9 @@ class ModelDrafter:
         vocabulary: VocabularyMap | None = None,
         confident: Callable[[float], bool] = always,
         certain: bool = False,
-        window: Window | None = None,
     ) -> None:
         self.backend, self.sampling, self.read, self.vocabulary = backend, sampling, read, vocabulary
         self.confident, self.certain = confident, certain or sampling.greedy
-        self.window = window
         plain = self.certain and vocabulary is None and confident is always and sampling.repetition_penalty == 1
         self._draft_natively = getattr(backend, "draft", None) if plain else None  # whole drafts, without logits
         self._drafter_ids = vocabulary.inverse() if vocabulary else {}  # by the target's ids
@@ -49,7 +46,7 @@ class ModelDrafter:
         self._cached = [self._cached[b] for b in rows]
 
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
-        contexts = [self.context(s) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
+        contexts = [self.read(s) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
         limits = [self._limit(len(context), limit) for context, limit in zip(contexts, limits, strict=True)]
         unread = self._unread(contexts, [limit > 0 for limit in limits])
         if self._draft_natively and len(sequences) == 1 and limits[0] > 0:
@@ -79,18 +76,13 @@ class ModelDrafter:
 
         The drafter has one sequence, and its context has room for the drafts.
         """
-        (unread,) = self._unread([self.context(sequence)], [True])
+        (unread,) = self._unread([self.read(sequence)], [True])
         unread += [self._drafter_id(token) for token in drafted]
         logits = self.backend.forward([unread], [len(drafted) + 1])[0]
         self._cached[0] += unread
         logits = sound(logits, "drafter", range(len(sequence.tokens), len(sequence.tokens) + len(logits)))
         logits = logits if self.vocabulary is None else self.vocabulary.logits(logits)
         return probabilities(penalised(logits, self.sampling, sequence.tokens, drafted), self.sampling)
-
-    def context(self, sequence: TokenSequence) -> list[int]:
-        """The ids that the drafter's cache holds when it drafts after `sequence`."""
-        ids = self.read(sequence)
-        return ids if self.window is None else self.window.of(ids)
 
     def _limit(self, context: int, limit: int) -> int:
         """The most tokens that can be drafted after `context` tokens; 0 where there are none to go on from."""

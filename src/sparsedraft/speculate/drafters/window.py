@@ -62,3 +62,8 @@ class Window:
             to = min(end, begin + self.size + 1)  # the longest context with this beginning has begin + size tokens
             yield begin, at, to
             at = to
+
+
+def left_of(window: Window | None, tokens: list[int]) -> list[int]:
+    """What `window` leaves of `tokens`; without one all of them."""
+    return tokens if window is None else window.of(tokens)

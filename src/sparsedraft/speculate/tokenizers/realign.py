@@ -20,7 +20,6 @@ from sparsedraft.models.tokenizers.detokenizer import Detokenizer, special_ids, 
 from sparsedraft.models.tokenizers.retokenizer import Retokenizer, clean, inner, pieces
 from sparsedraft.models.tokenizers.vocab import surfaces
 from sparsedraft.speculate.drafters.model import ModelDrafter
-from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.speculate.policy.protocol import Policy, always
 from sparsedraft.speculate.tokenizers.uag import Readers
@@ -47,11 +46,9 @@ class RealignDrafter(ModelDrafter):
         eos: int | None,
         width: int,
         policy: Policy | None = None,
-        window: Window | None = None,
     ) -> None:
         confident = policy.confident if policy is not None else always
         super().__init__(backend, Sampling(), read=self._after_first, confident=confident, certain=True)
-        self.first_window = window  # of what is read before the first draft; what is drafted stays behind it
         self.readers, self.target, self.drafter, self.eos, self.ends = readers, target, drafter, eos, ends
         self.width = width
         self.cut = ends | special_ids(drafter)
@@ -78,7 +75,6 @@ class RealignDrafter(ModelDrafter):
     def _first_tokens(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> dict[int, "First"]:
         """The first drafted token of each sequence, from the logits after its context and after a little less of it."""
         contexts = [self.readers(s) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
-        contexts = [ids if self.first_window is None else self.first_window.of(ids) for ids in contexts]
         room = self.backend.max_length
         active = [bool(context) and (room is None or len(context) < room) for context in contexts]
         # Tokens of the answer may be given up, as long as one token stays before them.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling, penalised, probabilities, sound
-from sparsedraft.speculate.drafters.window import Window
+from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.speculate.loop.verify import Verifier
 from sparsedraft.speculate.trees.accept import without
@@ -82,7 +82,7 @@ class TreeDrafter:
         if len(sequences) != 1:
             raise UserError(f"a tree is drafted for one prompt at a time, and there are {len(sequences)}.")
         (sequence,), (budget,) = sequences, limits
-        context = sequence.tokens if self.window is None else self.window.of(sequence.tokens)
+        context = left_of(self.window, sequence.tokens)
         self._roll_back(context)
         room = budget if self.backend.max_length is None else self.backend.max_length - len(context)
         tree = self._tree

@@ -85,7 +85,7 @@ def chains(
     for at in range(n):
         rest = answer[at:]
         row = TokenSequence(0, tokens[: len(prompt) + at], len(prompt), len(tokens), Dice(0))
-        left = len(tokens) if full is None else max(0, full - len(drafter.context(row)))
+        left = len(tokens) if full is None else max(0, full - len(drafter.read(row)))
         drafted = min(k, room - at - 1, left)
         # a token that the drafter cannot write ends the chain: that draft and those after it have the chance 0
         dead = next((i for i, token in enumerate(rest) if token not in writable), len(rest))
