@@ -192,10 +192,17 @@ class Pair:
         rows = q.embedding_rows
         if self.route == "same":
 
-            def read(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
-                return [token if token < rows else 0 for token in left_of(self.window, sequence.tokens)]
+            def heard(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
+                return [token if token < rows else 0 for token in sequence.tokens]
 
-            return ModelDrafter(backend, sampling, read=read, vocabulary=self.vocabulary, confident=policy.confident)
+            return ModelDrafter(
+                backend,
+                sampling,
+                read=lambda sequence: left_of(self.window, heard(sequence)),
+                vocabulary=self.vocabulary,
+                confident=policy.confident,
+                heard=heard,
+            )
         pairs = [(prompt.target, prompt.drafter) for prompt in prompts]
         readers = uag.Readers(p.tokenizer, q.tokenizer, pairs, rows, self.window)
         if self.vocabulary is not None:

@@ -32,14 +32,18 @@ IN_TEXT, IN_LOOP = "the target's text", "drafts in the loop"  # what a row's α 
 
 def alpha_of(pair: Pair, options: EvaluateOptions) -> str:
     """What α is the acceptance of: the target's text, or (mostly across tokenizers) the loop's drafts, over all K's."""
-    q_known = pair.route == "intersection" or (pair.route == "same" and pair.window is not None)
+    q_known = pair.route == "intersection" or (pair.route == "same" and not _reads_text(pair))
     by_chains = options.simulate and q_known and not options.sampling.greedy
     return IN_TEXT if _reads_text(pair) or by_chains else IN_LOOP
 
 
 def _reads_text(pair: Pair) -> bool:
-    """Whether the drafter reads the target's tokens from front to back, so that one pass tells what it drafts."""
-    return pair.route == "same" and pair.window is None
+    """Whether the drafter reads the target's tokens from front to back, so that one pass tells what it drafts.
+
+    A window moves from step to step, and a head that follows the text grows.
+    """
+    native = pair.drafter.native if pair.drafter else None
+    return pair.route == "same" and pair.window is None and not (native and native.head_base)
 
 
 def allowed(answer: Answer) -> int:
