@@ -72,6 +72,23 @@ def test_evaluation_by_either_runtime(packed: dict[str, Path], tiny_checkpoint: 
     assert timeless(results["native"]["drafters"]) == found["drafters"]
 
 
+def test_a_window_in_either_runtime_and_in_simulation(packed: dict[str, Path], tmp_path: Path) -> None:
+    """The loop writes the target's own text, or `evaluate` raises; and the simulation has its numbers."""
+    drafters = [("half", str(packed["2of4-pruned"]))]
+    options = {"k": [1, 4], "max_new_tokens": 40, "limit": 4, "batch_size": 4, "drafter_window": 24}
+    target = str(packed["target"])
+    found = {
+        name: evaluate_to(tmp_path / name, target, drafters, "demo:eval", options | how)
+        for name, how in {
+            "native": {"runtime": "native"},
+            "simulated": {"simulate": True},
+            "whole": {"simulate": True, "drafter_window": 0},
+        }.items()
+    }
+    assert timeless(found["native"]["drafters"]) == found["simulated"]["drafters"] != found["whole"]["drafters"]
+    assert found["native"]["drafter_window"] == 24 and "drafter_window" not in found["whole"]
+
+
 def test_packed_drafters_are_evaluated(packed: dict[str, Path], tmp_path: Path) -> None:
     options = {"k": [3], "max_new_tokens": 24, "limit": 4, "batch_size": 4}
     found = evaluate_to(tmp_path / "eval", str(packed["target"]), [("half", str(packed["half"]))], "demo:eval", options)

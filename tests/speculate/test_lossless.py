@@ -1,6 +1,7 @@
 """Real models: greedy text with any drafter, policy, tree or company of rows is the target's own, token for token."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.models.tokenizers.templates import chat_ids
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.decode import Generation, generate, generate_all
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import NAMES, Constant, policy_named
@@ -83,14 +85,16 @@ def test_greedy_equals_the_target_alone_and_simulation_the_loop(eos: frozenset[i
     assert partial > 6, "most of the drafters are accepted in part"
 
 
+@pytest.mark.parametrize("window", [None, Window(16, 2)], ids=str)
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(repetition_penalty=1.4)], ids=str)
-def test_every_policy_tree_and_row_gives_the_targets_own_text(sampling: Sampling) -> None:
+def test_every_policy_tree_and_row_gives_the_targets_own_text(sampling: Sampling, window: Window | None) -> None:
     eos = frozenset(range(3, 12))
     target, drafter = side(build_llama(layers=2), eos), side(noisy(build_llama(layers=2), 0.08))
     prompts = [prompt(n, n) for n in (1, 9, 30, 90)]
     expected = [alone(target, ids, 30, sampling) for ids in prompts]
     assert len({len(text) for text in expected}) > 1, "they end at different times"
     pair, lookup = Pair.of(target, drafter, "auto", sampling), Pair.of(target, "lookup", "auto", sampling)
+    pair = replace(pair, window=window)
     assert (pair.route, lookup.route) == ("same", "lookup") and pair.batches
     for name in NAMES:
         rule = policy_named(name, 4)

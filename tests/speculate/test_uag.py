@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from across import GREEDY, Scripted, decoded, run, sides, small, tiny_vocabulary
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers.vocab import surfaces
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.decode import Decoder, generate
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair, PromptPair
@@ -63,6 +65,7 @@ def test_random_models_write_the_targets_own(route: str) -> None:
     for target, drafter in itertools.permutations(kinds, 2):
         p, q = models_of[target], models_of[drafter]
         pair, plain = Pair.of(p, q, route, GREEDY), Pair.of(p, None, "auto", GREEDY)
+        pair = replace(pair, window=dice.choice([None, Window(6, 2), Window(16, 0)]))
         prompts = [[dice.randrange(3, p.width) for _ in range(dice.randint(1, 20))] for _ in range(2)]
         asked = [pair.prompt_pair(ids) for ids in prompts]
         alone = [run(plain, [PromptPair(ids, ids)], 0, 12)[0].tokens for ids in prompts]

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from sparsedraft.base import bounds
@@ -123,7 +123,30 @@ class Sampled(Drawn):
     repetition_penalty: float = Field(1.0, gt=0, description="Divides the logits of tokens seen before; 1 is off.")
 
 
-class Across(Options):
+class Windowed(Options):
+    """What a drafter reads of a long text."""
+
+    drafter_window: int = Field(
+        0,
+        ge=0,
+        le=bounds.LENGTH,
+        description="Tokens that the drafter reads of a long text's end; 0 is all of it.",
+    )
+    drafter_sinks: int = Field(
+        4, ge=0, le=bounds.LENGTH, description="Tokens that it then reads of the text's beginning."
+    )
+
+    @model_validator(mode="after")
+    def _window_possible(self) -> Self:
+        if self.drafter_window and self.drafter_window <= max(1, self.drafter_sinks):
+            raise ValueError(
+                f"<drafter_window> {self.drafter_window} is no more than the {self.drafter_sinks} tokens of "
+                "<drafter_sinks>, or than 1: give a larger one, or 0 for the whole text"
+            )
+        return self
+
+
+class Across(Windowed):
     """How target and drafter go together."""
 
     drafter_temperature: DrafterTemperature = LEARNED

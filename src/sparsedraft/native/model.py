@@ -34,7 +34,7 @@ class NativeModel:
 
     handle: Any
     config: PretrainedConfig
-    head_ids: Tensor | None  # the tokens of a trimmed head
+    head_ids: Tensor | None  # the token of each row, where the head is trimmed or in an order of its own
     layouts: dict[str, str] = field(default_factory=dict)  # of each matrix, such as "N:8 i8"
     macs_per_token: int = 0
     linear_nonzero: int = 0  # weights of the decoder linears that are not zero
@@ -42,6 +42,7 @@ class NativeModel:
     other_parameters: int = 0  # embedding, head, norms, biases
     other_nonzero: int = 0
     cache_bytes_per_token: int = 0  # of keys and values
+    head_base: int = 0  # so many rows of the head are those of the most frequent tokens; 0: it does not follow the text
 
 
 def check_prompts_fit(tokens: Sequence[tuple[NativeModel, int]]) -> None:
@@ -127,8 +128,12 @@ class _Builder:
     def model(self, precision: architecture.Precision) -> NativeModel:
         config = self.config
         rope_names = sorted(architecture.ropes(config))
-        head_ids = self.reader.head_ids()
-        head, head_rows = self._head(head_ids)  # the largest matrix first: on its way it takes three times its size
+        head_ids, base = self.reader.head_ids(), self.reader.head_base()
+        if base is not None:
+            head_ids = self._by_frequency(base)
+        head, head_rows = self._head(
+            head_ids, ordered=base is not None
+        )  # the largest matrix first: on its way it takes three times its size
         layers = [self._layer(i, rope_names) for i in range(config.num_hidden_layers)]
         if not layers or layers[0]["q"].rows != config.num_attention_heads * architecture.head_dim_of(config):
             raise UserError(f"model {self.folder} has weights that its config.json does not describe: copy both again.")
@@ -149,13 +154,25 @@ class _Builder:
             config,
             head_ids,
             self.layouts,
-            self.linear_nonzero + head_rows * config.hidden_size,
+            self.linear_nonzero + (head_rows if base is None else len(base)) * config.hidden_size,
             self.linear_nonzero,
             self.linear_weights,
             self.other_parameters,
             self.other_nonzero,
             bytes_per_token(len(layers), config.num_key_value_heads, architecture.head_dim_of(config))[precision.cache],
+            0 if base is None else len(base),
         )
+
+    def _by_frequency(self, base: Tensor) -> Tensor:
+        """All tokens, those of `base` first."""
+        self._check_ids(base)
+        rest = torch.ones(self.vocabulary, dtype=torch.bool)
+        rest[base] = False
+        return torch.cat([base, rest.nonzero()[:, 0]])
+
+    def _check_ids(self, ids: Tensor) -> None:
+        if int(ids[-1]) >= self.vocabulary:
+            raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
 
     def _layer(self, index: int, rope_names: list[str]) -> dict[str, Any]:
         """What the extension takes for layer `index`."""
@@ -234,17 +251,18 @@ class _Builder:
         found = found if rows is None else found.rows(rows)
         return *layout.lay_out(found, kind), found.nonzero
 
-    def _head(self, ids: Tensor | None) -> tuple[Any, int]:
-        """The head's matrix, trimmed to `ids`, and its rows."""
-        if ids is not None and int(ids[-1]) >= self.vocabulary:
-            raise UserError(f"model {self.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it again.")
+    def _head(self, ids: Tensor | None, *, ordered: bool) -> tuple[Any, int]:
+        """The head's matrix, trimmed to `ids` or with all its rows in their order, and how many those are."""
+        if ids is not None and not ordered:
+            self._check_ids(ids)
         own = not self.config.tie_word_embeddings
         if own and "lm_head.weight" not in self.reader.names:
             raise UserError(
                 f"model {self.folder} has no lm_head and tie_word_embeddings false in its config.json: copy both again."
             )
         name = "lm_head" if own else f"{self.prefix}embed_tokens"
-        matrix, nonzero, size = self._matrix("lm_head", name, None if own else ids)  # its own is stored trimmed
+        stored_so = own and not ordered  # a trimmed head of its own is stored trimmed
+        matrix, nonzero, size = self._matrix("lm_head", name, None if stored_so else ids)
         if own:
             self.other_parameters += size
             self.other_nonzero += nonzero

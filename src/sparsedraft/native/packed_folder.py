@@ -19,7 +19,8 @@ from sparsedraft.native.stored_matrix import StoredMatrix
 HEADER = "packed.json"
 FORMAT = "sparsedraft-packed"
 VERSIONS = (1, 2, 3)  # 2 where a matrix is of int4 or for inputs of 8 bits, 3 where one has the blocks of a GGUF file
-HEAD_IDS = "sparsedraft.head_ids"  # the tensor with the tokens of a trimmed head, ascending (int32)
+# tensors with tokens, ascending (int32): of a trimmed head; the frequent ones of a head that follows the text
+HEAD_IDS, HEAD_BASE = "sparsedraft.head_ids", "sparsedraft.head_base"
 
 
 def version_of(entries: dict[str, dict[str, Any]]) -> int:
@@ -76,7 +77,7 @@ class PackedReader:
         lacking = [name for name in self.entries if f"{name}.values" not in stored]
         if lacking:
             raise UserError(f"packed folder {folder} lacks the values of {lacking[0]}: pack the checkpoint again.")
-        self.names = frozenset({f"{name}.weight" for name in self.entries} | (stored - parts - {HEAD_IDS}))
+        self.names = frozenset({f"{name}.weight" for name in self.entries} | (stored - parts - {HEAD_IDS, HEAD_BASE}))
 
     def vector(self, name: str) -> Tensor:
         return self._shards.tensor(name).float()
@@ -132,9 +133,15 @@ class PackedReader:
         return self.entries[linear]
 
     def head_ids(self) -> Tensor | None:
-        if HEAD_IDS not in self._shards.files:
+        return self._tokens(HEAD_IDS)
+
+    def head_base(self) -> Tensor | None:
+        return self._tokens(HEAD_BASE)
+
+    def _tokens(self, name: str) -> Tensor | None:
+        if name not in self._shards.files:
             return None
-        ids = self._shards.tensor(HEAD_IDS)
+        ids = self._shards.tensor(name)
         if ids.dtype != torch.int32 or ids.dim() != 1 or not _ascends(ids):
             raise UserError(f"packed folder {self.folder} has head ids that do not ascend: pack the checkpoint again.")
         return ids.long()

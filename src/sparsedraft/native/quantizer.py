@@ -16,7 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.native.modules import PackedEmbedding, PackedHead, PackedLinear, PackedModule
-from sparsedraft.native.packed_folder import HEAD_IDS, PackedReader, is_packed
+from sparsedraft.native.packed_folder import HEAD_BASE, HEAD_IDS, PackedReader, is_packed
 from sparsedraft.native.packed_format import PARTS, MatrixEntry
 from sparsedraft.native.stored_matrix import VALUE_TYPES
 
@@ -74,12 +74,12 @@ class SparsedraftQuantizer(HfQuantizer):
         self._tie(model, dtype)
         for name in decoder_linears(model):
             raise UserError(f"packed folder {folder} does not pack {name}: pack the checkpoint again.")
-        if self._head_ids is not None:
-            if model.get_output_embeddings() and not isinstance(model.get_output_embeddings(), PackedHead):
-                raise UserError(f"packed folder {folder} has head ids for a head that it does not pack: pack it again.")
-            model._keys_to_ignore_on_load_unexpected = {
-                *(model._keys_to_ignore_on_load_unexpected or ()), re.escape(HEAD_IDS),
-            }  # fmt: skip
+        head = model.get_output_embeddings()
+        if self._head_ids is not None and head and not isinstance(head, PackedHead):
+            raise UserError(f"packed folder {folder} has head ids for a head that it does not pack: pack it again.")
+        model._keys_to_ignore_on_load_unexpected = {
+            *(model._keys_to_ignore_on_load_unexpected or ()), re.escape(HEAD_IDS), re.escape(HEAD_BASE),
+        }  # fmt: skip
         return model
 
     def _replace(self, model: PreTrainedModel, name: str, reader: PackedReader, dtype: torch.dtype) -> None:

@@ -13,6 +13,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Dice, Sampling, probabilities, sound, unsound
 from sparsedraft.models.kvcache import check_selected
 from sparsedraft.models.sources import locate
+from sparsedraft.native.context_head import ContextHead
 from sparsedraft.native.extension import extension
 from sparsedraft.native.extension import pool as new_pool
 from sparsedraft.native.model import NativeModel, native_model
@@ -39,6 +40,7 @@ class Session:
         self.pool = pool or new_pool(threads or torch.get_num_threads())
         self._session: Any = extension().Session(model.handle, self.pool, sequences, kernels)
         self._map = None if model.head_ids is None else model.head_ids.numpy()
+        self._head: ContextHead | None = None
         self.max_length: int | None = model.handle.max_length or None
 
     @property
@@ -63,9 +65,40 @@ class Session:
         rows = self._session.forward(ids, logits, parents)
         if self._map is not None:  # by numpy: torch would wake threads that spin on the engine's cores
             whole = np.full((len(rows), self.model.handle.vocabulary), -np.inf, np.float32)
-            whole[:, self._map] = rows
+            if self._head is None or len(logits) == 1:
+                whole[:, self._map] = rows
+            else:
+                start = 0
+                for text, count in enumerate(logits):
+                    own, part = self._head.columns(text), slice(start, start := start + count)
+                    whole[part, self._map[own]] = rows[part, own]
             rows = whole
         return torch.from_numpy(rows)
+
+    def know(self, sequence: int, ids: Sequence[int]) -> None:
+        """Of a head that follows the text, use the rows of `ids` for this sequence, beside those of frequent tokens.
+
+        Without a call, or after `forget`, the whole head is used; other heads do nothing here.
+        """
+        order, base = self.model.head_ids, self.model.head_base
+        if not base or order is None:
+            return
+        fresh = self._head is None
+        if self._head is None:
+            self._head = ContextHead(order.numpy(), base, self.model.handle.head_tile, len(self.lengths))
+        if self._head.know(sequence, ids) or fresh:
+            self._use_head()
+
+    def forget(self) -> None:
+        """Use the whole head again."""
+        if self._head is not None:
+            self._head = None
+            self._use_head()
+
+    def _use_head(self) -> None:
+        self._session.use_head(self._head.tiles if self._head else [])
+        if self.model.head_ids is not None:
+            self._map = self._head.ids if self._head else self.model.head_ids.numpy()
 
     def keep(self, length: int, nodes: Sequence[int]) -> None:
         """After a tree behind `length` tokens: keep those, and these of its nodes."""
@@ -82,6 +115,9 @@ class Session:
         """
         check_selected(rows, len(self.lengths))
         self._session.select(list(rows))
+        if self._head is not None:
+            self._head.select(rows)
+            self._use_head()
 
     def draft(self, k: int, ids: Sequence[int]) -> list[int]:
         """Append `ids` to the only sequence and draft `k` tokens greedily; all but the last draft are then cached, too.

@@ -35,6 +35,10 @@ class WeightReader(Protocol):
         """The tokens of a trimmed head, ascending; None for a whole head."""
         ...
 
+    def head_base(self) -> Tensor | None:
+        """The frequent tokens of a head that follows the text, ascending; None for another."""
+        ...
+
 
 class PlainReader:
     """Reads a Hugging Face checkpoint. A linear's kind follows from its zeros where the checkpoint claims a pattern."""
@@ -67,6 +71,9 @@ class PlainReader:
         return MatrixEntry.describe(stored, kind), {"values": stored.values}
 
     def head_ids(self) -> Tensor | None:
+        return None
+
+    def head_base(self) -> Tensor | None:
         return None
 
 

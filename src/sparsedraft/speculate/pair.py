@@ -18,6 +18,7 @@ from sparsedraft.native.threads import single_thread
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.loop.sequence import TokenSequence
@@ -53,6 +54,7 @@ class Pair:
 
     `route` is "none" (no drafter), "lookup", "same" (one tokenizer), "realign" or "intersection"; `why` is the reason.
     `drafter_temperature` multiplies the sampling temperature where the drafter draws from a distribution.
+    `window`: what the drafter reads of a long text; None is all of it.
     """
 
     target: LoadedModel
@@ -61,6 +63,7 @@ class Pair:
     why: str
     vocabulary: VocabularyMap | None = None
     drafter_temperature: float = 1.0
+    window: Window | None = None
 
     @classmethod
     def of(
@@ -130,6 +133,10 @@ class Pair:
         text = text_of(self.target.tokenizer, ids)
         return PromptPair(ids, uag.opening(tokenizer, text))
 
+    def read(self, prompt: PromptPair) -> list[int]:
+        """What the drafter reads of its prompt."""
+        return left_of(self.window, prompt.drafter)
+
     @cached_property
     def batches(self) -> bool:
         """Whether several prompts can be decoded at once."""
@@ -195,15 +202,23 @@ class Pair:
         drafting = self.drafting(sampling)
         if branching > 1:
             self.check_tree(branching, policy, len(prompts))
-            return TreeDrafter(cast(TreeBackend, backend), drafting, branching)
+            return TreeDrafter(cast(TreeBackend, backend), drafting, branching, window=self.window)
         rows = q.embedding_rows
         if self.route == "same":
 
-            def read(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
+            def heard(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
                 return [token if token < rows else 0 for token in sequence.tokens]
 
-            return ModelDrafter(backend, drafting, read=read, vocabulary=self.vocabulary, confident=policy.confident)
-        readers = uag.Readers(p.tokenizer, q.tokenizer, [(prompt.target, prompt.drafter) for prompt in prompts], rows)
+            return ModelDrafter(
+                backend,
+                drafting,
+                read=lambda sequence: left_of(self.window, heard(sequence)),
+                vocabulary=self.vocabulary,
+                confident=policy.confident,
+                heard=heard,
+            )
+        pairs = [(prompt.target, prompt.drafter) for prompt in prompts]
+        readers = uag.Readers(p.tokenizer, q.tokenizer, pairs, rows, self.window)
         if self.vocabulary is not None:
             return uag.intersection_drafter(backend, readers, self.vocabulary, drafting, policy)
         return RealignDrafter(

@@ -30,10 +30,13 @@ class PrefixCache:
         self._selected = list(range(self.rows))  # the rows that go on
         # only the native engine has it, and for its first row alone
         self.draft = self._draft if self.rows == 1 and hasattr(backend, "draft") else None
+        self.know = self._know if hasattr(backend, "know") else None
 
     def begin(self) -> None:
         """Look empty: no token counts, and no row is left out."""
         self._lengths, self._selected = [0] * self.rows, list(range(self.rows))
+        if self.know is not None:
+            self.backend.forget()  # type: ignore[attr-defined]
 
     def clear(self) -> None:
         """Forget everything."""
@@ -69,6 +72,10 @@ class PrefixCache:
         if ids:
             self._cached[row] += ids
             self._lengths[row] = len(self._cached[row])
+
+    def _know(self, row: int, ids: Sequence[int]) -> None:
+        """See native.session.Session."""
+        self.backend.know(self._selected[row], ids)  # type: ignore[attr-defined]
 
     def _draft(self, k: int, ids: Sequence[int]) -> list[int]:
         """See native.session.Session."""

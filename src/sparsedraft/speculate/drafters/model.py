@@ -21,7 +21,8 @@ class ModelDrafter:
     `read` gives the ids of a sequence as the drafter reads them (default: the target's). `vocabulary` maps the
     drafter's logits to the target's ids. `confident` decides whether a token is worth its time, before it is drawn, so
     that it cannot bias the draw: it gets the product of the top probabilities up to that place. `certain`: take the
-    likeliest token, without a q.
+    likeliest token, without a q. A backend whose head follows the text is told the tokens of `heard`: the sequence's,
+    or those that it reads.
     """
 
     verifier: Verifier = ChainVerifier()
@@ -35,6 +36,7 @@ class ModelDrafter:
         vocabulary: VocabularyMap | None = None,
         confident: Callable[[float], bool] = always,
         certain: bool = False,
+        heard: Callable[[TokenSequence], Sequence[int]] | None = None,
     ) -> None:
         self.backend, self.sampling, self.read, self.vocabulary = backend, sampling, read, vocabulary
         self.confident, self.certain = confident, certain or sampling.greedy
@@ -42,14 +44,17 @@ class ModelDrafter:
         self._draft_natively = getattr(backend, "draft", None) if plain else None  # whole drafts, without logits
         self._drafter_ids = vocabulary.inverse() if vocabulary else {}  # by the target's ids
         self._cached: list[list[int]] = [[] for _ in backend.lengths]  # what each row of the cache holds
+        self._know, self.heard = getattr(backend, "know", None), heard or read
+        self._told = [0] * len(backend.lengths)  # how many tokens of each row
 
     def select(self, rows: Sequence[int]) -> None:
         self.backend.select(rows)
-        self._cached = [self._cached[b] for b in rows]
+        self._cached, self._told = [self._cached[b] for b in rows], [self._told[b] for b in rows]
 
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
         contexts = [self.read(s) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
         limits = [self._limit(len(context), limit) for context, limit in zip(contexts, limits, strict=True)]
+        self._tell(sequences, limits)
         unread = self._unread(contexts, [limit > 0 for limit in limits])
         if self._draft_natively and len(sequences) == 1 and limits[0] > 0:
             tokens = self._draft_natively(limits[0], unread[0])
@@ -78,6 +83,9 @@ class ModelDrafter:
 
         The drafter has one sequence, and its context has room for the drafts.
         """
+        if self._know is not None:
+            self.backend.forget()  # type: ignore[attr-defined]
+            self._know(0, self.heard(sequence))
         (unread,) = self._unread([self.read(sequence)], [True])
         unread += [self._drafter_id(token) for token in drafted]
         logits = self.backend.forward([unread], [len(drafted) + 1])[0]
@@ -85,6 +93,16 @@ class ModelDrafter:
         logits = sound(logits, "drafter", range(len(sequence.tokens), len(sequence.tokens) + len(logits)))
         logits = logits if self.vocabulary is None else self.vocabulary.logits(logits)
         return probabilities(penalised(logits, self.sampling, sequence.tokens, drafted), self.sampling)
+
+    def _tell(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> None:
+        """Tell a head that follows the text what is new."""
+        if self._know is None:
+            return
+        for row, (sequence, limit) in enumerate(zip(sequences, limits, strict=True)):
+            if limit > 0:
+                text = self.heard(sequence)
+                self._know(row, text[self._told[row] :])
+                self._told[row] = len(text)
 
     def _limit(self, context: int, limit: int) -> int:
         """The most tokens that can be drafted after `context` tokens; 0 where there are none to go on from."""

@@ -17,6 +17,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers.retokenizer import Retokenizer
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.speculate.policy.protocol import Policy, always
 from sparsedraft.writers.protocol.backend import Backend
@@ -25,7 +26,8 @@ from sparsedraft.writers.protocol.backend import Backend
 class Readers:
     """The sequences as the drafter reads them: a Retokenizer each.
 
-    `prompts`: the prompts as (target, drafter) ids. `known`: how many ids the drafter can read; others become 0.
+    `prompts`: the prompts as (target, drafter) ids. `known`: how many ids the drafter can read; others become 0. Of a
+    long sequence only `window` is read.
     """
 
     def __init__(
@@ -34,8 +36,9 @@ class Readers:
         drafter: PreTrainedTokenizerBase,
         prompts: Sequence[tuple[Sequence[int], Sequence[int]]],
         known: int,
+        window: Window | None = None,
     ) -> None:
-        self.known = known
+        self.known, self.window = known, window
         self.by_row = [Retokenizer(target, drafter, ids, target_ids) for target_ids, ids in prompts]
         self.same: dict[int, int] = {}  # the drafter's ids of tokens that both have
 
@@ -44,7 +47,7 @@ class Readers:
         reader, answer = self.by_row[sequence.index], sequence.tokens[sequence.prompt :]
         ids, begun = reader.ids(answer), reader.begun(answer)
         ids += [self.same[t] for t in begun] if all(t in self.same for t in begun) else []
-        return [token if token < self.known else 0 for token in ids]
+        return [token if token < self.known else 0 for token in left_of(self.window, ids)]
 
 
 def intersection_drafter(

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling, penalised, probabilities, sound
+from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.speculate.loop.verify import Verifier
 from sparsedraft.speculate.trees.accept import without
 from sparsedraft.speculate.trees.draft import TreeDraft, branch
 from sparsedraft.speculate.trees.verify import TreeVerifier
+from sparsedraft.writers.prefix import shared
 from sparsedraft.writers.protocol.backend import TreeBackend
 
 
@@ -61,10 +63,18 @@ class TreeDrafter:
 
     verifier: Verifier = TreeVerifier()
 
-    def __init__(self, backend: TreeBackend, sampling: Sampling, branching: int = 2, width: int = 2) -> None:
+    def __init__(
+        self,
+        backend: TreeBackend,
+        sampling: Sampling,
+        branching: int = 2,
+        width: int = 2,
+        window: Window | None = None,
+    ) -> None:
         if branching < 1 or width < 1:
             raise UserError(f"a tree of branching {branching} and width {width} is not possible: give 1 or more.")
         self.backend, self.sampling, self.branching, self.width = backend, sampling, branching, width
+        self.window = window
         self._prefix: list[int] = []  # what the cache holds before the nodes
         self._tree = _Tree()
 
@@ -75,13 +85,14 @@ class TreeDrafter:
         if len(sequences) != 1:
             raise UserError(f"a tree is drafted for one prompt at a time, and there are {len(sequences)}.")
         (sequence,), (budget,) = sequences, limits
-        self._roll_back(sequence.tokens)
-        room = budget if self.backend.max_length is None else self.backend.max_length - len(sequence.tokens)
+        context = left_of(self.window, sequence.tokens)
+        self._roll_back(context)
+        room = budget if self.backend.max_length is None else self.backend.max_length - len(context)
         tree = self._tree
         if min(budget, room) <= 0:
             return [Draft()]
-        logits = self.backend.forward([sequence.tokens[len(self._prefix) :]], [1])[0]
-        self._prefix = list(sequence.tokens)
+        logits = self.backend.forward([context[len(self._prefix) :]], [1])[0]
+        self._prefix = list(context)
         self._grow(sequence, -1, logits, budget)
         while len(tree.tokens) < budget and (leaves := tree.likeliest_leaves(self.width, room)):
             for leaf, after in zip(leaves, self._read(leaves), strict=True):
@@ -117,8 +128,16 @@ class TreeDrafter:
             left = without(left, token)
 
     def _roll_back(self, tokens: list[int]) -> None:
-        """Keep in the cache the branch with which `tokens` went on after the prefix, and begin a new tree."""
-        tree, node, path = self._tree, -1, []
+        """Keep in the cache the branch with which `tokens` went on after the prefix, and begin a new tree.
+
+        Where they are no longer behind that prefix, as a window has moved on, what they share with it is kept.
+        """
+        tree, node, path = self._tree, -1, list[int]()
+        if len(tokens) <= len(self._prefix) or tokens[: len(self._prefix)] != self._prefix:
+            self._prefix = self._prefix[: min(shared(self._prefix, tokens), len(tokens) - 1)]
+            self.backend.rollback([len(self._prefix)])
+            self._tree = _Tree()
+            return
         for token in tokens[len(self._prefix) : len(tokens) - 1]:
             below = (n for n in tree.read if tree.parents[n] == node and tree.tokens[n] == token)
             if (child := next(below, None)) is None:

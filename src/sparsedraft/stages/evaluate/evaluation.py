@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ class Evaluation:
             **({"verification": "block"} if self.options.blockwise else {}),
             "simulated": self.options.simulate,
             **({} if self.options.cache == "int16" else {"cache": self.options.cache}),
+            **self.options.windowed,
             "prompts": len({answer.prompt_id for answer in answers}),
             "sequences": len(answers),
             "target_tokens": sum(len(answer.answer_ids) for answer in answers),
@@ -163,7 +165,7 @@ class Evaluation:
         if folder is None:
             return Pair.of(self.target, LOOKUP, "auto", self.options.sampling, loop)
         o = self.options
-        pair = Pair.of(self.target, load(folder, o), o.uag, o.sampling, loop, o.factor)
+        pair = replace(Pair.of(self.target, load(folder, o), o.uag, o.sampling, loop, o.factor), window=o.window)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair

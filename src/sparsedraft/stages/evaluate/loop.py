@@ -61,7 +61,7 @@ def reading(pair: Pair, prompts: PromptPair) -> dict[str, float]:
     `run` then starts from that cache. A prompt that fills the drafter's context is not read: it would not draft.
     """
     seconds = {}
-    for name, side, ids in (("target", pair.target, prompts.target), ("drafter", pair.drafter, prompts.drafter)):
+    for name, side, ids in (("target", pair.target, prompts.target), ("drafter", pair.drafter, pair.read(prompts))):
         if side is None:
             continue
         backend = side.cached_backend()

@@ -12,6 +12,7 @@ from sparsedraft.base.fields import Across, BatchSize, MaxNewTokens, Replacing, 
 from sparsedraft.base.options import Argument, Exists, Options, Text, Words
 from sparsedraft.maths.warpers import Sampling
 from sparsedraft.models.names import LOOKUP, check_drafter, check_model
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.text.names import check_prompts
 from sparsedraft.writers.server.secret import shown
 
@@ -118,6 +119,16 @@ class EvaluateSettings(_Server, _Rows, Across, Sampled, _Drafted):
     def blockwise(self) -> bool:
         """Whether drafts may be verified as blocks."""
         return not self.sampling.greedy and self.verification == "block" and self.tree == 1
+
+    @property
+    def window(self) -> Window | None:
+        """What drafters read of a long text; None: all of it."""
+        return Window.of_options(self.drafter_window, self.drafter_sinks)
+
+    @property
+    def windowed(self) -> dict[str, int]:
+        """The same for results, of which older versions say nothing."""
+        return {"drafter_window": self.drafter_window, "drafter_sinks": self.drafter_sinks} if self.window else {}
 
     @property
     def numbers(self) -> list[int]:

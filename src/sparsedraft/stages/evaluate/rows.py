@@ -32,8 +32,18 @@ IN_TEXT, IN_LOOP = "the target's text", "drafts in the loop"  # what a row's α 
 
 def alpha_of(pair: Pair, options: EvaluateOptions) -> str:
     """What α is the acceptance of: the target's text, or (mostly across tokenizers) the loop's drafts, over all K's."""
-    by_chains = options.simulate and pair.route == "intersection" and not options.sampling.greedy
-    return IN_TEXT if pair.route == "same" or by_chains else IN_LOOP
+    q_known = pair.route == "intersection" or (pair.route == "same" and not _reads_text(pair))
+    by_chains = options.simulate and q_known and not options.sampling.greedy
+    return IN_TEXT if _reads_text(pair) or by_chains else IN_LOOP
+
+
+def _reads_text(pair: Pair) -> bool:
+    """Whether the drafter reads the target's tokens from front to back, so that one pass tells what it drafts.
+
+    A window moves from step to step, and a head that follows the text grows.
+    """
+    native = pair.drafter.native if pair.drafter else None
+    return pair.route == "same" and pair.window is None and not (native and native.head_base)
 
 
 def allowed(answer: Answer) -> int:
@@ -150,7 +160,7 @@ class Measurement:
         target, drafter, sampling = self.pair.target, self.pair.drafter, self.options.sampling
         drafting = self.pair.drafting(sampling)
         todo = [answer for answer in answers if answer.id not in done]
-        if self.pair.route != "same" or drafter is None:
+        if not _reads_text(self.pair) or drafter is None:
             for answer in todo:
                 self._forget_prefixes()
                 yield answer, None
@@ -195,7 +205,7 @@ class Measurement:
         return {str(k): expected(acceptances.ratios, int(k), *room, verification=how).to_dict() for k in self.ks}
 
     def _from_chains(self, answer: Answer) -> tuple[dict[str, Any], float]:
-        """(expected histograms by K, α) of a drafter that samples from a part of the target's vocabulary."""
+        """(expected histograms by K, α) of a drafter that samples, and reads other tokens than the target."""
         sampling, longest = self.options.sampling, max(self.options.numbers)
         drafter = self.pair.decoder([self._prompts(answer)], Constant(longest), sampling, keep_cache=True).drafter
         assert isinstance(drafter, ModelDrafter)
@@ -233,7 +243,7 @@ class Measurement:
         context = None if self.pair.drafter is None else self.pair.drafter.context
         if context is None:
             return
-        if full := sum(len(self._prompts(answer).drafter) >= context for answer in todo):
+        if full := sum(len(self.pair.read(self._prompts(answer))) >= context for answer in todo):
             console.print(
                 f"{self.name}: {full} of {len(todo)} prompts fill the drafter's context of {context} tokens: it drafts "
                 "nothing for them, and they count as such."

@@ -24,8 +24,10 @@ from sparsedraft.text import prompts
 from sparsedraft.text.prompts import Prompt
 from sparsedraft.writers.server.address import Endpoint
 
-# options that the result does not depend on: where and how fast a server answers; the others only where it samples
-ELSEWHERE = ("url", "served_name", "concurrency", "verification", "drafter_temperature")
+# options that the result does not depend on, or not always: those are added below
+ELSEWHERE = (
+    "url", "served_name", "concurrency", "verification", "drafter_temperature", "drafter_window", "drafter_sinks",
+)  # fmt: skip
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -95,6 +97,7 @@ def _inputs(
             **({} if options.cache == "int16" else {"cache": options.cache}),
             **({"verification": "block"} if options.blockwise else {}),
             **({} if options.sampling.greedy or options.factor is None else {"drafter_temperature": options.factor}),
+            **options.windowed,
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },

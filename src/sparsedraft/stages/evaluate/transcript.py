@@ -1,13 +1,13 @@
 """The real loop's numbers from a transcript of the target, for drafts that depend on where a step starts.
 
-Across tokenizers, and with look-up, a step drafts other tokens where it starts elsewhere, so one teacher-forced pass is
-not enough. The loop sees nothing of a target but its text, and that is known:
+Across tokenizers, with look-up and with a window, a step drafts other tokens where it starts elsewhere, so one
+teacher-forced pass is not enough. The loop sees nothing of a target but its text, and that is known:
 
 - Drafts without a distribution (greedy, `realign`, look-up) are compared with the target's own choice, which is the
   text's next token. So the real loop runs with a `Transcript` in the target's place. Its histogram is the real one
   under greedy decoding, and one of its draws under sampling.
-- `intersection` under sampling: given the text, p and q along it say by which chance its tokens were accepted drafts
-  (see `simulation`), where q follows the chain of drafts that are the text's tokens.
+- `intersection`, and a drafter that reads a window, under sampling: given the text, p and q along it say by which
+  chance its tokens were accepted drafts (see `simulation`), where q follows the drafts that are the text's tokens.
 """
 
 from collections.abc import Sequence
@@ -75,12 +75,11 @@ def chains(
 ) -> tuple[Tensor, list[Chain]]:
     """(Σ_v min(p, q) [n] at each place of the text, whose mean is α; the `Chain` of a step with K = k from each place).
 
-    `drafter` samples from a part of the target's vocabulary, by its own sampling; `p` gives the target's logits, of
-    which `sampling` makes its distribution; `room` as in `simulate`.
+    `drafter` samples from a part of the target's vocabulary, or reads a part of the text, and makes q by its own
+    sampling; `p` gives the target's logits, of which `sampling` makes p; `room` as in `simulate`.
     """
     n, tokens, vocabulary, full = len(answer), [*prompt, *answer], drafter.vocabulary, drafter.backend.max_length
-    assert vocabulary is not None, "a drafter with all of the target's tokens reads its text: see evaluate.simulation"
-    writable = vocabulary.inverse().keys()
+    writable = vocabulary.inverse().keys() if vocabulary is not None else {*answer}
     p_chances = probabilities(penalised(p(tokens[:-1], n), sampling, prompt, answer), sampling).cpu()
     shares, chains_at = torch.zeros(n), []
     for at in range(n):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sparsedraft.base import bounds
-from sparsedraft.base.fields import Machine, Out, Replacing, Seed, SequenceLength, ValidationPrompts
+from sparsedraft.base.fields import Machine, Out, Replacing, Seed, SequenceLength, ValidationPrompts, Windowed
 from sparsedraft.base.options import Argument, Exists, Options, StageOptions
 from sparsedraft.models.names import check_model
 from sparsedraft.text.names import check_data
@@ -111,7 +111,7 @@ class Settings(StageOptions, Training):
         return dict(sorted(self, key=lambda item: known.get(item[0], len(known))))
 
 
-class FinetuneSettings(Training):
+class FinetuneSettings(Windowed, Training):
     """How to fine-tune: the recipe's section."""
 
     validation_prompts: ValidationPrompts = 16

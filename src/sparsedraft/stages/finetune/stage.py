@@ -23,11 +23,13 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native.loading import load
 from sparsedraft.native.packed_folder import is_packed
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.stages.finetune import checks, features, loop, state
 from sparsedraft.stages.finetune.loop import Task
 from sparsedraft.stages.finetune.masks import stored_masks
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.options import FinetuneOptions
+from sparsedraft.stages.finetune.windowed import windowed
 from sparsedraft.text import bins, dataset
 from sparsedraft.text.sample import Sample, held_out
 
@@ -59,7 +61,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """Fine-tune the drafter on the distilled data and write the checkpoint `options.out`.
 
     A drafter whose sparsity.json claims a mask keeps it exactly, or moves it inside its pattern; any other is trained
-    whole. `validation_prompts` prompts (all their turns) are held out for validation. `teacher` is the target that
+    whole. With a window each stretch of an answer follows what the drafter will read before it.
+    `validation_prompts` prompts (all their turns) are held out for validation. `teacher` is the target that
     wrote the data, in memory: every loss but nll compares with it, or else with the log-probabilities that `distill`
     stored. `feature_teacher` is the dense drafter, for SquareHead. `dtype` is the arithmetic of forward and backward
     passes, and what the teachers are loaded in; weights and moments are float32, and the checkpoint is written in the
@@ -77,6 +80,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
             **vars(sources),
             "settings": settings.recorded(),
             "validation_prompts": options.validation_prompts,
+            **({"window": [options.drafter_window, options.drafter_sinks]} if options.drafter_window else {}),
             "device": options.device,
             "dtype": options.dtype,
             **templates.inputs(options.template_args),
@@ -177,6 +181,8 @@ def _load(sources: _Sources, accelerator: Accelerator, options: FinetuneOptions)
     if hard and not options.nll_weight:  # such rows teach nothing, and would use up the budget
         training = [sample for sample in training if sample.soft]
     model = load(sources.drafter, device="cpu" if accelerator.is_fsdp2 else accelerator.device)
+    if window := Window.of_options(options.drafter_window, options.drafter_sinks):
+        training, validation = ([*windowed(part, window)] for part in (training, validation))
     longest = min(options.sequence_length, context_length(model) or options.sequence_length)
     training, validation = _fit(training, longest, "training"), _fit(validation, longest, "validation")
     claim = claims.check_claims(model, sources.drafter)

@@ -1,7 +1,7 @@
 """Texts that a target writes, with or without a drafter: piece by piece, and whole."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.detokenizer import Detokenizer
 from sparsedraft.native.model import check_prompts_fit
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair, PromptPair
@@ -109,7 +110,10 @@ class TextGenerator:
 
     def _check_memory(self) -> None:
         at_once = sum if self.pair.batches else max  # prompts are read together, or one by one
-        lengths = {"target": [len(p.target) for p in self.prompts], "drafter": [len(p.drafter) for p in self.prompts]}
+        lengths = {
+            "target": [len(p.target) for p in self.prompts],
+            "drafter": [len(self.pair.read(p)) for p in self.prompts],
+        }
         models = {"target": self.pair.target, "drafter": self.pair.drafter}
         check_prompts_fit([(m.native, at_once(lengths[name])) for name, m in models.items() if m and m.native])
 
@@ -167,7 +171,8 @@ def load_pair(
     other: LoadedModel | str | None = drafter
     if drafter is None and o.drafter is not None:
         other = LOOKUP if o.drafter == LOOKUP else LoadedModel.load(o.drafter, **loading)
-    pair = Pair.of(target, other, o.uag, sampling_of(o), drafter_temperature=o.factor)
+    window = Window.of_options(o.drafter_window, o.drafter_sinks)
+    pair = replace(Pair.of(target, other, o.uag, sampling_of(o), drafter_temperature=o.factor), window=window)
     if o.tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {o.tree} needs a model that drafts: give one as --drafter, or leave it out.")
     return pair
@@ -188,10 +193,10 @@ def prompt_pair(pair: Pair, text: str, raw: bool) -> PromptPair:
             )
         messages = [{"role": "user", "content": text}]
         prompt = pair.prompt_pair(templates.chat_ids(tokenizer, messages), messages)
-    context = None if pair.drafter is None else pair.drafter.context
-    if context is not None and len(prompt.drafter) >= context:
+    context, read = None if pair.drafter is None else pair.drafter.context, len(pair.read(prompt))
+    if context is not None and read >= context:
         raise UserError(
-            f"the prompt has {len(prompt.drafter)} tokens, which fill the drafter's context of {context}: shorten it, "
-            "or leave out --drafter."
+            f"the drafter reads {read} tokens of the prompt, which fill its context of {context}: shorten the prompt, "
+            "give a smaller --drafter-window, or leave out --drafter."
         )
     return prompt

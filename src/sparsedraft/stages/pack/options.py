@@ -58,11 +58,17 @@ class _Packing(Calibration):
         description="The target that wrote the data of --calibrate-temperature; default: the log-probabilities in it.",
     )
     validation_prompts: ValidationPrompts = 16
+    head_follows: bool = Field(
+        False,
+        description="Keep the whole head: a draft looks at the rows of --head-tokens and of the text's own tokens.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if (self.head_tokens is None) != (self.head_data is None):
             raise ValueError("<head_tokens> and <head_data> belong together: the data says which tokens are frequent")
+        if self.head_follows and self.head_tokens is None:
+            raise ValueError("<head_follows> needs <head_tokens> and <head_data>, the tokens that it always looks at")
         if self.activations not in (None, 8, 16):
             raise ValueError(f"<activations> are of 8 or of 16 bits, not of {self.activations}: give one of them")
         if self.activations == 8 and not {self.weights, self.head_weights} & {"int8", "int4"}:

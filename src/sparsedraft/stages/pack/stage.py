@@ -40,7 +40,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     int8 is multiplied with. A head that is tied to the embedding is stored beside it where the two are rounded
     differently; the packed model's config.json then ties nothing.
     `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a
-    text); the answers' tokens that it lost are counted.
+    text); the answers' tokens that it lost are counted. With `head_follows` it stays whole, and a draft looks at those
+    rows and at those of the tokens that the text has so far.
     int4 is rounded by least squares; with `calibration` so that the outputs of layers change least on that text, a
     decoder layer in memory at a time, and the head last. A checkpoint that `prune --quantize int4` wrote keeps its
     codes.
@@ -65,7 +66,9 @@ def pack(options: PackOptions) -> dict[str, Any]:
         if options.head_tokens is not None and options.head_data is not None:
             ids, missed = frequent_tokens(folder, options.head_data, options.head_tokens, writer.vocabulary())
             head = {"head_tokens": len(ids), "head_missed": missed}
-        result = writer.write(work, ids, codes) | head | rounding
+            if options.head_follows:
+                head["head_follows"] = True
+        result = writer.write(work, ids, codes, follows=options.head_follows) | head | rounding
         register()  # so that transformers loads the packed folder
         check_loads(work)
         return result | note(folder, work, fits)
@@ -83,6 +86,8 @@ def _inputs(options: PackOptions, types: Types, head_on_text: bool) -> dict[str,
         "weights": options.weights, "head_tokens": options.head_tokens,
         "head_data": Path(options.head_data) if options.head_data else None,
     }  # fmt: skip
+    if options.head_follows:
+        inputs["head_follows"] = True
     if types.head != options.weights:
         inputs["head_weights"] = types.head
     if types.embedding != types.head:

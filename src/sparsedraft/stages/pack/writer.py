@@ -18,7 +18,7 @@ from sparsedraft.models.gguf.blocks import BlockFile
 from sparsedraft.models.shards import SHARD, Shards
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.weight_files import INDEX
-from sparsedraft.native.packed_folder import FORMAT, HEAD_IDS, HEADER, version_of
+from sparsedraft.native.packed_folder import FORMAT, HEAD_BASE, HEAD_IDS, HEADER, version_of
 from sparsedraft.native.packed_format import MatrixEntry, kind_of, pack_matrix, scale_group, stored_bytes, unpack_matrix
 from sparsedraft.native.q6_k import check_possible
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
@@ -117,14 +117,23 @@ class PackedWriter:
         return differ and self.tied and self._embedding() is not None
 
     def write(
-        self, work: Path, head_ids: Tensor | None = None, calibrated: CalibratedCodes | None = None
+        self,
+        work: Path,
+        head_ids: Tensor | None = None,
+        calibrated: CalibratedCodes | None = None,
+        *,
+        follows: bool = False,
     ) -> dict[str, Any]:
         """Write the folder `work`, the head trimmed to `head_ids`; its kinds, bytes and rounding error.
 
-        `calibrated`: the codes of int4; None: those of the checkpoint, or of least squares.
+        `calibrated`: the codes of int4; None: those of the checkpoint, or of least squares. `follows`: the head stays
+        whole, and `head_ids` are the tokens that a draft always looks at.
         """
         self.calibrated = calibrated
-        self._write_tensors(work, head_ids)
+        if follows and head_ids is not None:
+            self._write_tensors(work, None, {HEAD_BASE: head_ids})
+        else:
+            self._write_tensors(work, head_ids, {} if head_ids is None else {HEAD_IDS: head_ids})
         weights = self._weights()
         header = {"format": FORMAT, "version": version_of(self.entries), "weights": weights, "linears": self.entries}
         write_json(work / HEADER, header)
@@ -161,9 +170,8 @@ class PackedWriter:
         inside = [entry["values"] for name, entry in self.entries.items() if name in self.linears.values()]
         return self.types.weights if self.kept is None else Counter(inside).most_common(1)[0][0]
 
-    def _write_tensors(self, work: Path, head_ids: Tensor | None) -> None:
-        """All tensors, in files of bounded size."""
-        pending: dict[str, Tensor] = {} if head_ids is None else {HEAD_IDS: head_ids}
+    def _write_tensors(self, work: Path, head_ids: Tensor | None, pending: dict[str, Tensor]) -> None:
+        """All tensors, in files of bounded size, and those that are `pending`."""
         files: list[dict[str, int]] = []  # of each file: the bytes of its tensors
 
         def flush() -> None:

@@ -142,6 +142,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("bytes", &Model::bytes)
       .def_prop_ro("vocabulary", [](const Model& x) { return x.config.vocabulary; })
       .def_prop_ro("head_rows", [](const Model& x) { return x.head->rows; })
+      .def_prop_ro("head_tile", [](const Model& x) { return x.head->tile_rows(); })
       .def_prop_ro("max_length", [](const Model& x) { return x.config.max_length; });
   m.def("model", &model, "config"_a, "embedding"_a, "layers"_a, "final_norm"_a, "head"_a,
         nb::keep_alive<0, 2>());  // the embedding's bytes are borrowed

@@ -46,6 +46,10 @@ class GuardedSession {
     const Use use(busy_);
     session_.select(which);
   }
+  void use_head(const std::vector<size_t>& tiles) {
+    const Use use(busy_);
+    session_.use_head(tiles);
+  }
   std::vector<size_t> lengths() const { return session_.lengths(); }
 
  private:
@@ -71,6 +75,7 @@ void bind_session(nb::module_& m) {
       .def("rollback", &GuardedSession::rollback, "lengths"_a)
       .def("keep", &GuardedSession::keep, "length"_a, "nodes"_a)
       .def("select", &GuardedSession::select, "which"_a)
+      .def("use_head", &GuardedSession::use_head, "tiles"_a)
       .def_prop_ro("lengths", &GuardedSession::lengths);
 }
 

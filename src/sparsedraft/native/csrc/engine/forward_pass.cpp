@@ -190,9 +190,18 @@ const float* ForwardPass::logits() {
   if (tokens_.empty()) return nullptr;
   norm_hidden(model_->final_norm);
   logits_.resize(logits_stride() * tokens_.size());
-  multiply(normed_, {{model_->head.get(), logits_.data(), logits_stride()}});
+  const Matrix& head = *model_->head;
+  std::vector<Product> products;
+  for (const TileRange& tiles : head_tiles_) products.push_back({&head, logits_.data(), logits_stride(), tiles});
+  if (products.empty()) products.push_back({&head, logits_.data(), logits_stride()});
+  multiply(normed_, products);
   if (c.softcap > 0)
-    for (float& x : logits_) x = c.softcap * std::tanh(x / c.softcap);
+    for (const Product& p : products)
+      for (size_t t = 0; t < tokens_.size(); ++t)
+        for (size_t i = p.tiles.first * head.tile_rows(); i < p.tiles.last * head.tile_rows(); ++i) {
+          float& x = logits_[t * logits_stride() + i];
+          x = c.softcap * std::tanh(x / c.softcap);
+        }
   return logits_.data();
 }
 

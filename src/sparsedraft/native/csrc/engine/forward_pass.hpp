@@ -33,6 +33,10 @@ class ForwardPass {
   // than the context holds, std::bad_alloc where memory does not suffice; no sequence has changed then.
   const float* run(const std::vector<Chunk>& chunks);
 
+  // From now on only these tiles of the head are multiplied; the other logits mean nothing. Empty: all.
+  void use_head(std::vector<TileRange> tiles) { head_tiles_ = std::move(tiles); }
+  const std::vector<TileRange>& head_tiles() const { return head_tiles_; }
+
   size_t logits_stride() const { return padded(model_->head->rows, kRows4); }
   const Model& model() const { return *model_; }
 
@@ -72,6 +76,7 @@ class ForwardPass {
   std::vector<float> up_;                        // [tokens, up_stride_]
   std::vector<float> projected_;                 // [tokens, hidden_stride_]: what a block gives
   std::vector<float> logits_;                    // [logits, logits_stride()]
+  std::vector<TileRange> head_tiles_;
   RotaryTable rotary_;
   std::vector<AttentionJob> attention_jobs_;
   size_t q_stride_, kv_stride_, hidden_stride_, up_stride_;

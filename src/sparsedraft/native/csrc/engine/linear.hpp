@@ -109,11 +109,21 @@ class ActivationBuffer {
   int together_ = 1;  // tokens of a group of q8_
 };
 
-// out = W x
+// Tiles of a matrix, from the first to the one behind the last.
+struct TileRange {
+  size_t first = 0;
+  size_t last = 0;
+  size_t count() const { return last - first; }
+};
+
+// out = W x, of the rows in `tiles` only
 struct Product {
   const Matrix* matrix;
   float* out;     // [tokens, stride]
   size_t stride;  // room for whole tiles of rows
+  TileRange tiles;
+  Product(const Matrix* m, float* y, size_t apart) : Product(m, y, apart, {0, m->tile_count()}) {}
+  Product(const Matrix* m, float* y, size_t apart, TileRange of) : matrix(m), out(y), stride(apart), tiles(of) {}
 };
 
 // Several products of the same inputs, in one go of the pool.
@@ -124,7 +134,7 @@ inline void multiply_rounded(const Kernels& kernels, Pool& pool, ActivationBuffe
     wanted.words |= p.matrix->values == Values::i8 && !p.matrix->wants_bytes();
     wanted.bytes |= p.matrix->wants_bytes();
     wanted.split |= kernels.wants_split && kernels.wants_split(*p.matrix, x.tokens());
-    tiles += p.matrix->tile_count();
+    tiles += p.tiles.count();
   }
   const Activations a = x.activations(kernels, pool, wanted);
   constexpr size_t kPiecesOfThread = 8;
@@ -132,8 +142,8 @@ inline void multiply_rounded(const Kernels& kernels, Pool& pool, ActivationBuffe
   step += step % 2;  // some kernels take two tiles at once
   pool.run(tiles, step, [&](size_t first, size_t last) {  // of the tiles of all matrices, one behind the other
     for (const Product& p : products) {
-      const size_t count = p.matrix->tile_count();
-      if (first < count) kernels.multiply(*p.matrix, a, p.out, p.stride, first, std::min(last, count));
+      const size_t count = p.tiles.count(), begin = p.tiles.first;
+      if (first < count) kernels.multiply(*p.matrix, a, p.out, p.stride, begin + first, begin + std::min(last, count));
       if (last <= count) break;
       first = first > count ? first - count : 0;
       last -= count;
@@ -165,10 +175,11 @@ inline void multiply_all(const Kernels& kernels, Pool& pool, ActivationBuffer& x
   for (const Product& p : of_bytes) {
     if (fine->sums.size() < 2 * count * p.stride) fine->sums.resize(2 * count * p.stride);
     const float* sums = fine->sums.data();
-    multiply_rounded(kernels, pool, fine->both, {{p.matrix, fine->sums.data(), p.stride}});
+    multiply_rounded(kernels, pool, fine->both, {{p.matrix, fine->sums.data(), p.stride, p.tiles}});
+    const size_t begin = p.tiles.first * p.matrix->tile_rows(), end = std::min(p.tiles.last * p.matrix->tile_rows(), p.matrix->rows);
     pool.run(count, 1, [&](size_t first, size_t last) {
       for (size_t t = first; t < last; ++t)
-        for (size_t i = 0; i < p.matrix->rows; ++i) p.out[t * p.stride + i] = sums[t * p.stride + i] + sums[(count + t) * p.stride + i];
+        for (size_t i = begin; i < end; ++i) p.out[t * p.stride + i] = sums[t * p.stride + i] + sums[(count + t) * p.stride + i];
     });
   }
 }

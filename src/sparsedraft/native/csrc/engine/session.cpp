@@ -27,7 +27,7 @@ int64_t likeliest(const float* x, size_t n) {
 }  // namespace
 
 Session::Session(std::shared_ptr<const Model> model, std::shared_ptr<Pool> pool, int sequences, const Kernels& kernels)
-    : model_(std::move(model)), pass_(model_, std::move(pool), kernels) {
+    : model_(std::move(model)), pass_(model_, std::move(pool), kernels), head_rows_(model_->head->rows) {
   constexpr int kMost = 4096;
   if (sequences < 1 || sequences > kMost) throw std::invalid_argument("rows must be from 1 to 4096");
   for (int i = 0; i < sequences; ++i) sequences_.push_back(std::make_unique<Sequence>(*model_));
@@ -52,8 +52,34 @@ std::unique_ptr<float[]> Session::forward(std::vector<std::vector<int64_t>> ids,
   const size_t stride = pass_.logits_stride();
   std::unique_ptr<float[]> out(new float[rows * std::max(0, total)]);  // before anything changes: memory may not suffice
   const float* found = chunks.empty() ? nullptr : pass_.run(chunks);
-  for (int t = 0; t < total; ++t) std::copy_n(found + t * stride, rows, out.get() + t * rows);
+  for (int t = 0; t < total; ++t) copy_logits(found + t * stride, out.get() + t * rows);
   return out;
+}
+
+void Session::copy_logits(const float* found, float* out) const {
+  if (pass_.head_tiles().empty()) {
+    std::copy_n(found, head_rows_, out);
+    return;
+  }
+  const Matrix& head = *model_->head;
+  for (const TileRange& tiles : pass_.head_tiles()) {
+    const size_t first = tiles.first * head.tile_rows(), last = std::min(tiles.last * head.tile_rows(), head.rows);
+    out = std::copy(found + first, found + last, out);
+  }
+}
+
+void Session::use_head(const std::vector<size_t>& tiles) {
+  const Matrix& head = *model_->head;
+  std::vector<TileRange> ranges;
+  for (const size_t tile : tiles) {
+    if (tile >= head.tile_count() || (!ranges.empty() && tile < ranges.back().last))
+      throw std::invalid_argument("tiles of the head must be there, and ascend");
+    if (ranges.empty() || ranges.back().last != tile) ranges.push_back({tile, tile});
+    ++ranges.back().last;
+  }
+  head_rows_ = ranges.empty() ? head.rows : tiles.size() * head.tile_rows();
+  if (!ranges.empty() && ranges.back().last == head.tile_count()) head_rows_ -= head.tile_count() * head.tile_rows() - head.rows;
+  pass_.use_head(std::move(ranges));
 }
 
 std::vector<int64_t> Session::draft(std::vector<int64_t> ids, int count, const int64_t* map) {
@@ -61,7 +87,13 @@ std::vector<int64_t> Session::draft(std::vector<int64_t> ids, int count, const i
   Sequence& sequence = only();
   for (int i = 0; i < count; ++i) {
     const std::vector<Chunk> chunks{{&sequence, std::move(ids), 1, false, {}}};
-    const int64_t best = likeliest(pass_.run(chunks), head_rows());
+    const float* found = pass_.run(chunks);
+    if (!pass_.head_tiles().empty()) {
+      drafted_logits_.resize(head_rows_);
+      copy_logits(found, drafted_logits_.data());
+      found = drafted_logits_.data();
+    }
+    const int64_t best = likeliest(found, head_rows_);
     out.push_back(best < 0 || !map ? best : map[best]);
     if (best < 0) break;
     ids = {out.back()};

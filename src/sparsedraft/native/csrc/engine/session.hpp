@@ -23,13 +23,19 @@ class Session {
   void select(const std::vector<size_t>& which);  // keep these sequences, in this order; throws before any has moved
   std::vector<size_t> lengths() const;
   size_t size() const { return sequences_.size(); }
-  size_t head_rows() const { return pass_.model().head->rows; }
+  // From now on logits are those of these tiles of the head alone, which ascend, one behind the other. Throws std::invalid_argument
+  // for tiles that are not there or do not ascend.
+  void use_head(const std::vector<size_t>& tiles);
+  size_t head_rows() const { return head_rows_; }  // of the logits of a token
 
  private:
   Sequence& only();
+  void copy_logits(const float* found, float* out) const;  // of a token: those of the head's tiles in use
   std::shared_ptr<const Model> model_;
   ForwardPass pass_;
   std::vector<std::unique_ptr<Sequence>> sequences_;
+  size_t head_rows_;
+  std::vector<float> drafted_logits_;
 };
 
 }  // namespace sparsedraft
