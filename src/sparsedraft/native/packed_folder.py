@@ -104,6 +104,11 @@ class PackedReader:
         """Rows of a trimmed head; None for a whole one."""
         return self._shards.shapes[HEAD_IDS][0] if HEAD_IDS in self._shards.files else None
 
+    @property
+    def drafted_rows(self) -> int | None:
+        """Rows of the head that a draft always looks at; None for all."""
+        return self._shards.shapes[HEAD_BASE][0] if HEAD_BASE in self._shards.files else self.head_rows
+
     def scale(self, name: str) -> Tensor | None:
         """The scale of the matrix `name` as stored; None where it has none."""
         return self._scales.get(f"{name}.scale")

@@ -37,8 +37,13 @@ def packed_bytes(recipe: Recipe, how: Speed, model: Model, entry: Drafter | None
     stays, kept = (density(recipe, entry) or 1.0, kept_layers(recipe, entry, model)) if entry else (1.0, 1.0)
     kind = "dense" if entry is None else kind_of(recipe, entry)
     return kept * model.linears * expected_bytes(kind, how.weights, stays) + _embedding_bytes(
-        how, model, how.head_tokens if entry else None
+        how, model, _trimmed(how, entry)
     )
+
+
+def _trimmed(how: Speed, entry: Drafter | None) -> int | None:
+    """Rows of the drafter's trimmed head; None where all are stored."""
+    return how.head_tokens if entry and not how.head_follows else None
 
 
 def _embedding_bytes(how: Speed, model: Model, head_tokens: int | None) -> float:
@@ -87,7 +92,7 @@ def _weights_bytes(recipe: Recipe, how: Speed, model: Model, entry: Drafter | No
         return 4.0 * model.parameters
     if entry is None and not how.pack_target:
         return model.parameters * BYTES.get(str(model.config.dtype).removeprefix("torch."), 4.0)
-    head_tokens = how.head_tokens if entry else None
+    head_tokens = _trimmed(how, entry)
     linears = packed_bytes(recipe, how, model, entry) - _embedding_bytes(how, model, head_tokens)
     return linears + _head_bytes(how, model, head_tokens) + _vectors(model)
 

@@ -125,6 +125,7 @@ class Speed(Options):
         None, ge=1, le=bounds.TOKENS
     )  # int4 is rounded on so many tokens of the data; None: by least squares
     head_tokens: int | None = Field(None, ge=1, le=bounds.VOCABULARY)  # trims heads to the data's most frequent tokens
+    head_follows: bool = False  # heads stay whole, and drafts look at those tokens and at the text's own
     pack_target: bool = False  # the target, too
     k: tuple[K, ...] = Field((1, 2, 3, "auto"), min_length=1)
     limit: BatchSize = 8
@@ -138,4 +139,13 @@ class Speed(Options):
                 f"calibration_tokens {self.calibration_tokens} are to round int4, and weights are {self.weights}: set "
                 "weights to int4, or leave calibration_tokens out"
             )
+        if self.head_follows and self.head_tokens is None:
+            raise ValueError("head_follows true needs head_tokens: say how many tokens drafts always look at")
         return self
+
+    @property
+    def trim(self) -> dict[str, Any]:
+        """How `pack` trims heads; empty where it does not."""
+        if self.head_tokens is None:
+            return {}
+        return {"head_tokens": self.head_tokens} | ({"head_follows": True} if self.head_follows else {})

@@ -35,6 +35,10 @@ class PrefixCache:
     def begin(self) -> None:
         """Look empty: no token counts, and no row is left out."""
         self._lengths, self._selected = [0] * self.rows, list(range(self.rows))
+        self.forget()
+
+    def forget(self) -> None:
+        """See native.session.Session."""
         if self.know is not None:
             self.backend.forget()  # type: ignore[attr-defined]
 

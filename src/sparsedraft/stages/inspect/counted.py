@@ -89,7 +89,7 @@ def _packed(folder: Path, config: PretrainedConfig) -> Contents:
             if linear == "lm_head" or config.get_text_config().tie_word_embeddings:
                 head_weights = entry.values
     matrices.sort(key=lambda record: layer_order(record.name))
-    size, head = sum(record.size for record in matrices), _head_macs(config, weights.head_rows)
+    size, head = sum(record.size for record in matrices), _head_macs(config, weights.drafted_rows)
     return Contents(
         matrices=matrices,
         macs=head + size - sum(record.zeros for record in matrices),
