@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.loop.shares import by_source
 from sparsedraft.speculate.loop.times import Times, synchronized
 from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.speculate.policy.policies import Constant
@@ -28,7 +29,7 @@ def run(
     """(tokens, histogram, measures) of one answer; the histogram has a place for `most` accepted drafts at least.
 
     Seconds, steps, drafts and tokens leave the first step out, which is `first` (and reads the prompt, unless `reading`
-    or another policy has read it); the histogram does not.
+    or another policy has read it); the histogram does not. `sources`: where look-up drafts beside a model, `by_source`.
     """
     decoder = pair.decoder([prompts], policy, sampling, branching=branching, keep_cache=True)
     steps: list[Step] = []
@@ -40,7 +41,7 @@ def run(
     tokens = [token for step in steps for token in step.emitted]
     histogram = Histogram.of_steps(steps, max([most, *(len(step.drafted) for step in steps)]))
     later = steps[1:]
-    measures = {
+    measures: dict[str, Any] = {
         **{key: round(value, 6) for key, value in asdict(decoder.times).items()},
         "seconds": round(decoder.times.total, 6),
         "first": round(first.total, 6),
@@ -52,6 +53,8 @@ def run(
         "kept": sum(step.kept for step in steps),
         "expected": round(sum(step.expected for step in steps), 6),
     }
+    if pair.lookup:
+        measures["sources"] = by_source((step.match, len(step.drafted), step.accepted) for step in steps)
     return tokens, histogram.to_dict(), measures
 
 

@@ -1,0 +1,125 @@
+"""Which of two sources drafts, look-up or a model: the one that is expected to bring more tokens per second."""
+
+from sparsedraft.speculate.policy.estimates import Estimates
+from sparsedraft.speculate.policy.means import Mean
+from sparsedraft.speculate.policy.protocol import Choice, Outcome, Policy, Trial
+
+
+class Acceptances:
+    """How often a drafted token is accepted: a model's; and a looked-up one, by the length of the match before it.
+
+    Each sequence has evidence of its own, beside what is left of the answers before. Within a looked-up draft the match
+    grows with each accepted token.
+    """
+
+    # Of a model's drafts, then of looked-up ones behind a match of 1, 2, 3-4, 5-8, 9-16 and more tokens; they count as
+    # so many drafted tokens.
+    PRIOR = 0.7, 0.25, 0.45, 0.6, 0.75, 0.85, 0.92
+    PRIOR_WEIGHT = 5
+    # The next answer may be of another kind: 70 % of the evidence is dropped when it begins, as for `Estimates`.
+    FORGET_BETWEEN_ANSWERS = 0.7
+    # A source that is not used is forgotten by so much a step, so that it is tried again in a long answer.
+    FORGET_UNUSED = 0.01
+
+    def __init__(self) -> None:
+        self._past = [Mean() for _ in self.PRIOR]
+        self._rows: dict[int, list[Mean]] = {}  # by the sequence's index
+
+    def begin(self) -> None:
+        """The next answers begin."""
+        for number, past in enumerate(self._past):
+            past.sum += sum(means[number].sum for means in self._rows.values())
+            past.weight += sum(means[number].weight for means in self._rows.values())
+            past.forget(self.FORGET_BETWEEN_ANSWERS)
+        self._rows = {}
+
+    def add(self, trial: Trial) -> None:
+        """Learn from a draft: its accepted tokens, and the first rejected one."""
+        found: dict[int, list[bool]] = {}
+        for i in range(min(trial.accepted + 1, trial.drafted)):
+            number = 0 if trial.match is None else _bucket(trial.match + i)
+            found.setdefault(number, []).append(i < trial.accepted)
+        if trial.match is None and not trial.drafted:
+            found[0] = [False]  # asked, and it drafted nothing
+        for number, mean in enumerate(self._of(trial.row)):
+            hits = found.get(number)
+            if hits:
+                mean.add(sum(hits) / len(hits), len(hits))
+            else:
+                mean.forget(self.FORGET_UNUSED)
+
+    def tokens(self, row: int, match: int | None, n: int) -> list[float]:
+        """The tokens that a step is expected to write with 0, 1, ..., n drafts after this match (None: a model's)."""
+        expected, reach, rates = [1.0], 1.0, self._rates(row)
+        for i in range(n):
+            reach *= rates[0 if match is None else _bucket(match + i)]
+            expected.append(expected[-1] + reach)
+        return expected
+
+    def _rates(self, row: int) -> list[float]:
+        weight = self.PRIOR_WEIGHT
+        return [
+            (prior * weight + past.sum + mean.sum) / (weight + past.weight + mean.weight)
+            for prior, past, mean in zip(self.PRIOR, self._past, self._of(row), strict=True)
+        ]
+
+    def _of(self, row: int) -> list[Mean]:
+        return self._rows.setdefault(row, [Mean() for _ in self.PRIOR])
+
+
+def _bucket(match: int) -> int:
+    """The place in Acceptances.PRIOR of a match of `match` tokens."""
+    return min(1 + (match - 1).bit_length(), len(Acceptances.PRIOR) - 1)
+
+
+class WithLookup:
+    """A policy for a model, beside which look-up drafts where that is expected to bring more tokens per second.
+
+    How many tokens the model may draft is up to `policy`; what it learns is the model's, but for the time that
+    verification takes. Look-up drafts as many as pay best.
+    """
+
+    # Looked-up drafts cost verification alone, and long matches go on: they may be so many times longer than a model's.
+    LONGER = 2
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.most = policy, self.LONGER * policy.most
+        self.confident = policy.confident
+        self.estimates, self.acceptances = Estimates(), Acceptances()
+        self._own = 0  # tokens that the model may draft in this step
+
+    @property
+    def plain(self) -> bool:
+        return self.policy.plain
+
+    def next_k(self) -> int:
+        self._own = self.policy.next_k()
+        return 0 if self.policy.plain else max(self._own, self.most)
+
+    def choose(self, row: int, match: int, limit: int) -> Choice:
+        own = min(self._own, limit)
+        longest = min(limit, max(own, 2 * self.estimates.most_drafts + 1)) if match else 0
+        if longest <= 0:
+            return Choice(None, own) if own else Choice(0, 0)
+        verifying = self._verifying(max(own, longest))
+        tokens = self.acceptances.tokens(row, match, longest)
+        best = max(range(1, longest + 1), key=lambda n: tokens[n] / verifying[n])
+        written = self.acceptances.tokens(row, None, own)[own]
+        other = max(1 / verifying[0], written / (verifying[own] + own * self.estimates.price))
+        if tokens[best] / verifying[best] >= other:
+            return Choice(match, best)
+        return Choice(None, own) if own else Choice(0, 0)
+
+    def _verifying(self, n: int) -> list[float]:
+        """Seconds of verifying 0, 1, ..., n drafts; all equal as long as nothing was measured."""
+        seconds = self.estimates.verifying(range(n + 1)) if self.estimates.knows_verification else [0.0]
+        return seconds if min(seconds) > 0 else [1.0] * (n + 1)
+
+    def observe(self, outcome: Outcome) -> None:
+        self.policy.observe(outcome)
+        self.estimates.observe(outcome)
+        if outcome.begins:
+            self.acceptances.begin()
+        for trial in outcome.trials:
+            if trial.drafted or (trial.match is None and outcome.asked):
+                self.acceptances.add(trial)
