@@ -2,6 +2,7 @@
 
 from sparsedraft.speculate.policy.estimates import Estimates
 from sparsedraft.speculate.policy.means import Mean
+from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.policy.protocol import Choice, Outcome, Policy, Trial
 
 
@@ -33,14 +34,14 @@ class Acceptances:
             past.forget(self.FORGET_BETWEEN_ANSWERS)
         self._rows = {}
 
-    def add(self, trial: Trial) -> None:
-        """Learn from a draft: its accepted tokens, and the first rejected one."""
+    def add(self, trial: Trial, asked: bool = True) -> None:
+        """Learn from a draft: its accepted tokens, and the first rejected one; `asked`: whether a model was asked."""
         found: dict[int, list[bool]] = {}
         for i in range(min(trial.accepted + 1, trial.drafted)):
             number = 0 if trial.match is None else _bucket(trial.match + i)
             found.setdefault(number, []).append(i < trial.accepted)
-        if trial.match is None and not trial.drafted:
-            found[0] = [False]  # asked, and it drafted nothing
+        if asked and trial.match is None and not trial.drafted:
+            found[0] = [False]  # it drafted nothing
         for number, mean in enumerate(self._of(trial.row)):
             hits = found.get(number)
             if hits:
@@ -87,6 +88,8 @@ class WithLookup:
         self.confident = policy.confident
         self.estimates, self.acceptances = Estimates(), Acceptances()
         self._own = 0  # tokens that the model may draft in this step
+        # A constant K does not ask whether the model pays at all; the others do, and what they try is to be tried.
+        self._judges = isinstance(policy, Constant)
 
     @property
     def plain(self) -> bool:
@@ -99,16 +102,13 @@ class WithLookup:
     def choose(self, row: int, match: int, limit: int) -> Choice:
         own = min(self._own, limit)
         longest = min(limit, max(own, 2 * self.estimates.most_drafts + 1)) if match else 0
-        if longest <= 0:
-            return Choice(None, own) if own else Choice(0, 0)
         verifying = self._verifying(max(own, longest))
         tokens = self.acceptances.tokens(row, match, longest)
-        best = max(range(1, longest + 1), key=lambda n: tokens[n] / verifying[n])
+        best = max(range(longest + 1), key=lambda n: tokens[n] / verifying[n])  # 0: the target alone
         written = self.acceptances.tokens(row, None, own)[own]
-        other = max(1 / verifying[0], written / (verifying[own] + own * self.estimates.price))
-        if tokens[best] / verifying[best] >= other:
-            return Choice(match, best)
-        return Choice(None, own) if own else Choice(0, 0)
+        model = written / (verifying[own] + own * self.estimates.price)
+        asked = own and (model > tokens[best] / verifying[best] or (not best and not self._judges))
+        return Choice(None, own) if asked else Choice(match if best else 0, best)
 
     def _verifying(self, n: int) -> list[float]:
         """Seconds of verifying 0, 1, ..., n drafts; all equal as long as nothing was measured."""
@@ -121,5 +121,4 @@ class WithLookup:
         if outcome.begins:
             self.acceptances.begin()
         for trial in outcome.trials:
-            if trial.drafted or (trial.match is None and outcome.asked):
-                self.acceptances.add(trial)
+            self.acceptances.add(trial, outcome.asked)
