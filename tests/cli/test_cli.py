@@ -290,6 +290,13 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     ),
     (lambda f, t: ("generate", t, "--prompt", "x", "--tree", "2"), "--tree 2 needs a model that drafts"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", "lookup", "--tree", "3"), "--tree 3 needs a model"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--lookup"), "--lookup goes beside a model: name one as --drafter"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--lookup", "--drafter", "lookup"), "--drafter lookup alone"),
+    (
+        lambda f, t: ("generate", t, "--prompt", "x", "--lookup", "--drafter", t, "--tree", "2"),
+        "--lookup drafts chains, and --tree 2 none",
+    ),
+    (lambda f, t: ("eval", t, f"{t}+lookup", "--prompts", "demo:eval", "--simulate"), "turn --simulate off"),
     (
         lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--tree", "3", "--policy", "confidence"),
         "ends chains",

@@ -13,6 +13,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.macs import macs_of_model
 from sparsedraft.stages.evaluate.rows import compared_share
+from sparsedraft.stages.evaluate.timing import whole_answers
 from stages import evaluate_to
 from timeless import timeless
 from tiny import build_llama
@@ -125,6 +126,43 @@ def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) ->
         assert all(not k["measured"]["differing"] for d in found["drafters"] for k in d["k"].values())
         loops = [x for row in whole(out) for x in row["loops"].values()]
         assert all(0 <= x["accepted"] <= x["compared"] for x in loops)
+
+
+def test_look_up_alone_a_drafter_alone_and_both_in_one_table(models, tmp_path: Path) -> None:
+    """Both draft by the one source or the other, and the counts of the sources are those of the steps."""
+    target, drafters = models
+    name, model = drafters[1]
+    named = [("lookup", "lookup"), (name, model), ("both", f"{model}+lookup")]
+    options = dict(GREEDY, k=[3, "auto"], limit=6)
+    found = evaluate_to(tmp_path / "out", target, named, "demo:eval", options)
+    lookup, alone, both = found["drafters"]
+    assert both["path"] == alone["path"] and both["lookup"] is True and "lookup" not in alone and "lookup" not in lookup
+    assert both["macs_per_token"] == alone["macs_per_token"] and both["alpha"] == alone["alpha"]
+    assert all("sources" not in d["k"]["3"] for d in (lookup, alone))
+    rows = [row for row in whole(tmp_path / "out") if row["drafter"] == "both"]
+    for k, figures in both["k"].items():
+        assert figures["measured"]["differing"] == 0
+        shares = figures["sources"]
+        assert sum(source["share_of_steps"] for source in shares.values()) == pytest.approx(1)
+        assert shares["lookup"]["share_of_steps"] > 0
+        counts = [row["loops"][k]["sources"] for row in rows]
+        assert sum(steps for row in counts for steps, _, _ in row.values()) == figures["steps"]
+        drafted = sum(n for row in counts for _, n, _ in row.values())
+        assert drafted == pytest.approx(figures["drafted_per_step"] * figures["steps"])
+        by_model = sum(row["drafter"][1] for row in counts) / figures["steps"]
+        assert figures["improvement_factor"] == pytest.approx(figures["mal"] / (1 + by_model * both["c"]))
+    assert (
+        json.loads((tmp_path / "out" / "provenance.json").read_text())["inputs"]["drafters"]["both"]["lookup"] is True
+    )
+
+
+def test_a_prompt_that_no_model_read_is_not_charged_to_it() -> None:
+    row = {"reading": {"target": 2.0, "drafter": 1.0}, "histograms": {"3": {"tokens": 10}}, "prompt": "p"}
+    row["alone"] = {"first": 1.0, "seconds": 9.0, "tokens": 9}
+    for asked, seconds in ((0, 4.0), (1, 5.0)):
+        sources = {"lookup": [5, 9, 8], "drafter": [asked, 3 * asked, 0], "plain": [1, 0, 0]}
+        row["loops"] = {"3": {"first": 1.0, "seconds": 1.0, "sources": sources}}
+        assert whole_answers("3")[1](row) == seconds
 
 
 def test_a_perfect_drafter_has_no_draft_rejected(models, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Learned:
         }
         for line in (line for answer, line in seen.items() if answer in finished):
             for k in learning:
-                for values in line["outcomes"][k]:
+                for values in line["outcomes"][str(k)]:
                     self.policies[k].next_k()
                     self.policies[k].observe(Outcome.of(values))
 
@@ -82,6 +82,6 @@ class Learned:
         recorders = {k: _recorder(policy) for k, policy in self.policies.items() if not isinstance(policy, Constant)}
         yield {**self.policies, **recorders}
         if recorders:
-            outcomes = {k: [astuple(outcome) for outcome in policy.outcomes] for k, policy in recorders.items()}
+            outcomes = {str(k): [astuple(outcome) for outcome in policy.outcomes] for k, policy in recorders.items()}
             with open(self.file, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"drafter": self.name, "id": name, "outcomes": outcomes}) + "\n")

@@ -18,7 +18,7 @@ class Entry:
     def of(cls, ref: str) -> "Entry":
         """The entry that the command line calls `ref`. UserError where no such model is found."""
         model, beside = split_lookup(ref)
-        return cls(None if model == LOOKUP else checkpoint.find(model), beside)
+        return cls(None if ref == LOOKUP else checkpoint.find(model), beside)
 
     @property
     def inputs(self) -> object:

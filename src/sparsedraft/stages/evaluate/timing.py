@@ -40,7 +40,7 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
 
 def _end_to_end(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     """Tokens per second and speed-up of whole answers, from the prompt's first token on."""
-    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in _whole(k))
+    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in whole_answers(k))
     speedup, draws = _whole_speedups(rows, k)
     interval_of_prompts = ratio_interval(speedup, draws, prompt_count(rows))
     return {
@@ -51,7 +51,7 @@ def _end_to_end(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     }
 
 
-def _whole(k: int | str) -> list[Callable[[Row], float]]:
+def whole_answers(k: int | str) -> list[Callable[[Row], float]]:
     """Tokens and seconds of a whole answer at K = k, then those of the target alone."""
 
     def seconds(row: Row) -> float:
@@ -78,8 +78,8 @@ def _reading(row: Row, loop: dict[str, Any]) -> float:
 
 def _whole_speedups(rows: Sequence[Row], k: int | str) -> tuple[float, np.ndarray]:
     """The speed-up of whole answers, and its draws."""
-    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in _whole(k))
-    drawn_n, drawn_s, drawn_plain_n, drawn_plain_s = resampled(rows, *_whole(k))
+    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in whole_answers(k))
+    drawn_n, drawn_s, drawn_plain_n, drawn_plain_s = resampled(rows, *whole_answers(k))
     return (n / s) / (plain_n / plain_s), (drawn_n * drawn_plain_s) / (drawn_s * drawn_plain_n)
 
 
