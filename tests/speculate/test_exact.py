@@ -20,7 +20,7 @@ from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.policy.policies import Constant
-from sparsedraft.speculate.policy.protocol import Choice
+from sparsedraft.speculate.policy.protocol import Choice, Place
 from sparsedraft.speculate.policy.sources import WithLookup
 from sparsedraft.speculate.trees.drafter import TreeDrafter
 from toys import Clock, Table, likely, outcomes
@@ -140,9 +140,9 @@ def test_certain_drafts(k: int, sampling: Sampling) -> None:
     check(model(sampling, certain=True), k, sampling)
 
 
-def by_match(longest: int) -> Callable[[int, int, int], Choice]:
+def by_match(longest: int) -> Callable[[Place], Choice]:
     """Look-up where the match is of at most `longest` tokens, else the model."""
-    return lambda row, match, limit: Choice(match if 0 < match <= longest else None, limit)
+    return lambda place: Choice(place.match if 0 < place.match <= longest else None, place.limit)
 
 
 @pytest.mark.parametrize("verification", ["block", "token"])
@@ -160,8 +160,8 @@ def test_look_up_or_a_model_step_by_step(k: int, longest: int, sampling: Samplin
     """Looked-up drafts have no q, the model's have; which of them a step verifies depends on the text alone."""
     sampling, sources = replace(sampling, verification=verification), set()
 
-    def choose(row: int, match: int, limit: int) -> Choice:
-        sources.add((choice := by_match(longest)(row, match, limit)).match is None)
+    def choose(place: Place) -> Choice:
+        sources.add((choice := by_match(longest)(place)).match is None)
         return choice
 
     check(lambda: MixedDrafter(model(sampling)(), choose), k, sampling)

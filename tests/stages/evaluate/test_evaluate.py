@@ -13,7 +13,6 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.decoder import decoder_linears
 from sparsedraft.models.macs import macs_of_model
 from sparsedraft.stages.evaluate.rows import compared_share
-from sparsedraft.stages.evaluate.timing import whole_answers
 from stages import evaluate_to
 from timeless import timeless
 from tiny import build_llama
@@ -154,15 +153,6 @@ def test_look_up_alone_a_drafter_alone_and_both_in_one_table(models, tmp_path: P
     assert (
         json.loads((tmp_path / "out" / "provenance.json").read_text())["inputs"]["drafters"]["both"]["lookup"] is True
     )
-
-
-def test_a_prompt_that_no_model_read_is_not_charged_to_it() -> None:
-    row = {"reading": {"target": 2.0, "drafter": 1.0}, "histograms": {"3": {"tokens": 10}}, "prompt": "p"}
-    row["alone"] = {"first": 1.0, "seconds": 9.0, "tokens": 9}
-    for asked, seconds in ((0, 4.0), (1, 5.0)):
-        sources = {"lookup": [5, 9, 8], "drafter": [asked, 3 * asked, 0], "plain": [1, 0, 0]}
-        row["loops"] = {"3": {"first": 1.0, "seconds": 1.0, "sources": sources}}
-        assert whole_answers("3")[1](row) == seconds
 
 
 def test_a_perfect_drafter_has_no_draft_rejected(models, tmp_path: Path) -> None:

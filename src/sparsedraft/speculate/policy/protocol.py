@@ -14,6 +14,17 @@ class Trial(NamedTuple):
     accepted: int
 
 
+class Place(NamedTuple):
+    """Where a sequence stands when it is chosen who drafts for it; lengths in tokens."""
+
+    row: int  # the sequence's index
+    match: int  # of what look-up found; 0: nothing
+    limit: int  # of the draft
+    prompt: int
+    written: int
+    room: int  # that may still be written
+
+
 class Choice(NamedTuple):
     """Who drafts for a sequence, and how many tokens at most: look-up after a match of `match` tokens, or (None) a
     model."""
@@ -94,8 +105,8 @@ class Policy(Protocol):
 class SourcePolicy(Policy, Protocol):
     """Decides, too, which of two sources drafts for a sequence."""
 
-    def choose(self, row: int, match: int, limit: int) -> Choice:
-        """Who drafts for the sequence `row` at most `limit` tokens; look-up found a match of `match` tokens, 0 none."""
+    def choose(self, place: Place) -> Choice:
+        """Who drafts for the sequence at that place; asked once a step."""
         ...
 
 

@@ -1,9 +1,11 @@
 """Which of two sources drafts, look-up or a model: the one that is expected to bring more tokens per second."""
 
+from collections import deque
+
 from sparsedraft.speculate.policy.estimates import Estimates
 from sparsedraft.speculate.policy.means import Mean
 from sparsedraft.speculate.policy.policies import Constant
-from sparsedraft.speculate.policy.protocol import Choice, Outcome, Policy, Trial
+from sparsedraft.speculate.policy.protocol import Choice, Outcome, Place, Policy, Trial
 
 
 class Acceptances:
@@ -73,11 +75,38 @@ def _bucket(match: int) -> int:
     return min(1 + (match - 1).bit_length(), len(Acceptances.PRIOR) - 1)
 
 
+class Lengths:
+    """How long the answers are, of which the last 20 count."""
+
+    def __init__(self) -> None:
+        self._ended: deque[int] = deque(maxlen=20)
+        self._rows: dict[int, int] = {}  # tokens written so far, by the sequence's index
+
+    def begin(self) -> None:
+        """The next answers begin."""
+        self._ended.extend(self._rows.values())
+        self._rows = {}
+
+    def add(self, row: int, tokens: int) -> None:
+        """The sequence has grown by so many tokens."""
+        self._rows[row] = self._rows.get(row, 0) + tokens
+
+    def left(self, written: int, room: int) -> float:
+        """Tokens that an answer of `written` tokens is expected to go on with; `room` where no answer is known.
+
+        One that is longer than all before is expected to be half done.
+        """
+        longer = [length - written for length in self._ended if length > written]
+        expected = sum(longer) / len(longer) if longer else written if self._ended else room
+        return min(room, expected)
+
+
 class WithLookup:
     """A policy for a model, beside which look-up drafts where that is expected to bring more tokens per second.
 
     How many tokens the model may draft is up to `policy`; what it learns is the model's, but for the time that
-    verification takes. Look-up drafts as many as pay best.
+    verification takes. Look-up drafts as many as pay best. The model reads a prompt only where what it is expected to
+    save in the rest of the answer is worth that time.
     """
 
     # Looked-up drafts cost verification alone, and long matches go on: they may be so many times longer than a model's.
@@ -86,10 +115,13 @@ class WithLookup:
     def __init__(self, policy: Policy) -> None:
         self.policy, self.most = policy, self.LONGER * policy.most
         self.confident = policy.confident
-        self.estimates, self.acceptances = Estimates(), Acceptances()
+        self.estimates, self.acceptances, self.lengths = Estimates(), Acceptances(), Lengths()
         self._own = 0  # tokens that the model may draft in this step
         # A constant K does not ask whether the model pays at all; the others do, and what they try is to be tried.
         self._judges = isinstance(policy, Constant)
+        self._begun = False  # whether this step is an answer's first, and that was seen
+        self._read: set[int] = set()  # the sequences whose prompt the model has read
+        self._saved: dict[int, Mean] = {}  # seconds a token that it would have saved so far in the others
 
     @property
     def plain(self) -> bool:
@@ -99,26 +131,49 @@ class WithLookup:
         self._own = self.policy.next_k()
         return 0 if self.policy.plain else max(self._own, self.most)
 
-    def choose(self, row: int, match: int, limit: int) -> Choice:
-        own = min(self._own, limit)
-        longest = min(limit, max(own, 2 * self.estimates.most_drafts + 1)) if match else 0
+    def choose(self, place: Place) -> Choice:
+        if not place.written:
+            self._begin()
+        own = min(self._own, place.limit)
+        longest = min(place.limit, max(own, 2 * self.estimates.most_drafts + 1)) if place.match else 0
         verifying = self._verifying(max(own, longest))
-        tokens = self.acceptances.tokens(row, match, longest)
+        tokens = self.acceptances.tokens(place.row, place.match, longest)
         best = max(range(longest + 1), key=lambda n: tokens[n] / verifying[n])  # 0: the target alone
-        written = self.acceptances.tokens(row, None, own)[own]
-        model = written / (verifying[own] + own * self.estimates.price)
-        asked = own and (model > tokens[best] / verifying[best] or (not best and not self._judges))
-        return Choice(None, own) if asked else Choice(match if best else 0, best)
+        written = self.acceptances.tokens(place.row, None, own)[own]
+        pace, model = verifying[best] / tokens[best], (verifying[own] + own * self.estimates.price) / written
+        asked = own > 0 and (model < pace or (not best and not self._judges))
+        read = self._is_worth_reading(place, max(0.0, pace - model) if asked else 0.0)
+        return Choice(None, own) if asked and read else Choice(place.match if best else 0, best)
 
     def _verifying(self, n: int) -> list[float]:
         """Seconds of verifying 0, 1, ..., n drafts; all equal as long as nothing was measured."""
         seconds = self.estimates.verifying(range(n + 1)) if self.estimates.knows_verification else [0.0]
         return seconds if min(seconds) > 0 else [1.0] * (n + 1)
 
+    def _is_worth_reading(self, place: Place, saved: float) -> bool:
+        """Whether the model has read the sequence's prompt, or should, where it would save so many seconds a token."""
+        if place.row in self._read:
+            return True
+        mean = self._saved.setdefault(place.row, Mean(fade=1.0))
+        mean.add(saved)
+        left = self.lengths.left(place.written, place.room)
+        return (mean.value or 0.0) * left >= self.estimates.reading_seconds(place.prompt + place.written)
+
     def observe(self, outcome: Outcome) -> None:
+        if outcome.begins and not self._begun:
+            self._begin()
+        self._begun = False
         self.policy.observe(outcome)
         self.estimates.observe(outcome)
-        if outcome.begins:
-            self.acceptances.begin()
         for trial in outcome.trials:
             self.acceptances.add(trial, outcome.asked)
+            self.lengths.add(trial.row, trial.accepted + 1)
+            if outcome.asked and trial.match is None:
+                self._read.add(trial.row)
+
+    def _begin(self) -> None:
+        """Another answer, or several at once."""
+        if not self._begun:
+            self.acceptances.begin()
+            self.lengths.begin()
+            self._read, self._saved, self._begun = set(), {}, True

@@ -31,6 +31,8 @@ def run(
     Seconds, steps, drafts and tokens leave the first step out, which is `first` (and reads the prompt, unless `reading`
     or another policy has read it); the histogram does not. `sources`: where look-up drafts beside a model, `by_source`.
     """
+    if pair.lookup and pair.drafter is not None:
+        pair.drafter.cached_backend().clear()
     decoder = pair.decoder([prompts], policy, sampling, branching=branching, keep_cache=True)
     steps: list[Step] = []
     first = Times()
@@ -61,11 +63,12 @@ def run(
 def reading(pair: Pair, prompts: PromptPair) -> dict[str, float]:
     """Seconds that each model takes to read its prompt, without the last token, from an empty cache.
 
-    `run` then starts from that cache. A prompt that fills the drafter's context is not read: it would not draft.
+    `run` then starts from that cache. A prompt that fills the drafter's context is not read: it would not draft. Where
+    look-up drafts beside it, it reads the prompt in the loop, or not at all.
     """
     seconds = {}
     for name, side, ids in (("target", pair.target, prompts.target), ("drafter", pair.drafter, prompts.drafter)):
-        if side is None:
+        if side is None or (name == "drafter" and pair.lookup):
             continue
         backend = side.cached_backend()
         backend.clear()

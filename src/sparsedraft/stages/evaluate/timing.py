@@ -40,7 +40,7 @@ def timed(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
 
 def _end_to_end(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     """Tokens per second and speed-up of whole answers, from the prompt's first token on."""
-    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in whole_answers(k))
+    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in _whole(k))
     speedup, draws = _whole_speedups(rows, k)
     interval_of_prompts = ratio_interval(speedup, draws, prompt_count(rows))
     return {
@@ -51,12 +51,12 @@ def _end_to_end(rows: Sequence[Row], k: int | str) -> dict[str, Any]:
     }
 
 
-def whole_answers(k: int | str) -> list[Callable[[Row], float]]:
+def _whole(k: int | str) -> list[Callable[[Row], float]]:
     """Tokens and seconds of a whole answer at K = k, then those of the target alone."""
 
     def seconds(row: Row) -> float:
         loop = row["loops"][str(k)]
-        return float(_reading(row, loop) + loop["first"] + loop["seconds"])
+        return float(sum(row["reading"].values()) + loop["first"] + loop["seconds"])
 
     def plain_seconds(row: Row) -> float:
         return float(row["reading"]["target"] + row["alone"]["first"] + row["alone"]["seconds"])
@@ -69,17 +69,10 @@ def whole_answers(k: int | str) -> list[Callable[[Row], float]]:
     ]
 
 
-def _reading(row: Row, loop: dict[str, Any]) -> float:
-    """Seconds of reading the prompt; not by a drafter in whose place look-up drafted all."""
-    sides: dict[str, float] = row["reading"]
-    asked = "sources" not in loop or loop["sources"]["drafter"][0] > 0
-    return sum(seconds for side, seconds in sides.items() if asked or side == "target")
-
-
 def _whole_speedups(rows: Sequence[Row], k: int | str) -> tuple[float, np.ndarray]:
     """The speed-up of whole answers, and its draws."""
-    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in whole_answers(k))
-    drawn_n, drawn_s, drawn_plain_n, drawn_plain_s = resampled(rows, *whole_answers(k))
+    n, s, plain_n, plain_s = (sum(map(part, rows)) for part in _whole(k))
+    drawn_n, drawn_s, drawn_plain_n, drawn_plain_s = resampled(rows, *_whole(k))
     return (n / s) / (plain_n / plain_s), (drawn_n * drawn_plain_s) / (drawn_s * drawn_plain_n)
 
 
