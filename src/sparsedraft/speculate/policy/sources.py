@@ -45,9 +45,8 @@ class Acceptances:
         if asked and trial.match is None and not trial.drafted:
             found[0] = [False]  # it drafted nothing
         for number, mean in enumerate(self._of(trial.row)):
-            hits = found.get(number)
-            if hits:
-                mean.add(sum(hits) / len(hits), len(hits))
+            if results := found.get(number):
+                mean.add(sum(results) / len(results), len(results))
             else:
                 mean.forget(self.FORGET_UNUSED)
 
