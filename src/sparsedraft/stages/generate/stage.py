@@ -31,6 +31,8 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         console.print(
             f"{result['tokens']} tokens in {result['steps']} steps, {result['mal']:.2f} a step, {seconds:.1f} s"
         )
+        for source, found in result.get("sources", {}).items():
+            console.print(f"{source}: {found['share_of_steps']:.0%} of the steps")
         if options.drafter and len(texts) == 1:
             accepted = " ".join(map(str, texts[0].accepted))
             console.print(f"drafted tokens accepted, step by step: {accepted}", soft_wrap=True)
