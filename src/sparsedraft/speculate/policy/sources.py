@@ -77,6 +77,10 @@ def _bucket(match: int) -> int:
 class Lengths:
     """How long the answers are, of which the last 20 count."""
 
+    # Beside these, 3 answers of 128 tokens: after two short ones, a model that was not asked lost more in a long one
+    # than all that its reading would have taken (docs/LOG.md).
+    PRIOR = (128,) * 3
+
     def __init__(self) -> None:
         self._ended: deque[int] = deque(maxlen=20)
         self._rows: dict[int, int] = {}  # tokens written so far, by the sequence's index
@@ -91,13 +95,12 @@ class Lengths:
         self._rows[row] = self._rows.get(row, 0) + tokens
 
     def left(self, written: int, room: int) -> float:
-        """Tokens that an answer of `written` tokens is expected to go on with; `room` where no answer is known.
+        """Tokens that an answer of `written` tokens is expected to go on with, `room` at the most.
 
         One that is longer than all before is expected to be half done.
         """
-        longer = [length - written for length in self._ended if length > written]
-        expected = sum(longer) / len(longer) if longer else written if self._ended else room
-        return min(room, expected)
+        longer = [length - written for length in (*self._ended, *self.PRIOR) if length > written]
+        return min(room, sum(longer) / len(longer) if longer else written)
 
 
 class WithLookup:
