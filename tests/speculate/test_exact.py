@@ -177,7 +177,7 @@ def test_sources_chosen_by_what_was_accepted_before(verification: str) -> None:
     def whole(dice) -> tuple[int, ...]:
         clock = Clock()
         slow = Table(1, V, dtype=torch.float64, clock=clock, cost=lambda n: 1 + 0.1 * n)
-        fast = Table(2, V, dtype=torch.float64, clock=clock, cost=lambda n: 0.3)
+        fast = Table(2, V, dtype=torch.float64, clock=clock, cost=lambda n: 0.6)
         policy = WithLookup(Constant(2))
         drafter = MixedDrafter(ModelDrafter(fast, sampling), policy.choose)
         decoder = Decoder(slow, drafter, policy, sampling, dice=lambda seed: dice, clock=clock)

@@ -80,7 +80,7 @@ def test_together_they_are_at_least_the_better_of_the_two(name: str, copied: flo
     """Of each kind of text; and better than both where each has its places."""
     world = {"text": text_of(copied, 1000), "a": a, "c": c}
     both, alone = seconds(world, name, "both"), {kind: seconds(world, name, kind) for kind in ("lookup", "model")}
-    assert both <= 1.02 * min(alone.values()), alone
+    assert both <= 1.03 * min(alone.values()), alone
     if copied == 0.5 and a == 0.8:  # the other model is hardly worth its time
         assert both < 0.95 * min(alone.values())
 
@@ -154,11 +154,16 @@ def test_acceptance_is_learned_by_the_length_of_the_match() -> None:
     for _ in range(20):
         found.add(Trial(0, 1, 3, 0))
         found.add(Trial(0, 9, 3, 3))
-    assert found.tokens(0, 1, 1)[1] < 1.1 and found.tokens(0, 9, 3)[3] > 3.7
+    assert found.tokens(0, 1, 1)[1] < 1.12 and found.tokens(0, 9, 3)[3] > 3.7
     assert found.tokens(1, 1, 3) == first, "another sequence has its own"
     found.begin()
-    assert 1.1 < found.tokens(0, 1, 1)[1] < 1.25, "of the next answer, a part counts"
-    assert found.tokens(1, 1, 1) == found.tokens(0, 1, 1)
+    assert found.tokens(0, 1, 1) == found.tokens(1, 1, 1) and found.tokens(0, 1, 1)[1] < 1.12, "the next answer begins so"
+    for _ in range(4):
+        found.add(Trial(0, 1, 2, 2))
+    assert found.tokens(0, 1, 1)[1] > 1.3, "its own evidence soon weighs more"
+    for _ in range(40):
+        found.begin()
+    assert found.tokens(0, 1, 3) == pytest.approx(first, abs=0.05), "all is forgotten in time"
     found.add(Trial(0, None, 0, 0))
     assert found.tokens(0, None, 1)[1] < 1.7, "a model that was asked and drafted nothing"
 

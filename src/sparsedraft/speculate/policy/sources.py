@@ -1,5 +1,6 @@
 """Which of two sources drafts, look-up or a model: the one that is expected to bring more tokens per second."""
 
+import math
 from collections import deque
 
 from sparsedraft.speculate.policy.estimates import Estimates
@@ -17,10 +18,12 @@ class Acceptances:
 
     # Of a model's drafts, then of looked-up ones behind a match of 1, 2, 3-4, 5-8, 9-16 and more tokens; they count as
     # so many drafted tokens.
-    PRIOR = 0.7, 0.25, 0.45, 0.6, 0.75, 0.85, 0.92
+    PRIOR = 0.8, 0.25, 0.45, 0.6, 0.75, 0.85, 0.92
     PRIOR_WEIGHT = 5
-    # The next answer may be of another kind: 70 % of the evidence is dropped when it begins, as for `Estimates`.
-    FORGET_BETWEEN_ANSWERS = 0.7
+    # The next answer may be of another kind: all that is known from those before counts as so many drafted tokens.
+    CARRIED = 10
+    # What is known from the answers before is forgotten by so much with each.
+    FORGET_BETWEEN_ANSWERS = 0.1
     # A source that is not used is forgotten by so much a step, so that it is tried again in a long answer.
     FORGET_UNUSED = 0.01
 
@@ -59,10 +62,13 @@ class Acceptances:
         return expected
 
     def _rates(self, row: int) -> list[float]:
-        weight = self.PRIOR_WEIGHT
+        known = [
+            (prior * self.PRIOR_WEIGHT + past.sum) / (self.PRIOR_WEIGHT + past.weight)
+            for prior, past in zip(self.PRIOR, self._past, strict=True)
+        ]
         return [
-            (prior * weight + past.sum + mean.sum) / (weight + past.weight + mean.weight)
-            for prior, past, mean in zip(self.PRIOR, self._past, self._of(row), strict=True)
+            (rate * self.CARRIED + mean.sum) / (self.CARRIED + mean.weight)
+            for rate, mean in zip(known, self._of(row), strict=True)
         ]
 
     def _of(self, row: int) -> list[Mean]:
@@ -123,7 +129,8 @@ class WithLookup:
         self._judges = isinstance(policy, Constant)
         self._begun = False  # whether this step is an answer's first, and that was seen
         self._read: set[int] = set()  # the sequences whose prompt the model has read
-        self._saved: dict[int, Mean] = {}  # seconds a token that it would have saved so far in the others
+        self._drafted = Mean(fade=0.8)  # tokens that the model drafts where it is asked
+        self._saved = Mean(fade=0.99)  # seconds a token that the model saves, or would have saved
 
     @property
     def plain(self) -> bool:
@@ -141,25 +148,28 @@ class WithLookup:
         verifying = self._verifying(max(own, longest))
         tokens = self.acceptances.tokens(place.row, place.match, longest)
         best = max(range(longest + 1), key=lambda n: tokens[n] / verifying[n])  # 0: the target alone
-        written = self.acceptances.tokens(place.row, None, own)[own]
-        pace, model = verifying[best] / tokens[best], (verifying[own] + own * self.estimates.price) / written
+        pace, model = verifying[best] / tokens[best], self._pace_of_model(place.row, own, verifying)
         asked = own > 0 and (model < pace or (not best and not self._judges))
-        read = self._is_worth_reading(place, max(0.0, pace - model) if asked else 0.0)
-        return Choice(None, own) if asked and read else Choice(place.match if best else 0, best)
+        self._saved.add(max(0.0, pace - model) if asked else 0.0)
+        if asked and (place.row in self._read or self._is_worth_reading(place)):
+            return Choice(None, own)
+        return Choice(place.match if best else 0, best)
+
+    def _pace_of_model(self, row: int, most: int, verifying: list[float]) -> float:
+        """Seconds a token with a model's drafts, `most` or, where it stops at doubtful ones, as many as usual."""
+        usual = self._drafted.value
+        n = most if usual is None else min(most, math.ceil(usual))
+        return (verifying[n] + n * self.estimates.price) / self.acceptances.tokens(row, None, n)[n]
 
     def _verifying(self, n: int) -> list[float]:
         """Seconds of verifying 0, 1, ..., n drafts; all equal as long as nothing was measured."""
         seconds = self.estimates.verifying(range(n + 1)) if self.estimates.knows_verification else [0.0]
         return seconds if min(seconds) > 0 else [1.0] * (n + 1)
 
-    def _is_worth_reading(self, place: Place, saved: float) -> bool:
-        """Whether the model has read the sequence's prompt, or should, where it would save so many seconds a token."""
-        if place.row in self._read:
-            return True
-        mean = self._saved.setdefault(place.row, Mean(fade=1.0))
-        mean.add(saved)
-        left = self.lengths.left(place.written, place.room)
-        return (mean.value or 0.0) * left >= self.estimates.reading_seconds(place.prompt + place.written)
+    def _is_worth_reading(self, place: Place) -> bool:
+        """Whether the model should read a sequence's prompt, by what it saves in an answer of the usual length."""
+        saved = (self._saved.value or 0.0) * self.lengths.left(place.written, place.room)
+        return saved >= self.estimates.reading_seconds(place.prompt + place.written)
 
     def observe(self, outcome: Outcome) -> None:
         if outcome.begins and not self._begun:
@@ -172,10 +182,11 @@ class WithLookup:
             self.lengths.add(trial.row, trial.accepted + 1)
             if outcome.asked and trial.match is None:
                 self._read.add(trial.row)
+                self._drafted.add(trial.drafted)
 
     def _begin(self) -> None:
         """Another answer, or several at once."""
         if not self._begun:
             self.acceptances.begin()
             self.lengths.begin()
-            self._read, self._saved, self._begun = set(), {}, True
+            self._read, self._begun = set(), True
