@@ -157,7 +157,7 @@ def test_acceptance_is_learned_by_the_length_of_the_match() -> None:
     assert found.tokens(0, 1, 1)[1] < 1.12 and found.tokens(0, 9, 3)[3] > 3.7
     assert found.tokens(1, 1, 3) == first, "another sequence has its own"
     found.begin()
-    assert found.tokens(0, 1, 1) == found.tokens(1, 1, 1) and found.tokens(0, 1, 1)[1] < 1.12, "the next answer begins so"
+    assert found.tokens(0, 1, 1) == found.tokens(1, 1, 1) and found.tokens(0, 1, 1)[1] < 1.12, "the next begins so"
     for _ in range(4):
         found.add(Trial(0, 1, 2, 2))
     assert found.tokens(0, 1, 1)[1] > 1.3, "its own evidence soon weighs more"
@@ -165,7 +165,7 @@ def test_acceptance_is_learned_by_the_length_of_the_match() -> None:
         found.begin()
     assert found.tokens(0, 1, 3) == pytest.approx(first, abs=0.05), "all is forgotten in time"
     found.add(Trial(0, None, 0, 0))
-    assert found.tokens(0, None, 1)[1] < 1.7, "a model that was asked and drafted nothing"
+    assert found.tokens(0, None, 1)[1] < 1.75, "a model that was asked and drafted nothing"
 
 
 def told(rule: WithLookup, *outcomes: Outcome) -> None:
