@@ -62,6 +62,7 @@ COMMANDS = {
     "generate": {
         "--prompt",
         "--drafter",
+        "--lookup",
         "--k",
         "--stats",
         "--temperature",
@@ -101,16 +102,20 @@ def test_generate_streams_the_same_text_with_and_without_a_drafter(
     monkeypatch, capsys, tiny_checkpoint: Path, half: Path
 ) -> None:
     seen = []
-    for extra in ((), ("--drafter", half, "--k", 3, "--stats")):
+    drafting = ("--drafter", half, "--k", 3, "--stats")
+    for extra in ((), drafting, (*drafting, "--lookup")):
         arguments = ("generate", tiny_checkpoint, "--prompt", "hello", "--max-new-tokens", 24, *extra)
         assert call(monkeypatch, *arguments) == 0
         out = capsys.readouterr().out
         result = json.loads(out.splitlines()[-1])
         assert out == result["text"] + "\n" + out.splitlines()[-1] + "\n", "the text streams to stdout, then the JSON"
         seen.append(result)
-    plain, drafted = seen
-    assert plain["text"] == drafted["text"] and plain["tokens"] == plain["steps"] == 24
-    assert sum(drafted["accepted"]) + drafted["steps"] == 24 == drafted["tokens"]
+    plain, drafted, both = seen
+    assert plain["text"] == drafted["text"] == both["text"] and plain["tokens"] == plain["steps"] == 24
+    for result in (drafted, both):
+        assert sum(result["accepted"]) + result["steps"] == 24 == result["tokens"]
+    assert both["sources"].keys() == {"lookup", "drafter", "plain"} and "sources" not in drafted
+    assert sum(source["share_of_steps"] for source in both["sources"].values()) == pytest.approx(1)
 
 
 def test_stages_by_hand_end_with_json_and_do_nothing_twice(
@@ -290,6 +295,13 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     ),
     (lambda f, t: ("generate", t, "--prompt", "x", "--tree", "2"), "--tree 2 needs a model that drafts"),
     (lambda f, t: ("generate", t, "--prompt", "x", "--drafter", "lookup", "--tree", "3"), "--tree 3 needs a model"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--lookup"), "--lookup goes beside a model: name one as --drafter"),
+    (lambda f, t: ("generate", t, "--prompt", "x", "--lookup", "--drafter", "lookup"), "--drafter lookup alone"),
+    (
+        lambda f, t: ("generate", t, "--prompt", "x", "--lookup", "--drafter", t, "--tree", "2"),
+        "--lookup drafts chains, and --tree 2 none",
+    ),
+    (lambda f, t: ("eval", t, f"{t}+lookup", "--prompts", "demo:eval", "--simulate"), "turn --simulate off"),
     (
         lambda f, t: ("generate", t, "--prompt", "x", "--drafter", t, "--tree", "3", "--policy", "confidence"),
         "ends chains",

@@ -5,11 +5,12 @@ import torch
 
 from known_drafters import GREEDY, WRONG, accepted_runs, decode, right, run, sometimes, text
 from sparsedraft.base.errors import UserError
-from sparsedraft.maths.sampling import Sampling
+from sparsedraft.maths.sampling import Dice, Sampling
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.decode import Decoder, generate, generate_all
+from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.speculate.policy.policies import Constant, policy_named
 from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.stages.evaluate.acceptance import Histogram
@@ -132,12 +133,17 @@ def test_simulation_knows_a_drafter_shorter_in_context() -> None:
 
 
 def test_prompt_lookup_copies_what_followed_the_latest_longest_match() -> None:
-    look = PromptLookup(longest=3)._look_up
+    def look(tokens: list[int], limit: int) -> list[int]:
+        (draft,) = PromptLookup().propose([TokenSequence(0, tokens, len(tokens), 99, Dice(0))], [limit])
+        return draft.tokens
+
     assert look([1, 2, 3, 9, 8, 1, 2, 3], 2) == [9, 8]
     assert look([1, 2, 7, 5, 2, 6, 1, 2], 3) == [7, 5, 2], "two tokens that match go before one that is nearer"
     assert look([2, 7, 2, 6, 2], 1) == [6], "of equal matches the latest"
-    assert look([1, 2, 3, 4], 3) == [] and look([5], 3) == [] and look([4, 4], 3) == [4]
-    assert look([3, 4, 3], 5) == [4, 3] and look([3, 4, 3], 0) == []
+    assert look([1, 2, 3, 4], 3) == [] and look([5], 3) == [] and look([4, 4], 1) == [4]
+    assert look([3, 4, 3], 0) == [] and look([3, 4, 3], 2) == [4, 3]
+    assert look([3, 4, 3], 5) == [4, 3, 4, 3, 4], "where the text ends, the copy goes on with itself"
+    assert look([9, 5, 5, 5], 3) == [5, 5, 5]
 
 
 def test_prompt_lookup_is_accepted_on_a_text_that_repeats() -> None:

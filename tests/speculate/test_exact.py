@@ -7,20 +7,24 @@ logits, sequence by sequence; the toys compute in float64.
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.mixed import MixedDrafter
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.loop.sequence import Draft
 from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.speculate.policy.protocol import Choice, Place
+from sparsedraft.speculate.policy.sources import WithLookup
 from sparsedraft.speculate.trees.drafter import TreeDrafter
-from toys import Table, likely, outcomes
+from toys import Clock, Table, likely, outcomes
 
 V, LENGTH = 6, 4
 PROMPT = [1, 3, 5, 1, 3]  # repeats itself, for prompt lookup
@@ -140,6 +144,60 @@ def test_certain_drafts(k: int, sampling: Sampling) -> None:
     """Drafts that nobody drew: what prompt lookup copies, and a model's likeliest tokens."""
     check(PromptLookup, k, sampling)
     check(model(sampling, certain=True), k, sampling)
+
+
+def by_match(longest: int) -> Callable[[Place], Choice]:
+    """Look-up where the match is of at most `longest` tokens, else the model."""
+    return lambda place: Choice(place.match if 0 < place.match <= longest else None, place.limit)
+
+
+@pytest.mark.parametrize("verification", ["block", "token"])
+@pytest.mark.parametrize(
+    ("k", "longest", "sampling"),
+    [
+        (1, 2, Sampling(1.0)),
+        (2, 1, Sampling(0.7, top_k=4, repetition_penalty=1.3)),
+        (3, 2, Sampling(1.3, top_k=3)),
+        (3, 2, Sampling(1.0, min_p=0.2)),
+    ],
+    ids=str,
+)
+def test_look_up_or_a_model_step_by_step(k: int, longest: int, sampling: Sampling, verification: str) -> None:
+    """Looked-up drafts have no q, the model's have; which of them a step verifies depends on the text alone."""
+    sampling, sources = replace(sampling, verification=verification), set()
+
+    def choose(place: Place) -> Choice:
+        sources.add((choice := by_match(longest)(place)).match is None)
+        return choice
+
+    check(lambda: MixedDrafter(model(sampling)(), choose), k, sampling)
+    assert sources == {True, False}
+
+
+@pytest.mark.parametrize("verification", ["block", "token"])
+def test_sources_chosen_by_what_was_accepted_before(verification: str) -> None:
+    """Whole decodes, whose caches the model catches up with: it is asked where the last looked-up draft was rejected,
+    by the policy's own choice. The seconds are those of the toys' clock."""
+    sampling, length, sources = Sampling(1.0, top_k=2, verification=verification), 5, set()
+
+    def whole(dice) -> tuple[int, ...]:
+        clock = Clock()
+        slow = Table(1, V, dtype=torch.float64, clock=clock, cost=lambda n: 1 + 0.1 * n)
+        fast = Table(2, V, dtype=torch.float64, clock=clock, cost=lambda n: 0.6)
+        policy = WithLookup(Constant(2))
+        drafter = MixedDrafter(ModelDrafter(fast, sampling), policy.choose)
+        decoder = Decoder(slow, drafter, policy, sampling, dice=lambda seed: dice, clock=clock)
+        steps = [*decoder.decode([PROMPT], length, [0])]
+        sources.add(tuple(step.match is None for step in steps if step.drafted))
+        return tuple(token for step in steps for token in step.emitted)
+
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for text, probability in outcomes(whole):
+        found[text] += probability
+    likely_texts = likely(target(), PROMPT, sampling, length)
+    assert max(abs(found.get(text, 0.0) - chance) for text, chance in likely_texts.items()) < 1e-9
+    assert set(found) <= set(likely_texts) and len(found) > 10
+    assert any(True in order and False in order for order in sources), "both in one decode"
 
 
 def test_confidence_that_stops_drafts() -> None:

@@ -8,13 +8,15 @@ import torch
 
 from sparsedraft.maths.sampling import Sampling, penalised
 from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.mixed import MixedDrafter
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.decode import Decoder, Generation, generate_all
 from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.policy.policies import NAMES, Constant, policy_named
-from sparsedraft.speculate.policy.protocol import Policy
+from sparsedraft.speculate.policy.protocol import Policy, SourcePolicy
+from sparsedraft.speculate.policy.sources import WithLookup
 from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.writers.transformers.backend import TransformersBackend
 from tiny import build_llama, build_tokenizer
@@ -35,7 +37,7 @@ class Case:
     def __post_init__(self) -> None:
         rng = random.Random(self.seed)
         rows = rng.choice([1, 1, 2, 3, 5])
-        self.kind = rng.choice(["model", "model", "tree", "lookup", "map", "certain"])
+        self.kind = rng.choice(["model", "model", "tree", "lookup", "map", "certain", "mixed"])
         if self.kind == "tree":
             rows = 1
         self.prompts = [[rng.randrange(self.width) for _ in range(rng.choice([1, 2, 5, 11]))] for _ in range(rows)]
@@ -61,7 +63,8 @@ class Case:
         self.share = rng.choice([0.0, 0.6, 0.9, 1.0])  # how much of the target the drafter is
 
     def policy(self) -> Policy:
-        return policy_named(self.name, self.k)
+        policy = policy_named(self.name, self.k)
+        return WithLookup(policy) if self.kind == "mixed" else policy
 
     def mapped(self) -> VocabularyMap:
         rng = random.Random(self.seed)
@@ -71,7 +74,7 @@ class Case:
 
     def drafter(self, backend, policy: Policy) -> Drafter:
         if self.kind == "lookup":
-            return PromptLookup(1 + self.seed % 3)
+            return PromptLookup()
         if self.kind == "tree":
             return TreeDrafter(backend, self.sampling, self.branching, self.tree_width)
         if self.kind == "map":
@@ -81,7 +84,8 @@ class Case:
                 backend, self.sampling, read=lambda row: [own.get(token, 0) for token in row.tokens], vocabulary=both
             )
         certain = self.kind == "certain"
-        return ModelDrafter(backend, self.sampling, confident=policy.confident, certain=certain)
+        model = ModelDrafter(backend, self.sampling, confident=policy.confident, certain=certain)
+        return MixedDrafter(model, policy.choose) if isinstance(policy, SourcePolicy) else model
 
 
 class Tables:
@@ -152,7 +156,8 @@ def check_form(case: Case, row: int, made: Generation) -> None:
     assert 1 <= len(tokens) <= room
     left = room
     for step in made.steps:
-        assert step.row == row and len(step.drafted) <= min(case.k, left - 1)
+        most = case.k * (WithLookup.LONGER if case.kind == "mixed" else 1)
+        assert step.row == row and len(step.drafted) <= min(most, left - 1)
         assert step.accepted <= len(step.drafted) and len(step.emitted) - 1 <= step.accepted <= len(step.emitted)
         if case.kind != "tree":
             assert step.emitted[: step.accepted] == step.drafted[: step.accepted]
@@ -181,7 +186,7 @@ def run(world, seeds: range) -> tuple[int, int, int]:
             rejected += sum(len(step.drafted) - step.accepted for step in made.steps)
         if case.sampling.greedy:
             alone = [decoded(world, case, [b], None)[0] for b in rows]
-        elif case.name == "constant":
+        elif case.name == "constant" and case.kind != "mixed":
             alone = [decoded(world, case, [b], case.policy())[0] for b in rows]
         else:
             alone = decoded(world, case, rows, case.policy())  # the seed decides everything

@@ -15,6 +15,7 @@ from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.decode import Generation, generate, generate_all
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import NAMES, Constant, policy_named
+from sparsedraft.speculate.policy.sources import WithLookup
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.simulation import acceptance, simulate
 from sparsedraft.writers.loaded import LoadedModel
@@ -101,6 +102,12 @@ def test_every_policy_tree_and_row_gives_the_targets_own_text(sampling: Sampling
         for _ in range(2):  # a policy goes on from prompt to prompt
             assert [made.tokens for made in made_by(pair, prompts, rule, 30, sampling)] == expected
     assert [made.tokens for made in made_by(lookup, prompts, Constant(3), 30, sampling)] == expected
+    sources = set()
+    for name in NAMES:
+        both = made_by(pair.with_lookup(), prompts, WithLookup(policy_named(name, 4)), 30, sampling)
+        assert [made.tokens for made in both] == expected
+        sources |= {step.match is None for made in both for step in made.steps if step.drafted}
+    assert sources == {True, False}
     accepted = {}
     for branching, nodes in ((1, 5), (2, 5), (3, 12)):
         made = [made_by(pair, [ids], Constant(nodes), 30, sampling, branching)[0] for ids in prompts]

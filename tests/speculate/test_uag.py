@@ -48,7 +48,7 @@ def test_fuzz_scripts() -> None:
         n = dice.randint(1, 40)
         pair = Pair.of(p, q, dice.choice(["auto", "realign", "intersection"]), GREEDY)
         alone = run(Pair.of(p, None, "auto", GREEDY), asked, 0, n, stops=stops)
-        made = run(pair, asked, dice.randint(0, 7), n, stops=stops)
+        made = run(pair.with_lookup() if case % 3 == 0 else pair, asked, dice.randint(0, 7), n, stops=stops)
         assert [(m.tokens, m.finish_reason) for m in made] == [(a.tokens, a.finish_reason) for a in alone], case
         routes[pair.route] += 1
         accepted += sum(step.accepted for m in made for step in m.steps)
@@ -70,6 +70,7 @@ def test_random_models_write_the_targets_own(route: str) -> None:
         asked = [pair.prompt_pair(ids) for ids in prompts]
         alone = [run(plain, [PromptPair(ids, ids)], 0, 12)[0].tokens for ids in prompts]
         assert [made.tokens for made in run(pair, asked, dice.choice([1, 3, 6]), 12)] == alone
+        assert [made.tokens for made in run(pair.with_lookup(), asked, 3, 12)] == alone
 
 
 def test_tokens_beyond_a_models_rows_are_neither_proposed_nor_read() -> None:

@@ -240,6 +240,18 @@ MUTATIONS = [
         ("maths/test_temperature.py::test_a_drafter_that_differs_in_temperature_alone_gets_it_back",),
     ),
     Mutation(
+        "what look-up drafts counts as the model's",
+        "drafted, accepted = outcome.own",
+        "drafted, accepted = outcome.drafted, outcome.accepted",
+        ("speculate/test_mixed.py::test_what_look_up_drafts_is_no_evidence_of_the_model",),
+    ),
+    Mutation(
+        "a split state of the suffix automaton forgets where it ended",
+        "self._end.append(self._end[after])",
+        "self._end.append(0)",
+        ("speculate/test_suffixes.py::test_every_prefix_has_the_match_that_a_search_finds",),
+    ),
+    Mutation(
         "no check for leaks of evaluation prompts",
         "    if hits:\n",
         "    if False:\n",

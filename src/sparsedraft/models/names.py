@@ -7,6 +7,13 @@ from pathlib import Path
 from sparsedraft.base.errors import UserError
 
 LOOKUP = "lookup"  # in place of a drafter's name: prompt look-up
+BESIDE = f"+{LOOKUP}"  # behind a drafter's name in an evaluation: look-up drafts beside it
+
+
+def split_lookup(ref: str) -> tuple[str, bool]:
+    """(a model, or look-up; whether look-up drafts beside the model) of `ref`; a path that exists is a model."""
+    beside = ref.endswith(BESIDE) and not Path(os.path.expanduser(ref)).exists()
+    return (ref.removesuffix(BESIDE), True) if beside else (ref, False)
 
 
 def check_drafter(ref: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -16,6 +16,7 @@ from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.models.tokenizers.vocab import same_tokens, surfaces
 from sparsedraft.native.threads import single_thread
 from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.drafters.mixed import MixedDrafter
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.drafters.window import Window, left_of
@@ -24,7 +25,8 @@ from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.policy.policies import Confidence
-from sparsedraft.speculate.policy.protocol import Policy
+from sparsedraft.speculate.policy.protocol import Policy, SourcePolicy
+from sparsedraft.speculate.policy.sources import WithLookup
 from sparsedraft.speculate.tokenizers import uag
 from sparsedraft.speculate.tokenizers.realign import RealignDrafter
 from sparsedraft.speculate.trees.drafter import TreeDrafter
@@ -55,6 +57,7 @@ class Pair:
     `route` is "none" (no drafter), "lookup", "same" (one tokenizer), "realign" or "intersection"; `why` is the reason.
     `drafter_temperature` multiplies the sampling temperature where the drafter draws from a distribution.
     `window`: what the drafter reads of a long text; None is all of it.
+    `lookup`: look-up drafts beside the drafter.
     """
 
     target: LoadedModel
@@ -64,6 +67,7 @@ class Pair:
     vocabulary: VocabularyMap | None = None
     drafter_temperature: float = 1.0
     window: Window | None = None
+    lookup: bool = False
 
     @classmethod
     def of(
@@ -112,6 +116,12 @@ class Pair:
         """How the drafter's distribution is made of its logits, where the target's is by `sampling`."""
         return sampling.tempered(self.drafter_temperature)
 
+    def with_lookup(self) -> "Pair":
+        """The same pair with look-up beside the drafter. UserError where no model drafts."""
+        if self.drafter is None:
+            raise UserError("look-up drafts beside a model here, and there is none: name one as the drafter.")
+        return replace(self, lookup=True)
+
     def prompt_pair(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> PromptPair:
         """The target's prompt `ids`, as both models read it. A drafter with a chat template reads `messages` by that.
 
@@ -153,6 +163,10 @@ class Pair:
 
     def check_tree(self, branching: int, policy: Policy, rows: int = 1) -> None:
         """UserError where trees cannot be drafted: they need one prompt at a time, one vocabulary, and masks."""
+        if self.lookup:
+            raise UserError(
+                f"look-up beside a drafter drafts chains, and --tree {branching} none: leave one of them out."
+            )
         if isinstance(policy, Confidence):
             raise UserError(f"the policy confidence ends chains, and --tree {branching} drafts none: choose another.")
         able = all(model.takes_trees for model in self._models)
@@ -176,8 +190,11 @@ class Pair:
         """A decoder for these prompts, to be decoded in this order. `branching` > 1: draft trees, of one prompt only.
 
         `keep_cache`: for the same prompts several times. The models keep what they have read, and a decoder that was
-        made before must not be used any more. `target` verifies instead of the pair's own target.
+        made before must not be used any more. `target` verifies instead of the pair's own target. With look-up beside
+        the drafter, a policy that does not know of it decides as `WithLookup` that begins here.
         """
+        if self.lookup and not isinstance(policy, SourcePolicy):
+            policy = WithLookup(policy)
         able = self.batches if target is None else self.drafter is None or self.drafter.takes_masks
         if len(prompts) > 1 and not able:
             raise UserError("one of the models takes no attention masks: decode one prompt at a time.")
@@ -197,7 +214,19 @@ class Pair:
     ) -> Drafter | None:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
-        q, p = self.drafter, self.target
+        model = self._model_drafter(self.drafter, prompts, policy, sampling, branching, keep_cache)
+        return MixedDrafter(model, policy.choose) if isinstance(policy, SourcePolicy) and self.lookup else model
+
+    def _model_drafter(
+        self,
+        q: LoadedModel,
+        prompts: Sequence[PromptPair],
+        policy: Policy,
+        sampling: Sampling,
+        branching: int,
+        keep_cache: bool,
+    ) -> Drafter:
+        p = self.target
         backend = q.cached_backend(len(prompts)) if keep_cache else q.backend(len(prompts))
         drafting = self.drafting(sampling)
         if branching > 1:

@@ -127,6 +127,34 @@ def test_greedy_loop_in_every_way_is_the_target_alone(models, tmp_path: Path) ->
         assert all(0 <= x["accepted"] <= x["compared"] for x in loops)
 
 
+def test_look_up_alone_a_drafter_alone_and_both_in_one_table(models, tmp_path: Path) -> None:
+    """Both draft by the one source or the other, and the counts of the sources are those of the steps."""
+    target, drafters = models
+    name, model = drafters[1]
+    named = [("lookup", "lookup"), (name, model), ("both", f"{model}+lookup")]
+    options = dict(GREEDY, k=[3, "auto"], limit=6)
+    found = evaluate_to(tmp_path / "out", target, named, "demo:eval", options)
+    lookup, alone, both = found["drafters"]
+    assert both["path"] == alone["path"] and both["lookup"] is True and "lookup" not in alone and "lookup" not in lookup
+    assert both["macs_per_token"] == alone["macs_per_token"] and both["alpha"] == alone["alpha"]
+    assert all("sources" not in d["k"]["3"] for d in (lookup, alone))
+    rows = [row for row in whole(tmp_path / "out") if row["drafter"] == "both"]
+    for k, figures in both["k"].items():
+        assert figures["measured"]["differing"] == 0
+        shares = figures["sources"]
+        assert sum(source["share_of_steps"] for source in shares.values()) == pytest.approx(1)
+        assert shares["lookup"]["share_of_steps"] > 0
+        counts = [row["loops"][k]["sources"] for row in rows]
+        assert sum(steps for row in counts for steps, _, _ in row.values()) == figures["steps"]
+        drafted = sum(n for row in counts for _, n, _ in row.values())
+        assert drafted == pytest.approx(figures["drafted_per_step"] * figures["steps"])
+        by_model = sum(row["drafter"][1] for row in counts) / figures["steps"]
+        assert figures["improvement_factor"] == pytest.approx(figures["mal"] / (1 + by_model * both["c"]))
+    assert (
+        json.loads((tmp_path / "out" / "provenance.json").read_text())["inputs"]["drafters"]["both"]["lookup"] is True
+    )
+
+
 def test_a_perfect_drafter_has_no_draft_rejected(models, tmp_path: Path) -> None:
     """Where α is that of the loop's own drafts, steps that accepted all, or drafted none, count no rejection."""
     target, drafters = models

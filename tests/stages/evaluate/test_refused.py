@@ -61,6 +61,12 @@ def test_refusals(models, tmp_path: Path) -> None:
     refused("--uag best is not known", [("l", "lookup")], dict(GREEDY, uag="best"))
     refused("--tree 2 needs .* one tokenizer", [("other", str(other))], dict(GREEDY, tree=2))
     refused("--tree 3 needs a model that drafts", [("l", "lookup")], dict(GREEDY, tree=3))
+    both = [("both", f"{drafters[0][1]}+lookup")]
+    refused(
+        "\\+lookup chooses by measured seconds, which need .*: turn --simulate off", both, dict(GREEDY, simulate=True)
+    )
+    refused("\\+lookup drafts chains, and --tree 2 none: leave one of them out", both, dict(GREEDY, tree=2))
+    refused("model lookup: no such folder", [("l", "lookup+lookup")])
     refused("the policy confidence ends chains", drafters, dict(GREEDY, k=["confidence"], tree=2))
     refused("--k best is not possible: k is a whole number", drafters, dict(GREEDY, k=["best"]))
 

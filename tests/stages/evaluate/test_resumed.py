@@ -26,11 +26,12 @@ CASES = [
     REAL | {"tree": 2},
     REAL | WARM | {"k": [2, "auto", "bandit"]},
     REAL | {"k": [1, "confidence"]},
+    REAL | WARM | {"k": [2, "auto"], "both": True},
     {"simulate": True} | WARM,
 ]
 KILLED = [(case, "transformers") for case in CASES]
 if native.available():  # policies under sampling, and a simulation: what a row keeps does not depend on who writes
-    KILLED += [(CASES[1], "native"), (CASES[3], "native")]
+    KILLED += [(CASES[1], "native"), (CASES[4], "native")]
 
 
 class Killed(BaseException):
@@ -64,7 +65,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def evaluated(out: Path, models: tuple[Path, Path, Path], options: dict[str, Any], drafters: int = 1) -> None:
     target, drafter, prompts = models
-    named = [("one", str(drafter)), ("lookup", "lookup")][:drafters]
+    beside = "+lookup" * options.pop("both", False)
+    named = [("one", f"{drafter}{beside}"), ("lookup", "lookup")][:drafters]
     evaluate_to(out, str(target), named, str(prompts), options)
 
 
@@ -76,9 +78,9 @@ def counted(folder: Path) -> dict[str, Any]:
 def test_killed_after_any_row(
     case: dict[str, Any], runtime: str, models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"k": [2], "max_new_tokens": 6, "batch_size": 2, "runtime": runtime, **case}
+    case = {"k": [2], "max_new_tokens": 6, "batch_size": 2, "runtime": runtime, **case}
     drafters = 1 if "tree" in case else 2
-    evaluated(tmp_path / "whole", models, options, drafters)
+    evaluated(tmp_path / "whole", models, dict(case), drafters)
     wanted, real = counted(tmp_path / "whole"), rows.Measurement.rows
     for row in range(len(wanted["rows.jsonl"])):  # of one evaluation, which each time has one row more to go on from
         left = iter(range(min(row, 1)))
@@ -92,9 +94,9 @@ def test_killed_after_any_row(
         with monkeypatch.context() as patch:
             patch.setattr(rows.Measurement, "rows", dying)
             with pytest.raises(Killed):
-                evaluated(tmp_path / "cut", models, options, drafters)
+                evaluated(tmp_path / "cut", models, dict(case), drafters)
         assert units_so_far(tmp_path / "cut") == row
-    evaluated(tmp_path / "cut", models, options, drafters)
+    evaluated(tmp_path / "cut", models, dict(case), drafters)
     assert counted(tmp_path / "cut") == wanted
 
 

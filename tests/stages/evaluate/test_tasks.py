@@ -97,6 +97,7 @@ def test_refusals(task: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     for named, message in (
         ([*models, ("a", "elsewhere")], "two models are called 'a': name them, as in first=elsewhere"),
         ([*models, ("l", "lookup")], "'lookup' is no model"),
+        ([*models, ("both", f"{models[0][1]}+lookup")], r"\+lookup' is no model"),
     ):
         with pytest.raises(UserError, match=message):
             run_tasks(target, named, [str(task)])

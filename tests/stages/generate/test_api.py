@@ -83,6 +83,18 @@ def test_a_stream_is_the_whole_text(drawing, name, drafters, tiny_checkpoint) ->
     assert len(pieces) == sum(text.steps for text in whole)
 
 
+@pytest.mark.parametrize("name", ["folder", "in memory", "another tokenizer"])
+def test_look_up_beside_a_model_writes_the_same_texts(name, drafters, tiny_checkpoint, expected) -> None:
+    """Several prompts at once, by every policy; both sources draft."""
+    sources = {}
+    for policy in ("constant", "auto", "confidence", "bandit"):
+        options = {"drafter": drafters[name], "k": 4, "policy": policy, "max_new_tokens": NEW, "lookup": True}
+        texts = sparsedraft.generate(tiny_checkpoint, PROMPTS, **options)
+        assert [text.token_ids for text in texts] == expected
+        sources |= {step[0] is None: True for text in texts for step in text.by_step if step[1]}
+    assert name == "folder" or sources == {True: True, False: True}, "the target itself is never behind look-up"
+
+
 def test_a_stop_string_is_never_shown(tiny_checkpoint: Path) -> None:
     plain = sparsedraft.generate(tiny_checkpoint, PROMPTS[0], max_new_tokens=NEW)
     stop = plain.text[5:8]

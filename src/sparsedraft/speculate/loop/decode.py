@@ -15,7 +15,7 @@ from sparsedraft.speculate.loop.sequence import Draft, Step, TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.loop.times import Stopwatch, Times, synchronized
 from sparsedraft.speculate.loop.verify import ChainVerifier, Verdict, Verifier
-from sparsedraft.speculate.policy.protocol import Outcome, Policy
+from sparsedraft.speculate.policy.protocol import Outcome, Policy, Trial
 from sparsedraft.writers.protocol.backend import Backend
 
 
@@ -48,8 +48,9 @@ class Decoder:
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     times: Times = field(default_factory=Times)
     _started: bool = field(default=False, init=False)
-    _unread: int = field(default=0, init=False)  # tokens that the drafter has not read, because it was not asked
-    _drafter_started: bool = field(default=False, init=False)
+    # by the sequence's index: tokens that the drafter has not read, because it was not asked; whether it ever was
+    _unread: dict[int, int] = field(default_factory=dict, init=False)
+    _drafter_started: set[int] = field(default_factory=set, init=False)
 
     def _step(self, sequences: list[TokenSequence], first: bool) -> list[Step]:
         """One step of speculative decoding, for all sequences at once."""
@@ -79,7 +80,7 @@ class Decoder:
         self._verifier.keep(self.target, sequences, drafts, accepted)
         spent.rollback = watch.lap()
 
-        asked = drafter is not None
+        asked = [step.row for step in steps if drafter is not None and step.match is None]
         self.policy.observe(self._outcome(sequences, steps, watch.total, spent.draft, first=first, asked=asked))
         spent.rest = watch.lap()
         self.times.add(spent)
@@ -105,7 +106,7 @@ class Decoder:
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         self._started = True
-        self._unread = max((sequence.prompt for sequence in sequences), default=0)
+        self._unread = {sequence.index: sequence.prompt for sequence in sequences}
         sequences, first = self._select([s for s in sequences if s.room > 0], sequences), True
         while sequences:
             with self.around():
@@ -131,7 +132,7 @@ class Decoder:
         sequence.finish_reason = reason or ("" if sequence.room > 0 else sequence.limit)
         accepted = min(len(verdict.accepted), len(emitted))
         tested = (verdict.tested, verdict.kept, verdict.expected, verdict.share)
-        return Step(draft.tokens, accepted, emitted, sequence.index, *tested, sequence.finish_reason)
+        return Step(draft.tokens, accepted, emitted, sequence.index, *tested, sequence.finish_reason, draft.match)
 
     def _cut(self, sequence: TokenSequence, emitted: list[int]) -> tuple[list[int], str]:
         """(`emitted` up to the token that ends the text, "eos" or "stop"); all of it and "" where none does."""
@@ -152,26 +153,31 @@ class Decoder:
         draft_seconds: float,
         *,
         first: bool,
-        asked: bool,
+        asked: list[int],
     ) -> Outcome:
-        """What the policy learns of a step; keeps count of what the drafter has not read."""
-        late = self._unread if asked else 0
-        prompt = first or (asked and not self._drafter_started)  # the drafter may read its prompt later than the target
-        self._drafter_started |= asked
-        self._unread = 0 if asked else self._unread + max(len(step.emitted) for step in steps)
-        n, goes_on = len(steps), any(not sequence.finish_reason for sequence in sequences)
+        """What the policy learns of a step; keeps count of what the drafter has not read.
+
+        `asked`: the indices of the sequences for which it was asked.
+        """
+        late = max((self._unread[row] for row in asked), default=0)
+        prompt = first or not self._drafter_started.issuperset(asked)  # the drafter may read its prompt later
+        self._drafter_started.update(asked)
+        for step in steps:
+            self._unread[step.row] = 0 if step.row in asked else self._unread[step.row] + len(step.emitted)
+        n, going = len(steps), {sequence.index for sequence in sequences if not sequence.finish_reason}
         return Outcome(
             max(len(step.drafted) for step in steps),
             sum(step.accepted for step in steps) / n,
             sum(len(step.emitted) for step in steps) / n,
             draft_seconds,
             seconds,
-            asked,
+            bool(asked),
             begins=first,
             prompt=prompt,
             late=late,
-            behind=self._unread if self._drafter_started and goes_on else 0,
+            behind=max((self._unread[row] for row in going & self._drafter_started), default=0),
             rows=n,
+            trials=tuple(Trial(step.row, step.match, len(step.drafted), step.accepted) for step in steps),
         )
 
 

@@ -27,10 +27,15 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Draft:
-    """Proposed tokens. `q[i]` [V] is the distribution that token i was drawn from; None where no token was drawn."""
+    """Proposed tokens. `q[i]` [V] is the distribution that token i was drawn from; None where no token was drawn.
+
+    `match`: where look-up drafts beside a model and the model was not asked, the length of the match in tokens, 0 for
+    none; else None.
+    """
 
     tokens: list[int] = field(default_factory=list)
     q: list[Tensor] | None = None
+    match: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,3 +52,4 @@ class Step:
     expected: float = 0.0  # Σ over the tested ones of the chance to be accepted, given those before them
     share: float | None = None  # Σ_v min(p(v), q(v)) of the first draft, where a block was verified
     finish_reason: str = ""  # why the sequence ended with this step; "" where it goes on
+    match: int | None = None  # that of the draft

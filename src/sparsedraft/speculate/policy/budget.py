@@ -40,6 +40,11 @@ class LossBudget:
         self.spent = 0.0 if surplus else self.spent
         self.saved = min(self.saved - paid + surplus, self.SAVED * plain)
 
+    def save(self, seconds: float, plain: float | None) -> None:
+        """Keep what look-up beside the drafter gained for late reading, which it caused; it pays for no trials."""
+        if plain is not None:
+            self.saved = min(self.saved + max(0.0, seconds), self.SAVED * plain)
+
     def allows(self, loss: float, reading: float, plain: float) -> bool:
         """Whether a step may be tried that is expected to lose `loss`, and to read late for `reading` seconds."""
         unpaid = max(0.0, reading - self.saved)

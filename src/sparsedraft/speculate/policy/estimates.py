@@ -4,6 +4,7 @@ Times are measured, so the estimates are those of this pair on this machine, as 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sparsedraft.speculate.policy.means import Mean, Recent, interpolate
@@ -58,18 +59,20 @@ class Estimates:
         """Learn from a step. None where its time is a prompt's, so that it says nothing of a step's cost."""
         if outcome.begins:
             self.acceptance.forget(self.FORGET_BETWEEN_ANSWERS)
-        tried = min(outcome.accepted + 1, outcome.drafted)  # those behind the first rejection were not tried
+        drafted, accepted = outcome.own
+        tried = min(accepted + 1, drafted)  # those behind the first rejection were not tried
         if tried > 0:
-            self.acceptance.add(outcome.accepted / tried, tried)
+            self.acceptance.add(accepted / tried, tried)
         self.costs = self.by_rows.setdefault(outcome.rows.bit_length(), Costs())
-        late, n = self._late_seconds(outcome), round(outcome.drafted)
+        late, n, own = self._late_seconds(outcome), round(outcome.drafted), round(drafted)
         if outcome.prompt:
             return None
-        limit = math.inf if self.plain is None else self.STALL * self.seconds(n)  # as expected before this step
+        # as expected before this step
+        limit = math.inf if self.plain is None else self.STALL * (self.seconds(n) - (n - own) * self.price)
         verify = self.costs.verify.setdefault(n, Recent()) if n else self.costs.plain
         verify.add(outcome.step_seconds - outcome.draft_seconds)
-        if n or outcome.asked:
-            self._add_draft(outcome, n, bool(late))
+        if own or outcome.asked:
+            self._add_draft(outcome, own, bool(late))
         reading = min(late, self.STALL * outcome.late * (self.costs.reading.value or 0.0))
         return Seconds(min(outcome.step_seconds - late, limit), late, reading)
 
@@ -92,7 +95,7 @@ class Estimates:
         if price is None:
             costs.prompt = outcome if outcome.prompt else None
             return 0.0
-        late = max(0.0, outcome.draft_seconds - max(1, round(outcome.drafted)) * price)
+        late = max(0.0, outcome.draft_seconds - max(1, round(outcome.own[0])) * price)
         costs.reading.add(min(late / outcome.late, self.READING_LIMIT * price), outcome.late)
         return late
 
@@ -102,9 +105,19 @@ class Estimates:
         return self.costs.plain.value
 
     @property
+    def price(self) -> float:
+        """Seconds of drafting one token; 0 while none was drafted."""
+        return self.costs.draft.value or 0.0
+
+    @property
     def knows_drafts(self) -> bool:
         """Whether the price of a draft is known. One measurement is not enough: it may have been a stall."""
         return len(self.costs.draft.last) >= 2
+
+    @property
+    def knows_verification(self) -> bool:
+        """Whether any step was measured that read no prompt."""
+        return bool(self.costs.verify) or self.plain is not None
 
     @property
     def most_drafts(self) -> int:
@@ -116,17 +129,21 @@ class Estimates:
         return tokens * (self.costs.reading.value or 0.0)
 
     def seconds(self, k: int) -> float:
-        """Of drafting k tokens and verifying them, interpolated between the measured numbers of drafts.
+        """Of drafting k tokens and verifying them."""
+        return self.verifying([k])[0] + k * self.price
 
-        A number that was measured once counts only where it was no slower than the others say: it may have been a
-        stall.
+    def verifying(self, counts: Sequence[int]) -> list[float]:
+        """Of verifying each of these numbers of drafts, interpolated between those that were measured.
+
+        At least one was measured (`knows_verification`). A number that was measured once counts only where it was no
+        slower than the others say: it may have been a stall.
         """
         measured = {n: (verify.value or 0.0, len(verify.last)) for n, verify in self.costs.verify.items()}
         if self.plain is not None:
             measured[0] = self.plain, 2
         sure = {n: seconds for n, (seconds, times) in measured.items() if times > 1}
         once = {n: min(seconds, interpolate(sure, n)) if sure else seconds for n, (seconds, _) in measured.items()}
-        return interpolate(once | sure, k) + k * (self.costs.draft.value or 0.0)
+        return [interpolate(once | sure, n) for n in counts]
 
     def tokens(self, k: int) -> float:
         """Expected tokens of a step with k drafts: (1 - a^(k+1)) / (1 - a), a the acceptance rate."""

@@ -24,10 +24,17 @@ class Meter:
         self.behind = 0  # tokens that the drafter would read late in the next step
 
     def observe(self, outcome: Outcome) -> float | None:
-        """Learn from a step. Returns its seconds without what was read late; None where its time is a prompt's."""
+        """Learn from a step. Returns its seconds without what was read late.
+
+        None where they say nothing of the drafter: the time is a prompt's, or look-up drafted in its place.
+        """
         self.behind = outcome.behind
         seconds, n = self.estimates.observe(outcome), round(outcome.drafted)
         plain = self.estimates.plain
+        if outcome.looked_up:  # says what verification costs, and nothing of the drafter
+            self.steps += seconds is not None
+            self.budget.save(outcome.emitted * (plain or 0.0) - seconds.step if seconds else 0.0, plain)
+            return None
         if seconds is None:  # a prompt's step: its drafts count with the time that drafts are known to take
             if n and self.estimates.knows_drafts and plain is not None:
                 expected = self.estimates.seconds(n)

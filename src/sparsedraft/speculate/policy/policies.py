@@ -22,10 +22,14 @@ class Constant:
     def __init__(self, k: int) -> None:
         if k < 0:
             raise UserError(f"--k {k} is not possible: give 0 (no drafts) or more.")
-        self.k = k
+        self.k = self.most = k
 
     def next_k(self) -> int:
         return self.k
+
+    @property
+    def plain(self) -> bool:
+        return self.k == 0
 
     confident = staticmethod(always)
 
@@ -33,7 +37,18 @@ class Constant:
         """Nothing to learn."""
 
 
-class Auto:
+class _Metered:
+    """A policy that learns from a meter."""
+
+    meter: Meter
+    most: int
+
+    @property
+    def plain(self) -> bool:
+        return self.meter.measures_target
+
+
+class Auto(_Metered):
     """The K from 0 to `k_max` whose expected tokens per second are most, from measured costs and acceptance.
 
     That maximises the improvement factor MAL / (v(K) + K·c), with c and v measured. K = 0 is best below the break-even:
@@ -42,7 +57,7 @@ class Auto:
     """
 
     def __init__(self, k_max: int = 8) -> None:
-        self.meter = Meter(k_max)
+        self.meter, self.most = Meter(k_max), k_max
 
     def next_k(self) -> int:
         return self.meter.allowed(self.meter.best)
@@ -53,14 +68,14 @@ class Auto:
         self.meter.observe(outcome)
 
 
-class Confidence:
+class Confidence(_Metered):
     """Draft on while another token pays: its chance of acceptance × the time a token is worth against its own cost.
 
     The threshold is rate × (seconds of a draft and of verifying one more), so it adapts to the pair and the machine.
     """
 
     def __init__(self, k_max: int = 12) -> None:
-        self.meter = Meter(k_max)
+        self.meter, self.most = Meter(k_max), k_max
         self.threshold = 0.3
         self._tokens, self._seconds = Mean(), Mean()
 
@@ -81,7 +96,7 @@ class Confidence:
         self.threshold = min(0.9, max(0.02, rate * seconds))
 
 
-class Bandit:
+class Bandit(_Metered):
     """UCB over policies: the arm with the most tokens per second so far, plus a bonus for the little tried.
 
     Rates are ratios of running sums, so a long step weighs what it takes; they forget slowly, so that steps' luck does
@@ -91,7 +106,7 @@ class Bandit:
 
     def __init__(self, arms: Sequence[Policy], bonus: float = 0.7) -> None:
         self.arms, self.bonus = list(arms), bonus
-        self.meter = Meter(0)
+        self.meter, self.most = Meter(0), max(arm.most for arm in self.arms)
         self._tokens = [Mean(fade=0.99) for _ in self.arms]
         self._seconds = [Mean(fade=0.99) for _ in self.arms]
         self._pulls = 0

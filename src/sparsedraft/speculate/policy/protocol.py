@@ -1,7 +1,36 @@
 """How a policy is asked, and what it is told of each step."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+
+class Trial(NamedTuple):
+    """What became of one sequence's draft; `match` is that of the draft."""
+
+    row: int  # the sequence's index
+    match: int | None
+    drafted: int
+    accepted: int
+
+
+class Place(NamedTuple):
+    """Where a sequence stands when it is chosen who drafts for it; lengths in tokens."""
+
+    row: int  # the sequence's index
+    match: int  # of what look-up found; 0: nothing
+    limit: int  # of the draft
+    prompt: int
+    written: int
+    room: int  # that may still be written
+
+
+class Choice(NamedTuple):
+    """Who drafts for a sequence, and how many tokens at most: look-up after a match of `match` tokens, or (None) a
+    model."""
+
+    match: int | None
+    n: int
 
 
 @dataclass(frozen=True)
@@ -10,7 +39,9 @@ class Outcome:
 
     `begins`: it is the first step of an answer. `prompt`: a model read its prompt in it. `late`: older tokens that the
     drafter read only in this step: of the prompt, or written while the drafter was not asked. `behind`: how many those
-    would be in the next step; 0 for a drafter that has not read its prompt.
+    would be in the next step; 0 for a drafter that has not read its prompt. `trials`: each sequence's draft.
+
+    Where look-up drafts beside a model, `asked`, `late` and `behind` are the model's.
     """
 
     drafted: float
@@ -24,10 +55,38 @@ class Outcome:
     late: int = 0
     behind: int = 0
     rows: int = 1
+    trials: tuple[Trial, ...] = ()
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "Outcome":
+        """The inverse of `dataclasses.astuple` and JSON; older ones have no `trials`."""
+        trials = tuple(Trial(*trial) for trials in values[11:] for trial in trials)
+        return replace(cls(*values[:11]), trials=trials)
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether there are drafts, and look-up beside a model made them all."""
+        return any(t.drafted for t in self.trials) and all(t.match is not None for t in self.trials)
+
+    @property
+    def own(self) -> tuple[float, float]:
+        """(drafted, accepted) without the sequences for which look-up drafted in a model's place."""
+        if all(t.match is None for t in self.trials):
+            return self.drafted, self.accepted
+        own = [t for t in self.trials if t.match is None]
+        return max((t.drafted for t in own), default=0), sum(t.accepted for t in own) / max(1, len(own))
 
 
 class Policy(Protocol):
-    """Decides, step by step, how many tokens to draft."""
+    """Decides, step by step, how many tokens to draft: `most` at the most."""
+
+    @property
+    def most(self) -> int: ...
+
+    @property
+    def plain(self) -> bool:
+        """Whether the next step must draft nothing at all, to measure the target alone."""
+        ...
 
     def next_k(self) -> int:
         """The most tokens to draft in the next step."""
@@ -39,6 +98,15 @@ class Policy(Protocol):
 
     def observe(self, outcome: Outcome) -> None:
         """Learn from a step."""
+        ...
+
+
+@runtime_checkable
+class SourcePolicy(Policy, Protocol):
+    """Decides, too, which of two sources drafts for a sequence."""
+
+    def choose(self, place: Place) -> Choice:
+        """Who drafts for the sequence at that place; asked once a step."""
         ...
 
 

@@ -97,7 +97,7 @@ class TreeDrafter:
         while len(tree.tokens) < budget and (leaves := tree.likeliest_leaves(self.width, room)):
             for leaf, after in zip(leaves, self._read(leaves), strict=True):
                 self._grow(sequence, leaf, after[None], budget)
-        return [TreeDraft(tree.tokens, None if self.sampling.greedy else tree.q, tree.parents)]
+        return [TreeDraft(tree.tokens, None if self.sampling.greedy else tree.q, parents=tree.parents)]
 
     def _read(self, leaves: list[int]) -> Tensor:
         """The drafter's logits [n, V] after each of n leaves, which its cache then holds."""

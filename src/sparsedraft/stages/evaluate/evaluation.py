@@ -20,6 +20,7 @@ from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.learned import policies
+from sparsedraft.stages.evaluate.entries import Entry
 from sparsedraft.stages.evaluate.example import worked_example
 from sparsedraft.stages.evaluate.figures import drafter_figures
 from sparsedraft.stages.evaluate.memo import MOST, TargetLogits
@@ -59,7 +60,7 @@ class RowFile:
 
 
 class Evaluation:
-    """`drafters` (checkpoints by name; None: look-up) against `target`; what takes long is in files of `work`.
+    """`drafters` (by name) against `target`; what takes long is in files of `work`.
 
     Raises UserError for a drafter that cannot draft for this target, before the target's long work.
     """
@@ -70,7 +71,7 @@ class Evaluation:
         target: LoadedModel,
         target_name: str,
         tokenizer: PreTrainedTokenizerBase,
-        drafters: dict[str, Path | None],
+        drafters: dict[str, Entry],
         options: EvaluateOptions,
     ) -> None:
         self.work, self.target, self.target_name = work, target, target_name
@@ -78,7 +79,7 @@ class Evaluation:
         self.ks: list[int | str] = [*options.numbers, *options.policies]
         if not options.simulate:
             target.check_takes_back("verify drafts: give --simulate")
-        for folder in filter(None, drafters.values()):
+        for folder in {entry.folder: None for entry in drafters.values() if entry.folder is not None}:
             quantizers.check_runs(folder, checkpoint.read_config(folder), Shards(folder), options.device)
             self._check_tokenizer(folder)
             check_drafts(folder)
@@ -140,12 +141,12 @@ class Evaluation:
         row_file = RowFile(self.work / f".{ROWS}", answers)
         rows: list[dict[str, Any]] = []
         figures: list[dict[str, Any]] = []
-        for name, folder in self.drafters.items():
-            pair = self._pair(name, folder)
+        for name, entry in self.drafters.items():
+            pair = self._pair(name, entry)
             measurement = Measurement(name, pair, self.ks, self.options, target_logits, self.work)
             of_drafter = row_file.complete(name, measurement.rows(answers, row_file.ids(name)))
             rows += of_drafter
-            figures.append(drafter_figures(name, folder, pair, of_drafter, self.options, dense))
+            figures.append(drafter_figures(name, entry.folder, pair, of_drafter, self.options, dense))
             del pair, measurement  # before the next drafter is loaded
         return rows, figures
 
@@ -160,15 +161,15 @@ class Evaluation:
         pair = self._pair(best, self.drafters[best])
         return {"drafter": best, **worked_example(pair, answer, k, self.options)}
 
-    def _pair(self, name: str, folder: Path | None) -> Pair:
+    def _pair(self, name: str, entry: Entry) -> Pair:
         loop = not self.options.simulate
-        if folder is None:
+        if entry.folder is None:
             return Pair.of(self.target, LOOKUP, "auto", self.options.sampling, loop)
         o = self.options
-        pair = replace(Pair.of(self.target, load(folder, o), o.uag, o.sampling, loop, o.factor), window=o.window)
+        pair = replace(Pair.of(self.target, load(entry.folder, o), o.uag, o.sampling, loop, o.factor), window=o.window)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
-        return pair
+        return pair.with_lookup() if entry.lookup else pair
 
     def _check_tokenizer(self, folder: Path) -> None:
         tokenizer = checkpoint.load_tokenizer(folder)
@@ -179,9 +180,9 @@ class Evaluation:
             )
 
     def _check_trees(self) -> None:
-        for name, folder in self.drafters.items():
-            if folder is not None:
-                pair = self._pair(name, folder)
+        for name, entry in self.drafters.items():
+            if entry.folder is not None:
+                pair = self._pair(name, entry)
                 for policy in policies(self.ks).values():
                     pair.check_tree(self.options.tree, policy)
 

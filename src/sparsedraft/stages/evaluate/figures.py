@@ -7,6 +7,7 @@ from typing import Any
 from sparsedraft.models.claims import claim_of
 from sparsedraft.models.names import LOOKUP
 from sparsedraft.native.packed_folder import is_packed, pattern_of
+from sparsedraft.speculate.loop.shares import SOURCES, shares
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.stages.evaluate import summary, timing
 from sparsedraft.stages.evaluate.options import EvaluateOptions
@@ -41,6 +42,7 @@ def drafter_figures(
         "path": str(folder or LOOKUP),
         "route": pair.route,
         **({"drafter_temperature": pair.drafter_temperature} if pair.draws(options.sampling) else {}),
+        **({LOOKUP: True} if pair.lookup else {}),
         "k": by_k,
         "alpha": summary.mean_alpha(rows),
         "alpha_interval": summary.alpha_interval(rows),
@@ -64,6 +66,9 @@ def _figures_at(
     histogram = summary.merge(rows, k)
     drafted = histogram.drafted / histogram.steps  # fewer than K at the ends, and whatever a policy chose
     at = k if isinstance(k, int) else drafted
+    sources = _sources(rows, k)
+    if sources is not None:  # looked-up drafts cost no pass of a drafter
+        at = sources["drafter"][1] / histogram.steps
     figures: dict[str, Any] = {
         "mal": histogram.mal,
         "mal_interval": summary.mal_interval(rows, k),
@@ -74,9 +79,19 @@ def _figures_at(
         "drafted_per_step": drafted,
         "improvement_factor": None if c is None else improvement_factor(histogram.mal, at, c, VERIFY_COST),
     }
+    if sources is not None:
+        figures["sources"] = shares(sources)
     if not options.simulate:
         figures["measured"] = _measured(rows, k, options)
     return figures
+
+
+def _sources(rows: Sequence[dict[str, Any]], k: int | str) -> dict[str, list[int]] | None:
+    """[steps, drafted, accepted] of look-up, drafter and target alone; None where one source drafts."""
+    found = [counts for row in rows if (counts := row.get("loops", {}).get(str(k), {}).get("sources"))]
+    if not found:
+        return None
+    return {name: [sum(parts) for parts in zip(*(counts[name] for counts in found), strict=True)] for name in SOURCES}
 
 
 def _measured(rows: Sequence[dict[str, Any]], k: int | str, options: EvaluateOptions) -> dict[str, Any]:

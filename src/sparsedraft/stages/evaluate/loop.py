@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.loop.shares import by_source
 from sparsedraft.speculate.loop.times import Times, synchronized
 from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.speculate.policy.policies import Constant
@@ -28,8 +29,10 @@ def run(
     """(tokens, histogram, measures) of one answer; the histogram has a place for `most` accepted drafts at least.
 
     Seconds, steps, drafts and tokens leave the first step out, which is `first` (and reads the prompt, unless `reading`
-    or another policy has read it); the histogram does not.
+    or another policy has read it); the histogram does not. `sources`: where look-up drafts beside a model, `by_source`.
     """
+    if pair.lookup and pair.drafter is not None:
+        pair.drafter.cached_backend().clear()
     decoder = pair.decoder([prompts], policy, sampling, branching=branching, keep_cache=True)
     steps: list[Step] = []
     first = Times()
@@ -40,7 +43,7 @@ def run(
     tokens = [token for step in steps for token in step.emitted]
     histogram = Histogram.of_steps(steps, max([most, *(len(step.drafted) for step in steps)]))
     later = steps[1:]
-    measures = {
+    measures: dict[str, Any] = {
         **{key: round(value, 6) for key, value in asdict(decoder.times).items()},
         "seconds": round(decoder.times.total, 6),
         "first": round(first.total, 6),
@@ -52,17 +55,20 @@ def run(
         "kept": sum(step.kept for step in steps),
         "expected": round(sum(step.expected for step in steps), 6),
     }
+    if pair.lookup:
+        measures["sources"] = by_source((step.match, len(step.drafted), step.accepted) for step in steps)
     return tokens, histogram.to_dict(), measures
 
 
 def reading(pair: Pair, prompts: PromptPair) -> dict[str, float]:
     """Seconds that each model takes to read its prompt, without the last token, from an empty cache.
 
-    `run` then starts from that cache. A prompt that fills the drafter's context is not read: it would not draft.
+    `run` then starts from that cache. A prompt that fills the drafter's context is not read: it would not draft. Where
+    look-up drafts beside it, it reads the prompt in the loop, or not at all.
     """
     seconds = {}
     for name, side, ids in (("target", pair.target, prompts.target), ("drafter", pair.drafter, pair.read(prompts))):
-        if side is None:
+        if side is None or (name == "drafter" and pair.lookup):
             continue
         backend = side.cached_backend()
         backend.clear()

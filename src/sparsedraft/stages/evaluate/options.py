@@ -11,7 +11,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Across, BatchSize, MaxNewTokens, Replacing, Running, Sampled, ServedName
 from sparsedraft.base.options import Argument, Exists, Options, Text, Words
 from sparsedraft.maths.warpers import Sampling
-from sparsedraft.models.names import LOOKUP, check_drafter, check_model
+from sparsedraft.models.names import LOOKUP, check_drafter, check_model, split_lookup
 from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.text.names import check_prompts
 from sparsedraft.writers.server.secret import shown
@@ -61,14 +61,20 @@ def named_drafter(text: str) -> Named:
     return name, ref
 
 
+def _check_entry(ref: str) -> None:
+    """UserError where there is nothing of that name."""
+    model, beside = split_lookup(ref)
+    (check_model if beside else check_drafter)(model)
+
+
 class _Models(Options):
     target: Annotated[str, Argument(), Exists(check_model)] = Field(description="The target.")
     drafters: Annotated[
         tuple[Named, ...],
         Argument(),
         Text(list[str], lambda texts: tuple(map(named_drafter, texts))),
-        Exists(lambda named: check_drafter(named[1])),
-    ] = Field(description="The drafters, each a model, NAME=MODEL, or lookup.")
+        Exists(lambda named: _check_entry(named[1])),
+    ] = Field(description="The drafters, each a model, NAME=MODEL, lookup, or MODEL+lookup (both, the better a step).")
     prompts: Annotated[str | None, Exists(check_prompts)] = Field(None, description="PROMPTS to evaluate on.")
     tasks: Annotated[tuple[str, ...] | None, Words] = Field(
         None,
@@ -172,6 +178,11 @@ class EvaluateOptions(Replacing, Running, _Kept, EvaluateSettings, _Models):
             return self
         if self.tree > 1 and all(ref == LOOKUP for _, ref in self.drafters):
             raise ValueError(f"<tree> {self.tree} needs a model that drafts: name one, or leave it out")
+        if both := next((ref for _, ref in self.drafters if split_lookup(ref)[1]), None):
+            if self.simulate:
+                raise ValueError(f"{both} chooses by measured seconds, which need the real loop: turn <simulate> off")
+            if self.tree > 1:
+                raise ValueError(f"{both} drafts chains, and <tree> {self.tree} none: leave one of them out")
         names = [name for name, _ in self.drafters]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"two drafters are called '{twice}': name them, as in first={self.drafters[0][1]}")

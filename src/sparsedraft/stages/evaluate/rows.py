@@ -107,7 +107,7 @@ class Measurement:
     def _by_loop(self, answers: Sequence[Answer], done: Container[str]) -> Iterator[tuple[Answer, dict[str, Any]]]:
         """The real loop on one answer after the other: `histograms`, `loops`, `alone`, `reading` and `alpha`."""
         earlier = [answer.id for answer in answers if answer.id in done]
-        learned = Learned(self.work, self.name, self.ks, earlier)
+        learned = Learned(self.work, self.name, self.ks, earlier, self.pair.lookup)
         plain = Pair.of(self.pair.target, None, "auto", self.options.sampling)
         for answer, acceptances in self._acceptances(answers, done):
             reading = loop.reading(self.pair, self._prompts(answer))

@@ -12,9 +12,10 @@ from typing import Any
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
-from sparsedraft.models.names import LOOKUP
+from sparsedraft.models.names import LOOKUP, split_lookup
 from sparsedraft.models.sources import locate
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.stages.evaluate.entries import Entry
 from sparsedraft.stages.evaluate.evaluation import Evaluation, load
 from sparsedraft.stages.evaluate.options import EvaluateOptions, EvaluateSettings
 from sparsedraft.stages.evaluate.reuse import drop_unchanged, take_answers, take_up
@@ -33,7 +34,8 @@ ELSEWHERE = (
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluate the drafters against the target on the prompts, or let lm-eval score each model on its tasks.
 
-    The result is described in docs/method.md. A drafter called "lookup" drafts from the text so far (prompt look-up).
+    The result is described in docs/method.md. A drafter called "lookup" drafts from the text so far (prompt look-up),
+    and MODEL+lookup from the text or the model, whichever is expected to bring more tokens per second.
     Writes result.json, rows.jsonl, answers.jsonl (the target's, by unit of work) and example.json to `options.out`
     (None: nowhere). An interrupted evaluation continues with the first answer that is not measured; a finished one
     takes more drafters beside those it has. `options.answers`: an evaluation whose answers by the same target are
@@ -49,18 +51,18 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     chosen = _choose_prompts(source, options)
     endpoint = Endpoint(options.url, options.served_name or target, options.concurrency) if options.url else None
     folder = locate(target, weights=False) if endpoint else checkpoint.find(target)
-    folders = {name: None if ref == LOOKUP else checkpoint.find(ref) for name, ref in drafters}
+    entries = {name: Entry.of(ref) for name, ref in drafters}
     tokenizer = templates.give(checkpoint.load_tokenizer(target), options.template_args)
     templates.check(tokenizer, options.template_args)
 
-    inputs = _inputs(options, folder, endpoint, folders, chosen)
+    inputs = _inputs(options, folder, endpoint, entries, chosen)
 
     def build(work: Path) -> dict[str, Any]:
         copies = [] if options.overwrite else take_up(out, work)
         copies += take_answers(options.answers, inputs, work) if options.answers else []
         try:
             model = ServerTarget(folder, endpoint, options.template_args) if endpoint else load(folder, options)
-            return Evaluation(work, model, target, tokenizer, folders, options).run(chosen)
+            return Evaluation(work, model, target, tokenizer, entries, options).run(chosen)
         except UserError:
             drop_unchanged(copies)
             raise
@@ -73,7 +75,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         seed=options.seed,
         overwrite=options.overwrite,
         tolerance=artifact.Tolerance(grows="drafters"),
-        reads=(target, source, options.answers, *(ref for _, ref in drafters if ref != LOOKUP)),
+        reads=(target, source, options.answers, *(split_lookup(ref)[0] for _, ref in drafters if ref != LOOKUP)),
     )
 
 
@@ -81,13 +83,13 @@ def _inputs(
     options: EvaluateOptions,
     target: Path,
     endpoint: Endpoint | None,
-    drafters: dict[str, Path | None],
+    drafters: dict[str, Entry],
     chosen: Sequence[Prompt],
 ) -> dict[str, object]:
     """What the result depends on: the artifact's inputs."""
     return {
         "target": checkpoint.identity_files(target) if endpoint else target,
-        "drafters": {name: drafter or LOOKUP for name, drafter in drafters.items()},
+        "drafters": {name: entry.inputs for name, entry in drafters.items()},
         "prompts": [p.content for p in chosen],
         **templates.inputs(options.template_args),
         "options": {

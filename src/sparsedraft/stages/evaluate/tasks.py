@@ -13,7 +13,7 @@ import yaml
 from sparsedraft.base import artifact
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, claims
-from sparsedraft.models.names import LOOKUP
+from sparsedraft.models.names import LOOKUP, split_lookup
 from sparsedraft.native.loading import load
 from sparsedraft.stages.evaluate.options import EvaluateOptions
 
@@ -68,8 +68,8 @@ def _check(models: Sequence[tuple[str, str]], tasks: Sequence[str]) -> None:
     names = [name for name, _ in models]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two models are called '{twice}': name them, as in first={models[-1][1]}.")
-    if any(ref == LOOKUP for _, ref in models):
-        raise UserError("the drafter 'lookup' is no model, so --tasks cannot score it: leave it out.")
+    if no_model := next((ref for _, ref in models if ref == LOOKUP or split_lookup(ref)[1]), None):
+        raise UserError(f"the drafter '{no_model}' is no model, so --tasks cannot score it: leave it out.")
 
 
 def _scores(folder: Path, tasks: list[Any], options: EvaluateOptions) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from sparsedraft.base import bounds
 from sparsedraft.base.fields import Across, Length, Running, Sampled
 from sparsedraft.base.options import Argument, Exists, Options
-from sparsedraft.models.names import check_drafter, check_model
+from sparsedraft.models.names import LOOKUP, check_drafter, check_model
 
 
 class _Drafting(Options):
@@ -19,6 +19,9 @@ class _Drafting(Options):
     )
     drafter: Annotated[str | None, Exists(check_drafter)] = Field(
         None, description="A drafter, or 'lookup' (prompt look-up); default: plain decoding."
+    )
+    lookup: bool = Field(
+        False, description="Beside the drafter, draft from the text so far where that is expected to pay more."
     )
     k: int | None = Field(
         None, ge=0, le=bounds.DRAFTED, description="Tokens drafted a step (default 5); for other policies, at most."
@@ -44,4 +47,8 @@ class GenerateOptions(Running, _Output, Sampled, Length, Across, _Drafting):
         if self.raw and self.template_args:
             name = next(iter(self.template_args))
             raise ValueError(f"<template_args> {name} does nothing under <raw>: leave one of them out")
+        if self.lookup and self.drafter in (None, LOOKUP):
+            raise ValueError(f"<lookup> goes beside a model: name one as <drafter>, or give <drafter> {LOOKUP} alone")
+        if self.lookup and self.tree > 1:
+            raise ValueError(f"<lookup> drafts chains, and <tree> {self.tree} none: leave one of them out")
         return self

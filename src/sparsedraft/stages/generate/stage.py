@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from sparsedraft.base.console import console
+from sparsedraft.speculate.loop.shares import by_source, shares
 from sparsedraft.stages.generate.options import GenerateOptions
 from sparsedraft.stages.generate.texts import GeneratedText, TextGenerator, load_pair
 
@@ -27,12 +28,14 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     for text in texts:
         write("\n" if len(texts) == 1 else f"{text.text}\n")
-    result = figures(texts, seconds, options.stats)
+    result = figures(texts, seconds, options.stats, options.lookup)
     result |= {"drafter_temperature": pair.drafter_temperature} if drawn else {}
     if options.stats:
         console.print(
             f"{result['tokens']} tokens in {result['steps']} steps, {result['mal']:.2f} a step, {seconds:.1f} s"
         )
+        for source, found in result.get("sources", {}).items():
+            console.print(f"{source}: {found['share_of_steps']:.0%} of the steps")
         if options.drafter and len(texts) == 1:
             accepted = " ".join(map(str, texts[0].accepted))
             console.print(f"drafted tokens accepted, step by step: {accepted}", soft_wrap=True)
@@ -44,8 +47,11 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
-def figures(texts: list[GeneratedText], seconds: float, stats: bool) -> dict[str, Any]:
-    """The command's JSON object; with `stats`, with what each step drafted and accepted."""
+def figures(texts: list[GeneratedText], seconds: float, stats: bool, lookup: bool = False) -> dict[str, Any]:
+    """The command's JSON object; with `stats`, with what each step drafted and accepted.
+
+    `lookup`: with the share of look-up, which drafted beside a model.
+    """
     tokens, steps = sum(len(text.token_ids) for text in texts), sum(text.steps for text in texts)
     result: dict[str, Any] = {
         "text": texts[0].text,
@@ -56,6 +62,8 @@ def figures(texts: list[GeneratedText], seconds: float, stats: bool) -> dict[str
         "tokens_per_second": tokens / seconds,
         "route": texts[0].route,
     }
+    if lookup:
+        result["sources"] = shares(by_source(step for text in texts for step in text.by_step))
     if len(texts) > 1:
         result["answers"] = [_counts(text, stats) for text in texts]
     elif stats:

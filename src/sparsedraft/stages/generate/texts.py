@@ -19,6 +19,7 @@ from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.speculate.policy.policies import policy_named
+from sparsedraft.speculate.policy.sources import WithLookup
 from sparsedraft.stages.generate.options import GenerateOptions
 from sparsedraft.text import prompts
 from sparsedraft.writers.loaded import LoadedModel
@@ -42,6 +43,7 @@ class GeneratedText:
     token_ids: list[int] = field(default_factory=list)  # with the token that ends the text, if the model ended it
     drafted: list[int] = field(default_factory=list)  # proposed tokens, step by step
     accepted: list[int] = field(default_factory=list)  # accepted tokens, step by step
+    matches: list[int | None] = field(default_factory=list)  # as in `Step`, step by step
     finish_reason: str = "length"  # "eos", "stop", "length" (of max_new_tokens) or "context" (which is full)
     prompt_tokens: int = 0
     route: str = "none"  # how drafts cross tokenizers: "none", "lookup", "same", "realign" or "intersection"
@@ -50,6 +52,11 @@ class GeneratedText:
     def steps(self) -> int:
         """Passes of the target."""
         return len(self.accepted)
+
+    @property
+    def by_step(self) -> list[tuple[int | None, int, int]]:
+        """(match, drafted, accepted) of each step."""
+        return [*zip(self.matches, self.drafted, self.accepted, strict=True)]
 
     @property
     def mal(self) -> float:
@@ -100,7 +107,8 @@ class TextGenerator:
 
     def __init__(self, pair: Pair, options: GenerateOptions) -> None:
         self.pair, self.options = pair, options
-        self.policy, self.sampling = policy_named(options.policy, options.k), sampling_of(options)
+        policy = policy_named(options.policy, options.k)
+        self.policy, self.sampling = WithLookup(policy) if pair.lookup else policy, sampling_of(options)
         self.prompts = [prompt_pair(pair, text, options.raw) for text in options.prompt]
         self._check_memory()
         self.stops = Stops(pair.target.tokenizer, options.stop) if options.stop else None
@@ -143,6 +151,7 @@ class TextGenerator:
     def _note(self, text: GeneratedText, step: Step, stream: TextStream) -> None:
         text.drafted.append(len(step.drafted))
         text.accepted.append(step.accepted)
+        text.matches.append(step.match)
         if step.finish_reason:
             text.text, text.token_ids, text.finish_reason = stream.text, stream.token_ids, step.finish_reason
 
@@ -175,7 +184,7 @@ def load_pair(
     pair = replace(Pair.of(target, other, o.uag, sampling_of(o), drafter_temperature=o.factor), window=window)
     if o.tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {o.tree} needs a model that drafts: give one as --drafter, or leave it out.")
-    return pair
+    return pair.with_lookup() if o.lookup else pair
 
 
 def prompt_pair(pair: Pair, text: str, raw: bool) -> PromptPair:

@@ -1,0 +1,44 @@
+"""Look-up and a model in one drafter: each draft comes from one of them."""
+
+from collections.abc import Callable, Sequence
+
+from sparsedraft.speculate.drafters.lookup import PromptLookup
+from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
+from sparsedraft.speculate.loop.verify import ChainVerifier, Verifier
+from sparsedraft.speculate.policy.protocol import Choice, Place
+
+
+class MixedDrafter:
+    """Drafts from the text so far, or from the chains of `model`: for each sequence as `choose` says.
+
+    `choose` knows nothing of what either would draft, so it cannot bias what is drawn. The model reads what it missed
+    when it is asked again.
+    """
+
+    verifier: Verifier = ChainVerifier()
+
+    def __init__(self, model: Drafter, choose: Callable[[Place], Choice]) -> None:
+        self.lookup, self.model, self.choose = PromptLookup(), model, choose
+
+    def select(self, rows: Sequence[int]) -> None:
+        self.lookup.select(rows)
+        self.model.select(rows)
+
+    def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
+        texts = [self.lookup.read(sequence) for sequence in sequences]
+        choices = [
+            self.choose(_place(sequence, text.match, limit)) if limit > 0 else Choice(0, 0)
+            for sequence, text, limit in zip(sequences, texts, limits, strict=True)
+        ]
+        own = [choice.n if choice.match is None else 0 for choice in choices]
+        drafts = self.model.propose(sequences, own) if any(own) else [Draft() for _ in sequences]
+        return [
+            draft if choice.match is None else Draft(text.continuation(choice.n), match=choice.match)
+            for choice, text, draft in zip(choices, texts, drafts, strict=True)
+        ]
+
+
+def _place(sequence: TokenSequence, match: int, limit: int) -> Place:
+    written = len(sequence.tokens) - sequence.prompt
+    return Place(sequence.index, match, limit, sequence.prompt, written, sequence.room)

@@ -1,0 +1,192 @@
+"""Which of two sources drafts, look-up or a model: the one that is expected to bring more tokens per second."""
+
+import math
+from collections import deque
+
+from sparsedraft.speculate.policy.estimates import Estimates
+from sparsedraft.speculate.policy.means import Mean
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.speculate.policy.protocol import Choice, Outcome, Place, Policy, Trial
+
+
+class Acceptances:
+    """How often a drafted token is accepted: a model's; and a looked-up one, by the length of the match before it.
+
+    Each sequence has evidence of its own, beside what is left of the answers before. Within a looked-up draft the match
+    grows with each accepted token.
+    """
+
+    # Of a model's drafts, then of looked-up ones behind a match of 1, 2, 3-4, 5-8, 9-16 and more tokens; they count as
+    # so many drafted tokens.
+    PRIOR = 0.8, 0.25, 0.45, 0.6, 0.75, 0.85, 0.92
+    PRIOR_WEIGHT = 5
+    # The next answer may be of another kind: all that is known from those before counts as so many drafted tokens.
+    CARRIED = 10
+    # What is known from the answers before is forgotten by so much with each.
+    FORGET_BETWEEN_ANSWERS = 0.1
+    # A source that is not used is forgotten by so much a step, so that it is tried again in a long answer.
+    FORGET_UNUSED = 0.01
+
+    def __init__(self) -> None:
+        self._past = [Mean() for _ in self.PRIOR]
+        self._rows: dict[int, list[Mean]] = {}  # by the sequence's index
+
+    def begin(self) -> None:
+        """The next answers begin."""
+        for number, past in enumerate(self._past):
+            past.sum += sum(means[number].sum for means in self._rows.values())
+            past.weight += sum(means[number].weight for means in self._rows.values())
+            past.forget(self.FORGET_BETWEEN_ANSWERS)
+        self._rows = {}
+
+    def add(self, trial: Trial, asked: bool = True) -> None:
+        """Learn from a draft: its accepted tokens, and the first rejected one; `asked`: whether a model was asked."""
+        found: dict[int, list[bool]] = {}
+        for i in range(min(trial.accepted + 1, trial.drafted)):
+            number = 0 if trial.match is None else _bucket(trial.match + i)
+            found.setdefault(number, []).append(i < trial.accepted)
+        if asked and trial.match is None and not trial.drafted:
+            found[0] = [False]  # it drafted nothing
+        for number, mean in enumerate(self._of(trial.row)):
+            if results := found.get(number):
+                mean.add(sum(results) / len(results), len(results))
+            else:
+                mean.forget(self.FORGET_UNUSED)
+
+    def tokens(self, row: int, match: int | None, n: int) -> list[float]:
+        """The tokens that a step is expected to write with 0, 1, ..., n drafts after this match (None: a model's)."""
+        expected, reach, rates = [1.0], 1.0, self._rates(row)
+        for i in range(n):
+            reach *= rates[0 if match is None else _bucket(match + i)]
+            expected.append(expected[-1] + reach)
+        return expected
+
+    def _rates(self, row: int) -> list[float]:
+        known = [
+            (prior * self.PRIOR_WEIGHT + past.sum) / (self.PRIOR_WEIGHT + past.weight)
+            for prior, past in zip(self.PRIOR, self._past, strict=True)
+        ]
+        return [
+            (rate * self.CARRIED + mean.sum) / (self.CARRIED + mean.weight)
+            for rate, mean in zip(known, self._of(row), strict=True)
+        ]
+
+    def _of(self, row: int) -> list[Mean]:
+        return self._rows.setdefault(row, [Mean() for _ in self.PRIOR])
+
+
+def _bucket(match: int) -> int:
+    """The place in Acceptances.PRIOR of a match of `match` tokens."""
+    return min(1 + (match - 1).bit_length(), len(Acceptances.PRIOR) - 1)
+
+
+class Lengths:
+    """How long the answers are, of which the last 20 count."""
+
+    # Beside these, 3 answers of 128 tokens: after two short ones, a model that was not asked lost more in a long one
+    # than all that its reading would have taken (docs/LOG.md).
+    PRIOR = (128,) * 3
+
+    def __init__(self) -> None:
+        self._ended: deque[int] = deque(maxlen=20)
+        self._rows: dict[int, int] = {}  # tokens written so far, by the sequence's index
+
+    def begin(self) -> None:
+        """The next answers begin."""
+        self._ended.extend(self._rows.values())
+        self._rows = {}
+
+    def add(self, row: int, tokens: int) -> None:
+        """The sequence has grown by so many tokens."""
+        self._rows[row] = self._rows.get(row, 0) + tokens
+
+    def left(self, written: int, room: int) -> float:
+        """Tokens that an answer of `written` tokens is expected to go on with, `room` at the most.
+
+        One that is longer than all before is expected to be half done.
+        """
+        longer = [length - written for length in (*self._ended, *self.PRIOR) if length > written]
+        return min(room, sum(longer) / len(longer) if longer else written)
+
+
+class WithLookup:
+    """A policy for a model, beside which look-up drafts where that is expected to bring more tokens per second.
+
+    How many tokens the model may draft is up to `policy`; what it learns is the model's, but for the time that
+    verification takes. Look-up drafts as many as pay best. The model reads a prompt only where what it is expected to
+    save in the rest of the answer is worth that time.
+    """
+
+    # Looked-up drafts cost verification alone, and long matches go on: they may be so many times longer than a model's.
+    LONGER = 2
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.most = policy, self.LONGER * policy.most
+        self.confident = policy.confident
+        self.estimates, self.acceptances, self.lengths = Estimates(), Acceptances(), Lengths()
+        self._own = 0  # tokens that the model may draft in this step
+        # A constant K does not ask whether the model pays at all; the others do, and what they try is to be tried.
+        self._judges = isinstance(policy, Constant)
+        self._begun = False  # whether this step is an answer's first, and that was seen
+        self._read: set[int] = set()  # the sequences whose prompt the model has read
+        self._drafted = Mean(fade=0.8)  # tokens that the model drafts where it is asked
+        self._saved = Mean(fade=0.99)  # seconds a token that the model saves, or would have saved
+
+    @property
+    def plain(self) -> bool:
+        return self.policy.plain
+
+    def next_k(self) -> int:
+        self._own = self.policy.next_k()
+        return 0 if self.policy.plain else max(self._own, self.most)
+
+    def choose(self, place: Place) -> Choice:
+        if not place.written:
+            self._begin()
+        own = min(self._own, place.limit)
+        longest = min(place.limit, max(own, 2 * self.estimates.most_drafts + 1)) if place.match else 0
+        verifying = self._verifying(max(own, longest))
+        tokens = self.acceptances.tokens(place.row, place.match, longest)
+        best = max(range(longest + 1), key=lambda n: tokens[n] / verifying[n])  # 0: the target alone
+        pace, model = verifying[best] / tokens[best], self._pace_of_model(place.row, own, verifying)
+        asked = own > 0 and (model < pace or (not best and not self._judges))
+        self._saved.add(max(0.0, pace - model) if asked else 0.0)
+        if asked and (place.row in self._read or self._is_worth_reading(place)):
+            return Choice(None, own)
+        return Choice(place.match if best else 0, best)
+
+    def _pace_of_model(self, row: int, most: int, verifying: list[float]) -> float:
+        """Seconds a token with a model's drafts, `most` or, where it stops at doubtful ones, as many as usual."""
+        usual = self._drafted.value
+        n = most if usual is None else min(most, math.ceil(usual))
+        return (verifying[n] + n * self.estimates.price) / self.acceptances.tokens(row, None, n)[n]
+
+    def _verifying(self, n: int) -> list[float]:
+        """Seconds of verifying 0, 1, ..., n drafts; all equal as long as nothing was measured."""
+        seconds = self.estimates.verifying(range(n + 1)) if self.estimates.knows_verification else [0.0]
+        return seconds if min(seconds) > 0 else [1.0] * (n + 1)
+
+    def _is_worth_reading(self, place: Place) -> bool:
+        """Whether the model should read a sequence's prompt, by what it saves in an answer of the usual length."""
+        saved = (self._saved.value or 0.0) * self.lengths.left(place.written, place.room)
+        return saved >= self.estimates.reading_seconds(place.prompt + place.written)
+
+    def observe(self, outcome: Outcome) -> None:
+        if outcome.begins and not self._begun:
+            self._begin()
+        self._begun = False
+        self.policy.observe(outcome)
+        self.estimates.observe(outcome)
+        for trial in outcome.trials:
+            self.acceptances.add(trial, outcome.asked)
+            self.lengths.add(trial.row, trial.accepted + 1)
+            if outcome.asked and trial.match is None:
+                self._read.add(trial.row)
+                self._drafted.add(trial.drafted)
+
+    def _begin(self) -> None:
+        """Another answer, or several at once."""
+        if not self._begun:
+            self.acceptances.begin()
+            self.lengths.begin()
+            self._read, self._begun = set(), True

@@ -1,0 +1,26 @@
+"""What an evaluation compares: a drafter, look-up, or both in one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsedraft.models import checkpoint
+from sparsedraft.models.names import LOOKUP, split_lookup
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`folder`: the drafter's checkpoint; None is look-up alone. `lookup`: look-up drafts beside the drafter."""
+
+    folder: Path | None
+    lookup: bool = False
+
+    @classmethod
+    def of(cls, ref: str) -> "Entry":
+        """The entry that the command line calls `ref`. UserError where no such model is found."""
+        model, beside = split_lookup(ref)
+        return cls(None if ref == LOOKUP else checkpoint.find(model), beside)
+
+    @property
+    def inputs(self) -> object:
+        """What the result depends on."""
+        return {"model": self.folder, LOOKUP: True} if self.lookup else self.folder or LOOKUP
