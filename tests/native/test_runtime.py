@@ -87,6 +87,11 @@ def test_a_window_in_either_runtime_and_in_simulation(packed: dict[str, Path], t
     }
     assert timeless(found["native"]["drafters"]) == found["simulated"]["drafters"] != found["whole"]["drafters"]
     assert found["native"]["drafter_window"] == 24 and "drafter_window" not in found["whole"]
+    how = options | {"simulate": True, "answers": tmp_path / "whole"}
+    assert (
+        evaluate_to(tmp_path / "taken", target, drafters, "demo:eval", how)["drafters"]
+        == found["simulated"]["drafters"]
+    )
 
 
 def test_packed_drafters_are_evaluated(packed: dict[str, Path], tmp_path: Path) -> None:
