@@ -233,12 +233,12 @@ def test_a_prompt_is_read_where_the_rest_of_the_answer_is_worth_it() -> None:
         assert rule.next_k() == 8
         return rule
 
-    for prompt, answer, asked in ((100, 24, True), (1300, 24, False), (1300, 240, True)):
+    for prompt, answer, asked in ((50, 24, True), (650, 24, False), (650, 240, True)):
         assert (start(answer).choose(Place(0, 0, 8, prompt, 0, 900)).match is None) == asked
-    assert start(240).choose(Place(0, 0, 8, 1300, 0, 30)) == Choice(0, 0), "there is no room for a long answer"
+    assert start(240).choose(Place(0, 0, 8, 650, 0, 30)) == Choice(0, 0), "there is no room for a long answer"
     late = start(24)
-    late.choose(Place(0, 0, 8, 1300, 0, 900))
-    assert late.choose(Place(0, 0, 8, 1300, 300, 900)).match is None, "longer than all before, it is half done"
+    late.choose(Place(0, 0, 8, 650, 0, 900))
+    assert late.choose(Place(0, 0, 8, 650, 300, 900)).match is None, "longer than all before, it is half done"
 
 
 def test_look_up_pays_for_reading_and_not_for_trials() -> None:

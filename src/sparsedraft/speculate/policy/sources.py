@@ -1,12 +1,12 @@
 """Which of two sources drafts, look-up or a model: the one that is expected to bring more tokens per second."""
 
 import math
-from collections import deque
 
 from sparsedraft.speculate.policy.estimates import Estimates
 from sparsedraft.speculate.policy.means import Mean
 from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.policy.protocol import Choice, Outcome, Place, Policy, Trial
+from sparsedraft.speculate.policy.reading import Reading
 
 
 class Acceptances:
@@ -80,35 +80,6 @@ def _bucket(match: int) -> int:
     return min(1 + (match - 1).bit_length(), len(Acceptances.PRIOR) - 1)
 
 
-class Lengths:
-    """How long the answers are, of which the last 20 count."""
-
-    # Beside these, 3 answers of 128 tokens: after two short ones, a model that was not asked lost more in a long one
-    # than all that its reading would have taken (docs/LOG.md).
-    PRIOR = (128,) * 3
-
-    def __init__(self) -> None:
-        self._ended: deque[int] = deque(maxlen=20)
-        self._rows: dict[int, int] = {}  # tokens written so far, by the sequence's index
-
-    def begin(self) -> None:
-        """The next answers begin."""
-        self._ended.extend(self._rows.values())
-        self._rows = {}
-
-    def add(self, row: int, tokens: int) -> None:
-        """The sequence has grown by so many tokens."""
-        self._rows[row] = self._rows.get(row, 0) + tokens
-
-    def left(self, written: int, room: int) -> float:
-        """Tokens that an answer of `written` tokens is expected to go on with, `room` at the most.
-
-        One that is longer than all before is expected to be half done.
-        """
-        longer = [length - written for length in (*self._ended, *self.PRIOR) if length > written]
-        return min(room, sum(longer) / len(longer) if longer else written)
-
-
 class WithLookup:
     """A policy for a model, beside which look-up drafts where that is expected to bring more tokens per second.
 
@@ -123,14 +94,12 @@ class WithLookup:
     def __init__(self, policy: Policy) -> None:
         self.policy, self.most = policy, self.LONGER * policy.most
         self.confident = policy.confident
-        self.estimates, self.acceptances, self.lengths = Estimates(), Acceptances(), Lengths()
+        self.estimates, self.acceptances, self.reading = Estimates(), Acceptances(), Reading()
         self._own = 0  # tokens that the model may draft in this step
         # A constant K does not ask whether the model pays at all; the others do, and what they try is to be tried.
         self._judges = isinstance(policy, Constant)
         self._begun = False  # whether this step is an answer's first, and that was seen
-        self._read: set[int] = set()  # the sequences whose prompt the model has read
         self._drafted = Mean(fade=0.8)  # tokens that the model drafts where it is asked
-        self._saved = Mean(fade=0.99)  # seconds a token that the model saves, or would have saved
 
     @property
     def plain(self) -> bool:
@@ -150,8 +119,9 @@ class WithLookup:
         best = max(range(longest + 1), key=lambda n: tokens[n] / verifying[n])  # 0: the target alone
         pace, model = verifying[best] / tokens[best], self._pace_of_model(place.row, own, verifying)
         asked = own > 0 and (model < pace or (not best and not self._judges))
-        self._saved.add(max(0.0, pace - model) if asked else 0.0)
-        if asked and (place.row in self._read or self._is_worth_reading(place)):
+        written = self.acceptances.tokens(place.row, None, own)[own] if asked else tokens[best]
+        self.reading.note(place.row, max(0.0, pace - model) if asked else 0.0, written)
+        if asked and self.reading.pays(place, self.estimates):
             return Choice(None, own)
         return Choice(place.match if best else 0, best)
 
@@ -166,11 +136,6 @@ class WithLookup:
         seconds = self.estimates.verifying(range(n + 1)) if self.estimates.knows_verification else [0.0]
         return seconds if min(seconds) > 0 else [1.0] * (n + 1)
 
-    def _is_worth_reading(self, place: Place) -> bool:
-        """Whether the model should read a sequence's prompt, by what it saves in an answer of the usual length."""
-        saved = (self._saved.value or 0.0) * self.lengths.left(place.written, place.room)
-        return saved >= self.estimates.reading_seconds(place.prompt + place.written)
-
     def observe(self, outcome: Outcome) -> None:
         if outcome.begins and not self._begun:
             self._begin()
@@ -179,14 +144,14 @@ class WithLookup:
         self.estimates.observe(outcome)
         for trial in outcome.trials:
             self.acceptances.add(trial, outcome.asked)
-            self.lengths.add(trial.row, trial.accepted + 1)
-            if outcome.asked and trial.match is None:
-                self._read.add(trial.row)
+            by_model = outcome.asked and trial.match is None
+            self.reading.add(trial.row, trial.accepted + 1, by_model)
+            if by_model:
                 self._drafted.add(trial.drafted)
 
     def _begin(self) -> None:
         """Another answer, or several at once."""
         if not self._begun:
             self.acceptances.begin()
-            self.lengths.begin()
-            self._read, self._begun = set(), True
+            self.reading.begin()
+            self._begun = True
