@@ -36,7 +36,7 @@ RUNTIMES = ("auto", "native", "transformers")
 class LoadedModel:
     """A model with its tokenizer, run by the native engine where there is a `native` model, else by transformers.
 
-    `model` is the transformers model, or makes it when it is first used.
+    `model` is the transformers model, or makes it when it is first used. `folder`: the checkpoint, if it is of one.
     """
 
     def __init__(
@@ -45,8 +45,10 @@ class LoadedModel:
         tokenizer: PreTrainedTokenizerBase,
         eos_ids: frozenset[int],
         native: NativeModel | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
+        self.folder = folder
         self._cached: PrefixCache | None = None
 
     @classmethod
@@ -91,7 +93,7 @@ class LoadedModel:
         ):
             try:
                 built = native_model(folder, cache)
-                return cls(lambda: _checked(folder, kind, where), tokenizer, end_ids(folder, tokenizer), built)
+                return cls(lambda: _checked(folder, kind, where), tokenizer, end_ids(folder, tokenizer), built, folder)
             except Unsupported as error:  # found in the weights, not in the config
                 if runtime == "native" or cache != "int16":
                     raise
@@ -101,7 +103,7 @@ class LoadedModel:
                 f"--cache {cache} needs the native engine, which does not run model {ref} here: leave it out."
             )
         model = _checked(folder, kind, where)
-        return cls(model, tokenizer, end_ids(folder, tokenizer))
+        return cls(model, tokenizer, end_ids(folder, tokenizer), folder=folder)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -10,6 +10,7 @@ class PromptLookup:
     """Drafts what followed the newest `longest`..1 tokens the last time they occurred (Saxena 2023); runs no model."""
 
     verifier: Verifier = ChainVerifier()
+    reads = False  # see Decoder
 
     def __init__(self, longest: int = 3) -> None:
         self.longest = longest

@@ -86,6 +86,11 @@ class Decoder:
         return steps
 
     @property
+    def _drafter_reads(self) -> bool:
+        """Whether the drafter reads the text by a model, which takes time."""
+        return self.drafter is not None and getattr(self.drafter, "reads", True)
+
+    @property
     def _verifier(self) -> Verifier:
         return ChainVerifier() if self.drafter is None else self.drafter.verifier
 
@@ -105,7 +110,9 @@ class Decoder:
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         self._started = True
-        self._unread = max((sequence.prompt for sequence in sequences), default=0)
+        self._unread = max((sequence.prompt for sequence in sequences), default=0) if self._drafter_reads else 0
+        room = max((sequence.room for sequence in sequences), default=0)
+        self.policy.begin(self._unread, room)
         sequences, first = self._select([s for s in sequences if s.room > 0], sequences), True
         while sequences:
             with self.around():
@@ -158,8 +165,11 @@ class Decoder:
         late = self._unread if asked else 0
         prompt = first or (asked and not self._drafter_started)  # the drafter may read its prompt later than the target
         self._drafter_started |= asked
-        self._unread = 0 if asked else self._unread + max(len(step.emitted) for step in steps)
-        n, goes_on = len(steps), any(not sequence.finish_reason for sequence in sequences)
+        if asked or not self._drafter_reads:
+            self._unread = 0
+        else:
+            self._unread += max(len(step.emitted) for step in steps)
+        n, going = len(steps), [sequence for sequence in sequences if not sequence.finish_reason]
         return Outcome(
             max(len(step.drafted) for step in steps),
             sum(step.accepted for step in steps) / n,
@@ -170,8 +180,11 @@ class Decoder:
             begins=first,
             prompt=prompt,
             late=late,
-            behind=self._unread if self._drafter_started and goes_on else 0,
+            behind=self._unread if going else 0,
             rows=n,
+            read=max(sequence.prompt for sequence in sequences) if first else 0,
+            room=max((sequence.room for sequence in going), default=0),
+            full=any(sequence.finish_reason in ("length", "context") for sequence in sequences),
         )
 
 

@@ -18,14 +18,16 @@ class Costs:
         self.plain = Recent(3)
         self.verify: dict[int, Recent] = {}  # of verifying n drafts, by n
         self.draft = Recent()  # of drafting one token
-        self.reading = Mean()  # of reading one token late: one that was written while the drafter was not asked
+        self.reading = Mean()  # of reading one token late, of many: of a prompt, or after a long pause
+        self.catching_up = Mean()  # of reading one token late, of few
+        self.target_reading = Mean()  # of reading one token of a prompt, the target
         self.prompt: Outcome | None = None  # a prompt that was read before the price of a draft was known
 
 
 class Seconds(NamedTuple):
     """The time of a step, for the loss budget."""
 
-    step: float  # without what was read late; at most STALL times what was expected
+    step: float | None  # without what was read late; at most STALL times what was expected; None: a prompt's
     late: float  # of what was read late, as measured
     reading: float  # the same, at most STALL times what was expected
 
@@ -42,9 +44,15 @@ class Estimates:
     PRIOR_ACCEPTANCE, PRIOR_DRAFTS = 0.7, 5
     # The next answer may be of another kind (code after prose): 70 % of the evidence is dropped when it begins.
     FORGET_BETWEEN_ANSWERS = 0.7
+    # What all answers so far have shown fades ten times as slowly, and is what an answer starts from.
+    FADE_OF_USUAL = 0.995
     # A token that is read together with others takes less than a whole draft. A higher figure than half of a draft's
     # price is a stall of the machine, not the drafter's speed.
     READING_LIMIT = 0.5
+    # From so many tokens on, reading is that of a prompt: the time of a pass is shared by many.
+    MANY = 32
+    # Before a drafter has read anything, it is taken to read a token in half of the target's time.
+    ASSUMED_READING = 0.5
     # A step that takes more than 4 times the expected time was stalled by the machine. It counts as 4 times: without a
     # limit, one stall stopped drafting for thousands of tokens.
     STALL = 4
@@ -52,25 +60,33 @@ class Estimates:
     def __init__(self) -> None:
         self.by_rows: dict[int, Costs] = {}  # by the bit length of the number of rows: 1, 2-3, 4-7, ...
         self.costs = Costs()
-        self.acceptance = Mean()
+        self.acceptance, self.usual = Mean(), Mean(self.FADE_OF_USUAL)
 
-    def observe(self, outcome: Outcome) -> Seconds | None:
-        """Learn from a step. None where its time is a prompt's, so that it says nothing of a step's cost."""
-        if outcome.begins:
-            self.acceptance.forget(self.FORGET_BETWEEN_ANSWERS)
+    def begin(self) -> None:
+        """The next answer begins."""
+        self.acceptance.forget(self.FORGET_BETWEEN_ANSWERS)
+
+    def observe(self, outcome: Outcome) -> Seconds:
+        """Learn from a step."""
         tried = min(outcome.accepted + 1, outcome.drafted)  # those behind the first rejection were not tried
         if tried > 0:
-            self.acceptance.add(outcome.accepted / tried, tried)
+            for mean in (self.acceptance, self.usual):
+                mean.add(outcome.accepted / tried, tried)
         self.costs = self.by_rows.setdefault(outcome.rows.bit_length(), Costs())
+        if outcome.read:
+            self.costs.target_reading.add(
+                (outcome.step_seconds - outcome.draft_seconds) / outcome.read, outcome.read
+            )
+        expected = self.reading_seconds(outcome.late)
         late, n = self._late_seconds(outcome), round(outcome.drafted)
+        reading = min(late, self.STALL * (expected or self.reading_seconds(outcome.late)))
         if outcome.prompt:
-            return None
+            return Seconds(None, late, reading)
         limit = math.inf if self.plain is None else self.STALL * self.seconds(n)  # as expected before this step
         verify = self.costs.verify.setdefault(n, Recent()) if n else self.costs.plain
         verify.add(outcome.step_seconds - outcome.draft_seconds)
         if n or outcome.asked:
             self._add_draft(outcome, n, bool(late))
-        reading = min(late, self.STALL * outcome.late * (self.costs.reading.value or 0.0))
         return Seconds(min(outcome.step_seconds - late, limit), late, reading)
 
     def _add_draft(self, outcome: Outcome, n: int, late: bool) -> None:
@@ -91,9 +107,10 @@ class Estimates:
             return 0.0
         if price is None:
             costs.prompt = outcome if outcome.prompt else None
-            return 0.0
+            return outcome.draft_seconds if outcome.prompt else 0.0
         late = max(0.0, outcome.draft_seconds - max(1, round(outcome.drafted)) * price)
-        costs.reading.add(min(late / outcome.late, self.READING_LIMIT * price), outcome.late)
+        read = costs.reading if outcome.late >= self.MANY else costs.catching_up
+        read.add(min(late / outcome.late, self.READING_LIMIT * price), outcome.late)
         return late
 
     @property
@@ -112,8 +129,14 @@ class Estimates:
         return max(self.costs.verify, default=0)
 
     def reading_seconds(self, tokens: int) -> float:
-        """Of reading this many tokens late."""
-        return tokens * (self.costs.reading.value or 0.0)
+        """Of reading this many tokens late; before any was read, by what the target takes for its prompt."""
+        many, few = self.costs.reading.value, self.costs.catching_up.value
+        known = (many, few) if tokens >= self.MANY else (few, many)
+        each = next((value for value in known if value is not None), None)
+        if each is None:
+            target, draft, plain = self.costs.target_reading.value or 0.0, self.costs.draft.value, self.plain
+            each = target * (self.ASSUMED_READING if draft is None or not plain else min(1.0, draft / plain))
+        return tokens * each if tokens > 1 else 0.0
 
     def seconds(self, k: int) -> float:
         """Of drafting k tokens and verifying them, interpolated between the measured numbers of drafts.
@@ -128,11 +151,21 @@ class Estimates:
         once = {n: min(seconds, interpolate(sure, n)) if sure else seconds for n, (seconds, _) in measured.items()}
         return interpolate(once | sure, k) + k * (self.costs.draft.value or 0.0)
 
-    def tokens(self, k: int) -> float:
+    @property
+    def accepted(self) -> float:
+        """The acceptance rate: of this answer, from what is usual on."""
+        evidence, usual, prior = self.acceptance, self.usual, self.PRIOR_DRAFTS
+        start = (usual.sum + self.PRIOR_ACCEPTANCE * prior) / (usual.weight + prior)
+        return (evidence.sum + start * prior) / (evidence.weight + prior)
+
+    def tokens(self, k: int, a: float | None = None) -> float:
         """Expected tokens of a step with k drafts: (1 - a^(k+1)) / (1 - a), a the acceptance rate."""
-        evidence, prior = self.acceptance, self.PRIOR_DRAFTS
-        a = (evidence.sum + self.PRIOR_ACCEPTANCE * prior) / (evidence.weight + prior)
+        a = min(0.999, self.accepted if a is None else a)
         return (1 - a ** (k + 1)) / (1 - a)
+
+    def gain(self, k: int, a: float | None = None) -> float:
+        """Seconds that each token is expected to save against a plain step."""
+        return (self.plain or 0.0) - self.seconds(k) / self.tokens(k, a)
 
     def rate(self, k: int) -> float:
         """Expected tokens per second with k drafts."""

@@ -29,7 +29,12 @@ class _Recorder:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.outcomes: list[Outcome] = []
+        self.begun = 0, 0
         self.next_k, self.confident = policy.next_k, policy.confident
+
+    def begin(self, prompt: int, room: int) -> None:
+        self.begun = prompt, room
+        self.policy.begin(prompt, room)
 
     def observe(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -52,6 +57,7 @@ class Learned:
         }
         for line in (line for answer, line in seen.items() if answer in finished):
             for k in learning:
+                self.policies[k].begin(*line.get("begun", {}).get(k, (0, 0)))  # older versions noted none
                 for values in line["outcomes"][k]:
                     self.policies[k].next_k()
                     self.policies[k].observe(Outcome(*values))
@@ -64,4 +70,6 @@ class Learned:
         if recorders:
             outcomes = {k: [astuple(outcome) for outcome in policy.outcomes] for k, policy in recorders.items()}
             with open(self.file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"drafter": self.name, "id": name, "outcomes": outcomes}) + "\n")
+                begun = {k: policy.begun for k, policy in recorders.items()}
+                line = {"drafter": self.name, "id": name, "begun": begun, "outcomes": outcomes}
+                file.write(json.dumps(line) + "\n")

@@ -10,7 +10,8 @@ class Outcome:
 
     `begins`: it is the first step of an answer. `prompt`: a model read its prompt in it. `late`: older tokens that the
     drafter read only in this step: of the prompt, or written while the drafter was not asked. `behind`: how many those
-    would be in the next step; 0 for a drafter that has not read its prompt.
+    would be in the next step. `read`: tokens of the prompt that the target read in this step. `room`: tokens that may
+    still be written, 0 once the answer has ended; `full`: it ended because there was no room left.
     """
 
     drafted: float
@@ -24,10 +25,18 @@ class Outcome:
     late: int = 0
     behind: int = 0
     rows: int = 1
+    read: int = 0
+    room: int = 0
+    full: bool = False
 
 
 class Policy(Protocol):
     """Decides, step by step, how many tokens to draft."""
+
+    def begin(self, prompt: int, room: int) -> None:
+        """An answer begins. `prompt`: tokens that the drafter has to read first, 0 for one that reads none; `room`: the
+        most tokens that the answer can have."""
+        ...
 
     def next_k(self) -> int:
         """The most tokens to draft in the next step."""

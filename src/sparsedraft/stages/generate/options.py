@@ -21,12 +21,17 @@ class _Drafting(Options):
         None, description="A drafter, or 'lookup' (prompt look-up); default: plain decoding."
     )
     k: int | None = Field(
-        None, ge=0, le=bounds.DRAFTED, description="Tokens drafted a step (default 5); for other policies, at most."
+        None, ge=0, le=bounds.DRAFTED, description="Tokens drafted a step (constant: 5); for other policies, at most."
     )
-    policy: Literal["constant", "auto", "confidence", "bandit"] = Field(
-        "constant",
+    policy: Literal["constant", "auto", "confidence", "bandit"] | None = Field(
+        None,
         description="How many to draft: constant, auto (what pays best as measured), confidence (stop at doubtful "
-        "ones) or bandit (over these).",
+        "ones) or bandit (over these). Default: auto; constant where k, a tree, or a seed of a sampled text is given.",
+    )
+    learned: Literal["keep", "forget", "off"] = Field(
+        "keep",
+        description="What auto learned of this pair on this machine: keep (start from it, and add to it), forget "
+        "(start anew), or off (neither read nor write it).",
     )
 
 
@@ -45,3 +50,11 @@ class GenerateOptions(Running, _Output, Sampled, Length, Across, _Drafting):
             name = next(iter(self.template_args))
             raise ValueError(f"<template_args> {name} does nothing under <raw>: leave one of them out")
         return self
+
+    @property
+    def chosen_policy(self) -> str:
+        """The policy's name. `auto` decides by measured times, so with it a seed does not give a sampled text again."""
+        if self.policy is not None:
+            return self.policy
+        repeats = self.temperature > 0 and "seed" in self.model_fields_set
+        return "constant" if self.drafter is None or self.k is not None or self.tree > 1 or repeats else "auto"
