@@ -46,6 +46,8 @@ def test_what_many_rows_take_does_not_judge_one() -> None:
 def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
     """Hundred tokens at 0.01, four drafts at 0.1; what speculation saved before pays for it."""
     meter = Meter(8)
+    meter.begin(100, 10000)
+    meter.budget.READING_SHARE = 0.0
     meter.observe(Outcome(1, 1, 2, 2.1, 9.0, begins=True, prompt=True, late=100))
     assert meter.estimates.costs.reading.value is None, "as a draft's price is not known yet"
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
@@ -53,20 +55,21 @@ def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
         meter.observe(Outcome(4, 4, 5, 0.4, 1.4))
         assert meter.estimates.costs.reading.value == pytest.approx(0.02)
     assert meter.budget.lost == -meter.budget.GAINS and meter.budget.saved == pytest.approx(
-        5 * 3.6 - meter.budget.GAINS
-    )
+        5 * 3.6 - meter.budget.GAINS - 2.1
+    ), "with the prompt: the price of its draft was not known"
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0, behind=100))
     meter.observe(Outcome(4, 0, 1, 1.4, 2.4, late=100))
     assert meter.estimates.costs.draft.value == pytest.approx(
         0.1
     ) and meter.estimates.costs.reading.value == pytest.approx(0.015, rel=0.03)
     assert meter.budget.lost == pytest.approx(-meter.budget.GAINS + 0.4) and meter.budget.saved == pytest.approx(
-        5 * 3.6 - meter.budget.GAINS - 1
+        5 * 3.6 - meter.budget.GAINS - 3.1
     )
     for _ in range(9):
         meter.observe(Outcome(4, 0, 1, 1.4, 2.4, late=100))
     assert meter.estimates.costs.draft.value == pytest.approx(0.1), "however often"
     meter.budget.saved, meter.budget.lost = 0.0, 0.0
+    meter.estimates.acceptance.sum = meter.estimates.acceptance.weight  # as good as it was
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0, behind=1000))
     assert meter.allowed(2) == 0, "ten steps' time"
     meter.budget.saved = 20.0
@@ -89,8 +92,10 @@ def test_a_drafter_that_was_asked_and_drafted_nothing_has_a_price() -> None:
         and meter.estimates.costs.draft.value == pytest.approx(0.1)
         and meter.budget.lost == pytest.approx(0.2)
     )
+    before = meter.budget.saved
     meter.observe(Outcome(0, 0, 1, 0.6, 1.6, asked=True, late=50))
-    assert meter.estimates.costs.reading.value == pytest.approx(0.01) and meter.budget.lost == pytest.approx(0.8)
+    assert meter.estimates.costs.reading.value == pytest.approx(0.01) and meter.budget.lost == pytest.approx(0.3)
+    assert meter.budget.saved == pytest.approx(before - 0.5 + LossBudget.READING_SHARE * 1.6)
 
 
 def test_a_price_that_is_too_high_is_put_right_by_what_is_read_late() -> None:
@@ -136,7 +141,9 @@ def test_meter_by_hand() -> None:
     assert meter.estimates.tokens(2) == pytest.approx(expected_length(a, 2))
     assert meter.reach == 8, "twice four, and no more than k_max"
     assert meter.budget.lost == -meter.budget.GAINS * 2, "more than that it may not lose again"
-    assert meter.budget.saved == pytest.approx(2 * (5 * 2 - 3.4) - meter.budget.GAINS * 2) and meter.budget.spent == 0
+    share = LossBudget.READING_SHARE * (2.0 + 3.4 + 3.4)
+    assert meter.budget.saved == pytest.approx(share + 2 * (5 * 2 - 3.4) - meter.budget.GAINS * 2)
+    assert meter.budget.spent == 0
 
 
 def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> None:

@@ -9,6 +9,8 @@ from sparsedraft.speculate.policy.policies import Auto, policy_named
 from worlds import GREEDY, Cost, Moody, World, drafted, factor, flat
 
 POLICIES = ["auto", "confidence", "bandit"]
+SHARE = LossBudget.SHARE + LossBudget.READING_SHARE  # of the time, and plain steps, that may be lost in all
+CREDIT = LossBudget.CREDIT + LossBudget.READING_CREDIT
 HOPELESS: list[tuple[float, float, Cost]] = [  # (a, c, v) of worlds in which no K pays
     (0.0, 0.1, flat),
     (0.3, 0.5, flat),
@@ -35,7 +37,7 @@ def test_where_speculation_loses_the_time_is_that_of_plain_decoding(
     made = world.write(policy_named(name), n)
     early = next(progress for progress in world.progress if progress[0] >= 295)
     for tokens, seconds in (early, world.progress[-1]):
-        assert seconds <= ((1 + LossBudget.SHARE) * tokens + LossBudget.CREDIT + 2) * v(1), f"after {tokens} tokens"
+        assert seconds <= ((1 + SHARE) * tokens + CREDIT + 2) * v(1), f"after {tokens} tokens"
     assert drafted(made, 100)[0] > 75, "K = 0, but for trials"
 
 
@@ -45,7 +47,7 @@ def test_a_slow_first_step_of_the_target_does_not_make_speculation_look_good(nam
     passes = iter([1.0, 1.6])
     world = World(0.0, 0.1, lambda n: next(passes, 1.0))
     world.write(policy_named(name), 300)
-    assert world.clock.now <= (1 + LossBudget.SHARE) * 300 + LossBudget.CREDIT + 4
+    assert world.clock.now <= (1 + SHARE) * 300 + LossBudget.CREDIT + 4
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -90,7 +92,7 @@ def test_a_target_that_warms_up_does_not_make_speculation_look_good(name: str, s
     passes = iter(range(10**6))
     world = World(0.0, 0.1, lambda n: times if next(passes) < steps else 1.0)
     world.write(policy_named(name), 800)
-    assert world.clock.now - steps * (times - 1) <= (1 + LossBudget.SHARE) * 800 + 14
+    assert world.clock.now - steps * (times - 1) <= (1 + SHARE) * 800 + 14
 
 
 @pytest.mark.parametrize("name", POLICIES)

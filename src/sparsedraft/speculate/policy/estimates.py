@@ -79,7 +79,7 @@ class Estimates:
             )
         expected = self.reading_seconds(outcome.late)
         late, n = self._late_seconds(outcome), round(outcome.drafted)
-        reading = min(late, self.STALL * (expected or self.reading_seconds(outcome.late)))
+        reading = min(late, self.STALL * (expected or self.reading_seconds(outcome.late) or math.inf))
         if outcome.prompt:
             return Seconds(None, late, reading)
         limit = math.inf if self.plain is None else self.STALL * self.seconds(n)  # as expected before this step

@@ -62,8 +62,7 @@ class Lengths:
 
         Answers to prompts of about this length count more.
         """
-        share = 1 / len(self.PRIOR)
-        known = [(float(n), share) for n in self.PRIOR]
+        known = [(float(n), 1 / len(self.PRIOR)) for n in self.PRIOR]
         known += [(float(past.tokens), self._likeness(past.prompt)) for past in self.past]
         cut = ((min(tokens, self.room) - self.written, weight) for tokens, weight in known)
         return sorted(((tokens, weight) for tokens, weight in cut if tokens > 0), reverse=True)
