@@ -136,3 +136,16 @@ def test_an_unsure_drafter_that_is_wrong_costs_little(name: str, read: float) ->
     drafter = ModelDrafter(world.model, GREEDY, confident=rule.confident)
     generate(Decoder(world.target, drafter, rule, GREEDY, clock=world.clock), [0], 400)
     assert world.clock.now <= 1.03 * 400
+
+
+@pytest.mark.parametrize("name", ["auto", "confidence"])
+@pytest.mark.parametrize("times", [2.0, 3.0])
+def test_a_machine_that_was_busy_at_first_is_no_verdict(name: str, times: float) -> None:
+    """In the first answer drafts, and passes that verify them, take several times as long as later, and plain steps
+    longer, too: after 600 tokens of later answers the drafter is used."""
+    rule = policy_named(name)
+    World(0.7, 0.3 * times, lambda n: 0.7 * times if n == 1 else times, read=0.02).write(rule, 16, prompt=30)
+    for seed, tokens in enumerate((46, 16, 35, 16, 128, 35, 64, 128, 128, 128)):
+        world = World(0.7, 0.3, lambda n: 1 + 0.04 * (n - 1), seed=seed, read=0.02)
+        world.write(rule, tokens, prompt=30)
+    assert world.clock.now < 130 / 1.1, "the last answer"

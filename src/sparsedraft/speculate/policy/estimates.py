@@ -18,6 +18,7 @@ class Costs:
         self.plain = Recent(3)
         self.verify: dict[int, Recent] = {}  # of verifying n drafts, by n
         self.draft = Recent()  # of drafting one token
+        self.drafts = 0  # how often that was measured, up to 2
         self.reading = Mean()  # of reading one token late, of many: of a prompt, or after a long pause
         self.catching_up = Mean()  # of reading one token late, of few
         self.target_reading = Mean()  # of reading one token of a prompt, the target
@@ -56,11 +57,16 @@ class Estimates:
     # A step that takes more than 4 times the expected time was stalled by the machine. It counts as 4 times: without a
     # limit, one stall stopped drafting for thousands of tokens.
     STALL = 4
+    # After 20 plain steps what drafts cost is taken for as little as it ever was lately. The machine may have been busy
+    # then, and is not any more: else a good drafter is not asked again for hundreds of tokens (measured; docs/log).
+    PAUSE = 20
 
     def __init__(self) -> None:
         self.by_rows: dict[int, Costs] = {}  # by the bit length of the number of rows: 1, 2-3, 4-7, ...
         self.costs = Costs()
         self.acceptance, self.usual = Mean(), Mean(self.FADE_OF_USUAL)
+        self._pause = 0  # plain steps since the drafter was asked
+        self.unsure = False  # whether the price of a draft is of before a pause, and the drafter has just read
 
     def begin(self) -> None:
         """The next answer begins."""
@@ -73,6 +79,7 @@ class Estimates:
             for mean in (self.acceptance, self.usual):
                 mean.add(outcome.accepted / tried, tried)
         self.costs = self.by_rows.setdefault(outcome.rows.bit_length(), Costs())
+        self._note_pause(outcome.asked or outcome.drafted > 0, outcome.late > 1)
         if outcome.read:
             self.costs.target_reading.add(
                 (outcome.step_seconds - outcome.draft_seconds) / outcome.read, outcome.read
@@ -80,19 +87,27 @@ class Estimates:
         expected = self.reading_seconds(outcome.late)
         late, n = self._late_seconds(outcome), round(outcome.drafted)
         reading = min(late, self.STALL * (expected or self.reading_seconds(outcome.late) or math.inf))
-        if outcome.prompt:
+        if outcome.begins:
             return Seconds(None, late, reading)
         limit = math.inf if self.plain is None else self.STALL * self.seconds(n)  # as expected before this step
         verify = self.costs.verify.setdefault(n, Recent()) if n else self.costs.plain
         verify.add(outcome.step_seconds - outcome.draft_seconds)
-        if n or outcome.asked:
+        if (n or outcome.asked) and not (late and self.costs.draft.value is None):
             self._add_draft(outcome, n, bool(late))
         return Seconds(min(outcome.step_seconds - late, limit), late, reading)
+
+    def _note_pause(self, asked: bool, late: bool) -> None:
+        self.unsure = asked and late and self._pause >= self.PAUSE
+        self._pause = 0 if asked else self._pause + 1
+        if self._pause == self.PAUSE and self.knows_drafts:
+            for recent in (self.costs.draft, *self.costs.verify.values()):
+                recent.renew()
 
     def _add_draft(self, outcome: Outcome, n: int, late: bool) -> None:
         """Learn the price of a draft. A step that also read tokens late cannot tell it, and repeats the known price."""
         price = self.costs.draft.value if late else None
         self.costs.draft.add(outcome.draft_seconds / max(1, n) if price is None else price)
+        self.costs.drafts = min(2, self.costs.drafts + 1)
         if self.costs.prompt is not None:
             prompt, self.costs.prompt = self.costs.prompt, None
             self._late_seconds(prompt)
@@ -121,7 +136,7 @@ class Estimates:
     @property
     def knows_drafts(self) -> bool:
         """Whether the price of a draft is known. One measurement is not enough: it may have been a stall."""
-        return len(self.costs.draft.last) >= 2
+        return self.costs.drafts >= 2
 
     @property
     def most_drafts(self) -> int:
@@ -163,9 +178,11 @@ class Estimates:
         a = min(0.999, self.accepted if a is None else a)
         return (1 - a ** (k + 1)) / (1 - a)
 
-    def gain(self, k: int, a: float | None = None) -> float:
-        """Seconds that each token is expected to save against a plain step."""
-        return (self.plain or 0.0) - self.seconds(k) / self.tokens(k, a)
+    def gain(self, k: int, a: float | None = None, share: float = 1.0) -> float:
+        """Seconds that each token is expected to save against a plain step; where a step takes `share` of what it is
+        expected to, and no less than a plain one."""
+        plain = self.plain or 0.0
+        return plain - max(min(plain, self.seconds(k)), share * self.seconds(k)) / self.tokens(k, a)
 
     def rate(self, k: int) -> float:
         """Expected tokens per second with k drafts."""

@@ -51,6 +51,7 @@ class KeptCosts(_Schema):
 
     plain: Annotated[list[Annotated[Seconds, Field(gt=0)]], Field(max_length=8)]
     draft: Annotated[list[Seconds], Field(max_length=8)]
+    drafts: Annotated[int, Field(ge=0, le=2)]
     verify: Annotated[dict[Drafts, Annotated[list[Seconds], Field(min_length=1, max_length=8)]], Field(max_length=256)]
     reading: KeptMean
     catching_up: KeptMean
@@ -118,6 +119,7 @@ def _kept_costs(costs: Costs) -> KeptCosts:
     return KeptCosts(
         plain=[*costs.plain.last],
         draft=[*costs.draft.last],
+        drafts=costs.drafts,
         verify={n: [*recent.last] for n, recent in costs.verify.items()},
         reading=_kept(costs.reading),
         catching_up=_kept(costs.catching_up),
@@ -129,6 +131,7 @@ def _costs(kept: KeptCosts) -> Costs:
     costs = Costs()
     _fill(costs.plain, kept.plain)
     _fill(costs.draft, kept.draft)
+    costs.drafts = kept.drafts if kept.draft else 0
     for n, values in kept.verify.items():
         _fill(costs.verify.setdefault(n, Recent()), values)
     for name in ("reading", "catching_up", "target_reading"):

@@ -19,9 +19,9 @@ class Meter:
     # After a pause, 3 drafts in one step find out whether speculation pays by now: enough to see a run of acceptances,
     # and a small loss where none is accepted.
     TRIAL = 3
-    # A trial may find that a drafter is as good as this. Where that would not pay for what it must read first, there is
-    # none.
-    HOPE = 0.9
+    # A trial may find that a drafter is as good as this, and takes half of the time: the machine may have been busy when
+    # that was measured. Where even that would not pay for what it must read first, there is none.
+    HOPE, HOPE_OF_SECONDS = 0.9, 0.5
 
     def __init__(self, k_max: int) -> None:
         self.k_max = k_max
@@ -97,6 +97,8 @@ class Meter:
         """
         if self.measures_target:
             return 0
+        if self.estimates.unsure:  # the last step's seconds were of reading, too: one draft more tells its price
+            return 1
         trial, known, plain = not k, self.estimates.knows_drafts, self.estimates.plain or 0.0
         k = (k or min(self.TRIAL, self.k_max)) if known else 1
         loss = self.estimates.seconds(k) - self.estimates.tokens(k) * plain if known else 0.0
@@ -112,5 +114,5 @@ class Meter:
         if not self.estimates.knows_drafts:
             gain = (self.estimates.plain or 0.0) * (1 - 1 / (1 + self.HOPE))  # of one draft that costs nothing
         else:
-            gain = self.estimates.gain(k, self.HOPE if trial else None)
+            gain = self.estimates.gain(k, *((self.HOPE, self.HOPE_OF_SECONDS) if trial else ()))
         return self.lengths.pays_now(gain, reading, reading / max(1, self.behind))
