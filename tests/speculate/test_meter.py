@@ -138,7 +138,7 @@ def test_meter_by_hand() -> None:
     assert [meter.estimates.seconds(k) for k in (0, 2, 4, 6)] == pytest.approx([2, 2.5 + 0.2, 3 + 0.4, 3.5 + 0.6])
     a = meter.estimates.tokens(1) - 1  # the acceptance that it reckons with: between the prior and all nine drafts' own
     assert meter.estimates.PRIOR_ACCEPTANCE < a < 1
-    assert meter.estimates.tokens(2) == pytest.approx(expected_length(a, 2))
+    assert meter.estimates.tokens(2, 0.5) == pytest.approx(expected_length(0.5, 2), abs=0.05)
     assert meter.reach == 8, "twice four, and no more than k_max"
     assert meter.budget.lost == -meter.budget.GAINS * 2, "more than that it may not lose again"
     share = LossBudget.READING_SHARE * (2.0 + 3.4 + 3.4)
@@ -170,3 +170,16 @@ def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> N
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     assert meter.allowed(0) == meter.TRIAL
     assert sooner < meter.budget.spent and lost + three <= meter.budget.CREDIT + LossBudget.SHARE * meter.budget.spent
+
+
+def test_a_place_has_its_own_rate() -> None:
+    """Of four drafts the first is accepted half of the time, and then all others are: as in easy and hard text."""
+    meter = Meter(8)
+    for i in range(400):
+        accepted = 4 * (i % 2)
+        meter.observe(Outcome(4, accepted, accepted + 1, 0.4, 1.4, asked=True))
+    estimates = meter.estimates
+    for k in range(1, 5):
+        assert estimates.tokens(k) == pytest.approx(1 + k / 2, rel=0.1)
+    assert estimates.tokens(8) > 4.2, "and so on"
+    assert expected_length(estimates.accepted, 1) > 1.7, "one for all"

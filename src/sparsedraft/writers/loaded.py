@@ -36,7 +36,8 @@ RUNTIMES = ("auto", "native", "transformers")
 class LoadedModel:
     """A model with its tokenizer, run by the native engine where there is a `native` model, else by transformers.
 
-    `model` is the transformers model, or makes it when it is first used. `folder`: the checkpoint, if it is of one.
+    `model` is the transformers model, or makes it when it is first used. `source`: the folder of its checkpoint, if it
+    has one.
     """
 
     def __init__(
@@ -45,10 +46,10 @@ class LoadedModel:
         tokenizer: PreTrainedTokenizerBase,
         eos_ids: frozenset[int],
         native: NativeModel | None = None,
-        folder: Path | None = None,
+        source: Path | None = None,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
-        self.folder = folder
+        self.source = source
         self._cached: PrefixCache | None = None
 
     @classmethod
@@ -103,7 +104,7 @@ class LoadedModel:
                 f"--cache {cache} needs the native engine, which does not run model {ref} here: leave it out."
             )
         model = _checked(folder, kind, where)
-        return cls(model, tokenizer, end_ids(folder, tokenizer), folder=folder)
+        return cls(model, tokenizer, end_ids(folder, tokenizer), source=folder)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -96,7 +96,8 @@ def harm(good: dict, how: str) -> str:
 
 HARMS = (
     "cut", "another version", "a field too many", "a field too few", "not a number", "infinite", "negative",
-    "a plain step of no time", "a share above 1", "too many", "a length of one number", "text for a number", "too large",
+    "a plain step of no time", "a share above 1", "too many", "a length of one number", "text for a number",
+    "too large",
 )  # fmt: skip
 
 

@@ -4,10 +4,10 @@
 class LossBudget:
     """Two accounts in seconds against plain decoding: what drafts lost or gained, and what late reading may take.
 
-    The first pays for trials of a drafter that may not pay. The second, `funds`, pays what a drafter reads late: its
-    prompt, or what was written while it was not asked. Gains fill it, beyond those that the first account keeps. In all,
-    speculation loses at most SHARE + READING_SHARE of the time and the time of CREDIT + READING_CREDIT plain steps, and
-    what a last step takes beyond what was expected.
+    The first pays for trials of a drafter that may not pay. The second, `saved`, pays what a drafter reads late: its
+    prompt, or what was written while it was not asked. Gains fill it, beyond those that the first account keeps. In
+    all, speculation loses at most SHARE + READING_SHARE of the time and the time of CREDIT + READING_CREDIT plain
+    steps, and what a last step takes beyond what was expected.
     """
 
     # 0.75 % of the time may be lost by drafts for good, and as much by reading. The goal that `auto` has to meet with a
@@ -18,8 +18,8 @@ class LossBudget:
     CREDIT = 2
     # And of 4 more for reading: a prompt of a hundred tokens. It is given once, as what is learned is kept.
     READING_CREDIT = 4
-    # Of a drafter that never read, more can be learned: its first reading may take a tenth of the time so far in advance.
-    # Else behind long prompts alone none would ever be tried.
+    # Of a drafter that never read, more can be learned: its first reading may take a tenth of the time so far, in
+    # advance. Else behind long prompts alone none would ever be tried.
     FIRST_READING = 0.1
     # Of its gains, speculation may lose the time of 5 plain steps again: without a limit, a long good time would pay
     # for a bad answer of any length.

@@ -14,7 +14,7 @@ from sparsedraft.speculate.policy.lengths import Ended, Lengths
 from sparsedraft.speculate.policy.means import Mean, Recent
 from sparsedraft.speculate.policy.meter import Meter
 
-VERSION = 1
+VERSION: Literal[1] = 1
 # Of the time that trials earned before, as much as pays for the loss of 10 plain steps.
 SPENT = 1000  # plain steps
 
@@ -46,6 +46,19 @@ class KeptShare(KeptMean):
         return self
 
 
+class KeptDifference(_Schema):
+    """A mean of differences between shares."""
+
+    sum: Account
+    weight: Weight
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if abs(self.sum) > self.weight * (1 + 1e-9):
+            raise ValueError("a difference above 1")
+        return self
+
+
 class KeptCosts(_Schema):
     """`Costs`, in seconds."""
 
@@ -59,14 +72,13 @@ class KeptCosts(_Schema):
 
 
 class KeptState(_Schema):
-    """What a meter learned. `costs`: by the bit length of the number of rows. `lengths`: [prompt, answer], in tokens."""
+    """What a meter learned. `costs`: by the bit length of the number of rows. `lengths`: [prompt, answer], tokens."""
 
     version: Literal[1] = VERSION
     acceptance: KeptShare
     usual: KeptShare
-    lengths: Annotated[
-        list[Annotated[list[Tokens], Field(min_length=2, max_length=2)]], Field(max_length=Lengths.MOST)
-    ]
+    places: Annotated[list[KeptDifference], Field(max_length=256)]
+    lengths: Annotated[list[Annotated[list[Tokens], Field(min_length=2, max_length=2)]], Field(max_length=Lengths.MOST)]
     costs: Annotated[dict[Drafts, KeptCosts], Field(max_length=32)]
     spent: Seconds
     lost: Account
@@ -81,6 +93,7 @@ def state_of(meter: Meter) -> KeptState:
     return KeptState(
         acceptance=_kept_share(e.acceptance),
         usual=_kept_share(e.usual),
+        places=[KeptDifference(sum=mean.sum, weight=mean.weight) for mean in e.places[:256]],
         lengths=[[past.prompt, past.tokens] for past in meter.lengths.past],
         costs={bits: _kept_costs(costs) for bits, costs in e.by_rows.items() if bits},
         spent=min(budget.spent, SPENT * plain),
@@ -94,11 +107,14 @@ def give(state: KeptState, meter: Meter) -> None:
     """Let the new `meter` start from what `state` holds. It measures the target again soon: the machine may be busy."""
     e, budget = meter.estimates, meter.budget
     meter.first_plain = meter.FIRST_PLAIN_AGAIN
-    for mean, kept in ((e.acceptance, state.acceptance), (e.usual, state.usual)):
+    e.places = [Mean(e.FADE_OF_USUAL) for _ in state.places]
+    pairs: list[tuple[Mean, KeptShare | KeptDifference]] = [*zip(e.places, state.places, strict=True)]
+    pairs += [(e.acceptance, state.acceptance), (e.usual, state.usual)]
+    for mean, kept in pairs:
         mean.sum, mean.weight = kept.sum, kept.weight
     meter.lengths.past.extend(Ended(prompt, tokens) for prompt, tokens in state.lengths)
-    for bits, costs in state.costs.items():
-        e.by_rows[bits] = _costs(costs)
+    for rows, costs in state.costs.items():
+        e.by_rows[rows] = _costs(costs)
     if 1 in e.by_rows:  # until the first step says how many rows there are
         e.costs = e.by_rows[1]
     plain = e.plain or 0.0

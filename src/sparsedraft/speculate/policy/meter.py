@@ -19,15 +19,15 @@ class Meter:
     # After a pause, 3 drafts in one step find out whether speculation pays by now: enough to see a run of acceptances,
     # and a small loss where none is accepted.
     TRIAL = 3
-    # A trial may find that a drafter is as good as this, and takes half of the time: the machine may have been busy when
-    # that was measured. Where even that would not pay for what it must read first, there is none.
+    # A trial may find that a drafter is as good as this, and takes half of the time: the machine may have been busy
+    # when that was measured. Where even that would not pay for what it must read first, there is none.
     HOPE, HOPE_OF_SECONDS = 0.9, 0.5
 
     def __init__(self, k_max: int) -> None:
         self.k_max = k_max
         self.estimates, self.budget, self.lengths = Estimates(), LossBudget(), Lengths()
         self.steps = 0
-        self.first_plain = self.FIRST_PLAIN
+        self.first_plain: tuple[int, ...] = self.FIRST_PLAIN
         self.behind = 0  # tokens that the drafter would read late in the next step
         self._prompts: list[Outcome] = []  # first steps whose time is not in the budget yet
 

@@ -108,8 +108,9 @@ class Bandit:
         self._at: int | None = None
 
     def begin(self, prompt: int, room: int) -> None:
-        for learner in (self.meter, *self.arms):
-            learner.begin(prompt, room)
+        self.meter.begin(prompt, room)
+        for arm in self.arms:
+            arm.begin(prompt, room)
 
     def next_k(self) -> int:
         best = max(self._rate(arm) for arm in range(len(self.arms)))

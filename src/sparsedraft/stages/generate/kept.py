@@ -69,7 +69,7 @@ class KeptFile:
 def key_of(pair: Pair, options: GenerateOptions) -> dict[str, object] | None:
     """What the figures of a pair depend on; None where a model has no folder by which it could be known again."""
     models = [pair.target] if pair.drafter is None else [pair.target, pair.drafter]
-    if any(model.folder is None for model in models):
+    if any(model.source is None for model in models):
         return None
     return {
         "version": VERSION,
@@ -85,8 +85,8 @@ def key_of(pair: Pair, options: GenerateOptions) -> dict[str, object] | None:
 
 def _known_by(model: LoadedModel) -> list[object]:
     """What runs a model, and the digest of its folder: the names, sizes and pieces of its files."""
-    assert model.folder is not None, "asked for models of a folder only"
-    files = sorted(p for p in model.folder.iterdir() if p.suffix in (".json", ".safetensors") and p.is_file())
+    assert model.source is not None, "asked for models of a folder only"
+    files = sorted(p for p in model.source.iterdir() if p.suffix in (".json", ".safetensors") and p.is_file())
     digest = text_hash("".join(f"{file.name}\0{sampled_hash(file)}\n" for file in files), "surrogateescape")
     return ["native" if model.native else "transformers", digest]
 
