@@ -59,6 +59,9 @@ class Estimates:
     # A step that takes more than 4 times the expected time was stalled by the machine. It counts as 4 times: without a
     # limit, one stall stopped drafting for thousands of tokens.
     STALL = 4
+    # A plain step of less than 0.6 of the usual time says that the machine has become so fast: no stall does that.
+    # Plain steps are rare where drafts pay, and the slow ones of before would go on making drafts look good.
+    FASTER = 0.6
     # After 20 plain steps what drafts cost is taken for as little as it ever was lately. The machine may have been busy
     # then, and is not any more: else a good drafter is not asked again for hundreds of tokens (measured; docs/log).
     PAUSE = 20
@@ -96,6 +99,8 @@ class Estimates:
             return Seconds(None, late, reading)
         limit = math.inf if self.plain is None else self.STALL * self.seconds(n)  # as expected before this step
         verify = self.costs.verify.setdefault(n, Recent()) if n else self.costs.plain
+        if not n and outcome.step_seconds - outcome.draft_seconds < self.FASTER * (self.plain or 0.0):
+            verify.last.clear()
         verify.add(outcome.step_seconds - outcome.draft_seconds)
         if (n or outcome.asked) and not (late and self.costs.draft.value is None):
             self._add_draft(outcome, n, bool(late))

@@ -41,7 +41,7 @@ class KeptFile:
         if self.path is None or not self.read:
             return
         try:
-            if self.path.stat().st_size <= LARGEST:
+            if self.path.is_file() and self.path.stat().st_size <= LARGEST:
                 give(KeptState.model_validate_json(self.path.read_bytes()), meter)
         except (OSError, ValueError):  # it is not there, damaged, or of another version
             return
