@@ -41,7 +41,7 @@ def test_a_run_adds_to_what_the_last_one_learned(tiny_checkpoint: Path, folder: 
     text = write(tiny_checkpoint)
     first = state(folder)
     assert first.lengths == [[first.lengths[0][0], 2 * NEW]], "cut, so longer"
-    assert first.usual.weight > 0 and first.costs[1].plain and first.costs[1].draft
+    assert first.costs[1].plain and first.spent > 0
     assert write(tiny_checkpoint) == text and len(state(folder).lengths) == 2
     before = state(folder)
     assert write(tiny_checkpoint, learned="off") == text and state(folder) == before
@@ -78,7 +78,7 @@ def harm(good: dict, how: str) -> str:
     elif how == "infinite":
         good["saved"] = float("inf")
     elif how == "negative":
-        costs["draft"][0] = -1.0
+        costs["draft"] = [-1.0]
     elif how == "a plain step of no time":
         costs["plain"][0] = 0.0
     elif how == "a share above 1":
@@ -106,8 +106,9 @@ def test_what_is_damaged_or_foreign_is_not_there(tiny_checkpoint: Path, folder: 
     text = write(tiny_checkpoint)
     (file,) = folder.iterdir()
     file.write_text(harm(json.loads(file.read_text()), how))
-    with pytest.raises(ValueError):
-        KeptState.model_validate_json(file.read_bytes() if how != "too large" else b"")
+    if how != "too large":
+        with pytest.raises(ValueError):
+            KeptState.model_validate_json(file.read_bytes())
     assert write(tiny_checkpoint) == text
     assert len(state(folder).lengths) == 1, "begun anew"
 
