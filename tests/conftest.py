@@ -27,6 +27,16 @@ hypothesis.settings.register_profile("busy machine", deadline=None)  # an exampl
 hypothesis.settings.load_profile("busy machine")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What `auto` learns of the tests' pairs is not kept in the user's cache."""
+    from sparsedraft.stages.generate import kept
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "cache_folder", lambda: tmp_path_factory.getbasetemp() / "learned")
+        yield
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return build_tokenizer()

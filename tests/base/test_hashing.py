@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparsedraft.base.hashing import file_hash, seed_of, stable_order, text_hash
+from sparsedraft.base.hashing import SAMPLE, SAMPLES, file_hash, sampled_hash, seed_of, stable_order, text_hash
 
 
 def test_the_hash_is_sha_256(tmp_path: Path) -> None:
@@ -35,3 +35,20 @@ def test_seeds_are_those_of_earlier_versions() -> None:
     assert seed_of(0, "demo/1") == seed_of("0/demo/1") == int(hashlib.sha256(b"0/demo/1").hexdigest()[:14], 16)
     assert seed_of(3, 7, 1) == 5170078584366598 and seed_of(0, "a") == 59427965909845092
     assert all(0 <= seed_of(0, i) < 2**56 for i in range(100))
+
+
+def test_a_sample_tells_files_apart_that_differ_at_either_end_or_in_size(tmp_path: Path) -> None:
+    file, size = tmp_path / "file", SAMPLES * SAMPLE * 3
+    data = bytearray(size)
+    file.write_bytes(data)
+    found = {sampled_hash(file)}
+    for place in (0, size - 1):
+        data[place] ^= 1
+        file.write_bytes(data)
+        found.add(sampled_hash(file))
+    for other in (data[:-1], data[:SAMPLE], b""):
+        file.write_bytes(other)
+        found.add(sampled_hash(file))
+    assert len(found) == 6
+    file.write_bytes(data)
+    assert sampled_hash(file) in found, "the same bytes again"

@@ -46,6 +46,8 @@ def test_what_many_rows_take_does_not_judge_one() -> None:
 def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
     """Hundred tokens at 0.01, four drafts at 0.1; what speculation saved before pays for it."""
     meter = Meter(8)
+    meter.begin(100, 10000)
+    meter.budget.READING_SHARE = 0.0
     meter.observe(Outcome(1, 1, 2, 2.1, 9.0, begins=True, prompt=True, late=100))
     assert meter.estimates.costs.reading.value is None, "as a draft's price is not known yet"
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
@@ -53,20 +55,21 @@ def test_what_the_drafter_reads_late_is_not_its_drafts_price() -> None:
         meter.observe(Outcome(4, 4, 5, 0.4, 1.4))
         assert meter.estimates.costs.reading.value == pytest.approx(0.02)
     assert meter.budget.lost == -meter.budget.GAINS and meter.budget.saved == pytest.approx(
-        5 * 3.6 - meter.budget.GAINS
-    )
+        5 * 3.6 - meter.budget.GAINS - 2.1
+    ), "with the prompt: the price of its draft was not known"
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0, behind=100))
     meter.observe(Outcome(4, 0, 1, 1.4, 2.4, late=100))
     assert meter.estimates.costs.draft.value == pytest.approx(
         0.1
     ) and meter.estimates.costs.reading.value == pytest.approx(0.015, rel=0.03)
     assert meter.budget.lost == pytest.approx(-meter.budget.GAINS + 0.4) and meter.budget.saved == pytest.approx(
-        5 * 3.6 - meter.budget.GAINS - 1
+        5 * 3.6 - meter.budget.GAINS - 3.1
     )
     for _ in range(9):
         meter.observe(Outcome(4, 0, 1, 1.4, 2.4, late=100))
     assert meter.estimates.costs.draft.value == pytest.approx(0.1), "however often"
     meter.budget.saved, meter.budget.lost = 0.0, 0.0
+    meter.estimates.acceptance.sum = meter.estimates.acceptance.weight  # as good as it was
     meter.observe(Outcome(0, 0, 1, 0.0, 1.0, behind=1000))
     assert meter.allowed(2) == 0, "ten steps' time"
     meter.budget.saved = 20.0
@@ -89,8 +92,10 @@ def test_a_drafter_that_was_asked_and_drafted_nothing_has_a_price() -> None:
         and meter.estimates.costs.draft.value == pytest.approx(0.1)
         and meter.budget.lost == pytest.approx(0.2)
     )
+    before = meter.budget.saved
     meter.observe(Outcome(0, 0, 1, 0.6, 1.6, asked=True, late=50))
-    assert meter.estimates.costs.reading.value == pytest.approx(0.01) and meter.budget.lost == pytest.approx(0.8)
+    assert meter.estimates.costs.reading.value == pytest.approx(0.01) and meter.budget.lost == pytest.approx(0.3)
+    assert meter.budget.saved == pytest.approx(before - 0.5 + LossBudget.READING_SHARE * 1.6)
 
 
 def test_a_price_that_is_too_high_is_put_right_by_what_is_read_late() -> None:
@@ -133,10 +138,12 @@ def test_meter_by_hand() -> None:
     assert [meter.estimates.seconds(k) for k in (0, 2, 4, 6)] == pytest.approx([2, 2.5 + 0.2, 3 + 0.4, 3.5 + 0.6])
     a = meter.estimates.tokens(1) - 1  # the acceptance that it reckons with: between the prior and all nine drafts' own
     assert meter.estimates.PRIOR_ACCEPTANCE < a < 1
-    assert meter.estimates.tokens(2) == pytest.approx(expected_length(a, 2))
+    assert meter.estimates.tokens(2, 0.5) == pytest.approx(expected_length(0.5, 2), abs=0.05)
     assert meter.reach == 8, "twice four, and no more than k_max"
     assert meter.budget.lost == -meter.budget.GAINS * 2, "more than that it may not lose again"
-    assert meter.budget.saved == pytest.approx(2 * (5 * 2 - 3.4) - meter.budget.GAINS * 2) and meter.budget.spent == 0
+    share = LossBudget.READING_SHARE * (2.0 + 3.4 + 3.4)
+    assert meter.budget.saved == pytest.approx(share + 2 * (5 * 2 - 3.4) - meter.budget.GAINS * 2)
+    assert meter.budget.spent == 0
 
 
 def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> None:
@@ -163,3 +170,16 @@ def test_a_loss_is_paid_off_by_plain_steps_and_a_trial_must_be_affordable() -> N
         meter.observe(Outcome(0, 0, 1, 0.0, 1.0))
     assert meter.allowed(0) == meter.TRIAL
     assert sooner < meter.budget.spent and lost + three <= meter.budget.CREDIT + LossBudget.SHARE * meter.budget.spent
+
+
+def test_a_place_has_its_own_rate() -> None:
+    """Of four drafts the first is accepted half of the time, and then all others are: as in easy and hard text."""
+    meter = Meter(8)
+    for i in range(400):
+        accepted = 4 * (i % 2)
+        meter.observe(Outcome(4, accepted, accepted + 1, 0.4, 1.4, asked=True))
+    estimates = meter.estimates
+    for k in range(1, 5):
+        assert estimates.tokens(k) == pytest.approx(1 + k / 2, rel=0.1)
+    assert estimates.tokens(8) > 4.2, "and so on"
+    assert expected_length(estimates.accepted, 1) > 1.7, "one for all"

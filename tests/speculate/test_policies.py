@@ -4,10 +4,12 @@ from collections import Counter
 
 import pytest
 
+from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.loop.decode import Decoder, generate
 from sparsedraft.speculate.policy.policies import NAMES, Auto, Bandit, Confidence, Constant, policy_named
 from sparsedraft.speculate.policy.protocol import Outcome
+from toys import Table
 from worlds import GREEDY, RIGHT, Cost, Moody, World, drafted, factor, flat
 
 
@@ -67,7 +69,7 @@ def test_the_target_alone_is_measured_again_and_again() -> None:
     in all others."""
     made = World(1.0, 0.1).write(Auto(1), 700)
     plain = [i for i, step in enumerate(made.steps[:320]) if not step.drafted]
-    assert plain == [0, 1, 2, 7, 12, 22, 42, 101, 201, 301]
+    assert plain == [0, 1, 2, 6, 11, 21, 41, 100, 200, 300]
 
 
 class Told(Constant):
@@ -76,6 +78,9 @@ class Told(Constant):
     def __init__(self, k: int, start: int = 0) -> None:
         super().__init__(k)
         self.start, self.outcomes = start, list[Outcome]()
+
+    def begin(self, prompt: int, room: int) -> None:
+        self.begun = prompt, room
 
     def next_k(self) -> int:
         return self.k if self.start <= len(self.outcomes) != self.start + 3 else 0
@@ -88,11 +93,22 @@ def test_policies_are_told_what_was_read_when() -> None:
     """Three plain steps after a prompt of 60, then drafts, with one plain step between them."""
     rule = Told(2, start=3)
     World(1.0, 0.1).write(rule, 16, prompt=60)
+    assert rule.begun == (60, 16)
     told = [(o.begins, o.prompt, o.late, o.behind) for o in rule.outcomes]
-    assert told[:3] == [(True, True, 0, 0), (False, False, 0, 0), (False, False, 0, 0)]
+    assert told[:3] == [(True, True, 0, 61), (False, False, 0, 62), (False, False, 0, 63)]
     assert told[3] == (False, True, 63, 0), "the drafter's prompt, and what was written since"
     assert [(o.late, o.behind) for o in rule.outcomes[4:]] == [(0, 0), (0, 0), (0, 1), (1, 0)]
     assert not any(o.begins or o.prompt for o in rule.outcomes[4:])
+    assert [o.read for o in rule.outcomes] == [60] + [0] * (len(rule.outcomes) - 1)
+    assert [o.room for o in rule.outcomes[:4]] == [15, 14, 13, 10] and rule.outcomes[-1].room == 0
+    assert [o.full for o in rule.outcomes] == [False] * (len(rule.outcomes) - 1) + [True]
+
+
+def test_look_up_has_nothing_to_read() -> None:
+    """It is never late, whenever it is asked first."""
+    rule = Told(2, start=3)
+    generate(Decoder(Table(1, 8), PromptLookup(), rule, GREEDY), [1] * 60, 16)
+    assert rule.begun[0] == 0 and not any(o.late or o.behind for o in rule.outcomes)
 
 
 def test_auto_keeps_from_prompt_to_prompt_what_it_learned() -> None:
@@ -118,14 +134,21 @@ def test_the_next_answer_is_of_its_own_kind() -> None:
     World(0.0, 0.2).write(rule, 1000)
     assert rule.meter.best == 0
     drafts = rule.meter.estimates.acceptance.weight
-    rule.observe(Outcome(0, 0, 1, 0.0, 5.0, begins=True, prompt=True))
-    assert rule.meter.best > 0
+    rule.begin(1, 600)
     assert rule.meter.estimates.acceptance.weight == pytest.approx(0.3 * drafts), "it counts a little"
-    rule.observe(Outcome(0, 0, 1, 0.0, 1.0))
-    rule.observe(Outcome(1, 0, 1, 5.0, 6.0, prompt=True, late=50))
-    assert rule.meter.estimates.acceptance.weight == pytest.approx(0.3 * drafts * 0.95 + 1), (
-        "once an answer, whoever reads when"
-    )
+    assert rule.meter.estimates.usual.weight > drafts, "what is usual counts on"
+    made = World(0.9, 0.2, seed=1).write(rule, 600)
+    assert sum(len(step.drafted) > 0 for step in made.steps[-60:-10]) > 40
+
+
+def test_an_answer_starts_from_what_is_usual() -> None:
+    """After many answers a drafter's acceptance is known, whatever a new one would be taken for."""
+    for a in (0.2, 0.9):
+        rule = Auto(8)
+        for seed in range(12):
+            World(a, 0.05, seed=seed).write(rule, 60)
+        rule.begin(1, 60)
+        assert rule.meter.estimates.accepted == pytest.approx(a, abs=0.12)
 
 
 @pytest.mark.parametrize(

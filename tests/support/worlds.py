@@ -16,7 +16,7 @@ from sparsedraft.stages.evaluate.speedup import expected_length, improvement_fac
 from toys import Clock, Toy
 
 GREEDY = Sampling()
-RIGHT, WRONG = 1, 2
+RIGHT, WRONG, END = 1, 2, 3
 Cost = Callable[[int], float]  # seconds of a pass over n new tokens
 
 
@@ -47,25 +47,31 @@ class World:
         self, a: float, c: float, v: Cost = flat, seed: int = 0, prompt: float = 0.0, read: float = 0.0
     ) -> None:
         self.clock, self.hits = Clock(), [*coins(a, seed)]
-        self.target = Toy(lambda ids: logits(RIGHT), clock=self.clock, cost=v)
+        self.target = Toy(self.next, clock=self.clock, cost=v)
+        self.last = 0  # the place of the token that ends the text, if one does
         self.model = Toy(self.guess, clock=self.clock, cost=lambda n: c + read * (n - 1) + (prompt if n >= 50 else 0))
         self.branching = 1
         self.progress: list[tuple[int, float]] = []  # (tokens, seconds) after each step
 
+    def next(self, ids: list[int]) -> torch.Tensor:
+        return logits(END if len(ids) == self.last else RIGHT)
+
     def guess(self, ids: list[int]) -> torch.Tensor:
         return logits(RIGHT if self.hits[len(ids)] else WRONG)
 
-    def write(self, policy: Policy, n: int, prompt: int = 1, seed: int = 0) -> Generation:
+    def write(self, policy: Policy, n: int, prompt: int = 1, seed: int = 0, room: int = 0) -> Generation:
+        """An answer of n tokens; `room`: the most that it could have, if that is more."""
         drafter = (
             TreeDrafter(self.model, GREEDY, self.branching) if self.branching > 1 else ModelDrafter(self.model, GREEDY)
         )
-        decoder = Decoder(self.target, drafter, policy, GREEDY, clock=self.clock)
+        self.last = prompt + n - 1 if n < room else 0
+        decoder = Decoder(self.target, drafter, policy, GREEDY, frozenset({END}), clock=self.clock)
         made = Generation()
-        for step in decoder.decode([[0] * prompt], n, [seed]):
+        for step in decoder.decode([[0] * prompt], max(n, room), [seed]):
             made.steps.append(step)
             made.tokens += step.emitted
             self.progress.append((len(made.tokens), self.clock.now))
-        assert made.tokens == [RIGHT] * n, "lossless"
+        assert made.tokens == ([RIGHT] * (n - 1) + [END] if self.last else [RIGHT] * n), "lossless"
         return made
 
 

@@ -17,6 +17,26 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+SAMPLES, SAMPLE = 64, 4096  # pieces of a file, and bytes of each
+
+
+def sampled_hash(path: Path) -> str:
+    """SHA-256 of the size of a file and of pieces at equal distances, first and last included; of all of a small file.
+
+    It tells files apart that differ as checkpoints do, in a few milliseconds. It proves nothing of what lies between.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size}\0".encode())
+    with open(path, "rb") as file:
+        if size <= SAMPLES * SAMPLE:
+            digest.update(file.read())
+        else:
+            for i in range(SAMPLES):
+                file.seek((size - SAMPLE) * i // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
 def text_hash(text: str, errors: str = "strict") -> str:
     """SHA-256 of `text` in UTF-8, in hex; `errors` as in str.encode."""
     return hashlib.sha256(text.encode(errors=errors)).hexdigest()

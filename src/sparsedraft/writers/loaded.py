@@ -38,7 +38,7 @@ class LoadedModel:
     """A model with its tokenizer, run by the native engine where there is a `native` model, else by transformers.
 
     `model` is the transformers model, or makes it when it is first used. `temperature`: as a drafter it is accepted
-    most at so many times the target's (models.config.drafting).
+    most at so many times the target's (models.config.drafting). `source`: the folder of its checkpoint, if it has one.
     """
 
     def __init__(
@@ -48,9 +48,10 @@ class LoadedModel:
         eos_ids: frozenset[int],
         native: NativeModel | None = None,
         temperature: float = 1.0,
+        source: Path | None = None,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
-        self.temperature = temperature
+        self.temperature, self.source = temperature, source
         self._cached: PrefixCache | None = None
 
     @classmethod
@@ -95,7 +96,7 @@ class LoadedModel:
         ):
             try:
                 built = native_model(folder, cache)
-                return cls(lambda: _checked(folder, kind, where), tokenizer, ends, built, factor)
+                return cls(lambda: _checked(folder, kind, where), tokenizer, ends, built, factor, folder)
             except Unsupported as error:  # found in the weights, not in the config
                 if runtime == "native" or cache != "int16":
                     raise
@@ -104,7 +105,7 @@ class LoadedModel:
             raise UserError(
                 f"--cache {cache} needs the native engine, which does not run model {ref} here: leave it out."
             )
-        return cls(_checked(folder, kind, where), tokenizer, ends, temperature=factor)
+        return cls(_checked(folder, kind, where), tokenizer, ends, temperature=factor, source=folder)
 
     @cached_property
     def model(self) -> PreTrainedModel:

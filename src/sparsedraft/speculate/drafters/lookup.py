@@ -15,6 +15,7 @@ class PromptLookup:
     """
 
     verifier: Verifier = ChainVerifier()
+    reads = False  # see Decoder
 
     def __init__(self) -> None:
         self._texts: dict[int, SuffixAutomaton] = {}  # by the sequence's index

@@ -87,6 +87,11 @@ class Decoder:
         return steps
 
     @property
+    def _drafter_reads(self) -> bool:
+        """Whether the drafter reads the text by a model, which takes time."""
+        return self.drafter is not None and getattr(self.drafter, "reads", True)
+
+    @property
     def _verifier(self) -> Verifier:
         return ChainVerifier() if self.drafter is None else self.drafter.verifier
 
@@ -106,7 +111,9 @@ class Decoder:
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         self._started = True
-        self._unread = {sequence.index: sequence.prompt for sequence in sequences}
+        self._unread = {s.index: s.prompt if self._drafter_reads else 0 for s in sequences}
+        room = max((sequence.room for sequence in sequences), default=0)
+        self.policy.begin(max(self._unread.values(), default=0), room)
         sequences, first = self._select([s for s in sequences if s.room > 0], sequences), True
         while sequences:
             with self.around():
@@ -163,8 +170,9 @@ class Decoder:
         prompt = first or not self._drafter_started.issuperset(asked)  # the drafter may read its prompt later
         self._drafter_started.update(asked)
         for step in steps:
-            self._unread[step.row] = 0 if step.row in asked else self._unread[step.row] + len(step.emitted)
-        n, going = len(steps), {sequence.index for sequence in sequences if not sequence.finish_reason}
+            read = step.row in asked or not self._drafter_reads
+            self._unread[step.row] = 0 if read else self._unread[step.row] + len(step.emitted)
+        n, going = len(steps), [sequence for sequence in sequences if not sequence.finish_reason]
         return Outcome(
             max(len(step.drafted) for step in steps),
             sum(step.accepted for step in steps) / n,
@@ -175,8 +183,11 @@ class Decoder:
             begins=first,
             prompt=prompt,
             late=late,
-            behind=max((self._unread[row] for row in going & self._drafter_started), default=0),
+            behind=max((self._unread[sequence.index] for sequence in going), default=0),
             rows=n,
+            read=max(sequence.prompt for sequence in sequences) if first else 0,
+            room=max((sequence.room for sequence in going), default=0),
+            full=any(sequence.finish_reason in ("length", "context") for sequence in sequences),
             trials=tuple(Trial(step.row, step.match, len(step.drafted), step.accepted) for step in steps),
         )
 

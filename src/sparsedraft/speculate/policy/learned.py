@@ -31,11 +31,16 @@ class _Recorder:
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.outcomes: list[Outcome] = []
+        self.begun = 0, 0
         self.next_k, self.confident, self.most = policy.next_k, policy.confident, policy.most
 
     @property
     def plain(self) -> bool:
         return self.policy.plain
+
+    def begin(self, prompt: int, room: int) -> None:
+        self.begun = prompt, room
+        self.policy.begin(prompt, room)
 
     def observe(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
@@ -72,6 +77,7 @@ class Learned:
         }
         for line in (line for answer, line in seen.items() if answer in finished):
             for k in learning:
+                self.policies[k].begin(*line.get("begun", {}).get(str(k), (0, 0)))  # older versions noted none
                 for values in line["outcomes"][str(k)]:
                     self.policies[k].next_k()
                     self.policies[k].observe(Outcome.of(values))
@@ -84,4 +90,6 @@ class Learned:
         if recorders:
             outcomes = {str(k): [astuple(outcome) for outcome in policy.outcomes] for k, policy in recorders.items()}
             with open(self.file, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"drafter": self.name, "id": name, "outcomes": outcomes}) + "\n")
+                begun = {str(k): policy.begun for k, policy in recorders.items()}
+                line = {"drafter": self.name, "id": name, "begun": begun, "outcomes": outcomes}
+                file.write(json.dumps(line) + "\n")

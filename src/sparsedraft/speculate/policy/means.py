@@ -38,6 +38,13 @@ class Recent:
     def add(self, value: float) -> None:
         self.last.append(value)
 
+    def renew(self) -> None:
+        """Only the lowest value counts on, until others come."""
+        if self.last:
+            lowest = min(self.last)
+            self.last.clear()
+            self.last.append(lowest)
+
     @property
     def value(self) -> float | None:
         if len(self.last) < 2:

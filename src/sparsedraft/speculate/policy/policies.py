@@ -33,6 +33,9 @@ class Constant:
 
     confident = staticmethod(always)
 
+    def begin(self, prompt: int, room: int) -> None:
+        """Nothing to prepare."""
+
     def observe(self, outcome: Outcome) -> None:
         """Nothing to learn."""
 
@@ -52,12 +55,16 @@ class Auto(_Metered):
     """The K from 0 to `k_max` whose expected tokens per second are most, from measured costs and acceptance.
 
     That maximises the improvement factor MAL / (v(K) + K·c), with c and v measured. K = 0 is best below the break-even:
-    then the target decodes alone, except for short trials, which cost at most LossBudget.SHARE of the time and
-    LossBudget.CREDIT steps. The time in which the drafter reads the prompt is not counted.
+    then the target decodes alone, except for short trials. The drafter is first asked where what is left of the answer
+    is expected to save more than its reading of the prompt takes (see Lengths). Trials and reading together cost at
+    most 2 % of the time of whole answers, and six plain steps (see LossBudget).
     """
 
     def __init__(self, k_max: int = 8) -> None:
         self.meter, self.most = Meter(k_max), k_max
+
+    def begin(self, prompt: int, room: int) -> None:
+        self.meter.begin(prompt, room)
 
     def next_k(self) -> int:
         return self.meter.allowed(self.meter.best)
@@ -78,6 +85,9 @@ class Confidence(_Metered):
         self.meter, self.most = Meter(k_max), k_max
         self.threshold = 0.3
         self._tokens, self._seconds = Mean(), Mean()
+
+    def begin(self, prompt: int, room: int) -> None:
+        self.meter.begin(prompt, room)
 
     def next_k(self) -> int:
         return self.meter.allowed(min(self.meter.reach, 2 * self.meter.best))  # a drafter may be too sure of itself
@@ -111,6 +121,11 @@ class Bandit(_Metered):
         self._seconds = [Mean(fade=0.99) for _ in self.arms]
         self._pulls = 0
         self._at: int | None = None
+
+    def begin(self, prompt: int, room: int) -> None:
+        self.meter.begin(prompt, room)
+        for arm in self.arms:
+            arm.begin(prompt, room)
 
     def next_k(self) -> int:
         best = max(self._rate(arm) for arm in range(len(self.arms)))

@@ -1,7 +1,7 @@
 """How a policy is asked, and what it is told of each step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
@@ -39,7 +39,9 @@ class Outcome:
 
     `begins`: it is the first step of an answer. `prompt`: a model read its prompt in it. `late`: older tokens that the
     drafter read only in this step: of the prompt, or written while the drafter was not asked. `behind`: how many those
-    would be in the next step; 0 for a drafter that has not read its prompt. `trials`: each sequence's draft.
+    would be in the next step. `read`: tokens of the prompt that the target read in this step. `room`: tokens that may
+    still be written, 0 once the answer has ended; `full`: it ended because there was no room left. `trials`: each
+    sequence's draft.
 
     Where look-up drafts beside a model, `asked`, `late` and `behind` are the model's.
     """
@@ -55,13 +57,16 @@ class Outcome:
     late: int = 0
     behind: int = 0
     rows: int = 1
+    read: int = 0
+    room: int = 0
+    full: bool = False
     trials: tuple[Trial, ...] = ()
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "Outcome":
-        """The inverse of `dataclasses.astuple` and JSON; older ones have no `trials`."""
-        trials = tuple(Trial(*trial) for trials in values[11:] for trial in trials)
-        return replace(cls(*values[:11]), trials=trials)
+        """The inverse of `dataclasses.astuple` and JSON; older ones have less."""
+        *plain, trials = values if len(values) == len(fields(cls)) else [*values, ()]
+        return replace(cls(*plain), trials=tuple(Trial(*trial) for trial in trials))
 
     @property
     def looked_up(self) -> bool:
@@ -86,6 +91,11 @@ class Policy(Protocol):
     @property
     def plain(self) -> bool:
         """Whether the next step must draft nothing at all, to measure the target alone."""
+        ...
+
+    def begin(self, prompt: int, room: int) -> None:
+        """An answer begins. `prompt`: tokens that the drafter has to read first, 0 for one that reads none; `room`: the
+        most tokens that the answer can have."""
         ...
 
     def next_k(self) -> int:

@@ -105,6 +105,9 @@ class WithLookup:
     def plain(self) -> bool:
         return self.policy.plain
 
+    def begin(self, prompt: int, room: int) -> None:
+        self.policy.begin(prompt, room)
+
     def next_k(self) -> int:
         self._own = self.policy.next_k()
         return 0 if self.policy.plain else max(self._own, self.most)

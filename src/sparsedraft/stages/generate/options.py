@@ -24,12 +24,17 @@ class _Drafting(Options):
         False, description="Beside the drafter, draft from the text so far where that is expected to pay more."
     )
     k: int | None = Field(
-        None, ge=0, le=bounds.DRAFTED, description="Tokens drafted a step (default 5); for other policies, at most."
+        None, ge=0, le=bounds.DRAFTED, description="Tokens drafted a step (constant: 5); for other policies, at most."
     )
-    policy: Literal["constant", "auto", "confidence", "bandit"] = Field(
-        "constant",
+    policy: Literal["constant", "auto", "confidence", "bandit"] | None = Field(
+        None,
         description="How many to draft: constant, auto (what pays best as measured), confidence (stop at doubtful "
-        "ones) or bandit (over these).",
+        "ones) or bandit (over these). Default: auto; constant where k, a tree, or a seed of a sampled text is given.",
+    )
+    learned: Literal["keep", "forget", "off"] = Field(
+        "keep",
+        description="What auto learned of this pair on this machine: keep (start from it, and add to it), forget "
+        "(start anew), or off (neither read nor write it).",
     )
 
 
@@ -52,3 +57,11 @@ class GenerateOptions(Running, _Output, Sampled, Length, Across, _Drafting):
         if self.lookup and self.tree > 1:
             raise ValueError(f"<lookup> drafts chains, and <tree> {self.tree} none: leave one of them out")
         return self
+
+    @property
+    def chosen_policy(self) -> str:
+        """The policy's name. `auto` decides by measured times, so with it a seed does not give a sampled text again."""
+        if self.policy is not None:
+            return self.policy
+        repeats = self.temperature > 0 and "seed" in self.model_fields_set
+        return "constant" if self.drafter is None or self.k is not None or self.tree > 1 or repeats else "auto"

@@ -30,12 +30,17 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         write("\n" if len(texts) == 1 else f"{text.text}\n")
     result = figures(texts, seconds, options.stats, options.lookup)
     result |= {"drafter_temperature": pair.drafter_temperature} if drawn else {}
+    if options.drafter:
+        measured = generator.measured
+        result |= {"estimated_speedup": measured.estimated_speedup, "plain_steps": measured.plain_steps}
     if options.stats:
         console.print(
             f"{result['tokens']} tokens in {result['steps']} steps, {result['mal']:.2f} a step, {seconds:.1f} s"
         )
         for source, found in result.get("sources", {}).items():
             console.print(f"{source}: {found['share_of_steps']:.0%} of the steps")
+        if speedup := result.get("estimated_speedup"):
+            console.print(f"about {speedup:.2f} times as fast as {result['plain_steps']} plain steps among them")
         if options.drafter and len(texts) == 1:
             accepted = " ".join(map(str, texts[0].accepted))
             console.print(f"drafted tokens accepted, step by step: {accepted}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """Texts that a target writes, with or without a drafter: piece by piece, and whole."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,8 +19,10 @@ from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair, PromptPair
-from sparsedraft.speculate.policy.policies import policy_named
+from sparsedraft.speculate.policy.policies import Auto, policy_named
 from sparsedraft.speculate.policy.sources import WithLookup
+from sparsedraft.stages.generate.kept import KeptFile
+from sparsedraft.stages.generate.measured import Measured
 from sparsedraft.stages.generate.options import GenerateOptions
 from sparsedraft.text import prompts
 from sparsedraft.writers.loaded import LoadedModel
@@ -107,8 +110,11 @@ class TextGenerator:
 
     def __init__(self, pair: Pair, options: GenerateOptions) -> None:
         self.pair, self.options = pair, options
-        policy = policy_named(options.policy, options.k)
-        self.policy, self.sampling = WithLookup(policy) if pair.lookup else policy, sampling_of(options)
+        policy, self.sampling = policy_named(options.chosen_policy, options.k), sampling_of(options)
+        if options.tree > 1:
+            pair.check_tree(options.tree, policy, len(options.prompt) if pair.batches else 1)
+        self._auto = policy if isinstance(policy, Auto) else None
+        self.measured = Measured(WithLookup(policy) if pair.lookup else policy)
         self.prompts = [prompt_pair(pair, text, options.raw) for text in options.prompt]
         self._check_memory()
         self.stops = Stops(pair.target.tokenizer, options.stop) if options.stop else None
@@ -129,15 +135,29 @@ class TextGenerator:
         """The pieces of all texts as they are written. `texts` is whole when they end."""
         indices = [*range(len(self.prompts))]
         together = len(indices) == 1 or self.pair.batches
-        for group in [indices] if together else [[i] for i in indices]:  # one by one without attention masks of ours
-            yield from self._decode(group)
+        with self._learned():
+            for group in [indices] if together else [[i] for i in indices]:  # one by one without attention masks
+                yield from self._decode(group)
+
+    @contextmanager
+    def _learned(self) -> Iterator[None]:
+        """`auto` starts from what it learned before, and keeps what it learned in the block, also one that is left."""
+        if self._auto is None:
+            yield
+            return
+        kept = KeptFile(self.pair, self.options)
+        kept.start(self._auto.meter)
+        try:
+            yield
+        finally:
+            kept.write(self._auto.meter)
 
     def _decode(self, group: Sequence[int]) -> Iterator[TextPiece]:
         """The pieces of these prompts, decoded at once."""
         prompts_, seed = [self.prompts[i] for i in group], self.options.seed
         seeds = [seed if len(self.prompts) == 1 else seed_of(seed, i) for i in group]
         decoder = self.pair.decoder(
-            prompts_, self.policy, self.sampling, stops=self.stops, branching=self.options.tree
+            prompts_, self.measured, self.sampling, stops=self.stops, branching=self.options.tree
         )  # fmt: skip
         streams = [TextStream(self.pair.target.tokenizer, self.stops) for _ in group]
         for step in decoder.decode([prompt.target for prompt in prompts_], self.options.max_new_tokens, seeds):
@@ -170,7 +190,7 @@ def load_pair(
     UserError for a model that cannot be loaded, and for two that do not go together.
     """
     o = options
-    policy_named(o.policy, o.k)  # what cannot be is said before anything is loaded
+    policy_named(o.chosen_policy, o.k)  # what cannot be is said before anything is loaded
     loading: dict[str, Any] = {
         "dtype": o.dtype, "device": o.device, "runtime": o.runtime, "cache": o.cache, "template_args": o.template_args,
     }  # fmt: skip
