@@ -1,5 +1,6 @@
 """A head that follows the text: the logits of what it looks at are those of the whole head, and it is lossless."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sparsedraft.native import extension
 from sparsedraft.native.model import native_model
 from sparsedraft.native.packed_folder import HEAD_BASE
 from sparsedraft.native.session import Session
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.decode import generate_all
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant
@@ -20,6 +22,7 @@ from sparsedraft.writers.loaded import LoadedModel
 from stages import distill, evaluate_to, pack
 from timeless import timeless
 from tiny import build_llama, build_tokenizer
+from tokens import built
 
 pytestmark = pytest.mark.skipif(not extension.is_built(), reason="the extension was not built")
 
@@ -73,6 +76,14 @@ def test_logits_of_what_it_looks_at(folders: dict[str, Path], weights: str, tied
     assert {*torch.isfinite(best)[0].nonzero()[:, 0].tolist()} == tokens
     mine.forget()
     assert torch.equal(mine.forward([[2]], [1])[0], whole.forward([[3, 2]], [1])[0])
+
+
+def test_what_nothing_is_known_of_uses_the_whole_head(folders: dict[str, Path]) -> None:
+    """Alone and beside a text that was told."""
+    both, alone = (Session(native_model(folders["int8-True"]), rows) for rows in (2, 1))
+    both.know(0, [5, 250])
+    beside = both.forward([[5, 250], [9, 8]], [1, 1])[1]
+    assert torch.isfinite(beside).all() and torch.equal(beside, alone.forward([[9, 8]], [1])[0])
 
 
 def test_whole_drafts(folders: dict[str, Path]) -> None:
@@ -137,3 +148,45 @@ def test_damaged(folders: dict[str, Path], tmp_path: Path, ids: list[int]) -> No
     )
     with pytest.raises(UserError, match=r"pack (it|the checkpoint) again"):
         native_model(tmp_path)
+
+
+@pytest.mark.parametrize("route", ["same", "realign", "intersection", "tree"])
+@pytest.mark.parametrize("window", [None, Window(12, 2)], ids=str)
+def test_each_draft_looks_at_all_that_the_drafter_reads(
+    folders: dict[str, Path], route: str, window: Window | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it drafts, the rows of every token of its context are in use."""
+    target, drafter = LoadedModel.load(folders["int8-False"]), LoadedModel.load(folders["int8-True"])
+    lacking, passes = [], []
+    forward, draft = Session.forward, Session.draft
+
+    def check(session: Session, ids: list[int]) -> None:
+        if session.model is drafter.native:
+            passes.append(len(ids))
+            used = {*session._map.tolist()}
+            lacking.extend(token for token in ids if token not in used)
+
+    def watched(self, ids, logits):
+        for text, wanted in zip(ids, logits, strict=True):
+            if wanted:
+                check(self, [*text])
+        return forward(self, ids, logits)
+
+    def watched_draft(self, k, ids):
+        check(self, [*ids])
+        return draft(self, k, ids)
+
+    monkeypatch.setattr(Session, "forward", watched)
+    monkeypatch.setattr(Session, "draft", watched_draft)
+    other = route in ("realign", "intersection")
+    if other:
+        target = LoadedModel(
+            build_llama(layers=2, vocab_size=len(built("byte-level"))), built("byte-level"), frozenset()
+        )
+    pair = replace(Pair.of(target, drafter, route if other else "auto", Sampling()), window=window)
+    prompt = target.tokenizer("the quick brown fox jumps over the lazy dog, and then?")["input_ids"]
+    asked = pair.prompt_pair(prompt)
+    decoder = pair.decoder([asked], Constant(4), Sampling(), branching=2 if route == "tree" else 1)
+    generate_all(decoder, [prompt], 24, [0])
+    assert sum(passes) > 20
+    assert not lacking

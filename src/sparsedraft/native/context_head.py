@@ -12,7 +12,8 @@ import numpy as np
 class ContextHead:
     """Which tiles of the head each of several texts uses.
 
-    `order` [V]: the token of each row; the first `base` of them are in use always. `tile`: rows of a tile.
+    `order` [V]: the token of each row; the first `base` of them are in use always. `tile`: rows of a tile. A text of
+    which nothing is known uses the whole head.
     """
 
     def __init__(self, order: np.ndarray, base: int, tile: int, texts: int) -> None:
@@ -20,7 +21,8 @@ class ContextHead:
         self._tile_of = np.empty(len(order), np.int64)
         self._tile_of[order] = np.arange(len(order)) // tile
         self._base = -(-base // tile)
-        self._own = [self._fresh() for _ in range(texts)]
+        self._own = [np.ones(-(-len(order) // tile), bool) for _ in range(texts)]
+        self._known = [False] * texts
         self._update()
 
     def _fresh(self) -> np.ndarray:
@@ -29,17 +31,18 @@ class ContextHead:
         return own
 
     def know(self, text: int, ids: Sequence[int]) -> bool:
-        """Use the rows of `ids` for this text; whether that is new for any."""
-        own = self._own[text]
-        own[self._tile_of[np.asarray(ids, np.int64)]] = True
-        if not (own & ~self._used).any():
-            return False
+        """Use the rows of `ids` for this text, too; whether that changes what is multiplied."""
+        before = self._used
+        if not self._known[text]:
+            self._own[text], self._known[text] = self._fresh(), True
+        self._own[text][self._tile_of[np.asarray(ids, np.int64)]] = True
         self._update()
-        return True
+        return not np.array_equal(before, self._used)
 
     def select(self, texts: Iterable[int]) -> None:
         """Keep these texts, in this order."""
-        self._own = [self._own[text] for text in texts]
+        texts = list(texts)
+        self._own, self._known = [self._own[text] for text in texts], [self._known[text] for text in texts]
         self._update()
 
     def _update(self) -> None:

@@ -39,7 +39,10 @@ def loading_bytes(reader: PackedReader) -> int:
             kept += _scale_bytes(entry)
             laid *= 0 if "lm_head" in reader.entries else (reader.head_rows or entry.rows) / entry.rows
         laid = _in_pages(laid)
-        peak = max(peak, kept + _read_bytes(entry) + laid * _times_laid_out(entry, reader.stored_values(name)))
+        in_order = 2 if reader.follows and _is_head(name, reader) else 1  # as stored, and by frequency
+        peak = max(
+            peak, kept + in_order * _read_bytes(entry) + laid * _times_laid_out(entry, reader.stored_values(name))
+        )
         kept += laid
     return round(max(peak, kept))
 

@@ -262,7 +262,8 @@ class _Builder:
             )
         name = "lm_head" if own else f"{self.prefix}embed_tokens"
         stored_so = own and not ordered  # a trimmed head of its own is stored trimmed
-        matrix, nonzero, size = self._matrix("lm_head", name, None if stored_so else ids)
+        called = "lm_head by frequency" if ordered else "lm_head"  # to the cache, which does not look at the order
+        matrix, nonzero, size = self._matrix(called, name, None if stored_so else ids)
         if own:
             self.other_parameters += size
             self.other_nonzero += nonzero

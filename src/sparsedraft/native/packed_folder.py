@@ -105,9 +105,14 @@ class PackedReader:
         return self._shards.shapes[HEAD_IDS][0] if HEAD_IDS in self._shards.files else None
 
     @property
+    def follows(self) -> bool:
+        """Whether the head follows the text."""
+        return HEAD_BASE in self._shards.files
+
+    @property
     def drafted_rows(self) -> int | None:
         """Rows of the head that a draft always looks at; None for all."""
-        return self._shards.shapes[HEAD_BASE][0] if HEAD_BASE in self._shards.files else self.head_rows
+        return self._shards.shapes[HEAD_BASE][0] if self.follows else self.head_rows
 
     def scale(self, name: str) -> Tensor | None:
         """The scale of the matrix `name` as stored; None where it has none."""

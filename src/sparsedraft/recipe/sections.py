@@ -114,6 +114,11 @@ class Eval(EvaluateSettings):
             raise ValueError("k needs at least one number of drafted tokens")
         return self
 
+    @property
+    def drafting(self) -> dict[str, Any]:
+        """How drafters read, for other evaluations of the same run."""
+        return {name: getattr(self, name) for name in ("uag", "drafter_window", "drafter_sinks")}
+
 
 class Speed(Options):
     """Every drafter packed, and timed in the real loop against the target alone, on the first of eval's prompts."""

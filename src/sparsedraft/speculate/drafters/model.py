@@ -45,7 +45,7 @@ class ModelDrafter:
         self._drafter_ids = vocabulary.inverse() if vocabulary else {}  # by the target's ids
         self._cached: list[list[int]] = [[] for _ in backend.lengths]  # what each row of the cache holds
         self._know, self.heard = getattr(backend, "know", None), heard or read
-        self._told = [0] * len(backend.lengths)  # how many tokens of each row
+        self._told: list[list[int]] = [[] for _ in backend.lengths]  # the tokens of each row that it was told
 
     def select(self, rows: Sequence[int]) -> None:
         self.backend.select(rows)
@@ -100,9 +100,9 @@ class ModelDrafter:
             return
         for row, (sequence, limit) in enumerate(zip(sequences, limits, strict=True)):
             if limit > 0:
-                text = self.heard(sequence)
-                self._know(row, text[self._told[row] :])
-                self._told[row] = len(text)
+                text = [*self.heard(sequence)]
+                self._know(row, text[shared(self._told[row], text) :])
+                self._told[row] = text
 
     def _limit(self, context: int, limit: int) -> int:
         """The most tokens that can be drafted after `context` tokens; 0 where there are none to go on from."""

@@ -48,7 +48,9 @@ class RealignDrafter(ModelDrafter):
         policy: Policy | None = None,
     ) -> None:
         confident = policy.confident if policy is not None else always
-        super().__init__(backend, Sampling(), read=self._after_first, confident=confident, certain=True)
+        super().__init__(
+            backend, Sampling(), read=self._after_first, confident=confident, certain=True, heard=readers.whole
+        )
         self.readers, self.target, self.drafter, self.eos, self.ends = readers, target, drafter, eos, ends
         self.width = width
         self.cut = ends | special_ids(drafter)
@@ -56,6 +58,7 @@ class RealignDrafter(ModelDrafter):
         self._firsts: dict[int, First] = {}  # by the sequence's index
 
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
+        self._tell(sequences, limits)
         self._firsts = self._first_tokens(sequences, limits)
         firsts = [self._firsts.get(sequence.index) for sequence in sequences]
         more = [

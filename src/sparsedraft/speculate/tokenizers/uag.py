@@ -43,11 +43,15 @@ class Readers:
         self.same: dict[int, int] = {}  # the drafter's ids of tokens that both have
 
     def __call__(self, sequence: TokenSequence) -> list[int]:
+        """What the window leaves of `whole`."""
+        return left_of(self.window, self.whole(sequence))
+
+    def whole(self, sequence: TokenSequence) -> list[int]:
         """The drafter's ids, with the first bytes of an incomplete character where the drafter has tokens for them."""
         reader, answer = self.by_row[sequence.index], sequence.tokens[sequence.prompt :]
         ids, begun = reader.ids(answer), reader.begun(answer)
         ids += [self.same[t] for t in begun] if all(t in self.same for t in begun) else []
-        return [token if token < self.known else 0 for token in left_of(self.window, ids)]
+        return [token if token < self.known else 0 for token in ids]
 
 
 def intersection_drafter(
@@ -56,7 +60,9 @@ def intersection_drafter(
     """A drafter limited to the tokens in `vocabulary`."""
     confident = policy.confident if policy is not None else always
     readers.same = vocabulary.inverse()
-    return ModelDrafter(backend, sampling, read=readers, vocabulary=vocabulary, confident=confident)
+    return ModelDrafter(
+        backend, sampling, read=readers, vocabulary=vocabulary, confident=confident, heard=readers.whole
+    )
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

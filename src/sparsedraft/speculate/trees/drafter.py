@@ -86,6 +86,8 @@ class TreeDrafter:
             raise UserError(f"a tree is drafted for one prompt at a time, and there are {len(sequences)}.")
         (sequence,), (budget,) = sequences, limits
         context = left_of(self.window, sequence.tokens)
+        if (know := getattr(self.backend, "know", None)) is not None:
+            know(0, sequence.tokens)
         self._roll_back(context)
         room = budget if self.backend.max_length is None else self.backend.max_length - len(context)
         tree = self._tree

@@ -132,6 +132,15 @@ class FinetuneOptions(Replacing, Machine, FinetuneSettings, _Sources):
         return Settings.model_construct(**{name: getattr(self, name) for name in names})
 
     @model_validator(mode="after")
+    def _window_fits(self) -> Self:
+        if self.drafter_window and self.drafter_window + self.drafter_sinks >= self.sequence_length:
+            raise ValueError(
+                f"<drafter_window> {self.drafter_window} and {self.drafter_sinks} sinks leave nothing to train on of "
+                f"<sequence_length> {self.sequence_length}: raise that"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachers(self) -> Self:
         if self.teacher is not None and self.loss == "nll":
             raise ValueError(

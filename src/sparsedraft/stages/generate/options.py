@@ -52,6 +52,11 @@ class GenerateOptions(Running, _Output, Sampled, Length, Across, _Drafting):
         if self.raw and self.template_args:
             name = next(iter(self.template_args))
             raise ValueError(f"<template_args> {name} does nothing under <raw>: leave one of them out")
+        if self.drafter_window and self.drafter in (None, LOOKUP):
+            raise ValueError(
+                f"<drafter_window> {self.drafter_window} is a drafter's, and no model drafts: name one as <drafter>, "
+                "or leave it out"
+            )
         if self.lookup and self.drafter in (None, LOOKUP):
             raise ValueError(f"<lookup> goes beside a model: name one as <drafter>, or give <drafter> {LOOKUP} alone")
         if self.lookup and self.tree > 1:
