@@ -41,7 +41,7 @@ def test_a_run_adds_to_what_the_last_one_learned(tiny_checkpoint: Path, folder: 
     text = write(tiny_checkpoint)
     first = state(folder)
     assert first.lengths == [[first.lengths[0][0], 2 * NEW]], "cut, so longer"
-    assert first.costs[1].plain and first.spent > 0
+    assert first.costs[1].plain and first.costs[1].target_reading.weight > 0
     assert write(tiny_checkpoint) == text and len(state(folder).lengths) == 2
     before = state(folder)
     assert write(tiny_checkpoint, learned="off") == text and state(folder) == before

@@ -91,7 +91,8 @@ class Estimates:
             for mean in (self.acceptance, self.usual):
                 mean.add(accepted / tried, tried)
         self.costs = self.by_rows.setdefault(outcome.rows.bit_length(), Costs())
-        self._note_pause(outcome.asked or drafted > 0, outcome.late > 1)
+        if not outcome.looked_up:  # a drafter that look-up stands in for is not paused
+            self._note_pause(outcome.asked or drafted > 0, outcome.late > 1)
         if outcome.read:
             self.costs.target_reading.add((outcome.step_seconds - outcome.draft_seconds) / outcome.read, outcome.read)
         expected = self.reading_seconds(outcome.late)
