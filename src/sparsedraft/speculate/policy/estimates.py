@@ -199,7 +199,8 @@ class Estimates:
             measured[0] = self.plain, 2
         sure = {n: seconds for n, (seconds, times) in measured.items() if times > 1}
         once = {n: min(seconds, interpolate(sure, n)) if sure else seconds for n, (seconds, _) in measured.items()}
-        return [interpolate(once | sure, n) for n in counts]
+        points = once | sure
+        return [interpolate(points, n) for n in counts]
 
     @property
     def accepted(self) -> float:
@@ -233,6 +234,7 @@ class Estimates:
         plain = self.plain or 0.0
         return plain - max(min(plain, self.seconds(k)), share * self.seconds(k)) / self.tokens(k, a)
 
-    def rate(self, k: int) -> float:
-        """Expected tokens per second with k drafts."""
-        return self.tokens(k) / self.seconds(k)
+    def rates(self, most: int) -> list[float]:
+        """Expected tokens per second with 0, 1, ..., `most` drafts."""
+        verifying, price = self.verifying(range(most + 1)), self.price
+        return [self.tokens(k) / (seconds + k * price) for k, seconds in enumerate(verifying)]

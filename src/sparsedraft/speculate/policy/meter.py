@@ -93,7 +93,8 @@ class Meter:
         """The number of drafts with the highest expected rate; 1 while the rate is not known."""
         if not self.estimates.knows_drafts or self.estimates.plain is None:
             return 1
-        return max(range(self.reach + 1), key=self.estimates.rate)
+        rates = self.estimates.rates(self.reach)
+        return rates.index(max(rates))
 
     def allowed(self, k: int) -> int:
         """`k`, or 0 where the loss budget does not allow it, or where the answer is not expected to be long enough for
