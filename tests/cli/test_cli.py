@@ -312,7 +312,7 @@ MISTAKES: list[tuple[Callable[[Path, Path], tuple], str]] = [
     (lambda f, t: ("generate", t, "--prompt", "fox " * 600), "which fill the target's context of 512"),
     (
         lambda f, t: ("generate", t, "--prompt", "fox " * 30, "--drafter", copied(f, t, max_position_embeddings=20)),
-        "which fill the drafter's context of 20",
+        "which fill its context of 20",
     ),
     (lambda f, t: ("generate", copied(f, t, rows=100), "--prompt", "apples"), "the target's embedding has 100 rows"),
     (lambda f, t: ("eval", copied(f, t, rows=100), t, "--prompts", "demo:eval"), "its tokenizer is another model's"),

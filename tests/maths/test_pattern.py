@@ -34,7 +34,7 @@ def test_nm_keeps_exactly_n_of_every_m_and_the_best_ones(
 def test_unstructured_count_is_exact_also_among_ties(rows: int, columns: int, sparsity: float, seed: int) -> None:
     s = scores(rows, columns, seed).round()  # many ties
     keep = keep_mask(Pattern(), s, sparsity)
-    assert int((~keep).sum()) == round(sparsity * rows * columns)
+    assert int((~keep).sum()) == round(sparsity * (rows * columns))
     if keep.any() and not keep.all():
         assert s[keep].min() >= s[~keep].max()
 
