@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from sparsedraft.base.errors import UserError
 
-SINKS = 4
-
 
 @dataclass(frozen=True)
 class Window:
@@ -22,7 +20,7 @@ class Window:
     """
 
     size: int
-    sinks: int = SINKS
+    sinks: int
 
     def __post_init__(self) -> None:
         if self.sinks < 0 or self.size <= max(1, self.sinks):

@@ -7,8 +7,8 @@ from sparsedraft.speculate.policy.means import Mean
 from sparsedraft.speculate.policy.protocol import Place
 
 
-class Lengths:
-    """How long the answers are, of which the last 20 count."""
+class Remaining:
+    """How much an answer usually goes on with, by the last 20 of all rows (lengths.Lengths knows one at a time)."""
 
     # Beside these, 3 answers of 128 tokens: after two short ones, a model that was not asked lost more in a long one
     # than all that its reading would have taken (docs/LOG.md).
@@ -45,14 +45,14 @@ class Reading:
     USUAL, MARGIN = 20, 2.0
 
     def __init__(self) -> None:
-        self.lengths = Lengths()
+        self.remaining = Remaining()
         self._read: set[int] = set()  # the sequences whose prompt the model has read
         self._usual = Mean(fade=0.99)  # seconds a token that the model saves, or would have saved
         self._saved: dict[int, Mean] = {}  # the same of each sequence alone
 
     def begin(self) -> None:
         """The next answers begin."""
-        self.lengths.begin()
+        self.remaining.begin()
         self._read, self._saved = set(), {}
 
     def note(self, row: int, saved: float, tokens: float) -> None:
@@ -62,7 +62,7 @@ class Reading:
 
     def add(self, row: int, tokens: int, by_model: bool) -> None:
         """A step wrote so many tokens; `by_model`: the model was asked."""
-        self.lengths.add(row, tokens)
+        self.remaining.add(row, tokens)
         if by_model:
             self._read.add(row)
 
@@ -72,5 +72,5 @@ class Reading:
             return True
         own, usual = self._saved[place.row], self._usual.value or 0.0
         saved = (own.sum + usual * self.USUAL) / (own.weight + self.USUAL)
-        left = self.lengths.left(place.written, place.room)
+        left = self.remaining.left(place.written, place.room)
         return saved * left >= self.MARGIN * estimates.reading_seconds(place.prompt + place.written)
