@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsedraft.advise import evaluated, stage
+from sparsedraft.advise import costs, evaluated, stage
 from sparsedraft.advise.kinds import Kind, Products, instead, kind_of, others, products
 from sparsedraft.advise.options import AdviseOptions
 from sparsedraft.advise.stage import advise
@@ -102,9 +102,12 @@ def test_no_drafter_is_needed(tiny_checkpoint: Path, cache: Path) -> None:
     assert result["measured"][0]["way"] == ALONE
 
 
-def test_answers_of_a_single_token_tell_no_cost(tiny_checkpoint: Path, cache: Path) -> None:
+def test_answers_of_a_single_step_tell_no_cost(
+    tiny_checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(costs, "TOKENS", 1)
     with pytest.raises(UserError, match="end with their first step, which tells no cost: give --prompts with longer"):
-        advise(options(tiny_checkpoint, max_new_tokens=1))
+        advise(options(tiny_checkpoint))
 
 
 @needs_native

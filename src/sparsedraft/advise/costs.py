@@ -82,7 +82,7 @@ def measure(
     known = {k: value for k, recent in verify.items() if (value := recent.value) is not None}
     if 0 not in known:
         raise UserError(
-            f"the answers to the first {PROMPTS} prompts end with their first step, which tells no cost: give --prompts "
-            "with longer answers, or a larger --max-new-tokens."
+            f"the answers to the first {PROMPTS} prompts end with their first step, which tells no cost: give "
+            "--prompts with longer answers."
         )
     return Costs(known, draft.mean, reading["target"].mean, reading["drafter"].mean)
