@@ -8,7 +8,7 @@ from sparsedraft.advise.costs import Costs
 from sparsedraft.advise.expected import Choice, alone, best, choice_of
 from sparsedraft.advise.other_kinds import mal_needed
 
-COSTS = Costs({0: 0.05, 1: 0.052, 2: 0.055, 4: 0.06, 8: 0.075}, 0.01, 0.002, 0.001)
+COSTS = Costs({0: 0.05, 1: 0.052, 2: 0.055, 4: 0.06, 8: 0.075}, {1: 0.01, 2: 0.02, 8: 0.08}, 0.002, 0.001)
 
 
 def row(name: str, accepted: list[int], k: int) -> dict:
@@ -29,7 +29,7 @@ def test_the_speed_is_that_of_the_steps_one_by_one(k: int) -> None:
         plain += prompts[r["id"]] * COSTS.target_reading + r["tokens"] * COSTS.verify[0]
         for accepted, count in enumerate(r["histograms"][str(k)]["counts"]):
             for _ in range(count):
-                seconds += COSTS.step(k)
+                seconds += COSTS.verifying(k) + COSTS.drafting(k)
                 tokens += accepted + 1
     found = choice_of("d", k, None, rows, prompts, read, COSTS)
     assert found.speed == pytest.approx(tokens / seconds)
@@ -40,7 +40,7 @@ def test_the_speed_is_that_of_the_steps_one_by_one(k: int) -> None:
 
 
 def test_costs_between_the_measured_ones_lie_on_lines() -> None:
-    assert COSTS.step(3) == pytest.approx(0.0575 + 0.03)
+    assert COSTS.verifying(3) == pytest.approx(0.0575) and COSTS.drafting(3) == pytest.approx(0.03)
     assert COSTS.c == pytest.approx(0.2) and COSTS.v(4) == pytest.approx(1.2)
 
 
@@ -51,15 +51,20 @@ def test_the_best_k_of_each_drafter_is_kept() -> None:
     assert [(c.drafter, c.k, c.window) for c in best(choices)] == [("a", 4, 256), ("a", 2, None), ("b", 1, None)]
 
 
-@pytest.mark.parametrize("draft", [0.001, 0.005, 0.0099, 0.02])
-def test_a_drafter_that_keeps_what_is_needed_is_as_fast(draft: float) -> None:
+def test_a_draft_in_one_pass_costs_about_the_same_whatever_its_length() -> None:
+    at_once = Costs(COSTS.verify, {1: 0.01, 8: 0.012}, 0.0, 0.0)
+    assert at_once.drafting(0) == 0 and at_once.drafting(4.5) == pytest.approx(0.011)
+    assert at_once.c == pytest.approx(0.012 / 8 / 0.05)
+
+
+@pytest.mark.parametrize("price", [0.1, 0.5, 0.99, 2.0])
+def test_a_drafter_that_keeps_what_is_needed_is_as_fast(price: float) -> None:
     """Both at their best K: the share of MAL makes up for the drafts' price, and a little more makes it faster."""
     mals = {1: 1.7, 2: 2.2, 4: 2.9, 8: 3.6}
-    share = mal_needed(COSTS, mals, draft)
-    cheaper = Costs(COSTS.verify, draft, COSTS.target_reading, COSTS.drafter_reading)
+    share = mal_needed(COSTS, mals, price)
 
-    def speed(costs: Costs, kept: float) -> float:
-        return max(kept * mal / costs.step(k) for k, mal in mals.items())
+    def speed(factor: float, kept: float) -> float:
+        return max(kept * mal / (COSTS.verifying(k) + factor * COSTS.drafting(k)) for k, mal in mals.items())
 
-    assert speed(cheaper, share) == pytest.approx(speed(COSTS, 1.0))
-    assert (share < 1) == (draft < COSTS.draft)
+    assert speed(price, share) == pytest.approx(speed(1.0, 1.0))
+    assert (share < 1) == (price < 1)

@@ -19,26 +19,32 @@ DRAFTED = 0, 1, 2, 4, 8  # K's that are timed; between them costs lie on lines
 class Costs:
     """Seconds. `verify`: of a step's verification and what is done beside it, by the drafts verified; 0 is plain.
 
-    `draft`: of one drafted token. `target_reading`, `drafter_reading`: of one token of a prompt.
+    `draft`: of drafting, by the number of tokens; a drafter may write all of them in one pass. `target_reading`,
+    `drafter_reading`: of one token of a prompt.
     """
 
     verify: Mapping[int, float]
-    draft: float
+    draft: Mapping[int, float]
     target_reading: float
     drafter_reading: float
 
-    def step(self, k: int) -> float:
-        """Seconds of a step that drafts `k` tokens."""
-        return interpolate(dict(self.verify), k) + k * self.draft
+    def verifying(self, k: int) -> float:
+        """Seconds of verifying `k` drafts."""
+        return interpolate(dict(self.verify), k)
+
+    def drafting(self, k: float) -> float:
+        """Seconds of drafting `k` tokens, which may be a mean over steps."""
+        return interpolate({0: 0.0, **self.draft}, k)
 
     @property
     def c(self) -> float:
-        """The cost of a drafted token, in plain steps."""
-        return self.draft / self.verify[0]
+        """The cost of a drafted token where as many are drafted as were measured at most, in plain steps."""
+        most = max(self.draft, default=0)
+        return self.drafting(most) / most / self.verify[0] if most else 0.0
 
     def v(self, k: int) -> float:
         """The cost of verifying `k` drafts, in plain steps."""
-        return interpolate(dict(self.verify), k) / self.verify[0]
+        return self.verifying(k) / self.verify[0]
 
 
 class _Sums:
@@ -65,7 +71,7 @@ def measure(
     """
     reading = {"target": _Sums(), "drafter": _Sums()}
     verify: dict[int, Recent] = {k: Recent() for k in ks}
-    draft = _Sums()
+    draft = {k: _Sums() for k in ks if k}
     plain = Pair.of(pair.target, None, "auto", sampling)
     for answer in answers[:PROMPTS]:
         prompt = pair.prompt_pair(list(answer.prompt_ids), answer.messages[:-1])
@@ -76,8 +82,8 @@ def measure(
             _, _, took = loop.run(pair if k else plain, prompt, Constant(k), sampling, TOKENS, answer.seed)
             if steps := took["steps"]:
                 verify[k].add((took["seconds"] - took["draft"]) / steps)
-            if k:
-                draft.add(took["draft"], took["drafted"])
+            if k and took["drafted"]:  # the last steps of a text draft fewer
+                draft[k].add(took["draft"] * k, took["drafted"])
         on_answer()
     known = {k: value for k, recent in verify.items() if (value := recent.value) is not None}
     if 0 not in known:
@@ -85,4 +91,5 @@ def measure(
             f"the answers to the first {PROMPTS} prompts end with their first step, which tells no cost: give "
             "--prompts with longer answers."
         )
-    return Costs(known, draft.mean, reading["target"].mean, reading["drafter"].mean)
+    drafting = {k: sums.mean for k, sums in draft.items() if sums.count}
+    return Costs(known, drafting, reading["target"].mean, reading["drafter"].mean)

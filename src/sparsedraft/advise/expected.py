@@ -51,8 +51,8 @@ def choice_of(
         return float(sum(row["histograms"][str(k)]["counts"]))
 
     def seconds(row: Row) -> float:
-        drafted = row["histograms"][str(k)]["drafted"]
-        of_steps = steps(row) * (costs.step(k) - k * costs.draft) + drafted * costs.draft
+        drafted = row["histograms"][str(k)]["drafted"] / steps(row)  # tokens a step: fewer than k at the end
+        of_steps = steps(row) * (costs.verifying(k) + costs.drafting(drafted))
         reading = prompt_tokens[row["id"]] * costs.target_reading + read_tokens[row["id"]] * costs.drafter_reading
         return float(of_steps + reading)
 

@@ -67,22 +67,23 @@ def drafters(
     name: str, own: Kind, timed: Mapping[Kind, Products], costs: Costs, mals: Mapping[int, float]
 ) -> list[OtherDrafter]:
     """The kinds that would draft faster than the drafter's `own`, the fastest first."""
-    rows = []
+    rows, one = [], costs.c * costs.verify[0]
     for kind, of in timed.items():
-        draft = instead(costs.draft, timed[own], of)
-        if kind != own and draft < costs.draft:
-            rows.append(OtherDrafter(str(kind), draft, mal_needed(costs, mals, draft), _make_command(name, own, kind)))
+        draft = instead(one, timed[own], of)
+        if kind != own and draft < one:
+            needed = mal_needed(costs, mals, draft / one)
+            rows.append(OtherDrafter(str(kind), draft, needed, _make_command(name, own, kind)))
     return sorted(rows, key=lambda row: row.draft_seconds)
 
 
-def mal_needed(costs: Costs, mals: Mapping[int, float], draft: float) -> float:
-    """The least share of `mals`, at its best K, with which drafting in `draft` seconds a token is as fast as at
-    `costs.draft` with the whole: the ratio of the seconds a token."""
+def mal_needed(costs: Costs, mals: Mapping[int, float], price: float) -> float:
+    """The least share of `mals`, at its best K, with which a drafter of `price` times the seconds is as fast as that of
+    `costs` with the whole: the ratio of the seconds a token."""
 
-    def pace(k: int, seconds: float) -> float:
-        return (costs.step(k) - k * costs.draft + k * seconds) / mals[k]
+    def pace(k: int, factor: float) -> float:
+        return (costs.verifying(k) + factor * costs.drafting(k)) / mals[k]
 
-    return min(pace(k, draft) for k in mals) / min(pace(k, costs.draft) for k in mals)
+    return min(pace(k, price) for k in mals) / min(pace(k, 1.0) for k in mals)
 
 
 def _pack_command(name: str, kind: Kind) -> str:

@@ -188,7 +188,8 @@ def _machine() -> dict[str, Any]:
 def _told(name: str, window: int | None, of: Costs) -> dict[str, Any]:
     ks = sorted(of.verify)
     return {
-        "drafter": name, "drafter_window": window, "plain_seconds": of.verify[0], "draft_seconds": of.draft,
+        "drafter": name, "drafter_window": window, "plain_seconds": of.verify[0],
+        "draft_seconds": {str(k): seconds for k, seconds in of.draft.items()},
         "c": of.c, "v": {str(k): of.v(k) for k in ks if k}, "target_reading_seconds": of.target_reading,
         "drafter_reading_seconds": of.drafter_reading,
     }  # fmt: skip
