@@ -58,7 +58,7 @@ def sources(requirement: str, folder: Path, tree: str = "") -> Path:
 def built(tree: Path, options: Sequence[str], targets: Sequence[str]) -> Path:
     """The folder of the programs `targets`, built by cmake from the sources `tree`. Missing where that fails."""
     build = tree / "build"
-    if not (build / "complete").is_file():
+    if not (build / "complete").is_file() or not all((build / "bin" / name).is_file() for name in targets):
         bins = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         cmake = shutil.which("cmake", path=bins)  # pip's, beside this Python, or the system's
         if not (cmake and shutil.which("c++")):

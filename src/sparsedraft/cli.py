@@ -14,6 +14,7 @@ from sparsedraft.base.command import command
 from sparsedraft.base.console import complain, console, leads, quiet_libraries
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import dumps
+from sparsedraft.race.options import RaceOptions
 from sparsedraft.recipe.options import PlanOptions, RunOptions
 from sparsedraft.stages.distill.options import DistillOptions
 from sparsedraft.stages.evaluate.options import EvaluateOptions
@@ -154,6 +155,20 @@ def generate(options: GenerateOptions) -> None:
     emit(stage(options))
 
 
+def race(options: RaceOptions) -> None:
+    """Let the target write one answer alone and with each drafter, show them side by side, and say who was fastest.
+
+    Text of accepted drafts is in colour. One after the other they have the whole machine; in a terminal all are then
+    shown at once, each at its own speed.
+    """
+    from sparsedraft.race.stage import race as stage
+    from sparsedraft.race.view import table
+
+    result = stage(options)
+    console.print(table(result))
+    emit(result)
+
+
 def pack(options: PackOptions) -> None:
     """Pack a checkpoint: its zeros left out, its values rounded if asked; what runs fast on a CPU."""
     from sparsedraft.stages.pack.stage import pack as stage
@@ -184,6 +199,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "eval": (EvaluateOptions, evaluate),
     "advise": (AdviseOptions, advise),
     "generate": (GenerateOptions, generate),
+    "race": (RaceOptions, race),
     "pack": (PackOptions, pack),
     "export": (ExportOptions, export),
 }

@@ -73,6 +73,7 @@ COMMANDS = {
         "--device",
         "--runtime",
     },
+    "race": {"--prompt", "--k", "--max-new-tokens", "--replay", "--runtime"},
     "pack": {"--out", "--weights", "--head-tokens", "--head-data", "--overwrite"},
     "export": {"--gguf", "--out", "--overwrite"},
     "report": {"--overwrite"},

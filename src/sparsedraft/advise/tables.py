@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 SHOWN = 6  # expected choices
@@ -22,8 +21,8 @@ def tables(result: dict[str, Any]) -> Iterator[Table | str]:
     if other["target"] or other["drafter"]:
         yield "the commands that make these are in the result, under other_kinds"
     advice = result["advice"]
-    yield f"take {escape(advice['way'])}: {escape(advice['why'])}"
-    yield escape(advice["command"])
+    yield f"take {advice['way']}: {advice['why']}"
+    yield advice["command"]
 
 
 def _table(title: str, *names: str) -> Table:
@@ -39,7 +38,7 @@ def _expected(result: dict[str, Any]) -> Table:
                    "tokens/s", "speed-up")  # fmt: skip
     for choice in result["expected"][:SHOWN]:
         table.add_row(
-            escape(choice["drafter"]), str(choice["drafter_window"] or ALL_TEXT), str(choice["k"]),
+            choice["drafter"], str(choice["drafter_window"] or ALL_TEXT), str(choice["k"]),
             f"{choice['mal']:.2f}", f"{choice['tokens_per_second']:.1f}", speedup_text(choice),
         )  # fmt: skip
     return table
@@ -48,7 +47,7 @@ def _expected(result: dict[str, Any]) -> Table:
 def _measured(result: dict[str, Any]) -> Table:
     table = _table("measured, in turns", "way", "tokens/s", "speed-up")
     for row in result["measured"]:
-        table.add_row(escape(row["way"]), f"{row['tokens_per_second']:.1f}", speedup_text(row))
+        table.add_row(row["way"], f"{row['tokens_per_second']:.1f}", speedup_text(row))
     return table
 
 

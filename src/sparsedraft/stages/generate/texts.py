@@ -36,6 +36,7 @@ class TextPiece:
     text: str  # may be empty: letters that may still change come with a later piece
     drafted: int  # tokens that the drafter proposed in this step,
     accepted: int  # and how many of them the text has now
+    from_drafts: str = ""  # the beginning of `text` that these wrote; the target itself wrote the rest
 
 
 @dataclass
@@ -76,7 +77,16 @@ class TextStream:
 
     def add(self, step: Step) -> str:
         """The text that a step adds, as far as no later token can change it."""
-        self.token_ids += step.emitted
+        return "".join(self.parts(step))
+
+    def parts(self, step: Step) -> tuple[str, str]:
+        """The same in two parts: what accepted drafts add, and what the target's own token does."""
+        return self._more(step.emitted[: step.accepted]), self._more(step.emitted[step.accepted :])
+
+    def _more(self, tokens: Sequence[int]) -> str:
+        if not tokens:
+            return ""
+        self.token_ids += tokens
         self._whole += self._detokenizer.more(self.token_ids)
         end = len(self._cut(self._whole))
         if self.stops and end == len(self._whole):
@@ -162,11 +172,11 @@ class TextGenerator:
         streams = [TextStream(self.pair.target.tokenizer, self.stops) for _ in group]
         for step in decoder.decode([prompt.target for prompt in prompts_], self.options.max_new_tokens, seeds):
             stream, index = streams[step.row], group[step.row]
-            new = stream.add(step)
+            from_drafts, own = stream.parts(step)
             if step.finish_reason:
-                new += stream.rest()
+                own += stream.rest()
             self._note(self.texts[index], step, stream)
-            yield TextPiece(index, new, len(step.drafted), step.accepted)
+            yield TextPiece(index, from_drafts + own, len(step.drafted), step.accepted, from_drafts)
 
     def _note(self, text: GeneratedText, step: Step, stream: TextStream) -> None:
         text.drafted.append(len(step.drafted))
