@@ -143,7 +143,7 @@ def whole(bits: str, bench: Bench) -> None:
 
 def named(drafter: str, lookup: bool = True) -> str:
     """What a way with this drafter is called: with all aids, or with all but look-up."""
-    return f"{drafter} drafter, all aids" if lookup else f"{drafter} drafter, no look-up"
+    return f"{drafter}, all aids" if lookup else f"{drafter}, no look-up"
 
 
 def long(bench: Bench) -> None:

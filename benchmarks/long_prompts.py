@@ -21,14 +21,14 @@ def long_prompts(tokenizer: Any, length: int, count: int) -> list[list[int]]:
     texts = iter(_topics())
     found = []
     for number in range(count):
-        task, text = f"\n\n{TASKS[number % len(TASKS)]}", ""
+        task, ids = f"\n\n{TASKS[number % len(TASKS)]}", list[int]()
         room = length - len(_chat(tokenizer, task))
         if room < 1:
             raise UserError(f"{length} tokens leave no room for a text beside its task: give more.")
-        while len(ids := tokenizer(text)["input_ids"]) < room:
+        while len(ids) < room:
             if (more := next(texts, None)) is None:
                 raise UserError(f"Python's documentation is too short for {count} prompts of {length} tokens.")
-            text += f"{more}\n\n"
+            ids += tokenizer(f"{more}\n\n")["input_ids"]
         found.append(_fitted(tokenizer, ids[:room], task, length))
     return found
 

@@ -106,7 +106,7 @@ class Own:
 def parts_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """The parts of an answer, from the outcomes of its steps: the fields of OwnAnswer from `steps` on."""
     reading, later = ([o for o in outcomes if o.prompt is reads] for reads in (True, False))
-    drafts, drafting = sum(o.own[0] for o in later), sum(o.draft_seconds for o in later)
+    drafts, drafting = sum(o.own[0] for o in later), sum(o.draft_seconds for o in later if o.asked or o.drafted)
     price = drafting / drafts if drafts else 0.0  # of a draft; those of a step that reads are no reading
     return {
         "steps": len(outcomes),

@@ -142,21 +142,16 @@ class Words:
     """A tokenizer of words, whose chat template adds two."""
 
     chat_template, name_or_path = "toy", "toy"
-    words: list[str]
 
     def __init__(self) -> None:
-        self.words = []
+        self.ids: dict[str, int] = {}
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        ids = []
-        for word in text.split():
-            if word not in self.words:
-                self.words.append(word)
-            ids.append(self.words.index(word))
-        return {"input_ids": ids}
+        return {"input_ids": [self.ids.setdefault(word, len(self.ids)) for word in text.split()]}
 
     def decode(self, ids: list[int]) -> str:
-        return " ".join(self.words[i] for i in ids)
+        words = [*self.ids]
+        return " ".join(words[i] for i in ids)
 
 
 def test_long_prompts_have_their_length_and_a_task_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
