@@ -1,5 +1,6 @@
 """What a drafter keeps of a text: tokens in its cache, and the memory that they take."""
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -30,11 +31,19 @@ def kept_of(pair: Pair, ids: list[int], k: int, written: int = 0) -> Kept:
     """
     decoder = pair.decoder([pair.prompt_pair(ids)], Constant(k), Sampling())
     drafter = cast(ModelDrafter, decoder.drafter)
-    before, most = resident(), 0
+    before, most = _in_use(), 0
     sequence = TokenSequence(0, [*ids], len(ids), len(ids) + written + 2 * k, Dice(0))
     while True:
         (draft,) = drafter.propose([sequence], [k])
         most = max(most, *drafter.backend.lengths)
         if len(sequence.tokens) - sequence.prompt >= written:
-            return Kept(most, resident() - before, decoder)
+            return Kept(most, _in_use() - before, decoder)
         sequence.tokens += draft.tokens
+
+
+def _in_use() -> int:
+    """Bytes of this process in memory, without those that were freed and would be taken again."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+    return resident()

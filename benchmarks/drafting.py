@@ -46,6 +46,7 @@ EARLIER_GOAL = 1.2
 LONG_GOALS = {TOKENS: 1.08, FEW: 1.0}
 SHARE = 0.03  # goal: of the target's reading
 GROWN = 1.1  # goal: the drafter's memory / that of a text which its window holds
+MIB = 2**20
 
 
 class Bench(groups.Bench):
@@ -184,10 +185,13 @@ def reading(bench: Bench) -> None:
     kept = kept_of(pair, ids, K, bench.window.size)
     most = bench.window.most + K
     bench.table.limit(f"tokens that the drafter keeps of {length}", kept.tokens, most, "tokens", drafter=name)
+    # the same where only that much is there to read; a pass works in memory, too, and caches grow in pieces
     held = kept_of(replace(pair, window=None), ids[: bench.window.most], K)
-    figures = {"bytes": kept.bytes, "bytes_of_window": held.bytes, "drafter": name}
-    label = f"drafter's memory behind {length} tokens / behind those that its window holds"
-    bench.table.limit(label, kept.bytes / max(1, held.bytes), GROWN, "x", **figures)
+    assert pair.drafter and pair.drafter.native
+    cache = most * pair.drafter.native.cache_bytes_per_token
+    limit = GROWN * max(cache, held.bytes) / MIB
+    figures = {"mib_of_window": round(held.bytes / MIB, 2), "mib_of_its_cache": round(cache / MIB, 2), "drafter": name}
+    bench.table.limit(f"drafter's memory behind {length} tokens", kept.bytes / MIB, limit, "MiB", **figures)
 
 
 def patterns(bench: Bench) -> None:
