@@ -67,6 +67,7 @@ bench-runtime: $(STAMP)
 	$(BIN)/python benchmarks/decoding.py $(if $(TARGET),--target $(TARGET)) $(if $(DRAFTER),--drafter $(DRAFTER))
 	$(BIN)/python benchmarks/acceleration.py $(if $(TARGET),--target $(TARGET)) $(if $(DRAFTER),--drafter $(DRAFTER))
 	$(BIN)/python benchmarks/fourbit.py $(if $(TARGET),--target $(TARGET)) $(if $(DRAFTER),--drafter $(DRAFTER))
+	$(BIN)/python benchmarks/drafting.py $(if $(TARGET),--target $(TARGET)) $(if $(DRAFTER),--drafter $(DRAFTER))
 
 # What we write, read by transformers 4.57.1 and mlx-lm 0.32.2 in environments of their own; CHECKPOINTS: folders more
 other-readers: $(STAMP)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from common import CACHE, measured, parser, run
-from fourbit_answers import Task, own_ways
+from fourbit_answers import own_ways
 from fourbit_models import Models, add_options
 from fourbit_rates import Row, fast, own_turn, peer_turn, take_turns
 from long_context import measure as measure_context
@@ -30,6 +30,7 @@ from sparsedraft.models import checkpoint
 from sparsedraft.native.model import native_model
 from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.native.session import Engine
+from whole_answers import Task
 
 KINDS = ("Q4_K_M", "Q4_0", "Q8_0")
 PROMPT = 512  # tokens

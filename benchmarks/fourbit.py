@@ -10,46 +10,33 @@ about an hour on 2 quiet cores. What is measured is also written to fourbit/resu
 file a group.
 """
 
-import argparse
-import signal
-import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import fourbit_answers as whole
 import fourbit_rates as alone
+import groups
 import peers_onnx
 import peers_openvino
-from common import CACHE, GIB, measured, parser, run
-from fourbit_models import Models, add_options
-from peers import Missing
-from peers_earlier import Earlier
+from common import GIB, measured, parser
+from fourbit_models import add_options
 from peers_llama import Llama, available, gguf, ik_llama_cpp, llama_cpp
-from record import Table
 from sparse_kernels import Layers, four_bits
 from sparsedraft.base.console import console
-from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint
 from sparsedraft.native.random_layers import streaming_read
 from sparsedraft.plan import size_up
+from whole_answers import Task, Way, leaving_out
 
 PROMPT = "Write a function that merges two sorted lists, and explain how it works."
 BESIDE = 250e6  # bytes of a process beside its models: Python, torch, the tokenizer, what is computed
 
 
-class Bench:
+class Bench(groups.Bench):
     """One run: its options, the models and peers as they are first needed, and the rows."""
 
-    def __init__(self, options: argparse.Namespace, table: Table, ends: ExitStack) -> None:
-        self.options, self.table, self.ends = options, table, ends
-        self.threads, self.turns = options.threads, 1 if options.quick else 3
-
-    @cached_property
-    def models(self) -> Models:
-        return Models(self.options)
+    name = "fourbit"
 
     @cached_property
     def peers(self) -> dict[str, Llama]:
@@ -63,23 +50,6 @@ class Bench:
         if "llama.cpp" not in self.peers:
             return {}
         return {kind: gguf(self.peers["llama.cpp"], model, kind) for kind in kinds}
-
-    @cached_property
-    def earlier(self) -> Earlier | None:
-        """Our build of 91ad1f9, None where it cannot be had."""
-        try:
-            found = Earlier(self.models.target, self.models.drafter, self.threads)
-        except Missing as why:
-            console.print(f"left out: our int8 of 91ad1f9: {why}", soft_wrap=True, markup=False)
-            return None
-        self.ends.callback(found.close)
-        return found
-
-    def keep(self, name: str, value: Any) -> None:
-        """Write what has been measured so far."""
-        folder = CACHE / "fourbit" / "results"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{name}.json", value)
 
 
 def rates(bench: Bench) -> None:
@@ -102,19 +72,19 @@ def answers(bench: Bench) -> None:
     """Whole answers."""
     count, tokens = (2, 12) if bench.options.quick else (bench.options.limit, 256)
     models, threads = bench.models, bench.threads
-    task = whole.Task.of(bench.options.prompts, count, tokens, checkpoint.load_tokenizer(models.target))
+    task = Task.of(bench.options.prompts, count, tokens, checkpoint.load_tokenizer(models.target))
     both = [bench.files(model, "Q4_0", "Q4_K_M") for model in (models.target, models.drafter)]
     starts = whole.peer_starts(bench.peers, {kind: (both[0][kind], both[1][kind]) for kind in both[0]}, threads)
     chosen = whole.chosen_peers(starts, task, partial(bench.keep, "answers-peers-chosen"))
     own = whole.own_ways(models.int4, models.drafters, "int4")
     pair, kept = whole.chosen_own(own, task, partial(bench.keep, "answers-own-chosen"))
-    ways: dict[str, whole.Way] = {name: own[name] for name in ("int4 alone", *kept)}
+    ways: dict[str, Way] = {name: own[name] for name in ("int4 alone", *kept)}
     if bench.earlier:
         ways["int8 of 91ad1f9, dense drafter, K=auto"] = bench.earlier.answer
     else:
         ways |= whole.own_ways(models.int8, {"dense": models.dense_int8}, "int8")
     for name in chosen:
-        with whole.leaving_out(name):
+        with leaving_out(name):
             server = starts[name]()
             bench.ends.callback(server.close)
             ways[name] = server.answer
@@ -143,11 +113,11 @@ def memory(bench: Bench) -> None:
 
 def others(bench: Bench) -> None:
     """Runtimes that decode in an int4 of their own."""
-    with whole.leaving_out("OpenVINO GenAI"):
+    with leaving_out("OpenVINO GenAI"):
         python, folder = peers_openvino.exported(bench.models.target, "int4")
         rate = peers_openvino.rate(python, folder, bench.threads, alone.DECODED)
         bench.table.note("decode, OpenVINO GenAI int4, tokens/s", rate)
-    with whole.leaving_out("onnxruntime-genai"):
+    with leaving_out("onnxruntime-genai"):
         python, folder = peers_onnx.exported(bench.models.target)
         rate = peers_onnx.rate(python, folder, bench.threads, alone.DECODED)
         bench.table.note("decode, onnxruntime-genai int4, tokens/s", rate)
@@ -158,31 +128,13 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
 }  # fmt: skip
 
 
-def work(options: argparse.Namespace, table: Table) -> None:
-    with ExitStack() as ends:
-        bench = Bench(options, table, ends)
-        for name in options.only.split(","):
-            before = len(table.rows), set(table.figures)
-            try:
-                GROUPS[name](bench)
-            except Missing as why:
-                console.print(f"left out: {name}: {why}", soft_wrap=True, markup=False)
-            finally:
-                figures = {key: value for key, value in table.figures.items() if key not in before[1]}
-                bench.keep(name, {"rows": table.rows[before[0] :], "figures": figures})
-
-
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the peers' servers end, too
     arguments = parser(__doc__)
     add_options(arguments)
-    arguments.add_argument("--only", default=",".join(GROUPS), help="groups of rows, separated by commas")
+    groups.add_only(arguments, GROUPS)
     arguments.add_argument("--prompts", default="demo:eval", help="whose answers are timed, such as Spec-Bench's file")
     arguments.add_argument("--limit", type=int, default=24, help="prompts")
-    options = arguments.parse_args()
-    if unknown := [name for name in options.only.split(",") if name not in GROUPS]:
-        arguments.error(f"--only {unknown[0]!r}: there are {', '.join(GROUPS)}")
-    run("fourbit", options, work)
+    groups.main(Bench, GROUPS, arguments)
 
 
 if __name__ == "__main__":

@@ -44,19 +44,28 @@ class Models:
     @cached_property
     def drafters(self) -> dict[str, Path]:
         """The drafters in int4 by what they are."""
-        found = {"dense": self._packed_drafter(self.drafter, "dense"), "one-shot 2:4": self.one_shot}
+        found = {"dense": self.packed_drafter(self.drafter, "dense"), "one-shot 2:4": self.one_shot}
+        return found | ({"fine-tuned": self.packed_drafter(self.tuned, "fine-tuned")} if self.tuned else {})
+
+    @cached_property
+    def tuned(self) -> str | None:
+        """The trained drafter, if there is one."""
         kept = self.folder / "fine-tuned"
-        tuned = self.options.fine_tuned or (kept if kept.is_dir() else None)
-        return found | ({"fine-tuned": self._packed_drafter(str(tuned), "fine-tuned")} if tuned else {})
+        return self.options.fine_tuned or (str(kept) if kept.is_dir() else None)
 
     @cached_property
     def one_shot(self) -> Path:
         """The drafter pruned to 2:4, its weights rounded to int4 in the same sweep, packed."""
-        how = ["--method", "magnitude"] if self.quick else ["--quantize", "int4"]
-        how += ["--calibration", str(self.data), "--pattern", "2:4", "--tokens", "1024" if self.quick else TOKENS]
-        out = self.folder / "2of4"
+        return self.packed_drafter(str(self.pruned("2:4")), "one-shot-2of4")
+
+    def pruned(self, pattern: str, joint: bool = True) -> Path:
+        """The drafter pruned to `pattern`; `joint`: its weights rounded to int4 in the same sweep."""
+        name = pattern.replace(":", "of")
+        out = self.folder / (name if joint or self.quick else f"{name}-float")
+        how = ["--method", "magnitude"] if self.quick else ["--quantize", "int4"] if joint else []
+        how += ["--calibration", str(self.data), "--pattern", pattern, "--tokens", "1024" if self.quick else TOKENS]
         measured("prune", self.drafter, "--out", out, *how)
-        return self._packed_drafter(str(out), "one-shot-2of4")
+        return out
 
     @cached_property
     def data(self) -> Path:
@@ -69,7 +78,8 @@ class Models:
         measured("distill", self.int8, "demo:train", "--out", self.folder / "data", "--engine", "native", *how)
         return self.folder / "data"
 
-    def _packed_drafter(self, model: str, name: str) -> Path:
+    def packed_drafter(self, model: str, name: str) -> Path:
+        """The drafter `model` packed in int4, in the folder `name`."""
         return packed(model, self.folder / name, *self._fast())
 
     def _fast(self) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 
 import fourbit_answers
 import fourbit_rates
+import whole_answers
 from fourbit_rates import Row
 from peers_server import Answer
 from record import Table
@@ -28,16 +29,16 @@ def test_of_each_peer_the_fastest_alone_and_with_a_drafter_unless_far_behind() -
 
 def test_a_ratio_of_whole_answers_is_of_sums() -> None:
     rows = [row(0, "a", 10, 1.0), row(0, "b", 10, 2.0), row(1, "a", 30, 1.0), row(1, "b", 10, 2.0)]
-    value, (low, high) = fourbit_answers.ratio(rows, "a", "b")
+    value, (low, high) = whole_answers.ratio(rows, "a", "b")
     assert value == pytest.approx(20 / 5) and low < value < high
 
 
 def test_the_pair_and_the_best_k_of_each_drafter_are_chosen() -> None:
-    def way(seconds: float) -> fourbit_answers.Way:
+    def way(seconds: float) -> whole_answers.Way:
         return lambda ids, tokens: Answer(tokens, seconds)
 
     seconds = {"int4 alone": 1, "int4, a drafter, K=2": 2, "int4, a drafter, K=3": 4, "int4, b drafter, K=2": 3}
-    task = fourbit_answers.Task([[1]], [[1], [2]], 8, 4)
+    task = whole_answers.Task([[1]], [[1], [2]], 8, 4)
     kept: list[Any] = []
     pair, each = fourbit_answers.chosen_own({name: way(s) for name, s in seconds.items()}, task, kept.append)
     assert pair == "int4, a drafter, K=2" and each == ["int4, a drafter, K=2", "int4, b drafter, K=2"]

@@ -91,14 +91,14 @@ def test_what_is_no_temperature_is_refused(tiny_checkpoint: Path, value: object)
 )
 def test_a_damaged_record_is_named_with_its_mend(learned: Path, content: str) -> None:
     (learned / drafting.DRAFTING).write_text(content)
-    with pytest.raises(UserError, match=r"drafting\.json cannot be read .*: fit it again, or delete the file"):
+    with pytest.raises(UserError, match=r"drafting\.json cannot be read .*: make it again, or delete the file"):
         LoadedModel.load(learned)
 
 
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    assert drafting.read(tmp_path) is None and drafting.temperature_of(tmp_path) == 1
+    assert drafting.read(tmp_path) is None and drafting.of(tmp_path).factor == 1
     own = drafting.Drafting(temperature=0.85, alpha=(0.3, 0.33), places=9, target="top-k")
     drafting.write(tmp_path, own)
-    assert drafting.read(tmp_path) == own and drafting.temperature_of(tmp_path) == 0.85
+    assert drafting.read(tmp_path) == own and drafting.of(tmp_path).factor == 0.85
     (tmp_path / drafting.DRAFTING).write_text(json.dumps({"temperature": 1, "later": "field"}))
-    assert drafting.temperature_of(tmp_path) == 1
+    assert drafting.of(tmp_path).factor == 1

@@ -52,6 +52,7 @@ def _factor(text: str) -> float | str:
         return text
 
 
+SINKS = 4  # of a window of which nothing else is said
 LEARNED = "learned"  # in the place of a drafter's temperature: what its folder says
 DrafterTemperature = Annotated[
     float | str,
@@ -133,20 +134,48 @@ class Windowed(Options):
         description="Tokens that the drafter reads of a long text's end; 0 is all of it.",
     )
     drafter_sinks: int = Field(
-        4, ge=0, le=bounds.LENGTH, description="Tokens that it then reads of the text's beginning."
+        SINKS, ge=0, le=bounds.LENGTH, description="Tokens that it then reads of the text's beginning."
     )
 
     @model_validator(mode="after")
     def _window_possible(self) -> Self:
-        if self.drafter_window and self.drafter_window <= max(1, self.drafter_sinks):
-            raise ValueError(
-                f"<drafter_window> {self.drafter_window} is no more than the {self.drafter_sinks} tokens of "
-                "<drafter_sinks>, or than 1: give a larger one, or 0 for the whole text"
-            )
+        check_window(self.drafter_window, self.drafter_sinks)
         return self
 
 
-class Across(Windowed):
+class OwnWindow(Options):
+    """The same where the drafter's folder may say it (drafting.json)."""
+
+    drafter_window: int | None = Field(
+        None,
+        ge=0,
+        le=bounds.LENGTH,
+        description="Tokens that the drafter reads of a long text's end; 0 is all of it. Default: what its folder "
+        "says, else all.",
+    )
+    drafter_sinks: int | None = Field(
+        None,
+        ge=0,
+        le=bounds.LENGTH,
+        description="Tokens that it then reads of the text's beginning. Default: what its folder says, else 4.",
+    )
+
+    @model_validator(mode="after")
+    def _window_possible(self) -> Self:
+        check_window(self.drafter_window or 0, SINKS if self.drafter_sinks is None else self.drafter_sinks)
+        return self
+
+
+def check_window(size: int, sinks: int) -> None:
+    """ValueError for a window that is not larger than its sinks, or of a single token."""
+    if size and size <= max(1, sinks):
+        raise ValueError(
+            f"<drafter_window> {size} is no more than the {sinks} tokens of <drafter_sinks>, or than 1: give a larger "
+            "one, or 0 for the whole text"
+        )
+
+
+class Across(OwnWindow):
     """How target and drafter go together."""
 
     drafter_temperature: DrafterTemperature = LEARNED

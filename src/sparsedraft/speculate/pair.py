@@ -116,6 +116,14 @@ class Pair:
         """How the drafter's distribution is made of its logits, where the target's is by `sampling`."""
         return sampling.tempered(self.drafter_temperature)
 
+    def reading(self, size: int | None, sinks: int | None) -> "Pair":
+        """The same pair with the window of --drafter-window and --drafter-sinks; None: the drafter's own.
+
+        UserError for a window that is not larger than its sinks.
+        """
+        own = None if self.drafter is None else self.drafter.window
+        return replace(self, window=Window.of_options(size, sinks, own))
+
     def with_lookup(self) -> "Pair":
         """The same pair with look-up beside the drafter. UserError where no model drafts."""
         if self.drafter is None:

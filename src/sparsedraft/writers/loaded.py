@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import checkpoint, claims
-from sparsedraft.models.config.drafting import temperature_of
+from sparsedraft.models.config import drafting
 from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids, end_ids_of, end_of_turn
@@ -38,7 +38,8 @@ class LoadedModel:
     """A model with its tokenizer, run by the native engine where there is a `native` model, else by transformers.
 
     `model` is the transformers model, or makes it when it is first used. `temperature`: as a drafter it is accepted
-    most at so many times the target's (models.config.drafting). `source`: the folder of its checkpoint, if it has one.
+    most at so many times the target's; `window`: what it reads of a long text, (window, sinks), None for all (both from
+    models.config.drafting). `source`: the folder of its checkpoint, if it has one.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class LoadedModel:
         native: NativeModel | None = None,
         temperature: float = 1.0,
         source: Path | None = None,
+        window: tuple[int, int] | None = None,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
-        self.temperature, self.source = temperature, source
+        self.temperature, self.source, self.window = temperature, source, window
         self._cached: PrefixCache | None = None
 
     @classmethod
@@ -90,13 +92,14 @@ class LoadedModel:
             raise UserError(
                 f"--runtime native computes in float32 on the CPU, not in {dtype} on {device}: leave these out."
             )
-        config, ends, factor = checkpoint.read_config(folder), end_ids(folder, tokenizer), temperature_of(folder)
+        config, ends, own = checkpoint.read_config(folder), end_ids(folder, tokenizer), drafting.of(folder)
+        how: dict[str, Any] = {"temperature": own.factor, "window": own.reads, "source": folder}
         if runtime == "native" or (
             runtime == "auto" and native_fits and not unsupported(config) and native.available()
         ):
             try:
                 built = native_model(folder, cache)
-                return cls(lambda: _checked(folder, kind, where), tokenizer, ends, built, factor, folder)
+                return cls(lambda: _checked(folder, kind, where), tokenizer, ends, built, **how)
             except Unsupported as error:  # found in the weights, not in the config
                 if runtime == "native" or cache != "int16":
                     raise
@@ -105,7 +108,7 @@ class LoadedModel:
             raise UserError(
                 f"--cache {cache} needs the native engine, which does not run model {ref} here: leave it out."
             )
-        return cls(_checked(folder, kind, where), tokenizer, ends, temperature=factor, source=folder)
+        return cls(_checked(folder, kind, where), tokenizer, ends, **how)
 
     @cached_property
     def model(self) -> PreTrainedModel:

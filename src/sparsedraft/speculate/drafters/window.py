@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.base.fields import SINKS
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,16 @@ class Window:
             )
 
     @classmethod
-    def of_options(cls, size: int, sinks: int) -> "Window | None":
-        """The window of --drafter-window and --drafter-sinks; None where the whole text is read."""
-        return cls(size, sinks) if size else None
+    def of_options(cls, size: int | None, sinks: int | None, own: tuple[int, int] | None = None) -> "Window | None":
+        """The window of --drafter-window and --drafter-sinks, None where the whole text is read (a size of 0).
+
+        What is None is that of `own`, (size, sinks): the drafter's, None where it reads all.
+        """
+        if size is None:
+            if own is None:
+                return None
+            return cls(own[0], own[1] if sinks is None else sinks)
+        return cls(size, SINKS if sinks is None else sinks) if size else None
 
     @property
     def most(self) -> int:

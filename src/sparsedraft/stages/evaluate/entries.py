@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsedraft.models import checkpoint
+from sparsedraft.models.config import drafting
 from sparsedraft.models.names import LOOKUP, split_lookup
 
 
@@ -19,6 +20,11 @@ class Entry:
         """The entry that the command line calls `ref`. UserError where no such model is found."""
         model, beside = split_lookup(ref)
         return cls(None if ref == LOOKUP else checkpoint.find(model), beside)
+
+    @property
+    def own_window(self) -> tuple[int, int] | None:
+        """The window, (size, sinks), that the drafter's folder names, if it does."""
+        return None if self.folder is None else drafting.of(self.folder).reads
 
     @property
     def inputs(self) -> object:

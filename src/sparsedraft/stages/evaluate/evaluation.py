@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +165,8 @@ class Evaluation:
         if entry.folder is None:
             return Pair.of(self.target, LOOKUP, "auto", self.options.sampling, loop)
         o = self.options
-        pair = replace(Pair.of(self.target, load(entry.folder, o), o.uag, o.sampling, loop, o.factor), window=o.window)
+        pair = Pair.of(self.target, load(entry.folder, o), o.uag, o.sampling, loop, o.factor)
+        pair = pair.reading(o.drafter_window, o.drafter_sinks)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair.with_lookup() if entry.lookup else pair

@@ -42,6 +42,7 @@ def drafter_figures(
         "path": str(folder or LOOKUP),
         "route": pair.route,
         **({"drafter_temperature": pair.drafter_temperature} if pair.draws(options.sampling) else {}),
+        **({"window": [pair.window.size, pair.window.sinks]} if pair.window and not options.windowed else {}),
         **({LOOKUP: True} if pair.lookup else {}),
         "k": by_k,
         "alpha": summary.mean_alpha(rows),

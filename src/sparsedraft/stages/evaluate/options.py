@@ -127,14 +127,10 @@ class EvaluateSettings(_Server, _Rows, Across, Sampled, _Drafted):
         return not self.sampling.greedy and self.verification == "block" and self.tree == 1
 
     @property
-    def window(self) -> Window | None:
-        """What drafters read of a long text; None: all of it."""
-        return Window.of_options(self.drafter_window, self.drafter_sinks)
-
-    @property
     def windowed(self) -> dict[str, int]:
-        """The same for results, of which older versions say nothing."""
-        return {"drafter_window": self.drafter_window, "drafter_sinks": self.drafter_sinks} if self.window else {}
+        """What drafters are asked to read of a long text, for results; nothing where they are asked for nothing."""
+        window = Window.of_options(self.drafter_window, self.drafter_sinks)
+        return {"drafter_window": window.size, "drafter_sinks": window.sinks} if window else {}
 
     @property
     def numbers(self) -> list[int]:

@@ -99,11 +99,19 @@ def _inputs(
             **({} if options.cache == "int16" else {"cache": options.cache}),
             **({"verification": "block"} if options.blockwise else {}),
             **({} if options.sampling.greedy or options.factor is None else {"drafter_temperature": options.factor}),
-            **options.windowed,
+            **_windowed(options, drafters),
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },
     }
+
+
+def _windowed(options: EvaluateOptions, drafters: dict[str, Entry]) -> dict[str, int]:
+    """What is asked for beside the drafters' own windows, which their folders hold."""
+    if options.windowed or not any(entry.own_window for entry in drafters.values()):
+        return options.windowed
+    given = {"drafter_window": options.drafter_window, "drafter_sinks": options.drafter_sinks}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _choose_prompts(source: str, options: EvaluateOptions) -> list[Prompt]:

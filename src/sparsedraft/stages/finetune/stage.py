@@ -61,7 +61,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """Fine-tune the drafter on the distilled data and write the checkpoint `options.out`.
 
     A drafter whose sparsity.json claims a mask keeps it exactly, or moves it inside its pattern; any other is trained
-    whole. With a window each stretch of an answer follows what the drafter will read before it.
+    whole. With a window each stretch of an answer follows what the drafter will read before it, and the checkpoint says
+    that it is to be read with.
     `validation_prompts` prompts (all their turns) are held out for validation. `teacher` is the target that
     wrote the data, in memory: every loss but nll compares with it, or else with the log-probabilities that `distill`
     stored. `feature_teacher` is the dense drafter, for SquareHead. `dtype` is the arithmetic of forward and backward
@@ -102,7 +103,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
                 check_loads(work)
                 if claim:  # what is on disk counts, not what was in memory
                     claims.check_claims(checkpoint.load(work), work)
-                _note_temperature(result["drafting"], work, options)
+                _note_drafting(result["drafting"], work, options)
             result |= {"rows_without_logprobs": loaded.hard} if loaded.hard else {}
             return {"drafter": options.drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
@@ -112,11 +113,15 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
         )  # fmt: skip
 
 
-def _note_temperature(fitted: dict[str, Any] | None, work: Path, options: FinetuneOptions) -> None:
-    """Keep the drafter's own temperature in its folder, or say why there is none."""
+def _note_drafting(fitted: dict[str, Any] | None, work: Path, options: FinetuneOptions) -> None:
+    """Keep the drafter's own temperature and the window that it was trained with; say where no temperature is known."""
+    window = Window.of_options(options.drafter_window, options.drafter_sinks)
+    known: dict[str, Any] = {"window": window.size, "sinks": window.sinks} if window else {}
     if fitted is not None:
-        target = "whole" if options.teacher else "top-k"
-        drafting.write(work, drafting.Drafting(**fitted, target=target))
+        known |= {**fitted, "target": "whole" if options.teacher else "top-k"}
+    if known:
+        drafting.write(work, drafting.Drafting(**known))
+    if fitted is not None:
         return
     console.print(
         f"no temperature is fitted for the drafter: data {options.data} holds no log-probabilities of its tokens "

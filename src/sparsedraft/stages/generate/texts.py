@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +15,6 @@ from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.detokenizer import Detokenizer
 from sparsedraft.native.model import check_prompts_fit
-from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair, PromptPair
@@ -210,8 +209,8 @@ def load_pair(
     other: LoadedModel | str | None = drafter
     if drafter is None and o.drafter is not None:
         other = LOOKUP if o.drafter == LOOKUP else LoadedModel.load(o.drafter, **loading)
-    window = Window.of_options(o.drafter_window, o.drafter_sinks)
-    pair = replace(Pair.of(target, other, o.uag, sampling_of(o), drafter_temperature=o.factor), window=window)
+    pair = Pair.of(target, other, o.uag, sampling_of(o), drafter_temperature=o.factor)
+    pair = pair.reading(o.drafter_window, o.drafter_sinks)
     if o.tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {o.tree} needs a model that drafts: give one as --drafter, or leave it out.")
     return pair.with_lookup() if o.lookup else pair

@@ -20,7 +20,8 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     `bytes_per_weight` is of the linears, on disk, with the places of what is not zero and the scales.
     `cache_bytes`: of keys and values of `context_length` tokens in the native engine; None where it does not run the
     model.
-    `drafter_temperature`: the drafter's own (see models.config.drafting); None where its folder says nothing.
+    `drafter_temperature`, `drafter_window` and `drafter_sinks`: the drafter's own (see models.config.drafting); None
+    where its folder says nothing.
     `macs_per_token` counts the active experts; it is None where a layer holds something other than matrices.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
@@ -32,9 +33,10 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
         result = inspect_any(folder)
     each = result["cache_bytes_per_token"] or {}
     result["cache_bytes"] = {name: size * options.context_length for name, size in each.items()} or None
-    own = drafting.read(folder)
-    temperature = None if own is None else own.temperature
-    return result | {"context_length": options.context_length, "drafter_temperature": temperature}
+    own = drafting.of(folder)
+    window, sinks = own.reads or (None, None)
+    result |= {"drafter_temperature": own.temperature, "drafter_window": window, "drafter_sinks": sinks}
+    return result | {"context_length": options.context_length}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -48,6 +50,8 @@ def table(result: dict[str, Any]) -> Table:
         head += f"{result['context_length']:,} tokens: {sizes}"
     if (own := result["drafter_temperature"]) is not None:
         head += f"; as a drafter accepted most at {own:g} times the target's temperature"
+    if (window := result["drafter_window"]) is not None:
+        head += f"; as a drafter reads the first {result['drafter_sinks']} tokens of a long text and its last {window}"
     linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")

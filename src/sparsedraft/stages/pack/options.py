@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sparsedraft.base import bounds
-from sparsedraft.base.fields import Calibration, Machine, Out, Replacing, ValidationPrompts
+from sparsedraft.base.fields import SINKS, Calibration, Machine, Out, Replacing, ValidationPrompts, check_window
 from sparsedraft.base.options import Argument, Exists
 from sparsedraft.models.names import check_model
 from sparsedraft.text.names import check_data, check_text
@@ -58,6 +58,16 @@ class _Packing(Calibration):
         description="The target that wrote the data of --calibrate-temperature; default: the log-probabilities in it.",
     )
     validation_prompts: ValidationPrompts = 16
+    drafter_window: int | None = Field(
+        None,
+        ge=0,
+        le=bounds.LENGTH,
+        description="Note that the drafter reads so many tokens of a long text's end where nothing else is asked for; "
+        "0: all. Default: as its checkpoint.",
+    )
+    drafter_sinks: int | None = Field(
+        None, ge=0, le=bounds.LENGTH, description="Tokens that it then reads of the text's beginning. Default: 4."
+    )
     head_follows: bool = Field(
         False,
         description="Keep the whole head: a draft looks at the rows of --head-tokens and of the text's own tokens.",
@@ -69,6 +79,9 @@ class _Packing(Calibration):
             raise ValueError("<head_tokens> and <head_data> belong together: the data says which tokens are frequent")
         if self.head_follows and self.head_tokens is None:
             raise ValueError("<head_follows> needs <head_tokens> and <head_data>, the tokens that it always looks at")
+        if self.drafter_sinks is not None and not self.drafter_window:
+            raise ValueError(f"<drafter_sinks> {self.drafter_sinks} are of a window: give <drafter_window>, too")
+        check_window(self.drafter_window or 0, SINKS if self.drafter_sinks is None else self.drafter_sinks)
         if self.activations not in (None, 8, 16):
             raise ValueError(f"<activations> are of 8 or of 16 bits, not of {self.activations}: give one of them")
         if self.activations == 8 and not {self.weights, self.head_weights} & {"int8", "int4"}:

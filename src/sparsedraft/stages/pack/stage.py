@@ -45,7 +45,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     int4 is rounded by least squares; with `calibration` so that the outputs of layers change least on that text, a
     decoder layer in memory at a time, and the head last. A checkpoint that `prune --quantize int4` wrote keeps its
     codes.
-    The drafter's own temperature (see models.config.drafting) is taken along, or fitted on `calibrate_temperature`.
+    The drafter's own temperature (see models.config.drafting) is taken along, or fitted on `calibrate_temperature`. So
+    is its window, or that of `drafter_window` and `drafter_sinks` is noted: what drafters read where nothing is asked.
     Raises UserError for a checkpoint that lies about its mask, values that do not fit, a head that cannot be trimmed.
     """
     folder = checkpoint.find(options.model)
@@ -71,7 +72,7 @@ def pack(options: PackOptions) -> dict[str, Any]:
         result = writer.write(work, ids, codes, follows=options.head_follows) | head | rounding
         register()  # so that transformers loads the packed folder
         check_loads(work)
-        return result | note(folder, work, fits)
+        return result | note(folder, work, fits, options)
 
     inputs = {"model": folder, **_inputs(options, types, head_on_text), **(fits.inputs() if fits else {})}
     reads = (options.model, options.head_data, options.calibration, options.calibrate_temperature, options.teacher)
@@ -88,6 +89,8 @@ def _inputs(options: PackOptions, types: Types, head_on_text: bool) -> dict[str,
     }  # fmt: skip
     if options.head_follows:
         inputs["head_follows"] = True
+    if options.drafter_window is not None:
+        inputs["drafter_window"] = [options.drafter_window, options.drafter_sinks]
     if types.head != options.weights:
         inputs["head_weights"] = types.head
     if types.embedding != types.head:

@@ -1,4 +1,4 @@
-"""The temperature at which a packed drafter is accepted most: fitted on distilled data, or that of its checkpoint."""
+"""How a packed drafter drafts best: its temperature, fitted on distilled data or its checkpoint's, and its window."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +15,7 @@ from sparsedraft.models.config import drafting
 from sparsedraft.models.config.drafting import Drafting
 from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.native.loading import load
+from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.stages.pack.options import PackOptions
 from sparsedraft.text import bins, dataset
 from sparsedraft.text.logits import accepted
@@ -80,16 +81,20 @@ class TemperatureFit:
         return Drafting(**asdict(fit(measure)), target="top-k" if teacher is None else "whole")
 
 
-def note(folder: Path, packed: Path, fits: TemperatureFit | None) -> dict[str, Any]:
-    """Write into the folder `packed` the drafter's own temperature, fitted now or known of its checkpoint `folder`.
+def note(folder: Path, packed: Path, fits: TemperatureFit | None, options: PackOptions) -> dict[str, Any]:
+    """Write into the folder `packed` how the drafter drafts best: its temperature, fitted now or known of its
+    checkpoint `folder`, and its window, that of `options` or of the checkpoint.
 
-    What the result says of it; nothing where none is known.
+    What the result says of it; nothing where nothing is known.
     """
-    own = drafting.read(folder) if fits is None else fits.fitted(packed)
-    if own is None:
+    known = drafting.of(folder)
+    own = known if fits is None else fits.fitted(packed)
+    window = Window.of_options(options.drafter_window, options.drafter_sinks, known.reads)
+    own = own.model_copy(update={"window": window and window.size, "sinks": window and window.sinks})
+    if not own.noted:
         return {}
     drafting.write(packed, own)
-    return {"drafting": own.model_dump(exclude_none=True)}
+    return {"drafting": own.noted}
 
 
 def _fitting(samples: Sequence[Sample], contexts: Sequence[int], data: Path) -> Sequence[Sample]:
