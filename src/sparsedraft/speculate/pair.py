@@ -17,7 +17,7 @@ from sparsedraft.models.tokenizers.vocab import same_tokens, surfaces
 from sparsedraft.native.threads import single_thread
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.mixed import MixedDrafter
-from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.parallel import model_drafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.decode import Decoder
@@ -58,6 +58,7 @@ class Pair:
     `drafter_temperature` multiplies the sampling temperature where the drafter draws from a distribution.
     `window`: what the drafter reads of a long text; None is all of it.
     `lookup`: look-up drafts beside the drafter.
+    `mask_token`: the drafter reads it in the place of drafts and writes them in one pass; None: token by token.
     """
 
     target: LoadedModel
@@ -68,6 +69,7 @@ class Pair:
     drafter_temperature: float = 1.0
     window: Window | None = None
     lookup: bool = False
+    mask_token: int | None = None
 
     @classmethod
     def of(
@@ -122,6 +124,24 @@ class Pair:
             raise UserError("look-up drafts beside a model here, and there is none: name one as the drafter.")
         return replace(self, lookup=True)
 
+    def drafting_by(self, way: str) -> "Pair":
+        """The same pair that drafts "parallel", in one pass; "chain", token by token; "auto", in parallel where it can.
+
+        UserError for "parallel" where no drafter can, or not across these tokenizers.
+        """
+        token = None if self.drafter is None else self.drafter.mask_token
+        if way == "parallel" and token is None:
+            raise UserError(
+                "--drafting parallel needs a drafter that was trained for it (finetune --objective parallel), whose "
+                "config.json names a mask token: give one, or leave it out."
+            )
+        if way == "parallel" and self.route == "realign":
+            raise UserError(
+                "--drafting parallel cannot pass drafts as text, because a token at the seam may have to be given up: "
+                "set --uag intersection, or leave it out."
+            )
+        return replace(self, mask_token=None if way == "chain" or self.route == "realign" else token)
+
     def prompt_pair(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> PromptPair:
         """The target's prompt `ids`, as both models read it. A drafter with a chat template reads `messages` by that.
 
@@ -166,6 +186,10 @@ class Pair:
         if self.lookup:
             raise UserError(
                 f"look-up beside a drafter drafts chains, and --tree {branching} none: leave one of them out."
+            )
+        if self.mask_token is not None:
+            raise UserError(
+                f"a drafter that drafts in parallel drafts chains, and --tree {branching} none: set --drafting chain."
             )
         if isinstance(policy, Confidence):
             raise UserError(f"the policy confidence ends chains, and --tree {branching} drafts none: choose another.")
@@ -238,9 +262,10 @@ class Pair:
             def heard(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
                 return [token if token < rows else 0 for token in sequence.tokens]
 
-            return ModelDrafter(
+            return model_drafter(
                 backend,
                 drafting,
+                self.mask_token,
                 read=lambda sequence: left_of(self.window, heard(sequence)),
                 vocabulary=self.vocabulary,
                 confident=policy.confident,
@@ -249,7 +274,7 @@ class Pair:
         pairs = [(prompt.target, prompt.drafter) for prompt in prompts]
         readers = uag.Readers(p.tokenizer, q.tokenizer, pairs, rows, self.window)
         if self.vocabulary is not None:
-            return uag.intersection_drafter(backend, readers, self.vocabulary, drafting, policy)
+            return uag.intersection_drafter(backend, readers, self.vocabulary, drafting, policy, self.mask_token)
         return RealignDrafter(
             backend,
             readers,

@@ -12,6 +12,7 @@ from sparsedraft.base.console import console
 from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.config.drafting import temperature_of
+from sparsedraft.models.config.parallel import mask_token_of
 from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids, end_ids_of, end_of_turn
@@ -39,6 +40,7 @@ class LoadedModel:
 
     `model` is the transformers model, or makes it when it is first used. `temperature`: as a drafter it is accepted
     most at so many times the target's (models.config.drafting). `source`: the folder of its checkpoint, if it has one.
+    `mask_token`: what it reads in the place of drafts where it drafts in parallel (models.config.parallel).
     """
 
     def __init__(
@@ -49,16 +51,18 @@ class LoadedModel:
         native: NativeModel | None = None,
         temperature: float = 1.0,
         source: Path | None = None,
+        mask_token: int | None = None,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
-        self.temperature, self.source = temperature, source
+        self.temperature, self.source, self.mask_token = temperature, source, mask_token
         self._cached: PrefixCache | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "LoadedModel":
         """A transformers model that is in memory, with its tokenizer; its texts end as its configs and the tokenizer
         say."""
-        return cls(model, tokenizer, end_ids_of(model, tokenizer))
+        mask_token = mask_token_of(model.config, tokenizer.name_or_path)
+        return cls(model, tokenizer, end_ids_of(model, tokenizer), mask_token=mask_token)
 
     @classmethod
     def load(
@@ -91,12 +95,13 @@ class LoadedModel:
                 f"--runtime native computes in float32 on the CPU, not in {dtype} on {device}: leave these out."
             )
         config, ends, factor = checkpoint.read_config(folder), end_ids(folder, tokenizer), temperature_of(folder)
+        mask_token = mask_token_of(config, folder)
         if runtime == "native" or (
             runtime == "auto" and native_fits and not unsupported(config) and native.available()
         ):
             try:
                 built = native_model(folder, cache)
-                return cls(lambda: _checked(folder, kind, where), tokenizer, ends, built, factor, folder)
+                return cls(lambda: _checked(folder, kind, where), tokenizer, ends, built, factor, folder, mask_token)
             except Unsupported as error:  # found in the weights, not in the config
                 if runtime == "native" or cache != "int16":
                     raise
@@ -105,7 +110,7 @@ class LoadedModel:
             raise UserError(
                 f"--cache {cache} needs the native engine, which does not run model {ref} here: leave it out."
             )
-        return cls(_checked(folder, kind, where), tokenizer, ends, temperature=factor, source=folder)
+        return cls(_checked(folder, kind, where), tokenizer, ends, None, factor, folder, mask_token)
 
     @cached_property
     def model(self) -> PreTrainedModel:

@@ -103,6 +103,7 @@ class Evaluation:
             "simulated": self.options.simulate,
             **({} if self.options.cache == "int16" else {"cache": self.options.cache}),
             **self.options.windowed,
+            **({} if self.options.drafting == "auto" else {"drafting": self.options.drafting}),
             "prompts": len({answer.prompt_id for answer in answers}),
             "sequences": len(answers),
             "target_tokens": sum(len(answer.answer_ids) for answer in answers),
@@ -167,6 +168,7 @@ class Evaluation:
             return Pair.of(self.target, LOOKUP, "auto", self.options.sampling, loop)
         o = self.options
         pair = replace(Pair.of(self.target, load(entry.folder, o), o.uag, o.sampling, loop, o.factor), window=o.window)
+        pair = pair.drafting_by(o.way)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair.with_lookup() if entry.lookup else pair

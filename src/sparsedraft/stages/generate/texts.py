@@ -202,6 +202,7 @@ def load_pair(
         other = LOOKUP if o.drafter == LOOKUP else LoadedModel.load(o.drafter, **loading)
     window = Window.of_options(o.drafter_window, o.drafter_sinks)
     pair = replace(Pair.of(target, other, o.uag, sampling_of(o), drafter_temperature=o.factor), window=window)
+    pair = pair.drafting_by(o.way)
     if o.tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {o.tree} needs a model that drafts: give one as --drafter, or leave it out.")
     return pair.with_lookup() if o.lookup else pair

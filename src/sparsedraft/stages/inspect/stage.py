@@ -4,7 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
+from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models.config import drafting
+from sparsedraft.models.config.parallel import mask_token_of
 from sparsedraft.models.sources import locate
 from sparsedraft.stages.inspect.options import InspectOptions
 from sparsedraft.stages.inspect.plain import inspect_plain
@@ -21,6 +23,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     `cache_bytes`: of keys and values of `context_length` tokens in the native engine; None where it does not run the
     model.
     `drafter_temperature`: the drafter's own (see models.config.drafting); None where its folder says nothing.
+    `mask_token`: what a drafter that drafts in parallel reads in the place of its drafts; None where it does not.
     `macs_per_token` counts the active experts; it is None where a layer holds something other than matrices.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
@@ -33,8 +36,11 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     each = result["cache_bytes_per_token"] or {}
     result["cache_bytes"] = {name: size * options.context_length for name, size in each.items()} or None
     own = drafting.read(folder)
-    temperature = None if own is None else own.temperature
-    return result | {"context_length": options.context_length, "drafter_temperature": temperature}
+    of_drafter = {
+        "drafter_temperature": None if own is None else own.temperature,
+        "mask_token": mask_token_of(read_object(folder / "config.json"), folder),
+    }
+    return result | {"context_length": options.context_length, **of_drafter}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -48,6 +54,8 @@ def table(result: dict[str, Any]) -> Table:
         head += f"{result['context_length']:,} tokens: {sizes}"
     if (own := result["drafter_temperature"]) is not None:
         head += f"; as a drafter accepted most at {own:g} times the target's temperature"
+    if (token := result["mask_token"]) is not None:
+        head += f"; drafts in parallel, at mask token {token}"
     linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")
