@@ -57,8 +57,8 @@ def choose_mask_token(
         if named in used:
             raise UserError(f"{what} is a token of the text: give another as --mask-token.")
         return named
-    if len(tokenizer) < rows:
-        return len(tokenizer)
+    if (beyond := next((token for token in range(len(tokenizer), rows) if token not in used), None)) is not None:
+        return beyond
     used |= {token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if token}
     special = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special and token < rows]
     free = [token for token in special if token not in used]
