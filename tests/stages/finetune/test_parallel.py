@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoConfig,
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_object, write_json
@@ -37,18 +44,31 @@ SMALL: dict[str, Any] = {"sequence_length": 128, "rows_per_step": 2, "objective"
 RUNTIMES = ["transformers", pytest.param("native", marks=pytest.mark.skipif(not available(), reason="not built"))]
 
 
+def counting() -> LlamaForCausalLM:
+    """A tiny llama that has learnt to count on from any token, in a circle of 40: what follows can be foreseen."""
+    model = build_llama(vocab_size=328, layers=2, initializer_range=0.05, tie_word_embeddings=False)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        begin = torch.randint(3, MASK, (8, 8), generator=generator)
+        start = torch.randint(40, (8, 1), generator=generator)
+        ids = torch.cat([begin, 100 + (start + torch.arange(32)) % 40], 1)
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
 @pytest.fixture(scope="module")
 def made(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a target, its data, a 2:4 drafter of it that is trained so (`tuned`), the target itself trained so
     (`near`), and that packed. Read only."""
-    root, model = tmp_path_factory.mktemp("parallel"), build_llama(vocab_size=328, tie_word_embeddings=False)
-    with torch.no_grad():
-        model.lm_head.weight[MASK:] = 0  # it never writes them
-    checkpoint.save(model, tokenizer, root / "target")
+    root = tmp_path_factory.mktemp("parallel")
+    checkpoint.save(counting(), tokenizer, root / "target")
     distill(str(root / "target"), "demo:train", root / "data", max_new_tokens=24, limit=24, batch_size=12)
     prune(str(root / "target"), root / "half", "demo:train", tokens=512, sequence_length=64, pattern="2:4")
-    for source, out, rate in (("half", "tuned", 2e-3), ("target", "near", 3e-4)):
-        settings = Settings(tokens=3000, learning_rate=rate, **SMALL)
+    for source, out, rate in (("half", "tuned", 2e-3), ("target", "near", 1e-3)):
+        settings = Settings(tokens=12000, learning_rate=rate, **SMALL)
         finetune(str(root / source), str(root / "data"), root / out, settings=settings, validation_prompts=4)
     pack(str(root / "near"), root / "packed")
     return root
@@ -123,7 +143,7 @@ def test_simulated_is_the_real_loop(made: Path, tmp_path: Path, runtime: str) ->
             assert found[0]["k"][k]["histogram"] == found[1]["k"][k]["histogram"]
             assert found[0]["k"][k]["mal"] == found[1]["k"][k]["mal"]
         assert found[0]["drafting"] == found[1]["drafting"] == "parallel"
-        assert found[0]["k"]["5"]["mal"] > 1.3
+        assert found[0]["k"]["3"]["mal"] > found[0]["k"]["1"]["mal"] + 0.2 > 1.5, "mask tokens, too, were learned from"
         of_k = found[0]["k"]["5"]
         assert of_k["improvement_factor"] == pytest.approx(of_k["mal"] / (1 + found[0]["c"])), "its weights once"
 
@@ -242,13 +262,16 @@ def test_which_token_it_is(tokenizer) -> None:
 
 def test_models_that_cannot_be_trained_so() -> None:
     small: dict[str, Any] = {
-        "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2,
+        "vocab_size": 320, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
     }  # fmt: skip
     windowed = MistralForCausalLM(MistralConfig(**small, sliding_window=64))
     with pytest.raises(UserError, match=r"has a window of 64 tokens, less than --sequence-length 128: lower that"):
         parallel.check_trains(windowed, Settings(**SMALL))
-    parallel.check_trains(windowed, Settings(**{**SMALL, "sequence_length": 64}))
+    parallel.check_trains(MistralForCausalLM(MistralConfig(**small, sliding_window=None)), Settings(**SMALL))
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=64, n_layer=2, n_head=4))
+    with pytest.raises(UserError, match=r"needs attention that takes masks, .* which BloomForCausalLM has not"):
+        parallel.check_trains(bloom, Settings(**SMALL))
 
 
 @pytest.mark.parametrize("token", [-1, 328, "mask", True, 3.0])
@@ -294,5 +317,5 @@ def test_drafters_and_options_that_cannot(made: Path) -> None:
     for message, options in refused.items():
         with pytest.raises((ValidationError, UserError), match=message):
             GenerateOptions(**{"target": target, "prompt": prompt, **options})
-    with pytest.raises((ValidationError, UserError), match=r"parallel_tokens.* 5 does nothing under .*next-token"):
+    with pytest.raises((ValidationError, UserError), match=r"parallel.tokens.* 5 does nothing under .*next-token"):
         FinetuneOptions(drafter=target, data=made / "data", out=made / "x", parallel_tokens=5)

@@ -22,16 +22,16 @@ from sparsedraft.writers.transformers.abilities import abilities, reads_whole
 def check_trains(model: PreTrainedModel, settings: Settings) -> None:
     """UserError for a model that cannot read mask tokens behind the text in one pass."""
     name = type(model).__name__
-    if not (abilities(model).takes_masks and reads_whole(model)):
-        raise UserError(
-            f"--objective parallel needs attention that takes masks, its rotary frequencies the same at every length, "
-            f"which {name} has not: give --objective next-token."
-        )
     _, window = masks.windows(model)
     if window is not None and window < settings.sequence_length:
         raise UserError(
             f"--objective parallel trains whole attention, and that of {name} has a window of {window} tokens, less "
             f"than --sequence-length {settings.sequence_length}: lower that, or give --objective next-token."
+        )
+    if not (abilities(model).takes_masks and reads_whole(model)):
+        raise UserError(
+            f"--objective parallel needs attention that takes masks, its rotary frequencies the same at every length, "
+            f"which {name} has not: give --objective next-token."
         )
 
 
@@ -59,7 +59,7 @@ def choose_mask_token(
         return named
     if (beyond := next((token for token in range(len(tokenizer), rows) if token not in used), None)) is not None:
         return beyond
-    used |= {token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if token}
+    used |= {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     special = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special and token < rows]
     free = [token for token in special if token not in used]
     if not free:
