@@ -74,7 +74,7 @@ def test_what_auto_learned_of_passes_is_kept() -> None:
     world.write(rule, 300)
     state = KeptState.model_validate_json(state_of(rule.meter).model_dump_json())
     give(state, again.meter)
-    assert len(rule.meter.estimates.costs.passes) > 3
+    assert len(rule.meter.estimates.costs.passes) >= 3
     assert [again.meter.estimates.drafting(k) for k in range(9)] == [rule.meter.estimates.drafting(k) for k in range(9)]
     older = state.model_dump() | {"costs": {1: {**state.model_dump()["costs"][1], "passes": None}}}
     del older["costs"][1]["passes"]

@@ -42,6 +42,15 @@ def check_route(route: str) -> None:
         raise UserError(f"--uag {route} is not known: choose one of {', '.join(UAG)}.")
 
 
+def check_way(way: str, mask_token: int | None) -> None:
+    """UserError where `way` is "parallel" and the drafter has no mask token."""
+    if way == "parallel" and mask_token is None:
+        raise UserError(
+            "--drafting parallel needs a drafter that was trained for it (finetune --objective parallel), whose "
+            "config.json names a mask token: give one, or leave it out."
+        )
+
+
 @dataclass(frozen=True)
 class PromptPair:
     """A prompt as the target and as the drafter read it."""
@@ -130,11 +139,7 @@ class Pair:
         UserError for "parallel" where no drafter can, or not across these tokenizers.
         """
         token = None if self.drafter is None else self.drafter.mask_token
-        if way == "parallel" and token is None:
-            raise UserError(
-                "--drafting parallel needs a drafter that was trained for it (finetune --objective parallel), whose "
-                "config.json names a mask token: give one, or leave it out."
-            )
+        check_way(way, token)
         if way == "parallel" and self.route == "realign":
             raise UserError(
                 "--drafting parallel cannot pass drafts as text, because a token at the seam may have to be given up: "

@@ -270,7 +270,7 @@ def test_models_that_cannot_be_trained_so() -> None:
         parallel.check_trains(windowed, Settings(**SMALL))
     parallel.check_trains(MistralForCausalLM(MistralConfig(**small, sliding_window=None)), Settings(**SMALL))
     bloom = BloomForCausalLM(BloomConfig(vocab_size=320, hidden_size=64, n_layer=2, n_head=4))
-    with pytest.raises(UserError, match=r"needs attention that takes masks, .* which BloomForCausalLM has not"):
+    with pytest.raises(UserError, match=r"needs attention that takes masks, .* and BloomForCausalLM has none"):
         parallel.check_trains(bloom, Settings(**SMALL))
 
 
@@ -310,6 +310,10 @@ def test_drafters_and_options_that_cannot(made: Path) -> None:
     target, prompt = str(made / "target"), ["x"]
     with pytest.raises(UserError, match=r"--drafting parallel needs a drafter that was trained for it"):
         generate(target, prompt, drafter=str(made / "half"), drafting="parallel")
+    with pytest.raises(UserError, match=r"--drafting parallel needs a drafter that was trained for it"):
+        evaluate_to(None, target, [("half", str(made / "half"))], "demo:eval", {"drafting": "parallel"})
+    with pytest.raises((ValidationError, UserError), match=r"drafting.* parallel needs a model that drafts"):
+        evaluate_to(None, target, [("lookup", "lookup")], "demo:eval", {"drafting": "parallel"})
     refused = {
         r"drafting.* parallel drafts chains, and .*tree.* 2 none": {"drafter": "d", "drafting": "parallel", "tree": 2},
         r"drafting.* parallel is a drafter's, and no model drafts": {"drafting": "parallel"},

@@ -15,10 +15,11 @@ from sparsedraft.base.files import write_atomic
 from sparsedraft.base.journal import read_lines
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint, quantizers
+from sparsedraft.models.config.parallel import mask_token_of
 from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers.vocab import same_tokens
-from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.pair import Pair, check_way
 from sparsedraft.speculate.policy.learned import policies
 from sparsedraft.stages.evaluate.entries import Entry
 from sparsedraft.stages.evaluate.example import worked_example
@@ -80,7 +81,9 @@ class Evaluation:
         if not options.simulate:
             target.check_takes_back("verify drafts: give --simulate")
         for folder in {entry.folder: None for entry in drafters.values() if entry.folder is not None}:
-            quantizers.check_runs(folder, checkpoint.read_config(folder), Shards(folder), options.device)
+            config = checkpoint.read_config(folder)
+            quantizers.check_runs(folder, config, Shards(folder), options.device)
+            check_way(options.drafting, mask_token_of(config, folder))
             self._check_tokenizer(folder)
             check_drafts(folder)
         if options.tree > 1:

@@ -31,7 +31,7 @@ def check_trains(model: PreTrainedModel, settings: Settings) -> None:
     if not (abilities(model).takes_masks and reads_whole(model)):
         raise UserError(
             f"--objective parallel needs attention that takes masks, its rotary frequencies the same at every length, "
-            f"which {name} has not: give --objective next-token."
+            f"and {name} has none: give --objective next-token."
         )
 
 
