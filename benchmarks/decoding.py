@@ -12,9 +12,9 @@ from pathlib import Path
 from common import Stopwatch, against, parser, run, seconds, torch_seconds
 from drafters import Models, add_options, prepare
 from record import Table
-from sparse_kernels import roof
 from sparsedraft.models import checkpoint
 from sparsedraft.native.model import native_model
+from sparsedraft.native.random_layers import streaming_read
 from sparsedraft.native.session import Engine
 from sparsedraft.writers.transformers.backend import TransformersBackend
 
@@ -64,7 +64,7 @@ def verifying(models: Models, threads: int, table: Table, repeat: int) -> None:
 
 def decoding(models: Models, threads: int, table: Table, repeat: int) -> None:
     """Each packed drafter's tokens, and the dense one's reading, against transformers in float32."""
-    limit = roof(threads)
+    limit = streaming_read(threads)
     backend = TransformersBackend(checkpoint.load(models.drafter))
     backend.forward([[7] * CONTEXT], [1])
 

@@ -29,10 +29,11 @@ from peers import Missing
 from peers_earlier import Earlier
 from peers_llama import Llama, available, gguf, ik_llama_cpp, llama_cpp
 from record import Table
-from sparse_kernels import Layers, four_bits, roof
+from sparse_kernels import Layers, four_bits
 from sparsedraft.base.console import console
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint
+from sparsedraft.native.random_layers import streaming_read
 from sparsedraft.plan import size_up
 
 PROMPT = "Write a function that merges two sorted lists, and explain how it works."
@@ -89,7 +90,7 @@ def rates(bench: Bench) -> None:
     alone.take_turns(rows, prompts, bench.turns, partial(bench.keep, "rates-turns"))
     # the host's memory has fast and slow minutes: more turns of decoding alone, seconds apart
     alone.take_turns(alone.fast(rows), (), 2 * bench.turns, partial(bench.keep, "rates-decoding"))
-    alone.compare(rows, prompts, roof(bench.threads), bench.table)
+    alone.compare(rows, prompts, streaming_read(bench.threads), bench.table)
 
 
 def verify(bench: Bench) -> None:

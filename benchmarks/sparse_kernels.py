@@ -10,76 +10,24 @@ import argparse
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from common import MODEL, Stopwatch, against, parser, run, seconds, torch_seconds
+from common import MODEL, Stopwatch, against, parser, run, torch_seconds
 from record import Table
 from sparsedraft.base.console import console
-from sparsedraft.maths.masks import keep_mask
-from sparsedraft.maths.pattern import Pattern
-from sparsedraft.maths.quantization import int4_codes, int8_codes
 from sparsedraft.models import checkpoint
-from sparsedraft.models.decoder import decoder_linears
-from sparsedraft.models.skeleton import skeleton
 from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_choice import int4_layout_of, layout_of
-
-TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-
-def roof(threads: int) -> float:
-    """Bytes a second of reading 512 MB, the best of 5 times: no kernel that reads its weights once can be faster."""
-    words = torch.ones(1 << 27, dtype=torch.int32)
-    torch.set_num_threads(threads)
-    best = min(seconds(lambda: words.sum(dtype=torch.int64)) for _ in range(5))
-    module = extension()
-    dense = [module.matrix(np.ones((4096, 4096), np.float32), "f32", "dense") for _ in range(8)]
-    pool = module.Pool(threads)
-    again = min(module.time_multiply(dense, 1, 5, pool))
-    return max(words.numel() * 4 / best, sum(m.bytes for m in dense) / again)
+from sparsedraft.native.random_layers import RandomLayers, shapes_of_a_layer, streaming_read
 
 
-class Layers:
-    """Random weights of a model's shapes, layer by layer, in any layout."""
+class Layers(RandomLayers):
+    """Random weights of a model's shapes, layer by layer, in any layout; and how long they take."""
 
     def __init__(self, model: str, layers: int, threads: int) -> None:
         config = checkpoint.read_config(checkpoint.find(model))
-        shapes = [tuple(m.weight.shape) for m in decoder_linears(skeleton(config)).values()]
-        per_layer = len(shapes) // config.get_text_config().num_hidden_layers
-        self.shapes, self.layers = shapes[:per_layer], layers
-        self.weights = layers * sum(rows * columns for rows, columns in self.shapes)
+        super().__init__(shapes_of_a_layer(config), layers)
         self.pool, self.threads = extension().Pool(threads), threads
-        generator = torch.Generator().manual_seed(0)
-        self.base = [torch.randn(shape, generator=generator) for shape in self.shapes]
-
-    def matrices(self, values: str, layout: str, n: int = 0, density: float = 1.0) -> list[Any]:
-        """The matrices of all layers. One layer's random weights serve for all, in memory of their own."""
-        layers: list[Any] = []
-        each = [self._sparse(weight, layout, n, density) for weight in self.base]
-        for _ in range(self.layers):
-            for weight in each:
-                if values == "i4":
-                    group = {"2:4": 64, "N:8": 256 // n if n else 32}.get(layout, 32)  # 32 stored values
-                    codes = int4_codes(weight, group)
-                    scales = codes.scale.view(torch.uint16).numpy()
-                    layers.append(extension().matrix(codes.codes.numpy(), "i4", layout, n, None, scales, group))
-                    continue
-                if values == "i8":
-                    q, scale = int8_codes(weight)
-                    layers.append(extension().matrix(q.numpy(), "i8", layout, n, scale.numpy()))
-                    continue
-                typed = weight.to(TYPES[values])
-                raw = (typed.view(torch.int16) if typed.element_size() == 2 else typed).numpy()
-                layers.append(extension().matrix(raw, values, layout, n))
-        return layers
-
-    def _sparse(self, weight: Tensor, layout: str, n: int, density: float) -> Tensor:
-        if layout == "dense":
-            return weight
-        pattern = Pattern(2, 4) if layout == "2:4" else Pattern(n, 8) if layout == "N:8" else Pattern()
-        return weight * keep_mask(pattern, weight.abs(), 1 - density)
 
     def watch(self, matrices: list[Any], tokens: int = 1) -> Stopwatch:
         return lambda: extension().time_multiply(matrices, tokens, 1, self.pool)[0]
@@ -99,7 +47,7 @@ class Layers:
         """torch.sparse's CSR in float32, the weights that are not zero of an unstructured mask."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR a beta
-            sparse = [self._sparse(weight, "bitmask", 0, density).to_sparse_csr() for weight in self.base]
+            sparse = [self.sparse(weight, "bitmask", 0, density).to_sparse_csr() for weight in self.base]
             weights = [weight.clone() for _ in range(self.layers) for weight in sparse]
         inputs = {weight.shape[1]: torch.randn(weight.shape[1]) for weight in self.base}
 
@@ -132,7 +80,7 @@ LINES: list[tuple[str, str, str, int, float, float | None, float | None, float |
 
 def one_token(layers: Layers, table: Table, repeat: int) -> None:
     """Each layout against torch float32 and our own dense kernels."""
-    limit = roof(layers.threads)
+    limit = streaming_read(layers.threads)
     console.print(f"streaming read: {limit / 1e9:.1f} GB/s on {layers.threads} threads")
     float32, bf16, int8 = layers.torch_float32(), layers.matrices("bf16", "dense"), layers.matrices("i8", "dense")
     references = {
@@ -179,7 +127,7 @@ FOUR_BITS: list[tuple[str, str, int, float, float | None, float | None]] = [
 
 def four_bits(layers: Layers, table: Table, repeat: int) -> None:
     """int4: one token in each layout against dense int4 and the streaming read; more tokens against int8."""
-    limit = roof(layers.threads)
+    limit = streaming_read(layers.threads)
     dense = layers.matrices("i4", "dense")
     int8 = layers.watch(layers.matrices("i8", "dense"))
     for name, layout, n, density, goal, least in FOUR_BITS:

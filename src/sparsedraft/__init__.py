@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from sparsedraft.advise.options import AdviseOptions
     from sparsedraft.native.session import Engine
     from sparsedraft.stages.distill.options import DistillOptions
     from sparsedraft.stages.evaluate.options import EvaluateOptions
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "DistillOptions", "DropLayersOptions", "Engine", "EvaluateOptions", "ExportOptions", "FinetuneOptions",
-    "GeneratedText", "InspectOptions", "LoadedModel", "PackOptions", "PruneOptions", "ReportOptions", "TextPiece",
-    "distill", "drop_layers", "evaluate", "export", "finetune", "generate", "inspect", "load", "pack", "prune",
-    "register", "report",
+    "AdviseOptions", "DistillOptions", "DropLayersOptions", "Engine", "EvaluateOptions", "ExportOptions",
+    "FinetuneOptions", "GeneratedText", "InspectOptions", "LoadedModel", "PackOptions", "PruneOptions", "ReportOptions",
+    "TextPiece", "advise", "distill", "drop_layers", "evaluate", "export", "finetune", "generate", "inspect", "load",
+    "pack", "prune", "register", "report",
 ]  # fmt: skip
 
 
@@ -123,6 +124,13 @@ def finetune(options: "FinetuneOptions") -> dict[str, Any]:
     return stage.finetune(options)
 
 
+def advise(options: "AdviseOptions") -> dict[str, Any]:
+    """Say how to run a target fastest on this machine; see the command `advise`."""
+    from sparsedraft.advise.stage import advise as command
+
+    return command(options)
+
+
 def evaluate(options: "EvaluateOptions") -> dict[str, Any]:
     """Measure drafters against a target; returns what the command prints as JSON."""
     from sparsedraft.stages.evaluate import stage
@@ -166,34 +174,35 @@ def __getattr__(name: str) -> Any:
             from sparsedraft.native.session import Engine
 
             return Engine
-        case "LoadedModel":
-            from sparsedraft.writers.loaded import LoadedModel
-
-            return LoadedModel
         case "GeneratedText":
             from sparsedraft.stages.generate.texts import GeneratedText
 
             return GeneratedText
+        case "LoadedModel":
+            from sparsedraft.writers.loaded import LoadedModel
+
+            return LoadedModel
         case "TextPiece":
             from sparsedraft.stages.generate.texts import TextPiece
 
             return TextPiece
+    return _options_class(name)
+
+
+def _options_class(name: str) -> Any:
+    match name:
+        case "AdviseOptions":
+            from sparsedraft.advise.options import AdviseOptions
+
+            return AdviseOptions
         case "DistillOptions":
             from sparsedraft.stages.distill.options import DistillOptions
 
             return DistillOptions
-        case "PruneOptions":
-            from sparsedraft.stages.prune.options import PruneOptions
-
-            return PruneOptions
         case "DropLayersOptions":
             from sparsedraft.stages.prune.options import DropLayersOptions
 
             return DropLayersOptions
-        case "FinetuneOptions":
-            from sparsedraft.stages.finetune.options import FinetuneOptions
-
-            return FinetuneOptions
         case "EvaluateOptions":
             from sparsedraft.stages.evaluate.options import EvaluateOptions
 
@@ -202,14 +211,22 @@ def __getattr__(name: str) -> Any:
             from sparsedraft.stages.export.options import ExportOptions
 
             return ExportOptions
-        case "PackOptions":
-            from sparsedraft.stages.pack.options import PackOptions
+        case "FinetuneOptions":
+            from sparsedraft.stages.finetune.options import FinetuneOptions
 
-            return PackOptions
+            return FinetuneOptions
         case "InspectOptions":
             from sparsedraft.stages.inspect.options import InspectOptions
 
             return InspectOptions
+        case "PackOptions":
+            from sparsedraft.stages.pack.options import PackOptions
+
+            return PackOptions
+        case "PruneOptions":
+            from sparsedraft.stages.prune.options import PruneOptions
+
+            return PruneOptions
         case "ReportOptions":
             from sparsedraft.stages.report.options import ReportOptions
 

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from safetensors import SafetensorError
 
+from sparsedraft.advise.options import AdviseOptions
 from sparsedraft.base.command import command
 from sparsedraft.base.console import complain, console, leads, quiet_libraries
 from sparsedraft.base.errors import UserError
@@ -132,6 +133,20 @@ def evaluate(options: EvaluateOptions) -> None:
     emit(result)
 
 
+def advise(options: AdviseOptions) -> None:
+    """Say how to run a target fastest on this machine: which drafter, K, window and look-up, measured on your prompts.
+
+    It also tells what other bits and patterns would cost, and what `generate` starts from when K is auto.
+    """
+    from sparsedraft.advise.stage import advise as stage
+    from sparsedraft.advise.tables import tables
+
+    result = stage(options)
+    for table in tables(result):
+        console.print(table)
+    emit(result)
+
+
 def generate(options: GenerateOptions) -> None:
     """Stream text from a target, with or without a drafter."""
     from sparsedraft.stages.generate.stage import generate as stage
@@ -167,6 +182,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "finetune": (FinetuneOptions, finetune),
     "report": (ReportOptions, report),
     "eval": (EvaluateOptions, evaluate),
+    "advise": (AdviseOptions, advise),
     "generate": (GenerateOptions, generate),
     "pack": (PackOptions, pack),
     "export": (ExportOptions, export),

@@ -59,6 +59,7 @@ COMMANDS = {
         "--dtype",
     },
     "eval": {"--prompts", "--k", "--temperature", "--simulate", "--out", "--seed", "--device", "--dtype", "--runtime"},
+    "advise": {"--prompts", "--limit", "--max-new-tokens", "--out", "--temperature", "--runtime", "--cache"},
     "generate": {
         "--prompt",
         "--drafter",

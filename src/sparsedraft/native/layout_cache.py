@@ -3,7 +3,7 @@
 A packed folder holds nothing of any machine; this cache holds its matrices as this CPU reads them. It lies in the
 folder "native" of the user's cache (see sources.cache_folder), one folder for each packed folder. It is written again
 when the packed folder or the layouts have changed, and checked before it is used: its hash as a whole, and each matrix
-against the packed folder's header and scales.
+against the packed folder's header and scales. Caches that are not needed any more make room (see cache_room).
 
 $SPARSEDRAFT_NATIVE_CACHE is the mode: "copy" (the default) reads the cache into pages of 2 MB, where a model larger
 than the CPU's cache decodes up to a quarter faster (docs/LOG.md); "map" maps it, so that all processes share its
@@ -33,6 +33,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_as
 from sparsedraft.models.sources import cache_folder
 from sparsedraft.models.weight_files import weight_files
+from sparsedraft.native.cache_room import make_room, note_source, note_use
 from sparsedraft.native.extension import extension
 from sparsedraft.native.layout_choice import window_up_to
 from sparsedraft.native.packed_format import MatrixEntry
@@ -158,7 +159,7 @@ class LayoutCache:
 
     def __init__(self, folder: Path, size: int) -> None:
         """`size`: bytes of the packed folder's tensors."""
-        self.at = location(folder) if size >= SMALLEST else None
+        self.folder, self.at = folder, location(folder) if size >= SMALLEST else None
         self.state: list[Any] = state(folder) if self.at else []
         self._cached: dict[str, CachedMatrix] = {}
         self._streams: np.ndarray | None = None
@@ -181,6 +182,7 @@ class LayoutCache:
         digest.update(_text(index.matrices))
         if digest.hexdigest() == index.sha256:
             self._streams, self._cached = streams, index.matrices
+            note_use(at)
 
     def matrix(self, name: str, entry: MatrixEntry, scale: Tensor | None) -> tuple[Any, str, int] | None:
         """(the matrix of this `entry` and `scale`, its layout's label, its number of non-zeros); None: not cached."""
@@ -205,9 +207,13 @@ class LayoutCache:
         """Write the cache unless it is complete. Where that fails, only the time of the next loading is lost."""
         if self.at is None or not self._incomplete:
             return
+        size = sum(matrix.bytes for matrix, _ in self._used.values())
         try:
+            if not make_room(self.at.parent, size):
+                raise OSError(f"{size / 1e9:.1f} GB would leave too little free there")
             with _scratch(self.at.parent) as work:
                 self._write(work)
+                note_source(work, self.folder)
                 (work / LOCK).unlink()
                 shutil.rmtree(self.at, ignore_errors=True)
                 work.rename(self.at)

@@ -52,7 +52,7 @@ class Recent:
         return (sum(self.last) - max(self.last)) / (len(self.last) - 1)
 
 
-def interpolate(measured: dict[int, float], k: int) -> float:
+def interpolate(measured: dict[int, float], k: float) -> float:
     """The value at k on the lines through the measured points; beyond the last point it never falls."""
     known = sorted(measured.items())
     at = next((i for i, (n, _) in enumerate(known) if n >= k), len(known) - 1)
