@@ -92,6 +92,8 @@ class Pair:
     ) -> "Pair":
         """Choose the route between the two models. `drafter_temperature` None: the one that the drafter has learned.
 
+        A drafter that can draft in parallel does so where the route allows it (see `drafting_by`).
+
         UserError for tokenizers without a route, or with another one where `route` is "off"; for a model that cannot
         draft; and, where the target itself `verifies`, for a target that cannot.
         """
@@ -107,7 +109,7 @@ class Pair:
             common = min(target.width, drafter.width)
             ids = torch.arange(common)
             padded = VocabularyMap(ids, ids, target.width) if target.width != drafter.width else None
-            return cls(target, drafter, "same", "one tokenizer", padded, drafter_temperature=factor)
+            return cls(target, drafter, "same", "one tokenizer", padded, factor, mask_token=drafter.mask_token)
         if route != "off":
             uag.require_offsets(target.tokenizer, drafter.tokenizer)
         p, q = surfaces(target.tokenizer), surfaces(drafter.tokenizer)
@@ -117,7 +119,7 @@ class Pair:
             return cls(target, drafter, route, why)
         ends = (target.end_of_turn(), drafter.end_of_turn())
         shared = uag.vocabulary_map(p, q, target.width, drafter.width, ends)
-        return cls(target, drafter, route, why, shared, drafter_temperature=factor)
+        return cls(target, drafter, route, why, shared, factor, mask_token=drafter.mask_token)
 
     def draws(self, sampling: Sampling) -> bool:
         """Whether the drafter draws its tokens from a distribution."""

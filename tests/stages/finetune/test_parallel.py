@@ -118,7 +118,7 @@ def test_the_text_is_the_targets(made: Path, folder: str, runtime: str) -> None:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_draft_is_one_pass(made: Path, runtime: str) -> None:
     models = [LoadedModel.load(made / name, runtime=runtime) for name in ("target", "packed")]
-    pair = Pair.of(*models, "auto", Sampling()).drafting_by("auto")
+    pair = Pair.of(*models, "auto", Sampling())
     prompt = pair.prompt_pair(pair.target.tokenizer("how many apples are left")["input_ids"])
     decoder = pair.decoder([prompt], Constant(4), Sampling())
     steps = [*decoder.decode([prompt.target], 24, [0])]
