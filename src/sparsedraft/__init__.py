@@ -85,7 +85,7 @@ def generate(
     tokenizer, as a pair. `drafter` may also be "lookup". `stream`: an iterator of TextPiece, one for each step, each
     with what was drafted and accepted.
 
-    `options` are those of the command by their names: k, policy, lookup, uag, tree, drafter_temperature,
+    `options` are those of the command by their names: k, policy, lookup, uag, tree, drafting, drafter_temperature,
     drafter_window, drafter_sinks, max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, stop, raw,
     template_args, seed, device, dtype, runtime, cache. The last four are for models that are given by name. Raises
     UserError for an option that does not exist or a value that is not possible, for a model that cannot be loaded or

@@ -195,7 +195,7 @@ class _Run:
                 spread=self.recipe.eval.spread,
                 max_new_tokens=how.max_new_tokens,
                 batch_size=how.limit,
-                **self.recipe.eval.drafting,
+                **self.recipe.eval.reading,
                 seed=self.recipe.seed,
                 template_args=self.recipe.template_args,
                 overwrite=self.overwrite,

@@ -16,6 +16,7 @@ from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.mixed import MixedDrafter
 from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.parallel import ParallelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
@@ -24,7 +25,7 @@ from sparsedraft.speculate.policy.policies import Constant
 from sparsedraft.speculate.policy.protocol import Choice, Place
 from sparsedraft.speculate.policy.sources import WithLookup
 from sparsedraft.speculate.trees.drafter import TreeDrafter
-from toys import Clock, Table, likely, outcomes
+from toys import Clock, Table, Toy, after_all, likely, outcomes
 
 V, LENGTH = 6, 4
 PROMPT = [1, 3, 5, 1, 3]  # repeats itself, for prompt lookup
@@ -146,6 +147,52 @@ def test_certain_drafts(k: int, sampling: Sampling) -> None:
     check(model(sampling, certain=True), k, sampling)
 
 
+def parallel(sampling: Sampling, **options: object) -> Callable[[], Drafter]:
+    """Its logits depend on all that it reads, the mask tokens V too."""
+
+    def make() -> Drafter:
+        return ParallelDrafter(Toy(lambda ids: after_all(ids, V)), sampling, V, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.mark.parametrize("verification", ["block", "token"])
+@pytest.mark.parametrize(
+    ("k", "sampling"),
+    [
+        (1, Sampling(1.0)),
+        (2, Sampling(0.9, top_k=4)),
+        (2, Sampling(1.2, min_p=0.15, repetition_penalty=0.7)),
+        (3, Sampling(1.3, top_k=3)),
+        (3, Sampling(1.0, top_p=0.6, repetition_penalty=1.5)),
+    ],
+    ids=str,
+)
+@OWN
+def test_drafts_of_one_pass(k: int, sampling: Sampling, own: float, verification: str) -> None:
+    check(parallel(sampling.tempered(own)), k, replace(sampling, verification=verification))
+
+
+def test_drafts_of_one_pass_in_other_ways() -> None:
+    """Without a q; ended by doubt; of a part of the vocabulary; with look-up beside it."""
+    sampling = Sampling(1.0, top_k=3)
+    check(parallel(sampling, certain=True), 3, sampling)
+    check(parallel(sampling, confident=lambda reach: reach >= 0.3), 3, sampling)
+    check(lambda: MixedDrafter(parallel(sampling)(), by_match(2)), 3, sampling)
+    ids = SHARED.inverse()
+
+    def of_a_part() -> Drafter:
+        return ParallelDrafter(
+            Toy(lambda read: after_all(read, 5)),
+            sampling,
+            5,
+            read=lambda row: [ids.get(token, 3) for token in row.tokens],
+            vocabulary=SHARED,
+        )
+
+    check(of_a_part, 3, sampling)
+
+
 def by_match(longest: int) -> Callable[[Place], Choice]:
     """Look-up where the match is of at most `longest` tokens, else the model."""
     return lambda place: Choice(place.match if 0 < place.match <= longest else None, place.limit)
@@ -227,6 +274,20 @@ def test_whole_decodes_with_their_caches(own: float) -> None:
     for text, probability in outcomes(whole):
         found[text] += probability
     for text, chance in likely(target(), PROMPT, sampling, length).items():
+        assert abs(found.get(text, 0.0) - chance) < 1e-9
+
+
+def test_whole_decodes_of_one_pass_drafts() -> None:
+    """Over the mask tokens that each step leaves in the drafter's cache."""
+    sampling, found = Sampling(1.0, top_k=2), defaultdict[tuple[int, ...], float](float)
+
+    def whole(dice) -> tuple[int, ...]:
+        decoder = Decoder(target(), parallel(sampling)(), Constant(2), sampling, dice=lambda seed: dice)
+        return tuple(t for step in decoder.decode([PROMPT], LENGTH, [0]) for t in step.emitted)
+
+    for text, probability in outcomes(whole):
+        found[text] += probability
+    for text, chance in likely(target(), PROMPT, sampling, LENGTH).items():
         assert abs(found.get(text, 0.0) - chance) < 1e-9
 
 

@@ -1,6 +1,7 @@
 """What --simulate says of a sampled text is the mean of the real loop over all its chances, given that text."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from sparsedraft.maths.sampling import Dice, Sampling, penalised, probabilities
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.parallel import ParallelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.loop.decode import Decoder, generate
 from sparsedraft.speculate.loop.sequence import Step, TokenSequence
@@ -16,7 +18,7 @@ from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.loop import compared
 from sparsedraft.stages.evaluate.simulation import acceptance_of, expected, simulate
 from sparsedraft.stages.evaluate.transcript import Transcript, chains, shorter
-from toys import Table, outcomes
+from toys import Table, Toy, after_all, outcomes
 
 V, LENGTH, PROMPT = 3, 4, [1, 2, 1]
 OWN = pytest.mark.parametrize("own", [1.0, 0.6, 1.4])  # the drafter's temperature, times the target's
@@ -78,6 +80,39 @@ def test_every_chance_of_the_real_loop(
         assert found.drafted == pytest.approx(mean[text].drafted / probability, abs=1e-9)
         assert found.tokens == pytest.approx(len(text), abs=1e-9)
     assert partly > 10
+
+
+@pytest.mark.parametrize("verification", ["block", "token"])
+@pytest.mark.parametrize(
+    ("k", "sampling", "eos"),
+    [
+        (1, Sampling(1.0), frozenset()),
+        (3, Sampling(1.2, top_k=2, repetition_penalty=1.4), frozenset()),
+        (3, Sampling(0.9), frozenset({0})),
+    ],
+    ids=str,
+)
+def test_every_chance_of_drafts_in_one_pass(k: int, sampling: Sampling, eos: frozenset[int], verification: str) -> None:
+    """What stands behind mask tokens is another q than behind the text; drafts of fewer tokens have the same q."""
+    sampling = replace(sampling, verification=verification)
+    chance: dict[tuple[int, ...], float] = defaultdict(float)
+    counts: dict[tuple[int, ...], list[float]] = defaultdict(lambda: [0.0] * (k + 1))
+
+    def proposes() -> ParallelDrafter:
+        return ParallelDrafter(Toy(lambda ids: after_all(ids, V)), sampling, V)
+
+    def run(dice) -> tuple[tuple[int, ...], Histogram]:
+        decoder = Decoder(table(1), proposes(), Constant(k), sampling, eos, dice=lambda seed: dice)
+        made = generate(decoder, PROMPT, LENGTH)
+        return tuple(made.tokens), Histogram.of_steps(made.steps, k)
+
+    for (text, histogram), probability in outcomes(run):
+        chance[text] += probability
+        counts[text] = [c + probability * n for c, n in zip(counts[text], histogram.counts, strict=True)]
+    assert len(chance) > 10
+    for text, probability in chance.items():
+        _, found = chains(proposes(), target_logits, PROMPT, text, k + 1, LENGTH, sampling)
+        assert shorter(found, k).counts == pytest.approx([count / probability for count in counts[text]], abs=1e-6)
 
 
 def test_of_a_block_the_first_draft_alone_says_what_is_accepted() -> None:

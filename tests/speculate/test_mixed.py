@@ -138,10 +138,13 @@ def test_what_the_model_has_not_read_is_counted_for_each_sequence() -> None:
 def test_outcomes_come_back_from_json() -> None:
     outcome = Outcome(2, 1.5, 2.5, 0.1, 0.4, True, late=3, rows=2, trials=(Trial(0, None, 2, 2), Trial(1, 4, 2, 1)))
     import json
-    from dataclasses import astuple
+    from dataclasses import astuple, replace
 
     values = json.loads(json.dumps(astuple(outcome)))
     assert Outcome.of(values) == outcome
+    without = [*values[:-2], values[-1]]
+    assert Outcome.of(without) == outcome, "of a version that did not know drafts of one pass"
+    assert Outcome.of(json.loads(json.dumps(astuple(replace(outcome, at_once=True))))).at_once
     assert Outcome.of(values[:11]) == Outcome(2, 1.5, 2.5, 0.1, 0.4, True, late=3, rows=2), "of an earlier version"
     looked_up = Outcome(2, 1, 2, 0.0, 0.4, trials=(Trial(0, 4, 2, 1), Trial(1, 0, 0, 0)))
     assert looked_up.looked_up and looked_up.own == (0, 0.0)

@@ -7,8 +7,10 @@ import pytest
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.loop.decode import Decoder, generate
+from sparsedraft.speculate.policy.kept import KeptState, give, state_of
 from sparsedraft.speculate.policy.policies import NAMES, Auto, Bandit, Confidence, Constant, policy_named
 from sparsedraft.speculate.policy.protocol import Outcome
+from sparsedraft.stages.evaluate.speedup import expected_length
 from toys import Table
 from worlds import GREEDY, RIGHT, Cost, Moody, World, drafted, factor, flat
 
@@ -36,6 +38,48 @@ def test_auto_finds_the_best_k_of_the_closed_formula(a: float, c: float, v: Cost
     assert rule.meter.estimates.costs.draft.value == pytest.approx(c) and rule.meter.estimates.plain == pytest.approx(
         v(1)
     )
+
+
+@pytest.mark.parametrize(
+    ("a", "c", "read", "v"),
+    [
+        (0.9, 0.4, 0.0, flat),
+        (0.8, 0.5, 0.02, lambda n: 1 + 0.02 * n),
+        (0.7, 0.3, 0.05, lambda n: 1 + 0.05 * n),
+        (0.8, 0.4, 0.0, lambda n: 1.0 if n <= 4 else 2.5),
+        (0.3, 0.9, 0.0, flat),
+    ],
+)
+def test_auto_finds_the_best_k_of_drafts_in_one_pass(a: float, c: float, read: float, v: Cost) -> None:
+    """A pass costs c, and `read` more for each further token, whatever K is: token by token such a c were too much."""
+    world, rule = World(a, c, v, read=read), Auto(8)
+    world.at_once = True
+    found = drafted(world.write(rule, 1200), 150)
+
+    def of(k: int) -> float:
+        again = expected_length(a, k) - 1  # accepted tokens are read as they are in the next pass
+        return expected_length(a, k) / (v(k + 1) + (c + read * (again + k - 1) if k else 0))
+
+    best = max(range(9), key=of)
+    usual = found.most_common(1)[0][0]
+    assert of(usual) > 0.97 * of(best), f"{usual} for {best}"
+    assert usual > 1 or best <= 1
+    if best:
+        assert rule.meter.estimates.drafting(usual) == pytest.approx(c + 6 * read, abs=6 * read + 1e-9)
+
+
+def test_what_auto_learned_of_passes_is_kept() -> None:
+    world, rule, again = World(0.9, 0.4), Auto(8), Auto(8)
+    world.at_once = True
+    world.write(rule, 300)
+    state = KeptState.model_validate_json(state_of(rule.meter).model_dump_json())
+    give(state, again.meter)
+    assert len(rule.meter.estimates.costs.passes) >= 3
+    assert [again.meter.estimates.drafting(k) for k in range(9)] == [rule.meter.estimates.drafting(k) for k in range(9)]
+    older = state.model_dump() | {"costs": {1: {**state.model_dump()["costs"][1], "passes": None}}}
+    del older["costs"][1]["passes"]
+    give(KeptState.model_validate(older), chain := Auto(8).meter)
+    assert chain.estimates.drafting(2) == 2 * chain.estimates.price > 0, "as older versions kept it"
 
 
 @pytest.mark.parametrize("name", ["auto", "confidence", "bandit"])

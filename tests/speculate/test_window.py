@@ -20,17 +20,14 @@ from sparsedraft.speculate.trees.drafter import TreeDrafter
 from sparsedraft.stages.evaluate.acceptance import Histogram
 from sparsedraft.stages.evaluate.transcript import Transcript, chains, shorter
 from toys import Table, Toy, likely, outcomes
+from toys import after_all as of_context
 
 V = 5
 windows = st.integers(2, 40).flatmap(lambda size: st.builds(Window, st.just(size), st.integers(0, size - 1)))
 
 
 def after_all(ids: list[int]) -> torch.Tensor:
-    """Logits that depend on each token of the context and on its place."""
-    seed = 1
-    for token in ids:
-        seed = (seed * 31 + token + 7) % 2_147_483_647
-    return torch.randn(V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return of_context(ids, V)
 
 
 def reading(window: Window) -> Callable[[TokenSequence], list[int]]:

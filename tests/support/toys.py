@@ -96,6 +96,14 @@ class Toy:
         self.ids = [self.ids[b] for b in rows]
 
 
+def after_all(ids: list[int], width: int) -> Tensor:
+    """Logits [width] that depend on each token of the context and on its place."""
+    seed = 1
+    for token in ids:
+        seed = (seed * 31 + token + 7) % 2_147_483_647
+    return torch.randn(width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def scripted(script: Callable[[int], int], rows: int = 1, width: int = 50, **options: object) -> Toy:
     """A Toy that goes on after any text of n tokens with `script(n)`."""
     eye = 20 * torch.eye(width)

@@ -9,6 +9,7 @@ import torch
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.parallel import ParallelDrafter
 from sparsedraft.speculate.loop.decode import Decoder, Generation
 from sparsedraft.speculate.policy.protocol import Policy
 from sparsedraft.speculate.trees.drafter import TreeDrafter
@@ -50,7 +51,7 @@ class World:
         self.target = Toy(self.next, clock=self.clock, cost=v)
         self.last = 0  # the place of the token that ends the text, if one does
         self.model = Toy(self.guess, clock=self.clock, cost=lambda n: c + read * (n - 1) + (prompt if n >= 50 else 0))
-        self.branching = 1
+        self.branching, self.at_once = 1, False
         self.progress: list[tuple[int, float]] = []  # (tokens, seconds) after each step
 
     def next(self, ids: list[int]) -> torch.Tensor:
@@ -61,9 +62,11 @@ class World:
 
     def write(self, policy: Policy, n: int, prompt: int = 1, seed: int = 0, room: int = 0) -> Generation:
         """An answer of n tokens; `room`: the most that it could have, if that is more."""
-        drafter = (
-            TreeDrafter(self.model, GREEDY, self.branching) if self.branching > 1 else ModelDrafter(self.model, GREEDY)
-        )
+        drafter: ModelDrafter | TreeDrafter = ModelDrafter(self.model, GREEDY)
+        if self.at_once:
+            drafter = ParallelDrafter(self.model, GREEDY, 0)
+        elif self.branching > 1:
+            drafter = TreeDrafter(self.model, GREEDY, self.branching)
         self.last = prompt + n - 1 if n < room else 0
         decoder = Decoder(self.target, drafter, policy, GREEDY, frozenset({END}), clock=self.clock)
         made = Generation()

@@ -30,6 +30,18 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
+        "a mask token sees those behind it",
+        "(depths[None] <= depth[:, None])",
+        "(depths[None] <= depth[:, None] + 1)",
+        ("text/test_mask_tokens.py::test_one_pass_is_what_each_draft_reads_alone",),
+    ),
+    Mutation(
+        "mask tokens are kept whose forerunners were dropped",
+        "        alive = alive[alive + depth < n]",
+        "        alive = torch.arange(n - depth)",
+        ("text/test_mask_tokens.py::test_what_is_kept",),
+    ),
+    Mutation(
         "SparseGPT carries no error inside a block",
         "W1[j + 1 :].addr_(Hinv1[j, j + 1 :], Err1[j], alpha=-1)",
         "W1[j + 1 :].addr_(Hinv1[j, j + 1 :], Err1[j], alpha=0)",

@@ -28,7 +28,6 @@ from sparsedraft.models import checkpoint
 from sparsedraft.models.names import LOOKUP
 from sparsedraft.native.extension import fastest, is_built
 from sparsedraft.native.random_layers import streaming_read
-from sparsedraft.speculate.drafters.window import Window
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Auto
 from sparsedraft.speculate.policy.sources import WithLookup
@@ -37,7 +36,7 @@ from sparsedraft.stages.generate.kept import KeptFile, cpu_name
 from sparsedraft.writers.conversation import Answer
 from sparsedraft.writers.loaded import LoadedModel
 
-WINDOWS, SINKS = (256, 1024), 4  # windows are tried where a prompt is twice as long
+WINDOWS = (256, 1024)  # tried where a prompt is twice as long
 RUN = 2  # choices that are run whole
 
 
@@ -102,8 +101,7 @@ class _Bench:
 
     def pair(self, drafter: str | None, window: int | None) -> Pair:
         other = LOOKUP if drafter == LOOKUP else None if drafter is None else self._load(drafter)
-        pair = Pair.of(self.target, other, "auto", self.sampling)
-        return replace(pair, window=Window(window, SINKS)) if window else pair
+        return Pair.of(self.target, other, "auto", self.sampling).reading(window, None).drafting_by("auto")
 
     def choices(
         self, drafter: str, window: int | None, rows: Sequence[Row], costs: dict[tuple[str, int | None], Costs]

@@ -184,6 +184,11 @@ class Across(OwnWindow):
         description="How sampled chains are accepted: as a block (more of them), or token by token. Both are lossless.",
     )
 
+    drafting: Literal["auto", "parallel", "chain"] = Field(
+        "auto",
+        description="Whether a drafter writes all of a draft in one pass: parallel (it must be trained so), chain (a "
+        "pass a token), or auto: parallel where it can.",
+    )
     uag: Literal["auto", "realign", "intersection", "off"] = Field(
         "auto",
         description="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error).",
@@ -194,6 +199,17 @@ class Across(OwnWindow):
         le=bounds.DRAFTED,
         description="Branching of draft trees of K nodes, one prompt at a time; 1 is a chain.",
     )
+
+    @model_validator(mode="after")
+    def _drafts_chains(self) -> Self:
+        if self.drafting == "parallel" and self.tree > 1:
+            raise ValueError(f"<drafting> parallel drafts chains, and <tree> {self.tree} none: leave one of them out")
+        return self
+
+    @property
+    def way(self) -> str:
+        """How drafts are written, where trees are not drafted in parallel."""
+        return "chain" if self.tree > 1 else self.drafting
 
     @property
     def factor(self) -> float | None:

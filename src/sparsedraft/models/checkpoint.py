@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from sparsedraft.base.errors import UserError, first_line
 from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models import quantizers
-from sparsedraft.models.config import older_names
+from sparsedraft.models.config import older_names, parallel
 from sparsedraft.models.config.remote_code import refuse_model_code
 from sparsedraft.models.config.schemas import check_model
 from sparsedraft.models.config.wrapper import text_model
@@ -100,7 +100,7 @@ def read_config(folder: Path) -> PretrainedConfig:
     """
     stored = _stored_config(folder)
     config = text_model(stored)
-    for key in quantizers.KEYS:
+    for key in (*quantizers.KEYS, *parallel.FIELDS):
         if config is not stored and hasattr(stored, key):  # a wrapper's field holds for all of its models
             setattr(config, key, getattr(stored, key))
     if holds_other_head(config, folder):

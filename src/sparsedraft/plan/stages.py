@@ -78,7 +78,7 @@ def _finetune_stage(
     size = dense.parameters - (1 - kept) * dense.linears
     macs = dense.macs - (1 - kept) * dense.linears
     teacher = recipe.needs_teacher(entry)
-    flops, teachers = 6 * macs * tokens, 0  # bytes of the teachers' weights
+    flops, teachers = 6 * macs * tokens * f.growth, 0  # bytes of the teachers' weights
     if teacher:
         teachers += target.parameters * width
         flops += 2 * target.macs * tokens

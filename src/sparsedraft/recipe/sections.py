@@ -115,9 +115,9 @@ class Eval(EvaluateSettings):
         return self
 
     @property
-    def drafting(self) -> dict[str, Any]:
-        """How drafters read, for other evaluations of the same run."""
-        return {name: getattr(self, name) for name in ("uag", "drafter_window", "drafter_sinks")}
+    def reading(self) -> dict[str, Any]:
+        """How drafters read and write, for other evaluations of the same run."""
+        return {name: getattr(self, name) for name in ("uag", "drafting", "drafter_window", "drafter_sinks")}
 
 
 class Speed(Options):

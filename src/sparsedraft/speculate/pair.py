@@ -17,7 +17,7 @@ from sparsedraft.models.tokenizers.vocab import same_tokens, surfaces
 from sparsedraft.native.threads import single_thread
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.mixed import MixedDrafter
-from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.parallel import model_drafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.decode import Decoder
@@ -42,6 +42,15 @@ def check_route(route: str) -> None:
         raise UserError(f"--uag {route} is not known: choose one of {', '.join(UAG)}.")
 
 
+def check_way(way: str, mask_token: int | None) -> None:
+    """UserError where `way` is "parallel" and the drafter has no mask token."""
+    if way == "parallel" and mask_token is None:
+        raise UserError(
+            "--drafting parallel needs a drafter that was trained for it (finetune --objective parallel), whose "
+            "config.json names a mask token: give one, or leave it out."
+        )
+
+
 @dataclass(frozen=True)
 class PromptPair:
     """A prompt as the target and as the drafter read it."""
@@ -58,6 +67,7 @@ class Pair:
     `drafter_temperature` multiplies the sampling temperature where the drafter draws from a distribution.
     `window`: what the drafter reads of a long text; None is all of it.
     `lookup`: look-up drafts beside the drafter.
+    `mask_token`: the drafter reads it in the place of drafts and writes them in one pass; None: token by token.
     """
 
     target: LoadedModel
@@ -68,6 +78,7 @@ class Pair:
     drafter_temperature: float = 1.0
     window: Window | None = None
     lookup: bool = False
+    mask_token: int | None = None
 
     @classmethod
     def of(
@@ -80,6 +91,8 @@ class Pair:
         drafter_temperature: float | None = None,
     ) -> "Pair":
         """Choose the route between the two models. `drafter_temperature` None: the one that the drafter has learned.
+
+        A drafter that can draft in parallel does so where the route allows it (see `drafting_by`).
 
         UserError for tokenizers without a route, or with another one where `route` is "off"; for a model that cannot
         draft; and, where the target itself `verifies`, for a target that cannot.
@@ -96,7 +109,7 @@ class Pair:
             common = min(target.width, drafter.width)
             ids = torch.arange(common)
             padded = VocabularyMap(ids, ids, target.width) if target.width != drafter.width else None
-            return cls(target, drafter, "same", "one tokenizer", padded, drafter_temperature=factor)
+            return cls(target, drafter, "same", "one tokenizer", padded, factor, mask_token=drafter.mask_token)
         if route != "off":
             uag.require_offsets(target.tokenizer, drafter.tokenizer)
         p, q = surfaces(target.tokenizer), surfaces(drafter.tokenizer)
@@ -106,7 +119,7 @@ class Pair:
             return cls(target, drafter, route, why)
         ends = (target.end_of_turn(), drafter.end_of_turn())
         shared = uag.vocabulary_map(p, q, target.width, drafter.width, ends)
-        return cls(target, drafter, route, why, shared, drafter_temperature=factor)
+        return cls(target, drafter, route, why, shared, factor, mask_token=drafter.mask_token)
 
     def draws(self, sampling: Sampling) -> bool:
         """Whether the drafter draws its tokens from a distribution."""
@@ -129,6 +142,20 @@ class Pair:
         if self.drafter is None:
             raise UserError("look-up drafts beside a model here, and there is none: name one as the drafter.")
         return replace(self, lookup=True)
+
+    def drafting_by(self, way: str) -> "Pair":
+        """The same pair that drafts "parallel", in one pass; "chain", token by token; "auto", in parallel where it can.
+
+        UserError for "parallel" where no drafter can, or not across these tokenizers.
+        """
+        token = None if self.drafter is None else self.drafter.mask_token
+        check_way(way, token)
+        if way == "parallel" and self.route == "realign":
+            raise UserError(
+                "--drafting parallel cannot pass drafts as text, because a token at the seam may have to be given up: "
+                "set --uag intersection, or leave it out."
+            )
+        return replace(self, mask_token=None if way == "chain" or self.route == "realign" else token)
 
     def prompt_pair(self, ids: list[int], messages: Sequence[Mapping[str, str]] | None = None) -> PromptPair:
         """The target's prompt `ids`, as both models read it. A drafter with a chat template reads `messages` by that.
@@ -174,6 +201,10 @@ class Pair:
         if self.lookup:
             raise UserError(
                 f"look-up beside a drafter drafts chains, and --tree {branching} none: leave one of them out."
+            )
+        if self.mask_token is not None:
+            raise UserError(
+                f"a drafter that drafts in parallel drafts chains, and --tree {branching} none: set --drafting chain."
             )
         if isinstance(policy, Confidence):
             raise UserError(f"the policy confidence ends chains, and --tree {branching} drafts none: choose another.")
@@ -246,9 +277,10 @@ class Pair:
             def heard(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
                 return [token if token < rows else 0 for token in sequence.tokens]
 
-            return ModelDrafter(
+            return model_drafter(
                 backend,
                 drafting,
+                self.mask_token,
                 read=lambda sequence: left_of(self.window, heard(sequence)),
                 vocabulary=self.vocabulary,
                 confident=policy.confident,
@@ -257,7 +289,7 @@ class Pair:
         pairs = [(prompt.target, prompt.drafter) for prompt in prompts]
         readers = uag.Readers(p.tokenizer, q.tokenizer, pairs, rows, self.window)
         if self.vocabulary is not None:
-            return uag.intersection_drafter(backend, readers, self.vocabulary, drafting, policy)
+            return uag.intersection_drafter(backend, readers, self.vocabulary, drafting, policy, self.mask_token)
         return RealignDrafter(
             backend,
             readers,

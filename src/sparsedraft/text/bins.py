@@ -5,6 +5,7 @@ Each sample has positions from 0. transformers builds the block-diagonal causal 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,8 @@ class Bin:
 
     def to(self, device: torch.device) -> "Bin":
         """The same bin on `device`."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if name != "own"})
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in tensors.items()})
 
 
 def truncate(samples: Sequence[Sample], length: int) -> tuple[list[Sample], int]:

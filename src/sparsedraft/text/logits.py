@@ -1,4 +1,4 @@
-"""A model's logits over a bin, at the positions that predict an answer token."""
+"""A model's logits over a bin, at the positions that predict an answer token; behind mask tokens, too."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sparsedraft.maths import temperature
 from sparsedraft.text.bins import Bin
+from sparsedraft.text.parallel import ParallelBin
 
 
 def answer_logits(model: nn.Module, row: Bin) -> Tensor:
@@ -21,9 +22,21 @@ def outputs(model: nn.Module, row: Bin, hidden_states: bool = False) -> tuple[Te
         position_ids=row.positions,
         logits_to_keep=row.predict,
         use_cache=False,
+        **({"attention_mask": row.visible} if isinstance(row, ParallelBin) else {}),
         **({"output_hidden_states": True} if hidden_states else {}),
     )
     return out.logits[0], out.hidden_states[1:] if hidden_states else ()
+
+
+def outputs_of_text(model: nn.Module, row: Bin, hidden_states: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`outputs` of a model that reads no mask tokens: the logits behind the text that each of them stands for.
+
+    The hidden states are those of the text.
+    """
+    if not isinstance(row, ParallelBin):
+        return outputs(model, row, hidden_states)
+    logits, hidden = outputs(model, row.plain(), hidden_states)
+    return logits[row.source], hidden
 
 
 @torch.inference_mode()
@@ -42,7 +55,7 @@ def accepted(
     """
     logits = answer_logits(model, row)
     if teacher is not None:
-        p = answer_logits(teacher, row).float().softmax(-1)
+        p = outputs_of_text(teacher, row)[0].float().softmax(-1)
         return temperature.accepted(p, logits, temperatures), len(p)
     at = row.soft.nonzero().squeeze(1)
     p, ids = row.topk_logprobs[at].exp(), row.topk_ids[at]

@@ -12,6 +12,8 @@ from sparsedraft.base.console import console
 from sparsedraft.base.errors import Unsupported, UserError
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.models.config import drafting
+from sparsedraft.models.config.drafting import Drafting
+from sparsedraft.models.config.parallel import mask_token_of
 from sparsedraft.models.decoder import context_length, embedding_rows
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.ends import end_ids, end_ids_of, end_of_turn
@@ -33,13 +35,16 @@ from sparsedraft.writers.transformers.writer import TransformersWriter
 
 RUNTIMES = ("auto", "native", "transformers")
 
+NOTHING_SAID = Drafting()
+
 
 class LoadedModel:
     """A model with its tokenizer, run by the native engine where there is a `native` model, else by transformers.
 
-    `model` is the transformers model, or makes it when it is first used. `temperature`: as a drafter it is accepted
-    most at so many times the target's; `window`: what it reads of a long text, (window, sinks), None for all (both from
-    models.config.drafting). `source`: the folder of its checkpoint, if it has one.
+    `model` is the transformers model, or makes it when it is first used. `drafts`: how it drafts best. From that come
+    `temperature`, where it is accepted most, times the target's; and `window`, what it reads of a long text, (window,
+    sinks), None for all. `source`: the folder of its checkpoint, if it has one.
+    `mask_token`: what it reads in the place of drafts where it drafts in parallel (models.config.parallel).
     """
 
     def __init__(
@@ -48,19 +53,21 @@ class LoadedModel:
         tokenizer: PreTrainedTokenizerBase,
         eos_ids: frozenset[int],
         native: NativeModel | None = None,
-        temperature: float = 1.0,
         source: Path | None = None,
-        window: tuple[int, int] | None = None,
+        drafts: Drafting = NOTHING_SAID,
+        mask_token: int | None = None,
     ) -> None:
         self._model, self.tokenizer, self.eos_ids, self.native = model, tokenizer, eos_ids, native
-        self.temperature, self.source, self.window = temperature, source, window
+        self.temperature, self.window = drafts.factor, drafts.reads
+        self.source, self.mask_token = source, mask_token
         self._cached: PrefixCache | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "LoadedModel":
         """A transformers model that is in memory, with its tokenizer; its texts end as its configs and the tokenizer
         say."""
-        return cls(model, tokenizer, end_ids_of(model, tokenizer))
+        mask_token = mask_token_of(model.config, tokenizer.name_or_path)
+        return cls(model, tokenizer, end_ids_of(model, tokenizer), mask_token=mask_token)
 
     @classmethod
     def load(
@@ -93,7 +100,8 @@ class LoadedModel:
                 f"--runtime native computes in float32 on the CPU, not in {dtype} on {device}: leave these out."
             )
         config, ends, own = checkpoint.read_config(folder), end_ids(folder, tokenizer), drafting.of(folder)
-        how: dict[str, Any] = {"temperature": own.factor, "window": own.reads, "source": folder}
+        mask_token = mask_token_of(config, folder)
+        how: dict[str, Any] = {"source": folder, "drafts": own, "mask_token": mask_token}
         if runtime == "native" or (
             runtime == "auto" and native_fits and not unsupported(config) and native.available()
         ):

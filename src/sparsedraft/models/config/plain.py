@@ -84,6 +84,7 @@ class PlainConfig(BaseModel):
     bos_token_id: Token | None = None
     eos_token_id: Token | list[Token] | None = None
     pad_token_id: Token | None = None
+    pard_token: Token | None = None
     dtype: Dtype | None = None
     torch_dtype: Dtype | None = None
     transformers_version: StrictStr | None = None
@@ -127,6 +128,6 @@ def plain_config(folder: Path) -> PlainConfig | None:
         and config.num_attention_heads % config.num_key_value_heads == 0
         and (config.head_dim is not None or config.model_type != "qwen3")
         and ("layer_types" not in fields or _is_typed(config))
-        and (config.pad_token_id is None or config.pad_token_id < config.vocab_size)
+        and all(token is None or token < config.vocab_size for token in (config.pad_token_id, config.pard_token))
     )
     return config if given and sound else None

@@ -20,6 +20,7 @@ class MixedDrafter:
 
     def __init__(self, model: Drafter, choose: Callable[[Place], Choice]) -> None:
         self.lookup, self.model, self.choose = PromptLookup(), model, choose
+        self.at_once: bool = getattr(model, "at_once", False)
 
     def select(self, rows: Sequence[int]) -> None:
         self.lookup.select(rows)

@@ -187,6 +187,7 @@ class Decoder:
             rows=n,
             read=max(sequence.prompt for sequence in sequences) if first else 0,
             room=max((sequence.room for sequence in going), default=0),
+            at_once=bool(asked) and getattr(self.drafter, "at_once", False),
             full=any(sequence.finish_reason in ("length", "context") for sequence in sequences),
             trials=tuple(Trial(step.row, step.match, len(step.drafted), step.accepted) for step in steps),
         )

@@ -18,7 +18,8 @@ class Costs:
         # Of a plain step, which has no drafts. Plain steps are rare where drafts pay, so the last three are enough.
         self.plain = Recent(3)
         self.verify: dict[int, Recent] = {}  # of verifying n drafts, by n
-        self.draft = Recent()  # of drafting one token
+        self.draft = Recent()  # of drafting one token; of a pass that drafts several
+        self.passes: dict[int, Recent] = {}  # of drafting n tokens in one pass, by n; empty where each takes its own
         self.drafts = 0  # how often that was measured, up to 2
         self.reading = Mean()  # of reading one token late, of many: of a prompt, or after a long pause
         self.catching_up = Mean()  # of reading one token late, of few
@@ -101,7 +102,8 @@ class Estimates:
         if outcome.begins:
             return Seconds(None, late, reading)
         # as expected before this step
-        limit = math.inf if self.plain is None else self.STALL * (self.seconds(n) - (n - own) * self.price)
+        looked_up = self.drafting(n) - self.drafting(own)
+        limit = math.inf if self.plain is None else self.STALL * (self.seconds(n) - looked_up)
         verify = self.costs.verify.setdefault(n, Recent()) if n else self.costs.plain
         if not n and outcome.step_seconds - outcome.draft_seconds < self.FASTER * (self.plain or 0.0):
             verify.last.clear()
@@ -121,13 +123,16 @@ class Estimates:
         self.unsure = asked and late and self._pause >= self.PAUSE
         self._pause = 0 if asked else self._pause + 1
         if self._pause == self.PAUSE and self.knows_drafts:
-            for recent in (self.costs.draft, *self.costs.verify.values()):
+            for recent in (self.costs.draft, *self.costs.passes.values(), *self.costs.verify.values()):
                 recent.renew()
 
     def _add_draft(self, outcome: Outcome, n: int, late: bool) -> None:
         """Learn the price of a draft. A step that also read tokens late cannot tell it, and repeats the known price."""
         price = self.costs.draft.value if late else None
-        self.costs.draft.add(outcome.draft_seconds / max(1, n) if price is None else price)
+        passes = 1 if outcome.at_once else max(1, n)
+        self.costs.draft.add(outcome.draft_seconds / passes if price is None else price)
+        if outcome.at_once and price is None:
+            self.costs.passes.setdefault(max(1, n), Recent()).add(outcome.draft_seconds)
         self.costs.drafts = min(2, self.costs.drafts + 1)
         if self.costs.prompt is not None:
             prompt, self.costs.prompt = self.costs.prompt, None
@@ -144,7 +149,7 @@ class Estimates:
         if price is None:
             costs.prompt = outcome if outcome.prompt else None
             return outcome.draft_seconds if outcome.prompt else 0.0
-        late = max(0.0, outcome.draft_seconds - max(1, round(outcome.own[0])) * price)
+        late = max(0.0, outcome.draft_seconds - self.drafting(max(1, round(outcome.own[0]))))
         read = costs.reading if outcome.late >= self.MANY else costs.catching_up
         read.add(min(late / outcome.late, self.READING_LIMIT * price), outcome.late)
         return late
@@ -156,8 +161,14 @@ class Estimates:
 
     @property
     def price(self) -> float:
-        """Seconds of drafting one token; 0 while none was drafted."""
+        """Seconds of drafting one token, or of a pass that drafts several; 0 while none was drafted."""
         return self.costs.draft.value or 0.0
+
+    def drafting(self, n: int) -> float:
+        """Seconds of drafting n tokens: in one pass each; or all in one, as far as is known of such passes."""
+        if not self.costs.passes or not n:
+            return n * self.price
+        return interpolate({k: recent.value or 0.0 for k, recent in self.costs.passes.items()}, n)
 
     @property
     def knows_drafts(self) -> bool:
@@ -186,7 +197,7 @@ class Estimates:
 
     def seconds(self, k: int) -> float:
         """Of drafting k tokens and verifying them."""
-        return self.verifying([k])[0] + k * self.price
+        return self.verifying([k])[0] + self.drafting(k)
 
     def verifying(self, counts: Sequence[int]) -> list[float]:
         """Of verifying each of these numbers of drafts, interpolated between those that were measured.
@@ -236,5 +247,5 @@ class Estimates:
 
     def rates(self, most: int) -> list[float]:
         """Expected tokens per second with 0, 1, ..., `most` drafts."""
-        verifying, price = self.verifying(range(most + 1)), self.price
-        return [self.tokens(k) / (seconds + k * price) for k, seconds in enumerate(verifying)]
+        verifying = self.verifying(range(most + 1))
+        return [self.tokens(k) / (seconds + self.drafting(k)) for k, seconds in enumerate(verifying)]

@@ -24,6 +24,8 @@ Weight = Annotated[float, Field(ge=0, lt=1e7, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=0, lt=1 << 31)]
 Drafts = Annotated[int, Field(ge=1, lt=1 << 16)]
 
+ByDrafts = Annotated[dict[Drafts, Annotated[list[Seconds], Field(min_length=1, max_length=8)]], Field(max_length=256)]
+
 
 class _Schema(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -65,7 +67,8 @@ class KeptCosts(_Schema):
     plain: Annotated[list[Annotated[Seconds, Field(gt=0)]], Field(max_length=8)]
     draft: Annotated[list[Seconds], Field(max_length=8)]
     drafts: Annotated[int, Field(ge=0, le=2)]
-    verify: Annotated[dict[Drafts, Annotated[list[Seconds], Field(min_length=1, max_length=8)]], Field(max_length=256)]
+    verify: ByDrafts
+    passes: ByDrafts = Field(default_factory=dict)
     reading: KeptMean
     catching_up: KeptMean
     target_reading: KeptMean
@@ -137,6 +140,7 @@ def _kept_costs(costs: Costs) -> KeptCosts:
         draft=[*costs.draft.last],
         drafts=costs.drafts,
         verify={n: [*recent.last] for n, recent in costs.verify.items()},
+        passes={n: [*recent.last] for n, recent in costs.passes.items()},
         reading=_kept(costs.reading),
         catching_up=_kept(costs.catching_up),
         target_reading=_kept(costs.target_reading),
@@ -150,6 +154,8 @@ def _costs(kept: KeptCosts) -> Costs:
     costs.drafts = kept.drafts if kept.draft else 0
     for n, values in kept.verify.items():
         _fill(costs.verify.setdefault(n, Recent()), values)
+    for n, values in kept.passes.items():
+        _fill(costs.passes.setdefault(n, Recent()), values)
     for name in ("reading", "catching_up", "target_reading"):
         mean, values = getattr(costs, name), getattr(kept, name)
         mean.sum, mean.weight = values.sum, values.weight

@@ -1,7 +1,7 @@
 """How a policy is asked, and what it is told of each step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
@@ -43,6 +43,8 @@ class Outcome:
     still be written, 0 once the answer has ended; `full`: it ended because there was no room left. `trials`: each
     sequence's draft.
 
+    `at_once`: the drafter that was asked writes all of a draft in one pass.
+
     Where look-up drafts beside a model, `asked`, `late` and `behind` are the model's.
     """
 
@@ -60,12 +62,13 @@ class Outcome:
     read: int = 0
     room: int = 0
     full: bool = False
+    at_once: bool = False
     trials: tuple[Trial, ...] = ()
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "Outcome":
         """The inverse of `dataclasses.astuple` and JSON; older ones have less."""
-        *plain, trials = values if len(values) == len(fields(cls)) else [*values, ()]
+        *plain, trials = values if isinstance(values[-1], list | tuple) else [*values, ()]
         return replace(cls(*plain), trials=tuple(Trial(*trial) for trial in trials))
 
     @property

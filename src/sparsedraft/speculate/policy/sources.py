@@ -132,7 +132,7 @@ class WithLookup:
         """Seconds a token with a model's drafts, `most` or, where it stops at doubtful ones, as many as usual."""
         usual = self._drafted.value
         n = most if usual is None else min(most, math.ceil(usual))
-        return (verifying[n] + n * self.estimates.price) / self.acceptances.tokens(row, None, n)[n]
+        return (verifying[n] + self.estimates.drafting(n)) / self.acceptances.tokens(row, None, n)[n]
 
     def _verifying(self, n: int) -> list[float]:
         """Seconds of verifying 0, 1, ..., n drafts; all equal as long as nothing was measured."""

@@ -16,6 +16,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers.retokenizer import Retokenizer
 from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.parallel import model_drafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.sequence import TokenSequence
@@ -55,14 +56,18 @@ class Readers:
 
 
 def intersection_drafter(
-    backend: Backend, readers: Readers, vocabulary: VocabularyMap, sampling: Sampling, policy: Policy | None = None
+    backend: Backend,
+    readers: Readers,
+    vocabulary: VocabularyMap,
+    sampling: Sampling,
+    policy: Policy | None = None,
+    mask_token: int | None = None,
 ) -> ModelDrafter:
-    """A drafter limited to the tokens in `vocabulary`."""
+    """A drafter limited to the tokens in `vocabulary`; with a mask token it drafts in parallel."""
     confident = policy.confident if policy is not None else always
     readers.same = vocabulary.inverse()
-    return ModelDrafter(
-        backend, sampling, read=readers, vocabulary=vocabulary, confident=confident, heard=readers.whole
-    )
+    how = {"read": readers, "vocabulary": vocabulary, "confident": confident, "heard": readers.whole}
+    return model_drafter(backend, sampling, mask_token, **how)
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

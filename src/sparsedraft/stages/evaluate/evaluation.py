@@ -14,10 +14,11 @@ from sparsedraft.base.files import write_atomic
 from sparsedraft.base.journal import read_lines
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.models import checkpoint, quantizers
+from sparsedraft.models.config.parallel import mask_token_of
 from sparsedraft.models.names import LOOKUP
 from sparsedraft.models.shards import Shards
 from sparsedraft.models.tokenizers.vocab import same_tokens
-from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.pair import Pair, check_way
 from sparsedraft.speculate.policy.learned import policies
 from sparsedraft.stages.evaluate.entries import Entry
 from sparsedraft.stages.evaluate.example import worked_example
@@ -79,7 +80,9 @@ class Evaluation:
         if not options.simulate:
             target.check_takes_back("verify drafts: give --simulate")
         for folder in {entry.folder: None for entry in drafters.values() if entry.folder is not None}:
-            quantizers.check_runs(folder, checkpoint.read_config(folder), Shards(folder), options.device)
+            config = checkpoint.read_config(folder)
+            quantizers.check_runs(folder, config, Shards(folder), options.device)
+            check_way(options.drafting, mask_token_of(config, folder))
             self._check_tokenizer(folder)
             check_drafts(folder)
         if options.tree > 1:
@@ -102,6 +105,7 @@ class Evaluation:
             "simulated": self.options.simulate,
             **({} if self.options.cache == "int16" else {"cache": self.options.cache}),
             **self.options.windowed,
+            **({} if self.options.drafting == "auto" else {"drafting": self.options.drafting}),
             "prompts": len({answer.prompt_id for answer in answers}),
             "sequences": len(answers),
             "target_tokens": sum(len(answer.answer_ids) for answer in answers),
@@ -166,7 +170,7 @@ class Evaluation:
             return Pair.of(self.target, LOOKUP, "auto", self.options.sampling, loop)
         o = self.options
         pair = Pair.of(self.target, load(entry.folder, o), o.uag, o.sampling, loop, o.factor)
-        pair = pair.reading(o.drafter_window, o.drafter_sinks)
+        pair = pair.reading(o.drafter_window, o.drafter_sinks).drafting_by(o.way)
         if pair.route != "same":
             console.print(f"{name}: {pair.route} ({pair.why})")
         return pair.with_lookup() if entry.lookup else pair

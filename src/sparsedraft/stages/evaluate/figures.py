@@ -34,7 +34,8 @@ def drafter_figures(
     weights = pair.drafter.weights() if pair.drafter else {"macs_per_token": 0}
     macs = weights["macs_per_token"]
     c = None if macs is None or not dense else macs / dense
-    by_k = {str(k): _figures_at(rows, k, c, options) for k in ks}
+    at_once = pair.mask_token is not None
+    by_k = {str(k): _figures_at(rows, k, c, options, at_once) for k in ks}
     factors = {} if c is None else {k: by_k[str(k)]["improvement_factor"] for k in options.numbers}
     best = max(factors, key=lambda k: factors[k]) if factors else None
     return {
@@ -44,6 +45,7 @@ def drafter_figures(
         **({"drafter_temperature": pair.drafter_temperature} if pair.draws(options.sampling) else {}),
         **({"window": [pair.window.size, pair.window.sinks]} if pair.window and not options.windowed else {}),
         **({LOOKUP: True} if pair.lookup else {}),
+        **({"drafting": "parallel"} if at_once else {}),
         "k": by_k,
         "alpha": summary.mean_alpha(rows),
         "alpha_interval": summary.alpha_interval(rows),
@@ -53,23 +55,29 @@ def drafter_figures(
         "pattern": _pattern(folder),
         "c": c,
         "v": VERIFY_COST,
-        "break_even": {str(k): None if c is None else break_even(k, c, VERIFY_COST) for k in options.numbers},
+        "break_even": {str(k): None if c is None else _break_even(k, c, at_once) for k in options.numbers},
         "best_k": best if options.numbers else ks[0],
         "by_category": summary.by_category(rows, ks),
         **_by_task(rows, ks),
     }
 
 
+def _break_even(k: int, c: float, at_once: bool) -> float | None:
+    return break_even(k, c / k if at_once else c, VERIFY_COST)
+
+
 def _figures_at(
-    rows: Sequence[dict[str, Any]], k: int | str, c: float | None, options: EvaluateOptions
+    rows: Sequence[dict[str, Any]], k: int | str, c: float | None, options: EvaluateOptions, at_once: bool
 ) -> dict[str, Any]:
-    """The figures of one K or policy."""
+    """The figures of one K or policy. `at_once`: a draft takes one pass, which reads the weights once."""
     histogram = summary.merge(rows, k)
     drafted = histogram.drafted / histogram.steps  # fewer than K at the ends, and whatever a policy chose
     at = k if isinstance(k, int) else drafted
     sources = _sources(rows, k)
     if sources is not None:  # looked-up drafts cost no pass of a drafter
         at = sources["drafter"][1] / histogram.steps
+    if at_once:
+        at = 1 if sources is None else sources["drafter"][0] / histogram.steps
     figures: dict[str, Any] = {
         "mal": histogram.mal,
         "mal_interval": summary.mal_interval(rows, k),

@@ -172,8 +172,9 @@ class EvaluateOptions(Replacing, Running, _Kept, EvaluateSettings, _Models):
             if self.seed >= 2**32:  # as numpy takes it
                 raise ValueError(f"<seed> {self.seed} is more than lm-eval takes: give at most {2**32 - 1}")
             return self
-        if self.tree > 1 and all(ref == LOOKUP for _, ref in self.drafters):
-            raise ValueError(f"<tree> {self.tree} needs a model that drafts: name one, or leave it out")
+        if (self.tree > 1 or self.drafting == "parallel") and all(ref == LOOKUP for _, ref in self.drafters):
+            what = f"<tree> {self.tree}" if self.tree > 1 else "<drafting> parallel"
+            raise ValueError(f"{what} needs a model that drafts: name one, or leave it out")
         if both := next((ref for _, ref in self.drafters if split_lookup(ref)[1]), None):
             if self.simulate:
                 raise ValueError(f"{both} chooses by measured seconds, which need the real loop: turn <simulate> off")

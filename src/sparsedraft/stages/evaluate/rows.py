@@ -40,10 +40,11 @@ def alpha_of(pair: Pair, options: EvaluateOptions) -> str:
 def _reads_text(pair: Pair) -> bool:
     """Whether the drafter reads the target's tokens from front to back, so that one pass tells what it drafts.
 
-    A window moves from step to step, and a head that follows the text grows.
+    A window moves from step to step, a head that follows the text grows, and mask tokens are no tokens of the target.
     """
     native = pair.drafter.native if pair.drafter else None
-    return pair.route == "same" and pair.window is None and not (native and native.head_base)
+    moves = pair.window is not None or pair.mask_token is not None or (native and native.head_base)
+    return pair.route == "same" and not moves
 
 
 def allowed(answer: Answer) -> int:

@@ -28,6 +28,7 @@ from sparsedraft.writers.server.address import Endpoint
 # options that the result does not depend on, or not always: those are added below
 ELSEWHERE = (
     "url", "served_name", "concurrency", "verification", "drafter_temperature", "drafter_window", "drafter_sinks",
+    "drafting",
 )  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def _inputs(
             **({"verification": "block"} if options.blockwise else {}),
             **({} if options.sampling.greedy or options.factor is None else {"drafter_temperature": options.factor}),
             **_windowed(options, drafters),
+            **({} if options.drafting == "auto" else {"drafting": options.drafting}),
             "k": [*options.numbers, *options.policies],
             **({"served": endpoint.served} if endpoint else {}),
         },

@@ -29,6 +29,7 @@ from sparsedraft.stages.finetune.masks import broken
 from sparsedraft.stages.finetune.objective import Objective
 from sparsedraft.stages.finetune.on_policy import rewrite
 from sparsedraft.stages.finetune.options import Settings
+from sparsedraft.stages.finetune.parallel import Layout
 from sparsedraft.stages.finetune.passes import add_gradients, alone, validate
 from sparsedraft.stages.finetune.reselect import Schedule, reselect
 from sparsedraft.stages.finetune.sharding import part, reshard, value
@@ -131,7 +132,8 @@ class _Run:
             keeps_best=bool(settings.patience),
         )
         groups = bins.assign(task.validation, settings.sequence_length, self.packable)
-        self.validation = [bins.fill([task.validation[i] for i in group]) for group in groups]
+        self.laid_out = Layout(self.model, settings)
+        self.validation = self.laid_out([bins.fill([task.validation[i] for i in group]) for group in groups], 0)
         self.done = 0  # steps that an earlier, interrupted run made
         self.tokens = 0  # trained on so far
 
@@ -156,7 +158,8 @@ class _Run:
     def step(self, step: int, rows: list[Bin]) -> float:
         """One optimizer step on `rows`, validated and saved where it is time to; its loss."""
         torch.manual_seed(self.settings.seed + step)  # dropout, where a model has it, is the same after a resume
-        rows = self._with_text_of_drafter(step, rows)
+        text = self._with_text_of_drafter(step, rows)
+        rows = self.laid_out(text, step)
         loss = add_gradients(self.wrapped, self.objective, rows, self.accelerator)
         self._save_before(step, loss)
         if share := self.moves.at(step):
@@ -168,7 +171,7 @@ class _Run:
         rate = self._set_learning_rate(step)
         self.optimizer.step()  # writes to surviving weights alone
         self.optimizer.zero_grad()
-        self.tokens += sum(row.ids.numel() for row in rows)
+        self.tokens += sum(row.ids.numel() for row in text)
         self.state.log.append({"step": step, "tokens": self.tokens, "loss": loss, "lr": rate})
         if step % self.settings.validate_every == 0 or step == self.steps:
             self._validate(step)

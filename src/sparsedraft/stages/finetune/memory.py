@@ -36,6 +36,7 @@ def peak(
     `layers` is their number where it differs from the model's, `teacher` the bytes of the target's weights.
     Memory that the C library's allocator cannot give back comes on top: a seventh with gradient checkpointing, less
     without.
+    Mask tokens (`objective` parallel) are tokens of a row like others.
     DDP takes this in each process; FSDP2 divides weights, gradients, moments and mask by their number, and gathers the
     weights of a layer at a time.
     """
@@ -55,8 +56,9 @@ def peak(
     attention = config.num_attention_heads * (getattr(config, "head_dim", None) or hidden // config.num_attention_heads)
     layer = 4 * 6 * hidden + (2 if halves else 4) * (5 * attention + 4 * wide)
     activations = layer + 4 * count * hidden if settings.gradient_checkpointing else count * layer
+    tokens, places = 1 + answers * (settings.growth - 1), answers * settings.growth  # with mask tokens, a text's token
     row = (
-        settings.sequence_length * (activations + 16 * answers * config.vocab_size)
+        settings.sequence_length * (activations * tokens + 16 * places * config.vocab_size)
         + 4 * head * settings.train_embeddings
     )
     gradients = 4 * trained

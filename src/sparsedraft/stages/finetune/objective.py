@@ -18,7 +18,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.stages.finetune import losses
 from sparsedraft.stages.finetune.features import square_head
 from sparsedraft.text.bins import Bin
-from sparsedraft.text.logits import outputs
+from sparsedraft.text.logits import outputs, outputs_of_text
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,18 @@ class Objective:
         The row is one of several whose losses are added up, weighed by their answer tokens. `share` is that of all
         these rows together; with it, the divergence of the sum is the mean over the tokens whose distribution is known.
         Only training mode adds the feature term, so that validation losses compare whatever its weight.
-        Features are those of every token of the row, the prompt's included, because later tokens attend to them.
+        Features are those of every token of the row, the prompt's included, because later tokens attend to them; but
+        for mask tokens, which the dense drafter does not read.
         """
         features = model.training and self.feature_weight > 0
         logits, hidden = outputs(model, row, hidden_states=features)
         agree = (logits.detach().argmax(-1) == row.tokens).sum()
         p_logits, dense = self._teachers(row, features)
         loss = self._on_logits(logits, p_logits, row, share)
-        return (loss + self.feature_weight * square_head(dense, hidden) if features else loss), agree
+        if features:
+            of_text = [state[:, : goal.shape[1]] for state, goal in zip(hidden, dense, strict=True)]
+            loss = loss + self.feature_weight * square_head(dense, of_text)
+        return loss, agree
 
     @torch.no_grad()
     def _teachers(self, row: Bin, features: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:
@@ -69,9 +73,9 @@ class Objective:
         dense: tuple[Tensor, ...] = ()
         shared = features and self.feature_teacher is self.teacher
         if self.teacher is not None and self.loss != "nll":
-            p_logits, dense = outputs(self.teacher, row, hidden_states=shared)
+            p_logits, dense = outputs_of_text(self.teacher, row, hidden_states=shared)
         if features and not dense and self.feature_teacher is not None:
-            _, dense = outputs(self.feature_teacher, row, hidden_states=True)
+            _, dense = outputs_of_text(self.feature_teacher, row, hidden_states=True)
         return p_logits, dense
 
     def _on_logits(self, logits: Tensor, p_logits: Tensor | None, row: Bin, share: float) -> Tensor:

@@ -9,6 +9,7 @@ from sparsedraft.base import bounds
 from sparsedraft.base.fields import Machine, Out, Replacing, Seed, SequenceLength, ValidationPrompts, Windowed
 from sparsedraft.base.options import Argument, Exists, Options, StageOptions
 from sparsedraft.models.names import check_model
+from sparsedraft.text.dropping import Dropping
 from sparsedraft.text.names import check_data
 
 DIVERGENCES = ("kl", "reverse-kl", "tvd")  # losses that compare with the target
@@ -18,6 +19,7 @@ RECORDED = (
     "train_embeddings", "gradient_checkpointing", "patience", "validate_every", "save_every", "seed", "nll_weight",
     "on_policy", "feature_weight", "quantize", "reselect_every", "reselect_share",
 )  # fmt: skip
+PARALLEL = ("parallel_tokens", "parallel_keep", "parallel_least", "mask_token")  # read under that objective alone
 
 
 class _Sources(Options):
@@ -43,6 +45,26 @@ class Training(Options):
     )
     nll_weight: float = Field(
         0.0, ge=0, le=1, description="w of (1-w) x loss + w x nll, 0 to 1, for a loss other than nll."
+    )
+    objective: Literal["next-token", "parallel"] = Field(
+        "next-token",
+        description="next-token; or parallel: the drafter learns to write a whole draft in one pass, at mask tokens.",
+    )
+    parallel_tokens: int = Field(
+        8, ge=2, le=bounds.DRAFTED, description="Under parallel: tokens of the longest draft that it learns."
+    )
+    parallel_keep: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        description="Under parallel: share of mask tokens kept, to the power of their depth; 1: all.",
+    )
+    parallel_least: float = Field(0.2, ge=0, le=1, description="Under parallel: the least of these shares.")
+    mask_token: int | None = Field(
+        None,
+        ge=0,
+        le=bounds.VOCABULARY,
+        description="Under parallel: id of the mask token; default: the drafter's, else one that no text has.",
     )
     on_policy: float = Field(
         0.0, ge=0, le=1, description="Share of rows, 0 to 1, that the drafter writes itself and the teacher scores."
@@ -83,6 +105,26 @@ class Training(Options):
     validate_every: int = Field(25, ge=1, le=bounds.STEPS, description="Steps between validations.")
     save_every: int = Field(25, ge=1, le=bounds.STEPS, description="Steps between saved states to resume from.")
 
+    @property
+    def dropping(self) -> Dropping:
+        """Which mask tokens are kept."""
+        return Dropping(self.parallel_tokens, self.parallel_keep, self.parallel_least)
+
+    @property
+    def growth(self) -> float:
+        """Tokens read for each token of an answer, at most; 1 without mask tokens."""
+        return self.dropping.growth if self.objective == "parallel" else 1.0
+
+    @model_validator(mode="after")
+    def _masks_are_read(self) -> Self:
+        given = next((name for name in PARALLEL if name in self.model_fields_set), None)
+        if given and self.objective != "parallel" and getattr(self, given) != type(self).model_fields[given].default:
+            raise ValueError(
+                f"<{given}> {getattr(self, given)} does nothing under <objective> {self.objective}: set that to "
+                "parallel, or leave it out"
+            )
+        return self
+
     @model_validator(mode="after")
     def _compares(self) -> Self:
         for name, share in (("nll_weight", self.nll_weight), ("on_policy", self.on_policy)):
@@ -108,7 +150,9 @@ class Settings(StageOptions, Training):
     def recorded(self) -> dict[str, Any]:
         """The values by name, as settings.json and the provenance have them."""
         known = {name: index for index, name in enumerate(RECORDED)}
-        return dict(sorted(self, key=lambda item: known.get(item[0], len(known))))
+        left_out = () if self.objective == "parallel" else ("objective", *PARALLEL)  # older versions had none
+        values = [item for item in self if item[0] not in left_out]
+        return dict(sorted(values, key=lambda item: known.get(item[0], len(known))))
 
 
 class FinetuneSettings(Windowed, Training):

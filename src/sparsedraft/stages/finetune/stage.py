@@ -16,6 +16,7 @@ from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, claims, quantizers
 from sparsedraft.models.config import drafting
+from sparsedraft.models.config.parallel import mask_token_of, note_mask_token
 from sparsedraft.models.decoder import context_length, count_zeros, embedding_rows
 from sparsedraft.models.reload import check_loads
 from sparsedraft.models.shards import Shards
@@ -24,7 +25,7 @@ from sparsedraft.models.tokenizers.ends import end_ids
 from sparsedraft.native.loading import load
 from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.speculate.drafters.window import Window
-from sparsedraft.stages.finetune import checks, features, loop, state
+from sparsedraft.stages.finetune import checks, features, loop, parallel, state
 from sparsedraft.stages.finetune.loop import Task
 from sparsedraft.stages.finetune.masks import stored_masks
 from sparsedraft.stages.finetune.objective import Objective
@@ -55,14 +56,16 @@ class _Loaded:
     validation: list[Sample]
     teachers: dict[Path, PreTrainedModel]
     hard: int  # rows without the log-probabilities that the loss compares with: they are left out of it
+    mask_token: int | None = None  # of a drafter that learns to draft in parallel
 
 
 def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """Fine-tune the drafter on the distilled data and write the checkpoint `options.out`.
 
     A drafter whose sparsity.json claims a mask keeps it exactly, or moves it inside its pattern; any other is trained
-    whole. With a window each stretch of an answer follows what the drafter will read before it, and the checkpoint says
-    that it is to be read with.
+    whole. With the objective `parallel` it learns to write a whole draft in one pass; its config.json then names the
+    mask token. With a window each stretch of an answer follows what the drafter will read before it, and the checkpoint
+    says that it is to be read with.
     `validation_prompts` prompts (all their turns) are held out for validation. `teacher` is the target that
     wrote the data, in memory: every loss but nll compares with it, or else with the log-probabilities that `distill`
     stored. `feature_teacher` is the dense drafter, for SquareHead. `dtype` is the arithmetic of forward and backward
@@ -91,7 +94,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
             loaded = processes.in_turn(accelerator, lambda: _load(sources, accelerator, options))
             model, claim = loaded.model, loaded.claim
             try:
-                result = loop.train(_task(sources, loaded), settings, work, accelerator=accelerator)
+                how = settings.model_copy(update={"mask_token": loaded.mask_token})
+                result = loop.train(_task(sources, loaded), how, work, accelerator=accelerator)
             except loop.Diverged as error:
                 where = _rescue(work, options.out, sources, loaded, inputs) if accelerator.is_main_process else ""
                 raise UserError(f"{error} ({where}).") from None
@@ -105,6 +109,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
                     claims.check_claims(checkpoint.load(work), work)
                 _note_drafting(result["drafting"], work, options)
             result |= {"rows_without_logprobs": loaded.hard} if loaded.hard else {}
+            result |= {} if loaded.mask_token is None else {"mask_token": loaded.mask_token}
             return {"drafter": options.drafter, "pattern": claim["pattern"] if claim else "dense", **result}
 
         return processes.make(
@@ -198,7 +203,31 @@ def _load(sources: _Sources, accelerator: Accelerator, options: FinetuneOptions)
     }
     for path, reader in {sources.drafter: model, **teachers}.items():
         dataset.check_ids([*training, *validation], embedding_rows(reader), str(path))
-    return _Loaded(model, tokenizer, claim, training, validation, teachers, hard)
+    mask_token = _mask_token(sources, model, tokenizer, [*training, *validation], options)
+    return _Loaded(model, tokenizer, claim, training, validation, teachers, hard, mask_token)
+
+
+def _mask_token(
+    sources: _Sources,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: Sequence[Sample],
+    options: FinetuneOptions,
+) -> int | None:
+    """The mask token of the drafter to be; its config says so from now on, or says nothing of one any more."""
+    token = None
+    if options.objective == "parallel":
+        parallel.check_trains(model, options.settings)
+        ends = end_ids(sources.drafter, tokenizer)
+        token = parallel.choose_mask_token(model, tokenizer, samples, ends, options.mask_token)
+        parallel.note_on_console(token, tokenizer)
+    elif mask_token_of(model.config, options.drafter) is not None:
+        console.print(
+            f"drafter {options.drafter} drafts in parallel; trained by --objective next-token it drafts token by token",
+            style="dim", markup=False, soft_wrap=True,
+        )  # fmt: skip
+    note_mask_token(model.config, token)
+    return token
 
 
 def _hard(training: Sequence[Sample], validation: Sequence[Sample], options: FinetuneOptions) -> int:
@@ -227,6 +256,7 @@ def _rescue(work: Path, out: Path, sources: _Sources, loaded: _Loaded, inputs: d
 
     def build(folder: Path) -> dict[str, Any]:
         model = load(sources.drafter)
+        note_mask_token(model.config, loaded.mask_token)
         state.load_weights(saved, model)
         checkpoint.save(model, loaded.tokenizer, folder, sparsity=loaded.claim)
         check_loads(folder)

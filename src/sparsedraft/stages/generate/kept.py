@@ -77,6 +77,7 @@ def key_of(pair: Pair, options: GenerateOptions) -> dict[str, object] | None:
         "route": pair.route if pair.drafter else LOOKUP,
         "beside": LOOKUP if pair.lookup else None,
         "reads": str(pair.window),
+        **({} if pair.mask_token is None else {"drafting": "parallel"}),
         "drafter_temperature": pair.drafter_temperature,
         "drawn": options.verification if options.temperature > 0 else "greedy",
         "tree": options.tree,

@@ -57,6 +57,8 @@ class GenerateOptions(Running, _Output, Sampled, Length, Across, _Drafting):
                 f"<drafter_window> {self.drafter_window} is a drafter's, and no model drafts: name one as <drafter>, "
                 "or leave it out"
             )
+        if self.drafting == "parallel" and self.drafter in (None, LOOKUP):
+            raise ValueError("<drafting> parallel is a drafter's, and no model drafts: name one as <drafter>")
         if self.lookup and self.drafter in (None, LOOKUP):
             raise ValueError(f"<lookup> goes beside a model: name one as <drafter>, or give <drafter> {LOOKUP} alone")
         if self.lookup and self.tree > 1:

@@ -30,6 +30,7 @@ def generate(options: GenerateOptions) -> dict[str, Any]:
         write("\n" if len(texts) == 1 else f"{text.text}\n")
     result = figures(texts, seconds, options.stats, options.lookup)
     result |= {"drafter_temperature": pair.drafter_temperature} if drawn else {}
+    result |= {} if pair.mask_token is None else {"drafting": "parallel"}
     if options.drafter:
         measured = generator.measured
         result |= {"estimated_speedup": measured.estimated_speedup, "plain_steps": measured.plain_steps}

@@ -210,7 +210,7 @@ def load_pair(
     if drafter is None and o.drafter is not None:
         other = LOOKUP if o.drafter == LOOKUP else LoadedModel.load(o.drafter, **loading)
     pair = Pair.of(target, other, o.uag, sampling_of(o), drafter_temperature=o.factor)
-    pair = pair.reading(o.drafter_window, o.drafter_sinks)
+    pair = pair.reading(o.drafter_window, o.drafter_sinks).drafting_by(o.way)
     if o.tree > 1 and pair.drafter is None:
         raise UserError(f"--tree {o.tree} needs a model that drafts: give one as --drafter, or leave it out.")
     return pair.with_lookup() if o.lookup else pair

@@ -4,7 +4,9 @@ from typing import Any
 
 from rich.table import Table
 
+from sparsedraft.base.jsonfiles import read_object
 from sparsedraft.models.config import drafting
+from sparsedraft.models.config.parallel import mask_token_of
 from sparsedraft.models.sources import locate
 from sparsedraft.stages.inspect.options import InspectOptions
 from sparsedraft.stages.inspect.plain import inspect_plain
@@ -22,6 +24,7 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     model.
     `drafter_temperature`, `drafter_window` and `drafter_sinks`: the drafter's own (see models.config.drafting); None
     where its folder says nothing.
+    `mask_token`: what a drafter that drafts in parallel reads in the place of its drafts; None where it does not.
     `macs_per_token` counts the active experts; it is None where a layer holds something other than matrices.
     Raises UserError where there is no checkpoint, or a damaged one.
     """
@@ -36,7 +39,8 @@ def inspect(options: InspectOptions) -> dict[str, Any]:
     own = drafting.of(folder)
     window, sinks = own.reads or (None, None)
     result |= {"drafter_temperature": own.temperature, "drafter_window": window, "drafter_sinks": sinks}
-    return result | {"context_length": options.context_length}
+    mask_token = mask_token_of(read_object(folder / "config.json"), folder)
+    return result | {"context_length": options.context_length, "mask_token": mask_token}
 
 
 def table(result: dict[str, Any]) -> Table:
@@ -52,6 +56,8 @@ def table(result: dict[str, Any]) -> Table:
         head += f"; as a drafter accepted most at {own:g} times the target's temperature"
     if (window := result["drafter_window"]) is not None:
         head += f"; as a drafter reads the first {result['drafter_sinks']} tokens of a long text and its last {window}"
+    if (token := result["mask_token"]) is not None:
+        head += f"; drafts in parallel, at mask token {token}"
     linears = Table(title=f"{result['checkpoint']}{kind}{head}", padding=(0, 0, 0, 1))
     for name in COLUMNS:
         linears.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name == "linear")
