@@ -1,10 +1,11 @@
 """Drafting: sparse drafters beside the target alone, the dense drafter, and our own pair of 91ad1f9, in one run.
 
-    python benchmarks/drafting.py [--only int8,int4,long,reading,patterns] [--fine-tuned FOLDER] [--quick]
+    python benchmarks/drafting.py [--only int8,int4,long,reading,patterns,auto] [--fine-tuned FOLDER] [--quick]
 
 Drafters have the same aids, dense and sparse: look-up beside them, a head that follows the text, a window, K=auto.
 int8, int4: whole answers to short prompts. long: behind prompts of 3,000 tokens. reading: what a drafter reads and
-keeps of a prompt of 8,000. patterns: one-shot drafters of several patterns beside the dense one.
+keeps of a prompt of 8,000. patterns: one-shot drafters of several patterns beside the dense one. auto: 40
+short and long answers with K = auto, beside every K.
 
 The first run makes the models and builds 91ad1f9, in the cache folder, where those of fourbit.py are used. With that
 it is sized to end within two hours on 2 quiet cores. What is measured is also written to drafting/results in the cache
@@ -19,6 +20,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import drafting_auto
 import groups
 from answer_parts import Answers, show
 from common import IDLE, parser
@@ -38,7 +40,7 @@ LONG, WHOLE = 3000, 8000  # tokens of prompts
 TOKENS = 256  # of an answer, at most
 FEW = 64  # tokens of a short answer
 K = 4  # tokens drafted a step where it is not measured how fast
-PATTERNS = "2:4,4:8,2:8"
+PATTERNS, BAD = "2:4,4:8,2:8", "1:8"
 ALONE = "alone"
 EARLIER = "int8 pair of 91ad1f9"
 GOALS = {"int8": {"alone": 1.35, "dense": 1.06}, "int4": {"alone": 1.25, "dense": 1.0}}
@@ -66,7 +68,10 @@ class Bench(groups.Bench):
     @cached_property
     def task(self) -> Task:
         """The short prompts."""
-        count = 2 if self.options.quick else self.options.limit
+        return self.task_of(2 if self.options.quick else self.options.limit)
+
+    def task_of(self, count: int) -> Task:
+        """So many of them."""
         return Task.of(self.options.prompts, count, self.tokens(TOKENS), self.tokenizer)
 
     def tokens(self, count: int) -> int:
@@ -212,9 +217,15 @@ def patterns(bench: Bench) -> None:
     bench.table.note("patterns: most that a sparse pair has of the dense pair's speed", won[most], drafter=most)
 
 
+def auto(bench: Bench) -> None:
+    """`auto` with the dense drafter and with one that hardly ever guesses."""
+    drafters = {"the dense drafter": bench.models.dense("int8"), "a bad drafter": bench.models.one_shot_of(BAD, "int8")}
+    drafting_auto.auto(bench, loaded_all(drafters))
+
+
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "int8": partial(whole, "int8"), "int4": partial(whole, "int4"), "long": long, "reading": reading,
-    "patterns": patterns,
+    "patterns": patterns, "auto": auto,
 }  # fmt: skip
 
 

@@ -120,14 +120,20 @@ def parts_of(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def take_turns(ways: Mapping[str, Way], asked: Sequence[list[int]], tokens: int, keep: Keep) -> list[dict[str, Any]]:
-    """A row by prompt and way, {"prompt", "way", "tokens", "seconds", ...}; `keep` gets all rows after each prompt."""
+def take_turns(
+    ways: Mapping[str, Way], asked: Sequence[list[int]], tokens: int | Sequence[int], keep: Keep
+) -> list[dict[str, Any]]:
+    """A row by prompt and way, {"prompt", "way", "tokens", "seconds", ...}; `keep` gets all rows after each prompt.
+
+    `tokens`: the most of an answer, of all or of each.
+    """
     rows: list[dict[str, Any]] = []
-    for number, ids in enumerate(asked):
+    limits = [tokens] * len(asked) if isinstance(tokens, int) else tokens
+    for number, (ids, most) in enumerate(zip(asked, limits, strict=True)):
         console.print(f"prompt {number + 1} of {len(asked)}", style="dim")
         for name, way in ways.items():
             time.sleep(IDLE)
-            rows.append({"prompt": number, "way": name, **asdict(way(ids, tokens))})
+            rows.append({"prompt": number, "way": name, **asdict(way(ids, most))})
         keep(rows)
     return rows
 

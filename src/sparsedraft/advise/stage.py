@@ -101,7 +101,7 @@ class _Bench:
 
     def pair(self, drafter: str | None, window: int | None) -> Pair:
         other = LOOKUP if drafter == LOOKUP else None if drafter is None else self._load(drafter)
-        return Pair.of(self.target, other, "auto", self.sampling).reading(window, None).drafting_by("auto")
+        return Pair.of(self.target, other, "auto", self.sampling).reading(window, None)
 
     def choices(
         self, drafter: str, window: int | None, rows: Sequence[Row], costs: dict[tuple[str, int | None], Costs]
