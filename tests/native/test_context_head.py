@@ -190,3 +190,23 @@ def test_each_draft_looks_at_all_that_the_drafter_reads(
     generate_all(decoder, [prompt], 24, [0])
     assert sum(passes) > 20
     assert not lacking
+
+
+def test_an_idle_text_looks_at_nothing_of_its_own(folders: dict[str, Path]) -> None:
+    """Rows that wait for a text leave the others' head small; what a row was told is forgotten with its text."""
+    session = Session(native_model(folders["int8-True"]), 2)
+    whole = session.forward([[5], [6]], [1, 1])
+    for row in (0, 1):
+        session.idle(row)
+        session.rollback([0, 0])
+    base = session.forward([[5], [6]], [1, 1])
+    seen = [int(logits.isfinite().sum()) for logits in base]
+    assert max(seen) < whole[0].shape[1] and min(seen) >= BASE
+    session.rollback([0, 0])
+    session.know(0, [319])
+    mine, other = session.forward([[5], [6]], [1, 1])
+    assert torch.equal(mine[0, 319], whole[0][0, 319]) and int(other.isfinite().sum()) == seen[1]
+    session.idle(0)
+    session.rollback([0, 0])
+    again = session.forward([[5], [6]], [1, 1])
+    assert [int(logits.isfinite().sum()) for logits in again] == seen

@@ -39,6 +39,13 @@ class ContextHead:
         self._update()
         return not np.array_equal(before, self._used)
 
+    def idle(self, text: int) -> bool:
+        """Forget this text, and use nothing of its own until something is known again; whether that changes anything."""
+        before = self._used
+        self._own[text], self._known[text] = self._fresh(), False
+        self._update()
+        return not np.array_equal(before, self._used)
+
     def select(self, texts: Iterable[int]) -> None:
         """Keep these texts, in this order."""
         texts = list(texts)

@@ -41,6 +41,7 @@ class Session:
         self._session: Any = extension().Session(model.handle, self.pool, sequences, kernels)
         self._map = None if model.head_ids is None else model.head_ids.numpy()
         self._head: ContextHead | None = None
+        self._fresh = False  # whether that was made and is not used yet
         self.max_length: int | None = model.handle.max_length or None
 
     @property
@@ -80,14 +81,22 @@ class Session:
 
         Without a call, or after `forget`, the whole head is used; other heads do nothing here.
         """
+        if (head := self._following()) is not None and (head.know(sequence, ids) or self._fresh):
+            self._use_head()
+
+    def idle(self, sequence: int) -> None:
+        """Of a head that follows the text, use no rows for this sequence alone until `know` is called for it again."""
+        if (head := self._following()) is not None and (head.idle(sequence) or self._fresh):
+            self._use_head()
+
+    def _following(self) -> ContextHead | None:
+        """The head in use where it follows the text."""
         order, base = self.model.head_ids, self.model.head_base
         if not base or order is None:
-            return
-        fresh = self._head is None
+            return None
         if self._head is None:
-            self._head = ContextHead(order.numpy(), base, self.model.handle.head_tile, len(self.lengths))
-        if self._head.know(sequence, ids) or fresh:
-            self._use_head()
+            self._head, self._fresh = ContextHead(order.numpy(), base, self.model.handle.head_tile, len(self.lengths)), True
+        return self._head
 
     def forget(self) -> None:
         """Use the whole head again."""
@@ -96,6 +105,7 @@ class Session:
             self._use_head()
 
     def _use_head(self) -> None:
+        self._fresh = False
         self._session.use_head(self._head.tiles if self._head else [])
         if self.model.head_ids is not None:
             self._map = self._head.ids if self._head else self.model.head_ids.numpy()

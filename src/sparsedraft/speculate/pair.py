@@ -237,23 +237,54 @@ class Pair:
         able = self.batches if target is None else self.drafter is None or self.drafter.takes_masks
         if len(prompts) > 1 and not able:
             raise UserError("one of the models takes no attention masks: decode one prompt at a time.")
-        backend = self.target.cached_backend if keep_cache else self.target.backend
-        return Decoder(
-            target or backend(len(prompts)),
-            self._drafter(prompts, policy, sampling, branching, keep_cache),
-            policy,
-            sampling,
-            self.target.eos_ids,
-            stops,
-            around=self.around,
-        )
+
+        def backend_of(model: LoadedModel) -> Backend:
+            return model.cached_backend(len(prompts)) if keep_cache else model.backend(len(prompts))
+
+        drafter = self._drafter(prompts, policy, sampling, branching, backend_of)
+        return self._decoder(target or backend_of(self.target), drafter, policy, sampling, stops)
+
+    def open_decoder(self, rows: int, policy: Policy, sampling: Sampling) -> Decoder:
+        """A decoder that texts `join`, at most `rows` at once; they draw as `sampling` says where they say nothing.
+
+        Rows keep what they have read for the texts that come after. UserError where several texts cannot be read at
+        once, or a text could not go on from what another left, and for drafts that cross tokenizers.
+        """
+        if self.lookup and not isinstance(policy, SourcePolicy):
+            policy = WithLookup(policy)
+        if self.route not in ("none", LOOKUP, "same"):
+            raise UserError(
+                f"texts that come and go need a drafter with the target's tokenizer, and these drafts cross over "
+                f"({self.route}): give one, or no drafter."
+            )
+        if (rows > 1 and not self.batches) or not all(model.keeps_prefixes for model in self._models):
+            raise UserError(
+                "one of the models takes no attention masks, or its rotary frequencies change with the length: texts "
+                "cannot come and go, so decode one prompt at a time."
+            )
+
+        def backend_of(model: LoadedModel) -> Backend:
+            return model.open_backend(rows)
+
+        drafter = self._drafter([], policy, sampling, 1, backend_of)
+        return self._decoder(backend_of(self.target), drafter, policy, sampling, None)
+
+    def _decoder(
+        self, target: Backend, drafter: Drafter | None, policy: Policy, sampling: Sampling, stops: Stops | None
+    ) -> Decoder:
+        return Decoder(target, drafter, policy, sampling, self.target.eos_ids, stops, around=self.around)
 
     def _drafter(
-        self, prompts: Sequence[PromptPair], policy: Policy, sampling: Sampling, branching: int, keep_cache: bool
+        self,
+        prompts: Sequence[PromptPair],
+        policy: Policy,
+        sampling: Sampling,
+        branching: int,
+        backend_of: Callable[[LoadedModel], Backend],
     ) -> Drafter | None:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
-        model = self._model_drafter(self.drafter, prompts, policy, sampling, branching, keep_cache)
+        model = self._model_drafter(self.drafter, prompts, policy, sampling, branching, backend_of)
         return MixedDrafter(model, policy.choose) if isinstance(policy, SourcePolicy) and self.lookup else model
 
     def _model_drafter(
@@ -263,10 +294,9 @@ class Pair:
         policy: Policy,
         sampling: Sampling,
         branching: int,
-        keep_cache: bool,
+        backend_of: Callable[[LoadedModel], Backend],
     ) -> Drafter:
-        p = self.target
-        backend = q.cached_backend(len(prompts)) if keep_cache else q.backend(len(prompts))
+        p, backend = self.target, backend_of(q)
         drafting = self.drafting(sampling)
         if branching > 1:
             self.check_tree(branching, policy, len(prompts))
@@ -285,6 +315,7 @@ class Pair:
                 vocabulary=self.vocabulary,
                 confident=policy.confident,
                 heard=heard,
+                factor=self.drafter_temperature,
             )
         pairs = [(prompt.target, prompt.drafter) for prompt in prompts]
         readers = uag.Readers(p.tokenizer, q.tokenizer, pairs, rows, self.window)

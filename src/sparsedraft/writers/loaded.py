@@ -135,6 +135,12 @@ class LoadedModel:
             return NativeWriter(self.native, self.tokenizer, self.eos_ids, batch_size)
         return TransformersWriter(self.model, self.tokenizer, self.eos_ids, batch_size)
 
+    def open_backend(self, rows: int) -> PrefixCache:
+        """A new Backend without a sequence, which admits up to `rows` at once. See `keeps_prefixes`."""
+        found = PrefixCache(cast(TreeBackend, self.backend(rows)))
+        found.vacate()
+        return found
+
     def cached_backend(self, rows: int = 1) -> PrefixCache:
         """The same Backend each time. It looks empty, and skips reading what its cache still holds. One use at a time.
 

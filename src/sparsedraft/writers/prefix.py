@@ -17,10 +17,10 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class PrefixCache:
-    """`backend` for one decoding after another.
+    """`backend` for one decoding after another, or for sequences that come and go.
 
-    After `begin` it looks empty, with all its rows. Of the tokens that are then appended, it reads only those that a
-    row's cache does not still hold.
+    After `begin` it looks empty, with all its rows; after `vacate` it has none, and each `admit` adds one. Of the tokens
+    that are then appended, it reads only those that a row's cache does not still hold.
     """
 
     def __init__(self, backend: TreeBackend) -> None:
@@ -28,14 +28,33 @@ class PrefixCache:
         self._cached: list[list[int]] = [[] for _ in range(self.rows)]  # the tokens in each row's cache
         self._lengths = [0] * self.rows  # how many of them count
         self._selected = list(range(self.rows))  # the rows that go on
+        self._free: list[int] = []  # the others, those first that have been for the longest time
         # only the native engine has it, and for its first row alone
         self.draft = self._draft if self.rows == 1 and hasattr(backend, "draft") else None
         self.know = self._know if hasattr(backend, "know") else None
 
     def begin(self) -> None:
         """Look empty: no token counts, and no row is left out."""
-        self._lengths, self._selected = [0] * self.rows, list(range(self.rows))
+        self._lengths, self._selected, self._free = [0] * self.rows, list(range(self.rows)), []
         self.forget()
+
+    def vacate(self) -> None:
+        """Have no sequence; what the rows have read stays, for those that are admitted."""
+        self.begin()
+        self.select([])
+
+    def admit(self, ids: Sequence[int]) -> None:
+        """Add an empty sequence behind the others, whose text is to begin with `ids`.
+
+        It takes the free row that serves it best: what the row has read of `ids` counts for it, what it would lose
+        counts against it, and of equals the one goes that has been free for longer. ValueError where no row is free.
+        """
+        if not self._free:
+            raise ValueError(f"all {self.rows} rows are taken: wait until one is free.")
+        row = max(self._free, key=lambda row: 2 * shared(self._cached[row], ids) - len(self._cached[row]))
+        self._free.remove(row)
+        self._selected.append(row)
+        self._lengths[row] = 0
 
     def forget(self) -> None:
         """See native.session.Session."""
@@ -110,7 +129,12 @@ class PrefixCache:
     def select(self, rows: Sequence[int]) -> None:
         """Rows that are left out keep what they have read, for the next decoding."""
         check_selected(rows, len(self._selected))
-        self._selected = [self._selected[b] for b in rows]
+        stay = [self._selected[b] for b in rows]
+        left = [row for row in self._selected if row not in stay]
+        self._free, self._selected = [*self._free, *left], stay
+        if self.know is not None:
+            for row in left:
+                self.backend.idle(row)  # type: ignore[attr-defined]
 
     def _forget(self, row: int) -> None:
         """Remove from the row's cache what does not count."""

@@ -23,6 +23,9 @@ class PromptLookup:
     def select(self, rows: Sequence[int]) -> None:
         """Does nothing: the texts are kept by the sequences' indices."""
 
+    def admit(self, sequence: TokenSequence) -> None:
+        """The same."""
+
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
         return [Draft(self.read(s).continuation(limit)) for s, limit in zip(sequences, limits, strict=True)]
 

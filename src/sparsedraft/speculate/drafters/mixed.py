@@ -1,9 +1,10 @@
 """Look-up and a model in one drafter: each draft comes from one of them."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from sparsedraft.speculate.drafters.lookup import PromptLookup
-from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.drafter import Drafter, OpenDrafter
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.speculate.loop.verify import ChainVerifier, Verifier
 from sparsedraft.speculate.policy.protocol import Choice, Place
@@ -25,6 +26,9 @@ class MixedDrafter:
     def select(self, rows: Sequence[int]) -> None:
         self.lookup.select(rows)
         self.model.select(rows)
+
+    def admit(self, sequence: TokenSequence) -> None:
+        cast(OpenDrafter, self.model).admit(sequence)
 
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
         texts = [self.lookup.read(sequence) for sequence in sequences]

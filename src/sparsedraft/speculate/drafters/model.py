@@ -1,6 +1,7 @@
 """Drafts from a model, token by token."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import Tensor
 
@@ -10,14 +11,15 @@ from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.speculate.loop.verify import ChainVerifier, Verifier
 from sparsedraft.speculate.policy.protocol import always
 from sparsedraft.writers.prefix import shared
-from sparsedraft.writers.protocol.backend import Backend
+from sparsedraft.writers.protocol.backend import Backend, OpenBackend
 
 
 class ModelDrafter:
     """A model that drafts token by token, for all sequences at once.
 
     `sampling` makes q of the drafter's logits; its temperature may be another than the target's. Verification takes
-    this very q, so that the target's distribution stays.
+    this very q, so that the target's distribution stays. A sequence that has its own way to draw is drafted so, at
+    `factor` times its temperature.
     `read` gives the ids of a sequence as the drafter reads them (default: the target's). `vocabulary` maps the
     drafter's logits to the target's ids. `confident` decides whether a token is worth its time, before it is drawn, so
     that it cannot bias the draw: it gets the product of the top probabilities up to that place. `certain`: take the
@@ -37,10 +39,11 @@ class ModelDrafter:
         confident: Callable[[float], bool] = always,
         certain: bool = False,
         heard: Callable[[TokenSequence], Sequence[int]] | None = None,
+        factor: float = 1.0,
     ) -> None:
         self.backend, self.sampling, self.read, self.vocabulary = backend, sampling, read, vocabulary
-        self.confident, self.certain = confident, certain or sampling.greedy
-        plain = self.certain and vocabulary is None and confident is always and sampling.repetition_penalty == 1
+        self.confident, self.certain, self.factor = confident, certain, factor
+        plain = vocabulary is None and confident is always
         self._draft_natively = getattr(backend, "draft", None) if plain else None  # whole drafts, without logits
         self._drafter_ids = vocabulary.inverse() if vocabulary else {}  # by the target's ids
         self._cached: list[list[int]] = [[] for _ in backend.lengths]  # what each row of the cache holds
@@ -51,12 +54,25 @@ class ModelDrafter:
         self.backend.select(rows)
         self._cached, self._told = [self._cached[b] for b in rows], [self._told[b] for b in rows]
 
+    def admit(self, sequence: TokenSequence) -> None:
+        cast(OpenBackend, self.backend).admit(self.read(sequence))
+        self._cached.append([])
+        self._told.append([])
+
+    def sampling_of(self, sequence: TokenSequence) -> Sampling:
+        """How q is made for this sequence."""
+        return self.sampling if sequence.sampling is None else sequence.sampling.tempered(self.factor)
+
+    def is_certain(self, sequence: TokenSequence) -> bool:
+        """Whether its drafts are the likeliest tokens, without a q."""
+        return self.certain or self.sampling_of(sequence).greedy
+
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
         contexts = [self.read(s) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
         limits = [self._limit(len(context), limit) for context, limit in zip(contexts, limits, strict=True)]
         self._tell(sequences, limits)
         unread = self._unread(contexts, [limit > 0 for limit in limits])
-        if self._draft_natively and len(sequences) == 1 and limits[0] > 0:
+        if self._draft_natively and len(sequences) == 1 and limits[0] > 0 and self._plain(sequences[0]):
             tokens = self._draft_natively(limits[0], unread[0])
             self._cached[0] += [*unread[0], *tokens[:-1]]
             return [Draft(tokens)]
@@ -76,7 +92,13 @@ class ModelDrafter:
                 drafts[b].append(token)
                 if len(drafts[b]) < limits[b]:
                     unread[b] = [self._drafter_id(token)]
-        return [Draft(tokens, None if self.certain else q[b]) for b, tokens in enumerate(drafts)]
+        return [
+            Draft(tokens, None if self.is_certain(sequence) else of_draft)
+            for sequence, tokens, of_draft in zip(sequences, drafts, q, strict=True)
+        ]
+
+    def _plain(self, sequence: TokenSequence) -> bool:
+        return self.is_certain(sequence) and self.sampling_of(sequence).repetition_penalty == 1
 
     def distributions(self, sequence: TokenSequence, drafted: Sequence[int]) -> Tensor:
         """q [n + 1, V] after `sequence` and after each of n drafts: what `propose` draws from where it draws these.
@@ -132,12 +154,13 @@ class ModelDrafter:
         logits = sound(logits, "drafter", [len(sequence.tokens) + len(drafted)])
         if self.vocabulary is not None:
             logits = self.vocabulary.logits(logits)
-        logits = penalised(logits, self.sampling, [*sequence.tokens, *drafted])[0]
-        if self.certain:
+        sampling = self.sampling_of(sequence)
+        logits = penalised(logits, sampling, [*sequence.tokens, *drafted])[0]
+        if self.is_certain(sequence):
             if self.confident is not always:
                 reach *= float(logits.float().softmax(-1).max())
             return (int(likeliest(logits)) if self.confident(reach) else None), reach
-        distribution = probabilities(logits, self.sampling)
+        distribution = probabilities(logits, sampling)
         reach *= float(distribution.max())
         if not self.confident(reach):
             return None, reach

@@ -29,7 +29,7 @@ class ParallelDrafter(ModelDrafter):
         contexts = [self.read(s) if limit > 0 else [] for s, limit in zip(sequences, limits, strict=True)]
         limits = [max(0, self._limit(len(context), limit)) for context, limit in zip(contexts, limits, strict=True)]
         self._tell(sequences, limits)
-        drafts = [Draft([], None if self.certain else []) for _ in sequences]
+        drafts = [Draft([], None if self.is_certain(sequence) else []) for sequence in sequences]
         if not any(limits):
             return drafts
         logits = self._read_with_masks(contexts, limits)

@@ -7,16 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import cast
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Dice, Sampling
-from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.drafter import Drafter, OpenDrafter
 from sparsedraft.speculate.loop.sequence import Draft, Step, TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.loop.times import Stopwatch, Times, synchronized
 from sparsedraft.speculate.loop.verify import ChainVerifier, Verdict, Verifier
 from sparsedraft.speculate.policy.protocol import Outcome, Policy, Trial
-from sparsedraft.writers.protocol.backend import Backend
+from sparsedraft.writers.protocol.backend import Backend, OpenBackend
 
 
 @dataclass
@@ -30,8 +31,9 @@ class Generation:
 
 @dataclass
 class Decoder:
-    """Decodes some prompts once: afterwards its caches hold their texts. The random numbers of a sequence follow from
-    its seed alone, whichever sequences share its passes.
+    """Decodes some prompts once, by `decode`: afterwards its caches hold their texts. Or texts `join` one by one, each
+    with its own way to draw, `step` adds to all of them, and each leaves as it ends; backends and drafter are to admit
+    them then. The random numbers of a sequence follow from its seed alone, whichever sequences share its passes.
 
     `drafter` None is plain decoding. `eos_ids` and `stops` end a sequence. `clock` returns seconds, `dice` makes the
     random numbers of a seed. Each step runs inside a context that `around` makes.
@@ -51,9 +53,12 @@ class Decoder:
     # by the sequence's index: tokens that the drafter has not read, because it was not asked; whether it ever was
     _unread: dict[int, int] = field(default_factory=dict, init=False)
     _drafter_started: set[int] = field(default_factory=set, init=False)
+    _open: list[TokenSequence] = field(default_factory=list, init=False)  # those that joined and have not ended
+    _joined: int = field(default=0, init=False)
+    _new: list[TokenSequence] = field(default_factory=list, init=False)  # of those, the ones without a step yet
 
-    def _step(self, sequences: list[TokenSequence], first: bool) -> list[Step]:
-        """One step of speculative decoding, for all sequences at once."""
+    def _step(self, sequences: list[TokenSequence], new: Sequence[TokenSequence]) -> list[Step]:
+        """One step of speculative decoding, for all sequences at once; `new` of them begin with it."""
         watch, spent = Stopwatch(self.clock), Times()
 
         # 1. Draft. The target adds a token of its own, so a sequence drafts one token less than it has room for.
@@ -69,7 +74,7 @@ class Decoder:
 
         # 3. Accept, by the rule that leaves the target's distribution as it is; emit with a token of the target's own.
         verdicts = [
-            self._verifier.accept(sequence, draft, x, self.sampling)
+            self._verifier.accept(sequence, draft, x, sequence.sampling or self.sampling)
             for sequence, draft, x in zip(sequences, drafts, logits, strict=True)
         ]
         steps = [self._emit(*parts) for parts in zip(sequences, drafts, verdicts, strict=True)]
@@ -81,7 +86,7 @@ class Decoder:
         spent.rollback = watch.lap()
 
         asked = [step.row for step in steps if drafter is not None and step.match is None]
-        self.policy.observe(self._outcome(sequences, steps, watch.total, spent.draft, first=first, asked=asked))
+        self.policy.observe(self._outcome(sequences, steps, watch.total, spent.draft, new=new, asked=asked))
         spent.rest = watch.lap()
         self.times.add(spent)
         return steps
@@ -111,16 +116,75 @@ class Decoder:
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         self._started = True
-        self._unread = {s.index: s.prompt if self._drafter_reads else 0 for s in sequences}
-        room = max((sequence.room for sequence in sequences), default=0)
-        self.policy.begin(max(self._unread.values(), default=0), room)
-        sequences, first = self._select([s for s in sequences if s.room > 0], sequences), True
+        self._begin(sequences)
+        sequences, new = self._select([s for s in sequences if s.room > 0], sequences), sequences
         while sequences:
             with self.around():
-                steps = self._step(sequences, first)
-            first = False
+                steps = self._step(sequences, new)
+            new = []
             yield from steps
             sequences = self._select([s for s in sequences if not s.finish_reason], sequences)
+
+    def join(
+        self,
+        ids: Sequence[int],
+        max_new_tokens: int,
+        seed: int,
+        sampling: Sampling | None = None,
+        stops: Stops | None = None,
+    ) -> int:
+        """Continue the prompt `ids`, beside the texts that are under way; the index that its steps will have.
+
+        UserError as `decode`; ValueError where all rows are taken.
+        """
+        room = _room(self.target, ids, max_new_tokens)
+        sequence = _sequence(self._joined, [*ids], room, max_new_tokens, self.dice(seed))
+        sequence.sampling, sequence.stops = sampling, stops
+        cast(OpenBackend, self.target).admit(ids)
+        if self.drafter is not None:
+            cast(OpenDrafter, self.drafter).admit(sequence)
+        self._started, self._joined = True, self._joined + 1
+        self._open.append(sequence)
+        self._new.append(sequence)
+        return sequence.index
+
+    def step(self) -> list[Step]:
+        """One step of each text that has joined and not ended, in the order in which they joined; [] without any."""
+        if not self._open:
+            return []
+        new, self._new = self._new, []
+        if new:
+            self._begin(new)
+        with self.around():
+            steps = self._step(self._open, new)
+        self._keep_open([sequence for sequence in self._open if not sequence.finish_reason])
+        return steps
+
+    def leave(self, index: int) -> None:
+        """Give up the text of this index, if it is under way."""
+        self._new = [sequence for sequence in self._new if sequence.index != index]
+        self._keep_open([sequence for sequence in self._open if sequence.index != index])
+
+    def _keep_open(self, going: list[TokenSequence]) -> None:
+        """Only these go on; the rows of the others are free."""
+        if len(going) == len(self._open):
+            return
+        if going:
+            self._select(going, self._open)
+        else:
+            self.target.select([])
+            if self.drafter is not None:
+                self.drafter.select([])
+        left = {sequence.index for sequence in self._open} - {sequence.index for sequence in going}
+        self._unread = {index: count for index, count in self._unread.items() if index not in left}
+        self._drafter_started -= left
+        self._open = going
+
+    def _begin(self, new: Sequence[TokenSequence]) -> None:
+        """Tell the policy of the texts that begin."""
+        unread = {s.index: s.prompt if self._drafter_reads else 0 for s in new}
+        self._unread |= unread
+        self.policy.begin(max(unread.values(), default=0), max((s.room for s in new), default=0))
 
     def _select(self, going: list[TokenSequence], sequences: list[TokenSequence]) -> list[TokenSequence]:
         """`going`, the only ones of `sequences` that the caches hold from now on."""
@@ -145,9 +209,10 @@ class Decoder:
         """(`emitted` up to the token that ends the text, "eos" or "stop"); all of it and "" where none does."""
         end = next((i for i, token in enumerate(emitted) if token in self.eos_ids), None)
         reason = "" if end is None else "eos"
-        if self.stops is not None:
+        stops = sequence.stops or self.stops
+        if stops is not None:
             tokens = [*sequence.tokens, *emitted]
-            stop = self.stops.first(tokens, len(tokens) - sequence.prompt, len(emitted))
+            stop = stops.first(tokens, len(tokens) - sequence.prompt, len(emitted))
             if stop is not None and (end is None or stop < end):
                 end, reason = stop, "stop"
         return (emitted if end is None else emitted[: end + 1]), reason
@@ -159,7 +224,7 @@ class Decoder:
         seconds: float,
         draft_seconds: float,
         *,
-        first: bool,
+        new: Sequence[TokenSequence],
         asked: list[int],
     ) -> Outcome:
         """What the policy learns of a step; keeps count of what the drafter has not read.
@@ -167,7 +232,7 @@ class Decoder:
         `asked`: the indices of the sequences for which it was asked.
         """
         late = max((self._unread[row] for row in asked), default=0)
-        prompt = first or not self._drafter_started.issuperset(asked)  # the drafter may read its prompt later
+        prompt = bool(new) or not self._drafter_started.issuperset(asked)  # the drafter may read its prompt later
         self._drafter_started.update(asked)
         for step in steps:
             read = step.row in asked or not self._drafter_reads
@@ -180,12 +245,12 @@ class Decoder:
             draft_seconds,
             seconds,
             bool(asked),
-            begins=first,
+            begins=bool(new),
             prompt=prompt,
             late=late,
             behind=max((self._unread[sequence.index] for sequence in going), default=0),
             rows=n,
-            read=max(sequence.prompt for sequence in sequences) if first else 0,
+            read=max((sequence.prompt for sequence in new), default=0),
             room=max((sequence.room for sequence in going), default=0),
             at_once=bool(asked) and getattr(self.drafter, "at_once", False),
             full=any(sequence.finish_reason in ("length", "context") for sequence in sequences),

@@ -22,3 +22,11 @@ class Drafter(Protocol):
     def select(self, rows: Sequence[int]) -> None:
         """Forget all sequences but these, given by their places in the last call."""
         ...
+
+
+class OpenDrafter(Drafter, Protocol):
+    """A drafter whose sequences come and go."""
+
+    def admit(self, sequence: TokenSequence) -> None:
+        """Hold a state for this sequence, too, behind the others. ValueError where there is no room."""
+        ...

@@ -4,12 +4,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from sparsedraft.maths.sampling import Dice
+from sparsedraft.maths.sampling import Dice, Sampling
+from sparsedraft.speculate.loop.stops import Stops
 
 
 @dataclass
 class TokenSequence:
-    """A text under way: `tokens` begins with the prompt, of `prompt` tokens, and may grow to `end` tokens."""
+    """A text under way: `tokens` begins with the prompt, of `prompt` tokens, and may grow to `end` tokens.
+
+    `sampling` and `stops` are its own; None: those of the decoder.
+    """
 
     index: int  # its place among the prompts
     tokens: list[int]
@@ -18,6 +22,8 @@ class TokenSequence:
     dice: Dice
     limit: str = "length"  # what `end` comes from: "length" (max_new_tokens), or "context" (the target's)
     finish_reason: str = ""  # once it has ended: "eos", "stop", or its `limit`
+    sampling: Sampling | None = None
+    stops: Stops | None = None
 
     @property
     def room(self) -> int:

@@ -32,6 +32,14 @@ class Backend(Protocol):
         ...
 
 
+class OpenBackend(Backend, Protocol):
+    """A Backend whose rows come and go."""
+
+    def admit(self, ids: Sequence[int]) -> None:
+        """Add an empty row behind the others, whose text will begin with `ids`. ValueError where there is no room."""
+        ...
+
+
 class TreeBackend(Backend, Protocol):
     """A Backend that reads draft trees, too."""
 
