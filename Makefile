@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard $(CSRC)/*/*)
 		|| $(BIN)/pip install -q "$(TORCH)"
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/pip install -q -c $(VENV)/constraints.txt cmake nanobind ninja scikit-build-core
-	$(BIN)/pip install -q -c $(VENV)/constraints.txt --no-build-isolation -e '.[gguf,endpoint,ray,lm-eval,docs,dev]'
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt --no-build-isolation -e '.[gguf,endpoint,serve,ray,lm-eval,docs,dev]'
 	touch $@
 
 # One wheel in $(DIST) for Linux and CPython 3.11 or later, which needs no compiler; what `make` has compiled is not compiled again.

@@ -1,4 +1,4 @@
-"""`auto` on many short and long answers: beside the target alone and beside every K, from nothing and from what it kept.
+"""`auto` on many short and long answers, from nothing and from what it kept, beside the target alone and every K.
 
 One drafter pays and one does not. What `auto` keeps is learned on prompts of their own, as by an earlier run.
 """

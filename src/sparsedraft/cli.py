@@ -16,6 +16,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import dumps
 from sparsedraft.race.options import RaceOptions
 from sparsedraft.recipe.options import PlanOptions, RunOptions
+from sparsedraft.serve.options import ServeOptions
 from sparsedraft.stages.distill.options import DistillOptions
 from sparsedraft.stages.evaluate.options import EvaluateOptions
 from sparsedraft.stages.export.options import ExportOptions
@@ -169,6 +170,16 @@ def race(options: RaceOptions) -> None:
     emit(result)
 
 
+def serve(options: ServeOptions) -> None:
+    """Serve a target, with or without a drafter, to OpenAI's clients: chats and completions, whole or streamed.
+
+    Several answers are written at once, each exactly the target's own. /health and /metrics say how it does.
+    """
+    from sparsedraft.serve.stage import serve as stage
+
+    emit(stage(options))
+
+
 def pack(options: PackOptions) -> None:
     """Pack a checkpoint: its zeros left out, its values rounded if asked; what runs fast on a CPU."""
     from sparsedraft.stages.pack.stage import pack as stage
@@ -200,6 +211,7 @@ COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "advise": (AdviseOptions, advise),
     "generate": (GenerateOptions, generate),
     "race": (RaceOptions, race),
+    "serve": (ServeOptions, serve),
     "pack": (PackOptions, pack),
     "export": (ExportOptions, export),
 }

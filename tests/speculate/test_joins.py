@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -69,7 +68,7 @@ def together(decoder: Decoder, asked: Sequence[Asked], rows: int = ROWS) -> list
         while waiting and len(open_) < rows and (asked[waiting[0]].at <= number or not open_):
             which = waiting.pop(0)
             of = asked[which]
-            open_[decoder.join(of.ids, of.tokens, of.seed, of.sampling, of.stops)] = which
+            open_[decoder.join(of.ids, of.tokens, of.seed, of.sampling, of.stops).index] = which
         for step in decoder.step():
             texts.setdefault(open_[step.row], []).extend(step.emitted)
             if step.finish_reason:
@@ -111,7 +110,7 @@ def test_greedy_texts_do_not_depend_on_what_a_policy_chooses(
 def test_a_text_that_is_given_up_leaves_its_row(models: tuple[LoadedModel, LoadedModel]) -> None:
     pair = Pair.of(*models, "auto", GREEDY)
     decoder = pair.open_decoder(1, Constant(2), GREEDY)
-    first = decoder.join([5, 6, 7], 16, 0)
+    first = decoder.join([5, 6, 7], 16, 0).index
     decoder.step()
     with pytest.raises(ValueError, match="all 1 rows are taken"):
         decoder.join([9, 10], 4, 1)
@@ -119,7 +118,7 @@ def test_a_text_that_is_given_up_leaves_its_row(models: tuple[LoadedModel, Loade
     assert decoder.step() == []
     of = Asked(0, [9, 10], 9, 1, Sampling(1.0))
     assert together(decoder, [of], 1) == [alone(pair, of, Constant(2))]
-    before = decoder.join([5, 6, 7], 16, 0)
+    before = decoder.join([5, 6, 7], 16, 0).index
     decoder.leave(before)  # before its first step
     assert decoder.step() == [] and together(decoder, [of], 1) == [alone(pair, of, Constant(2))]
 

@@ -40,7 +40,7 @@ class ContextHead:
         return not np.array_equal(before, self._used)
 
     def idle(self, text: int) -> bool:
-        """Forget this text, and use nothing of its own until something is known again; whether that changes anything."""
+        """Use nothing of this text's own until something is known of it again; whether that changes anything."""
         before = self._used
         self._own[text], self._known[text] = self._fresh(), False
         self._update()

@@ -95,7 +95,8 @@ class Session:
         if not base or order is None:
             return None
         if self._head is None:
-            self._head, self._fresh = ContextHead(order.numpy(), base, self.model.handle.head_tile, len(self.lengths)), True
+            self._head = ContextHead(order.numpy(), base, self.model.handle.head_tile, len(self.lengths))
+            self._fresh = True
         return self._head
 
     def forget(self) -> None:

@@ -19,8 +19,8 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
 class PrefixCache:
     """`backend` for one decoding after another, or for sequences that come and go.
 
-    After `begin` it looks empty, with all its rows; after `vacate` it has none, and each `admit` adds one. Of the tokens
-    that are then appended, it reads only those that a row's cache does not still hold.
+    After `begin` it looks empty, with all its rows; after `vacate` it has none, and each `admit` adds one. Of the
+    tokens that are then appended, it reads only those that a row's cache does not still hold.
     """
 
     def __init__(self, backend: TreeBackend) -> None:
@@ -43,8 +43,8 @@ class PrefixCache:
         self.begin()
         self.select([])
 
-    def admit(self, ids: Sequence[int]) -> None:
-        """Add an empty sequence behind the others, whose text is to begin with `ids`.
+    def admit(self, ids: Sequence[int]) -> int:
+        """Add an empty sequence behind the others, whose text is to begin with `ids`; how many of them are known.
 
         It takes the free row that serves it best: what the row has read of `ids` counts for it, what it would lose
         counts against it, and of equals the one goes that has been free for longer. ValueError where no row is free.
@@ -55,6 +55,7 @@ class PrefixCache:
         self._free.remove(row)
         self._selected.append(row)
         self._lengths[row] = 0
+        return max(0, min(shared(self._cached[row], ids), len(ids) - 1))
 
     def forget(self) -> None:
         """See native.session.Session."""

@@ -33,7 +33,7 @@ class MixedDrafter:
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
         texts = [self.lookup.read(sequence) for sequence in sequences]
         choices = [
-            self.choose(_place(sequence, text.match, limit)) if limit > 0 else Choice(0, 0)
+            self._choice(sequence, text.match, limit)
             for sequence, text, limit in zip(sequences, texts, limits, strict=True)
         ]
         own = [choice.n if choice.match is None else 0 for choice in choices]
@@ -42,6 +42,13 @@ class MixedDrafter:
             draft if choice.match is None else Draft(text.continuation(choice.n), match=choice.match)
             for choice, text, draft in zip(choices, texts, drafts, strict=True)
         ]
+
+    def _choice(self, sequence: TokenSequence, match: int, limit: int) -> Choice:
+        if limit <= 0:
+            return Choice(0, 0)
+        if sequence.k is not None:  # its text is to follow from its seed, and `choose` goes by measured seconds
+            return Choice(None, limit)
+        return self.choose(_place(sequence, match, limit))
 
 
 def _place(sequence: TokenSequence, match: int, limit: int) -> Place:

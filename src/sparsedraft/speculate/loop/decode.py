@@ -63,7 +63,7 @@ class Decoder:
 
         # 1. Draft. The target adds a token of its own, so a sequence drafts one token less than it has room for.
         k = self.policy.next_k() if self.drafter is not None else 0
-        limits = [min(k, sequence.room - 1) for sequence in sequences]
+        limits = [min(k if sequence.k is None else sequence.k, sequence.room - 1) for sequence in sequences]
         drafter = self.drafter if any(limits) else None
         drafts = drafter.propose(sequences, limits) if drafter is not None else [Draft() for _ in sequences]
         spent.draft = watch.lap()
@@ -132,21 +132,26 @@ class Decoder:
         seed: int,
         sampling: Sampling | None = None,
         stops: Stops | None = None,
-    ) -> int:
-        """Continue the prompt `ids`, beside the texts that are under way; the index that its steps will have.
+        k: int | None = None,
+    ) -> TokenSequence:
+        """Continue the prompt `ids`, beside the texts that are under way.
+
+        Its steps have the index of what is returned, which is not to be changed. `sampling`, `stops` and `k` are as in
+        TokenSequence: with a constant `k` the text follows from the seed, whatever the policy learns and whatever runs
+        beside it.
 
         UserError as `decode`; ValueError where all rows are taken.
         """
         room = _room(self.target, ids, max_new_tokens)
         sequence = _sequence(self._joined, [*ids], room, max_new_tokens, self.dice(seed))
-        sequence.sampling, sequence.stops = sampling, stops
-        cast(OpenBackend, self.target).admit(ids)
+        sequence.sampling, sequence.stops, sequence.k = sampling, stops, k
+        sequence.cached = cast(OpenBackend, self.target).admit(ids)
         if self.drafter is not None:
             cast(OpenDrafter, self.drafter).admit(sequence)
         self._started, self._joined = True, self._joined + 1
         self._open.append(sequence)
         self._new.append(sequence)
-        return sequence.index
+        return sequence
 
     def step(self) -> list[Step]:
         """One step of each text that has joined and not ended, in the order in which they joined; [] without any."""

@@ -12,7 +12,8 @@ from sparsedraft.speculate.loop.stops import Stops
 class TokenSequence:
     """A text under way: `tokens` begins with the prompt, of `prompt` tokens, and may grow to `end` tokens.
 
-    `sampling` and `stops` are its own; None: those of the decoder.
+    `sampling` and `stops` are its own; None: those of the decoder. `k`: tokens to draft a step for it, whatever the
+    policy says. `cached`: tokens of its prompt that the target had read before.
     """
 
     index: int  # its place among the prompts
@@ -24,6 +25,8 @@ class TokenSequence:
     finish_reason: str = ""  # once it has ended: "eos", "stop", or its `limit`
     sampling: Sampling | None = None
     stops: Stops | None = None
+    k: int | None = None
+    cached: int = 0
 
     @property
     def room(self) -> int:

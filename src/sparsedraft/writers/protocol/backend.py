@@ -35,8 +35,11 @@ class Backend(Protocol):
 class OpenBackend(Backend, Protocol):
     """A Backend whose rows come and go."""
 
-    def admit(self, ids: Sequence[int]) -> None:
-        """Add an empty row behind the others, whose text will begin with `ids`. ValueError where there is no room."""
+    def admit(self, ids: Sequence[int]) -> int:
+        """Add an empty row behind the others, whose text will begin with `ids`; how many of these it need not read.
+
+        ValueError where there is no room.
+        """
         ...
 
 

@@ -1,0 +1,143 @@
+"""The web application: OpenAI's paths, health, and metrics."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from sparsedraft.serve import replies
+from sparsedraft.serve.engine import Full, Stopped
+from sparsedraft.serve.guard import Guard, refusal
+from sparsedraft.serve.replies import CHAT, COMPLETION, Form, Reply
+from sparsedraft.serve.requests import ChatRequest, CompletionRequest, sentence
+from sparsedraft.serve.service import Answers, Refused, Service
+
+RETRY = "1"  # seconds after which a client may ask again where the queue was full
+WATCHED = 0.25  # seconds between two looks whether a client is still there
+
+
+def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -> FastAPI:
+    """The application. `api_key`: what clients must send; `hosts`: the names by which they may call this server."""
+    app = FastAPI(title="sparsedraft", docs_url=None, redoc_url=None)
+    app.add_middleware(Guard, api_key=api_key, hosts=hosts)
+    _handle_errors(app)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> str:
+        engine = service.engine
+        return engine.counters.text(num_requests_running=engine.running, num_requests_waiting=engine.waiting)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        known = [name for name in (service.names.target, service.names.drafter) if name]
+        about = {"object": "model", "owned_by": "sparsedraft"}
+        return {"object": "list", "data": [{"id": name, **about} for name in known]}
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        return await _answer(service, body, request, CHAT)
+
+    @app.post("/v1/completions")
+    async def complete(body: CompletionRequest, request: Request) -> Response:
+        return await _answer(service, body, request, COMPLETION)
+
+    return app
+
+
+async def _answer(service: Service, body: ChatRequest | CompletionRequest, request: Request, form: Form) -> Response:
+    service.check_names(body)
+    prompts = service.prompts(body)
+    answers = service.begin(body, prompts)
+    reply, count = Reply(form, service.names.target), sum(map(len, prompts))
+    if body.stream:
+        events = _events(answers, reply, body, count)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    watch = asyncio.create_task(_watch(request, answers))
+    try:
+        async for _ in answers.pieces():
+            pass
+    finally:
+        watch.cancel()
+    used = replies.usage(count, answers.cached, answers.written)
+    return JSONResponse(reply.whole(answers.written, used, body.include_metrics))
+
+
+async def _watch(request: Request, answers: Answers) -> None:
+    """Give the answers up once nobody waits for them."""
+    while not await request.is_disconnected():
+        await asyncio.sleep(WATCHED)
+    answers.give_up()
+
+
+async def _events(
+    answers: Answers, reply: Reply, body: ChatRequest | CompletionRequest, count: int
+) -> AsyncIterator[bytes]:
+    """The events of a streamed reply. A client that goes away closes this, which gives the answers up."""
+    if reply.form.chat:
+        for index in range(len(answers.written)):
+            yield _event(reply.first(index))
+    try:
+        async for piece in answers.pieces():
+            reason = answers.written[piece.index].reason
+            if piece.text or reason:
+                drafts = piece.from_drafts if body.include_metrics else None
+                yield _event(reply.piece(piece.index, piece.text, reason, drafts))
+    except Exception as error:  # the status has been sent: the last event says what happened
+        yield _event(replies.error(_told(error), "server_error"))
+        return
+    usage = body.stream_options is not None and body.stream_options.include_usage
+    used = replies.usage(count, answers.cached, answers.written) if usage else None
+    if last := reply.last(used, answers.written, body.include_metrics):
+        yield _event(last)
+    yield b"data: [DONE]\n\n"
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode("utf-8", "replace") + b"\n\n"
+
+
+def _told(error: Exception) -> str:
+    """What a client is told of a failure while an answer was written; never a path or a trace."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this answer: ask for fewer tokens, or for fewer answers at once."
+    if isinstance(error, FloatingPointError):
+        return "the model's logits are not numbers: its weights are damaged."
+    return "the answer could not be finished."
+
+
+def _handle_errors(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        told, field = sentence(dict(error.errors()[0]))
+        return refusal(told, 400, field or None)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> JSONResponse:
+        return refusal(error.message, error.status, error.param, error.code)
+
+    @app.exception_handler(Full)
+    async def full(_: Request, error: Full) -> JSONResponse:
+        told = refusal("too many requests wait already: ask again in a moment.", 429, code="queue_full")
+        told.headers["Retry-After"] = RETRY
+        return told
+
+    @app.exception_handler(Stopped)
+    async def stopped(_: Request, error: Stopped) -> JSONResponse:
+        return refusal("the server is shutting down.", 503)
+
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> JSONResponse:
+        return refusal(f"{str(error.detail).lower().rstrip('.')}.", error.status_code)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return refusal(_told(error), 500)

@@ -1,0 +1,154 @@
+"""The thread that decodes: requests wait in a bounded queue, join the decoder as places are free, and get their steps.
+
+Only this thread touches the decoder. What others ask of it (to begin, to give up) it does between two steps.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.serve.counters import Counters
+from sparsedraft.speculate.loop.decode import Decoder
+from sparsedraft.speculate.loop.sequence import Step, TokenSequence
+from sparsedraft.speculate.loop.stops import Stops
+
+
+class Full(Exception):
+    """The queue has no room."""
+
+
+class Stopped(Exception):
+    """The server is shutting down."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A text to be written. `on_step` gets each of its steps, and None or an error once it has ended, on the engine's
+    thread; it must not block."""
+
+    ids: list[int]
+    max_new_tokens: int
+    seed: int
+    sampling: Sampling
+    stops: Stops | None
+    k: int | None
+    on_step: Callable[[Step | Exception | None], None]
+    given_up: bool = False
+    sequence: TokenSequence | None = field(default=None, init=False)  # once it has joined
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that had been read before."""
+        return self.sequence.cached if self.sequence else 0
+
+
+class Engine:
+    """Decodes up to `rows` jobs at once with `decoder`, which is open; up to `queue` more wait."""
+
+    def __init__(self, decoder: Decoder, rows: int, queue: int, counters: Counters) -> None:
+        self.decoder, self.rows, self.queue, self.counters = decoder, rows, queue, counters
+        self._waiting: deque[Job] = deque()
+        self._running: dict[int, Job] = {}  # by the index of its sequence
+        self._changed, self._stopping = threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, name="sparsedraft-decode", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Let these jobs wait for a place: all, or Full. Stopped once `stop` was called."""
+        with self._changed:
+            if self._stopping:
+                raise Stopped
+            if len(self._waiting) + len(jobs) > self.queue + max(0, self.rows - len(self._running)):
+                raise Full
+            self._waiting += jobs
+            self._changed.notify()
+
+    def give_up(self, job: Job) -> None:
+        """Write no more of a job; its place is free after the step under way."""
+        with self._changed:
+            job.given_up = True
+            self._changed.notify()
+
+    def stop(self, grace: float) -> None:
+        """Take no more jobs, let those that run or wait end within `grace` seconds, and give up the others."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join(grace)
+        with self._changed:
+            for job in (*self._waiting, *self._running.values()):
+                job.given_up = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while self._ready():
+            self._admit()
+            try:
+                steps = self.decoder.step()
+            except (FloatingPointError, MemoryError, RuntimeError, ValueError) as error:
+                self._fail(error)
+                continue
+            for step in steps:
+                job = self._running[step.row]
+                self.counters.count(step)
+                job.on_step(step)
+                if step.finish_reason:
+                    del self._running[step.row]
+                    self.counters.finished(step.finish_reason)
+                    job.on_step(None)
+
+    def _ready(self) -> bool:
+        """Wait until there is something to do; False once the engine has stopped and nothing is left."""
+        with self._changed:
+            while not (self._waiting or self._running or self._stopping):
+                self._changed.wait()
+            return bool(self._waiting or self._running)
+
+    def _admit(self) -> None:
+        """Let given-up jobs leave, and waiting ones join while there are places."""
+        for index, job in [*self._running.items()]:
+            if job.given_up:
+                del self._running[index]
+                self.decoder.leave(index)
+                self.counters.finished("abort")
+                job.on_step(None)
+        while len(self._running) < self.rows:
+            with self._changed:
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+            if job.given_up:
+                job.on_step(None)
+                continue
+            self._join(job)
+
+    def _join(self, job: Job) -> None:
+        try:
+            job.sequence = self.decoder.join(job.ids, job.max_new_tokens, job.seed, job.sampling, job.stops, job.k)
+        except (UserError, MemoryError) as error:
+            job.on_step(error)
+            return
+        self._running[job.sequence.index] = job
+        self.counters.began(len(job.ids), job.cached)
+
+    def _fail(self, error: Exception) -> None:
+        """A step failed: nothing is known of the texts under way, so all of them end with the error."""
+        for index, job in [*self._running.items()]:
+            self.decoder.leave(index)
+            self.counters.finished("error")
+            job.on_step(error)
+        self._running = {}

@@ -1,0 +1,163 @@
+"""What clients may ask: OpenAI's fields that are supported, each checked, and no others.
+
+A field that would change the answer and is not supported is refused, never ignored.
+"""
+
+import secrets
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sparsedraft.base import bounds
+from sparsedraft.maths.sampling import Sampling
+
+SEEDS = 1 << 62  # of requests that give none
+Text = Annotated[str, Field(max_length=1 << 22)]
+Token = Annotated[int, Field(ge=0, lt=bounds.VOCABULARY)]
+Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class TextPart(_Schema):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Message(_Schema):
+    """A message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+    name: str | None = None
+
+    def plain(self) -> dict[str, str]:
+        """The message as chat templates take it."""
+        role = "system" if self.role == "developer" else self.role
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+        return {"role": role, "content": "".join(parts)}
+
+
+class StreamOptions(_Schema):
+    """How an answer is streamed."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ResponseFormat(_Schema):
+    """Text alone: what a grammar would have to enforce is refused."""
+
+    type: Literal["text"]
+
+
+class Asked(_Schema):
+    """What chats and plain completions share. `draft_model`: the drafter by its name, "none" for the target alone."""
+
+    model: str
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=8)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1, le=bounds.VOCABULARY)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    seed: Annotated[int, Field(ge=0, le=bounds.SEED)] | None = None
+    user: str | None = None
+    draft_model: str | None = None
+    num_draft_tokens: Annotated[int, Field(ge=0, le=bounds.DRAFTED)] | None = None
+    include_metrics: bool = False
+    presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+
+    @model_validator(mode="after")
+    def _streams(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options belong to stream true: set it, or leave them out")
+        return self
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(
+            self.temperature, max(0, self.top_k), self.top_p, self.min_p, self.repetition_penalty
+        )  # fmt: skip
+
+    @property
+    def stops(self) -> list[str]:
+        """The strings that end the answer."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The longest answer that is asked for."""
+        return self.max_tokens
+
+    def seeds(self) -> list[int]:
+        """One for each answer; of a request that gives none they are random."""
+        first = secrets.randbelow(SEEDS) if self.seed is None else self.seed
+        return [first + i for i in range(self.n)]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the same request is to have the same answer again, though it samples."""
+        return self.seed is not None and not self.sampling.greedy
+
+
+class ChatRequest(Asked):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: Literal[False] | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(Asked):
+    """POST /v1/completions. A prompt is a text or token ids, or a list of these."""
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=64)]
+        | Annotated[list[Token], Field(min_length=1, max_length=bounds.LENGTH)]
+    )
+    max_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = 16
+    echo: Literal[False] = False
+    logprobs: None = None
+    suffix: None = None
+    best_of: Literal[1] | None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each prompt, as a text or as ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        ids = [part for part in self.prompt if isinstance(part, int)]
+        return [ids] if ids else [part for part in self.prompt if isinstance(part, str)]
+
+
+def sentence(error: dict[str, Any]) -> tuple[str, str]:
+    """(one sentence, the field) of the first complaint of pydantic."""
+    place = [part for part in error["loc"] if part not in ("body", "function-after")]
+    field = ".".join(str(part) for part in place if not str(part).startswith(("constrained", "list[", "function")))
+    kind, what = error["type"], error["msg"]
+    if kind == "extra_forbidden":
+        return f"{field} is not supported by this server: leave it out.", field
+    if kind == "missing":
+        return f"{field} is missing: give it.", field
+    if kind == "json_invalid":
+        return "the body is no JSON: send an object.", ""
+    if kind == "value_error":
+        return f"{what.removeprefix('Value error, ')}.", field
+    return f"{field} cannot be so ({what[0].lower()}{what[1:]}): mend it, or leave it out.", field

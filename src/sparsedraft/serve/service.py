@@ -1,0 +1,156 @@
+"""From a checked request to jobs, and from their steps to text: what lies between the web and the engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.models.tokenizers import templates
+from sparsedraft.serve.engine import Engine, Job
+from sparsedraft.serve.replies import Written
+from sparsedraft.serve.requests import Asked, ChatRequest, CompletionRequest
+from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.loop.stops import Stops
+from sparsedraft.speculate.pair import Pair
+from sparsedraft.stages.generate.texts import TextStream
+
+ALONE = "none"  # as the draft_model of a request: the target alone
+
+
+class Refused(Exception):
+    """A request that cannot be answered: one sentence, the field at fault, OpenAI's code, and the HTTP status."""
+
+    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
+        super().__init__(message)
+        self.message, self.param, self.code, self.status = message, param, code, status
+
+
+@dataclass(frozen=True)
+class Names:
+    """What clients call the models; `drafter` None: the target decodes alone."""
+
+    target: str
+    drafter: str | None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a step adds to the answer `index`: its text, and the beginning of it that accepted drafts wrote."""
+
+    index: int
+    text: str
+    from_drafts: str
+
+
+class Service:
+    """Answers requests with an engine, whose decoder is of `pair`."""
+
+    def __init__(self, pair: Pair, engine: Engine, names: Names, most_tokens: int, seeded_k: int) -> None:
+        self.pair, self.engine, self.names = pair, engine, names
+        self.most_tokens, self.seeded_k = most_tokens, seeded_k
+
+    def prompts(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
+        """The ids of each prompt. Refused for what the template or the model does not know, or has no room for."""
+        tokenizer = self.pair.target.tokenizer
+        try:
+            if isinstance(request, ChatRequest):
+                found = [templates.chat_ids(tokenizer, [message.plain() for message in request.messages])]
+            else:
+                found = [
+                    list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
+                    for prompt in request.prompts
+                ]
+        except UserError as error:
+            raise Refused(str(error), "messages") from None
+        field, context = "messages" if isinstance(request, ChatRequest) else "prompt", self.pair.target.context
+        for ids in found:
+            if not ids:
+                raise Refused(f"{field} has no token: write something.", field)
+            if max(ids) >= self.pair.target.embedding_rows:
+                raise Refused(f"{field} holds the token {max(ids)}, which the model does not have.", field)
+            if context is not None and len(ids) >= context:
+                told = f"{field} has {len(ids)} tokens, which fill the context of {context}: shorten it."
+                raise Refused(told, field, "context_length_exceeded")
+        return found
+
+    def check_names(self, request: Asked) -> None:
+        """Refused where the request names a model that is not served."""
+        if request.model != self.names.target:
+            told = f"model {request.model[:80]!r} is not served here: there is {self.names.target}."
+            raise Refused(told, "model", "model_not_found", 404)
+        known = [ALONE, *([self.names.drafter] if self.names.drafter else [])]
+        if request.draft_model is not None and request.draft_model not in known:
+            told = f"draft_model {request.draft_model[:80]!r} is not loaded: choose one of {', '.join(known)}."
+            raise Refused(told, "draft_model")
+
+    def begin(self, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]]) -> "Answers":
+        """Let the answers be written; Full or Stopped where they cannot."""
+        return Answers(self, request, prompts)
+
+    def drafted(self, request: Asked) -> int | None:
+        """How many tokens are drafted a step for a request; None: as the policy says."""
+        if request.draft_model == ALONE or self.names.drafter is None:
+            return 0
+        if request.num_draft_tokens is not None:
+            return request.num_draft_tokens
+        return self.seeded_k if request.repeats else None
+
+
+class Answers:
+    """The answers to one request, n for each of its prompts, as they are written; in an event loop."""
+
+    def __init__(
+        self, service: Service, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]]
+    ) -> None:
+        self.service, self.written = service, [Written() for _ in range(len(prompts) * request.n)]
+        tokenizer = service.pair.target.tokenizer
+        stops = Stops(tokenizer, request.stops) if request.stops else None
+        self._streams = [TextStream(tokenizer, stops) for _ in self.written]
+        self._steps: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
+        self._loop, most = asyncio.get_running_loop(), request.most_tokens
+        tokens = service.most_tokens if most is None else min(most, service.most_tokens)
+        self.jobs = [
+            Job(ids, tokens, seed, request.sampling, stops, service.drafted(request), self._hand_over(index))
+            for index, (ids, seed) in enumerate((ids, seed) for ids in prompts for seed in request.seeds())
+        ]
+        service.engine.submit(self.jobs)
+
+    def _hand_over(self, index: int) -> Callable[[Step | Exception | None], None]:
+        """Passes steps from the engine's thread to this loop."""
+
+        def on_step(step: Step | Exception | None) -> None:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._steps.put_nowait, (index, step))
+
+        return on_step
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The pieces of all answers as they come. Raises what ended one of them; left early, all are given up."""
+        open_ = len(self.jobs)
+        try:
+            while open_:
+                index, step = await self._steps.get()
+                if isinstance(step, Exception):
+                    raise step
+                if step is None:
+                    open_ -= 1
+                    continue
+                stream = self._streams[index]
+                from_drafts, own = stream.parts(step)
+                if step.finish_reason:
+                    own += stream.rest()
+                self.written[index].add(step, from_drafts + own)
+                yield Piece(index, from_drafts + own, from_drafts)
+        finally:
+            if open_:
+                self.give_up()
+
+    def give_up(self) -> None:
+        """Write no more."""
+        for job in self.jobs:
+            self.service.engine.give_up(job)
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompts that had been read before."""
+        return sum(job.cached for job in self.jobs)

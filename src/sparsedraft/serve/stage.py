@@ -1,0 +1,102 @@
+"""The `serve` command: load the models, start the engine, listen."""
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sparsedraft.base.console import console
+from sparsedraft.base.errors import UserError
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.names import LOOKUP
+from sparsedraft.serve.counters import Counters
+from sparsedraft.serve.engine import Engine
+from sparsedraft.serve.options import ServeOptions
+from sparsedraft.serve.service import Names, Service
+from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.policy.policies import policy_named
+from sparsedraft.writers.loaded import LoadedModel
+
+KEY = "SPARSEDRAFT_API_KEY"
+OWN = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine reaches
+
+
+def serve(options: ServeOptions) -> dict[str, Any]:
+    """Serve until SIGINT or SIGTERM; {"url", "requests"}: where, and how many were answered.
+
+    UserError for models that cannot be loaded or do not go together, and for an address that cannot be had.
+    """
+    try:
+        import uvicorn
+
+        from sparsedraft.serve.app import application
+    except ImportError:
+        raise UserError("serve needs a web server: pip install 'sparsedraft[serve]'.") from None
+    key = options.api_key or os.environ.get(KEY) or None
+    if options.host not in OWN and key is None:
+        raise UserError(f"--host {options.host} can be reached from other machines: give --api-key, or set {KEY}, too.")
+    with _listening(options) as listener, running(options) as service:
+        host, port = listener.getsockname()[:2]
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        app = application(service, key, (*options.allowed_host, options.host))
+        config = uvicorn.Config(app, log_level=options.log_level, timeout_graceful_shutdown=int(options.grace) + 1)
+        console.print(f"{service.names.target} is served at {url}/v1; Ctrl-C ends it", soft_wrap=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends by them, and then raises them again
+            signal.signal(number, lambda *_: None)
+        uvicorn.Server(config).run(sockets=[listener])
+        return {"url": url, "requests": service.engine.counters.requests}
+
+
+@contextmanager
+def running(options: ServeOptions) -> Iterator[Service]:
+    """The service of these models, its engine running; stopped at the end of the block."""
+    pair = load_pair(options)
+    counters = Counters()
+    policy = policy_named("auto") if options.k is None else policy_named("constant", options.k)
+    engine = Engine(pair.open_decoder(options.parallel, policy, Sampling()), options.parallel, options.queue, counters)
+    engine.start()
+    try:
+        yield Service(pair, engine, _names(options), options.max_new_tokens, options.seeded_k)
+    finally:
+        engine.stop(options.grace)
+
+
+def load_pair(options: ServeOptions) -> Pair:
+    """The models, as far as they are to be loaded."""
+    names = ("dtype", "device", "runtime", "cache", "template_args")
+    loading = {name: getattr(options, name) for name in names}
+    target = LoadedModel.load(options.target, **loading)
+    other: LoadedModel | str | None = options.drafter
+    if options.drafter not in (None, LOOKUP):
+        other = LoadedModel.load(str(options.drafter), **loading)
+    pair = Pair.of(target, other, "auto", Sampling()).reading(options.drafter_window, options.drafter_sinks)
+    return pair.with_lookup() if options.lookup else pair
+
+
+def _names(options: ServeOptions) -> Names:
+    """What clients call the models: never by a path of this machine."""
+    target = options.served_name or Path(options.target).resolve().name
+    drafter = None if options.drafter is None else Path(options.drafter).name
+    return Names(target, f"{drafter}-drafter" if drafter == target else drafter)
+
+
+@contextmanager
+def _listening(options: ServeOptions) -> Iterator[socket.socket]:
+    """A socket that listens where the options say; taken before the models are loaded, which takes long."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((options.host, options.port))
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no address"
+            raise UserError(
+                f"--host {options.host} --port {options.port} cannot be listened on ({why}): give another."
+            ) from None
+        yield listener
+    finally:
+        listener.close()

@@ -1,0 +1,133 @@
+"""The engine's thread: places and a queue, jobs that are given up, failures, and an orderly end."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.serve.counters import Counters
+from sparsedraft.serve.engine import Engine, Full, Job, Stopped
+from sparsedraft.speculate.loop.decode import generate
+from sparsedraft.speculate.loop.sequence import Step
+from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.writers.loaded import LoadedModel
+
+GREEDY, WAIT = Sampling(), 30.0
+
+
+class Watched:
+    """Collects what a job gets; `ended` is set once it has ended."""
+
+    def __init__(self, ids: list[int], tokens: int = 8, sampling: Sampling = GREEDY, seed: int = 0, k: int = 2) -> None:
+        self.tokens: list[int] = []
+        self.error: Exception | None = None
+        self.ended, self.begun = threading.Event(), threading.Event()
+        self.hold: Callable[[], None] = lambda: None
+        self.job = Job(ids, tokens, seed, sampling, None, k, self._on_step)
+
+    def _on_step(self, step: Step | Exception | None) -> None:
+        if isinstance(step, Step):
+            self.tokens += step.emitted
+            self.begun.set()
+            self.hold()
+            return
+        self.error = step
+        self.ended.set()
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_checkpoint: Path) -> Pair:
+    model = LoadedModel.load(tiny_checkpoint)
+    return Pair.of(model, model, "auto", GREEDY)
+
+
+@pytest.fixture
+def engine(pair: Pair):
+    found = Engine(pair.open_decoder(2, Constant(2), GREEDY), 2, 3, Counters())
+    found.start()
+    yield found
+    found.stop(WAIT)
+
+
+def test_more_jobs_than_places_all_get_their_own_text(engine: Engine, pair: Pair) -> None:
+    watched = [Watched([7 + i, 9], 6 + i, Sampling(float(i % 2)), seed=i) for i in range(5)]
+    for of in watched:
+        engine.submit([of.job])
+    for of in watched:
+        assert of.ended.wait(WAIT) and of.error is None
+        decoder = pair.decoder([pair.prompt_pair(of.job.ids)], Constant(2), of.job.sampling)
+        assert of.tokens == generate(decoder, of.job.ids, of.job.max_new_tokens, of.job.seed).tokens
+    told = engine.counters.text(num_requests_running=0)
+    assert 'sparsedraft:request_success_total{finished_reason="length"} 5' in told
+    assert f"sparsedraft:generation_tokens_total {sum(len(of.tokens) for of in watched)}" in told
+
+
+def held(engine: Engine) -> tuple[list[Watched], threading.Event]:
+    """Both places taken by jobs that hold the engine until the event."""
+    go = threading.Event()
+    watched = [Watched([11], 40), Watched([12], 40)]
+    engine.submit([of.job for of in watched])
+    assert all(of.begun.wait(WAIT) for of in watched)
+    watched[0].hold = lambda: go.wait(WAIT)  # type: ignore[assignment,return-value]
+    return watched, go
+
+
+def test_a_full_queue_takes_all_of_a_request_or_nothing(engine: Engine) -> None:
+    _, go = held(engine)
+    waiting = [Watched([20 + i], 3) for i in range(3)]
+    engine.submit([of.job for of in waiting[:2]])
+    with pytest.raises(Full):
+        engine.submit([Watched([30]).job, Watched([31]).job])
+    engine.submit([waiting[2].job])
+    assert engine.waiting == 3
+    with pytest.raises(Full):
+        engine.submit([Watched([32]).job])
+    go.set()
+    assert all(of.ended.wait(WAIT) for of in waiting)
+
+
+def test_a_job_that_is_given_up_frees_its_place_within_a_step(engine: Engine) -> None:
+    running, go = held(engine)
+    waiting, never = Watched([40], 3), Watched([41], 3)
+    engine.submit([waiting.job, never.job])
+    engine.give_up(never.job)
+    engine.give_up(running[1].job)
+    before = len(running[1].tokens)
+    go.set()
+    assert waiting.ended.wait(WAIT) and never.ended.wait(WAIT) and running[1].ended.wait(WAIT)
+    assert never.tokens == [] and len(running[1].tokens) <= before + 3
+    assert running[0].ended.wait(WAIT) and len(running[0].tokens) == 40
+
+
+def test_a_step_that_fails_ends_its_texts_and_no_others(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = engine.decoder.step
+
+    def fails() -> list[Step]:
+        monkeypatch.setattr(engine.decoder, "step", own)
+        raise FloatingPointError("NaN")
+
+    monkeypatch.setattr(engine.decoder, "step", fails)
+    lost, found = Watched([50]), Watched([50])
+    engine.submit([lost.job])
+    assert lost.ended.wait(WAIT) and isinstance(lost.error, FloatingPointError)
+    engine.submit([found.job])
+    assert found.ended.wait(WAIT) and found.error is None and len(found.tokens) == 8
+
+
+def test_it_stops_in_order_and_in_time(pair: Pair) -> None:
+    engine = Engine(pair.open_decoder(1, Constant(2), GREEDY), 1, 8, Counters())
+    engine.start()
+    short, long_ = Watched([60], 4), Watched([61], 400)
+    engine.submit([short.job, long_.job])
+    long_.hold = lambda: time.sleep(0.05)  # type: ignore[assignment]
+    assert long_.begun.wait(WAIT)
+    start = time.monotonic()
+    engine.stop(0.2)
+    assert time.monotonic() - start < 10
+    assert len(short.tokens) == 4 and long_.ended.is_set() and len(long_.tokens) < 400
+    with pytest.raises(Stopped):
+        engine.submit([Watched([62]).job])

@@ -1,0 +1,244 @@
+"""The server as clients see it: the openai package, plain HTTP, and what must be refused."""
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import uvicorn
+
+import sparsedraft
+from serving import ASKED
+from sparsedraft.serve import guard
+from sparsedraft.serve.app import application
+from sparsedraft.serve.options import ServeOptions
+from sparsedraft.serve.service import Service
+from sparsedraft.serve.stage import running
+
+CHAT = [{"role": "user", "content": ASKED[0]}]
+
+
+class Served:
+    """A running server: its address and its service."""
+
+    def __init__(self, url: str, service: Service) -> None:
+        self.url, self.service = url, service
+        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=60)
+
+    def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
+        """(status, JSON) of a plain request."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json", **headers})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
+            return str(answer.read().decode())
+
+
+def serving(options: ServeOptions, key: str | None = None) -> Iterator[Served]:
+    with running(options) as service:
+        config = uvicorn.Config(application(service, key, ()), port=0, log_level="error")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Served(f"http://127.0.0.1:{port}", service)
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def served(talker: Path) -> Iterator[Served]:
+    yield from serving(ServeOptions(target=str(talker), drafter=str(talker), parallel=3, queue=4, served_name="talker"))
+
+
+def own(talker: Path, text: str, **options: Any) -> Any:
+    return sparsedraft.generate(talker, text, max_new_tokens=24, **options)
+
+
+def test_a_chat_is_the_targets_own_text(served: Served, talker: Path) -> None:
+    answer = served.client.chat.completions.create(model="talker", messages=CHAT, temperature=0, max_tokens=24)
+    expected = own(talker, ASKED[0])
+    (choice,) = answer.choices
+    assert choice.message.content == expected.text and choice.message.role == "assistant"
+    assert choice.finish_reason == {"eos": "stop", "length": "length"}[expected.finish_reason]
+    assert answer.usage.completion_tokens == len(expected.token_ids)
+    assert answer.usage.prompt_tokens == expected.prompt_tokens
+
+
+@pytest.mark.parametrize("usage", [False, True])
+def test_a_stream_adds_up_to_the_same(served: Served, talker: Path, usage: bool) -> None:
+    more = {"stream_options": {"include_usage": True}} if usage else {}
+    chunks = [*served.client.chat.completions.create(
+        model="talker", messages=CHAT, temperature=0, max_tokens=24, stream=True, **more)]  # fmt: skip
+    expected = own(talker, ASKED[0])
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    assert choices[0].delta.role == "assistant"
+    assert "".join(choice.delta.content or "" for choice in choices) == expected.text
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == ["stop"]
+    assert (chunks[-1].usage is not None) == usage
+    if usage:
+        assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == len(expected.token_ids)
+
+
+def test_many_at_once_are_each_as_alone(served: Served, talker: Path) -> None:
+    """Greedy, and sampled with a seed: whatever runs beside it, and again."""
+
+    def ask(which: int, seed: int | None) -> str:
+        how = {"temperature": 0} if seed is None else {"temperature": 1.2, "seed": seed}
+        answer = served.client.chat.completions.create(
+            model="talker", messages=[{"role": "user", "content": ASKED[which]}], max_tokens=12, **how
+        )
+        return str(answer.choices[0].message.content)
+
+    jobs = [(which, seed) for which in range(len(ASKED)) for seed in (None, 7)][:7]  # as many as may run and wait
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        together = [*pool.map(lambda job: ask(*job), jobs)]
+    assert together == [ask(*job) for job in jobs]
+    greedy = [
+        sparsedraft.generate(talker, ASKED[which], max_new_tokens=12).text for which, seed in jobs if seed is None
+    ]
+    assert [text for text, (_, seed) in zip(together, jobs, strict=True) if seed is None] == greedy
+
+
+def test_completions_of_texts_and_of_ids(served: Served, talker: Path) -> None:
+    ids = served.service.pair.target.tokenizer("the quick")["input_ids"]
+    how = {"model": "talker", "temperature": 0, "max_tokens": 6}
+    texts = [choice.text for choice in served.client.completions.create(prompt=["the quick", "a draft"], **how).choices]
+    expected = [
+        sparsedraft.generate(talker, text, raw=True, max_new_tokens=6).text for text in ("the quick", "a draft")
+    ]
+    assert texts == expected
+    assert served.client.completions.create(prompt=ids, **how).choices[0].text == expected[0]
+    assert len(served.client.completions.create(prompt=ids, n=3, **how).choices) == 3
+
+
+def test_a_stop_string_is_not_part_of_the_text(served: Served, talker: Path) -> None:
+    whole = own(talker, ASKED[0]).text
+    word = whole.split()[1]
+    answer = served.client.chat.completions.create(
+        model="talker", messages=CHAT, temperature=0, max_tokens=24, stop=[word]
+    )
+    assert answer.choices[0].message.content == whole[: whole.index(word)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_the_next_turn_reads_what_is_new(served: Served) -> None:
+    """Tokens of the earlier turn count as cached, and the metrics say so."""
+    how = {"model": "talker", "temperature": 0, "max_tokens": 8}
+    first = served.client.chat.completions.create(messages=CHAT, **how)
+    chat = [*CHAT, {"role": "assistant", "content": first.choices[0].message.content},
+            {"role": "user", "content": ASKED[3]}]  # fmt: skip
+    second = served.client.chat.completions.create(messages=chat, **how)
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert first.usage.prompt_tokens - 4 <= cached < second.usage.prompt_tokens
+    assert "sparsedraft:prefix_cache_hits_total" in served.get("/metrics")
+
+
+def test_a_request_says_how_it_is_drafted_and_is_told_how_that_went(served: Served) -> None:
+    body = {"model": "talker", "messages": CHAT, "temperature": 0, "max_tokens": 12, "include_metrics": True}
+    texts = set()
+    for more, drafted in (({"num_draft_tokens": 3}, True), ({"draft_model": "none"}, False), ({}, None)):
+        status, answer = served.post("/v1/chat/completions", body | more)
+        assert status == 200
+        (told,) = answer["metrics"]["speculative_decoding"]
+        assert drafted is None or bool(told["num_drafts"]) == drafted
+        assert told["num_accepted_tokens"] == sum(told["accepted_per_position"])
+        assert told["mean_acceptance_length"] >= 1
+        texts.add(answer["choices"][0]["message"]["content"])
+    assert len(texts) == 1
+    metrics = served.get("/metrics")
+    for name in ("drafts", "draft_tokens", "accepted_tokens"):
+        assert f"sparsedraft:spec_decode_num_{name}_total" in metrics
+    assert 'accepted_tokens_per_pos_total{position="0"}' in metrics
+
+
+def test_models_and_health(served: Served) -> None:
+    assert [model.id for model in served.client.models.list()] == ["talker", Path(served_drafter(served)).name]
+    assert json.loads(served.get("/health")) == {"status": "ok"}
+
+
+def served_drafter(served: Served) -> str:
+    return str(served.service.names.drafter)
+
+
+GOOD = {"model": "talker", "messages": CHAT, "max_tokens": 4}
+BAD: list[tuple[dict[str, Any] | bytes, int, str, str | None]] = [
+    (b"{", 400, "the body is no JSON", None),
+    ({**GOOD, "echo": True}, 400, "echo is not supported", "echo"),
+    ({**GOOD, "tools": []}, 400, "tools is not supported", "tools"),
+    ({**GOOD, "logprobs": True}, 400, "logprobs cannot be so", "logprobs"),
+    ({**GOOD, "response_format": {"type": "json_object"}}, 400, "response_format", "response_format.type"),
+    ({"model": "talker"}, 400, "messages is missing", "messages"),
+    ({**GOOD, "messages": []}, 400, "messages cannot be so", "messages"),
+    ({**GOOD, "temperature": -1}, 400, "temperature cannot be so", "temperature"),
+    (
+        b'{"model": "talker", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',
+        400,
+        "temperature",
+        "temperature",
+    ),
+    ({**GOOD, "max_tokens": 0}, 400, "max_tokens cannot be so", "max_tokens"),
+    ({**GOOD, "model": "/etc/passwd"}, 404, "is not served here", "model"),
+    ({**GOOD, "draft_model": "other"}, 400, "is not loaded", "draft_model"),
+    ({**GOOD, "stream_options": {"include_usage": True}}, 400, "belong to stream", ""),
+    ({**GOOD, "messages": [{"role": "user", "content": "word " * 4000}]}, 400, "fill the context", "messages"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "told", "field"), BAD, ids=range(len(BAD)))
+def test_what_cannot_be_answered_is_told_in_one_sentence(
+    served: Served, body: dict[str, Any] | bytes, status: int, told: str, field: str | None
+) -> None:
+    found, answer = served.post("/v1/chat/completions", body)
+    assert found == status and told in answer["error"]["message"], answer
+    assert answer["error"]["message"].endswith(".") and "\n" not in answer["error"]["message"]
+    assert field is None or (answer["error"]["param"] or "") == field
+    assert served.post("/v1/chat/completions", GOOD)[0] == 200, "the next request goes on"
+
+
+def test_bodies_hosts_and_paths(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "LARGEST", 1000)
+    assert served.post("/v1/chat/completions", {**GOOD, "user": "x" * 2000})[0] == 413
+    assert served.post("/v1/chat/completions", GOOD, Host="evil.example:80")[0] == 400
+    assert served.post("/v1/chat/completions", GOOD, Host="localhost")[0] == 200
+    assert served.post("/v1/nothing", GOOD)[0] == 404
+
+
+def test_a_client_that_goes_away_frees_its_place(served: Served) -> None:
+    stream = served.client.chat.completions.create(
+        model="talker", messages=CHAT, max_tokens=400, temperature=2.0, stop=["\0never"], stream=True
+    )
+    next(iter(stream))
+    stream.close()
+    end = time.monotonic() + 20
+    while served.service.engine.running and time.monotonic() < end:
+        time.sleep(0.05)
+    assert served.service.engine.running == 0
+
+
+def test_a_key_is_asked_for(tiny_checkpoint: Path) -> None:
+    (found,) = [*_with_key(tiny_checkpoint)]
+    assert found == [401, 401, 200]
+
+
+def _with_key(model: Path) -> Iterator[list[int]]:
+    for served in serving(ServeOptions(target=str(model), served_name="talker", parallel=1), key="secret"):
+        yield [
+            served.post("/v1/chat/completions", GOOD, **headers)[0]
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer secret"})
+        ]
