@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from sparsedraft.serve.engine import Full, Stopped
 from sparsedraft.serve.guard import Guard, refusal
 from sparsedraft.serve.replies import CHAT, COMPLETION, Form, Reply
 from sparsedraft.serve.requests import ChatRequest, CompletionRequest, sentence
-from sparsedraft.serve.service import Answers, Refused, Service
+from sparsedraft.serve.service import ALONE, Answers, Refused, Service
 
 RETRY = "1"  # seconds after which a client may ask again where the queue was full
 WATCHED = 0.25  # seconds between two looks whether a client is still there
@@ -26,6 +27,7 @@ def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -
     app = FastAPI(title="sparsedraft", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, api_key=api_key, hosts=hosts)
     _handle_errors(app)
+    started = int(time.time())
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -38,9 +40,9 @@ def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        known = [name for name in (service.names.target, service.names.drafter) if name]
-        about = {"object": "model", "owned_by": "sparsedraft"}
-        return {"object": "list", "data": [{"id": name, **about} for name in known]}
+        drafters = [ALONE, *([service.names.drafter] if service.names.drafter else [])]
+        about = {"object": "model", "created": started, "owned_by": "sparsedraft", "draft_models": drafters}
+        return {"object": "list", "data": [{"id": service.names.target, **about}]}
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:

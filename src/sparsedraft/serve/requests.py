@@ -160,4 +160,6 @@ def sentence(error: dict[str, Any]) -> tuple[str, str]:
         return "the body is no JSON: send an object.", ""
     if kind == "value_error":
         return f"{what.removeprefix('Value error, ')}.", field
+    if not field:
+        return "the body is no JSON object: send one, with Content-Type: application/json.", ""
     return f"{field} cannot be so ({what[0].lower()}{what[1:]}): mend it, or leave it out.", field
