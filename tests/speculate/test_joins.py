@@ -149,3 +149,13 @@ def test_where_texts_cannot_come_and_go(models: tuple[LoadedModel, LoadedModel])
         decoder.join([], 4, 0)
     assert decoder.step() == []
     together(decoder, [Asked(0, [5], 3, 0, GREEDY)], 2)
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "both"])
+def test_nothing_is_kept_of_texts_that_have_ended(models: tuple[LoadedModel, LoadedModel], drafter: str) -> None:
+    pair = Pair.of(models[0], models[1] if drafter == "both" else "lookup", "auto", GREEDY)
+    pair = pair.with_lookup() if drafter == "both" else pair
+    decoder = pair.open_decoder(2, policy_named("auto"), GREEDY)
+    together(decoder, [Asked(0, [5 + i, 9], 3, 0, GREEDY) for i in range(12)], 2)
+    lookup = getattr(decoder.drafter, "lookup", decoder.drafter)
+    assert lookup._texts == {} and decoder._unread == {} and decoder._drafter_started == set()

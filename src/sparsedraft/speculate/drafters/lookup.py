@@ -26,6 +26,9 @@ class PromptLookup:
     def admit(self, sequence: TokenSequence) -> None:
         """The same."""
 
+    def leave(self, index: int) -> None:
+        self._texts.pop(index, None)
+
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
         return [Draft(self.read(s).continuation(limit)) for s, limit in zip(sequences, limits, strict=True)]
 

@@ -30,6 +30,10 @@ class MixedDrafter:
     def admit(self, sequence: TokenSequence) -> None:
         cast(OpenDrafter, self.model).admit(sequence)
 
+    def leave(self, index: int) -> None:
+        self.lookup.leave(index)
+        cast(OpenDrafter, self.model).leave(index)
+
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
         texts = [self.lookup.read(sequence) for sequence in sequences]
         choices = [

@@ -59,6 +59,9 @@ class ModelDrafter:
         self._cached.append([])
         self._told.append([])
 
+    def leave(self, index: int) -> None:
+        """Does nothing: what is held is held by rows."""
+
     def sampling_of(self, sequence: TokenSequence) -> Sampling:
         """How q is made for this sequence."""
         return self.sampling if sequence.sampling is None else sequence.sampling.tempered(self.factor)

@@ -183,6 +183,8 @@ class Decoder:
         left = {sequence.index for sequence in self._open} - {sequence.index for sequence in going}
         self._unread = {index: count for index, count in self._unread.items() if index not in left}
         self._drafter_started -= left
+        for index in left if self.drafter is not None else ():
+            cast(OpenDrafter, self.drafter).leave(index)
         self._open = going
 
     def _begin(self, new: Sequence[TokenSequence]) -> None:

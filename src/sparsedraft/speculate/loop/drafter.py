@@ -30,3 +30,7 @@ class OpenDrafter(Drafter, Protocol):
     def admit(self, sequence: TokenSequence) -> None:
         """Hold a state for this sequence, too, behind the others. ValueError where there is no room."""
         ...
+
+    def leave(self, index: int) -> None:
+        """The sequence of this index will not be seen again; `select` has left it out."""
+        ...
