@@ -12,10 +12,12 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 import uvicorn
 
 import sparsedraft
 from serving import ASKED
+from sparsedraft.models.tokenizers import templates
 from sparsedraft.serve import guard
 from sparsedraft.serve.app import application
 from sparsedraft.serve.options import ServeOptions
@@ -179,7 +181,8 @@ BAD: list[tuple[dict[str, Any] | bytes, int, str, str | None]] = [
     (b"[1]", 400, "the body is no JSON object", None),
     ({**GOOD, "echo": True}, 400, "echo is not supported", "echo"),
     ({**GOOD, "tools": []}, 400, "tools is not supported", "tools"),
-    ({**GOOD, "logprobs": True}, 400, "logprobs cannot be so", "logprobs"),
+    ({**GOOD, "top_logprobs": 2}, 400, "belong to logprobs true", ""),
+    ({**GOOD, "logprobs": True, "top_logprobs": 21}, 400, "top_logprobs cannot be so", "top_logprobs"),
     ({**GOOD, "response_format": {"type": "json_object"}}, 400, "response_format", "response_format.type"),
     ({"model": "talker"}, 400, "messages is missing", "messages"),
     ({**GOOD, "messages": []}, 400, "messages cannot be so", "messages"),
@@ -240,3 +243,44 @@ def _with_key(model: Path) -> Iterator[list[int]]:
             served.post("/v1/chat/completions", GOOD, **headers)[0]
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer secret"})
         ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("drafts", [0, 3])
+@pytest.mark.parametrize("how", [{"temperature": 0}, {"temperature": 1.5, "seed": 3, "top_k": 5}])
+def test_logprobs_are_the_targets_own_for_accepted_drafts_too(
+    served: Served, stream: bool, drafts: int, how: dict[str, Any]
+) -> None:
+    """Those of a pass of transformers over prompt and answer, whatever the temperature."""
+    extra = {"num_draft_tokens": drafts, "top_k": how.get("top_k", 0)}
+    how = {name: value for name, value in how.items() if name != "top_k"}
+    answer = served.client.chat.completions.create(
+        model="talker", messages=CHAT, max_tokens=10, logprobs=True, top_logprobs=3, stream=stream, extra_body=extra,
+        **how,
+    )  # fmt: skip
+    choices = [choice for chunk in answer for choice in chunk.choices] if stream else answer.choices
+    told = [one for choice in choices if choice.logprobs for one in choice.logprobs.content]
+    model = served.service.pair.target
+    prompt = templates.chat_ids(model.tokenizer, CHAT)
+    by_text = {model.tokenizer.decode([number]): number for number in range(320)}
+    ids = [by_text[one.token] for one in told]
+    with torch.no_grad():
+        logits = model.model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1)
+    for row, token, one in zip(expected, ids, told, strict=True):
+        assert one.logprob == pytest.approx(float(row[token]), abs=2e-3)
+        values = row.topk(3).values.tolist()
+        assert [top.logprob for top in one.top_logprobs] == pytest.approx(values, abs=2e-3)
+        assert bytes(one.bytes).decode() == one.token or one.token.startswith("<")
+    assert len(told) > 2
+
+
+def test_logprobs_of_completions(served: Served) -> None:
+    answer = served.client.completions.create(
+        model="talker", prompt="the quick", temperature=0, max_tokens=6, logprobs=2
+    ).choices[0]
+    told = answer.logprobs
+    assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(told.text_offset)
+    assert told.text_offset[0] == 0 and all(len(top) == 2 for top in told.top_logprobs)
+    likeliest = [max(top.values()) for top in told.top_logprobs]
+    assert likeliest == pytest.approx(told.token_logprobs)

@@ -90,9 +90,9 @@ async def _events(
     try:
         async for piece in answers.pieces():
             reason = answers.written[piece.index].reason
-            if piece.text or reason:
+            if piece.text or reason or piece.logprobs:
                 drafts = piece.from_drafts if body.include_metrics else None
-                yield _event(reply.piece(piece.index, piece.text, reason, drafts))
+                yield _event(reply.piece(piece.index, piece.text, reason, piece.logprobs, drafts))
     except Exception as error:  # the status has been sent: the last event says what happened
         yield _event(replies.error(_told(error), "server_error"))
         return

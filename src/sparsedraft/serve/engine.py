@@ -36,6 +36,7 @@ class Job:
     stops: Stops | None
     k: int | None
     on_step: Callable[[Step | Exception | None], None]
+    top_logprobs: int | None = None
     given_up: bool = False
     sequence: TokenSequence | None = field(default=None, init=False)  # once it has joined
 
@@ -138,7 +139,9 @@ class Engine:
 
     def _join(self, job: Job) -> None:
         try:
-            job.sequence = self.decoder.join(job.ids, job.max_new_tokens, job.seed, job.sampling, job.stops, job.k)
+            job.sequence = self.decoder.join(
+                job.ids, job.max_new_tokens, job.seed, job.sampling, job.stops, job.k, job.top_logprobs
+            )
         except (UserError, MemoryError) as error:
             job.on_step(error)
             return

@@ -21,9 +21,12 @@ class Written:
     steps: int = 0
     drafted: int = 0
     accepted: list[int] = field(default_factory=list)  # by steps with drafts
+    logprobs: dict[str, Any] = field(default_factory=dict)  # of all tokens, in the request's form; {}: not asked for
 
-    def add(self, step: Step, text: str) -> None:
+    def add(self, step: Step, text: str, logprobs: dict[str, Any] | None) -> None:
         self.text += text
+        for name, values in (logprobs or {}).items():
+            self.logprobs[name] = values if values is None else [*self.logprobs.get(name, []), *values]
         self.tokens += len(step.emitted)
         self.steps += 1
         if step.drafted:
@@ -71,7 +74,8 @@ class Reply:
         for index, answer in enumerate(answers):
             message = {"role": "assistant", "content": answer.text}
             said: dict[str, Any] = {"message": message} if self.form.chat else {"text": answer.text}
-            choices.append({"index": index, **said, "logprobs": None, "finish_reason": answer.reason})
+            logprobs = answer.logprobs or None
+            choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": answer.reason})
         return {
             **self._head, "object": self.form.whole, "choices": choices, "usage": usage, **told(answers, metrics),
         }  # fmt: skip
@@ -80,11 +84,13 @@ class Reply:
         """The chunk that begins an answer of a chat."""
         return self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
-    def piece(self, index: int, text: str, reason: str | None, from_drafts: str | None = None) -> dict[str, Any]:
-        """A chunk of text; `from_drafts`: its beginning that accepted drafts wrote."""
+    def piece(
+        self, index: int, text: str, reason: str | None, logprobs: dict[str, Any] | None, from_drafts: str | None
+    ) -> dict[str, Any]:
+        """A chunk of text; `from_drafts`: its beginning that accepted drafts wrote, where that is asked for."""
         said: dict[str, Any] = {"delta": {"content": text} if text else {}} if self.form.chat else {"text": text}
         extra = {} if from_drafts is None else {"from_drafts": from_drafts}
-        return self._chunk([{"index": index, **said, "logprobs": None, "finish_reason": reason, **extra}])
+        return self._chunk([{"index": index, **said, "logprobs": logprobs, "finish_reason": reason, **extra}])
 
     def last(self, usage: dict[str, Any] | None, answers: Sequence[Written], metrics: bool) -> dict[str, Any] | None:
         """The chunk behind all text, where one was asked for."""

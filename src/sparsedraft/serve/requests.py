@@ -14,6 +14,7 @@ from sparsedraft.maths.sampling import Sampling
 SEEDS = 1 << 62  # of requests that give none
 Text = Annotated[str, Field(max_length=1 << 22)]
 Token = Annotated[int, Field(ge=0, lt=bounds.VOCABULARY)]
+Likeliest = Annotated[int, Field(ge=0, le=20)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -100,6 +101,11 @@ class Asked(_Schema):
         """The longest answer that is asked for."""
         return self.max_tokens
 
+    @property
+    def likeliest(self) -> int | None:
+        """How many of the likeliest tokens are to be told beside each; None: no log-probabilities."""
+        return None
+
     def seeds(self) -> list[int]:
         """One for each answer; of a request that gives none they are random."""
         first = secrets.randbelow(SEEDS) if self.seed is None else self.seed
@@ -117,11 +123,22 @@ class ChatRequest(Asked):
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = None
     response_format: ResponseFormat | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Likeliest | None = None
+
+    @model_validator(mode="after")
+    def _tells(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs belong to logprobs true: set it, or leave them out")
+        return self
 
     @property
     def most_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def likeliest(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
 
 class CompletionRequest(Asked):
@@ -134,9 +151,13 @@ class CompletionRequest(Asked):
     )
     max_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = 16
     echo: Literal[False] = False
-    logprobs: None = None
+    logprobs: Likeliest | None = None
     suffix: None = None
     best_of: Literal[1] | None = None
+
+    @property
+    def likeliest(self) -> int | None:
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.serve.engine import Engine, Job
+from sparsedraft.serve.logprobs import Tokens, of_chat, of_completion
 from sparsedraft.serve.replies import Written
 from sparsedraft.serve.requests import Asked, ChatRequest, CompletionRequest
 from sparsedraft.speculate.loop.sequence import Step
@@ -35,11 +37,15 @@ class Names:
 
 @dataclass(frozen=True)
 class Piece:
-    """What a step adds to the answer `index`: its text, and the beginning of it that accepted drafts wrote."""
+    """What a step adds to the answer `index`: its text, and the beginning of it that accepted drafts wrote.
+
+    `logprobs`: in the request's form, of its tokens; None where they are not asked for.
+    """
 
     index: int
     text: str
     from_drafts: str
+    logprobs: dict[str, Any] | None
 
 
 class Service:
@@ -48,6 +54,7 @@ class Service:
     def __init__(self, pair: Pair, engine: Engine, names: Names, most_tokens: int, seeded_k: int) -> None:
         self.pair, self.engine, self.names = pair, engine, names
         self.most_tokens, self.seeded_k = most_tokens, seeded_k
+        self.tokens = Tokens(pair.target.tokenizer)
 
     def prompts(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
         """The ids of each prompt. Refused for what the template or the model does not know, or has no room for."""
@@ -106,14 +113,19 @@ class Answers:
         tokenizer = service.pair.target.tokenizer
         stops = Stops(tokenizer, request.stops) if request.stops else None
         self._streams = [TextStream(tokenizer, stops) for _ in self.written]
+        self._request = request
         self._steps: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
         self._loop, most = asyncio.get_running_loop(), request.most_tokens
         tokens = service.most_tokens if most is None else min(most, service.most_tokens)
         self.jobs = [
-            Job(ids, tokens, seed, request.sampling, stops, service.drafted(request), self._hand_over(index))
+            self._job(index, ids, seed, tokens, stops)
             for index, (ids, seed) in enumerate((ids, seed) for ids in prompts for seed in request.seeds())
         ]
         service.engine.submit(self.jobs)
+
+    def _job(self, index: int, ids: list[int], seed: int, tokens: int, stops: Stops | None) -> Job:
+        request, k, on_step = self._request, self.service.drafted(self._request), self._hand_over(index)
+        return Job(ids, tokens, seed, request.sampling, stops, k, on_step, request.likeliest)
 
     def _hand_over(self, index: int) -> Callable[[Step | Exception | None], None]:
         """Passes steps from the engine's thread to this loop."""
@@ -139,11 +151,19 @@ class Answers:
                 from_drafts, own = stream.parts(step)
                 if step.finish_reason:
                     own += stream.rest()
-                self.written[index].add(step, from_drafts + own)
-                yield Piece(index, from_drafts + own, from_drafts)
+                told = self._logprobs(step, len(self.written[index].text))
+                self.written[index].add(step, from_drafts + own, told)
+                yield Piece(index, from_drafts + own, from_drafts, told)
         finally:
             if open_:
                 self.give_up()
+
+    def _logprobs(self, step: Step, begin: int) -> dict[str, Any] | None:
+        if self._request.likeliest is None:
+            return None
+        if isinstance(self._request, ChatRequest):
+            return of_chat(self.service.tokens, step.emitted, step.logprobs)
+        return of_completion(self.service.tokens, step.emitted, step.logprobs, begin)
 
     def give_up(self) -> None:
         """Write no more."""

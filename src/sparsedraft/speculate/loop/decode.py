@@ -9,7 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
+from torch import Tensor
+
 from sparsedraft.base.errors import UserError
+from sparsedraft.maths.likelihoods import Likelihood, likelihoods
 from sparsedraft.maths.sampling import Dice, Sampling
 from sparsedraft.speculate.loop.drafter import Drafter, OpenDrafter
 from sparsedraft.speculate.loop.sequence import Draft, Step, TokenSequence
@@ -77,7 +80,7 @@ class Decoder:
             self._verifier.accept(sequence, draft, x, sequence.sampling or self.sampling)
             for sequence, draft, x in zip(sequences, drafts, logits, strict=True)
         ]
-        steps = [self._emit(*parts) for parts in zip(sequences, drafts, verdicts, strict=True)]
+        steps = [self._emit(*parts) for parts in zip(sequences, drafts, verdicts, logits, strict=True)]
         spent.sampling = watch.lap()
 
         # 4. Keep. The target's cache forgets rejected drafts; a drafter does so when it is asked again.
@@ -133,10 +136,11 @@ class Decoder:
         sampling: Sampling | None = None,
         stops: Stops | None = None,
         k: int | None = None,
+        top_logprobs: int | None = None,
     ) -> TokenSequence:
         """Continue the prompt `ids`, beside the texts that are under way.
 
-        Its steps have the index of what is returned, which is not to be changed. `sampling`, `stops` and `k` are as in
+        Its steps have the index of what is returned, which is not to be changed. What is asked for is as in
         TokenSequence: with a constant `k` the text follows from the seed, whatever the policy learns and whatever runs
         beside it.
 
@@ -145,6 +149,7 @@ class Decoder:
         room = _room(self.target, ids, max_new_tokens)
         sequence = _sequence(self._joined, [*ids], room, max_new_tokens, self.dice(seed))
         sequence.sampling, sequence.stops, sequence.k = sampling, stops, k
+        sequence.top_logprobs = top_logprobs
         sequence.cached = cast(OpenBackend, self.target).admit(ids)
         if self.drafter is not None:
             cast(OpenDrafter, self.drafter).admit(sequence)
@@ -203,14 +208,25 @@ class Decoder:
                 self.drafter.select(rows)
         return going
 
-    def _emit(self, sequence: TokenSequence, draft: Draft, verdict: Verdict) -> Step:
+    def _emit(self, sequence: TokenSequence, draft: Draft, verdict: Verdict, logits: Tensor) -> Step:
         """Append to `sequence` what was accepted and the target's token, up to the sequence's end."""
         emitted, reason = self._cut(sequence, [*(draft.tokens[i] for i in verdict.accepted), verdict.token])
         sequence.tokens += emitted
         sequence.finish_reason = reason or ("" if sequence.room > 0 else sequence.limit)
         accepted = min(len(verdict.accepted), len(emitted))
         tested = (verdict.tested, verdict.kept, verdict.expected, verdict.share)
-        return Step(draft.tokens, accepted, emitted, sequence.index, *tested, sequence.finish_reason, draft.match)
+        told = (sequence.finish_reason, draft.match, self._likelihoods(sequence, verdict, emitted, logits))
+        return Step(draft.tokens, accepted, emitted, sequence.index, *tested, *told)
+
+    @staticmethod
+    def _likelihoods(
+        sequence: TokenSequence, verdict: Verdict, emitted: list[int], logits: Tensor
+    ) -> tuple[Likelihood, ...]:
+        """Those of the emitted tokens, where they are asked for: each follows the accepted draft before it."""
+        if sequence.top_logprobs is None:
+            return ()
+        rows = [0, *(place + 1 for place in verdict.accepted)][: len(emitted)]
+        return tuple(likelihoods(logits[rows], emitted, sequence.top_logprobs))
 
     def _cut(self, sequence: TokenSequence, emitted: list[int]) -> tuple[list[int], str]:
         """(`emitted` up to the token that ends the text, "eos" or "stop"); all of it and "" where none does."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sparsedraft.maths.likelihoods import Likelihood
 from sparsedraft.maths.sampling import Dice, Sampling
 from sparsedraft.speculate.loop.stops import Stops
 
@@ -13,7 +14,8 @@ class TokenSequence:
     """A text under way: `tokens` begins with the prompt, of `prompt` tokens, and may grow to `end` tokens.
 
     `sampling` and `stops` are its own; None: those of the decoder. `k`: tokens to draft a step for it, whatever the
-    policy says. `cached`: tokens of its prompt that the target had read before.
+    policy says. `cached`: tokens of its prompt that the target had read before. `top_logprobs`: how many of the
+    likeliest tokens its steps are to tell beside each token; None: no log-probabilities.
     """
 
     index: int  # its place among the prompts
@@ -27,6 +29,7 @@ class TokenSequence:
     stops: Stops | None = None
     k: int | None = None
     cached: int = 0
+    top_logprobs: int | None = None
 
     @property
     def room(self) -> int:
@@ -62,3 +65,4 @@ class Step:
     share: float | None = None  # Σ_v min(p(v), q(v)) of the first draft, where a block was verified
     finish_reason: str = ""  # why the sequence ended with this step; "" where it goes on
     match: int | None = None  # that of the draft
+    logprobs: tuple[Likelihood, ...] = ()  # of the emitted tokens by the target's own logits, where the sequence asks
