@@ -4,6 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from functools import partial
+from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +21,10 @@ from sparsedraft.serve.requests import ChatRequest, CompletionRequest, sentence
 from sparsedraft.serve.service import ALONE, Answers, Refused, Service
 
 RETRY = "1"  # seconds after which a client may ask again where the queue was full
+PAGE = {
+    "/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"), "/page.js": ("page.js", "text/javascript"),
+}  # fmt: skip
+POLICY = "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 WATCHED = 0.25  # seconds between two looks whether a client is still there
 
 
@@ -28,6 +34,9 @@ def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -
     app.add_middleware(Guard, api_key=api_key, hosts=hosts)
     _handle_errors(app)
     started = int(time.time())
+
+    for path, (name, kind) in PAGE.items():
+        app.add_api_route(path, partial(_file, name, kind), include_in_schema=False)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -53,6 +62,13 @@ def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -
         return await _answer(service, body, request, COMPLETION)
 
     return app
+
+
+async def _file(name: str, kind: str) -> Response:
+    """A file of the page, which loads nothing from elsewhere."""
+    headers = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    text = resources.files("sparsedraft.serve").joinpath(name).read_text(encoding="utf-8")
+    return Response(text, media_type=kind, headers=headers)
 
 
 async def _answer(service: Service, body: ChatRequest | CompletionRequest, request: Request, form: Form) -> Response:

@@ -12,7 +12,7 @@ from sparsedraft.serve import replies
 
 LARGEST = 16 << 20  # bytes of a request's body
 LOCAL = ("127.0.0.1", "localhost", "::1")  # what this machine is called by its own clients
-OPEN = ("/health",)  # paths that need no key
+OPEN = ("/health", "/", "/page.css", "/page.js")  # paths that need no key: none tells of a model
 
 
 def refusal(message: str, status: int, param: str | None = None, code: str | None = None) -> JSONResponse:

@@ -38,6 +38,7 @@ class Written:
         """How well drafts did: the mean acceptance length counts the target's own token; the histogram is by place."""
         longest = max(self.accepted, default=0)
         return {
+            "num_tokens": self.tokens,
             "num_drafts": len(self.accepted),
             "num_draft_tokens": self.drafted,
             "num_accepted_tokens": sum(self.accepted),
