@@ -133,3 +133,14 @@ def test_a_draw_is_by_the_sums_and_never_of_probability_zero(monkeypatch: pytest
     for place, token in ((0.0, 1), (0.2499, 1), (0.25, 3), (0.9999, 3), (1.0, 3)):  # 1.0: as rounding may make of it
         monkeypatch.setattr(torch, "rand", lambda *_, place=place, **__: torch.tensor(place, dtype=torch.float64))
         assert draw(p, generator) == token
+
+
+def test_the_likeliest_stays_of_a_share_that_float32_has_as_nothing() -> None:
+    logits = torch.tensor([[0.1, 0.3, 0.2]]).log()
+    assert probabilities(logits, Sampling(1.0, top_p=1e-50)).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0, float("inf")])
+def test_what_does_not_add_up_is_not_drawn_from(value: float) -> None:
+    with pytest.raises(FloatingPointError, match="does not add up"):
+        Dice(0).draw(torch.full((5,), value))

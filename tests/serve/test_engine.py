@@ -95,6 +95,7 @@ def test_a_job_that_is_given_up_frees_its_place_within_a_step(engine: Engine) ->
     waiting, never = Watched([40], 3), Watched([41], 3)
     engine.submit([waiting.job, never.job])
     engine.give_up(never.job)
+    assert never.ended.is_set() and engine.waiting == 1, "its place in the queue is free at once"
     engine.give_up(running[1].job)
     before = len(running[1].tokens)
     go.set()
@@ -118,6 +119,41 @@ def test_a_step_that_fails_ends_its_texts_and_no_others(engine: Engine, monkeypa
     assert found.ended.wait(WAIT) and found.error is None and len(found.tokens) == 8
 
 
+def test_a_text_that_fails_as_it_joins_ends_alone(engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other goes on, from where it was."""
+    running, own = Watched([70, 71], 40), engine.decoder.step
+
+    def fails() -> list[Step]:
+        if engine._new and engine.running > 1:
+            raise MemoryError
+        return own()
+
+    monkeypatch.setattr(engine.decoder, "step", fails)
+    engine.submit([running.job])
+    assert running.begun.wait(WAIT)
+    lost = Watched([72])
+    engine.submit([lost.job])
+    assert lost.ended.wait(WAIT) and isinstance(lost.error, MemoryError)
+    assert running.ended.wait(WAIT) and running.error is None
+    decoder = pair.decoder([pair.prompt_pair([70, 71])], Constant(2), GREEDY)
+    assert running.tokens == generate(decoder, [70, 71], 40).tokens
+
+
+def test_a_dead_thread_leaves_nobody_waiting(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(pair.open_decoder(1, Constant(2), GREEDY), 1, 8, Counters())
+    monkeypatch.setattr(engine, "_admit", lambda: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    engine.start()
+    assert engine.alive
+    watched = [Watched([80]), Watched([81])]
+    engine.submit([of.job for of in watched])
+    assert all(of.ended.wait(WAIT) and isinstance(of.error, Stopped) for of in watched)
+    engine._thread.join(WAIT)
+    assert not engine.alive
+    with pytest.raises(Stopped):
+        engine.submit([Watched([82]).job])
+
+
 def test_it_stops_in_order_and_in_time(pair: Pair) -> None:
     engine = Engine(pair.open_decoder(1, Constant(2), GREEDY), 1, 8, Counters())
     engine.start()
@@ -128,6 +164,6 @@ def test_it_stops_in_order_and_in_time(pair: Pair) -> None:
     start = time.monotonic()
     engine.stop(0.2)
     assert time.monotonic() - start < 10
-    assert len(short.tokens) == 4 and long_.ended.is_set() and len(long_.tokens) < 400
+    assert len(short.tokens) == 4 and isinstance(long_.error, Stopped) and len(long_.tokens) < 400
     with pytest.raises(Stopped):
         engine.submit([Watched([62]).job])

@@ -175,12 +175,30 @@ def test_models_and_health(served: Served) -> None:
     assert json.loads(served.get("/health")) == {"status": "ok"}
 
 
+@pytest.mark.parametrize("more", [
+    {"top_p": 1e-50}, {"repetition_penalty": 0.01, "top_k": 3}, {"repetition_penalty": 100, "min_p": 1.0}, {"seed": -1},
+    {"n": None, "temperature": None, "stream": None, "tools": None, "logit_bias": {}, "store": False, "user": "me"},
+])  # fmt: skip
+def test_extreme_and_empty_fields_have_an_answer(served: Served, more: dict[str, Any]) -> None:
+    status, answer = served.post("/v1/chat/completions", {**GOOD, "temperature": 1.0, **more})
+    assert status == 200 and answer["usage"]["completion_tokens"] > 0, answer
+
+
+def test_a_prompt_counts_as_cached_once(served: Served) -> None:
+    for _ in range(2):
+        usage = served.post("/v1/completions", {"model": "talker", "prompt": [5] * 20, "n": 3, "max_tokens": 2})[1]["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"] == 20
+    many = served.client.completions.create(model="talker", prompt=[[5, 6], [7]], max_tokens=2)
+    assert len(many.choices) == 2 and served.client.models.retrieve("talker").id == "talker"
+
+
 GOOD = {"model": "talker", "messages": CHAT, "max_tokens": 4}
 BAD: list[tuple[dict[str, Any] | bytes, int, str, str | None]] = [
     (b"{", 400, "the body is no JSON", None),
     (b"[1]", 400, "the body is no JSON object", None),
     ({**GOOD, "echo": True}, 400, "echo is not supported", "echo"),
-    ({**GOOD, "tools": []}, 400, "tools is not supported", "tools"),
+    ({**GOOD, "tools": [{"type": "function"}]}, 400, "tools is not supported", "tools"),
+    ({**GOOD, "n": 16}, 400, "can run and wait here", "n"),
     ({**GOOD, "top_logprobs": 2}, 400, "belong to logprobs true", ""),
     ({**GOOD, "logprobs": True, "top_logprobs": 21}, 400, "top_logprobs cannot be so", "top_logprobs"),
     ({**GOOD, "response_format": {"type": "json_object"}}, 400, "response_format", "response_format.type"),

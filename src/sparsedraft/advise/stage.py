@@ -86,18 +86,22 @@ def _advise(options: AdviseOptions, folder: Path) -> dict[str, Any]:
 
 
 class _Bench:
-    """The target, loaded, its `answers`, and what is measured on them. Drafters are loaded as they are needed."""
+    """The target, loaded, its `answers`, and what is measured on them. A drafter is loaded when it is needed, once."""
 
     def __init__(self, options: AdviseOptions, answers: Sequence[Answer]) -> None:
         o = options
         self.options, self.answers = options, answers
         self.sampling = Sampling(o.temperature, o.top_k, o.top_p, o.min_p, o.repetition_penalty)
         self.prompt_tokens = {answer.id: len(answer.prompt_ids) for answer in answers}
+        self._loaded: dict[str, LoadedModel] = {}
         self.target = self._load(o.target)
 
     def _load(self, ref: str) -> LoadedModel:
+        if ref in self._loaded:
+            return self._loaded[ref]
         names = ("dtype", "device", "runtime", "cache", "template_args")
-        return LoadedModel.load(ref, **{name: getattr(self.options, name) for name in names})
+        self._loaded[ref] = LoadedModel.load(ref, **{name: getattr(self.options, name) for name in names})
+        return self._loaded[ref]
 
     def pair(self, drafter: str | None, window: int | None) -> Pair:
         other = LOOKUP if drafter == LOOKUP else None if drafter is None else self._load(drafter)
@@ -120,9 +124,10 @@ class _Bench:
         return [] if top.drafter == LOOKUP else [size for size in WINDOWS if longest >= 2 * size]
 
     def run(self, choices: Sequence[Choice]) -> dict[Way, Seen]:
-        """These choices in the real loop, the first one also with K = auto and look-up; auto keeps what it learned."""
+        """These choices in the real loop, also with K = auto, and the first one with look-up beside that; auto keeps
+        what it learned."""
         first, *others = [Way(choice.drafter, choice.k, choice.window) for choice in choices]
-        ways = [Way(None), *beside(first), *others]
+        ways = [Way(None), *beside(first), *(way for other in others for way in beside(other)[:2])]
         runners = {way: (self._pair_of(way), way.policy()) for way in ways}
         with track("side by side", len(ways) * len(self.answers), "answers") as tracker:
             by_name = {str(way): runner for way, runner in runners.items()}

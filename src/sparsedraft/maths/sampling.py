@@ -41,7 +41,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
         logits = logits.masked_fill(logits < least, -torch.inf)
     if sampling.top_p < 1:
         ordered, index = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the likeliest token always stays
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p
+        outside[..., 0] = False  # the likeliest token stays, even of a share that float32 has as 0
         logits = logits.masked_fill(torch.zeros_like(outside).scatter_(-1, index, outside), -torch.inf)
     if sampling.min_p > 0:
         p = logits.softmax(-1)
@@ -70,6 +71,8 @@ def draw(distribution: Tensor, generator: torch.Generator) -> int:
     It inverts the cumulative sums with one random number, in a quarter of multinomial's time.
     """
     sums = distribution.cpu().cumsum(0, dtype=torch.float64)
+    if not 0 < float(sums[-1]) < torch.inf:
+        raise FloatingPointError("a distribution to draw from does not add up: give a milder repetition penalty")
     place = torch.rand((), generator=generator, dtype=torch.float64) * sums[-1]
     token = int(torch.searchsorted(sums, place, right=True))  # right: never one of probability 0
     return token if token < len(sums) else int(torch.searchsorted(sums, sums[-1]))  # the product was rounded up

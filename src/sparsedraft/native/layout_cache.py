@@ -209,6 +209,7 @@ class LayoutCache:
             return
         size = sum(matrix.bytes for matrix, _ in self._used.values())
         try:
+            shutil.rmtree(self.at, ignore_errors=True)  # of the folder as it was; it is not to push out another's
             if not make_room(self.at.parent, size):
                 raise OSError(f"{size / 1e9:.1f} GB would leave too little free there")
             with _scratch(self.at.parent) as work:

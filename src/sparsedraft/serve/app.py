@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from sparsedraft.serve import replies
 from sparsedraft.serve.engine import Full, Stopped
-from sparsedraft.serve.guard import Guard, refusal
+from sparsedraft.serve.guard import HEALTH, Guard, refusal
 from sparsedraft.serve.replies import CHAT, COMPLETION, Form, Reply
 from sparsedraft.serve.requests import ChatRequest, CompletionRequest, sentence
 from sparsedraft.serve.service import ALONE, Answers, Refused, Service
@@ -38,9 +38,10 @@ def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -
     for path, (name, kind) in PAGE.items():
         app.add_api_route(path, partial(_file, name, kind), include_in_schema=False)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok"}
+    @app.get(HEALTH)
+    async def health() -> JSONResponse:
+        alive = service.engine.alive
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> str:
@@ -52,6 +53,13 @@ def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -
         drafters = [ALONE, *([service.names.drafter] if service.names.drafter else [])]
         about = {"object": "model", "created": started, "owned_by": "sparsedraft", "draft_models": drafters}
         return {"object": "list", "data": [{"id": service.names.target, **about}]}
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> Any:
+        if name != service.names.target:
+            told = f"model {name[:80]!r} is not served here: there is {service.names.target}."
+            return refusal(told, 404, "model", "model_not_found")
+        return (await models())["data"][0]
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -73,7 +81,7 @@ async def _file(name: str, kind: str) -> Response:
 
 async def _answer(service: Service, body: ChatRequest | CompletionRequest, request: Request, form: Form) -> Response:
     service.check_names(body)
-    prompts = service.prompts(body)
+    prompts = await asyncio.to_thread(service.prompts, body)  # a long text takes its time
     answers = service.begin(body, prompts)
     reply, count = Reply(form, service.names.target), sum(map(len, prompts))
     if body.stream:
@@ -127,8 +135,10 @@ def _told(error: Exception) -> str:
     """What a client is told of a failure while an answer was written; never a path or a trace."""
     if isinstance(error, MemoryError):
         return "there is not enough memory for this answer: ask for fewer tokens, or for fewer answers at once."
+    if isinstance(error, Stopped):
+        return "the server is shutting down."
     if isinstance(error, FloatingPointError):
-        return "the model's logits are not numbers: its weights are damaged."
+        return "the model's logits are no numbers for this request: ask for milder sampling."
     return "the answer could not be finished."
 
 

@@ -6,9 +6,9 @@ Only this thread touches the decoder. What others ask of it (to begin, to give u
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.serve.counters import Counters
 from sparsedraft.speculate.loop.decode import Decoder
@@ -53,11 +53,17 @@ class Engine:
         self.decoder, self.rows, self.queue, self.counters = decoder, rows, queue, counters
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}  # by the index of its sequence
+        self._new: set[int] = set()  # of those that have had no step yet
         self._changed, self._stopping = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="sparsedraft-decode", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are being worked on."""
+        return self._thread.is_alive()
 
     @property
     def running(self) -> int:
@@ -68,9 +74,9 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Let these jobs wait for a place: all, or Full. Stopped once `stop` was called."""
+        """Let these jobs wait for a place: all, or Full. Stopped once `stop` was called, or where the thread is dead."""
         with self._changed:
-            if self._stopping:
+            if self._stopping or not self.alive:
                 raise Stopped
             if len(self._waiting) + len(jobs) > self.queue + max(0, self.rows - len(self._running)):
                 raise Full
@@ -78,39 +84,58 @@ class Engine:
             self._changed.notify()
 
     def give_up(self, job: Job) -> None:
-        """Write no more of a job; its place is free after the step under way."""
+        """Write no more of a job; its place is free after the step under way, or at once where it still waits."""
         with self._changed:
             job.given_up = True
+            waits = job in self._waiting
+            if waits:
+                self._waiting.remove(job)
             self._changed.notify()
+        if waits:
+            _tell(job, None)
 
     def stop(self, grace: float) -> None:
-        """Take no more jobs, let those that run or wait end within `grace` seconds, and give up the others."""
+        """Take no more jobs, let those that run or wait end within `grace` seconds; the others end with Stopped."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join(grace)
         with self._changed:
-            for job in (*self._waiting, *self._running.values()):
+            waiting, self._waiting = [*self._waiting], deque()
+            for job in self._running.values():
                 job.given_up = True
             self._changed.notify()
+        for job in waiting:
+            _tell(job, Stopped())
         self._thread.join()
 
     def _work(self) -> None:
-        while self._ready():
-            self._admit()
-            try:
-                steps = self.decoder.step()
-            except (FloatingPointError, MemoryError, RuntimeError, ValueError) as error:
-                self._fail(error)
-                continue
-            for step in steps:
-                job = self._running[step.row]
-                self.counters.count(step)
-                job.on_step(step)
-                if step.finish_reason:
-                    del self._running[step.row]
-                    self.counters.finished(step.finish_reason)
-                    job.on_step(None)
+        try:
+            while self._ready():
+                self._admit()
+                self._step()
+        finally:  # whatever happened, nobody is left waiting
+            with self._changed:
+                left = [*self._running.values(), *self._waiting]
+                self._running, self._waiting = {}, deque()
+            for job in left:
+                _tell(job, Stopped())
+
+    def _step(self) -> None:
+        try:
+            steps = self.decoder.step()
+        except Exception as error:  # of any kind: a model's, an engine's, or a fault of ours
+            self._fail(error)
+            return
+        self._new.clear()
+        for step in steps:
+            job = self._running[step.row]
+            self.counters.count(step)
+            _tell(job, step)
+            if step.finish_reason:
+                del self._running[step.row]
+                self.counters.finished(step.finish_reason)
+                _tell(job, None)
 
     def _ready(self) -> bool:
         """Wait until there is something to do; False once the engine has stopped and nothing is left."""
@@ -123,18 +148,12 @@ class Engine:
         """Let given-up jobs leave, and waiting ones join while there are places."""
         for index, job in [*self._running.items()]:
             if job.given_up:
-                del self._running[index]
-                self.decoder.leave(index)
-                self.counters.finished("abort")
-                job.on_step(None)
+                self._end(index, Stopped() if self._stopping else None, "abort")
         while len(self._running) < self.rows:
             with self._changed:
                 if not self._waiting:
                     return
                 job = self._waiting.popleft()
-            if job.given_up:
-                job.on_step(None)
-                continue
             self._join(job)
 
     def _join(self, job: Job) -> None:
@@ -142,16 +161,29 @@ class Engine:
             job.sequence = self.decoder.join(
                 job.ids, job.max_new_tokens, job.seed, job.sampling, job.stops, job.k, job.top_logprobs
             )
-        except (UserError, MemoryError) as error:
-            job.on_step(error)
+        except Exception as error:
+            _tell(job, error)
             return
         self._running[job.sequence.index] = job
+        self._new.add(job.sequence.index)
         self.counters.began(len(job.ids), job.cached)
 
+    def _end(self, index: int, told: Exception | None, reason: str) -> None:
+        """A job leaves before its text has ended."""
+        job = self._running.pop(index)
+        self._new.discard(index)
+        self.decoder.leave(index)
+        self.counters.finished(reason)
+        _tell(job, told)
+
     def _fail(self, error: Exception) -> None:
-        """A step failed: nothing is known of the texts under way, so all of them end with the error."""
-        for index, job in [*self._running.items()]:
-            self.decoder.leave(index)
-            self.counters.finished("error")
-            job.on_step(error)
-        self._running = {}
+        """A step failed. Those that were new in it are the likely cause, and end; where there were none, all do."""
+        for index in [*self._new] or [*self._running]:
+            self._end(index, error, "error")
+        self.decoder.recover()
+
+
+def _tell(job: Job, what: Step | Exception | None) -> None:
+    """Hand over a step or the end. A client whose event loop is gone is no reason to stop."""
+    with suppress(RuntimeError):
+        job.on_step(what)

@@ -12,7 +12,8 @@ from sparsedraft.serve import replies
 
 LARGEST = 16 << 20  # bytes of a request's body
 LOCAL = ("127.0.0.1", "localhost", "::1")  # what this machine is called by its own clients
-OPEN = ("/health", "/", "/page.css", "/page.js")  # paths that need no key: none tells of a model
+HEALTH = "/health"
+OPEN = ("/", "/page.css", "/page.js")  # paths that need no key: none tells of a model
 
 
 def refusal(message: str, status: int, param: str | None = None, code: str | None = None) -> JSONResponse:
@@ -29,11 +30,12 @@ class TooLarge(Exception):
 class Guard:
     """Lets requests through to `app` that name one of `hosts`, have the key where there is one, and are not too large.
 
-    The host is checked so that a page from elsewhere, whose name was made to lead to this machine, cannot ask.
+    The host is checked so that a page from elsewhere, whose name was made to lead to this machine, cannot ask. Such a
+    page has no key, so with one any name will do; and whether the server is well, anybody may ask.
     """
 
     def __init__(self, app: ASGIApp, api_key: str | None, hosts: Iterable[str]) -> None:
-        self.app, self.api_key, self.hosts = app, api_key, {*LOCAL, *hosts}
+        self.app, self.api_key, self.hosts = app, api_key, {*LOCAL, *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,7 +48,9 @@ class Guard:
         await self._limited(scope, receive, send)
 
     def _refused(self, path: str, headers: Headers) -> JSONResponse | None:
-        if name_of(headers.get("host", "")) not in self.hosts:
+        if path == HEALTH:
+            return None
+        if self.api_key is None and name_of(headers.get("host", "")) not in self.hosts:
             return refusal("this server is not called by that host name: see --allowed-host.", 400, code="invalid_host")
         given = headers.get("authorization", "").removeprefix("Bearer ")
         if self.api_key is None or path in OPEN or hmac.compare_digest(given.encode(), self.api_key.encode()):

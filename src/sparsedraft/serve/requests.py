@@ -12,10 +12,17 @@ from sparsedraft.base import bounds
 from sparsedraft.maths.sampling import Sampling
 
 SEEDS = 1 << 62  # of requests that give none
+DRAFTED = 16  # tokens a step that a request may ask for: all others wait meanwhile
 Text = Annotated[str, Field(max_length=1 << 22)]
 Token = Annotated[int, Field(ge=0, lt=bounds.VOCABULARY)]
+Ids = Annotated[list[Token], Field(min_length=1, max_length=bounds.LENGTH)]
 Likeliest = Annotated[int, Field(ge=0, le=20)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+# what clients send though it asks for nothing, or says nothing about the answer
+EMPTY: dict[str, Any] = {"tools": [], "functions": [], "logit_bias": {}, "store": False, "tool_choice": "none"}
+ASIDE = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
 class _Schema(BaseModel):
@@ -69,14 +76,25 @@ class Asked(_Schema):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=-1, le=bounds.VOCABULARY)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-    seed: Annotated[int, Field(ge=0, le=bounds.SEED)] | None = None
-    user: str | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     draft_model: str | None = None
-    num_draft_tokens: Annotated[int, Field(ge=0, le=bounds.DRAFTED)] | None = None
+    num_draft_tokens: Annotated[int, Field(ge=0, le=DRAFTED)] | None = None
     include_metrics: bool = False
     presence_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_nothing(cls, body: object) -> object:
+        """The body without null fields, and without those that ask for nothing."""
+        if not isinstance(body, dict):
+            return body
+        return {
+            name: value
+            for name, value in body.items()
+            if value is not None and name not in ASIDE and not (name in EMPTY and value == EMPTY[name])
+        }
 
     @model_validator(mode="after")
     def _streams(self) -> Self:
@@ -109,7 +127,7 @@ class Asked(_Schema):
     def seeds(self) -> list[int]:
         """One for each answer; of a request that gives none they are random."""
         first = secrets.randbelow(SEEDS) if self.seed is None else self.seed
-        return [first + i for i in range(self.n)]
+        return [(first + i) % 2**63 for i in range(self.n)]
 
     @property
     def repeats(self) -> bool:
@@ -147,7 +165,8 @@ class CompletionRequest(Asked):
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=64)]
-        | Annotated[list[Token], Field(min_length=1, max_length=bounds.LENGTH)]
+        | Ids
+        | Annotated[list[Ids], Field(min_length=1, max_length=64)]
     )
     max_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = 16
     echo: Literal[False] = False
@@ -165,7 +184,7 @@ class CompletionRequest(Asked):
         if isinstance(self.prompt, str):
             return [self.prompt]
         ids = [part for part in self.prompt if isinstance(part, int)]
-        return [ids] if ids else [part for part in self.prompt if isinstance(part, str)]
+        return [ids] if ids else [part for part in self.prompt if not isinstance(part, int)]
 
 
 def sentence(error: dict[str, Any]) -> tuple[str, str]:

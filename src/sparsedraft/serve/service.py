@@ -91,7 +91,11 @@ class Service:
             raise Refused(told, "draft_model")
 
     def begin(self, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]]) -> "Answers":
-        """Let the answers be written; Full or Stopped where they cannot."""
+        """Let the answers be written; Full or Stopped where they cannot, Refused where they never could."""
+        count, most = len(prompts) * request.n, self.engine.rows + self.engine.queue
+        if count > most:
+            told = f"the request asks for {count} answers, and {most} can run and wait here: ask for fewer."
+            raise Refused(told, "n")
         return Answers(self, request, prompts)
 
     def drafted(self, request: Asked) -> int | None:
@@ -172,5 +176,5 @@ class Answers:
 
     @property
     def cached(self) -> int:
-        """Tokens of the prompts that had been read before."""
-        return sum(job.cached for job in self.jobs)
+        """Tokens of the prompts that had been read before, each prompt counted once."""
+        return sum(job.cached for job in self.jobs[:: self._request.n])

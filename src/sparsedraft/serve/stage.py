@@ -1,11 +1,14 @@
 """The `serve` command: load the models, start the engine, listen."""
 
+import copy
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from sparsedraft.base.console import console
@@ -17,7 +20,7 @@ from sparsedraft.serve.engine import Engine
 from sparsedraft.serve.options import ServeOptions
 from sparsedraft.serve.service import Names, Service
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.policies import policy_named
+from sparsedraft.speculate.policy.policies import Auto, Constant
 from sparsedraft.writers.loaded import LoadedModel
 
 KEY = "SPARSEDRAFT_API_KEY"
@@ -31,6 +34,7 @@ def serve(options: ServeOptions) -> dict[str, Any]:
     """
     try:
         import uvicorn
+        import uvicorn.config
 
         from sparsedraft.serve.app import application
     except ImportError:
@@ -42,11 +46,26 @@ def serve(options: ServeOptions) -> dict[str, Any]:
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         app = application(service, key, (*options.allowed_host, options.host))
-        config = uvicorn.Config(app, log_level=options.log_level, timeout_graceful_shutdown=int(options.grace) + 1)
+        logging = copy.deepcopy(uvicorn.config.LOGGING_CONFIG)
+        logging["handlers"]["access"]["stream"] = "ext://sys.stderr"  # stdout is for the result
+        config = uvicorn.Config(
+            app,
+            log_config=logging,
+            log_level=options.log_level,
+            timeout_graceful_shutdown=int(options.grace) + 5,
+        )
         console.print(f"{service.names.target} is served at {url}/v1; Ctrl-C ends it", soft_wrap=True)
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn ends by them, and then raises them again
             signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run(sockets=[listener])
+
+        class Server(uvicorn.Server):
+            """Uvicorn's, which ends the engine's work in order before its connections."""
+
+            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                threading.Thread(target=service.engine.stop, args=(options.grace,), daemon=True).start()
+                super().handle_exit(sig, frame)
+
+        Server(config).run(sockets=[listener])
         return {"url": url, "requests": service.engine.counters.requests}
 
 
@@ -55,7 +74,7 @@ def running(options: ServeOptions) -> Iterator[Service]:
     """The service of these models, its engine running; stopped at the end of the block."""
     pair = load_pair(options)
     counters = Counters()
-    policy = policy_named("auto") if options.k is None else policy_named("constant", options.k)
+    policy = Auto(reads_freely=options.parallel > 1) if options.k is None else Constant(options.k)
     engine = Engine(pair.open_decoder(options.parallel, policy, Sampling()), options.parallel, options.queue, counters)
     engine.start()
     try:
@@ -92,6 +111,7 @@ def _listening(options: ServeOptions) -> Iterator[socket.socket]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((options.host, options.port))
+            listener.listen()
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or "it is no address"
             raise UserError(

@@ -88,8 +88,10 @@ class Decoder:
         self._verifier.keep(self.target, sequences, drafts, accepted)
         spent.rollback = watch.lap()
 
-        asked = [step.row for step in steps if drafter is not None and step.match is None]
-        self.policy.observe(self._outcome(sequences, steps, watch.total, spent.draft, new=new, asked=asked))
+        # a sequence that was not to draft says nothing of the drafter
+        may = [step for step, limit in zip(steps, limits, strict=True) if limit > 0] or steps
+        asked = [step.row for step in may if drafter is not None and step.match is None]
+        self.policy.observe(self._outcome(sequences, steps, watch.total, spent.draft, new=new, asked=asked, may=may))
         spent.rest = watch.lap()
         self.times.add(spent)
         return steps
@@ -170,6 +172,10 @@ class Decoder:
         self._keep_open([sequence for sequence in self._open if not sequence.finish_reason])
         return steps
 
+    def recover(self) -> None:
+        """After a step that raised: let the target forget what it read in it, so that the texts can go on."""
+        self.target.rollback([len(sequence.tokens) - 1 for sequence in self._open])
+
     def leave(self, index: int) -> None:
         """Give up the text of this index, if it is under way."""
         self._new = [sequence for sequence in self._new if sequence.index != index]
@@ -249,10 +255,11 @@ class Decoder:
         *,
         new: Sequence[TokenSequence],
         asked: list[int],
+        may: Sequence[Step],
     ) -> Outcome:
         """What the policy learns of a step; keeps count of what the drafter has not read.
 
-        `asked`: the indices of the sequences for which it was asked.
+        `asked`: the indices of the sequences for which it was asked; `may`: the steps that might draft.
         """
         late = max((self._unread[row] for row in asked), default=0)
         prompt = bool(new) or not self._drafter_started.issuperset(asked)  # the drafter may read its prompt later
@@ -263,7 +270,7 @@ class Decoder:
         n, going = len(steps), [sequence for sequence in sequences if not sequence.finish_reason]
         return Outcome(
             max(len(step.drafted) for step in steps),
-            sum(step.accepted for step in steps) / n,
+            sum(step.accepted for step in may) / len(may),
             sum(len(step.emitted) for step in steps) / n,
             draft_seconds,
             seconds,

@@ -1,10 +1,11 @@
 """Strings that end a sequence."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
-from sparsedraft.models.tokenizers.detokenizer import special_ids, text_of
+from sparsedraft.models.tokenizers.detokenizer import text_of
 
 
 class Stops:
@@ -17,8 +18,8 @@ class Stops:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]) -> None:
         self.tokenizer, self.strings = tokenizer, [s for s in strings if s]
-        special = special_ids(tokenizer)
-        self._ids = {token for s in self.strings if (token := tokenizer.get_vocab().get(s)) in special}
+        special = _special(tokenizer)
+        self._ids = {special[s] for s in self.strings if s in special}
         self.longest = max((len(s) for s in self.strings), default=0)  # characters
         self.window = max((len(s.encode()) for s in self.strings), default=0) + 8
 
@@ -40,3 +41,9 @@ class Stops:
         """`text` up to the first stop string."""
         places = [place for s in self.strings if (place := text.find(s)) >= 0]
         return text[: min(places, default=len(text))]
+
+
+@lru_cache(maxsize=8)
+def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The special tokens by their strings. (The whole vocabulary would take a tenth of a second for each request.)"""
+    return {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -23,8 +23,9 @@ class Meter:
     # when that was measured. Where even that would not pay for what it must read first, there is none.
     HOPE, HOPE_OF_SECONDS = 0.9, 0.5
 
-    def __init__(self, k_max: int) -> None:
-        self.k_max = k_max
+    def __init__(self, k_max: int, reads_freely: bool = False) -> None:
+        """`reads_freely`: what the drafter reads late is not weighed against what it saves."""
+        self.k_max, self.reads_freely = k_max, reads_freely
         self.estimates, self.budget, self.lengths = Estimates(), LossBudget(), Lengths()
         self.steps = 0
         self.first_plain: tuple[int, ...] = self.FIRST_PLAIN
@@ -110,7 +111,7 @@ class Meter:
         trial, known, plain = not k, self.estimates.knows_drafts, self.estimates.plain or 0.0
         k = (k or min(self.TRIAL, self.k_max)) if known else 1
         loss = self.estimates.seconds(k) - self.estimates.tokens(k) * plain if known else 0.0
-        reading = self.estimates.reading_seconds(self.behind)
+        reading = 0.0 if self.reads_freely else self.estimates.reading_seconds(self.behind)
         if not self._pays(k, reading, trial) or not self.budget.allows(loss, reading, plain, not known):
             return 0
         return k

@@ -58,10 +58,13 @@ class Auto(_Metered):
     then the target decodes alone, except for short trials. The drafter is first asked where what is left of the answer
     is expected to save more than its reading of the prompt takes (see Lengths). Trials and reading together cost at
     most 2 % of the time of whole answers, and six plain steps (see LossBudget).
+
+    `reads_freely`: for texts that join while others are under way. What is known of one answer's length says nothing of
+    several, and a prompt that is yet to be read would stop the drafts of all; so the drafter reads, whatever it takes.
     """
 
-    def __init__(self, k_max: int = 8) -> None:
-        self.meter, self.most = Meter(k_max), k_max
+    def __init__(self, k_max: int = 8, reads_freely: bool = False) -> None:
+        self.meter, self.most = Meter(k_max, reads_freely), k_max
 
     def begin(self, prompt: int, room: int) -> None:
         self.meter.begin(prompt, room)
