@@ -151,7 +151,8 @@ def test_simulated_is_the_real_loop(made: Path, tmp_path: Path, runtime: str) ->
 def test_of_one_token_both_ways_are_the_same(made: Path, tmp_path: Path) -> None:
     found = {}
     for way in ("parallel", "chain"):
-        options = {"k": [1, 4], "max_new_tokens": 24, "limit": 6, "simulate": True, "drafting": way}
+        taken = {} if way == "parallel" else {"answers": tmp_path / "parallel"}
+        options = {"k": [1, 4], "max_new_tokens": 24, "limit": 6, "simulate": True, "drafting": way, **taken}
         drafters = [("near", str(made / "near"))]
         found[way] = evaluate_to(tmp_path / way, str(made / "target"), drafters, "demo:eval", options)
         assert found[way]["drafting"] == way

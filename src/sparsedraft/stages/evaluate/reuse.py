@@ -13,7 +13,7 @@ from sparsedraft.stages.evaluate.evaluation import ANSWERS, ROWS
 # inputs of an evaluation that the target's answers do not depend on
 DRAFTING = (
     "drafters", "options.k", "options.uag", "options.tree", "options.simulate", "options.verification",
-    "options.drafter_temperature", "options.drafter_window", "options.drafter_sinks",
+    "options.drafter_temperature", "options.drafter_window", "options.drafter_sinks", "options.drafting",
 )  # fmt: skip
 
 Copies = list[tuple[Path, int]]  # each with its size in bytes
