@@ -186,7 +186,9 @@ def test_extreme_and_empty_fields_have_an_answer(served: Served, more: dict[str,
 
 def test_a_prompt_counts_as_cached_once(served: Served) -> None:
     for _ in range(2):
-        usage = served.post("/v1/completions", {"model": "talker", "prompt": [5] * 20, "n": 3, "max_tokens": 2})[1]["usage"]
+        usage = served.post("/v1/completions", {"model": "talker", "prompt": [5] * 20, "n": 3, "max_tokens": 2})[1][
+            "usage"
+        ]
     assert usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"] == 20
     many = served.client.completions.create(model="talker", prompt=[[5, 6], [7]], max_tokens=2)
     assert len(many.choices) == 2 and served.client.models.retrieve("talker").id == "talker"

@@ -74,7 +74,7 @@ class Engine:
         return len(self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Let these jobs wait for a place: all, or Full. Stopped once `stop` was called, or where the thread is dead."""
+        """Let these jobs wait for a place: all, or Full. Stopped after `stop`, and where the thread is dead."""
         with self._changed:
             if self._stopping or not self.alive:
                 raise Stopped
