@@ -93,18 +93,20 @@ class _Bench:
         self.options, self.answers = options, answers
         self.sampling = Sampling(o.temperature, o.top_k, o.top_p, o.min_p, o.repetition_penalty)
         self.prompt_tokens = {answer.id: len(answer.prompt_ids) for answer in answers}
-        self._loaded: dict[str, LoadedModel] = {}
+        self._drafters: dict[str, LoadedModel] = {}
         self.target = self._load(o.target)
 
     def _load(self, ref: str) -> LoadedModel:
-        if ref in self._loaded:
-            return self._loaded[ref]
         names = ("dtype", "device", "runtime", "cache", "template_args")
-        self._loaded[ref] = LoadedModel.load(ref, **{name: getattr(self.options, name) for name in names})
-        return self._loaded[ref]
+        return LoadedModel.load(ref, **{name: getattr(self.options, name) for name in names})
+
+    def _drafter(self, ref: str) -> LoadedModel:
+        if ref not in self._drafters:
+            self._drafters[ref] = self._load(ref)
+        return self._drafters[ref]
 
     def pair(self, drafter: str | None, window: int | None) -> Pair:
-        other = LOOKUP if drafter == LOOKUP else None if drafter is None else self._load(drafter)
+        other = LOOKUP if drafter == LOOKUP else None if drafter is None else self._drafter(drafter)
         return Pair.of(self.target, other, "auto", self.sampling).reading(window, None)
 
     def choices(
