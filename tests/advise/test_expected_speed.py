@@ -45,7 +45,7 @@ def test_costs_between_the_measured_ones_lie_on_lines() -> None:
 
 
 def test_the_best_k_of_each_drafter_is_kept() -> None:
-    choices = [Choice(d, k, w, 2.0, speed, 1.0, []) for d, k, w, speed in (
+    choices = [Choice(d, k, w, 2.0, 99.0, speed, []) for d, k, w, speed in (
         ("a", 1, None, 10.0), ("a", 2, None, 12.0), ("b", 1, None, 11.0), ("a", 4, 256, 15.0), ("a", 5, 256, 14.0),
     )]  # fmt: skip
     assert [(c.drafter, c.k, c.window) for c in best(choices)] == [("a", 4, 256), ("a", 2, None), ("b", 1, None)]

@@ -75,10 +75,13 @@ def _alone_seconds(row: Row, prompt_tokens: Mapping[str, int], costs: Costs) -> 
 
 
 def best(choices: Iterable[Choice]) -> list[Choice]:
-    """The best K of each drafter and window, the fastest first."""
+    """The best K of each drafter and window, the fastest first.
+
+    By speed-ups: the costs of each were measured in minutes of its own, and with them those of the target alone.
+    """
     found: dict[tuple[str, int | None], Choice] = {}
     for choice in choices:
         known = found.get((choice.drafter, choice.window))
-        if known is None or choice.speed > known.speed:
+        if known is None or choice.speedup > known.speedup:
             found[choice.drafter, choice.window] = choice
-    return sorted(found.values(), key=lambda choice: -choice.speed)
+    return sorted(found.values(), key=lambda choice: -choice.speedup)
