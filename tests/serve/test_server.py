@@ -184,6 +184,14 @@ def test_extreme_and_empty_fields_have_an_answer(served: Served, more: dict[str,
     assert status == 200 and answer["usage"]["completion_tokens"] > 0, answer
 
 
+def test_no_reply_names_a_place_on_this_machine(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = served.service.pair.target.tokenizer
+    assert "/" in str(tokenizer.name_or_path)
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    status, answer = served.post("/v1/chat/completions", GOOD)
+    assert status == 400 and answer["error"]["message"].startswith("model talker has no chat template"), answer
+
+
 def test_a_prompt_counts_as_cached_once(served: Served) -> None:
     for _ in range(2):
         usage = served.post("/v1/completions", {"model": "talker", "prompt": [5] * 20, "n": 3, "max_tokens": 2})[1][

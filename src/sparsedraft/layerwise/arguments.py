@@ -190,7 +190,7 @@ def _equal(a: Any, b: Any) -> bool:
     """Whether two arguments hold the same: tensors by their numbers, containers and objects by what is in them.
 
     Numbers may differ by rounding: of torch 2.13 on two threads the first cosines of a process were now and then 1e-4
-    off, those after it exact.
+    off, those after them not.
     """
     if a is b:
         return True

@@ -18,7 +18,7 @@ from sparsedraft.serve.engine import Full, Stopped
 from sparsedraft.serve.guard import HEALTH, Guard, refusal
 from sparsedraft.serve.replies import CHAT, COMPLETION, Form, Reply
 from sparsedraft.serve.requests import ChatRequest, CompletionRequest, sentence
-from sparsedraft.serve.service import ALONE, Answers, Refused, Service
+from sparsedraft.serve.service import Answers, Refused, Service
 
 RETRY = "1"  # seconds after which a client may ask again where the queue was full
 PAGE = {
@@ -50,9 +50,9 @@ def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        drafters = [ALONE, *([service.names.drafter] if service.names.drafter else [])]
-        about = {"object": "model", "created": started, "owned_by": "sparsedraft", "draft_models": drafters}
-        return {"object": "list", "data": [{"id": service.names.target, **about}]}
+        names = service.names
+        about = {"object": "model", "created": started, "owned_by": "sparsedraft", "draft_models": names.drafters}
+        return {"object": "list", "data": [{"id": names.target, **about}]}
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> Any:
@@ -108,10 +108,10 @@ async def _events(
     answers: Answers, reply: Reply, body: ChatRequest | CompletionRequest, count: int
 ) -> AsyncIterator[bytes]:
     """The events of a streamed reply. A client that goes away closes this, which gives the answers up."""
-    if reply.form.chat:
-        for index in range(len(answers.written)):
-            yield _event(reply.first(index))
     try:
+        if reply.form.chat:
+            for index in range(len(answers.written)):
+                yield _event(reply.first(index))
         async for piece in answers.pieces():
             reason = answers.written[piece.index].reason
             if piece.text or reason or piece.logprobs:
@@ -120,6 +120,8 @@ async def _events(
     except Exception as error:  # the status has been sent: the last event says what happened
         yield _event(replies.error(_told(error), "server_error"))
         return
+    finally:  # also where it is closed before the first piece; of what has ended there is nothing to give up
+        answers.give_up()
     usage = body.stream_options is not None and body.stream_options.include_usage
     used = replies.usage(count, answers.cached, answers.written) if usage else None
     if last := reply.last(used, answers.written, body.include_metrics):

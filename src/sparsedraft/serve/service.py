@@ -34,6 +34,11 @@ class Names:
     target: str
     drafter: str | None
 
+    @property
+    def drafters(self) -> list[str]:
+        """What a request may name as its draft_model."""
+        return [ALONE, *([self.drafter] if self.drafter else [])]
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -67,8 +72,8 @@ class Service:
                     list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
                     for prompt in request.prompts
                 ]
-        except UserError as error:
-            raise Refused(str(error), "messages") from None
+        except UserError as error:  # which calls the model by its place on this machine
+            raise Refused(str(error).replace(str(tokenizer.name_or_path), self.names.target), "messages") from None
         field, context = "messages" if isinstance(request, ChatRequest) else "prompt", self.pair.target.context
         for ids in found:
             if not ids:
@@ -85,7 +90,7 @@ class Service:
         if request.model != self.names.target:
             told = f"model {request.model[:80]!r} is not served here: there is {self.names.target}."
             raise Refused(told, "model", "model_not_found", 404)
-        known = [ALONE, *([self.names.drafter] if self.names.drafter else [])]
+        known = self.names.drafters
         if request.draft_model is not None and request.draft_model not in known:
             told = f"draft_model {request.draft_model[:80]!r} is not loaded: choose one of {', '.join(known)}."
             raise Refused(told, "draft_model")
