@@ -4,14 +4,12 @@ import argparse
 from functools import cached_property
 from pathlib import Path
 
-from common import ROOT
-from fourbit_models import TARGET, Models, add_options, packed
+from fourbit_models import Models, add_options, packed
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.config.sparsity import claim_of
 from sparsedraft.native.packed_folder import is_packed
 
-DISTILLED = ROOT / "docs/results/qwen-coder-long/distilled"  # what the default target wrote, in this repository
 BITS = ("int8", "int4")
 
 
@@ -29,9 +27,7 @@ class AidedModels(Models):
     @cached_property
     def head_data(self) -> Path:
         """Whose frequent tokens the heads always look at."""
-        if self.options.head_data:
-            return Path(self.options.head_data)
-        return DISTILLED if self.target == TARGET and DISTILLED.is_dir() else self.data
+        return Path(self.options.head_data) if self.options.head_data else self.data
 
     def dense(self, bits: str) -> Path:
         """The dense drafter: the one of --fine-tuned-dense, or as it was published."""

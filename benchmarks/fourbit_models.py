@@ -7,13 +7,14 @@ import argparse
 from functools import cached_property
 from pathlib import Path
 
-from common import CACHE, MODEL, measured
+from common import CACHE, MODEL, ROOT, measured
 from sparsedraft.base.places import slug
 from sparsedraft.models import checkpoint
 from sparsedraft.native.packed_folder import is_packed
 
-TOKENS = "4096"  # of text that is pruned and rounded on: with twice as many a first run takes more than two hours
+TOKENS, PRUNING = "4096", "16384"  # of text that is rounded on, and pruned on: with more a first run takes too long
 TARGET, DRAFTER = "Qwen/Qwen2.5-Coder-1.5B-Instruct", "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+DISTILLED = ROOT / "docs/results/qwen-coder-long/distilled"  # what the default target wrote, in this repository
 
 
 class Models:
@@ -24,7 +25,7 @@ class Models:
         self.target = options.target or (MODEL if self.quick else TARGET)
         self.drafter = options.drafter or (MODEL if self.quick else DRAFTER)
         both = f"{slug(self.target.replace('/', '-'))}--{slug(self.drafter.replace('/', '-'))}"
-        self.folder = CACHE / "fourbit" / ("rounded-quick" if self.quick else f"rounded-{TOKENS}") / both
+        self.folder = CACHE / "fourbit" / ("rounded-quick" if self.quick else f"pruned-{PRUNING}") / both
 
     @cached_property
     def int8(self) -> Path:
@@ -63,7 +64,7 @@ class Models:
         name = pattern.replace(":", "of")
         out = self.folder / (name if joint or self.quick else f"{name}-float")
         how = ["--method", "magnitude"] if self.quick else ["--quantize", "int4"] if joint else []
-        how += ["--calibration", str(self.data), "--pattern", pattern, "--tokens", "1024" if self.quick else TOKENS]
+        how += ["--calibration", str(self.data), "--pattern", pattern, "--tokens", "1024" if self.quick else PRUNING]
         measured("prune", self.drafter, "--out", out, *how)
         return out
 
@@ -72,6 +73,8 @@ class Models:
         """What the target writes, to round and to prune on."""
         if self.options.data:
             return Path(self.options.data)
+        if self.target == TARGET and DISTILLED.is_dir():
+            return DISTILLED
         how = (
             ["--limit", "16", "--max-new-tokens", "24"] if self.quick else ["--limit", "96", "--max-new-tokens", "128"]
         )

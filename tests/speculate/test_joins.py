@@ -9,7 +9,9 @@ import pytest
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.native.extension import is_built
-from sparsedraft.speculate.loop.decode import Decoder, generate
+from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.loop.decode import generate
+from sparsedraft.speculate.loop.joins import OpenDecoder
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant, policy_named
@@ -60,15 +62,15 @@ def requests(dice: random.Random, count: int, stops: Sequence[Stops | None] = (N
     ]
 
 
-def together(decoder: Decoder, asked: Sequence[Asked], rows: int = ROWS) -> list[list[int]]:
-    """What each request gets, where it waits for a row if none is free."""
+def together(decoder: OpenDecoder, asked: Sequence[Asked], rows: int = ROWS, k: int | None = None) -> list[list[int]]:
+    """What each request gets, where it waits for a row if none is free. `k`: drafted a step, whatever the policy."""
     texts: dict[int, list[int]] = {}
     waiting, open_, number = sorted(range(len(asked)), key=lambda i: asked[i].at), {}, 0
     while waiting or open_:
         while waiting and len(open_) < rows and (asked[waiting[0]].at <= number or not open_):
             which = waiting.pop(0)
             of = asked[which]
-            open_[decoder.join(of.ids, of.tokens, of.seed, of.sampling, of.stops).index] = which
+            open_[decoder.join(of.ids, of.tokens, of.seed, of.sampling, of.stops, k).index] = which
         for step in decoder.step():
             texts.setdefault(open_[step.row], []).extend(step.emitted)
             if step.finish_reason:
@@ -94,16 +96,36 @@ def test_each_text_is_what_it_is_alone(models: tuple[LoadedModel, LoadedModel], 
     assert len({len(text) for text in texts}) > 2, "they end at different times"
 
 
+@pytest.mark.parametrize("piece", [1, 2, 5])
+@pytest.mark.parametrize("k", [0, 2])
+def test_prompts_that_are_read_in_pieces(models: tuple[LoadedModel, LoadedModel], k: int, piece: int) -> None:
+    """No step reads more than a piece and what the texts under way have drafted; the texts are those of one reading,
+    sampled ones too, whose drafter reads in pieces before they begin."""
+    pair = Pair.of(*models, "auto", GREEDY)
+    asked = requests(random.Random(piece), 10)
+    decoder = pair.open_decoder(ROWS, policy_named("auto"), GREEDY, piece)
+    read: list[int] = []
+    assert isinstance(decoder.target, PrefixCache) and isinstance(decoder.drafter, ModelDrafter)
+    for backend in (decoder.target.backend, decoder.drafter.backend.backend):  # type: ignore[attr-defined]
+        own = backend.forward
+        backend.forward = lambda ids, logits, own=own: read.append(sum(map(len, ids))) or own(ids, logits)
+    assert together(decoder, asked, k=k) == [alone(pair, of, Constant(k)) for of in asked]
+    assert max(read) <= piece + ROWS * max(k + 2, piece), "what is left of each text's drafter is read with its draft"
+    if piece > 1:
+        assert max(len(of.ids) for of in asked) > 2 * piece, "some are longer"
+
+
 @pytest.mark.parametrize("policy", ["auto", "confidence", "bandit"])
 @pytest.mark.parametrize("lookup", [False, True])
+@pytest.mark.parametrize("piece", [None, 3])
 def test_greedy_texts_do_not_depend_on_what_a_policy_chooses(
-    models: tuple[LoadedModel, LoadedModel], policy: str, lookup: bool
+    models: tuple[LoadedModel, LoadedModel], policy: str, lookup: bool, piece: int | None
 ) -> None:
     pair = Pair.of(*models, "auto", GREEDY)
     pair = pair.with_lookup() if lookup else pair
     asked = [Asked(of.at, of.ids, of.tokens, of.seed, GREEDY) for of in requests(random.Random(5), 10)]
     plain = Pair.of(models[0], None, "auto", GREEDY)
-    texts = together(pair.open_decoder(ROWS, policy_named(policy), GREEDY), asked)
+    texts = together(pair.open_decoder(ROWS, policy_named(policy), GREEDY, piece), asked)
     assert texts == [alone(plain, of, Constant(0)) for of in asked]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.serve.counters import Counters
-from sparsedraft.speculate.loop.decode import Decoder
+from sparsedraft.speculate.loop.joins import OpenDecoder
 from sparsedraft.speculate.loop.sequence import Step, TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
 
@@ -49,7 +49,7 @@ class Job:
 class Engine:
     """Decodes up to `rows` jobs at once with `decoder`, which is open; up to `queue` more wait."""
 
-    def __init__(self, decoder: Decoder, rows: int, queue: int, counters: Counters) -> None:
+    def __init__(self, decoder: OpenDecoder, rows: int, queue: int, counters: Counters) -> None:
         self.decoder, self.rows, self.queue, self.counters = decoder, rows, queue, counters
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}  # by the index of its sequence
@@ -127,7 +127,7 @@ class Engine:
         except Exception as error:  # of any kind: a model's, an engine's, or a fault of ours
             self._fail(error)
             return
-        self._new.clear()
+        self._new.difference_update(step.row for step in steps)
         for step in steps:
             job = self._running[step.row]
             self.counters.count(step)

@@ -22,6 +22,7 @@ from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
 from sparsedraft.speculate.drafters.window import Window, left_of
 from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.joins import OpenDecoder
 from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.policy.policies import Confidence
@@ -242,13 +243,15 @@ class Pair:
             return model.cached_backend(len(prompts)) if keep_cache else model.backend(len(prompts))
 
         drafter = self._drafter(prompts, policy, sampling, branching, backend_of)
-        return self._decoder(target or backend_of(self.target), drafter, policy, sampling, stops)
+        verifying, eos_ids = target or backend_of(self.target), self.target.eos_ids
+        return Decoder(verifying, drafter, policy, sampling, eos_ids, stops, around=self.around)
 
-    def open_decoder(self, rows: int, policy: Policy, sampling: Sampling) -> Decoder:
+    def open_decoder(self, rows: int, policy: Policy, sampling: Sampling, piece: int | None = None) -> OpenDecoder:
         """A decoder that texts `join`, at most `rows` at once; they draw as `sampling` says where they say nothing.
 
-        Rows keep what they have read for the texts that come after. UserError where several texts cannot be read at
-        once, or a text could not go on from what another left, and for drafts that cross tokenizers.
+        `piece` is that of OpenDecoder. Rows keep what they have read for the texts that come after. UserError where
+        several texts cannot be read at once, or a text could not go on from what another left, and for drafts that
+        cross tokenizers.
         """
         if self.lookup and not isinstance(policy, SourcePolicy):
             policy = WithLookup(policy)
@@ -267,12 +270,8 @@ class Pair:
             return model.open_backend(rows)
 
         drafter = self._drafter([], policy, sampling, 1, backend_of)
-        return self._decoder(backend_of(self.target), drafter, policy, sampling, None)
-
-    def _decoder(
-        self, target: Backend, drafter: Drafter | None, policy: Policy, sampling: Sampling, stops: Stops | None
-    ) -> Decoder:
-        return Decoder(target, drafter, policy, sampling, self.target.eos_ids, stops, around=self.around)
+        target, eos_ids = backend_of(self.target), self.target.eos_ids
+        return OpenDecoder(target, drafter, policy, sampling, eos_ids, around=self.around, piece=piece)
 
     def _drafter(
         self,

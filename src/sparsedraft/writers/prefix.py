@@ -44,7 +44,7 @@ class PrefixCache:
         self.select([])
 
     def admit(self, ids: Sequence[int]) -> int:
-        """Add an empty sequence behind the others, whose text is to begin with `ids`; how many of them are known.
+        """Add a sequence behind the others, whose text is to begin with `ids`; how many of these it holds already.
 
         It takes the free row that serves it best: what the row has read of `ids` counts for it, what it would lose
         counts against it, and of equals the one goes that has been free for longer. ValueError where no row is free.
@@ -54,8 +54,8 @@ class PrefixCache:
         row = max(self._free, key=lambda row: 2 * shared(self._cached[row], ids) - len(self._cached[row]))
         self._free.remove(row)
         self._selected.append(row)
-        self._lengths[row] = 0
-        return max(0, min(shared(self._cached[row], ids), len(ids) - 1))
+        self._lengths[row] = max(0, min(shared(self._cached[row], ids), len(ids) - 1))
+        return self._lengths[row]
 
     def forget(self) -> None:
         """See native.session.Session."""

@@ -34,6 +34,9 @@ class MixedDrafter:
         self.lookup.leave(index)
         cast(OpenDrafter, self.model).leave(index)
 
+    def read_on(self, sequence: TokenSequence, row: int, most: int) -> int:
+        return cast(OpenDrafter, self.model).read_on(sequence, row, most)
+
     def propose(self, sequences: Sequence[TokenSequence], limits: Sequence[int]) -> list[Draft]:
         texts = [self.lookup.read(sequence) for sequence in sequences]
         choices = [

@@ -55,12 +55,21 @@ class ModelDrafter:
         self._cached, self._told = [self._cached[b] for b in rows], [self._told[b] for b in rows]
 
     def admit(self, sequence: TokenSequence) -> None:
-        cast(OpenBackend, self.backend).admit(self.read(sequence))
-        self._cached.append([])
+        context = self.read(sequence)
+        self._cached.append(context[: cast(OpenBackend, self.backend).admit(context)])
         self._told.append([])
 
     def leave(self, index: int) -> None:
         """Does nothing: what is held is held by rows."""
+
+    def read_on(self, sequence: TokenSequence, row: int, most: int) -> int:
+        active = [b == row for b in range(len(self._cached))]
+        unread = self._unread([self.read(sequence) if on else [] for on in active], active)
+        ids = unread[row][: min(most, len(unread[row]) - 1)]  # the last one is read for its logits
+        if ids:
+            self.backend.forward([ids if on else [] for on in active], [0] * len(active))
+            self._cached[row] += ids
+        return len(unread[row]) - len(ids)
 
     def sampling_of(self, sequence: TokenSequence) -> Sampling:
         """How q is made for this sequence."""

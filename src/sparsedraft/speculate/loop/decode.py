@@ -7,20 +7,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import cast
 
 from torch import Tensor
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.likelihoods import Likelihood, likelihoods
 from sparsedraft.maths.sampling import Dice, Sampling
-from sparsedraft.speculate.loop.drafter import Drafter, OpenDrafter
+from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.loop.sequence import Draft, Step, TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.loop.times import Stopwatch, Times, synchronized
 from sparsedraft.speculate.loop.verify import ChainVerifier, Verdict, Verifier
 from sparsedraft.speculate.policy.protocol import Outcome, Policy, Trial
-from sparsedraft.writers.protocol.backend import Backend, OpenBackend
+from sparsedraft.writers.protocol.backend import Backend
 
 
 @dataclass
@@ -34,9 +33,8 @@ class Generation:
 
 @dataclass
 class Decoder:
-    """Decodes some prompts once, by `decode`: afterwards its caches hold their texts. Or texts `join` one by one, each
-    with its own way to draw, `step` adds to all of them, and each leaves as it ends; backends and drafter are to admit
-    them then. The random numbers of a sequence follow from its seed alone, whichever sequences share its passes.
+    """Decodes some prompts once, by `decode`: afterwards its caches hold their texts. The random numbers of a sequence
+    follow from its seed alone, whichever sequences share its passes.
 
     `drafter` None is plain decoding. `eos_ids` and `stops` end a sequence. `clock` returns seconds, `dice` makes the
     random numbers of a seed. Each step runs inside a context that `around` makes.
@@ -56,9 +54,6 @@ class Decoder:
     # by the sequence's index: tokens that the drafter has not read, because it was not asked; whether it ever was
     _unread: dict[int, int] = field(default_factory=dict, init=False)
     _drafter_started: set[int] = field(default_factory=set, init=False)
-    _open: list[TokenSequence] = field(default_factory=list, init=False)  # those that joined and have not ended
-    _joined: int = field(default=0, init=False)
-    _new: list[TokenSequence] = field(default_factory=list, init=False)  # of those, the ones without a step yet
 
     def _step(self, sequences: list[TokenSequence], new: Sequence[TokenSequence]) -> list[Step]:
         """One step of speculative decoding, for all sequences at once; `new` of them begin with it."""
@@ -66,7 +61,7 @@ class Decoder:
 
         # 1. Draft. The target adds a token of its own, so a sequence drafts one token less than it has room for.
         k = self.policy.next_k() if self.drafter is not None else 0
-        limits = [min(k if sequence.k is None else sequence.k, sequence.room - 1) for sequence in sequences]
+        limits = [self._limit(sequence, k) for sequence in sequences]
         drafter = self.drafter if any(limits) else None
         drafts = drafter.propose(sequences, limits) if drafter is not None else [Draft() for _ in sequences]
         spent.draft = watch.lap()
@@ -77,24 +72,38 @@ class Decoder:
 
         # 3. Accept, by the rule that leaves the target's distribution as it is; emit with a token of the target's own.
         verdicts = [
-            self._verifier.accept(sequence, draft, x, sequence.sampling or self.sampling)
-            for sequence, draft, x in zip(sequences, drafts, logits, strict=True)
+            None if s.waits else self._verifier.accept(s, draft, x, s.sampling or self.sampling)
+            for s, draft, x in zip(sequences, drafts, logits, strict=True)
         ]
-        steps = [self._emit(*parts) for parts in zip(sequences, drafts, verdicts, logits, strict=True)]
+        steps = [
+            self._emit(sequence, draft, verdict, x)
+            for sequence, draft, verdict, x in zip(sequences, drafts, verdicts, logits, strict=True)
+            if verdict is not None
+        ]
         spent.sampling = watch.lap()
 
         # 4. Keep. The target's cache forgets rejected drafts; a drafter does so when it is asked again.
-        accepted = [verdict.accepted[: step.accepted] for verdict, step in zip(verdicts, steps, strict=True)]
+        by_row = {step.row: step.accepted for step in steps}
+        accepted = [
+            verdict.accepted[: by_row[s.index]] if verdict is not None else []
+            for s, verdict in zip(sequences, verdicts, strict=True)
+        ]
         self._verifier.keep(self.target, sequences, drafts, accepted)
         spent.rollback = watch.lap()
 
         # a sequence that was not to draft says nothing of the drafter
-        may = [step for step, limit in zip(steps, limits, strict=True) if limit > 0] or steps
+        drafting = {sequence.index for sequence, limit in zip(sequences, limits, strict=True) if limit > 0}
+        may = [step for step in steps if step.row in drafting] or steps
         asked = [step.row for step in may if drafter is not None and step.match is None]
-        self.policy.observe(self._outcome(sequences, steps, watch.total, spent.draft, new=new, asked=asked, may=may))
+        going = [sequence for sequence in sequences if not sequence.waits]
+        self.policy.observe(self._outcome(going, steps, watch.total, spent.draft, new=new, asked=asked, may=may))
         spent.rest = watch.lap()
         self.times.add(spent)
         return steps
+
+    def _limit(self, sequence: TokenSequence, k: int) -> int:
+        """Tokens to draft for a sequence, where the policy says `k`."""
+        return min(k if sequence.k is None else sequence.k, sequence.room - 1)
 
     @property
     def _drafter_reads(self) -> bool:
@@ -117,11 +126,11 @@ class Decoder:
         if len(prompts) != len(self.target.lengths):
             raise ValueError(f"{len(prompts)} prompts for {len(self.target.lengths)} rows: make a Decoder of as many.")
         sequences = [
-            _sequence(i, ids, _room(self.target, ids, max_new_tokens), max_new_tokens, self.dice(seed))
+            new_sequence(i, ids, room_after(self.target, ids, max_new_tokens), max_new_tokens, self.dice(seed))
             for i, (ids, seed) in enumerate(zip(prompts, seeds, strict=True))
         ]
         self._started = True
-        self._begin(sequences)
+        self._begin(sequences, sequences)
         sequences, new = self._select([s for s in sequences if s.room > 0], sequences), sequences
         while sequences:
             with self.around():
@@ -130,79 +139,14 @@ class Decoder:
             yield from steps
             sequences = self._select([s for s in sequences if not s.finish_reason], sequences)
 
-    def join(
-        self,
-        ids: Sequence[int],
-        max_new_tokens: int,
-        seed: int,
-        sampling: Sampling | None = None,
-        stops: Stops | None = None,
-        k: int | None = None,
-        top_logprobs: int | None = None,
-    ) -> TokenSequence:
-        """Continue the prompt `ids`, beside the texts that are under way.
-
-        Its steps have the index of what is returned, which is not to be changed. What is asked for is as in
-        TokenSequence: with a constant `k` the text follows from the seed, whatever the policy learns and whatever runs
-        beside it.
-
-        UserError as `decode`; ValueError where all rows are taken.
-        """
-        room = _room(self.target, ids, max_new_tokens)
-        sequence = _sequence(self._joined, [*ids], room, max_new_tokens, self.dice(seed))
-        sequence.sampling, sequence.stops, sequence.k = sampling, stops, k
-        sequence.top_logprobs = top_logprobs
-        sequence.cached = cast(OpenBackend, self.target).admit(ids)
-        if self.drafter is not None:
-            cast(OpenDrafter, self.drafter).admit(sequence)
-        self._started, self._joined = True, self._joined + 1
-        self._open.append(sequence)
-        self._new.append(sequence)
-        return sequence
-
-    def step(self) -> list[Step]:
-        """One step of each text that has joined and not ended, in the order in which they joined; [] without any."""
-        if not self._open:
-            return []
-        new, self._new = self._new, []
-        if new:
-            self._begin(new)
-        with self.around():
-            steps = self._step(self._open, new)
-        self._keep_open([sequence for sequence in self._open if not sequence.finish_reason])
-        return steps
-
-    def recover(self) -> None:
-        """After a step that raised: let the target forget what it read in it, so that the texts can go on."""
-        self.target.rollback([len(sequence.tokens) - 1 for sequence in self._open])
-
-    def leave(self, index: int) -> None:
-        """Give up the text of this index, if it is under way."""
-        self._new = [sequence for sequence in self._new if sequence.index != index]
-        self._keep_open([sequence for sequence in self._open if sequence.index != index])
-
-    def _keep_open(self, going: list[TokenSequence]) -> None:
-        """Only these go on; the rows of the others are free."""
-        if len(going) == len(self._open):
-            return
-        if going:
-            self._select(going, self._open)
-        else:
-            self.target.select([])
-            if self.drafter is not None:
-                self.drafter.select([])
-        left = {sequence.index for sequence in self._open} - {sequence.index for sequence in going}
-        self._unread = {index: count for index, count in self._unread.items() if index not in left}
-        self._drafter_started -= left
-        for index in left if self.drafter is not None else ():
-            cast(OpenDrafter, self.drafter).leave(index)
-        self._open = going
-
-    def _begin(self, new: Sequence[TokenSequence]) -> None:
-        """Tell the policy of the texts that begin."""
-        unread = {s.index: s.prompt if self._drafter_reads else 0 for s in new}
-        self._unread |= unread
-        self.policy.begin(max(unread.values(), default=0), max((s.room for s in new), default=0))
+    def _begin(self, new: Sequence[TokenSequence], sequences: Sequence[TokenSequence]) -> None:
+        """Tell the policy of the texts that begin, the `new` ones of `sequences`."""
+        held = dict(zip((sequence.index for sequence in sequences), self.target.lengths, strict=True))
+        for sequence in new:
+            sequence.first = len(sequence.tokens) - held[sequence.index]
+            self._unread.setdefault(sequence.index, sequence.prompt if self._drafter_reads else 0)
+        unread = max((self._unread[s.index] for s in new), default=0)
+        self.policy.begin(unread, max((s.room for s in new), default=0))
 
     def _select(self, going: list[TokenSequence], sequences: list[TokenSequence]) -> list[TokenSequence]:
         """`going`, the only ones of `sequences` that the caches hold from now on."""
@@ -280,7 +224,7 @@ class Decoder:
             late=late,
             behind=max((self._unread[sequence.index] for sequence in going), default=0),
             rows=n,
-            read=max((sequence.prompt for sequence in new), default=0),
+            read=max((sequence.first for sequence in new), default=0),
             room=max((sequence.room for sequence in going), default=0),
             at_once=bool(asked) and getattr(self.drafter, "at_once", False),
             full=any(sequence.finish_reason in ("length", "context") for sequence in sequences),
@@ -305,13 +249,14 @@ def generate_all(
     return answers
 
 
-def _sequence(index: int, prompt_ids: list[int], room: int, max_new_tokens: int, dice: Dice) -> TokenSequence:
+def new_sequence(index: int, prompt_ids: list[int], room: int, max_new_tokens: int, dice: Dice) -> TokenSequence:
+    """The sequence of a prompt after which `room` tokens can be written, of the `max_new_tokens` that are asked for."""
     limit = "length" if room == max_new_tokens else "context"
     return TokenSequence(index, list(prompt_ids), len(prompt_ids), len(prompt_ids) + room, dice, limit)
 
 
-def _room(target: Backend, prompt_ids: Sequence[int], max_new_tokens: int) -> int:
-    """Tokens that can be written after the prompt."""
+def room_after(target: Backend, prompt_ids: Sequence[int], max_new_tokens: int) -> int:
+    """Tokens that can be written after the prompt. UserError for one that is empty or fills the target's context."""
     if not prompt_ids:
         raise UserError("the prompt is empty: give at least one token.")
     if target.max_length is None:

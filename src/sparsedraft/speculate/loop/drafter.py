@@ -31,6 +31,11 @@ class OpenDrafter(Drafter, Protocol):
         """Hold a state for this sequence, too, behind the others. ValueError where there is no room."""
         ...
 
+    def read_on(self, sequence: TokenSequence, row: int, most: int) -> int:
+        """Read at most `most` more tokens of this sequence, the one at place `row`, ahead of drafting; how many are
+        left to read then."""
+        ...
+
     def leave(self, index: int) -> None:
         """The sequence of this index will not be seen again; `select` has left it out."""
         ...

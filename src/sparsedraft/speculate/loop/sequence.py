@@ -14,7 +14,8 @@ class TokenSequence:
     """A text under way: `tokens` begins with the prompt, of `prompt` tokens, and may grow to `end` tokens.
 
     `sampling` and `stops` are its own; None: those of the decoder. `k`: tokens to draft a step for it, whatever the
-    policy says. `cached`: tokens of its prompt that the target had read before. `top_logprobs`: how many of the
+    policy says. `cached`: tokens of its prompt that the target had read before; `first`: those that its first step
+    reads. `waits`: nothing is written yet, as the prompt is read in pieces. `top_logprobs`: how many of the
     likeliest tokens its steps are to tell beside each token; None: no log-probabilities.
     """
 
@@ -29,6 +30,8 @@ class TokenSequence:
     stops: Stops | None = None
     k: int | None = None
     cached: int = 0
+    first: int = 0
+    waits: bool = False
     top_logprobs: int | None = None
 
     @property

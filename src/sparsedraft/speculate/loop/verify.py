@@ -32,7 +32,8 @@ class Verifier(Protocol):
     """Verifies drafts of one shape. A shape is a chain or a tree."""
 
     def read(self, target: Backend, sequences: Sequence[TokenSequence], drafts: Sequence[Draft]) -> list[Tensor]:
-        """For each sequence the target's logits [n + 1, V]: after its tokens, and after each of its n drafted tokens.
+        """For each sequence the target's logits [n + 1, V]: after its tokens, and after each of its n drafted tokens;
+        none [0, V] where it waits.
 
         Afterwards the target's cache holds all of these tokens.
         """
@@ -59,10 +60,11 @@ class ChainVerifier:
 
     def read(self, target: Backend, sequences: Sequence[TokenSequence], drafts: Sequence[Draft]) -> list[Tensor]:
         unread = [
-            sequence.tokens[n:] + draft.tokens
+            [] if sequence.waits else sequence.tokens[n:] + draft.tokens
             for sequence, n, draft in zip(sequences, target.lengths, drafts, strict=True)
         ]
-        return target.forward(unread, [len(draft.tokens) + 1 for draft in drafts])
+        counts = [0 if s.waits else len(draft.tokens) + 1 for s, draft in zip(sequences, drafts, strict=True)]
+        return target.forward(unread, counts)
 
     def accept(self, sequence: TokenSequence, draft: Draft, logits: Tensor, sampling: Sampling) -> Verdict:
         written = len(sequence.tokens)

@@ -36,7 +36,7 @@ class OpenBackend(Backend, Protocol):
     """A Backend whose rows come and go."""
 
     def admit(self, ids: Sequence[int]) -> int:
-        """Add an empty row behind the others, whose text will begin with `ids`; how many of these it need not read.
+        """Add a row behind the others, whose text will begin with `ids`; how many of these it holds already, not all.
 
         ValueError where there is no room.
         """
