@@ -18,6 +18,7 @@ import uvicorn
 import sparsedraft
 from serving import ASKED
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.native import model as native_models
 from sparsedraft.serve import guard
 from sparsedraft.serve.app import application
 from sparsedraft.serve.options import ServeOptions
@@ -65,7 +66,9 @@ def serving(options: ServeOptions, key: str | None = None) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def served(talker: Path) -> Iterator[Served]:
-    yield from serving(ServeOptions(target=str(talker), drafter=str(talker), parallel=3, queue=4, served_name="talker"))
+    yield from serving(
+        ServeOptions(target=str(talker), drafter=str(talker), parallel=3, queue=4, served_name="talker", prompt_piece=4)
+    )
 
 
 def own(talker: Path, text: str, **options: Any) -> Any:
@@ -312,3 +315,16 @@ def test_logprobs_of_completions(served: Served) -> None:
     assert told.text_offset[0] == 0 and all(len(top) == 2 for top in told.top_logprobs)
     likeliest = [max(top.values()) for top in told.top_logprobs]
     assert likeliest == pytest.approx(told.token_logprobs)
+
+
+def test_an_answer_that_memory_does_not_hold_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is begun, so that the answers under way do not end with it: those of target and drafter count."""
+    if served.service.pair.target.native is None:
+        pytest.skip("keys and values of transformers' models are not counted")
+    each = served.service.pair.target.native.cache_bytes_per_token
+    ask = {"model": "talker", "prompt": [5, 6, 7, 8], "temperature": 0}
+    monkeypatch.setattr(native_models, "available_memory", lambda: 2 * each * (4 + 8))
+    assert served.client.completions.create(**ask, max_tokens=8).usage.prompt_tokens == 4
+    with pytest.raises(openai.InternalServerError, match="keys and values of 13 tokens need") as refused:
+        served.client.completions.create(**ask, max_tokens=9)
+    assert refused.value.status_code == 503 and refused.value.body["code"] == "insufficient_memory"

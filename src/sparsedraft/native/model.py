@@ -51,8 +51,8 @@ def check_prompts_fit(tokens: Sequence[tuple[NativeModel, int]]) -> None:
     if free is not None and needed > free:
         most = max(count for _, count in tokens)
         raise UserError(
-            f"keys and values of {most:,} tokens of prompts need {needed / 2**30:.2f} GiB of memory, and "
-            f"{free / 2**30:.2f} GiB are free: shorten the prompts, or give fewer prompts at once."
+            f"keys and values of {most:,} tokens need {needed / 2**30:.2f} GiB of memory, and {free / 2**30:.2f} GiB "
+            "are free: shorten the prompts, give fewer at once, or ask for shorter answers."
         )
 
 

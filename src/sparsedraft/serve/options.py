@@ -46,6 +46,12 @@ class _Load(Options):
     max_new_tokens: int = Field(
         4096, ge=1, le=bounds.LENGTH, description="Longest answer, tokens, where a request does not ask for less."
     )
+    prompt_piece: int = Field(
+        256,
+        ge=1,
+        le=bounds.LENGTH,
+        description="Tokens of new prompts that are read before the answers under way go on.",
+    )
     grace: float = Field(30.0, ge=0, le=3600, description="Seconds that running answers get to end after SIGTERM.")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.native.model import check_prompts_fit
 from sparsedraft.serve.engine import Engine, Job
 from sparsedraft.serve.logprobs import Tokens, of_chat, of_completion
 from sparsedraft.serve.replies import Written
@@ -101,7 +102,24 @@ class Service:
         if count > most:
             told = f"the request asks for {count} answers, and {most} can run and wait here: ask for fewer."
             raise Refused(told, "n")
+        self._check_memory(sum(map(len, prompts)) * request.n, count * self.most_of(request))
         return Answers(self, request, prompts)
+
+    def most_of(self, request: Asked) -> int:
+        """Tokens of an answer, at most."""
+        most = request.most_tokens
+        return self.most_tokens if most is None else min(most, self.most_tokens)
+
+    def _check_memory(self, read: int, written: int) -> None:
+        """Refused where keys and values of so many tokens do not fit in what is free now: the answers under way would
+        end with these."""
+        window, drafter = self.pair.window, self.pair.drafter
+        of_drafter = read + written if window is None else min(read + written, window.most)
+        held = [(self.pair.target.native, read + written), (drafter.native if drafter else None, of_drafter)]
+        try:
+            check_prompts_fit([(native, count) for native, count in held if native is not None])
+        except UserError as error:
+            raise Refused(str(error), code="insufficient_memory", status=503) from None
 
     def drafted(self, request: Asked) -> int | None:
         """How many tokens are drafted a step for a request; None: as the policy says."""
@@ -124,8 +142,7 @@ class Answers:
         self._streams = [TextStream(tokenizer, stops) for _ in self.written]
         self._request = request
         self._steps: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
-        self._loop, most = asyncio.get_running_loop(), request.most_tokens
-        tokens = service.most_tokens if most is None else min(most, service.most_tokens)
+        self._loop, tokens = asyncio.get_running_loop(), service.most_of(request)
         self.jobs = [
             self._job(index, ids, seed, tokens, stops)
             for index, (ids, seed) in enumerate((ids, seed) for ids in prompts for seed in request.seeds())

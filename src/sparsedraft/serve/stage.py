@@ -75,7 +75,9 @@ def running(options: ServeOptions) -> Iterator[Service]:
     pair = load_pair(options)
     counters = Counters()
     policy = Auto(reads_freely=options.parallel > 1) if options.k is None else Constant(options.k)
-    engine = Engine(pair.open_decoder(options.parallel, policy, Sampling()), options.parallel, options.queue, counters)
+    piece = options.prompt_piece if options.parallel > 1 else None  # alone, nobody waits
+    decoder = pair.open_decoder(options.parallel, policy, Sampling(), piece)
+    engine = Engine(decoder, options.parallel, options.queue, counters)
     engine.start()
     try:
         yield Service(pair, engine, _names(options), options.max_new_tokens, options.seeded_k)

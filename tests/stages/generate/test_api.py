@@ -192,5 +192,5 @@ def test_prompts_whose_keys_and_values_do_not_fit_are_refused(
     monkeypatch.setattr(native_models, "available_memory", lambda: needed)
     sparsedraft.generate(loaded, PROMPTS[0], **pair)
     monkeypatch.setattr(native_models, "available_memory", lambda: needed - 1)
-    with pytest.raises(UserError, match=rf"keys and values of {count} tokens of prompts need .* shorten the prompts"):
+    with pytest.raises(UserError, match=rf"keys and values of {count} tokens need .* shorten the prompts"):
         sparsedraft.generate(loaded, PROMPTS[0], **pair)
