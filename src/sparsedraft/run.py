@@ -13,6 +13,7 @@ from sparsedraft.layerwise import arguments
 from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint
 from sparsedraft.models.config.sparsity import groups_of
+from sparsedraft.models.names import BESIDE
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.vocab import same_tokens
 from sparsedraft.recipe.reading import dump
@@ -20,6 +21,7 @@ from sparsedraft.recipe.recipe import Recipe
 from sparsedraft.recipe.sections import Drafter, Eval, Speed
 from sparsedraft.stages.distill.options import DistillOptions, DistillSettings
 from sparsedraft.stages.distill.stage import distill
+from sparsedraft.stages.distill.stored import Stored
 from sparsedraft.stages.evaluate.options import EvaluateOptions, EvaluateSettings
 from sparsedraft.stages.evaluate.stage import evaluate
 from sparsedraft.stages.finetune.options import FinetuneOptions, FinetuneSettings
@@ -33,7 +35,7 @@ from sparsedraft.stages.report import manifest
 from sparsedraft.stages.report.options import ReportOptions
 from sparsedraft.stages.report.stage import report
 from sparsedraft.stages.report.tables import demo_table, speed_table
-from sparsedraft.text import prompts
+from sparsedraft.text import dataset, prompts
 from sparsedraft.text.overlap import check_no_overlap
 
 
@@ -85,6 +87,10 @@ class _Run:
             target = self.packed_target(f"packed/.target-{how.weights}", {"weights": how.weights})
         evaluation = tuple(dict.fromkeys(section.prompts for section in _evaluations(recipe).values()))
         console.rule("distill")
+        if how.stored is not None:
+            stored = Stored(Path(how.stored), target, how.again, evaluation, self.overwrite)
+            taken = stored.take_over(self.data)
+            return int(taken["prompt_tokens"] + taken["target_tokens"])
         written = distill(
             DistillOptions(
                 **how.part(DistillSettings),
@@ -184,10 +190,11 @@ class _Run:
     def time(self, how: Speed, target: str, packed: list[tuple[str, str]]) -> dict[str, Any]:
         """Let every packed drafter draft for the target in the real loop."""
         console.rule("speed")
+        beside = [(name + BESIDE, folder + BESIDE) for name, folder in packed] if how.lookup else []
         return evaluate(
             EvaluateOptions(
                 target=target,
-                drafters=packed,
+                drafters=[*packed, *beside],
                 prompts=self.recipe.eval.prompts,
                 out=self.out / "speed",
                 k=how.k,
@@ -220,7 +227,9 @@ def _check(recipe: Recipe, out: Path) -> None:
         check_apart(place, {}, _read(recipe))
     evaluation = {section.prompts: prompts.read(section.prompts) for section in _evaluations(recipe).values()}
     how = recipe.distill
-    if not recipe.allow_overlap and how.prompts is not None:
+    if how.stored is not None:
+        dataset.check(Path(how.stored))
+    elif not recipe.allow_overlap and how.prompts is not None:
         training = prompts.read(how.prompts, [] if how.skip_bad else None)[: how.limit]
         for section_prompts in evaluation.values():
             check_no_overlap(training, section_prompts)
@@ -233,7 +242,7 @@ def _check(recipe: Recipe, out: Path) -> None:
 def _read(recipe: Recipe) -> list[str | None]:
     """What the recipe reads that is not made by it."""
     prompts_of = [section.prompts for section in _evaluations(recipe).values()]
-    return [recipe.target, recipe.drafter, recipe.distill.prompts, *prompts_of]
+    return [recipe.target, recipe.drafter, recipe.distill.stored or recipe.distill.prompts, *prompts_of]
 
 
 def _places(recipe: Recipe, out: Path) -> list[Path]:

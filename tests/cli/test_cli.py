@@ -158,8 +158,8 @@ def test_stages_by_hand_end_with_json_and_do_nothing_twice(
     assert [d["name"] for d in found["drafters"]] == ["sparse", "best"] and found["k"] == [2, 4]
 
 
-def test_plan_knows_every_stage_of_the_demo(monkeypatch, capsys, tiny_checkpoint: Path) -> None:
-    recipe = ROOT / "recipes" / "demo.yaml"
+def test_plan_knows_every_stage(monkeypatch, capsys, tiny_checkpoint: Path) -> None:
+    recipe = ROOT / "recipes" / "smollm2.yaml"
     assert call(monkeypatch, "plan", recipe, f"target={tiny_checkpoint}", "--gflops", 100) == 0
     plan = json.loads(capsys.readouterr().out.splitlines()[-1])
     names = [stage["stage"] for stage in plan["stages"]]
@@ -176,7 +176,7 @@ def test_plan_knows_every_stage_of_the_demo(monkeypatch, capsys, tiny_checkpoint
 
 
 def test_plan_counts_every_workers_model_and_no_servers(monkeypatch, capsys, tiny_checkpoint: Path) -> None:
-    recipe = ROOT / "recipes" / "demo.yaml"
+    recipe = ROOT / "recipes" / "smollm2.yaml"
 
     def distill(*overrides: str) -> dict:
         assert call(monkeypatch, "plan", recipe, f"target={tiny_checkpoint}", *overrides, "--gflops", 100) == 0

@@ -156,8 +156,8 @@ def test_shipped_recipes_are_valid(path: Path) -> None:
     recipes.read(path)
 
 
-def test_demo_recipe_names_the_five_drafters_in_the_tables_order() -> None:
-    found = recipes.read(ROOT / "recipes" / "demo.yaml")
+def test_smollm2_recipe_names_the_five_drafters_in_the_tables_order() -> None:
+    found = recipes.read(ROOT / "recipes" / "smollm2.yaml")
     names = [entry.name for entry in found.drafters if entry.report]
     assert names == ["layer-pruned", "layer-pruned+distilled", "sparse-50", "sd2-50", "sd2-2:4"]
 

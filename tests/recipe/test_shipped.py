@@ -14,6 +14,8 @@ from sparsedraft.native import extension as native
 from sparsedraft.plan import plan_recipe
 from sparsedraft.recipe import reading as recipes
 from sparsedraft.run import run_recipe
+from sparsedraft.stages.distill.options import DistillOptions
+from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.report.cards import cards
 from sparsedraft.stages.report.load import load
 from sparsedraft.stages.report.manifest import NAME
@@ -131,6 +133,31 @@ def test_qwen_coder(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     found = [cell.partition(" (")[0] for cell in row.strip("| ").split(" | ")[1:]]
     assert found == compared_by_hand(tmp_path / "out", "sd2-75")
     partial(tmp_path / "out", results, capsys)
+
+
+@pytest.mark.skipif(not native.available(), reason="the extension was not built")
+def test_demo(tiny: Path, tmp_path: Path) -> None:
+    """What the target wrote before is taken over, and the report begins with what whole answers gain."""
+    stored = tmp_path / "stored"
+    distill(
+        DistillOptions(target=str(tiny), prompts="demo:train", out=stored, limit=10, max_new_tokens=8, engine="native")
+    )
+    changes = [f"target={tiny}", f"drafter={tiny}", f"distill.stored={stored}", "distill.weights=null"]
+    changes += ["speed.head_tokens=200", "speed.limit=2", "speed.max_new_tokens=8", "distill.again=4"]
+    recipe = recipes.read(RECIPES / "demo.yaml", [*SMALL, *changes])
+    assert plan_recipe(recipe, gflops=100)["device_hours"] > 0
+    result = run_recipe(recipe, tmp_path / "out")
+    assert json.loads((tmp_path / "out/distilled/result.json").read_text())["again"] == 4
+    assert [d["name"] for d in result["speed"]["drafters"]] == [
+        "dense", "sd2-4:8", "dense+lookup", "sd2-4:8+lookup"
+    ]  # fmt: skip
+    first, *others = Path(result["report"]).with_suffix(".md").read_text().splitlines()
+    gained = {d["name"]: d["k"]["auto"]["measured"]["end_to_end"]["speedup"] for d in result["speed"]["drafters"]}
+    best = max(gained, key=lambda name: gained[name])
+    assert first.startswith(f"# Whole answers are written {gained[best]:.2f}x (") and best in first
+    served = next(line for line in others if line.startswith("    sparsedraft serve "))
+    assert served.endswith(" --lookup") == best.endswith("+lookup")
+    assert Path(served.split()[2]).is_dir() and Path(served.split()[4]).is_dir()
 
 
 def same_without_a_manifest(run: Path, older: Path) -> None:

@@ -5,6 +5,7 @@ Every figure is an estimate from the formulas below; `plan` prints the speed tha
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from sparsedraft.plan.stages import (
     speed_stage,
 )
 from sparsedraft.recipe.recipe import Recipe
+from sparsedraft.text import dataset
 
 # Assumed share of the matrix-product speed that each stage reaches, not fitted to measurements: decoding reads
 # every weight for a few rows and is bound by memory, training is nearly all large products.
@@ -61,15 +63,21 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None, context_length: 
     target = size_up(recipe.target)
     dense = size_up(recipe.drafter) if recipe.drafter else target
     d = recipe.distill
-    if d.prompts is None:  # magpie: the target writes a prompt as it writes an answer
+    if d.stored is not None:  # a few of its answers are written again
+        known = dataset.read_result(Path(d.stored))
+        rows = min(d.again, known["rows"])
+        prompt_tokens = rows * (known["prompt_tokens"] // known["rows"])
+    elif d.prompts is None:  # magpie: the target writes a prompt as it writes an answer
         rows = (d.limit or 0) * d.samples
         prompt_tokens = rows * (TEMPLATE_TOKENS + d.max_new_tokens)
     else:
         rows, prompt_tokens = conversation(d.prompts, d.limit, d.samples, d.skip_bad)
     stages = [distill_stage(recipe, target, rows, prompt_tokens)]
-    answer_tokens = rows * recipe.distill.max_new_tokens
+    data_tokens = prompt_tokens + rows * d.max_new_tokens
+    if d.stored is not None:
+        data_tokens = known["prompt_tokens"] + known["target_tokens"]
     for entry in recipe.drafters:
-        stages += drafter_stages(recipe, entry, target, dense, prompt_tokens + answer_tokens)
+        stages += drafter_stages(recipe, entry, target, dense, data_tokens)
     stages.append(eval_stage(recipe, recipe.eval, "eval", "eval", target, dense))
     if recipe.sampled is not None:
         stages.append(eval_stage(recipe, recipe.sampled, "sampled", "sampled", target, dense))

@@ -31,7 +31,7 @@ def distill_stage(recipe: Recipe, target: Model, rows: int, prompt_tokens: int) 
     What a server spends is its own.
     """
     d, width = recipe.distill, BYTES[recipe.dtype]
-    context = prompt_tokens // rows + d.max_new_tokens
+    context = prompt_tokens // max(1, rows) + d.max_new_tokens
     needed = target.parameters * width + d.batch_size * context * target.kv_bytes(width)
     needed += d.batch_size * target.config.vocab_size * 4 * 2
     answers = rows * d.max_new_tokens

@@ -20,10 +20,16 @@ class Distill(DistillSettings):
 
     prompts: str | None = "demo:train"  # None: the target writes them, too (magpie)
     weights: Weights | None = None  # native engine: the target is packed first; None: it is not
+    stored: str | None = None  # a data folder that the target wrote before; None: it writes the data now
+    again: int = Field(20, ge=0, le=10_000)  # answers of `stored` that it writes again, and that must agree
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         check_source(self.mode, self.prompts)
+        if self.stored is not None and self.engine != "native":
+            raise ValueError(
+                f"stored {self.stored} is checked with the engine native, on which answers are the same again: set it"
+            )
         if self.weights and self.engine != "native":
             raise ValueError(
                 f"weights {self.weights} are of a packed target, which only the engine native runs: set it"
@@ -132,6 +138,7 @@ class Speed(Options):
     head_tokens: int | None = Field(None, ge=1, le=bounds.VOCABULARY)  # trims heads to the data's most frequent tokens
     head_follows: bool = False  # heads stay whole, and drafts look at those tokens and at the text's own
     pack_target: bool = False  # the target, too
+    lookup: bool = False  # each drafter also with look-up beside it
     k: tuple[K, ...] = Field((1, 2, 3, "auto"), min_length=1)
     limit: BatchSize = 8
     max_new_tokens: MaxNewTokens = 64

@@ -118,8 +118,12 @@ def _context(run: Run) -> dict[str, Any]:
     names, categories = tables.category_rows(result, k)
     values = [v for _, row in categories for v in row]
     low, high = min(values), max(values)
+    drafted = tables.headline(result, run.manifest.baseline)
+    gained = tables.speed_headline(run.speed, _is_packed(run)) if run.speed else None
     return {
-        "headline": tables.headline(result, run.manifest.baseline),
+        "headline": gained or drafted,
+        "drafted": drafted if gained else None,
+        "serve": _serve(run),
         "result": result,
         "k": k,
         "header": header,
@@ -137,6 +141,20 @@ def _context(run: Run) -> dict[str, Any]:
         "terms": TERMS,
         "cards": cards(run),
     }
+
+
+def _is_packed(run: Run) -> bool:
+    """Whether the target that was timed is a packed one, as the drafters are."""
+    return run.speed is not None and run.speed["target"] != run.result["target"]
+
+
+def _serve(run: Run) -> str | None:
+    """The command that serves the fastest drafter's target with it; None where no packed pair was timed."""
+    if run.speed is None or not _is_packed(run) or (best := tables.fastest(run.speed)) is None:
+        return None
+    model, plus, _ = best[0]["path"].partition("+")
+    words = ["sparsedraft", "serve", run.speed["target"], "--drafter", model, *(["--lookup"] if plus else [])]
+    return shlex.join(words)
 
 
 def _second(result: dict[str, Any]) -> dict[str, Any]:

@@ -166,3 +166,26 @@ def headline(result: dict[str, Any], baseline: str | None) -> str:
         worst = min(mal, key=lambda name: mal[name])
         text += f", {mal[best] / mal[worst]:.2f} times as many as {worst} ({mal[worst]:.2f})"
     return text + "."
+
+
+def fastest(speed: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
+    """(the drafter, K) whose whole answers gained most; None where whole answers were not timed."""
+    ways = [
+        (drafter, k, figures["measured"]["end_to_end"]["speedup"])
+        for drafter in speed["drafters"]
+        for k, figures in drafter["k"].items()
+        if "end_to_end" in figures.get("measured", {})
+    ]
+    return max(ways, key=lambda way: way[2])[:2] if ways else None
+
+
+def speed_headline(speed: dict[str, Any], packed_target: bool) -> str | None:
+    """How much faster whole answers are written, in one sentence; None where that was not timed."""
+    if (best := fastest(speed)) is None:
+        return None
+    drafter, k = best
+    gained = whole_factor(drafter["k"][k]["measured"])
+    alone = "the same target alone, in the same bits and on the same engine" if packed_target else "the target alone"
+    count = sum(len(d["k"]) for d in speed["drafters"])
+    chosen = f", the fastest of {count} ways" if count > 1 else ""
+    return f"Whole answers are written {gained} as fast with {drafter['name']} (K = {k}{chosen}) as by {alone}."
