@@ -96,7 +96,11 @@ def test_whole_drafts(folders: dict[str, Path]) -> None:
     for _ in range(6):
         tokens.append(int(stepping.forward([ids], [1])[0].argmax()))
         ids = tokens[-1:]
-    assert drafting.draft(6, [5, 250, 300]) == tokens
+    assert drafting.draft([6], [[5, 250, 300]]) == [tokens]
+    several = Session(model, 3)  # beside texts that look at other rows
+    for row, known in enumerate(([319, 9], [5, 250, 300], [260])):
+        several.know(row, known)
+    assert several.draft([2, 6, 0], [[9], [5, 250, 300], [1]])[1] == tokens
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.9, top_k=50)], ids=str)
@@ -172,9 +176,11 @@ def test_each_draft_looks_at_all_that_the_drafter_reads(
                 check(self, [*text])
         return forward(self, ids, logits)
 
-    def watched_draft(self, k, ids):
-        check(self, [*ids])
-        return draft(self, k, ids)
+    def watched_draft(self, counts, ids):
+        for text, k in zip(ids, counts, strict=True):
+            if k:
+                check(self, [*text])
+        return draft(self, counts, ids)
 
     monkeypatch.setattr(Session, "forward", watched)
     monkeypatch.setattr(Session, "draft", watched_draft)

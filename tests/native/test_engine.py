@@ -180,7 +180,23 @@ def test_drafts_are_greedy(tmp_path: Path) -> None:
     assert engine.draft(6, text[8]) == expected and engine.length == 14
     assert engine.draft(0, 1) == [] and engine.length == 14
     engine.rollback(0)  # several unread tokens, as after a step whose drafts were all accepted
-    assert engine._session.draft(6, text) == expected and engine.length == 14
+    assert engine._session.draft([6], [text]) == [expected] and engine.length == 14
+
+
+def test_drafts_of_several_rows_are_those_of_each_alone(tmp_path: Path) -> None:
+    """In the same passes, however many each drafts; a row without a draft reads nothing."""
+    saved(FAMILIES["llama"], tmp_path)
+    model, texts, counts = native_model(tmp_path), [ids_of(9), ids_of(5)[::-1], ids_of(7), ids_of(4)], [6, 2, 0, 4]
+    together = Session(model, 4, threads=1)
+    alone = [Session(model, threads=1) for _ in texts]
+    for _ in range(3):
+        drafts = together.draft(counts, texts)
+        assert drafts == [one.draft([k], [ids])[0] for one, ids, k in zip(alone, texts, counts, strict=True)]
+        assert together.lengths == [one.lengths[0] for one in alone] and together.lengths[2] == 0
+        texts = [[tokens[-1]] if tokens else [5] for tokens in drafts]
+    with pytest.raises(ValueError, match="the context holds 256 tokens, not 260"):
+        together.draft([1, 250, 0, 0], texts)
+    assert together.lengths == [one.lengths[0] for one in alone]
 
 
 def test_drafts_are_sampled(tmp_path: Path) -> None:
@@ -259,9 +275,10 @@ def test_a_row_is_selected_once_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="each once"):
         engine.select([0, 0])
     assert engine.lengths == [0, 0], "no row is lost"
-    for call in (lambda: engine.draft([1], 2), lambda: engine.keep(0, [0])):
-        with pytest.raises(ValueError, match="one row"):
-            call()
+    with pytest.raises(ValueError, match="one row"):
+        engine.keep(0, [0])
+    with pytest.raises(ValueError, match="for each row"):
+        engine.draft([[1]], [2])
 
 
 def test_rows_do_not_touch_each_other(tmp_path: Path) -> None:

@@ -130,22 +130,27 @@ class Session:
             self._head.select(rows)
             self._use_head()
 
-    def draft(self, k: int, ids: Sequence[int]) -> list[int]:
-        """Append `ids` to the only sequence and draft `k` tokens greedily; all but the last draft are then cached, too.
+    def draft(self, counts: Sequence[int], ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Append ids[b] to sequence b and draft counts[b] tokens greedily, in passes that all share; all but the last
+        draft of each are then cached, too. A sequence without a draft reads nothing.
 
-        Raises FloatingPointError where logits hold NaN or infinity, ValueError for ids outside of the vocabulary or
-        more than the context holds; nothing has changed then.
+        Where a head follows the texts, each draft is of its own text's rows. Raises FloatingPointError where logits hold NaN
+        or infinity, ValueError for ids outside of the vocabulary or more than the context holds; nothing has changed
+        then.
         """
-        before = self.lengths[0]
-        if k > 0 and self.max_length and (needed := before + len(ids) + k - 1) > self.max_length:
-            raise ValueError(f"the context holds {self.max_length} tokens, not {needed}")
-        tokens = self._session.draft(list(ids), k, self._map)
-        self.passes += len(tokens)
-        if tokens and tokens[-1] < 0:
-            read = self.lengths[0]
-            self.rollback([before])
+        before = self.lengths
+        for held, new, k in zip(before, ids, counts, strict=True):
+            if k > 0 and self.max_length and (needed := held + len(new) + k - 1) > self.max_length:
+                raise ValueError(f"the context holds {self.max_length} tokens, not {needed}")
+        looks = [self._head.columns(text) for text in range(len(ids))] if self._head and len(ids) > 1 else []
+        drafts: list[list[int]] = self._session.draft([list(new) for new in ids], list(counts), self._map, looks)
+        self.passes += max(map(len, drafts))
+        unsound_at = next((b for b, tokens in enumerate(drafts) if tokens and tokens[-1] < 0), None)
+        if unsound_at is not None:
+            read = self.lengths[unsound_at]
+            self.rollback(before)
             raise FloatingPointError(unsound("drafter", read))
-        return tokens
+        return drafts
 
 
 @cache
@@ -199,7 +204,7 @@ class Engine:
 
         Raises FloatingPointError where logits hold NaN or infinity, ValueError where the context is too short.
         """
-        return self._session.draft(k, [last])
+        return self._session.draft([k], [[last]])[0]
 
     def draft_sampled(self, k: int, last: int, sampling: Sampling, seed: int = 0) -> tuple[list[int], Tensor]:
         """`k` tokens drawn one after the other after `last`, and the distributions [k, V] that they were drawn from.

@@ -29,8 +29,7 @@ class PrefixCache:
         self._lengths = [0] * self.rows  # how many of them count
         self._selected = list(range(self.rows))  # the rows that go on
         self._free: list[int] = []  # the others, those first that have been for the longest time
-        # only the native engine has it, and for its first row alone
-        self.draft = self._draft if self.rows == 1 and hasattr(backend, "draft") else None
+        self.draft = self._draft if hasattr(backend, "draft") else None  # only the native engine has it
         self.know = self._know if hasattr(backend, "know") else None
 
     def begin(self) -> None:
@@ -101,13 +100,18 @@ class PrefixCache:
         """See native.session.Session."""
         self.backend.know(self._selected[row], ids)  # type: ignore[attr-defined]
 
-    def _draft(self, k: int, ids: Sequence[int]) -> list[int]:
+    def _draft(self, counts: Sequence[int], ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """See native.session.Session."""
-        unread = self._new(0, ids, 1)
+        unread: list[Sequence[int]] = [[]] * self.rows
+        drafted = [0] * self.rows
+        for row, new, k in zip(self._selected, ids, counts, strict=True):
+            if k > 0:
+                unread[row], drafted[row] = self._new(row, new, 1), k
         self._cut()
-        tokens = self.backend.draft(k, unread)  # type: ignore[attr-defined]
-        self._append(0, [*unread, *tokens[:-1]])
-        return tokens
+        drafts: list[list[int]] = self.backend.draft(drafted, unread)  # type: ignore[attr-defined]
+        for row, tokens in enumerate(drafts):
+            self._append(row, [*unread[row], *tokens[:-1]])
+        return [drafts[row] for row in self._selected]
 
     def forward_tree(self, ids: Sequence[int], parents: Sequence[int]) -> Tensor:
         self._forget(0)

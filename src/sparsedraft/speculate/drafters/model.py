@@ -84,11 +84,7 @@ class ModelDrafter:
         limits = [self._limit(len(context), limit) for context, limit in zip(contexts, limits, strict=True)]
         self._tell(sequences, limits)
         unread = self._unread(contexts, [limit > 0 for limit in limits])
-        if self._draft_natively and len(sequences) == 1 and limits[0] > 0 and self._plain(sequences[0]):
-            tokens = self._draft_natively(limits[0], unread[0])
-            self._cached[0] += [*unread[0], *tokens[:-1]]
-            return [Draft(tokens)]
-        drafts: list[list[int]] = [[] for _ in sequences]
+        drafts = self._whole_drafts(sequences, limits, unread)
         q: list[list[Tensor]] = [[] for _ in sequences]
         reach = [1.0] * len(sequences)
         while any(unread):
@@ -108,6 +104,20 @@ class ModelDrafter:
             Draft(tokens, None if self.is_certain(sequence) else of_draft)
             for sequence, tokens, of_draft in zip(sequences, drafts, q, strict=True)
         ]
+
+    def _whole_drafts(
+        self, sequences: Sequence[TokenSequence], limits: Sequence[int], unread: list[list[int]]
+    ) -> list[list[int]]:
+        """The drafts of those sequences that the engine drafts for without us; nothing of them is unread then."""
+        plain = [limit > 0 and self._plain(s) for s, limit in zip(sequences, limits, strict=True)]
+        if self._draft_natively is None or not any(plain):
+            return [[] for _ in sequences]
+        counts = [limit if on else 0 for limit, on in zip(limits, plain, strict=True)]
+        drafts: list[list[int]] = self._draft_natively(counts, unread)
+        for b in (b for b, on in enumerate(plain) if on):
+            self._cached[b] += [*unread[b], *drafts[b][:-1]]
+            unread[b] = []
+        return drafts
 
     def _plain(self, sequence: TokenSequence) -> bool:
         return self.is_certain(sequence) and self.sampling_of(sequence).repetition_penalty == 1

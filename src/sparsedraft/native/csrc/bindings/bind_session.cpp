@@ -9,6 +9,7 @@ namespace sparsedraft {
 namespace {
 
 using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Marks = nb::ndarray<const bool, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // A session that one thread uses at a time; a second one gets an error instead of damaged caches.
 class GuardedSession {
@@ -28,11 +29,17 @@ class GuardedSession {
     }
     return owned(std::move(data), total, session_.head_rows());
   }
-  std::vector<int64_t> draft(std::vector<int64_t> ids, int count, std::optional<Ids> map) {
+  std::vector<std::vector<int64_t>> draft(std::vector<std::vector<int64_t>> ids, const std::vector<int>& counts,
+                                          std::optional<Ids> map, const std::vector<Marks>& looks) {
     const Use use(busy_);
     require(!map || map->size() == session_.head_rows(), "there must be an id for each row of the head");
+    std::vector<const bool*> marks;
+    for (const Marks& each : looks) {
+      require(each.size() == session_.head_rows(), "there must be a mark for each row of the head");
+      marks.push_back(each.data());
+    }
     nb::gil_scoped_release release;
-    return session_.draft(std::move(ids), count, map ? map->data() : nullptr);
+    return session_.draft(std::move(ids), counts, map ? map->data() : nullptr, marks);
   }
   void rollback(const std::vector<size_t>& lengths) {
     const Use use(busy_);
@@ -71,7 +78,8 @@ void bind_session(nb::module_& m) {
       .def(nb::init<std::shared_ptr<Model>, std::shared_ptr<Pool>, int, std::optional<std::string>>(), "model"_a, "pool"_a,
            "sequences"_a = 1, "kernels"_a = nb::none())
       .def("forward", &GuardedSession::forward, "ids"_a, "logits"_a, "parents"_a = nb::none())
-      .def("draft", &GuardedSession::draft, "ids"_a, "count"_a, "map"_a = nb::none())
+      .def("draft", &GuardedSession::draft, "ids"_a, "counts"_a, "map"_a = nb::none(),
+           "looks"_a = std::vector<Marks>())
       .def("rollback", &GuardedSession::rollback, "lengths"_a)
       .def("keep", &GuardedSession::keep, "length"_a, "nodes"_a)
       .def("select", &GuardedSession::select, "which"_a)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace sparsedraft {
 namespace {
@@ -82,23 +83,38 @@ void Session::use_head(const std::vector<size_t>& tiles) {
   pass_.use_head(std::move(ranges));
 }
 
-std::vector<int64_t> Session::draft(std::vector<int64_t> ids, int count, const int64_t* map) {
-  std::vector<int64_t> out;
-  Sequence& sequence = only();
-  for (int i = 0; i < count; ++i) {
-    const std::vector<Chunk> chunks{{&sequence, std::move(ids), 1, false, {}}};
-    const float* found = pass_.run(chunks);
-    if (!pass_.head_tiles().empty()) {
-      drafted_logits_.resize(head_rows_);
-      copy_logits(found, drafted_logits_.data());
-      found = drafted_logits_.data();
+std::vector<std::vector<int64_t>> Session::draft(std::vector<std::vector<int64_t>> ids, const std::vector<int>& counts,
+                                                 const int64_t* map, const std::vector<const bool*>& looks) {
+  if (ids.size() != size() || counts.size() != size() || (!looks.empty() && looks.size() != size()))
+    throw std::invalid_argument("there must be ids and a number of drafts for each row");
+  std::vector<std::vector<int64_t>> out(size());
+  const size_t stride = pass_.logits_stride();
+  for (;;) {
+    std::vector<Chunk> chunks;
+    std::vector<size_t> rows;
+    for (size_t i = 0; i < size(); ++i) {
+      if (std::ssize(out[i]) >= counts[i]) continue;
+      chunks.push_back({sequences_[i].get(), std::move(ids[i]), 1, false, {}});
+      rows.push_back(i);
     }
-    const int64_t best = likeliest(found, head_rows_);
-    out.push_back(best < 0 || !map ? best : map[best]);
-    if (best < 0) break;
-    ids = {out.back()};
+    if (chunks.empty()) return out;
+    const float* logits = pass_.run(chunks);
+    for (size_t t = 0; t < rows.size(); ++t) {
+      const float* found = logits + t * stride;
+      if (!pass_.head_tiles().empty()) {
+        drafted_logits_.resize(head_rows_);
+        copy_logits(found, drafted_logits_.data());
+        if (const bool* own = looks.empty() ? nullptr : looks[rows[t]])
+          for (size_t r = 0; r < head_rows_; ++r)
+            if (!own[r]) drafted_logits_[r] = std::numeric_limits<float>::lowest();
+        found = drafted_logits_.data();
+      }
+      const int64_t best = likeliest(found, head_rows_);
+      out[rows[t]].push_back(best < 0 || !map ? best : map[best]);
+      if (best < 0) return out;
+      ids[rows[t]] = {out[rows[t]].back()};
+    }
   }
-  return out;
 }
 
 void Session::rollback(const std::vector<size_t>& lengths) {
@@ -126,7 +142,7 @@ std::vector<size_t> Session::lengths() const {
 }
 
 Sequence& Session::only() {
-  if (size() != 1) throw std::invalid_argument("drafts and trees need an engine of one row");
+  if (size() != 1) throw std::invalid_argument("trees need an engine of one row");
   return *sequences_[0];
 }
 

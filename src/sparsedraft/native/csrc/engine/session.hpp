@@ -14,9 +14,11 @@ class Session {
   // behind the only sequence. Returns all logits [sum of logits, head rows], one behind the other. Throws as ForwardPass::run.
   std::unique_ptr<float[]> forward(std::vector<std::vector<int64_t>> ids, const std::vector<int>& logits,
                                    const std::vector<int32_t>* parents);
-  // Reads `ids` into the only sequence and drafts `count` tokens greedily; row r of the head stands for token map[r] (no map: r). A
-  // last token of -1: logits that hold NaN or infinity.
-  std::vector<int64_t> draft(std::vector<int64_t> ids, int count, const int64_t* map);
+  // Reads ids[i] into sequence i and drafts counts[i] tokens greedily, all sequences in the same passes; none of those without a draft
+  // reads. Row r of the head stands for token map[r] (no map: r). Where only tiles of the head are in use, sequence i drafts of those
+  // rows that looks[i] says (none: of all). Ends where logits hold NaN or infinity, with a last token of -1.
+  std::vector<std::vector<int64_t>> draft(std::vector<std::vector<int64_t>> ids, const std::vector<int>& counts, const int64_t* map,
+                                          const std::vector<const bool*>& looks);
 
   void rollback(const std::vector<size_t>& lengths);  // keep the first lengths[i] tokens of sequence i
   void keep(size_t length, const std::vector<int32_t>& nodes);  // see Sequence::keep; of the only sequence
