@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from sparsedraft.base.console import console
-from sparsedraft.base.errors import UserError
 from sparsedraft.base.fields import Calibration
 from sparsedraft.base.files import write_atomic
-from sparsedraft.base.places import check_apart
-from sparsedraft.layerwise import arguments
-from sparsedraft.layerwise.streamed import Streamed
 from sparsedraft.models import checkpoint
 from sparsedraft.models.config.sparsity import groups_of
 from sparsedraft.models.names import BESIDE
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.vocab import same_tokens
+from sparsedraft.recipe.checks import check, evaluations, target_folder
 from sparsedraft.recipe.reading import dump
 from sparsedraft.recipe.recipe import Recipe
 from sparsedraft.recipe.sections import Drafter, Eval, Speed
@@ -27,7 +24,7 @@ from sparsedraft.stages.evaluate.stage import evaluate
 from sparsedraft.stages.finetune.options import FinetuneOptions, FinetuneSettings
 from sparsedraft.stages.finetune.stage import finetune
 from sparsedraft.stages.pack.options import PackOptions
-from sparsedraft.stages.pack.stage import check_packable, pack
+from sparsedraft.stages.pack.stage import pack
 from sparsedraft.stages.prune.drop_layers import drop_layers
 from sparsedraft.stages.prune.options import DropLayersOptions, PruneOptions, PruneSettings
 from sparsedraft.stages.prune.stage import prune
@@ -35,8 +32,6 @@ from sparsedraft.stages.report import manifest
 from sparsedraft.stages.report.options import ReportOptions
 from sparsedraft.stages.report.stage import report
 from sparsedraft.stages.report.tables import demo_table, speed_table
-from sparsedraft.text import dataset, prompts
-from sparsedraft.text.overlap import check_no_overlap
 
 
 def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -44,7 +39,7 @@ def run_recipe(recipe: Recipe, out: Path, *, overwrite: bool = False) -> dict[st
 
     Finished stages are skipped and an interrupted one goes on. Raises UserError as the stages do.
     """
-    _check(recipe, out)  # before any work: what comes out after an hour helps nobody
+    check(recipe, out)  # before any work: what comes out after an hour helps nobody
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "recipe.yaml").exists():  # a run that the stages refuse must not change a finished one
         _write(recipe, out)
@@ -85,7 +80,7 @@ class _Run:
         target = recipe.target
         if how.weights:
             target = self.packed_target(f"packed/.target-{how.weights}", {"weights": how.weights})
-        evaluation = tuple(dict.fromkeys(section.prompts for section in _evaluations(recipe).values()))
+        evaluation = tuple(dict.fromkeys(section.prompts for section in evaluations(recipe).values()))
         console.rule("distill")
         if how.stored is not None:
             stored = Stored(Path(how.stored), target, how.again, evaluation, self.overwrite)
@@ -125,7 +120,7 @@ class _Run:
     def evaluate(self, named: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
         """The result of each evaluation of the drafters, by the recipe's part."""
         results = {}
-        for part, section in _evaluations(self.recipe).items():
+        for part, section in evaluations(self.recipe).items():
             console.rule(part)
             results[part] = evaluate(self._evaluation(part, section, self.recipe.target, named))
             _list(self.recipe, self.out)
@@ -165,7 +160,7 @@ class _Run:
             packed[name] = str(out)
         target = self.recipe.target
         if how.pack_target:
-            target = self.packed_target(_target_folder(how), self._rounding(how, target, {}))
+            target = self.packed_target(target_folder(how), self._rounding(how, target, {}))
         return target, [*packed.items()]
 
     def packed_target(self, folder: str, rounding: dict[str, Any]) -> str:
@@ -219,98 +214,12 @@ def _show(results: dict[str, dict[str, Any]], timed: dict[str, Any] | None, repo
     console.print(f"report: {report_path}")
 
 
-def _check(recipe: Recipe, out: Path) -> None:
-    """UserError for what the stages would refuse after long work."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "recipe.yaml").exists())):
-        raise UserError(f"--out {out} holds something else: name an empty or a new folder.")
-    for place in _places(recipe, out):
-        check_apart(place, {}, _read(recipe))
-    evaluation = {section.prompts: prompts.read(section.prompts) for section in _evaluations(recipe).values()}
-    how = recipe.distill
-    if how.stored is not None:
-        dataset.check(Path(how.stored))
-    elif not recipe.allow_overlap and how.prompts is not None:
-        training = prompts.read(how.prompts, [] if how.skip_bad else None)[: how.limit]
-        for section_prompts in evaluation.values():
-            check_no_overlap(training, section_prompts)
-    _check_tokenizers(recipe)
-    templates.check(checkpoint.load_tokenizer(recipe.target), recipe.template_args)
-    if not (out / "distilled").exists():
-        _check_layers(recipe)
-
-
-def _read(recipe: Recipe) -> list[str | None]:
-    """What the recipe reads that is not made by it."""
-    prompts_of = [section.prompts for section in _evaluations(recipe).values()]
-    return [recipe.target, recipe.drafter, recipe.distill.stored or recipe.distill.prompts, *prompts_of]
-
-
-def _places(recipe: Recipe, out: Path) -> list[Path]:
-    """The folders in `out` that a run may make, those of one drafter together."""
-    slugs = [entry.slug for entry in recipe.drafters]
-    parts = ["distilled", "eval", "sampled", "speed", "packed-eval", "report"]
-    parts += [f"packed/.target-{recipe.distill.weights}"] if recipe.distill.weights else []
-    parts += [_target_folder(recipe.speed)] if recipe.speed else []
-    return [out / part for part in (*parts, *(f"{kind}/{slug}" for kind in ("drafters", "packed") for slug in slugs))]
-
-
-def _target_folder(how: Speed) -> str:
-    """Where a run has the target that is timed; another place than that of the one that writes the data, if it may
-    differ."""
-    marks = [how.weights, *([f"head-{how.head_weights}"] if how.head_weights else [])]
-    marks += [f"embedding-{how.embedding_weights}"] if how.embedding_weights else []
-    marks += ["calibrated"] if how.calibration_tokens is not None else []
-    return f"packed/.target-{'-'.join(marks)}"
-
-
-def _evaluations(recipe: Recipe) -> dict[str, Eval]:
-    return {"eval": recipe.eval, **({"sampled": recipe.sampled} if recipe.sampled else {})}
-
-
 def _rendering(recipe: Recipe) -> dict[str, Any]:
     """The template's arguments for the drafters' stages: they apply one where they have another tokenizer alone."""
     if not recipe.template_args:
         return {}
     target, dense = (checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))
     return {} if same_tokens(target, dense) else templates.used(dense, recipe.template_args)
-
-
-def _check_tokenizers(recipe: Recipe) -> None:
-    """UserError for what a drafter of another tokenizer than the target's cannot do."""
-    if same_tokens(*(checkpoint.load_tokenizer(ref) for ref in (recipe.target, recipe.dense))):
-        return
-    other = "and the drafter has another tokenizer than the target"
-    if recipe.speed is not None and recipe.speed.head_tokens is not None:
-        raise UserError(f"speed.head_tokens trims by the target's tokens, {other}: leave it out.")
-    for part, section in _evaluations(recipe).items():
-        if section.uag == "off":
-            raise UserError(f"{part}.uag is off, {other}: set it to auto, realign or intersection.")
-        if section.tree > 1:
-            raise UserError(f"{part}.tree {section.tree} needs one tokenizer, {other}: leave it out.")
-    for entry in recipe.drafters:
-        if entry.trained and (loss := recipe.finetune_of(entry).loss) != "nll":
-            raise UserError(
-                f"drafter '{entry.name}' has the loss {loss}, which compares tokens, {other}: set it to nll."
-            )
-
-
-def _check_layers(recipe: Recipe) -> None:
-    """UserError for models that are to be pruned, cut or packed, and whose layers do not allow it."""
-    calibrated = recipe.speed is not None and recipe.speed.calibration_tokens is not None
-    cut = any(recipe.prunings(entry) or entry.drop_layers is not None for entry in recipe.drafters)
-    walked = {recipe.dense} if cut or calibrated else set()
-    if calibrated and recipe.speed and recipe.speed.pack_target:
-        walked.add(recipe.target)
-    dtype, device = checkpoint.dtype_named(recipe.dtype), checkpoint.device_named(recipe.device)
-    for model in sorted(walked):
-        arguments.check_model(Streamed(checkpoint.find(model), dtype=dtype, device=device))
-    packed = {recipe.dense} if recipe.speed else set()
-    if recipe.distill.weights or (recipe.speed and recipe.speed.pack_target):
-        packed.add(recipe.target)
-    for model in sorted(packed):
-        timed = recipe.speed is not None and (model == recipe.dense or recipe.speed.pack_target)
-        ends = (recipe.speed.head_weights, recipe.speed.embedding_weights) if recipe.speed and timed else ()
-        check_packable(model, checkpoint.find(model), ends)
 
 
 def _write(recipe: Recipe, out: Path) -> None:

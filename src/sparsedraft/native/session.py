@@ -134,9 +134,8 @@ class Session:
         """Append ids[b] to sequence b and draft counts[b] tokens greedily, in passes that all share; all but the last
         draft of each are then cached, too. A sequence without a draft reads nothing.
 
-        Where a head follows the texts, each draft is of its own text's rows. Raises FloatingPointError where logits hold NaN
-        or infinity, ValueError for ids outside of the vocabulary or more than the context holds; nothing has changed
-        then.
+        Where a head follows texts, each draft is of its own text's rows. FloatingPointError where logits hold NaN or
+        infinity, ValueError for ids outside of the vocabulary or more than the context holds; nothing has changed then.
         """
         before = self.lengths
         for held, new, k in zip(before, ids, counts, strict=True):
