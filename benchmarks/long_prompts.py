@@ -1,5 +1,12 @@
-"""Long prompts of real prose: Python's documentation, as its standard library carries it, with a task at the end."""
+"""Long prompts of real prose: Python's documentation, as its standard library carries it, with a task at the end.
 
+    python benchmarks/long_prompts.py MODEL LENGTH COUNT > prompts.jsonl
+
+writes such prompts for `eval` and `distill`, of LENGTH tokens of MODEL's, its chat template included.
+"""
+
+import json
+import sys
 from typing import Any
 
 from sparsedraft.base.errors import UserError
@@ -14,12 +21,17 @@ SHORTEST = 1000  # characters of a topic: shorter ones are little more than link
 
 
 def long_prompts(tokenizer: Any, length: int, count: int) -> list[list[int]]:
-    """The ids of `count` prompts of `length` tokens, with the chat template around them; each is of other topics.
+    """The ids of `long_texts`, with the chat template around them."""
+    return [_chat(tokenizer, text) for text in long_texts(tokenizer, length, count)]
+
+
+def long_texts(tokenizer: Any, length: int, count: int) -> list[str]:
+    """`count` prompts of `length` tokens, the chat template included; each is of other topics.
 
     UserError where the documentation, or the length, is too short for them.
     """
     texts = iter(_topics())
-    found = []
+    found: list[str] = []
     for number in range(count):
         task, ids = f"\n\n{TASKS[number % len(TASKS)]}", list[int]()
         room = length - len(_chat(tokenizer, task))
@@ -33,11 +45,11 @@ def long_prompts(tokenizer: Any, length: int, count: int) -> list[list[int]]:
     return found
 
 
-def _fitted(tokenizer: Any, ids: list[int], task: str, length: int) -> list[int]:
-    """The prompt of the text `ids` and the task, in no more than `length` tokens: where they meet, tokens may split."""
-    while len(prompt := _chat(tokenizer, tokenizer.decode(ids) + task)) > length:
-        ids = ids[: length - len(prompt)]
-    return prompt
+def _fitted(tokenizer: Any, ids: list[int], task: str, length: int) -> str:
+    """The text `ids` and the task, in no more than `length` tokens: where they meet, tokens may split."""
+    while (over := len(_chat(tokenizer, text := tokenizer.decode(ids) + task)) - length) > 0:
+        ids = ids[:-over]
+    return text
 
 
 def _chat(tokenizer: Any, text: str) -> list[int]:
@@ -49,3 +61,11 @@ def _topics() -> list[str]:
     from pydoc_data.topics import topics
 
     return [topics[name].strip() for name in sorted(topics) if len(topics[name]) > SHORTEST]
+
+
+if __name__ == "__main__":
+    from sparsedraft.models import checkpoint
+
+    model, wanted, number = sys.argv[1:]
+    for place, prompt in enumerate(long_texts(checkpoint.load_tokenizer(model), int(wanted), int(number))):
+        print(json.dumps({"id": f"documentation-{wanted}-{place}", "category": f"{wanted} tokens", "prompt": prompt}))
