@@ -42,7 +42,8 @@ class AidedModels(Models):
 
     def sparse(self, bits: str) -> dict[str, Path]:
         """The sparse drafters, by what they are."""
-        found = {"one-shot 2:4": self.one_shot_of("2:4", bits)}
+        patterns = ("2:4", "4:8") if bits == "int8" else ("2:4",)  # in int4 each is pruned anew, which takes minutes
+        found = {f"one-shot {pattern}": self.one_shot_of(pattern, bits) for pattern in patterns}
         if tuned := self.options.fine_tuned:
             claim = claim_of(checkpoint.find(tuned))
             name = f"fine-tuned {claim['pattern'] if claim else 'dense'}"
