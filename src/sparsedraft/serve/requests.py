@@ -160,7 +160,8 @@ class ChatRequest(Asked):
 
 
 class CompletionRequest(Asked):
-    """POST /v1/completions. A prompt is a text or token ids, or a list of these."""
+    """POST /v1/completions. A prompt is a text or token ids, or a list of these; with a `suffix` that is not empty the
+    answer is what stands between the two."""
 
     prompt: (
         Text
@@ -171,8 +172,14 @@ class CompletionRequest(Asked):
     max_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = 16
     echo: Literal[False] = False
     logprobs: Likeliest | None = None
-    suffix: None = None
+    suffix: Text | None = None
     best_of: Literal[1] | None = None
+
+    @model_validator(mode="after")
+    def _infills(self) -> Self:
+        if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise ValueError("suffix goes with a prompt that is text, not with token ids: send the text itself")
+        return self
 
     @property
     def likeliest(self) -> int | None:

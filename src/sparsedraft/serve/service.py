@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.infilling import Infilling
 from sparsedraft.native.model import check_prompts_fit
 from sparsedraft.serve.engine import Engine, Job
 from sparsedraft.serve.logprobs import Tokens, of_chat, of_completion
@@ -69,12 +71,10 @@ class Service:
             if isinstance(request, ChatRequest):
                 found = [templates.chat_ids(tokenizer, [message.plain() for message in request.messages])]
             else:
-                found = [
-                    list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
-                    for prompt in request.prompts
-                ]
+                found = [self._ids(prompt, request.suffix) for prompt in request.prompts]
         except UserError as error:  # which calls the model by its place on this machine
-            raise Refused(str(error).replace(str(tokenizer.name_or_path), self.names.target), "messages") from None
+            field = "messages" if isinstance(request, ChatRequest) else "suffix"
+            raise Refused(str(error).replace(str(tokenizer.name_or_path), self.names.target), field) from None
         field, context = "messages" if isinstance(request, ChatRequest) else "prompt", self.pair.target.context
         for ids in found:
             if not ids:
@@ -85,6 +85,25 @@ class Service:
                 told = f"{field} has {len(ids)} tokens, which fill the context of {context}: shorten it."
                 raise Refused(told, field, "context_length_exceeded")
         return found
+
+    @cached_property
+    def infilling(self) -> Infilling:
+        """How the model fills in the middle of a text. UserError where it cannot."""
+        return Infilling(self.pair.target.tokenizer)
+
+    def _ids(self, prompt: str | list[int], suffix: str | None) -> list[int]:
+        """A prompt's ids. Control tokens that it spells are those tokens, but beside a suffix they are text."""
+        if not isinstance(prompt, str):
+            return prompt
+        if suffix:
+            return self.infilling.ids(prompt, suffix)
+        return [int(number) for number in self.pair.target.tokenizer(prompt)["input_ids"]]
+
+    def stops(self, request: Asked) -> Stops | None:
+        """What ends an answer; None: nothing but the model itself."""
+        infills = isinstance(request, CompletionRequest) and bool(request.suffix)
+        strings = [*request.stops, *(self.infilling.ends if infills else ())]
+        return Stops(self.pair.target.tokenizer, strings) if strings else None
 
     def check_names(self, request: Asked) -> None:
         """Refused where the request names a model that is not served."""
@@ -138,7 +157,7 @@ class Answers:
     ) -> None:
         self.service, self.written = service, [Written() for _ in range(len(prompts) * request.n)]
         tokenizer = service.pair.target.tokenizer
-        stops = Stops(tokenizer, request.stops) if request.stops else None
+        stops = service.stops(request)
         self._streams = [TextStream(tokenizer, stops) for _ in self.written]
         self._request = request
         self._steps: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
