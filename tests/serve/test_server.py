@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import torch
 
@@ -131,7 +132,7 @@ def test_a_request_says_how_it_is_drafted_and_is_told_how_that_went(served: Serv
 
 def test_models_and_health(served: Served) -> None:
     (model,) = served.client.models.list()
-    assert model.id == "talker" and model.draft_models == ["none", served.service.names.drafter]
+    assert model.id == "talker" and model.draft_models == ["none", *served.service.names.loaded]
     assert json.loads(served.get("/health")) == {"status": "ok"}
 
 
