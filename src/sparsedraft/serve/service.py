@@ -78,6 +78,7 @@ class Service:
         tokenizer = self.pair.target.tokenizer
         try:
             if isinstance(request, ChatRequest):
+                self._check_template(request)
                 found = [templates.chat_ids(tokenizer, [message.plain() for message in request.messages])]
             else:
                 found = [self._ids(prompt, request.suffix) for prompt in request.prompts]
@@ -94,6 +95,14 @@ class Service:
                 told = f"{field} has {len(ids)} tokens, which fill the context of {context}: shorten it."
                 raise Refused(told, field, "context_length_exceeded")
         return found
+
+    def _check_template(self, request: ChatRequest) -> None:
+        """Refused where the request sets what the chat template gets otherwise than the server does."""
+        own = templates.for_server(self.pair.target.tokenizer).get("chat_template_kwargs", {})
+        for name, value in (request.chat_template_kwargs or {}).items():
+            if name not in own or own[name] != value:
+                told = f"chat_template_kwargs sets {name[:80]!r}, which this server sets: leave it out."
+                raise Refused(told, "chat_template_kwargs")
 
     @cached_property
     def infilling(self) -> Infilling:
