@@ -14,7 +14,7 @@ from sparsedraft.serve.options import ServeOptions
 from sparsedraft.text import dataset
 from stages import distill, evaluate_to
 
-TOKENS = 16
+TOKENS, K = 16, 3
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +43,20 @@ def at(served: Served) -> dict[str, Any]:
 
 def test_distilled_rows_are_those_of_the_target_here(served: Served, talker: Path, asked: str, tmp_path: Path) -> None:
     """Text, tokens, why it ended, and the likeliest tokens of each place."""
-    own = rows(talker, asked, tmp_path / "own", top_k_logprobs=3)
-    found = rows(talker, asked, tmp_path / "served", top_k_logprobs=3, **at(served))
+    own = rows(talker, asked, tmp_path / "own", top_k_logprobs=K)
+    found = rows(talker, asked, tmp_path / "served", top_k_logprobs=K, **at(served))
     assert len(found) == len(own) == 10
     for row, other in zip(found, own, strict=True):
         assert row.pop("engine") == "endpoint" != other.pop("engine")
-        mine, theirs = ([dict(zip(*at, strict=True)) for at in places(one)] for one in (row, other))
+        mine, theirs = likeliest(row), likeliest(other)
         assert row == other
         assert mine == [pytest.approx(place, abs=2e-3) for place in theirs]
 
 
-def places(row: dict[str, Any]) -> Iterator[tuple[list[int], list[float]]]:
-    """The likeliest tokens of each place of a row, which loses them, and their log-probabilities."""
-    return zip(row.pop("topk_ids"), row.pop("topk_logprobs"), strict=True)
+def likeliest(row: dict[str, Any]) -> list[dict[int, float]]:
+    """The likeliest tokens of each place of a row, which loses them, with their log-probabilities."""
+    pairs = [*zip(row.pop("topk_ids"), row.pop("topk_logprobs"), strict=True)]
+    return [dict(pairs[i : i + K]) for i in range(0, len(pairs), K)]
 
 
 def test_usage_counts_the_tokens_that_distill_writes(served: Served, talker: Path, asked: str, tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 import sparsedraft
 from served import Served, serving
 from serving import ASKED
+from sparsedraft.base.errors import UserError
 from sparsedraft.serve.counters import Counters
 from sparsedraft.serve.options import ServeOptions
 from sparsedraft.speculate.loop.sequence import Step
@@ -101,7 +101,7 @@ def test_two_folders_of_one_name_are_two_drafters(tiny_checkpoint: Path, tmp_pat
     ({"drafter": (), "drafter_window": 64}, "no model drafts"),
 ])  # fmt: skip
 def test_drafters_that_cannot_be(tiny_checkpoint: Path, given: dict, told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(UserError, match=told):
         ServeOptions(target=str(tiny_checkpoint), **given)
 
 

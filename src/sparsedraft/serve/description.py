@@ -187,8 +187,9 @@ def failures(told: dict[int, str]) -> Responses:
 
 def answers(reply: type[BaseModel]) -> Responses:
     """What a request for text is answered with: `reply`, or events where it asks for a stream."""
-    events = {"text/event-stream": {"schema": {"type": "string"}}}
-    whole = {"model": reply, "description": "The answers; with stream, events of their pieces.", "content": events}
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    events = {"text/event-stream": {"schema": event}}
+    whole = {"model": reply, "description": "The answers; with stream, events of pieces.", "content": events}
     return {200: whole, **failures(REFUSALS)}
 
 
