@@ -36,7 +36,19 @@ def process(talker: Path) -> Iterator[tuple[subprocess.Popen, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "sparsedraft", "serve", talker, "--drafter", talker, "--port", port]
+    command = [
+        sys.executable,
+        "-m",
+        "sparsedraft",
+        "serve",
+        talker,
+        "--drafter",
+        talker,
+        "--drafter",
+        "lookup",
+        "--port",
+        port,
+    ]
     server = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     for _ in range(600):
         with socket.socket() as probe:
@@ -81,10 +93,11 @@ def test_a_chat_shows_the_targets_text_with_drafts_in_colour(page: Any, talker: 
     assert page.text_content(".turn:nth-of-type(3)") == "<b>bold</b>", "what is typed is no HTML"
 
 
-def test_a_race_says_that_the_texts_are_equal(page: Any) -> None:
+def test_a_race_says_that_the_texts_are_equal(page: Any, talker: Path) -> None:
     say(page, ASKED[1], "race")
     page.wait_for_selector(".turn > .told:has-text('the texts are equal')")
-    assert page.locator(".lanes > div").count() == 2
+    names = page.locator(".lanes > div > b.told").all_text_contents()
+    assert names == [f"with {talker.name}-drafter", "with lookup", "the target alone"]
 
 
 def test_an_answer_can_be_stopped_and_a_dead_server_is_told(page: Any, process: tuple[subprocess.Popen, str]) -> None:

@@ -1,10 +1,7 @@
 """The server as clients see it: the openai package, plain HTTP, and what must be refused."""
 
 import json
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,55 +10,16 @@ from typing import Any
 import openai
 import pytest
 import torch
-import uvicorn
 
 import sparsedraft
+from served import Served, serving
 from serving import ASKED
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.native import model as native_models
 from sparsedraft.serve import guard
-from sparsedraft.serve.app import application
 from sparsedraft.serve.options import ServeOptions
-from sparsedraft.serve.service import Service
-from sparsedraft.serve.stage import running
 
 CHAT = [{"role": "user", "content": ASKED[0]}]
-
-
-class Served:
-    """A running server: its address and its service."""
-
-    def __init__(self, url: str, service: Service) -> None:
-        self.url, self.service = url, service
-        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=60)
-
-    def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any]:
-        """(status, JSON) of a plain request."""
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.url}{path}", data, {"Content-Type": "application/json", **headers})
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as answer:
-            return str(answer.read().decode())
-
-
-def serving(options: ServeOptions, key: str | None = None) -> Iterator[Served]:
-    with running(options) as service:
-        config = uvicorn.Config(application(service, key, ()), port=0, log_level="error")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Served(f"http://127.0.0.1:{port}", service)
-        server.should_exit = True
-        thread.join(30)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +132,7 @@ def test_a_request_says_how_it_is_drafted_and_is_told_how_that_went(served: Serv
 
 def test_models_and_health(served: Served) -> None:
     (model,) = served.client.models.list()
-    assert model.id == "talker" and model.draft_models == ["none", served.service.names.drafter]
+    assert model.id == "talker" and model.draft_models == ["none", *served.service.names.loaded]
     assert json.loads(served.get("/health")) == {"status": "ok"}
 
 

@@ -14,6 +14,18 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from sparsedraft.serve import replies
+from sparsedraft.serve.description import (
+    GUARDED,
+    REFUSALS,
+    ChatReply,
+    CompletionReply,
+    Health,
+    Model,
+    Models,
+    answers,
+    describe,
+    failures,
+)
 from sparsedraft.serve.engine import Full, Stopped
 from sparsedraft.serve.guard import HEALTH, Guard, refusal
 from sparsedraft.serve.replies import CHAT, COMPLETION, Form, Reply
@@ -33,39 +45,42 @@ def application(service: Service, api_key: str | None, hosts: tuple[str, ...]) -
     app = FastAPI(title="sparsedraft", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, api_key=api_key, hosts=hosts)
     _handle_errors(app)
+    describe(app, service.names)
     started = int(time.time())
 
     for path, (name, kind) in PAGE.items():
         app.add_api_route(path, partial(_file, name, kind), include_in_schema=False)
 
-    @app.get(HEALTH)
+    failed = {503: {"model": Health, "description": "The server decodes no more."}}
+
+    @app.get(HEALTH, response_model=Health, responses=failed)  # type: ignore[arg-type]
     async def health() -> JSONResponse:
         alive = service.engine.alive
         return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=failures(GUARDED))
     async def metrics() -> str:
         engine = service.engine
         return engine.counters.text(num_requests_running=engine.running, num_requests_waiting=engine.waiting)
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", response_model=Models, responses=failures(GUARDED))
     async def models() -> dict[str, Any]:
         names = service.names
         about = {"object": "model", "created": started, "owned_by": "sparsedraft", "draft_models": names.drafters}
         return {"object": "list", "data": [{"id": names.target, **about}]}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}", response_model=Model, responses=failures(GUARDED | {404: REFUSALS[404]}))
     async def model(name: str) -> Any:
         if name != service.names.target:
             told = f"model {name[:80]!r} is not served here: there is {service.names.target}."
             return refusal(told, 404, "model", "model_not_found")
         return (await models())["data"][0]
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", response_model=ChatReply, responses=answers(ChatReply))
     async def chat(body: ChatRequest, request: Request) -> Response:
         return await _answer(service, body, request, CHAT)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", response_model=CompletionReply, responses=answers(CompletionReply))
     async def complete(body: CompletionRequest, request: Request) -> Response:
         return await _answer(service, body, request, COMPLETION)
 
@@ -166,7 +181,9 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return refusal(f"{str(error.detail).lower().rstrip('.')}.", error.status_code)
+        told = refusal(f"{str(error.detail).lower().rstrip('.')}.", error.status_code)
+        told.headers.update(error.headers or {})  # such as the methods that are allowed
+        return told
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:

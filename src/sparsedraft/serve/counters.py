@@ -17,8 +17,12 @@ HELP = {
     "spec_decode_num_draft_tokens_total": "Drafted tokens.",
     "spec_decode_num_accepted_tokens_total": "Accepted ones.",
     "spec_decode_num_accepted_tokens_per_pos_total": "Accepted ones by their place in the draft.",
+    "spec_decode_num_drafts_by_drafter_total": "Steps with drafts, by who drafted.",
+    "spec_decode_num_draft_tokens_by_drafter_total": "Drafted tokens, by who drafted.",
+    "spec_decode_num_accepted_tokens_by_drafter_total": "Accepted ones, by who drafted.",
     "request_success_total": "Requests that ended, by why.",
 }
+BY_DRAFTER = [name for name in HELP if "_by_drafter_" in name]  # each with a label
 GAUGES = {"num_requests_running": "Answers being written.", "num_requests_waiting": "Requests that wait for a place."}
 
 
@@ -38,15 +42,16 @@ class Counters:
             self._add("prefix_cache_queries_total", prompt)
             self._add("prefix_cache_hits_total", cached)
 
-    def count(self, step: Step) -> None:
-        """A step of one answer."""
+    def count(self, step: Step, drafter: str | None) -> None:
+        """A step of one answer, which is drafted by `drafter`."""
         with self._lock:
             self._add("generation_tokens_total", len(step.emitted))
             if not step.drafted:
                 return
-            self._add("spec_decode_num_drafts_total", 1)
-            self._add("spec_decode_num_draft_tokens_total", len(step.drafted))
-            self._add("spec_decode_num_accepted_tokens_total", step.accepted)
+            by = f'draft_model="{_escaped(drafter or "")}"'
+            for name, count in (("drafts", 1), ("draft_tokens", len(step.drafted)), ("accepted_tokens", step.accepted)):
+                self._add(f"spec_decode_num_{name}_total", count)
+                self._add(f"spec_decode_num_{name}_by_drafter_total", count, by)
             for place in range(min(step.accepted, DRAFTED)):
                 self._add("spec_decode_num_accepted_tokens_per_pos_total", 1, f'position="{place}"')
 
@@ -74,6 +79,13 @@ class Counters:
             yield f"{PREFIX}{name} {value}"
         for name, told in HELP.items():
             yield from (f"# HELP {PREFIX}{name} {told}", f"# TYPE {PREFIX}{name} counter")
-            of_name = {label: value for (at, label), value in sums.items() if at == name} or {"": 0}
+            of_name = {label: value for (at, label), value in sums.items() if at == name}
+            if not (of_name or name in BY_DRAFTER):
+                of_name = {"": 0}
             for label, value in sorted(of_name.items()):
                 yield f"{PREFIX}{name}{f'{{{label}}}' if label else ''} {value}"
+
+
+def _escaped(value: str) -> str:
+    """A label's value as Prometheus reads it."""
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -37,6 +37,7 @@ class Job:
     k: int | None
     on_step: Callable[[Step | Exception | None], None]
     top_logprobs: int | None = None
+    drafter: str | None = None
     given_up: bool = False
     sequence: TokenSequence | None = field(default=None, init=False)  # once it has joined
 
@@ -130,7 +131,7 @@ class Engine:
         self._new.difference_update(step.row for step in steps)
         for step in steps:
             job = self._running[step.row]
-            self.counters.count(step)
+            self.counters.count(step, job.drafter)
             _tell(job, step)
             if step.finish_reason:
                 del self._running[step.row]
@@ -159,7 +160,7 @@ class Engine:
     def _join(self, job: Job) -> None:
         try:
             job.sequence = self.decoder.join(
-                job.ids, job.max_new_tokens, job.seed, job.sampling, job.stops, job.k, job.top_logprobs
+                job.ids, job.max_new_tokens, job.seed, job.sampling, job.stops, job.k, job.top_logprobs, job.drafter
             )
         except Exception as error:
             _tell(job, error)

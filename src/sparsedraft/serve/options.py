@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sparsedraft.base import bounds
 from sparsedraft.base.fields import OwnWindow, Running
@@ -14,8 +14,10 @@ class _Models(Options):
     target: Annotated[str, Argument(), Exists(check_model)] = Field(
         description="The target; every answer is exactly its own."
     )
-    drafter: Annotated[str | None, Exists(check_drafter)] = Field(
-        None, description="A drafter, or 'lookup' (prompt look-up); default: plain decoding."
+    drafter: Annotated[tuple[str, ...], Exists(check_drafter)] = Field(
+        (),
+        description="A drafter, or 'lookup' (prompt look-up); of several each request chooses one by its draft_model, "
+        "else the first drafts; default: plain decoding.",
     )
     lookup: bool = Field(
         False, description="Beside the drafter, draft from the text so far where that is expected to pay more."
@@ -27,6 +29,12 @@ class _Models(Options):
         4, ge=0, le=bounds.DRAFTED, description="Tokens drafted a step, always, for sampled requests with a seed."
     )
     served_name: str | None = Field(None, description="The model's name for clients; default: the target's folder.")
+
+    @field_validator("drafter", mode="before")
+    @classmethod
+    def _one(cls, given: object) -> object:
+        """One may be given by itself."""
+        return () if given is None else (given,) if isinstance(given, str) else given
 
 
 class _Network(Options):
@@ -62,9 +70,12 @@ class ServeOptions(Running, _Load, _Network, OwnWindow, _Models):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.lookup and self.drafter in (None, LOOKUP):
+        if twice := next((name for name in self.drafter if self.drafter.count(name) > 1), None):
+            raise ValueError(f"<drafter> {twice} is given twice: leave one of them out")
+        models = [name for name in self.drafter if name != LOOKUP]
+        if self.lookup and not models:
             raise ValueError(f"<lookup> goes beside a model: name one as <drafter>, or give <drafter> {LOOKUP} alone")
-        if self.drafter_window and self.drafter in (None, LOOKUP):
+        if self.drafter_window and not models:
             raise ValueError(
                 f"<drafter_window> {self.drafter_window} is a drafter's, and no model drafts: name one as <drafter>, "
                 "or leave it out"

@@ -16,8 +16,8 @@ function element(kind, name, parent) {
 function settings(drafter) {
   const body = { model: $("model").textContent, temperature: Number($("temperature").value) };
   body.max_tokens = Number($("tokens").value);
-  if (drafter === ALONE) body.draft_model = ALONE;
-  else if ($("k").value !== "") body.num_draft_tokens = Number($("k").value);
+  body.draft_model = drafter;
+  if (drafter !== ALONE && $("k").value !== "") body.num_draft_tokens = Number($("k").value);
   return body;
 }
 
@@ -122,11 +122,15 @@ $("race").addEventListener("click", async () => {
     for (const { value } of $("drafter").options) { // one after the other: each has the whole machine
       const lane = element("div", "", lanes);
       element("b", "told", lane).textContent = value === ALONE ? "the target alone" : `with ${value}`;
-      found.push(await answer([message], value, lane, signal));
+      found.push({ name: value, ...(await answer([message], value, lane, signal)) });
     }
     const plain = found.at(-1); // "none" is the last option
     const same = found.every((lane) => lane.whole === plain.whole);
-    const ratios = found.slice(0, -1).map((lane) => `${(lane.rate / plain.rate).toFixed(2)} times as fast`);
+    const drafted = found.slice(0, -1);
+    const ratios = drafted.map(({ name, rate }) => {
+      const times = `${(rate / plain.rate).toFixed(2)} times as fast`;
+      return drafted.length > 1 ? `${name} ${times}` : times;
+    });
     const greedy = Number($("temperature").value) === 0;
     const equal = same ? "the texts are equal" : greedy ? "the texts DIFFER" : "drawn texts differ";
     element("span", same || !greedy ? "told" : "told wrong", turn).textContent = [...ratios, equal].join("; ");
@@ -158,7 +162,8 @@ async function begin() {
   const model = (await reply.json()).data[0];
   $("model").textContent = model.id;
   $("drafter").replaceChildren();
-  for (const name of [...model.draft_models].reverse()) { // the drafter first, the target alone last
+  const drafters = model.draft_models.filter((name) => name !== ALONE);
+  for (const name of [...drafters, ALONE]) { // the default first, the target alone last
     const option = element("option", "", $("drafter"));
     option.value = name;
     option.textContent = name === ALONE ? "none: the target alone" : name;

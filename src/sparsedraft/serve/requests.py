@@ -26,7 +26,7 @@ ASIDE = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_
 
 
 class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class TextPart(_Schema):
@@ -63,8 +63,22 @@ class ResponseFormat(_Schema):
     type: Literal["text"]
 
 
+def _tell_nothings(schema: dict[str, Any]) -> None:
+    """Add to a request's schema what `Asked` takes away: null fields, and those that ask for nothing."""
+    fields = schema["properties"]
+    for name in fields.keys() - set(schema["required"]):
+        if {"type": "null"} not in fields[name].get("anyOf", []):
+            fields[name] = {"anyOf": [fields[name], {"type": "null"}]}
+    for name, nothing in EMPTY.items():
+        fields.setdefault(name, {"enum": [nothing, None]})
+    for name in ASIDE:
+        fields[name] = {}
+
+
 class Asked(_Schema):
     """What chats and plain completions share. `draft_model`: the drafter by its name, "none" for the target alone."""
+
+    model_config = ConfigDict(json_schema_extra=_tell_nothings)
 
     model: str
     n: Annotated[int, Field(ge=1, le=16)] = 1
@@ -87,13 +101,13 @@ class Asked(_Schema):
     @model_validator(mode="before")
     @classmethod
     def _says_nothing(cls, body: object) -> object:
-        """The body without null fields, and without those that ask for nothing."""
+        """The body without null fields, and without those that ask for nothing; 16.0 is 16."""
         if not isinstance(body, dict):
             return body
         return {
-            name: value
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
             for name, value in body.items()
-            if value is not None and name not in ASIDE and not (name in EMPTY and value == EMPTY[name])
+            if value is not None and name not in ASIDE and not _is_nothing(name, value)
         }
 
     @model_validator(mode="after")
@@ -143,6 +157,7 @@ class ChatRequest(Asked):
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
     top_logprobs: Likeliest | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _tells(self) -> Self:
@@ -160,7 +175,8 @@ class ChatRequest(Asked):
 
 
 class CompletionRequest(Asked):
-    """POST /v1/completions. A prompt is a text or token ids, or a list of these."""
+    """POST /v1/completions. A prompt is a text or token ids, or a list of these; with a `suffix` that is not empty the
+    answer is what stands between the two."""
 
     prompt: (
         Text
@@ -171,8 +187,14 @@ class CompletionRequest(Asked):
     max_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = 16
     echo: Literal[False] = False
     logprobs: Likeliest | None = None
-    suffix: None = None
+    suffix: Text | None = None
     best_of: Literal[1] | None = None
+
+    @model_validator(mode="after")
+    def _infills(self) -> Self:
+        if self.suffix and not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise ValueError("suffix goes with a prompt that is text, not with token ids: send the text itself")
+        return self
 
     @property
     def likeliest(self) -> int | None:
@@ -185,6 +207,11 @@ class CompletionRequest(Asked):
             return [self.prompt]
         ids = [part for part in self.prompt if isinstance(part, int)]
         return [ids] if ids else [part for part in self.prompt if not isinstance(part, int)]
+
+
+def _is_nothing(name: str, value: object) -> bool:
+    """Whether a field is one of EMPTY, with that value."""
+    return name in EMPTY and type(value) is type(EMPTY[name]) and value == EMPTY[name]
 
 
 def sentence(error: dict[str, Any]) -> tuple[str, str]:

@@ -1,12 +1,14 @@
 """From a checked request to jobs, and from their steps to text: what lies between the web and the engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.models.tokenizers.infilling import Infilling
 from sparsedraft.native.model import check_prompts_fit
 from sparsedraft.serve.engine import Engine, Job
 from sparsedraft.serve.logprobs import Tokens, of_chat, of_completion
@@ -30,15 +32,21 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Names:
-    """What clients call the models; `drafter` None: the target decodes alone."""
+    """What clients call the models; of the drafters the first is the default. Without any the target decodes alone."""
 
     target: str
-    drafter: str | None
+    loaded: tuple[str, ...] = ()
 
     @property
     def drafters(self) -> list[str]:
         """What a request may name as its draft_model."""
-        return [ALONE, *([self.drafter] if self.drafter else [])]
+        return [ALONE, *self.loaded]
+
+    def drafter(self, asked: str | None) -> str | None:
+        """Who drafts for a request that asks for this draft_model; None: nobody."""
+        if asked == ALONE or not self.loaded:
+            return None
+        return asked or self.loaded[0]
 
 
 @dataclass(frozen=True)
@@ -55,26 +63,28 @@ class Piece:
 
 
 class Service:
-    """Answers requests with an engine, whose decoder is of `pair`."""
+    """Answers requests with an engine, whose decoder is of `pairs`: the target with each drafter, by their names, and
+    alone as None."""
 
-    def __init__(self, pair: Pair, engine: Engine, names: Names, most_tokens: int, seeded_k: int) -> None:
-        self.pair, self.engine, self.names = pair, engine, names
+    def __init__(
+        self, pairs: Mapping[str | None, Pair], engine: Engine, names: Names, most_tokens: int, seeded_k: int
+    ) -> None:
+        self.pairs, self.pair, self.engine, self.names = pairs, pairs[None], engine, names
         self.most_tokens, self.seeded_k = most_tokens, seeded_k
-        self.tokens = Tokens(pair.target.tokenizer)
+        self.tokens = Tokens(self.pair.target.tokenizer)
 
     def prompts(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
         """The ids of each prompt. Refused for what the template or the model does not know, or has no room for."""
         tokenizer = self.pair.target.tokenizer
         try:
             if isinstance(request, ChatRequest):
+                self._check_template(request)
                 found = [templates.chat_ids(tokenizer, [message.plain() for message in request.messages])]
             else:
-                found = [
-                    list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
-                    for prompt in request.prompts
-                ]
+                found = [self._ids(prompt, request.suffix) for prompt in request.prompts]
         except UserError as error:  # which calls the model by its place on this machine
-            raise Refused(str(error).replace(str(tokenizer.name_or_path), self.names.target), "messages") from None
+            field = "messages" if isinstance(request, ChatRequest) else "suffix"
+            raise Refused(str(error).replace(str(tokenizer.name_or_path), self.names.target), field) from None
         field, context = "messages" if isinstance(request, ChatRequest) else "prompt", self.pair.target.context
         for ids in found:
             if not ids:
@@ -85,6 +95,33 @@ class Service:
                 told = f"{field} has {len(ids)} tokens, which fill the context of {context}: shorten it."
                 raise Refused(told, field, "context_length_exceeded")
         return found
+
+    def _check_template(self, request: ChatRequest) -> None:
+        """Refused where the request sets what the chat template gets otherwise than the server does."""
+        own = templates.for_server(self.pair.target.tokenizer).get("chat_template_kwargs", {})
+        for name, value in (request.chat_template_kwargs or {}).items():
+            if name not in own or own[name] != value:
+                told = f"chat_template_kwargs sets {name[:80]!r}, which this server sets: leave it out."
+                raise Refused(told, "chat_template_kwargs")
+
+    @cached_property
+    def infilling(self) -> Infilling:
+        """How the model fills in the middle of a text. UserError where it cannot."""
+        return Infilling(self.pair.target.tokenizer)
+
+    def _ids(self, prompt: str | list[int], suffix: str | None) -> list[int]:
+        """A prompt's ids. Control tokens that it spells are those tokens, but beside a suffix they are text."""
+        if not isinstance(prompt, str):
+            return prompt
+        if suffix:
+            return self.infilling.ids(prompt, suffix)
+        return [int(number) for number in self.pair.target.tokenizer(prompt)["input_ids"]]
+
+    def stops(self, request: Asked) -> Stops | None:
+        """What ends an answer; None: nothing but the model itself."""
+        infills = isinstance(request, CompletionRequest) and bool(request.suffix)
+        strings = [*request.stops, *(self.infilling.ends if infills else ())]
+        return Stops(self.pair.target.tokenizer, strings) if strings else None
 
     def check_names(self, request: Asked) -> None:
         """Refused where the request names a model that is not served."""
@@ -102,7 +139,8 @@ class Service:
         if count > most:
             told = f"the request asks for {count} answers, and {most} can run and wait here: ask for fewer."
             raise Refused(told, "n")
-        self._check_memory(sum(map(len, prompts)) * request.n, count * self.most_of(request))
+        pair = self.pairs[self.names.drafter(request.draft_model)]
+        self._check_memory(pair, sum(map(len, prompts)) * request.n, count * self.most_of(request))
         return Answers(self, request, prompts)
 
     def most_of(self, request: Asked) -> int:
@@ -110,10 +148,10 @@ class Service:
         most = request.most_tokens
         return self.most_tokens if most is None else min(most, self.most_tokens)
 
-    def _check_memory(self, read: int, written: int) -> None:
+    def _check_memory(self, pair: Pair, read: int, written: int) -> None:
         """Refused where keys and values of so many tokens do not fit in what is free now: the answers under way would
         end with these."""
-        window, drafter = self.pair.window, self.pair.drafter
+        window, drafter = pair.window, pair.drafter
         of_drafter = read + written if window is None else min(read + written, window.most)
         held = [(self.pair.target.native, read + written), (drafter.native if drafter else None, of_drafter)]
         try:
@@ -123,7 +161,7 @@ class Service:
 
     def drafted(self, request: Asked) -> int | None:
         """How many tokens are drafted a step for a request; None: as the policy says."""
-        if request.draft_model == ALONE or self.names.drafter is None:
+        if self.names.drafter(request.draft_model) is None:
             return 0
         if request.num_draft_tokens is not None:
             return request.num_draft_tokens
@@ -138,7 +176,7 @@ class Answers:
     ) -> None:
         self.service, self.written = service, [Written() for _ in range(len(prompts) * request.n)]
         tokenizer = service.pair.target.tokenizer
-        stops = Stops(tokenizer, request.stops) if request.stops else None
+        stops = service.stops(request)
         self._streams = [TextStream(tokenizer, stops) for _ in self.written]
         self._request = request
         self._steps: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
@@ -151,7 +189,8 @@ class Answers:
 
     def _job(self, index: int, ids: list[int], seed: int, tokens: int, stops: Stops | None) -> Job:
         request, k, on_step = self._request, self.service.drafted(self._request), self._hand_over(index)
-        return Job(ids, tokens, seed, request.sampling, stops, k, on_step, request.likeliest)
+        drafter = self.service.names.drafter(request.draft_model)
+        return Job(ids, tokens, seed, request.sampling, stops, k, on_step, request.likeliest, drafter)
 
     def _hand_over(self, index: int) -> Callable[[Step | Exception | None], None]:
         """Passes steps from the engine's thread to this loop."""

@@ -255,6 +255,13 @@ class Pair:
         """
         if self.lookup and not isinstance(policy, SourcePolicy):
             policy = WithLookup(policy)
+        self.check_open(rows)
+        drafter = self.open_drafter(rows, policy, sampling)
+        target, eos_ids = self.target.open_backend(rows), self.target.eos_ids
+        return OpenDecoder(target, drafter, policy, sampling, eos_ids, around=self.around, piece=piece)
+
+    def check_open(self, rows: int) -> None:
+        """UserError where texts cannot come and go, `rows` of them at once: see `open_decoder`."""
         if self.route not in ("none", LOOKUP, "same"):
             raise UserError(
                 f"texts that come and go need a drafter with the target's tokenizer, and these drafts cross over "
@@ -266,12 +273,10 @@ class Pair:
                 "cannot come and go, so decode one prompt at a time."
             )
 
-        def backend_of(model: LoadedModel) -> Backend:
-            return model.open_backend(rows)
-
-        drafter = self._drafter([], policy, sampling, 1, backend_of)
-        target, eos_ids = backend_of(self.target), self.target.eos_ids
-        return OpenDecoder(target, drafter, policy, sampling, eos_ids, around=self.around, piece=piece)
+    def open_drafter(self, rows: int, policy: Policy, sampling: Sampling) -> Drafter | None:
+        """The drafter of texts that come and go, an OpenDrafter; with look-up beside it as `policy` says. See
+        `check_open`."""
+        return self._drafter([], policy, sampling, 1, lambda model: model.open_backend(rows))
 
     def _drafter(
         self,

@@ -36,6 +36,7 @@ class OpenDecoder(Decoder):
         stops: Stops | None = None,
         k: int | None = None,
         top_logprobs: int | None = None,
+        drafter: str | None = None,
     ) -> TokenSequence:
         """Continue the prompt `ids`, beside the texts that are under way.
 
@@ -48,7 +49,7 @@ class OpenDecoder(Decoder):
         room = room_after(self.target, ids, max_new_tokens)
         sequence = new_sequence(self._joined, [*ids], room, max_new_tokens, self.dice(seed))
         sequence.sampling, sequence.stops, sequence.k = sampling, stops, k
-        sequence.top_logprobs = top_logprobs
+        sequence.top_logprobs, sequence.drafter = top_logprobs, drafter
         sequence.cached = cast(OpenBackend, self.target).admit(ids)
         if self.drafter is not None:
             cast(OpenDrafter, self.drafter).admit(sequence)

@@ -16,7 +16,8 @@ class TokenSequence:
     `sampling` and `stops` are its own; None: those of the decoder. `k`: tokens to draft a step for it, whatever the
     policy says. `cached`: tokens of its prompt that the target had read before; `first`: those that its first step
     reads. `waits`: nothing is written yet, as the prompt is read in pieces. `top_logprobs`: how many of the
-    likeliest tokens its steps are to tell beside each token; None: no log-probabilities.
+    likeliest tokens its steps are to tell beside each token; None: no log-probabilities. `drafter`: the name of its
+    own, where there are several; None: it has none.
     """
 
     index: int  # its place among the prompts
@@ -33,6 +34,7 @@ class TokenSequence:
     first: int = 0
     waits: bool = False
     top_logprobs: int | None = None
+    drafter: str | None = None
 
     @property
     def room(self) -> int:
@@ -44,8 +46,8 @@ class TokenSequence:
 class Draft:
     """Proposed tokens. `q[i]` [V] is the distribution that token i was drawn from; None where no token was drawn.
 
-    `match`: where look-up drafts beside a model and the model was not asked, the length of the match in tokens, 0 for
-    none; else None.
+    `match`: where look-up or another model drafts beside a model and that was not asked, the length of the match in
+    tokens, 0 for none; else None.
     """
 
     tokens: list[int] = field(default_factory=list)

@@ -1,0 +1,48 @@
+"""One target with several drafters: texts that come and go, each drafted by the one that it names."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import cast
+
+from sparsedraft.maths.sampling import Sampling
+from sparsedraft.speculate.drafters.routed import RoutedDrafter
+from sparsedraft.speculate.loop.drafter import OpenDrafter
+from sparsedraft.speculate.loop.joins import OpenDecoder
+from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.policy.each import PolicyOfEach
+from sparsedraft.speculate.policy.protocol import Policy
+from sparsedraft.speculate.policy.sources import WithLookup
+
+
+def open_decoder(
+    pairs: Mapping[str, Pair],
+    rows: int,
+    policy: Callable[[], Policy],
+    sampling: Sampling,
+    piece: int | None = None,
+) -> OpenDecoder:
+    """A decoder as `Pair.open_decoder` makes one, of pairs that have one target; texts name their drafters as `pairs`
+    does. `policy` makes the policy of each.
+
+    UserError as there; ValueError for pairs of several targets, or without a drafter.
+    """
+    first = next(iter(pairs.values()))
+    if any(pair.target is not first.target or pair.route == "none" for pair in pairs.values()):
+        raise ValueError("the pairs have several targets, or no drafter: give pairs of one target.")
+    for pair in pairs.values():
+        pair.check_open(rows)
+    policies = {name: WithLookup(policy()) if pair.lookup else policy() for name, pair in pairs.items()}
+    shared = PolicyOfEach(policies)
+    drafters = {
+        name: cast(OpenDrafter, pair.open_drafter(rows, policies[name], sampling)) for name, pair in pairs.items()
+    }
+    around = {pair.around for pair in pairs.values()}  # one that is not native needs torch's threads
+    return OpenDecoder(
+        first.target.open_backend(rows),
+        RoutedDrafter(drafters, shared),
+        shared,
+        sampling,
+        first.target.eos_ids,
+        around=around.pop() if len(around) == 1 else nullcontext,
+        piece=piece,
+    )
