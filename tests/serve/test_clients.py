@@ -10,6 +10,7 @@ import pytest
 import sparsedraft
 from served import Served, serving
 from serving import ASKED
+from sparsedraft.models.tokenizers import templates
 from sparsedraft.serve.options import ServeOptions
 from sparsedraft.text import dataset
 from stages import distill, evaluate_to
@@ -141,3 +142,16 @@ def test_lm_eval_scores_what_the_target_says(served: Served, talker: Path, tmp_p
     answers = {one["doc"]["question"]: one["resps"][0][0] for one in result["samples"]["says"]}
     assert answers == dict(zip(ASKED, said, strict=True))
     assert result["results"]["says"]["exact_match,none"] == 0.5
+
+
+def test_what_distill_tells_a_template_is_taken_where_it_is_so_anyway(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The day, which `distill` sends to servers whose template asks for it; another one is refused, not ignored."""
+    tokenizer = served.service.pair.target.tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", f"{tokenizer.chat_template}{{# date_string #}}")
+    body = {"model": "talker", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    assert served.post("/v1/chat/completions", body | templates.for_server(tokenizer))[0] == 200
+    for other in ({"date_string": "1 Apr 1976"}, {"enable_thinking": False}):
+        status, answer = served.post("/v1/chat/completions", body | {"chat_template_kwargs": other})
+        assert status == 400 and answer["error"]["param"] == "chat_template_kwargs"
