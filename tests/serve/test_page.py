@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import sparsedraft
-from serving import ASKED
 from sparsedraft.serve.app import PAGE, POLICY
+from transformers_server import ASKED
 
 FILES = Path(sparsedraft.__file__).parent / "serve"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

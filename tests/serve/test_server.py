@@ -16,13 +16,13 @@ import torch
 import uvicorn
 
 import sparsedraft
-from serving import ASKED
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.serve import guard
 from sparsedraft.serve.app import application
 from sparsedraft.serve.options import ServeOptions
 from sparsedraft.serve.service import Service
 from sparsedraft.serve.stage import running
+from transformers_server import ASKED
 
 CHAT = [{"role": "user", "content": ASKED[0]}]
 
