@@ -131,7 +131,7 @@ class Load:
             end = time.monotonic() + PATIENCE
             while (left := taken(await metrics(http, self.served.address))) and time.monotonic() < end:
                 await asyncio.sleep(0.1)
-            bodies = [chat(f"{prompt} ({i})", LONG, {}) for i, (prompt, _) in enumerate(self.texts[:PLACES])]
+            bodies = [chat(f"{self.texts[i % len(self.texts)][0]} ({i})", LONG, {}) for i in range(PLACES)]
             asked = [asyncio.create_task(self.drained(http, body)) for body in bodies]
             most = 0
             while not all(task.done() for task in asked):

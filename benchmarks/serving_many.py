@@ -5,6 +5,7 @@ file and K) is chosen before, on other prompts. Then all that were chosen stay l
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from sparsedraft.base.hashing import text_hash
 from whole_answers import Task, best, leaving_out, ratio, speeds
 
 KINDS = {"int4": ("Q4_0", "Q4_K_M"), "int8": ("Q8_0",)}  # their files by our bits
+ROUNDS = 4
 GOAL, NO_LOSS = 1.2, 0.95  # of ours / the best of theirs, and of ours with a drafter / without
 OWN_KS = ("auto", 2, 4)
 OURS, ALONE = "ours", "alone"
@@ -153,15 +155,18 @@ class Crowd:
         self.report(rows, mine, idle)
 
     def rounds(self, endpoints: Mapping[str, Endpoint]) -> list[dict[str, Any]]:
-        """All take turns; who begins changes from round to round."""
+        """All take turns; who begins changes from round to round. A peer that fails in one is left out of all."""
         rows: list[dict[str, Any]] = []
-        names = [*endpoints]
-        for number in range(self.bench.turns):
-            console.print(f"{self.label}: round {number + 1} of {self.bench.turns}", style="dim")
+        names, rounds = [*endpoints], 1 if self.bench.options.quick else ROUNDS
+        for number in range(rounds):
+            console.print(f"{self.label}: round {number + 1} of {rounds}", style="dim")
             first = number % len(names)
-            rows += [self.turn(name, endpoints[name], number) for name in names[first:] + names[:first]]
+            for name in names[first:] + names[:first]:
+                with leaving_out(name):
+                    rows.append(self.turn(name, endpoints[name], number))
             self.bench.keep(f"many-{self.bits}-{self.clients}-turns", rows)
-        return rows
+        seen = Counter(row["way"] for row in rows)
+        return [row for row in rows if seen[row["way"]] == rounds]
 
     def report(self, rows: list[dict[str, Any]], mine: str, idle: float) -> None:
         """The rows and figures of what was seen."""

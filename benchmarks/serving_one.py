@@ -36,7 +36,8 @@ def asked(endpoint: Endpoint, ids: list[int], tokens: int) -> Reply:
 def one(bench: Any) -> None:
     """A streaming client and `generate` with the same pair, in turns; who is first changes from prompt to prompt.
 
-    No prompt begins like another, so that the server reads all of each as `generate` does.
+    No prompt begins like another, so that the server reads all of each as `generate` does. The row of the first token
+    is an upper limit: its ratio is LATE / (first token - the engine's own reading of the same prompt), by medians.
     """
     task: Task = bench.task
     options = ServeOptions(target=str(bench.target), drafter=str(bench.drafter), lookup=bench.lookup)
