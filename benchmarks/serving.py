@@ -85,8 +85,8 @@ class Bench(groups.Bench):
 
     def served(self, places: int, drafter: Path | None, bits: str = "") -> Served:
         """Our server with so many places, and this drafter or none."""
-        aids = ["--lookup"] if self.lookup else []
-        how = ["--drafter", drafter, *aids] if drafter else []
+        how: list[str | Path] = ["--drafter", drafter] if drafter else []
+        how += ["--lookup"] if drafter and self.lookup else []
         return Served(self.models.target_in(bits or self.bits[0]), self.threads, places, *how)
 
 

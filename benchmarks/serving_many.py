@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -25,7 +26,7 @@ from whole_answers import Task, best, leaving_out, ratio, speeds
 KINDS = {"int4": ("Q4_0", "Q4_K_M"), "int8": ("Q8_0",)}  # their files by our bits
 ROUNDS = 4
 GOAL, NO_LOSS = 1.2, 0.95  # of ours / the best of theirs, and of ours with a drafter / without
-OWN_KS = ("auto", 2, 4)
+OWN_KS: tuple[int | str, ...] = ("auto", 2, 4)
 OURS, ALONE = "ours", "alone"
 WARM_UP = -1  # the turn before the first, whose prompts begin like none of the others
 
@@ -100,16 +101,16 @@ class Crowd:
             raise
         return server
 
-    def choices(self) -> Iterator[tuple[str, Callable[[], Any], list[tuple[str, Callable[[Any], Endpoint]]]]]:
-        """(what is started, how, the ways to ask it) of all that may be the fastest."""
+    def choices(self) -> Iterator[tuple[str, Callable[[], Any], dict[str, Callable[[Any], Endpoint]]]]:
+        """(what is started, how, the ways to ask it by name) of all that may be the fastest."""
         for drafter in self.bench.drafters(self.bits):
-            ways = [(own_name(drafter, k), lambda s, k=k: own_endpoint(s, k)) for k in OWN_KS]
-            yield f"{OURS}, {drafter}", lambda d=drafter: self.own(d), ways
+            ways = {own_name(drafter, k): partial(own_endpoint, k=k) for k in OWN_KS}
+            yield f"{OURS}, {drafter}", partial(self.own, drafter), ways
         for name in self.bench.peers:
             for kind in [self.kind[name]] if name in self.kind else KINDS[self.bits]:
                 for k in (0, *KS):
                     way = peer_name(name, kind, k)
-                    yield way, lambda n=name, f=kind, k=k: self.peer(n, f, k), [(way, peer_endpoint)]
+                    yield way, partial(self.peer, name, kind, k), {way: peer_endpoint}
 
     def choose(self) -> dict[str, float]:
         """Tokens a second of all choices on the prompts for that; one server runs at a time."""
@@ -117,7 +118,7 @@ class Crowd:
         for what, start, ways in self.choices():
             console.print(f"choosing for {self.label}: {what}", style="dim", markup=False)
             with leaving_out(what), closing(start()) as running:
-                for number, (name, way) in enumerate(ways):
+                for number, (name, way) in enumerate(ways.items()):
                     rows.append(self.turn(name, way(running), number, choosing=True))
             self.bench.keep(f"many-{self.bits}-{self.clients}-choosing", rows)
         return speeds(rows)
