@@ -19,6 +19,7 @@ from typing import Any
 import groups
 from common import parser
 from drafting_models import BITS, AidedModels, add_drafting_options
+from serving_clients import beginnings
 from serving_load import load
 from serving_many import many
 from serving_one import one, turn
@@ -41,6 +42,11 @@ class Bench(groups.Bench):
     @cached_property
     def tokenizer(self) -> Any:
         return checkpoint.load_tokenizer(self.models.target)
+
+    @cached_property
+    def beginnings(self) -> list[int]:
+        """Tokens with which prompts begin that are to be distinct."""
+        return beginnings(self.tokenizer)
 
     @cached_property
     def task(self) -> Task:

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import httpx2
@@ -125,16 +126,27 @@ async def _together(
         return time.perf_counter() - start, [reply for each in found for reply in each]
 
 
-def distinct(number: int, ids: Sequence[int]) -> list[int]:
-    """The prompt `ids` behind a token by its `number`, so that no server knows its beginning from another prompt."""
-    return [ROOM + number % BEGUN, *ids]
+def beginnings(tokenizer: Any) -> list[int]:
+    """Tokens of plain letters for `distinct`, BEGUN of them where there are as many.
+
+    Letters, since a peer that tells the prompt again fails where its bytes are no text.
+    """
+    found = (id for id in range(ROOM, len(tokenizer)) if (word := tokenizer.decode([id])).isascii() and word.isalpha())
+    return list(islice(found, BEGUN))
 
 
-def dealt(prompts: Sequence[Sequence[int]], clients: int, each: int, turn: int) -> list[list[list[int]]]:
+def distinct(begin: Sequence[int], number: int, ids: Sequence[int]) -> list[int]:
+    """The prompt `ids` behind the token of its `number`, so that no server knows its beginning from another prompt."""
+    return [begin[number % len(begin)], *ids]
+
+
+def dealt(
+    begin: Sequence[int], prompts: Sequence[Sequence[int]], clients: int, each: int, turn: int
+) -> list[list[list[int]]]:
     """Prompts for `clients` clients, `each` one after the other: others in every turn, and all of them distinct."""
     count = clients * each
     numbers = range(turn * count, (turn + 1) * count)
-    taken = [distinct(number, prompts[number % len(prompts)]) for number in numbers]
+    taken = [distinct(begin, number, prompts[number % len(prompts)]) for number in numbers]
     return [taken[first::clients] for first in range(clients)]
 
 

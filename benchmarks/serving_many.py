@@ -28,6 +28,7 @@ ROUNDS = 4
 GOAL, NO_LOSS = 1.2, 0.95  # of ours / the best of theirs, and of ours with a drafter / without
 OWN_KS: tuple[int | str, ...] = ("auto", 2, 4)
 OURS, ALONE = "ours", "alone"
+QUIET = 0.2  # cores that other work may use
 WARM_UP = -1  # the turn before the first, whose prompts begin like none of the others
 
 
@@ -52,6 +53,7 @@ class Crowd:
     bits: str
     clients: int
     kind: dict[str, str] = field(default_factory=dict)
+    tried: list[str] = field(default_factory=list)  # the ways that answered on the prompts to choose on
 
     @property
     def label(self) -> str:
@@ -67,7 +69,7 @@ class Crowd:
         task: Task = self.bench.task
         prompts, tokens = (task.choosing, task.short) if choosing else (task.measured, task.tokens)
         time.sleep(IDLE)
-        lists = dealt(prompts, self.clients, 1 if choosing else self.each, number)
+        lists = dealt(self.bench.beginnings, prompts, self.clients, 1 if choosing else self.each, number)
         seconds, replies = together(endpoint, lists, tokens)
         return {
             "prompt": number,
@@ -126,6 +128,7 @@ class Crowd:
     def chosen(self) -> tuple[str, list[str]]:
         """(our fastest way with a drafter, theirs that are near the best); notes each peer's best file."""
         speed = self.choose()
+        self.tried = list(speed)
         theirs = {name: rate for name, rate in speed.items() if not name.startswith(OURS)}
         for peer in self.bench.peers:
             if mine := {name: rate for name, rate in theirs.items() if name.startswith(f"{peer} ")}:
@@ -169,19 +172,27 @@ class Crowd:
         seen = Counter(row["way"] for row in rows)
         return [row for row in rows if seen[row["way"]] == rounds]
 
-    def report(self, rows: list[dict[str, Any]], mine: str, idle: float) -> None:
+    def report(self, rows: list[dict[str, Any]], mine: str, idle: tuple[float, float]) -> None:
         """The rows and figures of what was seen."""
         table, speed, alone = self.bench.table, speeds(rows), f"{OURS}, {ALONE}"
         for name, rate in speed.items():
             own = [row for row in rows if row["way"] == name]
             first, drafted = median(row["first"] for row in own), sum(row["drafted"] for row in own)
             table.note(f"{self.label}: {name}, tokens/s", rate, first=round(first, 3), drafted=drafted)
-        table.note(f"{self.label}: cores that the idle servers use", idle)
+        table.note(f"{self.label}: cores that the idle servers use", idle[0], by_other_work=round(idle[1], 2))
+        if idle[1] > QUIET:
+            console.print(f"{self.label}: the machine is not quiet, and these figures say little", style="bold red")
         theirs = {name: rate for name, rate in speed.items() if not name.startswith(OURS)}
+        not_there = [name for name in self.bench.peers if not any(way.startswith(f"{name} ") for way in self.tried)]
         others = [(best(theirs, ""), "the best of theirs", GOAL)] if theirs else []
         for other, label, goal in (*others, (alone, "ours without a drafter", NO_LOSS)):
             value, span = ratio(rows, mine, other)
-            figures = {"ours": mine, "other": other, "interval": [round(end, 3) for end in span]}
+            figures = {
+                "ours": mine,
+                "other": other,
+                "interval": [round(end, 3) for end in span],
+                "not_there": not_there,
+            }
             table.ratio(f"{self.label}: ours / {label}", value, goal, **figures)
         table.ratio(f"{self.label}: answers that are the target's own text", equal_texts(rows, mine, alone), 1.0)
 

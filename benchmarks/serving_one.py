@@ -46,7 +46,9 @@ def one(bench: Any) -> None:
     rows: list[dict[str, Any]] = []
     late: list[float] = []
     with closing(bench.served(1, bench.drafter)) as served:
-        prompts = [distinct(number, ids) for number, ids in enumerate([*task.choosing, *task.measured])]
+        prompts = [
+            distinct(bench.beginnings, number, ids) for number, ids in enumerate([*task.choosing, *task.measured])
+        ]
         for ids in prompts[: len(task.choosing)]:  # `auto` learns this machine in both
             own(ids, task.short)
             asked(served.endpoint(), ids, task.short)
@@ -54,7 +56,7 @@ def one(bench: Any) -> None:
             for name in (SERVED, GENERATED)[:: 1 if number % 2 else -1]:
                 answer = asked(served.endpoint(), ids, task.tokens) if name == SERVED else rested(own, ids, task.tokens)
                 rows.append({"prompt": number, "way": name, **asdict(answer)})
-            late.append(first_after_reading(served, alone, distinct(len(prompts) + number, ids[1:])))
+            late.append(first_after_reading(served, alone, distinct(bench.beginnings, len(prompts) + number, ids[1:])))
             bench.keep("one-turns", {"rows": rows, "late_ms": late})
     value, span = ratio(rows, SERVED, GENERATED)
     figures = {name: round(rate, 2) for name, rate in speeds(rows).items()}
@@ -89,7 +91,7 @@ def turn(bench: Any) -> None:
         for number, history in enumerate(long_prompts(tokenizer, length, bench.turns)):
             answer = asked(endpoint, history, 32).text
             second = [*history, *tokenizer(answer, add_special_tokens=False)["input_ids"], *question]
-            firsts = [asked(endpoint, ids, 1).first for ids in (second, distinct(number, second))]
+            firsts = [asked(endpoint, ids, 1).first for ids in (second, distinct(bench.beginnings, number, second))]
             times.append(firsts)
             bench.keep("turn-turns", times)
     cached, whole = (statistics.median(column) for column in zip(*times, strict=True))

@@ -84,13 +84,14 @@ class Served:
             self._process.wait()
 
 
-def busy(pids: list[int], seconds: float = 1.0) -> float:
-    """Cores that these processes use while nobody asks them anything."""
+def busy(pids: list[int], seconds: float = 1.0) -> tuple[float, float]:
+    """Cores in use while nobody asks anything: (by these processes, by all others)."""
 
     def used() -> float:
         times = [psutil.Process(pid).cpu_times() for pid in pids]
         return sum(each.user + each.system for each in times)
 
     before, start = used(), time.perf_counter()
-    time.sleep(seconds)
-    return (used() - before) / (time.perf_counter() - start)
+    whole = psutil.cpu_percent(seconds) / 100 * (psutil.cpu_count() or 1)
+    own = (used() - before) / (time.perf_counter() - start)
+    return own, max(0.0, whole - own)

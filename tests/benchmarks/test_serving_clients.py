@@ -11,12 +11,14 @@ import pytest
 import serving_many
 import serving_public
 import sparsedraft
-from serving_clients import Gathered, dealt, distinct, read_metrics, together, total
+from serving_clients import Gathered, beginnings, dealt, distinct, read_metrics, together, total
 from serving_load import BAD, Load, Seen, taken
 from serving_own import Served
 from sparsedraft.base.errors import UserError
+from tiny import build_tokenizer
 from transformers_server import ASKED
 
+BEGIN = range(40, 240)
 METRICS = """# HELP a:requests_total Requests.
 # TYPE a:requests_total counter
 a:requests_total{reason="stop"} 3
@@ -45,13 +47,20 @@ def test_events_of_both_kinds_add_up_to_the_same() -> None:
 def test_no_prompt_of_a_run_begins_like_another(clients: int, each: int) -> None:
     """Neither in the rounds nor in the warm-up before them; every client gets its share of each round."""
     prompts = [[7, n] for n in range(5)]
-    seen = [
-        ids for turn in (serving_many.WARM_UP, 0, 1, 2) for own in dealt(prompts, clients, each, turn) for ids in own
-    ]
+    turns = [dealt(BEGIN, prompts, clients, each, turn) for turn in (serving_many.WARM_UP, 0, 1, 2)]
+    seen = [ids for lists in turns for own in lists for ids in own]
     assert len({ids[0] for ids in seen}) == len(seen) == 4 * clients * each
     assert {tuple(ids[1:]) for ids in seen} == {(7, n) for n in range(5)}
-    assert [len(own) for own in dealt(prompts, clients, each, 1)] == [each] * clients
-    assert distinct(3, [1, 2])[1:] == [1, 2]
+    assert [len(own) for own in dealt(BEGIN, prompts, clients, each, 1)] == [each] * clients
+    assert distinct(BEGIN, 3, [1, 2])[1:] == [1, 2]
+
+
+def test_prompts_begin_with_text() -> None:
+    """Of letters alone: no special token, and no byte that is only a part of a letter."""
+    tokenizer = build_tokenizer()
+    found = beginnings(tokenizer)
+    assert len(found) == len(set(found)) > 40
+    assert all(tokenizer.decode([id]).isalpha() and tokenizer.decode([id]).isascii() for id in found)
 
 
 def test_metrics_are_read_by_name_and_summed_over_labels() -> None:
@@ -115,7 +124,7 @@ def test_a_load_on_a_real_server_loses_no_place_and_no_text(process: Served, tal
 
 @pytest.mark.slow
 def test_clients_get_the_same_texts_with_and_without_drafts(process: Served) -> None:
-    lists = [[distinct(2 * client + number, [20, 30, 40]) for number in (0, 1)] for client in range(3)]
+    lists = [[distinct(BEGIN, 2 * client + number, [20, 30, 40]) for number in (0, 1)] for client in range(3)]
     (seconds, drafted), (_, plain) = (
         together(endpoint, lists, 8) for endpoint in (process.endpoint(num_draft_tokens=3), process.alone())
     )
