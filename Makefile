@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 CSRC := src/sparsedraft/native/csrc
 
-.PHONY: demo test check docs figures bench bench-runtime other-readers wheel release sanitize fuzz mutations aarch64 lanes old-cpu clean
+.PHONY: demo test browser check docs figures bench bench-runtime other-readers wheel release sanitize fuzz mutations aarch64 lanes old-cpu clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -15,6 +15,10 @@ demo: $(STAMP)
 WORKERS ?= 2
 test: $(STAMP) check
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# A Chromium for the tests of the chat page, which are skipped where there is none; root installs Debian's
+browser: $(STAMP)
+	PYTHONPATH=tests/support $(BIN)/python tests/tools/install_browser.py
 
 check: $(STAMP)
 	$(BIN)/ruff check .

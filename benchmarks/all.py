@@ -15,7 +15,7 @@ from typing import Any
 
 NAMES = (
     "generation", "simulation", "finetuning", "pruning", "speculation", "sparse_kernels", "demo", "decoding",
-    "acceleration", "fourbit", "drafting", "neighbours", "files", "shapes",
+    "acceleration", "fourbit", "drafting", "serving", "neighbours", "files", "shapes",
 )  # fmt: skip
 
 

@@ -11,8 +11,7 @@ file a group.
 """
 
 from collections.abc import Callable
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 
 import fourbit_answers as whole
 import fourbit_rates as alone
@@ -21,9 +20,7 @@ import peers_onnx
 import peers_openvino
 from common import GIB, measured, parser
 from fourbit_models import add_options
-from peers_llama import Llama, available, gguf, ik_llama_cpp, llama_cpp
 from sparse_kernels import Layers, four_bits
-from sparsedraft.base.console import console
 from sparsedraft.models import checkpoint
 from sparsedraft.native.random_layers import streaming_read
 from sparsedraft.plan import size_up
@@ -37,19 +34,6 @@ class Bench(groups.Bench):
     """One run: its options, the models and peers as they are first needed, and the rows."""
 
     name = "fourbit"
-
-    @cached_property
-    def peers(self) -> dict[str, Llama]:
-        found, missing = available({"llama.cpp": llama_cpp, "ik_llama.cpp": ik_llama_cpp})
-        for sentence in missing:
-            console.print(sentence, soft_wrap=True, markup=False)
-        return found
-
-    def files(self, model: str, *kinds: str) -> dict[str, Path]:
-        """GGUF files by kind: none where llama.cpp, which makes them, is not there."""
-        if "llama.cpp" not in self.peers:
-            return {}
-        return {kind: gguf(self.peers["llama.cpp"], model, kind) for kind in kinds}
 
 
 def rates(bench: Bench) -> None:

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from common import CACHE, run
 from fourbit_models import Models
 from peers import Missing
 from peers_earlier import Earlier
+from peers_llama import Llama, available, gguf, ik_llama_cpp, llama_cpp
 from record import Table
 from sparsedraft.base.console import console
 from sparsedraft.base.jsonfiles import write_json
@@ -44,6 +46,20 @@ class Bench:
             return None
         self.ends.callback(found.close)
         return found
+
+    @cached_property
+    def peers(self) -> dict[str, Llama]:
+        """llama.cpp and ik_llama.cpp, as far as they can be had."""
+        found, missing = available({"llama.cpp": llama_cpp, "ik_llama.cpp": ik_llama_cpp})
+        for sentence in missing:
+            console.print(sentence, soft_wrap=True, markup=False)
+        return found
+
+    def files(self, model: str, *kinds: str) -> dict[str, Path]:
+        """GGUF files by kind: none where llama.cpp, which makes them, is not there."""
+        if "llama.cpp" not in self.peers:
+            return {}
+        return {kind: gguf(self.peers["llama.cpp"], model, kind) for kind in kinds}
 
     def keep(self, name: str, value: Any) -> None:
         """Write what has been measured so far."""

@@ -17,7 +17,8 @@ from typing import Any
 from peers import Missing, figure
 from peers_llama import Llama
 
-CONTEXT = 4096  # tokens
+CONTEXT = 4096  # tokens of a server, which its slots share
+SLOT = 1024  # tokens of a slot at least
 START, ANSWER = 180, 600  # seconds at most until a server is ready, and for one answer
 LOGGED = 1.0  # seconds at most until the log says of an answer what was drafted
 
@@ -47,14 +48,17 @@ def logged_drafts(log: str) -> list[tuple[int, int]]:
 
 
 class Server:
-    """A running server; `close` ends it. Missing where it does not start."""
+    """A running server with so many `slots`; `close` ends it. Missing where it does not start."""
 
-    def __init__(self, llama: Llama, model: Path, threads: int, drafter: Path | None = None, k: int = 0) -> None:
+    def __init__(
+        self, llama: Llama, model: Path, threads: int, drafter: Path | None = None, k: int = 0, slots: int = 1
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         command: list[str | Path] = [llama.programs / "llama-server", "-m", model, "-t", str(threads), *llama.serving]
-        command += ["-c", str(CONTEXT), "-np", "1", "--host", "127.0.0.1", "--port", str(port)]
+        command += ["-c", str(max(CONTEXT, SLOT * slots)), "-np", str(slots)]
+        command += ["--host", "127.0.0.1", "--port", str(port)]
         if drafter:
             command += ["-md", drafter, *(str(k) if word == "K" else word for word in llama.drafting)]
         self.name, self.drafts, self.address = llama.name, drafter is not None, f"http://127.0.0.1:{port}"
@@ -111,6 +115,10 @@ class Server:
     def _last_line(self) -> str:
         lines = self._written().strip().splitlines()
         return lines[-1][:200] if lines else "it said nothing"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         """End the process."""

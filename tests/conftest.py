@@ -59,7 +59,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny llama that answers in a few whole words. Read only."""
-    from serving import build_talker
+    from transformers_server import build_talker
 
     return build_talker(tmp_path_factory.mktemp("models") / "talker")
 
@@ -67,7 +67,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def served(talker: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real server of `talker` and `tiny_checkpoint`, there called tiny/talker and tiny/random."""
-    from serving import serving
+    from transformers_server import serving
 
     models = {"tiny/talker": talker, "tiny/random": tiny_checkpoint}
     with serving(models, tmp_path_factory.mktemp("server")) as url:

@@ -9,9 +9,9 @@ import pytest
 
 from commands import ended, running, units_so_far, wait_until
 from faults import Proxy, proxied, slow
-from serving import ASKED
 from sparsedraft.text import dataset
 from stages import distill
+from transformers_server import ASKED
 
 
 @pytest.fixture(scope="module")

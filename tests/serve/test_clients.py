@@ -9,11 +9,11 @@ import pytest
 
 import sparsedraft
 from served import Served, serving
-from serving import ASKED
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.serve.options import ServeOptions
 from sparsedraft.text import dataset
 from stages import distill, evaluate_to
+from transformers_server import ASKED
 
 TOKENS, K = 16, 3
 

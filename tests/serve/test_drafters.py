@@ -9,11 +9,11 @@ import pytest
 
 import sparsedraft
 from served import Served, serving
-from serving import ASKED
 from sparsedraft.base.errors import UserError
 from sparsedraft.serve.counters import Counters
 from sparsedraft.serve.options import ServeOptions
 from sparsedraft.speculate.loop.sequence import Step
+from transformers_server import ASKED
 
 NAMES = ["talker-drafter", "tiny", "lookup"]
 

@@ -1,6 +1,5 @@
 """The page in a headless Chromium: a chat, a race, a stopped answer, a server that dies. Skipped without a browser."""
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,12 +12,11 @@ from typing import Any
 import pytest
 
 import sparsedraft
-from serving import ASKED
+from browsers import browser, chromium
 from sparsedraft.serve.app import PAGE, POLICY
+from transformers_server import ASKED
 
 FILES = Path(sparsedraft.__file__).parent / "serve"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next((found for name in BROWSERS if (found := shutil.which(name))), "")
 
 
 def test_the_page_reads_no_text_as_html_and_loads_nothing_from_elsewhere() -> None:
@@ -62,19 +60,16 @@ def process(talker: Path) -> Iterator[tuple[subprocess.Popen, str]]:
 
 @pytest.fixture
 def page(process: tuple[subprocess.Popen, str]) -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api")
-    if not CHROMIUM:
-        pytest.skip("there is no Chromium")
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        found = browser.new_page()
+    if (program := chromium()) is None:
+        pytest.skip("there is no Chromium: `make browser` installs one")
+    with browser(program) as running:
+        found = running.new_page()
         wrong: list[str] = []
         found.on("pageerror", lambda error: wrong.append(str(error)))
         found.goto(process[1])
         found.wait_for_selector("#drafter option:nth-child(2)", state="attached")
         yield found
-        browser.close()
-        assert wrong == []
+    assert wrong == []
 
 
 def say(page: Any, text: str, button: str = "send") -> None:

@@ -13,11 +13,11 @@ import torch
 
 import sparsedraft
 from served import Served, serving
-from serving import ASKED
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.native import model as native_models
 from sparsedraft.serve import guard
 from sparsedraft.serve.options import ServeOptions
+from transformers_server import ASKED
 
 CHAT = [{"role": "user", "content": ASKED[0]}]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from forks import Fork
-from serving import ENVIRONMENT
+from transformers_server import ENVIRONMENT
 
 GREEDY = {"RAY_worker_niceness": "0"}  # else Ray's workers give way to all else, and on a busy machine never come up
 NOTHING: Mapping[str, str] = {}

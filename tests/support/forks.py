@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from serving import ENVIRONMENT
 from sparsedraft import cli
 from sparsedraft.base.console import console, leads
+from transformers_server import ENVIRONMENT
 
 # What the commands import when they run, models of the tests included. A name that is not there is passed over.
 HEAVY = [

@@ -15,13 +15,13 @@ import torch
 from commands import GREEDY, ended, run, running, units_so_far, wait_until
 from faults import proxied, refused
 from forks import Fork
-from serving import ASKED, ENVIRONMENT
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.stages.distill import ray_workers
 from sparsedraft.stages.distill.job import Job
 from sparsedraft.text import dataset, prompts
 from stages import distill
+from transformers_server import ASKED, ENVIRONMENT
 
 LONG = {"max_new_tokens": 120, "batch_size": 1, "limit": 12}  # a unit is two conversations, and takes its time
 UNITS = 6

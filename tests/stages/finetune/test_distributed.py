@@ -19,12 +19,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from forks import Fork
-from serving import ENVIRONMENT, free_port
 from sparsedraft.cli import guarded
 from sparsedraft.models import checkpoint, claims
 from sparsedraft.stages.finetune.loop import Settings
 from sparsedraft.stages.finetune.state import BEFORE, STATE
 from stages import distill, finetune, prune
+from transformers_server import ENVIRONMENT, free_port
 
 pytestmark = pytest.mark.slow
 

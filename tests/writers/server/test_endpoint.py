@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from faults import Call, Proxy, edited, hung_up, proxied, refused, slow, torn, truncated
-from serving import ASKED, free_port
 from sparsedraft import cli
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import read_lines
@@ -20,6 +19,7 @@ from sparsedraft.text import dataset
 from sparsedraft.writers.server.reported import UNKNOWN
 from sparsedraft.writers.server.server import Server
 from stages import distill
+from transformers_server import ASKED, free_port
 
 OPTIONS = {"max_new_tokens": 16, "concurrency": 2, "retry_wait": 0.01}
 K = 2

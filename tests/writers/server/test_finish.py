@@ -8,7 +8,6 @@ import pytest
 
 from faults import edited, proxied
 from scripted import said, scripted
-from serving import ASKED
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.text import dataset
@@ -18,6 +17,7 @@ from sparsedraft.writers.protocol.requests import Request
 from sparsedraft.writers.server.endpoint import EndpointWriter
 from sparsedraft.writers.server.server import Server
 from stages import distill
+from transformers_server import ASKED
 
 MESSAGES = [{"role": "user", "content": "x"}]
 

@@ -12,12 +12,12 @@ import torch
 
 from faults import edited, proxied
 from scripted import places, said, scripted
-from serving import ASKED
 from sparsedraft.base.errors import UserError
 from sparsedraft.base.journal import read_lines
 from sparsedraft.text import dataset
 from sparsedraft.writers.server import trial
 from stages import distill
+from transformers_server import ASKED
 
 LEADS = [3.0, 1.0, 0.0, -1.0, -2.0]  # logits of the first five tokens at every place of the model that is played here
 
