@@ -8,8 +8,10 @@ from typing import Any
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.serve.engine import Engine, Job
+from sparsedraft.serve.forms import ANY, AnswerForm, Forms
 from sparsedraft.serve.logprobs import Tokens, of_chat, of_completion
-from sparsedraft.serve.replies import Written
+from sparsedraft.serve.refused import Refused
+from sparsedraft.serve.replies import CALLED, Written
 from sparsedraft.serve.requests import Asked, ChatRequest, CompletionRequest
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
@@ -17,14 +19,6 @@ from sparsedraft.speculate.pair import Pair
 from sparsedraft.stages.generate.texts import TextStream
 
 ALONE = "none"  # as the draft_model of a request: the target alone
-
-
-class Refused(Exception):
-    """A request that cannot be answered: one sentence, the field at fault, OpenAI's code, and the HTTP status."""
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.message, self.param, self.code, self.status = message, param, code, status
 
 
 @dataclass(frozen=True)
@@ -44,13 +38,15 @@ class Names:
 class Piece:
     """What a step adds to the answer `index`: its text, and the beginning of it that accepted drafts wrote.
 
-    `logprobs`: in the request's form, of its tokens; None where they are not asked for.
+    `logprobs`: in the request's form, of its tokens; None where they are not asked for. `calls`: what it adds to the
+    answer's calls of functions, in OpenAI's form of deltas.
     """
 
     index: int
     text: str
     from_drafts: str
     logprobs: dict[str, Any] | None
+    calls: Sequence[dict[str, Any]] = ()
 
 
 class Service:
@@ -60,13 +56,16 @@ class Service:
         self.pair, self.engine, self.names = pair, engine, names
         self.most_tokens, self.seeded_k = most_tokens, seeded_k
         self.tokens = Tokens(pair.target.tokenizer)
+        self.forms = Forms(pair.target, names.target)
 
     def prompts(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
         """The ids of each prompt. Refused for what the template or the model does not know, or has no room for."""
         tokenizer = self.pair.target.tokenizer
         try:
             if isinstance(request, ChatRequest):
-                found = [templates.chat_ids(tokenizer, [message.plain() for message in request.messages])]
+                messages, tools = [message.plain() for message in request.messages], request.tools
+                self.forms.check_history(messages)
+                found = [templates.chat_ids(tokenizer, messages, tools=[tool.plain() for tool in tools])]
             else:
                 found = [
                     list(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
@@ -95,13 +94,15 @@ class Service:
             told = f"draft_model {request.draft_model[:80]!r} is not loaded: choose one of {', '.join(known)}."
             raise Refused(told, "draft_model")
 
-    def begin(self, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]]) -> "Answers":
-        """Let the answers be written; Full or Stopped where they cannot, Refused where they never could."""
+    def begin(
+        self, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]], form: AnswerForm = ANY
+    ) -> "Answers":
+        """Let the answers be written, in `form`; Full or Stopped where they cannot, Refused where they never could."""
         count, most = len(prompts) * request.n, self.engine.rows + self.engine.queue
         if count > most:
             told = f"the request asks for {count} answers, and {most} can run and wait here: ask for fewer."
             raise Refused(told, "n")
-        return Answers(self, request, prompts)
+        return Answers(self, request, prompts, form)
 
     def drafted(self, request: Asked) -> int | None:
         """How many tokens are drafted a step for a request; None: as the policy says."""
@@ -116,13 +117,18 @@ class Answers:
     """The answers to one request, n for each of its prompts, as they are written; in an event loop."""
 
     def __init__(
-        self, service: Service, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]]
+        self,
+        service: Service,
+        request: ChatRequest | CompletionRequest,
+        prompts: Sequence[list[int]],
+        form: AnswerForm = ANY,
     ) -> None:
         self.service, self.written = service, [Written() for _ in range(len(prompts) * request.n)]
         tokenizer = service.pair.target.tokenizer
         stops = Stops(tokenizer, request.stops) if request.stops else None
         self._streams = [TextStream(tokenizer, stops) for _ in self.written]
-        self._request = request
+        self._request, self._form = request, form
+        self._readers = [form.reader() for _ in self.written]
         self._steps: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
         self._loop, most = asyncio.get_running_loop(), request.most_tokens
         tokens = service.most_tokens if most is None else min(most, service.most_tokens)
@@ -134,7 +140,8 @@ class Answers:
 
     def _job(self, index: int, ids: list[int], seed: int, tokens: int, stops: Stops | None) -> Job:
         request, k, on_step = self._request, self.service.drafted(self._request), self._hand_over(index)
-        return Job(ids, tokens, seed, request.sampling, stops, k, on_step, request.likeliest)
+        grammar = self._form.grammar()
+        return Job(ids, tokens, seed, request.sampling, stops, k, on_step, request.likeliest, grammar)
 
     def _hand_over(self, index: int) -> Callable[[Step | Exception | None], None]:
         """Passes steps from the engine's thread to this loop."""
@@ -161,11 +168,22 @@ class Answers:
                 if step.finish_reason:
                     own += stream.rest()
                 told = self._logprobs(step, len(self.written[index].text))
-                self.written[index].add(step, from_drafts + own, told)
-                yield Piece(index, from_drafts + own, from_drafts, told)
+                yield self._piece(index, step, (from_drafts, own), told)
         finally:
             if open_:
                 self.give_up()
+
+    def _piece(self, index: int, step: Step, parts: tuple[str, str], told: dict[str, Any] | None) -> Piece:
+        """The piece of a step that adds these `parts`, by drafts and by the target; it is written down, too."""
+        (from_drafts, own), written, reader = parts, self.written[index], self._readers[index]
+        text, calls = from_drafts + own, list[dict[str, Any]]()
+        if reader is not None:
+            text, calls = reader.more(text, last=bool(step.finish_reason))
+            written.calls = reader.calls
+        written.add(step, text, told)
+        if reader is not None and reader.called and step.finish_reason == "eos":
+            written.reason = CALLED
+        return Piece(index, text, from_drafts if text.startswith(from_drafts) else "", told, calls)
 
     def _logprobs(self, step: Step, begin: int) -> dict[str, Any] | None:
         if self._request.likeliest is None:

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.likelihoods import Likelihood, likelihoods
 from sparsedraft.maths.sampling import Dice, Sampling
 from sparsedraft.speculate.loop.drafter import Drafter, OpenDrafter
+from sparsedraft.speculate.loop.grammar import within
 from sparsedraft.speculate.loop.sequence import Draft, Step, TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.loop.times import Stopwatch, Times, synchronized
@@ -69,6 +70,7 @@ class Decoder:
         limits = [min(k if sequence.k is None else sequence.k, sequence.room - 1) for sequence in sequences]
         drafter = self.drafter if any(limits) else None
         drafts = drafter.propose(sequences, limits) if drafter is not None else [Draft() for _ in sequences]
+        drafts = [_held(sequence, draft) for sequence, draft in zip(sequences, drafts, strict=True)]
         spent.draft = watch.lap()
 
         # 2. Verify. The target reads all drafts in one pass.
@@ -142,7 +144,8 @@ class Decoder:
     ) -> TokenSequence:
         """Continue the prompt `ids`, beside the texts that are under way.
 
-        Its steps have the index of what is returned, which is not to be changed. What is asked for is as in
+        Its steps have the index of what is returned, which is not to be changed; only a grammar may be given to it
+        before its first step. What is asked for is as in
         TokenSequence: with a constant `k` the text follows from the seed, whatever the policy learns and whatever runs
         beside it.
 
@@ -308,6 +311,13 @@ def generate_all(
 def _sequence(index: int, prompt_ids: list[int], room: int, max_new_tokens: int, dice: Dice) -> TokenSequence:
     limit = "length" if room == max_new_tokens else "context"
     return TokenSequence(index, list(prompt_ids), len(prompt_ids), len(prompt_ids) + room, dice, limit)
+
+
+def _held(sequence: TokenSequence, draft: Draft) -> Draft:
+    """The draft, as far as the sequence's grammar allows it. Drafts that were drawn follow it: see ModelDrafter."""
+    if sequence.grammar is None or draft.q is not None:
+        return draft
+    return replace(draft, tokens=within(sequence.grammar, sequence.written, draft.tokens))
 
 
 def _room(target: Backend, prompt_ids: Sequence[int], max_new_tokens: int) -> int:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sparsedraft.maths.likelihoods import Likelihood
 from sparsedraft.maths.sampling import Dice, Sampling
+from sparsedraft.speculate.loop.grammar import Grammar
 from sparsedraft.speculate.loop.stops import Stops
 
 
@@ -15,7 +16,8 @@ class TokenSequence:
 
     `sampling` and `stops` are its own; None: those of the decoder. `k`: tokens to draft a step for it, whatever the
     policy says. `cached`: tokens of its prompt that the target had read before. `top_logprobs`: how many of the
-    likeliest tokens its steps are to tell beside each token; None: no log-probabilities.
+    likeliest tokens its steps are to tell beside each token; None: no log-probabilities. `grammar`: what the answer has
+    to follow; None: nothing.
     """
 
     index: int  # its place among the prompts
@@ -30,6 +32,12 @@ class TokenSequence:
     k: int | None = None
     cached: int = 0
     top_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+    @property
+    def written(self) -> list[int]:
+        """The answer so far."""
+        return self.tokens[self.prompt :]
 
     @property
     def room(self) -> int:
