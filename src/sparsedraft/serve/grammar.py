@@ -7,6 +7,7 @@ serve/schemas.py sees to. Its masks stay right when tokens are taken back, which
 """
 
 import asyncio
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,10 +20,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from sparsedraft.models.tokenizers.detokenizer import special_ids
 from sparsedraft.writers.prefix import shared
 
 KEPT = 64  # grammars
 MASKS = 64  # of one text: more than a step asks for
+WHERE = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
+SHOWN = re.compile(r"<state>|\n\s*\d+ \| ")  # what is behind it shows the grammar, or the engine's state
 SECONDS = 10.0  # until a client is told that its grammar takes too long
 
 
@@ -100,8 +104,9 @@ class Grammars:
 
         It is compiled on a thread of its own. Unmade where it cannot be, TimeoutError where it takes too long.
         """
-        work = asyncio.get_running_loop().run_in_executor(self._pool, self._compiled, text)
-        matcher = await asyncio.wait_for(work, SECONDS)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._pool, lambda: self._reader)  # the first time, it is read, which is no fault
+        matcher = await asyncio.wait_for(loop.run_in_executor(self._pool, self._compiled, text), SECONDS)
         return lambda: TextGrammar(matcher.deep_copy, self._width, self._ends)
 
     def _compiled(self, text: str) -> Any:
@@ -126,20 +131,46 @@ class Grammars:
 
     @cached_property
     def _reader(self) -> Any:
-        """The tokenizer as llguidance reads it, which takes about a second."""
+        """The tokenizer as llguidance reads it, which takes seconds for a large vocabulary."""
+        import llguidance
         import llguidance.hf
 
         if not self._ends:
             raise Unmade("the model has no token that ends a text")
-        width = max(self._width, len(self._tokenizer))
+        tokenizer: Any = self._tokenizer
         try:
-            tokenizer: Any = self._tokenizer
-            return llguidance.hf.from_tokenizer(tokenizer, n_vocab=width, eos_token=sorted(self._ends))
+            known = llguidance.hf.from_tokenizer(tokenizer)
         except Exception as error:  # it takes fast tokenizers, and of these not all
             raise Unmade(f"the model's tokenizer has no grammars: {reason(str(error))}") from None
+        words = Words(tokenizer, known, min(self._ends), self._width)
+        wrapper = llguidance.TokenizerWrapper(words)
+        return llguidance.LLTokenizer(wrapper, n_vocab=len(words.tokens), eos_token=sorted(self._ends))
+
+
+class Words:
+    """What each token writes. llguidance takes all that looks like <tool_call> for special tokens, and keeps them out
+    of texts; here only those are special that a text does not show."""
+
+    bos_token_id = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, known: Any, end: int, width: int) -> None:
+        self._tokenizer, self.eos_token_id = tokenizer, end
+        self.tokens = [bytes(known.decode_bytes([token])) for token in range(known.vocab_size)]
+        self.tokens += [b""] * (width - len(self.tokens))
+        self.special_token_ids = sorted(special_ids(tokenizer))
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        """The tokens of a text."""
+        text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return [*self._tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def reason(told: str) -> str:
-    """What the engine says, in one line, without the state that it prints behind."""
-    words = " ".join(told.partition("<state>")[0].split()).rstrip(".")
+    """What the engine says, in one line, without where in the grammar, and without the state that it prints behind."""
+    told = WHERE.sub("", SHOWN.split(told)[0])
+    if told.startswith("oneOf"):
+        return "oneOf of cases that are not told apart by their type, or by a constant that each requires"
+    if told.startswith("NoExtension"):
+        return "no text satisfies it"
+    words = " ".join(told.split()).rstrip(".")
     return words if len(words) <= 200 else f"{words[:200]}..."

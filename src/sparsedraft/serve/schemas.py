@@ -45,6 +45,7 @@ TIME = rf"{HOUR}:[0-5][0-9](?:\.[0-9]{{1,6}})?(?:Z|[+-]{HOUR})"  # leap seconds 
 DATES = {"date": f"^{DATE}$", "time": f"^{TIME}$", "date-time": f"^{DATE}T{TIME}$"}
 FORMATS = frozenset(("duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"))
 HOSTNAME = 253  # characters of the longest
+STEP = 1000  # the largest divisor: the engine takes seconds to compile one of a million
 
 
 class Unheld(ValueError):
@@ -56,9 +57,11 @@ def prepared(schema: Any, field: str) -> dict[str, Any]:
     if not isinstance(schema, Mapping):
         raise Unheld(f"{field} is no object: send a JSON Schema.")
     try:
-        size = len(json.dumps(schema))
+        size = len(json.dumps(schema, allow_nan=False))
     except RecursionError:
         size = BYTES + 1
+    except ValueError:  # Python reads NaN and Infinity as numbers
+        raise Unheld(f"{field} holds a number that JSON does not have: send a JSON Schema.") from None
     if size > BYTES:
         raise Unheld(f"{field} has more than {BYTES >> 10} KiB, or is nested too deep: send a smaller schema.")
     found = _Walk(field).part(schema, 0)
@@ -103,6 +106,8 @@ class _Walk:
             return self.part(value, depth)
         if name == "pattern":
             return self._pattern(value)
+        if name == "multipleOf" and (not isinstance(value, int | float) or value > STEP):
+            raise self.unheld(name, f" for a number above {STEP}")
         if name == "$ref" and not (isinstance(value, str) and value.startswith("#")):
             raise self.unheld(name, " to another document")
         return value
@@ -117,6 +122,8 @@ class _Walk:
     def _check_count(self, schema: Mapping[str, Any]) -> None:
         """Names that are free may come twice in a text, and count once."""
         least = schema.get("minProperties", 0)
+        if least == 0:
+            return
         named = schema.get("additionalProperties") is False and "patternProperties" not in schema
         required = schema.get("required", [])
         if not named and not (isinstance(required, list) and least in range(len(set(map(str, required))) + 1)):
