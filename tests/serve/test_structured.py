@@ -201,7 +201,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [LOOK], **form(type="object")}, "cannot both be enforced", ""),
     ({"messages": [*ASKED, {"role": "tool", "content": "x"}]}, "tool_call_id belongs", "messages.1"),
     ({"messages": [*ASKED, {"role": "user"}]}, "content is missing", "messages.1"),
-    ({"messages": [{"role": "user", "content": "x", "tool_calls": [called("{}")]}]}, "are an assistant's", "messages.0"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [called("{}")]}]}, "assistant's", "messages.0"),
     ({"messages": [{"role": "assistant", "tool_calls": [called("[")]}]}, "no JSON object", "messages.0"),
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
 """The form that a request asks of its answers: a grammar for each, and how its calls are read."""
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,14 +42,15 @@ class Forms:
         if not isinstance(request, ChatRequest):
             return ANY
         if request.tools:
-            form = self._call_form()
-            forced, functions = request.tool_choice != "auto", _functions(request)
-            text = tools.grammar(form, functions, forced, request.parallel_tool_calls)
-            return AnswerForm(await self._grammar(text, "tools"), lambda: CallReader(form, forced))
+            form, forced = await asyncio.to_thread(self._call_form), request.tool_choice != "auto"
+            grammar = await self._grammar(lambda: _calls(request, form, forced), "tools")
+            return AnswerForm(grammar, lambda: CallReader(form, forced))
         if isinstance(asked := request.response_format, JsonObject):
-            return AnswerForm(await self._grammar(_json({"type": "object"}, "response_format"), "response_format"))
+            field = "response_format"
+            return AnswerForm(await self._grammar(lambda: _json({"type": "object"}, field), field))
         if isinstance(asked, JsonSchema):
-            return AnswerForm(await self._grammar(_json(asked.json_schema.schema_, SCHEMA), SCHEMA))
+            schema = asked.json_schema.schema_
+            return AnswerForm(await self._grammar(lambda: _json(schema, SCHEMA), SCHEMA))
         return ANY
 
     def check_history(self, messages: Sequence[Mapping[str, Any]]) -> None:
@@ -69,7 +71,9 @@ class Forms:
     def _unshown(self, what: str, param: str, mend: str) -> Refused:
         return Refused(f"the chat template of {self._name} {what}: {mend}, or serve another model.", param)
 
-    async def _grammar(self, text: str, field: str) -> Callable[[], TextGrammar]:
+    async def _grammar(self, write: Callable[[], str], field: str) -> Callable[[], TextGrammar]:
+        """What makes grammars of the text that `write` writes, aside: a large one takes its time."""
+        text = await asyncio.to_thread(write)
         if len(text) > LARGEST:
             raise Refused(f"{field} has more than {LARGEST >> 10} KiB of schemas: send smaller ones.", field)
         try:
@@ -78,6 +82,10 @@ class Forms:
             raise Refused(f"{field} takes too long to compile: send a simpler schema.", field) from None
         except Unmade as error:
             raise Refused(f"{field} cannot be enforced here ({error}): send a simpler schema.", field) from None
+
+
+def _calls(request: ChatRequest, form: tools.CallForm, forced: bool) -> str:
+    return tools.grammar(form, _functions(request), forced, request.parallel_tool_calls)
 
 
 def _functions(request: ChatRequest) -> list[tuple[Function, Any]]:

@@ -50,11 +50,10 @@ class CallForm:
 def form_of(tokenizer: PreTrainedTokenizerBase) -> CallForm:
     """The form of the model's calls. Unshown where its template shows no tools, or calls in another form; UserError
     where there is no template."""
-    bare = templates.render(tokenizer, ASKED, generation_prompt=True)
     try:
         shown = templates.render(tokenizer, ASKED, generation_prompt=True, tools=[TOOL])
     except TemplateError:
-        shown = bare
+        shown = ""
     if PROBE not in shown:
         raise Unshown("shows no tools")
     called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
