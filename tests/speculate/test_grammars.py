@@ -52,20 +52,25 @@ class Rules:
         return all(mask is not None and mask[token] for mask, token in zip(masks, text, strict=True))
 
 
-class OpenTable(Table):
-    """A Table whose texts come and go."""
+class Open:
+    """What a Toy needs so that texts come and go."""
+
+    ids: list[list[int]]
 
     def admit(self, ids: Sequence[int]) -> int:
         self.ids.append([])
         return 0
 
+    def select(self, rows: Sequence[int]) -> None:
+        self.ids = [self.ids[row] for row in rows]
 
-class OpenToy(Toy):
-    """The same of a Toy."""
 
-    def admit(self, ids: Sequence[int]) -> int:
-        self.ids.append([])
-        return 0
+class OpenTable(Open, Table):
+    """A Table that is open."""
+
+
+class OpenToy(Open, Toy):
+    """A Toy that is open."""
 
 
 def table(seed: int, width: int = V) -> OpenTable:
@@ -137,7 +142,7 @@ def test_drafts_that_are_certain(sampling: Sampling) -> None:
     check(PromptLookup, 3, sampling, Rules(0, share=0.8))
     check(lambda: ModelDrafter(table(2), sampling, certain=True), 2, sampling, Rules(0))
     choose = lambda place: Choice(place.match if place.match == 1 else None, place.limit)  # noqa: E731
-    check(lambda: MixedDrafter(ModelDrafter(table(2), sampling), choose), 2, sampling, Rules(2))
+    check(lambda: MixedDrafter(ModelDrafter(table(2), sampling), choose), 2, sampling, Rules(2, share=0.8))
 
 
 def test_a_drafter_that_has_none_of_the_tokens_that_may_come() -> None:

@@ -1,9 +1,9 @@
 """Grammars by llguidance: made of schemas aside from all other work, kept by their text, and followed token by token.
 
 Why llguidance and not xgrammar: both were asked for the same hundred schemas, most of which are kept in
-tests/serve/test_keywords.py. xgrammar 0.2.9 took about thirty that it does not hold, allOf, not, oneOf and names that are required among them,
-and takes a `pattern` as the whole string. llguidance 1.9.1 refuses what it cannot hold, but for what serve/schemas.py
-sees to, and its masks stay right when tokens are taken back, which is tested, too.
+tests/serve/test_keywords.py. xgrammar 0.2.9 took about thirty that it does not hold, allOf, not, oneOf and names that
+are required among them, and takes a `pattern` as the whole string. llguidance 1.9.1 refuses what it cannot hold, but
+for what serve/schemas.py sees to, and its masks stay right when tokens are taken back, which is tested, too.
 """
 
 import asyncio

@@ -220,7 +220,7 @@ class CompletionRequest(Asked):
 def sentence(error: dict[str, Any]) -> tuple[str, str]:
     """(one sentence, the field) of the first complaint of pydantic."""
     place = [part for part in error["loc"] if part not in ("body", "function-after")]
-    field = ".".join(str(part) for part in place if not str(part).startswith(("constrained", "list[", "function")))
+    field = ".".join(str(part) for part in place if not str(part).startswith(("constrained", "list[", "function-")))
     kind, what = error["type"], error["msg"]
     if kind == "extra_forbidden":
         return f"{field} is not supported by this server: leave it out.", field
