@@ -114,7 +114,7 @@ def emitted(drafter: Callable[[], Drafter], k: int, sampling: Sampling, rules: R
 
 def check(drafter: Callable[[], Drafter], k: int, sampling: Sampling, rules: Rules) -> None:
     p, found = expected(sampling, rules), emitted(drafter, k, sampling, rules)
-    assert sum(p.values()) == pytest.approx(1) and len(p) > 3
+    assert sum(p.values()) == pytest.approx(1) and len(p) > 1
     assert set(found) <= set(p) and all(rules.accepts(text) for text in found)
     assert max(abs(found.get(text, 0.0) - chance) for text, chance in p.items()) < 1e-9
 
@@ -142,7 +142,7 @@ def test_drafts_that_are_certain(sampling: Sampling) -> None:
     check(PromptLookup, 3, sampling, Rules(0, share=0.8))
     check(lambda: ModelDrafter(table(2), sampling, certain=True), 2, sampling, Rules(0))
     choose = lambda place: Choice(place.match if place.match == 1 else None, place.limit)  # noqa: E731
-    check(lambda: MixedDrafter(ModelDrafter(table(2), sampling), choose), 2, sampling, Rules(2, share=0.8))
+    check(lambda: MixedDrafter(ModelDrafter(table(2), sampling), choose), 2, sampling, Rules(2))
 
 
 def test_a_drafter_that_has_none_of_the_tokens_that_may_come() -> None:
