@@ -106,7 +106,9 @@ class Crowd:
     def choices(self) -> Iterator[tuple[str, Callable[[], Any], dict[str, Callable[[Any], Endpoint]]]]:
         """(what is started, how, the ways to ask it by name) of all that may be the fastest."""
         for drafter in self.bench.drafters(self.bits):
-            ways = {own_name(drafter, k): partial(own_endpoint, k=k) for k in OWN_KS}
+            ways: dict[str, Callable[[Any], Endpoint]] = {
+                own_name(drafter, k): partial(own_endpoint, k=k) for k in OWN_KS
+            }
             yield f"{OURS}, {drafter}", partial(self.own, drafter), ways
         for name in self.bench.peers:
             for kind in [self.kind[name]] if name in self.kind else KINDS[self.bits]:

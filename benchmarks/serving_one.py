@@ -14,7 +14,7 @@ from serving_own import Served
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.serve.options import ServeOptions
-from sparsedraft.serve.stage import load_pair
+from sparsedraft.serve.stage import load_pairs
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant, policy_named
 from whole_answers import Own, OwnAnswer, Task, ratio, speeds
@@ -40,8 +40,8 @@ def one(bench: Any) -> None:
     is an upper limit: its ratio is LATE / (first token - the engine's own reading of the same prompt), by medians.
     """
     task: Task = bench.task
-    options = ServeOptions(target=str(bench.target), drafter=str(bench.drafter), lookup=bench.lookup)
-    pair = load_pair(options)
+    options = ServeOptions(target=str(bench.target), drafter=(str(bench.drafter),), lookup=bench.lookup)
+    pair = load_pairs(options)[-1]
     own, alone = Own(pair, policy_named("auto")), Own(Pair.of(pair.target, None, "auto", Sampling()), Constant(0))
     rows: list[dict[str, Any]] = []
     late: list[float] = []

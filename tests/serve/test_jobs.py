@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.serve.counters import Counters
-from sparsedraft.serve.engine import Engine, Full, Job, Stopped
+from sparsedraft.serve.engine import Engine, Full, GrammarFailed, Job, Stopped
 from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.pair import Pair
@@ -167,3 +169,27 @@ def test_it_stops_in_order_and_in_time(pair: Pair) -> None:
     assert len(short.tokens) == 4 and isinstance(long_.error, Stopped) and len(long_.tokens) < 400
     with pytest.raises(Stopped):
         engine.submit([Watched([62]).job])
+
+
+class Failing:
+    """A grammar that allows all, and fails after so many tokens: the text ends there."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.error = after, ""
+
+    def allowed(self, written: Sequence[int]) -> Tensor:
+        mask = torch.ones(320, dtype=torch.bool)
+        if len(written) >= self.after:
+            self.error = "it grew too complex"
+            mask = torch.arange(320) == 2
+        return mask
+
+
+def test_a_grammar_that_fails_ends_its_own_text_alone(engine: Engine, pair: Pair) -> None:
+    failing, other = Watched([7, 9], 30), Watched([8, 9], 8)
+    failing.job.grammar = Failing(3)
+    engine.submit([failing.job, other.job])
+    assert failing.ended.wait(WAIT) and other.ended.wait(WAIT)
+    assert isinstance(failing.error, GrammarFailed) and "too complex" in str(failing.error)
+    decoder = pair.decoder([pair.prompt_pair(other.job.ids)], Constant(2), GREEDY)
+    assert other.error is None and other.tokens == generate(decoder, other.job.ids, 8, 0).tokens

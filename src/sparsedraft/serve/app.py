@@ -26,11 +26,12 @@ from sparsedraft.serve.description import (
     describe,
     failures,
 )
-from sparsedraft.serve.engine import Full, Stopped
+from sparsedraft.serve.engine import Full, GrammarFailed, Stopped
 from sparsedraft.serve.guard import HEALTH, Guard, refusal
+from sparsedraft.serve.refused import Refused
 from sparsedraft.serve.replies import CHAT, COMPLETION, Form, Reply
 from sparsedraft.serve.requests import ChatRequest, CompletionRequest, sentence
-from sparsedraft.serve.service import Answers, Refused, Service
+from sparsedraft.serve.service import Answers, Service
 
 RETRY = "1"  # seconds after which a client may ask again where the queue was full
 PAGE = {
@@ -97,7 +98,7 @@ async def _file(name: str, kind: str) -> Response:
 async def _answer(service: Service, body: ChatRequest | CompletionRequest, request: Request, form: Form) -> Response:
     service.check_names(body)
     prompts = await asyncio.to_thread(service.prompts, body)  # a long text takes its time
-    answers = service.begin(body, prompts)
+    answers = service.begin(body, prompts, await service.forms.of(body))
     reply, count = Reply(form, service.names.target), sum(map(len, prompts))
     if body.stream:
         events = _events(answers, reply, body, count)
@@ -129,9 +130,9 @@ async def _events(
                 yield _event(reply.first(index))
         async for piece in answers.pieces():
             reason = answers.written[piece.index].reason
-            if piece.text or reason or piece.logprobs:
+            if piece.text or reason or piece.logprobs or piece.calls:
                 drafts = piece.from_drafts if body.include_metrics else None
-                yield _event(reply.piece(piece.index, piece.text, reason, piece.logprobs, drafts))
+                yield _event(reply.piece(piece.index, piece.text, reason, piece.logprobs, drafts, piece.calls))
     except Exception as error:  # the status has been sent: the last event says what happened
         yield _event(replies.error(_told(error), "server_error"))
         return
@@ -154,6 +155,8 @@ def _told(error: Exception) -> str:
         return "there is not enough memory for this answer: ask for fewer tokens, or for fewer answers at once."
     if isinstance(error, Stopped):
         return "the server is shutting down."
+    if isinstance(error, GrammarFailed):
+        return f"the answer's grammar could not be followed to its end ({error}): send a simpler schema."
     if isinstance(error, FloatingPointError):
         return "the model's logits are no numbers for this request: ask for milder sampling."
     return "the answer could not be finished."

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.serve.counters import Counters
+from sparsedraft.speculate.loop.grammar import Grammar
 from sparsedraft.speculate.loop.joins import OpenDecoder
 from sparsedraft.speculate.loop.sequence import Step, TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
@@ -22,6 +23,10 @@ class Full(Exception):
 
 class Stopped(Exception):
     """The server is shutting down."""
+
+
+class GrammarFailed(Exception):
+    """The grammar of an answer could not be followed to its end."""
 
 
 @dataclass(eq=False)
@@ -38,6 +43,7 @@ class Job:
     on_step: Callable[[Step | Exception | None], None]
     top_logprobs: int | None = None
     drafter: str | None = None
+    grammar: Grammar | None = None
     given_up: bool = False
     sequence: TokenSequence | None = field(default=None, init=False)  # once it has joined
 
@@ -45,6 +51,11 @@ class Job:
     def cached(self) -> int:
         """Tokens of the prompt that had been read before."""
         return self.sequence.cached if self.sequence else 0
+
+    @property
+    def fault(self) -> Exception | None:
+        """Why the text that has ended is not whole."""
+        return GrammarFailed(self.grammar.error) if self.grammar is not None and self.grammar.error else None
 
 
 class Engine:
@@ -132,11 +143,13 @@ class Engine:
         for step in steps:
             job = self._running[step.row]
             self.counters.count(step, job.drafter)
-            _tell(job, step)
+            fault = job.fault if step.finish_reason else None
+            if fault is None:
+                _tell(job, step)
             if step.finish_reason:
                 del self._running[step.row]
-                self.counters.finished(step.finish_reason)
-                _tell(job, None)
+                self.counters.finished("error" if fault else step.finish_reason)
+                _tell(job, fault)
 
     def _ready(self) -> bool:
         """Wait until there is something to do; False once the engine has stopped and nothing is left."""
@@ -165,6 +178,7 @@ class Engine:
         except Exception as error:
             _tell(job, error)
             return
+        job.sequence.grammar = job.grammar
         self._running[job.sequence.index] = job
         self._new.add(job.sequence.index)
         self.counters.began(len(job.ids), job.cached)

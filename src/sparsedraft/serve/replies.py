@@ -9,6 +9,7 @@ from typing import Any
 from sparsedraft.speculate.loop.sequence import Step
 
 FINISHED = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}  # OpenAI's reasons by the loop's
+CALLED = "tool_calls"  # the reason of an answer that ends with a call
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Written:
     steps: int = 0
     drafted: int = 0
     accepted: list[int] = field(default_factory=list)  # by steps with drafts
+    calls: list[dict[str, Any]] = field(default_factory=list)  # of functions, in OpenAI's form
     logprobs: dict[str, Any] = field(default_factory=dict)  # of all tokens, in the request's form; {}: not asked for
 
     def add(self, step: Step, text: str, logprobs: dict[str, Any] | None) -> None:
@@ -73,7 +75,9 @@ class Reply:
         """The body of a reply that is not streamed."""
         choices = []
         for index, answer in enumerate(answers):
-            message = {"role": "assistant", "content": answer.text}
+            message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+            if answer.calls:
+                message = {"role": "assistant", "content": answer.text or None, "tool_calls": answer.calls}
             said: dict[str, Any] = {"message": message} if self.form.chat else {"text": answer.text}
             logprobs = answer.logprobs or None
             choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": answer.reason})
@@ -86,10 +90,18 @@ class Reply:
         return self._chunk([{"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}])
 
     def piece(
-        self, index: int, text: str, reason: str | None, logprobs: dict[str, Any] | None, from_drafts: str | None
+        self,
+        index: int,
+        text: str,
+        reason: str | None,
+        logprobs: dict[str, Any] | None,
+        from_drafts: str | None,
+        calls: Sequence[dict[str, Any]] = (),
     ) -> dict[str, Any]:
-        """A chunk of text; `from_drafts`: its beginning that accepted drafts wrote, where that is asked for."""
-        said: dict[str, Any] = {"delta": {"content": text} if text else {}} if self.form.chat else {"text": text}
+        """A chunk of text and of calls; `from_drafts`: its beginning that accepted drafts wrote, where that is asked
+        for."""
+        delta = ({"content": text} if text else {}) | ({"tool_calls": [*calls]} if calls else {})
+        said: dict[str, Any] = {"delta": delta} if self.form.chat else {"text": text}
         extra = {} if from_drafts is None else {"from_drafts": from_drafts}
         return self._chunk([{"index": index, **said, "logprobs": logprobs, "finish_reason": reason, **extra}])
 

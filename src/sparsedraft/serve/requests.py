@@ -6,10 +6,11 @@ A field that would change the answer and is not supported is refused, never igno
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from sparsedraft.base import bounds
 from sparsedraft.maths.sampling import Sampling
+from sparsedraft.serve.structure import NamedTool, Part, ResponseFormat, Tool, ToolCall, ToolChoice
 
 SEEDS = 1 << 62  # of requests that give none
 DRAFTED = 16  # tokens a step that a request may ask for: all others wait meanwhile
@@ -22,45 +23,57 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 # what clients send though it asks for nothing, or says nothing about the answer
 EMPTY: dict[str, Any] = {"tools": [], "functions": [], "logit_bias": {}, "store": False, "tool_choice": "none"}
+TOOLS = ("tools", "parallel_tool_calls")  # with the choice of none, tools are not shown to the model
 ASIDE = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
-
-
-class TextPart(_Schema):
+class TextPart(Part):
     """A part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(_Schema):
-    """A message of a chat."""
+class Message(Part):
+    """A message of a chat. An assistant's may be calls alone, and a tool's answers one of them."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=256)] | None = None
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    refusal: None = None  # these three are in every answer of OpenAI's client, which sends it back
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
-    def plain(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError(f"tool_calls are an assistant's, and the role is {self.role}: leave them out")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing: write something")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("tool_call_id belongs to a message of the role tool: set both, or leave both out")
+        for call in self.tool_calls or []:
+            call.plain()
+        return self
+
+    def plain(self) -> dict[str, Any]:
         """The message as chat templates take it."""
         role = "system" if self.role == "developer" else self.role
-        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
-        return {"role": role, "content": "".join(parts)}
+        parts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content or []]
+        told: dict[str, Any] = {"role": role, "content": "".join(parts)}
+        if self.tool_calls:
+            told["tool_calls"] = [call.plain() for call in self.tool_calls]
+        return told if self.tool_call_id is None else {**told, "tool_call_id": self.tool_call_id}
 
 
-class StreamOptions(_Schema):
+class StreamOptions(Part):
     """How an answer is streamed."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
-
-
-class ResponseFormat(_Schema):
-    """Text alone: what a grammar would have to enforce is refused."""
-
-    type: Literal["text"]
 
 
 def _tell_nothings(schema: dict[str, Any]) -> None:
@@ -75,7 +88,7 @@ def _tell_nothings(schema: dict[str, Any]) -> None:
         fields[name] = {}
 
 
-class Asked(_Schema):
+class Asked(Part):
     """What chats and plain completions share. `draft_model`: the drafter by its name, "none" for the target alone."""
 
     model_config = ConfigDict(json_schema_extra=_tell_nothings)
@@ -104,10 +117,11 @@ class Asked(_Schema):
         """The body without null fields, and without those that ask for nothing; 16.0 is 16."""
         if not isinstance(body, dict):
             return body
+        aside = (*ASIDE, *TOOLS) if body.get("tool_choice") == "none" else ASIDE
         return {
             name: int(value) if isinstance(value, float) and value.is_integer() else value
             for name, value in body.items()
-            if value is not None and name not in ASIDE and not _is_nothing(name, value)
+            if value is not None and name not in aside and not _is_nothing(name, value)
         }
 
     @model_validator(mode="after")
@@ -155,6 +169,9 @@ class ChatRequest(Asked):
     messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Field(ge=1, le=bounds.LENGTH)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128, default_factory=list)]
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
     logprobs: bool | None = None
     top_logprobs: Likeliest | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -163,6 +180,19 @@ class ChatRequest(Asked):
     def _tells(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs belong to logprobs true: set it, or leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _can_call(self) -> Self:
+        names = [tool.function.name for tool in self.tools]
+        if len(set(names)) < len(names):
+            raise ValueError("tools name a function twice: give each its own name")
+        if self.tool_choice != "auto" and not names:
+            raise ValueError("tool_choice asks for a call, and there are no tools: name some, or leave it out")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of tools: name one")
+        if names and self.response_format is not None and self.response_format.type != "text":
+            raise ValueError("response_format and tools cannot both be enforced: leave one of them out")
         return self
 
     @property
@@ -217,7 +247,7 @@ def _is_nothing(name: str, value: object) -> bool:
 def sentence(error: dict[str, Any]) -> tuple[str, str]:
     """(one sentence, the field) of the first complaint of pydantic."""
     place = [part for part in error["loc"] if part not in ("body", "function-after")]
-    field = ".".join(str(part) for part in place if not str(part).startswith(("constrained", "list[", "function")))
+    field = ".".join(str(part) for part in place if not str(part).startswith(("constrained", "list[", "function-")))
     kind, what = error["type"], error["msg"]
     if kind == "extra_forbidden":
         return f"{field} is not supported by this server: leave it out.", field

@@ -11,8 +11,10 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.infilling import Infilling
 from sparsedraft.native.model import check_prompts_fit
 from sparsedraft.serve.engine import Engine, Job
+from sparsedraft.serve.forms import ANY, AnswerForm, Forms
 from sparsedraft.serve.logprobs import Tokens, of_chat, of_completion
-from sparsedraft.serve.replies import Written
+from sparsedraft.serve.refused import Refused
+from sparsedraft.serve.replies import CALLED, Written
 from sparsedraft.serve.requests import Asked, ChatRequest, CompletionRequest
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
@@ -20,14 +22,6 @@ from sparsedraft.speculate.pair import Pair
 from sparsedraft.stages.generate.texts import TextStream
 
 ALONE = "none"  # as the draft_model of a request: the target alone
-
-
-class Refused(Exception):
-    """A request that cannot be answered: one sentence, the field at fault, OpenAI's code, and the HTTP status."""
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400) -> None:
-        super().__init__(message)
-        self.message, self.param, self.code, self.status = message, param, code, status
 
 
 @dataclass(frozen=True)
@@ -53,13 +47,15 @@ class Names:
 class Piece:
     """What a step adds to the answer `index`: its text, and the beginning of it that accepted drafts wrote.
 
-    `logprobs`: in the request's form, of its tokens; None where they are not asked for.
+    `logprobs`: in the request's form, of its tokens; None where they are not asked for. `calls`: what it adds to the
+    answer's calls of functions, in OpenAI's form of deltas.
     """
 
     index: int
     text: str
     from_drafts: str
     logprobs: dict[str, Any] | None
+    calls: Sequence[dict[str, Any]] = ()
 
 
 class Service:
@@ -72,6 +68,7 @@ class Service:
         self.pairs, self.pair, self.engine, self.names = pairs, pairs[None], engine, names
         self.most_tokens, self.seeded_k = most_tokens, seeded_k
         self.tokens = Tokens(self.pair.target.tokenizer)
+        self.forms = Forms(self.pair.target, names.target)
 
     def prompts(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
         """The ids of each prompt. Refused for what the template or the model does not know, or has no room for."""
@@ -79,7 +76,9 @@ class Service:
         try:
             if isinstance(request, ChatRequest):
                 self._check_template(request)
-                found = [templates.chat_ids(tokenizer, [message.plain() for message in request.messages])]
+                messages, tools = [message.plain() for message in request.messages], request.tools
+                self.forms.check_history(messages)
+                found = [templates.chat_ids(tokenizer, messages, tools=[tool.plain() for tool in tools])]
             else:
                 found = [self._ids(prompt, request.suffix) for prompt in request.prompts]
         except UserError as error:  # which calls the model by its place on this machine
@@ -133,15 +132,17 @@ class Service:
             told = f"draft_model {request.draft_model[:80]!r} is not loaded: choose one of {', '.join(known)}."
             raise Refused(told, "draft_model")
 
-    def begin(self, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]]) -> "Answers":
-        """Let the answers be written; Full or Stopped where they cannot, Refused where they never could."""
+    def begin(
+        self, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]], form: AnswerForm = ANY
+    ) -> "Answers":
+        """Let the answers be written, in `form`; Full or Stopped where they cannot, Refused where they never could."""
         count, most = len(prompts) * request.n, self.engine.rows + self.engine.queue
         if count > most:
             told = f"the request asks for {count} answers, and {most} can run and wait here: ask for fewer."
             raise Refused(told, "n")
         pair = self.pairs[self.names.drafter(request.draft_model)]
         self._check_memory(pair, sum(map(len, prompts)) * request.n, count * self.most_of(request))
-        return Answers(self, request, prompts)
+        return Answers(self, request, prompts, form)
 
     def most_of(self, request: Asked) -> int:
         """Tokens of an answer, at most."""
@@ -172,13 +173,18 @@ class Answers:
     """The answers to one request, n for each of its prompts, as they are written; in an event loop."""
 
     def __init__(
-        self, service: Service, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]]
+        self,
+        service: Service,
+        request: ChatRequest | CompletionRequest,
+        prompts: Sequence[list[int]],
+        form: AnswerForm = ANY,
     ) -> None:
         self.service, self.written = service, [Written() for _ in range(len(prompts) * request.n)]
         tokenizer = service.pair.target.tokenizer
         stops = service.stops(request)
         self._streams = [TextStream(tokenizer, stops) for _ in self.written]
-        self._request = request
+        self._request, self._form = request, form
+        self._readers = [form.reader() for _ in self.written]
         self._steps: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
         self._loop, tokens = asyncio.get_running_loop(), service.most_of(request)
         self.jobs = [
@@ -190,7 +196,10 @@ class Answers:
     def _job(self, index: int, ids: list[int], seed: int, tokens: int, stops: Stops | None) -> Job:
         request, k, on_step = self._request, self.service.drafted(self._request), self._hand_over(index)
         drafter = self.service.names.drafter(request.draft_model)
-        return Job(ids, tokens, seed, request.sampling, stops, k, on_step, request.likeliest, drafter)
+        grammar = self._form.grammar()
+        return Job(
+            ids, tokens, seed, request.sampling, stops, k, on_step, request.likeliest, drafter, grammar
+        )  # fmt: skip
 
     def _hand_over(self, index: int) -> Callable[[Step | Exception | None], None]:
         """Passes steps from the engine's thread to this loop."""
@@ -217,11 +226,22 @@ class Answers:
                 if step.finish_reason:
                     own += stream.rest()
                 told = self._logprobs(step, len(self.written[index].text))
-                self.written[index].add(step, from_drafts + own, told)
-                yield Piece(index, from_drafts + own, from_drafts, told)
+                yield self._piece(index, step, (from_drafts, own), told)
         finally:
             if open_:
                 self.give_up()
+
+    def _piece(self, index: int, step: Step, parts: tuple[str, str], told: dict[str, Any] | None) -> Piece:
+        """The piece of a step that adds these `parts`, by drafts and by the target; it is written down, too."""
+        (from_drafts, own), written, reader = parts, self.written[index], self._readers[index]
+        text, calls = from_drafts + own, list[dict[str, Any]]()
+        if reader is not None:
+            text, calls = reader.more(text, last=bool(step.finish_reason))
+            written.calls = reader.calls
+        written.add(step, text, told)
+        if reader is not None and reader.called and step.finish_reason == "eos":
+            written.reason = CALLED
+        return Piece(index, text, from_drafts if text.startswith(from_drafts) else "", told, calls)
 
     def _logprobs(self, step: Step, begin: int) -> dict[str, Any] | None:
         if self._request.likeliest is None:

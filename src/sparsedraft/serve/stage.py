@@ -35,6 +35,7 @@ def serve(options: ServeOptions) -> dict[str, Any]:
     UserError for models that cannot be loaded or do not go together, and for an address that cannot be had.
     """
     try:
+        import llguidance  # noqa: F401  (for the first answer that has to follow a grammar)
         import uvicorn
         import uvicorn.config
 

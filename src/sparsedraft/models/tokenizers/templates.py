@@ -134,20 +134,34 @@ def for_server(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    generation_prompt: bool = False,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """A conversation as text. Raises jinja2's TemplateError where the template refuses it, UserError where there is
-    none or a broken one."""
-    return str(_apply(tokenizer, messages, tokenize=False, add_generation_prompt=generation_prompt))
+    """A conversation as text, with the `tools` that the model may call. Raises jinja2's TemplateError where the
+    template refuses it, UserError where there is none or a broken one."""
+    options = {"tokenize": False, "add_generation_prompt": generation_prompt, **_with(tools)}
+    return str(_apply(tokenizer, messages, **options))
+
+
+def _with(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"tools": [dict(tool) for tool in tools]} if tools else {}
 
 
 def chat_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
-    """Token ids of a conversation under the chat template; UserError where it has none or a broken one, Refused where
-    it takes other conversations."""
+    """Token ids of a conversation under the chat template, with the `tools` that the model may call; UserError where it
+    has none or a broken one, Refused where it takes other conversations."""
     try:
-        ids = _apply(tokenizer, messages, return_dict=False, add_generation_prompt=generation_prompt)
+        options = {"return_dict": False, "add_generation_prompt": generation_prompt, **_with(tools)}
+        ids = _apply(tokenizer, messages, **options)
     except TemplateError as error:  # some refuse a system message, or two turns of one role
         raise Refused(
             f"the chat template of {tokenizer.name_or_path} refuses a conversation of "

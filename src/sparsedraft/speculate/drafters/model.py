@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
+from sparsedraft.speculate.loop.grammar import permitted
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.speculate.loop.verify import ChainVerifier, Verifier
 from sparsedraft.speculate.policy.protocol import always
@@ -120,7 +122,9 @@ class ModelDrafter:
         return drafts
 
     def _plain(self, sequence: TokenSequence) -> bool:
-        return self.is_certain(sequence) and self.sampling_of(sequence).repetition_penalty == 1
+        """Whether its logits are taken as they are, so that the backend may draft without showing them."""
+        free = sequence.grammar is None
+        return free and self.is_certain(sequence) and self.sampling_of(sequence).repetition_penalty == 1
 
     def distributions(self, sequence: TokenSequence, drafted: Sequence[int]) -> Tensor:
         """q [n + 1, V] after `sequence` and after each of n drafts: what `propose` draws from where it draws these.
@@ -178,6 +182,10 @@ class ModelDrafter:
             logits = self.vocabulary.logits(logits)
         sampling = self.sampling_of(sequence)
         logits = penalised(logits, sampling, [*sequence.tokens, *drafted])[0]
+        if sequence.grammar is not None:
+            logits = permitted(logits[None], sequence.grammar, [*sequence.written, *drafted])[0]
+            if not logits.amax() > -torch.inf:  # the drafter has none of the tokens that may come
+                return None, reach
         if self.is_certain(sequence):
             if self.confident is not always:
                 reach *= float(logits.float().softmax(-1).max())

@@ -6,7 +6,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.likelihoods import Likelihood, likelihoods
 from sparsedraft.maths.sampling import Dice, Sampling
 from sparsedraft.speculate.loop.drafter import Drafter
+from sparsedraft.speculate.loop.grammar import within
 from sparsedraft.speculate.loop.sequence import Draft, Step, TokenSequence
 from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.loop.times import Stopwatch, Times, synchronized
@@ -64,6 +65,7 @@ class Decoder:
         limits = [self._limit(sequence, k) for sequence in sequences]
         drafter = self.drafter if any(limits) else None
         drafts = drafter.propose(sequences, limits) if drafter is not None else [Draft() for _ in sequences]
+        drafts = [_held(sequence, draft) for sequence, draft in zip(sequences, drafts, strict=True)]
         spent.draft = watch.lap()
 
         # 2. Verify. The target reads all drafts in one pass.
@@ -253,6 +255,13 @@ def new_sequence(index: int, prompt_ids: list[int], room: int, max_new_tokens: i
     """The sequence of a prompt after which `room` tokens can be written, of the `max_new_tokens` that are asked for."""
     limit = "length" if room == max_new_tokens else "context"
     return TokenSequence(index, list(prompt_ids), len(prompt_ids), len(prompt_ids) + room, dice, limit)
+
+
+def _held(sequence: TokenSequence, draft: Draft) -> Draft:
+    """The draft, as far as the sequence's grammar allows it. Drafts that were drawn follow it: see ModelDrafter."""
+    if sequence.grammar is None or draft.q is not None:
+        return draft
+    return replace(draft, tokens=within(sequence.grammar, sequence.written, draft.tokens))
 
 
 def room_after(target: Backend, prompt_ids: Sequence[int], max_new_tokens: int) -> int:

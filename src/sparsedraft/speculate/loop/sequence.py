@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sparsedraft.maths.likelihoods import Likelihood
 from sparsedraft.maths.sampling import Dice, Sampling
+from sparsedraft.speculate.loop.grammar import Grammar
 from sparsedraft.speculate.loop.stops import Stops
 
 
@@ -17,7 +18,7 @@ class TokenSequence:
     policy says. `cached`: tokens of its prompt that the target had read before; `first`: those that its first step
     reads. `waits`: nothing is written yet, as the prompt is read in pieces. `top_logprobs`: how many of the
     likeliest tokens its steps are to tell beside each token; None: no log-probabilities. `drafter`: the name of its
-    own, where there are several; None: it has none.
+    own, where there are several; None: it has none. `grammar`: what the answer has to follow; None: nothing.
     """
 
     index: int  # its place among the prompts
@@ -35,6 +36,12 @@ class TokenSequence:
     waits: bool = False
     top_logprobs: int | None = None
     drafter: str | None = None
+    grammar: Grammar | None = None
+
+    @property
+    def written(self) -> list[int]:
+        """The answer so far."""
+        return self.tokens[self.prompt :]
 
     @property
     def room(self) -> int:

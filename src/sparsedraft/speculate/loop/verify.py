@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.loop.accept import accept_block, accept_greedy, accept_sampled
+from sparsedraft.speculate.loop.grammar import permitted
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.writers.protocol.backend import Backend
 
@@ -70,6 +71,8 @@ class ChainVerifier:
         written = len(sequence.tokens)
         logits = sound(logits, "target", range(written, written + len(logits)))
         logits = penalised(logits, sampling, sequence.tokens, draft.tokens)
+        if sequence.grammar is not None:
+            logits = permitted(logits, sequence.grammar, sequence.written, draft.tokens)
         drafted = torch.tensor(draft.tokens)
         if sampling.greedy:
             choices = likeliest(logits)
