@@ -16,9 +16,9 @@ from sparsedraft.speculate.drafters.mixed import MixedDrafter
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.parallel import ParallelDrafter
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
-from sparsedraft.speculate.loop.decode import Decoder
 from sparsedraft.speculate.loop.drafter import Drafter
 from sparsedraft.speculate.loop.grammar import permitted, within
+from sparsedraft.speculate.loop.joins import OpenDecoder
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant, policy_named
 from sparsedraft.speculate.policy.protocol import Choice
@@ -99,7 +99,7 @@ def emitted(drafter: Callable[[], Drafter], k: int, sampling: Sampling, rules: R
     """The probability of each text, over all paths through the draws of whole decodes."""
 
     def whole(dice) -> tuple[int, ...]:
-        decoder = Decoder(table(1), drafter(), Constant(k), sampling, frozenset([END]), dice=lambda seed: dice)
+        decoder = OpenDecoder(table(1), drafter(), Constant(k), sampling, frozenset([END]), dice=lambda seed: dice)
         sequence = decoder.join(PROMPT, LENGTH, 0)
         sequence.grammar = rules
         while not sequence.finish_reason:

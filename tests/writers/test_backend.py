@@ -145,6 +145,21 @@ def test_rows_of_very_different_lengths_take_two_passes() -> None:
         assert backend.passes == passes
 
 
+def test_what_is_read_ahead_is_there_though_no_logit_is_wanted() -> None:
+    """Of one row while the others wait, and of rows of very different lengths."""
+    model, rng = build_llama(layers=2), random.Random(4)
+    held: list[list[int]] = [[], [], []]
+    backend = TransformersBackend(model, 3)
+    for lengths in ((RAGGED + 9, 0, 0), (0, 3, 0), (2, RAGGED + 20, 1)):
+        new = [words(rng, n) for n in lengths]
+        assert [len(found) for found in backend.forward(new, [0, 0, 0])] == [0, 0, 0]
+        held = [[*before, *more] for before, more in zip(held, new, strict=True)]
+        assert backend.lengths == [*map(len, held)]
+    last = [words(rng, 1) for _ in held]
+    for before, more, found in zip(held, last, backend.forward(last, [1, 1, 1]), strict=True):
+        close(found, fresh(model, [*before, *more], 1))
+
+
 def test_masks_by_hand() -> None:
     """Two rows: one token after three, and two after none; then a tree a(b c), d with a window."""
     mask = masks.ragged([3, 0], [1, 2])[:, 0].int().tolist()

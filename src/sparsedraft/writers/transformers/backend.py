@@ -30,6 +30,8 @@ class TransformersBackend:
     def forward(self, ids: Sequence[Sequence[int]], logits: Sequence[int]) -> list[Tensor]:
         if len(ids) == 1:
             return [self._single(list(ids[0]), logits[0])]
+        if not any(logits):  # what is read ahead: the model is to make one logit a row, and none is wanted
+            return [*self._several(ids, 1)[:, :0]]
         counts = [len(row) for row in ids]
         early = min(n - k for n, k in zip(counts, logits, strict=True))
         if max(counts) - early > RAGGED + max(logits):  # rows of very different lengths: their ends in a second pass
