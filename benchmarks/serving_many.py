@@ -98,14 +98,15 @@ class Crowd:
         try:
             server.answer(self.bench.task.choosing[0], 16)
             self.turn("warm-up", peer_endpoint(server), WARM_UP, choosing=True)
-        except Missing:
+        except Missing as why:
             server.close()
-            raise
+            raise Missing(f"{why}; {server.why_gone()}") from None
         return server
 
     def choices(self) -> Iterator[tuple[str, Callable[[], Any], dict[str, Callable[[Any], Endpoint]]]]:
         """(what is started, how, the ways to ask it by name) of all that may be the fastest."""
         for drafter in self.bench.drafters(self.bits):
+            ways: dict[str, Callable[[Any], Endpoint]]
             ways = {own_name(drafter, k): partial(own_endpoint, k=k) for k in OWN_KS}
             yield f"{OURS}, {drafter}", partial(self.own, drafter), ways
         for name in self.bench.peers:
