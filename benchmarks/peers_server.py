@@ -120,6 +120,11 @@ class Server:
     def pid(self) -> int:
         return self._process.pid
 
+    def why_gone(self) -> str:
+        """What its log says of its end: the failed assertion if there is one, else its last line."""
+        failed = [line for line in self._written().splitlines() if "ASSERT" in line]
+        return failed[-1][:200] if failed else self._last_line()
+
     def close(self) -> None:
         """End the process."""
         self._process.terminate()

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import mean, median
 from typing import Any
@@ -28,6 +28,8 @@ ROUNDS = 4
 GOAL, NO_LOSS = 1.2, 0.95  # of ours / the best of theirs, and of ours with a drafter / without
 OWN_KS: tuple[int | str, ...] = ("auto", 2, 4)
 OURS, ALONE = "ours", "alone"
+# ik_llama.cpp's flash attention aborts (GGML_ASSERT(S > 0) in iqk_fa_templates.h) with drafts and with several slots
+NO_FLASH = ("-fa", "off")
 QUIET = 0.2  # cores that other work may use
 WARM_UP = -1  # the turn before the first, whose prompts begin like none of the others
 
@@ -92,23 +94,23 @@ class Crowd:
         """A peer's server, K = 0 alone; it has answered once, which is Missing where it should draft and does not."""
         models = self.bench.models
         target, drafter = (self.bench.files(model, kind)[kind] for model in (models.target, models.drafter))
-        server = Server(
-            self.bench.peers[name], target, self.bench.threads, drafter if k else None, k, slots=self.clients
-        )
+        llama = self.bench.peers[name]
+        if name == "ik_llama.cpp" and (k or self.clients > 1):
+            llama = replace(llama, serving=(*llama.serving, *NO_FLASH))
+        server = Server(llama, target, self.bench.threads, drafter if k else None, k, slots=self.clients)
         try:
             server.answer(self.bench.task.choosing[0], 16)
             self.turn("warm-up", peer_endpoint(server), WARM_UP, choosing=True)
-        except Missing:
+        except Missing as why:
             server.close()
-            raise
+            raise Missing(f"{why}; {server.why_gone()}") from None
         return server
 
     def choices(self) -> Iterator[tuple[str, Callable[[], Any], dict[str, Callable[[Any], Endpoint]]]]:
         """(what is started, how, the ways to ask it by name) of all that may be the fastest."""
         for drafter in self.bench.drafters(self.bits):
-            ways: dict[str, Callable[[Any], Endpoint]] = {
-                own_name(drafter, k): partial(own_endpoint, k=k) for k in OWN_KS
-            }
+            ways: dict[str, Callable[[Any], Endpoint]]
+            ways = {own_name(drafter, k): partial(own_endpoint, k=k) for k in OWN_KS}
             yield f"{OURS}, {drafter}", partial(self.own, drafter), ways
         for name in self.bench.peers:
             for kind in [self.kind[name]] if name in self.kind else KINDS[self.bits]:

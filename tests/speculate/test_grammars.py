@@ -194,7 +194,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return tuple(LoadedModel.load(folder, runtime=request.param) for folder in folders)  # type: ignore[return-value]
 
 
-def texts(decoder: Decoder, rows: int, how: Sampling) -> list[list[int]]:
+def texts(decoder: OpenDecoder, rows: int, how: Sampling) -> list[list[int]]:
     """Eight texts, `rows` at once; every other one follows a grammar of its own."""
     dice, waiting, found, rules = random.Random(0), [*range(8)], {}, {}
     prompts = [[dice.randrange(3, 300) for _ in range(dice.randrange(2, 8))] for _ in waiting]
