@@ -13,8 +13,8 @@ from serving_clients import Endpoint, Reply, distinct, together
 from serving_own import Served
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.serve.models import load_pairs
 from sparsedraft.serve.options import ServeOptions
-from sparsedraft.serve.stage import load_pairs
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant, policy_named
 from whole_answers import Own, OwnAnswer, Task, ratio, speeds

@@ -266,3 +266,24 @@ def test_the_share_of_each_source() -> None:
         "plain": {"share_of_steps": 0.4},
     }
     assert shares(by_source([]))["lookup"] == {"share_of_steps": 0, "drafted_per_step": 0, "acceptance_rate": 0}
+
+
+def test_an_answer_that_joins_leaves_the_others_what_they_have_shown() -> None:
+    """What is known of an answer under way stays; of those that have ended nothing is kept under their indices."""
+    policy = WithLookup(Constant(4), joins=True)
+
+    def step(*rows: int) -> None:
+        for row in rows:
+            policy.choose(Place(row, 3, 8, 40, policy.reading.remaining._rows.get(row, 0), 100))
+        trials = tuple(Trial(row, 3, 8, 8) for row in rows)
+        policy.observe(Outcome(8, 8, 9, 0.0, 1.0, begins=False, rows=len(rows), trials=trials))
+
+    for _ in range(6):
+        step(0)
+    shown, fresh = policy.acceptances.tokens(0, 3, 8)[-1], Acceptances().tokens(0, 3, 8)[-1]
+    assert shown > 1.2 * fresh
+    policy.choose(Place(1, 3, 8, 40, 0, 100))
+    assert policy.acceptances.tokens(0, 3, 8)[-1] == pytest.approx(shown, rel=0.02)
+    for row in range(1, 40):  # one after the other beside the first
+        step(0, row)
+    assert {*policy.acceptances._rows} <= {0, 38, 39} and {*policy.reading.remaining._rows} <= {0, 38, 39}

@@ -92,7 +92,7 @@ def alone(pairs: dict[str, Pair], of: Asked, k: int) -> list[int]:
 def test_each_text_is_what_it_is_with_its_drafter_alone(pairs: dict[str, Pair], piece: int | None) -> None:
     """Token by token, greedy and sampled, with a constant K."""
     asked = requests(random.Random(1), 14)
-    decoder = open_decoder(pairs, ROWS, lambda: policy_named("auto"), GREEDY, piece)
+    decoder = open_decoder(pairs, ROWS, lambda name: policy_named("auto"), GREEDY, piece)
     assert together(decoder, asked, 3) == [alone(pairs, of, 3) for of in asked]
 
 
@@ -102,13 +102,13 @@ def test_greedy_texts_are_the_targets_whoever_drafts(pairs: dict[str, Pair], pol
     asked = requests(random.Random(2), 14, sampled=False)
     if lookup:  # beside the models
         pairs = {name: pair if name == "lookup" else pair.with_lookup() for name, pair in pairs.items()}
-    decoder = open_decoder(pairs, ROWS, lambda: policy_named(policy), GREEDY)
+    decoder = open_decoder(pairs, ROWS, lambda name: policy_named(policy), GREEDY)
     plain = [Asked(of.ids, of.tokens, of.seed, GREEDY, None) for of in asked]
     assert together(decoder, asked) == [alone(pairs, of, 0) for of in plain]
 
 
 def test_a_drafter_sees_its_own_texts_and_the_target_all_of_them_at_once(pairs: dict[str, Pair]) -> None:
-    decoder = open_decoder(pairs, ROWS, lambda: Constant(2), GREEDY)
+    decoder = open_decoder(pairs, ROWS, lambda name: Constant(2), GREEDY)
     assert isinstance(decoder.drafter, RoutedDrafter) and isinstance(decoder.target, PrefixCache)
     seen: dict[str, set[int]] = {}
     for name, drafter in decoder.drafter.drafters.items():
@@ -134,7 +134,7 @@ def test_a_drafter_sees_its_own_texts_and_the_target_all_of_them_at_once(pairs: 
 
 
 def test_nothing_is_kept_of_texts_that_have_ended(pairs: dict[str, Pair]) -> None:
-    decoder = open_decoder(pairs, ROWS, lambda: policy_named("auto"), GREEDY, 3)
+    decoder = open_decoder(pairs, ROWS, lambda name: policy_named("auto"), GREEDY, 3)
     together(decoder, requests(random.Random(3), 12))
     drafter = decoder.drafter
     assert isinstance(drafter, RoutedDrafter)
@@ -144,12 +144,12 @@ def test_nothing_is_kept_of_texts_that_have_ended(pairs: dict[str, Pair]) -> Non
 
 
 def test_what_cannot_be(pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory) -> None:
-    decoder = open_decoder(pairs, ROWS, lambda: Constant(2), GREEDY)
+    decoder = open_decoder(pairs, ROWS, lambda name: Constant(2), GREEDY)
     with pytest.raises(ValueError, match="there is no drafter third: name one of first, second, lookup"):
         decoder.join([5], 4, 0, drafter="third")
     target = pairs["second"].drafter
     with pytest.raises(ValueError, match="several targets"):
-        open_decoder({**pairs, "odd": Pair.of(target, "lookup", "auto", GREEDY)}, 2, lambda: Constant(2), GREEDY)  # type: ignore[arg-type]
+        open_decoder({**pairs, "odd": Pair.of(target, "lookup", "auto", GREEDY)}, 2, lambda name: Constant(2), GREEDY)  # type: ignore[arg-type]
     folder = tmp_path_factory.mktemp("routes") / "renumbered"
     tokenizer = build_tokenizer()
     tokenizer.add_tokens(["<other>"])
@@ -157,7 +157,7 @@ def test_what_cannot_be(pairs: dict[str, Pair], tmp_path_factory: pytest.TempPat
     tokenizer.save_pretrained(folder)
     across = Pair.of(pairs["first"].target, LoadedModel.load(folder), "auto", GREEDY)
     with pytest.raises(UserError, match="need a drafter with the target's tokenizer"):
-        open_decoder({**pairs, "across": across}, 2, lambda: Constant(2), GREEDY)
+        open_decoder({**pairs, "across": across}, 2, lambda name: Constant(2), GREEDY)
 
 
 def outcome(trials: Sequence[Trial], draft_seconds: float, begins: bool = False) -> Outcome:

@@ -7,23 +7,18 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sparsedraft.base.console import console
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
-from sparsedraft.models.names import LOOKUP
 from sparsedraft.serve.counters import Counters
 from sparsedraft.serve.engine import Engine
+from sparsedraft.serve.models import load_pairs, names_of, policy_of
 from sparsedraft.serve.options import ServeOptions
-from sparsedraft.serve.service import ALONE, Names, Service
+from sparsedraft.serve.service import Service
 from sparsedraft.speculate import routes
-from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.policies import Auto, Constant
-from sparsedraft.speculate.policy.protocol import Policy
-from sparsedraft.writers.loaded import LoadedModel
 
 KEY = "SPARSEDRAFT_API_KEY"
 OWN = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine reaches
@@ -75,15 +70,16 @@ def serve(options: ServeOptions) -> dict[str, Any]:
 @contextmanager
 def running(options: ServeOptions) -> Iterator[Service]:
     """The service of these models, its engine running; stopped at the end of the block."""
-    pairs = load_pairs(options)
-    names = _names(options)
+    pairs, names = load_pairs(options), names_of(options)
     named = dict(zip(names.loaded, pairs[1:], strict=True))
     counters = Counters()
     piece = options.prompt_piece if options.parallel > 1 else None  # alone, nobody waits
     if len(named) > 1:
-        decoder = routes.open_decoder(named, options.parallel, lambda: _policy(options), Sampling(), piece)
+        decoder = routes.open_decoder(
+            named, options.parallel, lambda name: policy_of(options, named[name]), Sampling(), piece
+        )
     else:
-        decoder = pairs[-1].open_decoder(options.parallel, _policy(options), Sampling(), piece)
+        decoder = pairs[-1].open_decoder(options.parallel, policy_of(options, pairs[-1]), Sampling(), piece)
     engine = Engine(decoder, options.parallel, options.queue, counters)
     engine.start()
     try:
@@ -91,34 +87,6 @@ def running(options: ServeOptions) -> Iterator[Service]:
         yield Service(by_name, engine, names, options.max_new_tokens, options.seeded_k)
     finally:
         engine.stop(options.grace)
-
-
-def _policy(options: ServeOptions) -> Policy:
-    return Auto(reads_freely=options.parallel > 1) if options.k is None else Constant(options.k)
-
-
-def load_pairs(options: ServeOptions) -> list[Pair]:
-    """The target alone, and with each drafter in their order, as far as they are to be loaded."""
-    names = ("dtype", "device", "runtime", "cache", "template_args")
-    loading = {name: getattr(options, name) for name in names}
-    target = LoadedModel.load(options.target, **loading)
-    pairs = [Pair.of(target, None, "auto", Sampling())]
-    for name in options.drafter:
-        other = name if name == LOOKUP else LoadedModel.load(name, **loading)
-        pair = Pair.of(target, other, "auto", Sampling()).reading(options.drafter_window, options.drafter_sinks)
-        pairs.append(pair.with_lookup() if options.lookup and name != LOOKUP else pair)
-    return pairs
-
-
-def _names(options: ServeOptions) -> Names:
-    """What clients call the models, each by another name: never by a path of this machine."""
-    target, taken = options.served_name or Path(options.target).resolve().name, [ALONE]
-    for drafter in options.drafter:
-        name = Path(drafter).resolve().name if drafter != LOOKUP else LOOKUP
-        name = f"{name}-drafter" if name in (target, ALONE) else name
-        again = next(n for n in range(1, len(taken) + 2) if (name if n == 1 else f"{name}-{n}") not in taken)
-        taken.append(name if again == 1 else f"{name}-{again}")
-    return Names(target, tuple(taken[1:]))
 
 
 @contextmanager

@@ -254,7 +254,7 @@ class Pair:
         cross tokenizers.
         """
         if self.lookup and not isinstance(policy, SourcePolicy):
-            policy = WithLookup(policy)
+            policy = WithLookup(policy, joins=True)
         self.check_open(rows)
         drafter = self.open_drafter(rows, policy, sampling)
         target, eos_ids = self.target.open_backend(rows), self.target.eos_ids

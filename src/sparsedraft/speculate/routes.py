@@ -17,12 +17,12 @@ from sparsedraft.speculate.policy.sources import WithLookup
 def open_decoder(
     pairs: Mapping[str, Pair],
     rows: int,
-    policy: Callable[[], Policy],
+    policy: Callable[[str], Policy],
     sampling: Sampling,
     piece: int | None = None,
 ) -> OpenDecoder:
     """A decoder as `Pair.open_decoder` makes one, of pairs that have one target; texts name their drafters as `pairs`
-    does. `policy` makes the policy of each.
+    does. `policy` makes the policy of each, by its name.
 
     UserError as there; ValueError for pairs of several targets, or without a drafter.
     """
@@ -31,7 +31,9 @@ def open_decoder(
         raise ValueError("the pairs have several targets, or no drafter: give pairs of one target.")
     for pair in pairs.values():
         pair.check_open(rows)
-    policies = {name: WithLookup(policy()) if pair.lookup else policy() for name, pair in pairs.items()}
+    policies = {
+        name: WithLookup(policy(name), joins=True) if pair.lookup else policy(name) for name, pair in pairs.items()
+    }
     shared = PolicyOfEach(policies)
     drafters = {
         name: cast(OpenDrafter, pair.open_drafter(rows, policies[name], sampling)) for name, pair in pairs.items()

@@ -1,6 +1,7 @@
 """Whether a model should read a prompt at all, where look-up can draft without it."""
 
 from collections import deque
+from collections.abc import Collection
 
 from sparsedraft.speculate.policy.estimates import Estimates
 from sparsedraft.speculate.policy.means import Mean
@@ -18,10 +19,10 @@ class Remaining:
         self._ended: deque[int] = deque(maxlen=20)
         self._rows: dict[int, int] = {}  # tokens written so far, by the sequence's index
 
-    def begin(self) -> None:
-        """The next answers begin."""
-        self._ended.extend(self._rows.values())
-        self._rows = {}
+    def begin(self, going: Collection[int] = ()) -> None:
+        """The next answers begin, while those of these indices go on."""
+        self._ended.extend(tokens for row, tokens in self._rows.items() if row not in going)
+        self._rows = {row: tokens for row, tokens in self._rows.items() if row in going}
 
     def add(self, row: int, tokens: int) -> None:
         """The sequence has grown by so many tokens."""
@@ -50,10 +51,11 @@ class Reading:
         self._usual = Mean(fade=0.99)  # seconds a token that the model saves, or would have saved
         self._saved: dict[int, Mean] = {}  # the same of each sequence alone
 
-    def begin(self) -> None:
-        """The next answers begin."""
-        self.remaining.begin()
-        self._read, self._saved = set(), {}
+    def begin(self, going: Collection[int] = ()) -> None:
+        """The next answers begin, while those of these indices go on."""
+        self.remaining.begin(going)
+        self._read &= {*going}
+        self._saved = {row: mean for row, mean in self._saved.items() if row in going}
 
     def note(self, row: int, saved: float, tokens: float) -> None:
         """In a step of so many tokens the model is expected to save so many seconds a token."""

@@ -1,6 +1,7 @@
 """Which of two sources drafts, look-up or a model: the one that is expected to bring more tokens per second."""
 
 import math
+from collections.abc import Collection
 
 from sparsedraft.speculate.policy.estimates import Estimates
 from sparsedraft.speculate.policy.means import Mean
@@ -31,13 +32,14 @@ class Acceptances:
         self._past = [Mean() for _ in self.PRIOR]
         self._rows: dict[int, list[Mean]] = {}  # by the sequence's index
 
-    def begin(self) -> None:
-        """The next answers begin."""
+    def begin(self, going: Collection[int] = ()) -> None:
+        """The next answers begin, while those of these indices go on."""
+        ended = [means for row, means in self._rows.items() if row not in going]
         for number, past in enumerate(self._past):
-            past.sum += sum(means[number].sum for means in self._rows.values())
-            past.weight += sum(means[number].weight for means in self._rows.values())
+            past.sum += sum(means[number].sum for means in ended)
+            past.weight += sum(means[number].weight for means in ended)
             past.forget(self.FORGET_BETWEEN_ANSWERS)
-        self._rows = {}
+        self._rows = {row: means for row, means in self._rows.items() if row in going}
 
     def add(self, trial: Trial, asked: bool = True) -> None:
         """Learn from a draft: its accepted tokens, and the first rejected one; `asked`: whether a model was asked."""
@@ -86,19 +88,22 @@ class WithLookup:
     How many tokens the model may draft is up to `policy`; what it learns is the model's, but for the time that
     verification takes. Look-up drafts as many as pay best. The model reads a prompt only where what it is expected to
     save in the rest of the answer is worth that time.
+
+    `joins`: an answer may begin while others go on, and no two have the same index.
     """
 
     # Looked-up drafts cost verification alone, and long matches go on: they may be so many times longer than a model's.
     LONGER = 2
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy, self.most = policy, self.LONGER * policy.most
+    def __init__(self, policy: Policy, joins: bool = False) -> None:
+        self.policy, self.most, self.joins = policy, self.LONGER * policy.most, joins
         self.confident = policy.confident
         self.estimates, self.acceptances, self.reading = Estimates(), Acceptances(), Reading()
         self._own = 0  # tokens that the model may draft in this step
         # A constant K does not ask whether the model pays at all; the others do, and what they try is to be tried.
         self._judges = isinstance(policy, Constant)
         self._begun = False  # whether this step is an answer's first, and that was seen
+        self._rows: set[int] = set()  # the answers of the last step
         self._drafted = Mean(fade=0.8)  # tokens that the model drafts where it is asked
 
     @property
@@ -145,6 +150,7 @@ class WithLookup:
         self._begun = False
         self.policy.observe(outcome)
         self.estimates.observe(outcome)
+        self._rows = {trial.row for trial in outcome.trials}
         for trial in outcome.trials:
             self.acceptances.add(trial, outcome.asked)
             by_model = outcome.asked and trial.match is None
@@ -155,6 +161,7 @@ class WithLookup:
     def _begin(self) -> None:
         """Another answer, or several at once."""
         if not self._begun:
-            self.acceptances.begin()
-            self.reading.begin()
+            going = self._rows if self.joins else ()
+            self.acceptances.begin(going)
+            self.reading.begin(going)
             self._begun = True
