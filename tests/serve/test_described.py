@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from served import Served, serving
 from sparsedraft.serve.options import ServeOptions
@@ -27,6 +28,9 @@ CHECKS = [
 POSTS = ("/v1/chat/completions", "/v1/completions")
 GETS = ("/health", "/metrics", "/v1/models", "/v1/models/{name}")
 EXAMPLES = 80  # of each path and kind
+RULED = (  # fields that only go with others, or with what is loaded
+    "tools", "tool_choice", "response_format", "chat_template_kwargs", "stream_options", "top_logprobs", "suffix",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +66,12 @@ def fuzz(served: Served, path: str, method: str, mode: GenerationMode, examples:
     @settings(
         max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=[*HealthCheck]
     )
-    @given(case=operation.as_strategy(generation_mode=mode))
-    def ask(case: schemathesis.Case) -> None:
+    @given(case=operation.as_strategy(generation_mode=mode), plain=st.booleans(), words=st.text(max_size=20))
+    def ask(case: schemathesis.Case, plain: bool, words: str) -> None:
+        if plain and method == "POST" and mode is GenerationMode.POSITIVE:  # else hardly any chat is answered
+            case.body = {name: value for name, value in case.body.items() if name not in RULED}
+            if "messages" in case.body:
+                case.body["messages"] = [{"role": "user", "content": words}]
         response = case.call()
         statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS)

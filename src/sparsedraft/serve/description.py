@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sparsedraft.serve.service import Names
 
-Reason = Literal["stop", "length"]
+Reason = Literal["stop", "length", "tool_calls"]
 
 
 class _Reply(BaseModel):
@@ -96,11 +96,27 @@ class CompletionLogprobs(_Reply):
     text_offset: list[int]
 
 
+class WrittenFunction(_Reply):
+    """The function that is called, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class WrittenCall(_Reply):
+    """A call that the model writes."""
+
+    id: str
+    type: Literal["function"]
+    function: WrittenFunction
+
+
 class AnswerMessage(_Reply):
-    """What the model says."""
+    """What the model says; null where that is calls alone."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[WrittenCall] | None = None
 
 
 class ChatChoice(_Reply):

@@ -83,7 +83,8 @@ def _tell_nothings(schema: dict[str, Any]) -> None:
         if {"type": "null"} not in fields[name].get("anyOf", []):
             fields[name] = {"anyOf": [fields[name], {"type": "null"}]}
     for name, nothing in EMPTY.items():
-        fields.setdefault(name, {"enum": [nothing, None]})
+        said = {"enum": [nothing, None]}
+        fields[name] = {"anyOf": [fields[name], said]} if name in fields else said
     for name in ASIDE:
         fields[name] = {}
 
