@@ -286,3 +286,6 @@ def test_an_answer_that_memory_does_not_hold_is_refused(served: Served, monkeypa
     with pytest.raises(openai.InternalServerError, match="keys and values of 13 tokens need") as refused:
         served.client.completions.create(**ask, max_tokens=9)
     assert refused.value.status_code == 503 and refused.value.body["code"] == "insufficient_memory"
+    monkeypatch.setattr(native_models, "available_memory", lambda: 3 * 2 * each * (4 + 8))
+    many = served.client.completions.create(**ask, n=7, max_tokens=8)
+    assert len(many.choices) == 7, "three are written at once, and the others in their rows"

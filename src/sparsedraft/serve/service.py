@@ -141,7 +141,8 @@ class Service:
             told = f"the request asks for {count} answers, and {most} can run and wait here: ask for fewer."
             raise Refused(told, "n")
         pair = self.pairs[self.names.drafter(request.draft_model)]
-        self._check_memory(pair, sum(map(len, prompts)) * request.n, count * self.most_of(request))
+        longest = sorted((len(ids) for ids in prompts for _ in range(request.n)), reverse=True)[: self.engine.rows]
+        self._check_memory(pair, sum(longest), len(longest) * self.most_of(request))
         return Answers(self, request, prompts, form)
 
     def most_of(self, request: Asked) -> int:
@@ -150,8 +151,8 @@ class Service:
         return self.most_tokens if most is None else min(most, self.most_tokens)
 
     def _check_memory(self, pair: Pair, read: int, written: int) -> None:
-        """Refused where keys and values of so many tokens do not fit in what is free now: the answers under way would
-        end with these."""
+        """Refused where keys and values of so many tokens, those of answers that are written at once, do not fit in
+        what is free now: the answers under way would end with these."""
         window, drafter = pair.window, pair.drafter
         of_drafter = read + written if window is None else min(read + written, window.most)
         held = [(self.pair.target.native, read + written), (drafter.native if drafter else None, of_drafter)]
@@ -202,11 +203,13 @@ class Answers:
         )  # fmt: skip
 
     def _hand_over(self, index: int) -> Callable[[Step | Exception | None], None]:
-        """Passes steps from the engine's thread to this loop."""
+        """Passes steps from the engine's thread to this loop. It does not hold the answers: in a circle with their jobs
+        they would stay in memory until Python looks for such circles, which is seldom."""
+        loop, steps = self._loop, self._steps
 
         def on_step(step: Step | Exception | None) -> None:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._steps.put_nowait, (index, step))
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(steps.put_nowait, (index, step))
 
         return on_step
 
