@@ -138,7 +138,7 @@ def test_qwen_coder(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.skipif(not native.available(), reason="the extension was not built")
 def test_demo(tiny: Path, tmp_path: Path) -> None:
     """What the target wrote before is taken over, and the report begins with what whole answers gain."""
-    stored = tmp_path / "stored"
+    stored, out = tmp_path / "stored", tmp_path / "c++"
     distill(
         DistillOptions(target=str(tiny), prompts="demo:train", out=stored, limit=10, max_new_tokens=8, engine="native")
     )
@@ -146,8 +146,8 @@ def test_demo(tiny: Path, tmp_path: Path) -> None:
     changes += ["speed.head_tokens=200", "speed.limit=2", "speed.max_new_tokens=8", "distill.again=4"]
     recipe = recipes.read(RECIPES / "demo.yaml", [*SMALL, *changes])
     assert plan_recipe(recipe, gflops=100)["device_hours"] > 0
-    result = run_recipe(recipe, tmp_path / "out")
-    assert json.loads((tmp_path / "out/distilled/result.json").read_text())["again"] == 4
+    result = run_recipe(recipe, out)
+    assert json.loads((out / "distilled/result.json").read_text())["again"] == 4
     assert [d["name"] for d in result["speed"]["drafters"]] == [
         "dense", "sd2-4:8", "dense+lookup", "sd2-4:8+lookup"
     ]  # fmt: skip

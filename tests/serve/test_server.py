@@ -15,6 +15,7 @@ import sparsedraft
 from served import Served, serving
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.native import model as native_models
+from sparsedraft.native.extension import is_built
 from sparsedraft.serve import guard
 from sparsedraft.serve.options import ServeOptions
 from transformers_server import ASKED
@@ -275,14 +276,29 @@ def test_logprobs_of_completions(served: Served) -> None:
     assert likeliest == pytest.approx(told.token_logprobs)
 
 
-def test_an_answer_that_memory_does_not_hold_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is begun, so that the answers under way do not end with it: those of target and drafter count."""
-    if served.service.pair.target.native is None:
-        pytest.skip("keys and values of transformers' models are not counted")
-    each = served.service.pair.target.native.cache_bytes_per_token
-    ask = {"model": "talker", "prompt": [5, 6, 7, 8], "temperature": 0}
-    monkeypatch.setattr(native_models, "available_memory", lambda: 2 * each * (4 + 8))
-    assert served.client.completions.create(**ask, max_tokens=8).usage.prompt_tokens == 4
-    with pytest.raises(openai.InternalServerError, match="keys and values of 13 tokens need") as refused:
-        served.client.completions.create(**ask, max_tokens=9)
-    assert refused.value.status_code == 503 and refused.value.body["code"] == "insufficient_memory"
+@pytest.mark.skipif(not is_built(), reason="keys and values of transformers' models are not counted")
+def test_an_answer_that_memory_does_not_hold_is_refused(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is begun, so that the answers under way do not end with it: those of target and drafter count, and what
+    the rows hold of texts before does not."""
+
+    def free(size: int) -> None:
+        monkeypatch.setattr(native_models, "available_memory", lambda: size)
+
+    options = ServeOptions(target=str(talker), drafter=str(talker), parallel=3, queue=4, served_name="talker", k=1)
+    for served in serving(options):
+        each = 2 * served.service.pair.target.native.cache_bytes_per_token
+        ask = {"model": "talker", "prompt": [5, 6, 7, 8], "temperature": 0}
+        free(each * (4 + 8))
+        assert served.client.completions.create(**ask, max_tokens=8).usage.prompt_tokens == 4
+        with pytest.raises(openai.InternalServerError, match="keys and values of 104 tokens need") as refused:
+            served.client.completions.create(**ask | {"prompt": [9] * 4}, max_tokens=100)
+        assert refused.value.status_code == 503 and refused.value.body["code"] == "insufficient_memory"
+        free(each * 3 * (4 + 100))
+        many = served.client.completions.create(**ask | {"n": 7}, max_tokens=100)
+        assert len(many.choices) == 7, "three are written at once, and the others in their rows"
+        long = ask | {"prompt": [9] * 60}
+        assert served.client.completions.create(**long, max_tokens=4).choices
+        free(0)
+        assert served.client.completions.create(**ask | {"prompt": [9] * 50}, max_tokens=4).choices, "its row has it"
+        with pytest.raises(openai.InternalServerError, match="tokens need"):
+            served.client.completions.create(**long, max_tokens=100)

@@ -228,6 +228,7 @@ def test_a_grammar_is_compiled_once_and_not_for_ever(caller: Served, monkeypatch
     monkeypatch.setattr(grammar, "SECONDS", 0)
     status, answer = caller.post("/v1/chat/completions", {"model": "caller", "messages": ASKED, **form(const="late")})
     assert status == 400 and "too long to compile" in answer["error"]["message"]
+    assert ask(caller, **form(const="once"), max_tokens=8).choices, "one that is kept waits for no other"
     monkeypatch.setattr(grammar, "KEPT", 1)
     monkeypatch.setattr(grammar, "SECONDS", 10)
     ask(caller, **form(const="other"), max_tokens=8)

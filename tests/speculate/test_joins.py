@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -127,6 +128,23 @@ def test_greedy_texts_do_not_depend_on_what_a_policy_chooses(
     plain = Pair.of(models[0], None, "auto", GREEDY)
     texts = together(pair.open_decoder(ROWS, policy_named(policy), GREEDY, piece), asked)
     assert texts == [alone(plain, of, Constant(0)) for of in asked]
+
+
+@pytest.mark.parametrize("k", [None, 2])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_prompt_longer_than_its_drafters_context(tmp_path: Path, runtime: str, k: int | None) -> None:
+    """Its drafter reads none of it, drafts nothing, and does not stop the others."""
+    for seed, (name, context) in enumerate((("target", 512), ("drafter", 24))):
+        build_llama(seed=seed, max_position_embeddings=context).save_pretrained(tmp_path / name)
+        build_tokenizer().save_pretrained(tmp_path / name)
+    pair = Pair.of(
+        *(LoadedModel.load(tmp_path / name, runtime=runtime) for name in ("target", "drafter")), "auto", GREEDY
+    )
+    long = [Asked(at, [at + 3] * count, 12, at, WAYS[at % 2 if k else 0]) for at, count in enumerate((30, 23, 24, 40))]
+    asked = [*long, *(Asked(i, [50 + i, 9], 12, i, GREEDY) for i in range(3))]
+    for piece in (5, None):
+        texts = together(pair.open_decoder(ROWS, Constant(2), GREEDY, piece), asked, k=k)
+        assert texts == [alone(pair, of, Constant(2)) for of in asked]
 
 
 def test_a_text_that_is_given_up_leaves_its_row(models: tuple[LoadedModel, LoadedModel]) -> None:

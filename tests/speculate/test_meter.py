@@ -183,3 +183,13 @@ def test_a_place_has_its_own_rate() -> None:
         assert estimates.tokens(k) == pytest.approx(1 + k / 2, rel=0.1)
     assert estimates.tokens(8) > 4.2, "and so on"
     assert expected_length(estimates.accepted, 1) > 1.7, "one for all"
+
+
+def test_first_steps_that_no_plain_step_follows_are_not_kept_for_ever() -> None:
+    """As on a server whose answers have one token: every step is the first of some text."""
+    meter = Meter(8, reads_freely=True)
+    for _ in range(1000):
+        meter.observe(Outcome(0, 0, 1, 0.0, 1.0, begins=True, read=5, rows=4))
+    assert len(meter._prompts) == meter.UNBOOKED
+    meter.observe(Outcome(0, 0, 1, 0.0, 1.0, rows=4))
+    assert not meter._prompts and meter.budget.elapsed > meter.UNBOOKED

@@ -222,6 +222,20 @@ def test_nobody_drafts_where_one_policy_measures_the_target() -> None:
     assert each.plain and each.next_k() == 0 and each.limit("constant") == 0
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_policy_that_does_not_decide_stops_no_other(pairs: dict[str, Pair], waits: bool) -> None:
+    """That of a text with a K of its own; and that of a long prompt while it is read in pieces."""
+    first, second = Noted(2), Auto()
+    decoder = open_decoder(pairs, ROWS, lambda name: {"first": first}.get(name, second), GREEDY, 4)
+    drafted = decoder.join([5, 6, 7], 99, 0, drafter="first").index
+    decoder.step()
+    decoder.join([9] * 40 if waits else [9, 8], 99, 0, k=None if waits else 2, drafter="second")
+    for _ in range(6):
+        (step,) = [step for step in decoder.step() if step.row == drafted]
+        assert len(step.drafted) == 2
+    assert len(first.begun) == 1
+
+
 def test_a_policy_learns_of_its_own_drafter_in_shared_steps() -> None:
     autos = {"good": Auto(), "bad": Auto()}
     each = PolicyOfEach({**autos})

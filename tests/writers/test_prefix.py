@@ -131,3 +131,22 @@ def test_a_prompt_is_read_once_whatever_decodes_it() -> None:
         assert p.lengths == [50 + 12 - 1]
     assert all(text == texts[0] for text in texts)
     assert target.fed < 50 + 5 * 2 * 12 * 6 / 2 and drafter.fed < 50 + 4 * 12 * 6, "50 tokens each, and not 250"
+
+
+def test_what_rows_have_room_for_is_told_before_texts_are_admitted() -> None:
+    """The most that the rows held which they then get, though these may hold less by now."""
+    rng, told = random.Random(2), 0
+    inside = Toy(after, 3)
+    cache, most = PrefixCache(inside), [0, 0, 0]
+    for _ in range(60):
+        cache.vacate()
+        texts = [[rng.randrange(2) for _ in range(rng.randrange(1, 9))] for _ in range(rng.randrange(1, 6))]
+        held = cache.held(texts)
+        for ids in texts[:3]:
+            cache.admit(ids)
+        assert held == [most[row] for row in cache._selected] + [0] * (len(texts) - 3)
+        cache.forward([ids[n:] for ids, n in zip(texts, cache.lengths, strict=False)], [1] * len(texts[:3]))
+        most = [max(pair) for pair in zip(most, inside.lengths, strict=True)]
+        cache.rollback([rng.randrange(length + 1) for length in cache.lengths])
+        told += sum(map(bool, held))
+    assert told > 100

@@ -64,9 +64,9 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None, context_length: 
     dense = size_up(recipe.drafter) if recipe.drafter else target
     d = recipe.distill
     if d.stored is not None:  # a few of its answers are written again
-        known = dataset.read_result(Path(d.stored))
-        rows = min(d.again, known["rows"])
-        prompt_tokens = rows * (known["prompt_tokens"] // known["rows"])
+        known = dataset.read_result(Path(d.stored))  # older ones do not say how many tokens there are
+        rows, stored_tokens = min(d.again, known["rows"]), known.get("prompt_tokens", 0)
+        prompt_tokens = rows * (stored_tokens // max(1, known["rows"]))
     elif d.prompts is None:  # magpie: the target writes a prompt as it writes an answer
         rows = (d.limit or 0) * d.samples
         prompt_tokens = rows * (TEMPLATE_TOKENS + d.max_new_tokens)
@@ -75,7 +75,7 @@ def plan_recipe(recipe: Recipe, *, gflops: float | None = None, context_length: 
     stages = [distill_stage(recipe, target, rows, prompt_tokens)]
     data_tokens = prompt_tokens + rows * d.max_new_tokens
     if d.stored is not None:
-        data_tokens = known["prompt_tokens"] + known["target_tokens"]
+        data_tokens = stored_tokens + known.get("target_tokens", 0)
     for entry in recipe.drafters:
         stages += drafter_stages(recipe, entry, target, dense, data_tokens)
     stages.append(eval_stage(recipe, recipe.eval, "eval", "eval", target, dense))

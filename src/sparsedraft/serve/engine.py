@@ -114,7 +114,7 @@ class Engine:
         self._thread.join(grace)
         with self._changed:
             waiting, self._waiting = [*self._waiting], deque()
-            for job in self._running.values():
+            for job in [*self._running.values()]:  # the engine's thread changes it meanwhile
                 job.given_up = True
             self._changed.notify()
         for job in waiting:

@@ -105,15 +105,24 @@ class Grammars:
         It is compiled on a thread of its own. Unmade where it cannot be, TimeoutError where it takes too long.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._pool, lambda: self._reader)  # the first time, it is read, which is no fault
-        matcher = await asyncio.wait_for(loop.run_in_executor(self._pool, self._compiled, text), SECONDS)
+        matcher = self._known(text)  # which need not wait for those that are compiled now
+        if matcher is None:
+            await loop.run_in_executor(
+                self._pool, lambda: self._reader
+            )  # the first time, it is read, which is no fault
+            matcher = await asyncio.wait_for(loop.run_in_executor(self._pool, self._compiled, text), SECONDS)
         return lambda: TextGrammar(matcher.deep_copy, self._width, self._ends)
 
-    def _compiled(self, text: str) -> Any:
+    def _known(self, text: str) -> Any:
+        """The grammar of `text` where it is kept; None: it is not."""
         with self._lock:
             if text in self._made:
                 self._made.move_to_end(text)
-                return self._made[text]
+            return self._made.get(text)
+
+    def _compiled(self, text: str) -> Any:
+        if (known := self._known(text)) is not None:
+            return known
         import llguidance
 
         matcher = llguidance.LLMatcher(self._reader, text, log_level=0)

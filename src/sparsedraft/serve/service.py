@@ -9,10 +9,10 @@ from typing import Any
 from sparsedraft.base.errors import UserError
 from sparsedraft.models.tokenizers import templates
 from sparsedraft.models.tokenizers.infilling import Infilling
-from sparsedraft.native.model import check_prompts_fit
 from sparsedraft.serve.engine import Engine, Job
 from sparsedraft.serve.forms import ANY, AnswerForm, Forms
 from sparsedraft.serve.logprobs import Tokens, of_chat, of_completion
+from sparsedraft.serve.memory import check_fit
 from sparsedraft.serve.refused import Refused
 from sparsedraft.serve.replies import CALLED, Written
 from sparsedraft.serve.requests import Asked, ChatRequest, CompletionRequest
@@ -140,8 +140,7 @@ class Service:
         if count > most:
             told = f"the request asks for {count} answers, and {most} can run and wait here: ask for fewer."
             raise Refused(told, "n")
-        pair = self.pairs[self.names.drafter(request.draft_model)]
-        self._check_memory(pair, sum(map(len, prompts)) * request.n, count * self.most_of(request))
+        self._check_memory(request, [ids for ids in prompts for _ in range(request.n)])
         return Answers(self, request, prompts, form)
 
     def most_of(self, request: Asked) -> int:
@@ -149,14 +148,12 @@ class Service:
         most = request.most_tokens
         return self.most_tokens if most is None else min(most, self.most_tokens)
 
-    def _check_memory(self, pair: Pair, read: int, written: int) -> None:
-        """Refused where keys and values of so many tokens do not fit in what is free now: the answers under way would
-        end with these."""
-        window, drafter = pair.window, pair.drafter
-        of_drafter = read + written if window is None else min(read + written, window.most)
-        held = [(self.pair.target.native, read + written), (drafter.native if drafter else None, of_drafter)]
+    def _check_memory(self, request: Asked, prompts: Sequence[list[int]]) -> None:
+        """Refused where keys and values of the answers, as many as are written at once, do not fit in what is free now:
+        the answers under way would end with these."""
+        drafter, longest = self.names.drafter(request.draft_model), sorted(prompts, key=len)[-self.engine.rows :]
         try:
-            check_prompts_fit([(native, count) for native, count in held if native is not None])
+            check_fit(self.engine.decoder, self.pairs[drafter], drafter, longest, self.most_of(request))
         except UserError as error:
             raise Refused(str(error), code="insufficient_memory", status=503) from None
 
@@ -202,11 +199,13 @@ class Answers:
         )  # fmt: skip
 
     def _hand_over(self, index: int) -> Callable[[Step | Exception | None], None]:
-        """Passes steps from the engine's thread to this loop."""
+        """Passes steps from the engine's thread to this loop. It does not hold the answers: in a circle with their jobs
+        they would stay in memory until Python looks for such circles, which is seldom."""
+        loop, steps = self._loop, self._steps
 
         def on_step(step: Step | Exception | None) -> None:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._steps.put_nowait, (index, step))
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(steps.put_nowait, (index, step))
 
         return on_step
 

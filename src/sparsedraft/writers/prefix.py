@@ -1,6 +1,6 @@
 """A Backend that keeps what it has read, so that prompts that are decoded several times are read once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -16,6 +16,11 @@ def shared(a: Sequence[int], b: Sequence[int]) -> int:
     return next(i for i in range(n) if a[i] != b[i])
 
 
+def _best(free: Mapping[int, Sequence[int]], ids: Sequence[int]) -> int:
+    """Which of the rows, by the tokens in their caches, serves `ids` best."""
+    return max(free, key=lambda row: 2 * shared(free[row], ids) - len(free[row]))
+
+
 class PrefixCache:
     """`backend` for one decoding after another, or for sequences that come and go.
 
@@ -26,6 +31,7 @@ class PrefixCache:
     def __init__(self, backend: TreeBackend) -> None:
         self.backend, self.max_length, self.rows = backend, backend.max_length, len(backend.lengths)
         self._cached: list[list[int]] = [[] for _ in range(self.rows)]  # the tokens in each row's cache
+        self._most = [0] * self.rows  # how many it held at most: for so many it has memory
         self._lengths = [0] * self.rows  # how many of them count
         self._selected = list(range(self.rows))  # the rows that go on
         self._free: list[int] = []  # the others, those first that have been for the longest time
@@ -50,11 +56,21 @@ class PrefixCache:
         """
         if not self._free:
             raise ValueError(f"all {self.rows} rows are taken: wait until one is free.")
-        row = max(self._free, key=lambda row: 2 * shared(self._cached[row], ids) - len(self._cached[row]))
+        row = _best({row: self._cached[row] for row in self._free}, ids)
         self._free.remove(row)
         self._selected.append(row)
         self._lengths[row] = max(0, min(shared(self._cached[row], ids), len(ids) - 1))
         return self._lengths[row]
+
+    def held(self, texts: Sequence[Sequence[int]]) -> list[int]:
+        """If these texts were admitted now, one after the other: for how many tokens the row of each has memory; 0
+        where none is free. Any thread may ask."""
+        free, found = {row: [*self._cached[row]] for row in [*self._free]}, []
+        for ids in texts:
+            row = _best(free, ids) if free else None
+            found.append(0 if row is None else self._most[row])
+            free.pop(row, None)
+        return found
 
     def forget(self) -> None:
         """See native.session.Session."""
@@ -95,6 +111,7 @@ class PrefixCache:
         if ids:
             self._cached[row] += ids
             self._lengths[row] = len(self._cached[row])
+            self._most[row] = max(self._most[row], self._lengths[row])
 
     def _know(self, row: int, ids: Sequence[int]) -> None:
         """See native.session.Session."""

@@ -65,8 +65,11 @@ class ModelDrafter:
         """Does nothing: what is held is held by rows."""
 
     def read_on(self, sequence: TokenSequence, row: int, most: int) -> int:
+        context = self.read(sequence)
+        if self._limit(len(context), 1) <= 0:  # there is no room for a draft behind all of it: nothing is read
+            return 0
         active = [b == row for b in range(len(self._cached))]
-        unread = self._unread([self.read(sequence) if on else [] for on in active], active)
+        unread = self._unread([context if on else [] for on in active], active)
         ids = unread[row][: min(most, len(unread[row]) - 1)]  # the last one is read for its logits
         if ids:
             self.backend.forward([ids if on else [] for on in active], [0] * len(active))

@@ -37,7 +37,8 @@ class RoutedDrafter:
             if name not in self.drafters:
                 raise ValueError(f"there is no drafter {name}: name one of {', '.join(self.drafters)}.")
             self.drafters[name].admit(sequence)
-            self.policy.join(sequence.index, name, sequence.prompt if reads(self.drafters[name]) else 0)
+            unread = sequence.prompt if reads(self.drafters[name]) else 0
+            self.policy.join(sequence.index, name, unread, lambda: sequence.k is None and not sequence.waits)
             self._names[sequence.index] = name
         self._places.append(name)
 

@@ -1,6 +1,6 @@
 """A policy for each of several drafters, whose sequences share the target's passes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from sparsedraft.speculate.policy.protocol import Outcome, Policy, Trial, always
@@ -22,6 +22,7 @@ class PolicyOfEach:
         self.policies = dict(policies)
         self.most = max(policy.most for policy in self.policies.values())
         self._drafter: dict[int, str] = {}  # by the sequence's index, as in all that follows
+        self._decides: dict[int, Callable[[], bool]] = {}  # whether its drafter's policy decides for it now
         self._unread: dict[int, int] = {}  # tokens that its drafter has not read, because it was not asked
         self._reading: set[int] = set()  # those whose drafter reads at all
         self._started: set[int] = set()  # those whose drafter was asked
@@ -30,10 +31,11 @@ class PolicyOfEach:
         self._asked: dict[int, bool] = {}  # in this step; whether the drafter writes all of a draft in one pass
         self._seconds: dict[str, float] = {}  # of drafting in this step
 
-    def join(self, row: int, drafter: str, unread: int) -> None:
+    def join(self, row: int, drafter: str, unread: int, decides: Callable[[], bool] = lambda: True) -> None:
         """The sequence of index `row` is `drafter`'s, which has `unread` tokens to read before it drafts for it; 0: it
-        never reads."""
-        self._drafter[row], self._unread[row] = drafter, unread
+        never reads. `decides`: whether the policy decides for it in the step that comes: not while its prompt is read,
+        nor where its K is constant."""
+        self._drafter[row], self._unread[row], self._decides[row] = drafter, unread, decides
         self._new.add(row)
         if unread:
             self._reading.add(row)
@@ -44,7 +46,7 @@ class PolicyOfEach:
 
     def leave(self, row: int) -> None:
         """The sequence is not seen again."""
-        del self._drafter[row], self._unread[row]
+        del self._drafter[row], self._unread[row], self._decides[row]
         for rows in (self._reading, self._started, self._new):
             rows.discard(row)
 
@@ -59,18 +61,19 @@ class PolicyOfEach:
 
     @property
     def _present(self) -> list[str]:
-        """The drafters that have sequences."""
-        return sorted(set(self._drafter.values()))
+        """The drafters that have sequences for which their policies decide."""
+        return sorted({name for row, name in self._drafter.items() if self._decides[row]()})
 
     @property
     def plain(self) -> bool:
         return any(self.policies[name].plain for name in self._present)
 
     def begin(self, prompt: int, room: int) -> None:
+        begun = {row for row in self._new if self._decides[row]()}
         for name in self._present:
-            if unread := [self._unread[row] for row in self._new if self._drafter[row] == name]:
+            if unread := [self._unread[row] for row in begun if self._drafter[row] == name]:
                 self.policies[name].begin(max(unread), room)
-        self._new.clear()
+        self._new -= begun
 
     def next_k(self) -> int:
         self._asked, self._seconds = {}, {}
@@ -81,7 +84,7 @@ class PolicyOfEach:
         return max(self._k.values(), default=0)
 
     def observe(self, outcome: Outcome) -> None:
-        for name in self._present:
+        for name in sorted(set(self._drafter.values())):
             if trials := tuple(trial for trial in outcome.trials if self._drafter.get(trial.row) == name):
                 self.policies[name].observe(self._part(name, outcome, trials))
 

@@ -1,5 +1,7 @@
 """From what steps cost and bring to how many tokens may be drafted: the estimates and the loss budget together."""
 
+from collections import deque
+
 from sparsedraft.speculate.policy.budget import LossBudget
 from sparsedraft.speculate.policy.estimates import Estimates
 from sparsedraft.speculate.policy.lengths import Lengths
@@ -22,6 +24,8 @@ class Meter:
     # A trial may find that a drafter is as good as this, and takes half of the time: the machine may have been busy
     # when that was measured. Where even that would not pay for what it must read first, there is none.
     HOPE, HOPE_OF_SECONDS = 0.9, 0.5
+    # Where texts join in every step no plain step is measured, and so many first steps wait for one at the most.
+    UNBOOKED = 64
 
     def __init__(self, k_max: int, reads_freely: bool = False) -> None:
         """`reads_freely`: what the drafter reads late is not weighed against what it saves."""
@@ -30,7 +34,7 @@ class Meter:
         self.steps = 0
         self.first_plain: tuple[int, ...] = self.FIRST_PLAIN
         self.behind = 0  # tokens that the drafter would read late in the next step
-        self._prompts: list[Outcome] = []  # first steps whose time is not in the budget yet
+        self._prompts = deque[Outcome](maxlen=self.UNBOOKED)  # first steps whose time is not in the budget yet
 
     def begin(self, prompt: int, room: int) -> None:
         """The next answer begins; see `Policy.begin`."""

@@ -68,7 +68,7 @@ class Stored:
             )
         expected = {row["id"]: row["answer_ids"][:TOKENS] for row in chosen}
         requests = [Request(row["id"], row["prompt_ids"], len(expected[row["id"]])) for row in chosen]
-        writer = NativeWriter(native_model(model), tokenizer, end_ids(model, tokenizer), len(requests) or 1)
+        writer = NativeWriter(native_model(model), tokenizer, end_ids(model, tokenizer))
         with track("stored answers again", len(requests), "answers") as tracker:
             for answer in writer.generate(requests, Sampling()):
                 if answer.token_ids != expected[answer.id]:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from sparsedraft.base import artifact
 from sparsedraft.base.console import visible
 from sparsedraft.base.errors import UserError, first_line
+from sparsedraft.models.names import split_lookup
 from sparsedraft.stages.report import data, plots, tables
 from sparsedraft.stages.report.cards import cards
 from sparsedraft.stages.report.load import Run, load
@@ -152,8 +153,8 @@ def _serve(run: Run) -> str | None:
     """The command that serves the fastest drafter's target with it; None where no packed pair was timed."""
     if run.speed is None or not _is_packed(run) or (best := tables.fastest(run.speed)) is None:
         return None
-    model, plus, _ = best[0]["path"].partition("+")
-    words = ["sparsedraft", "serve", run.speed["target"], "--drafter", model, *(["--lookup"] if plus else [])]
+    model, beside = split_lookup(best[0]["path"])
+    words = ["sparsedraft", "serve", run.speed["target"], "--drafter", model, *(["--lookup"] if beside else [])]
     return shlex.join(words)
 
 
