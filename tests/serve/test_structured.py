@@ -190,6 +190,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (form(type="array", uniqueItems=True), "'uniqueItems' cannot be enforced", "response_format.json_schema.schema"),
     (form(oneOf=[{"type": "integer"}, {"type": "number"}]), "oneOf", "response_format.json_schema.schema"),
     (form(type="string", pattern="(?=a)"), "pattern", "response_format.json_schema.schema"),
+    (form(allOf=[{"pattern": f"a{i}.*b"} for i in range(30)], type="string"), "has 30 patterns",
+     "response_format.json_schema.schema"),
+    (form(**{"$ref": "#/$defs/0", "$defs": {str(i): {"pattern": f"{i}.*b", "$ref": f"#/$defs/{i + 1}"}
+             for i in range(30)}}), "has 30 patterns", "response_format.json_schema.schema"),
     (form(maxLength=float("inf")), "number that JSON does not have", "response_format.json_schema.schema"),
     ({"response_format": {"type": "xml"}}, "response_format", "response_format"),
     ({"response_format": {"type": "json_schema"}}, "json_schema is missing", "response_format.json_schema.json_schema"),

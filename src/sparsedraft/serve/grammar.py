@@ -107,9 +107,8 @@ class Grammars:
         loop = asyncio.get_running_loop()
         matcher = self._known(text)  # which need not wait for those that are compiled now
         if matcher is None:
-            await loop.run_in_executor(
-                self._pool, lambda: self._reader
-            )  # the first time, it is read, which is no fault
+            if "_reader" not in vars(self):  # the first time, it is read, which is no fault of the grammar
+                await loop.run_in_executor(self._pool, lambda: self._reader)
             matcher = await asyncio.wait_for(loop.run_in_executor(self._pool, self._compiled, text), SECONDS)
         return lambda: TextGrammar(matcher.deep_copy, self._width, self._ends)
 

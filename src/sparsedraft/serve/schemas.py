@@ -28,6 +28,9 @@ VALUES = (
     "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
     "$ref", "$anchor",
 )  # fmt: skip
+JOINING = frozenset(
+    ("anyOf", "oneOf", "$ref", "pattern", "format", "patternProperties")
+)  # two of them are both to hold
 HELD = frozenset((*LISTS, *NAMED, *SINGLE, *VALUES))
 ANNOTATIONS = frozenset((
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id",
@@ -45,6 +48,7 @@ TIME = rf"{HOUR}:[0-5][0-9](?:\.[0-9]{{1,6}})?(?:Z|[+-]{HOUR})"  # leap seconds 
 DATES = {"date": f"^{DATE}$", "time": f"^{TIME}$", "date-time": f"^{DATE}T{TIME}$"}
 FORMATS = frozenset(("duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"))
 HOSTNAME = 253  # characters of the longest
+JOINED = 16  # patterns where some may be joined: the engine takes seconds for 20 at one place, and hours for 30
 STEP = 1000  # the largest divisor: the engine takes seconds to compile one of a million
 
 
@@ -64,7 +68,11 @@ def prepared(schema: Any, field: str) -> dict[str, Any]:
         raise Unheld(f"{field} holds a number that JSON does not have: send a JSON Schema.") from None
     if size > BYTES:
         raise Unheld(f"{field} has more than {BYTES >> 10} KiB, or is nested too deep: send a smaller schema.")
-    found = _Walk(field).part(schema, 0)
+    walk = _Walk(field)
+    found = walk.part(schema, 0)
+    if walk.joins and len(walk.patterns) > JOINED:
+        told = f"{len(walk.patterns)} patterns, and parts that are joined by allOf or beside each other"
+        raise Unheld(f"{field} has {told}: leave so many out that {JOINED} are left.")
     return {**found, "x-guidance": OPTIONS}
 
 
@@ -73,6 +81,8 @@ class _Walk:
 
     def __init__(self, field: str) -> None:
         self.field = field
+        self.patterns: set[str] = set()  # all that were found
+        self.joins = False  # whether one text may have to satisfy several parts
 
     def part(self, schema: Any, depth: int) -> Any:
         if depth > DEPTH:
@@ -90,6 +100,7 @@ class _Walk:
             else:
                 found[name] = self._value(name, value, depth + 1)
         self._check_count(found)
+        self.joins |= "allOf" in found or len(JOINING & found.keys()) > 1
         return self._formatted(found)
 
     def unheld(self, name: str, why: str = "") -> Unheld:
@@ -113,6 +124,7 @@ class _Walk:
         return value
 
     def _pattern(self, value: Any) -> str:
+        self.patterns.add(str(value))
         try:
             return patterns.rust(str(value))
         except patterns.Unknown as error:
