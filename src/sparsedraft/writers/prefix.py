@@ -66,11 +66,11 @@ class PrefixCache:
         """If these texts were admitted now, one after the other: for how many tokens the row of each has memory; 0
         where none is free. Any thread may ask."""
         free, found = {row: [*self._cached[row]] for row in [*self._free]}, []
-        for ids in texts:
-            row = _best(free, ids) if free else None
-            found.append(0 if row is None else self._most[row])
-            free.pop(row, None)
-        return found
+        for ids in texts[: len(free)]:
+            row = _best(free, ids)
+            found.append(self._most[row])
+            del free[row]
+        return found + [0] * (len(texts) - len(found))
 
     def forget(self) -> None:
         """See native.session.Session."""
