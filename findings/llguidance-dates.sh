@@ -28,8 +28,6 @@ import sys
 import jsonschema
 import llguidance
 
-bytes_only = llguidance.TokenizerWrapper  # a vocabulary of single bytes and an end
-
 
 class Bytes:
     """A tokenizer of single bytes; token 256 ends a text."""
@@ -42,7 +40,7 @@ class Bytes:
         return [*(text if isinstance(text, bytes) else text.encode())]
 
 
-tokenizer = llguidance.LLTokenizer(bytes_only(Bytes()))
+tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(Bytes()))
 LAST = {"2024-02-29": (True, True), "2023-02-29": (True, False), "1900-02-29": (True, False),
         "2023-02-30": (False, False), "2023-04-31": (False, False)}
 ASKED = {("date", day): seen for day, seen in LAST.items()}
