@@ -47,15 +47,32 @@ def logged_drafts(log: str) -> list[tuple[int, int]]:
     return [(int(accepted), int(drafted)) for accepted, drafted in found]
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def started(process: subprocess.Popen[bytes], address: str, seconds: float = START) -> bool:
+    """Wait until a server answers at /health, which it does once its models are loaded; whether it did in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=5):
+                return True
+        except (OSError, urllib.error.URLError):  # 503 while it loads
+            time.sleep(0.2)
+    return False
+
+
 class Server:
     """A running server with so many `slots`; `close` ends it. Missing where it does not start."""
 
     def __init__(
         self, llama: Llama, model: Path, threads: int, drafter: Path | None = None, k: int = 0, slots: int = 1
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         command: list[str | Path] = [llama.programs / "llama-server", "-m", model, "-t", str(threads), *llama.serving]
         command += ["-c", str(max(CONTEXT, SLOT * slots)), "-np", str(slots)]
         command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -68,19 +85,9 @@ class Server:
         self._process = subprocess.Popen(
             [*map(str, command)], stdout=self._log, stderr=subprocess.STDOUT, cwd=llama.programs
         )
-        self._wait()
-
-    def _wait(self) -> None:
-        """Until the model is loaded."""
-        end = time.monotonic() + START
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.address}/health", timeout=5):
-                    return
-            except (OSError, urllib.error.URLError):  # 503 while it loads
-                time.sleep(0.2)
-        self.close()
-        raise Missing(f"{self.name}'s llama-server did not start ({self._last_line()})")
+        if not started(self._process, self.address):
+            self.close()
+            raise Missing(f"{self.name}'s llama-server did not start ({self._last_line()})")
 
     def answer(self, ids: Sequence[int], tokens: int) -> Answer:
         """The greedy answer to the prompt `ids`, at most `tokens` long. Missing where a drafter drafts nothing."""

@@ -1,31 +1,22 @@
 """Our server as a process of its own, and what it takes of the machine."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from peers_server import free_port, started
 from serving_clients import Endpoint
 from sparsedraft.base.errors import UserError
 from sparsedraft.serve.service import ALONE
 
 NAME = "served"  # what clients call the model
 START, END = 300, 60  # seconds at most until a server is ready, and until it has ended
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Served:
@@ -42,20 +33,10 @@ class Served:
             stderr=self._log,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         )
-        self._wait()
-
-    def _wait(self) -> None:
-        """Until the models are loaded."""
-        end = time.monotonic() + START
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{self.address}/health", timeout=5):
-                    return
-            except (OSError, urllib.error.URLError):
-                time.sleep(0.2)
-        self.close()
-        said = os.pread(self._log.fileno(), 1 << 16, 0).decode(errors="replace").strip().splitlines()
-        raise UserError(f"sparsedraft serve did not start ({said[-1][:300] if said else 'it said nothing'}).")
+        if not started(self._process, self.address, START):
+            self.close()
+            said = os.pread(self._log.fileno(), 1 << 16, 0).decode(errors="replace").strip().splitlines()
+            raise UserError(f"sparsedraft serve did not start ({said[-1][:300] if said else 'it said nothing'}).")
 
     def endpoint(self, **fields: Any) -> Endpoint:
         """Plain completions of greedy answers, drafted as `fields` say."""
