@@ -13,6 +13,7 @@ import sys
 from browsers import chromium
 
 DEBIAN = ("chromium", "fonts-dejavu-core")
+PATIENCE = 300  # seconds for each command: without a network some wait for very long
 PLAYWRIGHT = [sys.executable, "-m", "playwright", "install", "chromium"]
 
 
@@ -30,7 +31,11 @@ def main() -> None:
         if found := chromium():
             print(found)
             return
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=asked)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, env=asked, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            said = f"{command[0]} did not end in {PATIENCE} seconds"
+            continue
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
     if found := chromium():
