@@ -13,6 +13,7 @@ import pytest
 
 from sparsedraft.serve import schemas
 from sparsedraft.serve.grammar import Grammars, TextGrammar, Unmade
+from sparsedraft.speculate.loop.grammar import within
 from tiny import build_tokenizer
 
 END, WIDTH, LONGEST = 2, 320, 120
@@ -51,12 +52,9 @@ def texts(schema: dict[str, Any], count: int) -> Iterator[list[int]]:
 
 
 def accepts(schema: dict[str, Any], text: str) -> bool:
-    follow, path = grammar(schema), list[int]()
-    for token in TOKENIZER(text)["input_ids"]:
-        mask = follow.allowed(path)
-        if mask is None or not mask[token]:
-            return False
-        path.append(token)
+    follow, path = grammar(schema), TOKENIZER(text)["input_ids"]
+    if within(follow, [], path) != path:
+        return False
     mask = follow.allowed(path)
     return mask is not None and bool(mask[END])
 

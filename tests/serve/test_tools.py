@@ -13,6 +13,7 @@ from sparsedraft.serve.calls import CallReader
 from sparsedraft.serve.grammar import Grammars
 from sparsedraft.serve.structure import Function
 from sparsedraft.serve.tools import CallForm
+from sparsedraft.speculate.loop.grammar import within
 from tiny import TEMPLATE, build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -60,12 +61,9 @@ def grammar(form: CallForm, forced: bool, parallel: bool = True) -> str:
 
 def fits(text: str, form: CallForm, forced: bool, parallel: bool = True) -> bool | None:
     """Whether the grammar accepts the text; None where it accepts a longer one only."""
-    follow, path = asyncio.run(GRAMMARS.make(grammar(form, forced, parallel)))(), list[int]()
-    for token in TOKENIZER(text)["input_ids"]:
-        mask = follow.allowed(path)
-        if mask is None or not mask[token]:
-            return False
-        path.append(token)
+    follow, path = asyncio.run(GRAMMARS.make(grammar(form, forced, parallel)))(), TOKENIZER(text)["input_ids"]
+    if within(follow, [], path) != path:
+        return False
     mask = follow.allowed(path)
     assert mask is not None
     return bool(mask[2]) or None
