@@ -87,11 +87,11 @@ class ActivationBuffer {
   void split_bytes(const Kernels& kernels, Pool& pool) {
     const size_t group = 2 * kGroup * width_;  // bytes
     const size_t groups = (tokens_ + kGroup - 1) / kGroup;
-    if (bytes_.size() < groups * group) bytes_ = Bytes(groups * group);
+    if (bytes_.size() < groups * group) bytes_.resize(groups * group);
     pool.run(groups, 1, [&](size_t first, size_t last) {
       for (size_t g = first; g < last; ++g) {
         const int left = tokens_ - static_cast<int>(g) * kGroup;
-        kernels.split(q_.data() + g * kGroup * width_, width_, std::min(kGroup, left), bytes_.writable() + g * group);
+        kernels.split(q_.data() + g * kGroup * width_, width_, std::min(kGroup, left), bytes_.data() + g * group);
       }
     });
   }
@@ -102,7 +102,7 @@ class ActivationBuffer {
   std::vector<int16_t> q_;
   std::vector<int8_t> q8_;
   std::vector<int32_t> start8_, half8_;
-  Bytes bytes_;
+  LineBytes bytes_;
   size_t width_ = 0;   // inputs of a token, padded
   size_t blocks_ = 0;  // scales of a token
   int tokens_ = 0;
