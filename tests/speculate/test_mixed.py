@@ -9,7 +9,9 @@ import torch
 from sparsedraft.speculate.drafters.lookup import PromptLookup
 from sparsedraft.speculate.drafters.mixed import MixedDrafter
 from sparsedraft.speculate.drafters.model import ModelDrafter
+from sparsedraft.speculate.drafters.suffixes import SuffixAutomaton
 from sparsedraft.speculate.loop.decode import Decoder, Generation, generate, generate_all
+from sparsedraft.speculate.loop.sequence import TokenSequence
 from sparsedraft.speculate.loop.shares import by_source, shares
 from sparsedraft.speculate.policy.policies import Auto, Constant, policy_named
 from sparsedraft.speculate.policy.protocol import Choice, Outcome, Place, Policy, Trial
@@ -30,10 +32,23 @@ def text_of(copied: float, n: int, seed: int = 0) -> list[int]:
     return text[:n]
 
 
+class _Slow(PromptLookup):
+    """Look-up that takes its time."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
+    def read(self, sequence: TokenSequence) -> SuffixAutomaton:
+        self.clock.now += self.seconds
+        return super().read(sequence)
+
+
 @dataclass
 class Copying:
     """A target that writes `text` in passes of v(n) seconds, and a drafter that is right with probability a at c a
-    pass; each further token of a pass takes it `read`."""
+    pass; each further token of a pass takes it `read`. The first `bad` tokens it never guesses. Look-up takes
+    `looking` a step."""
 
     text: list[int]
     a: float
@@ -41,13 +56,15 @@ class Copying:
     v: Cost = lambda n: 1 + 0.03 * n
     read: float = 0.02
     prompt: int = 60
+    bad: int = 0
+    looking: float = 0.0
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         eye, hits = 20 * torch.eye(WIDTH), coins(self.a, 0)
         self.target = Toy(lambda ids: eye[self.text[len(ids)]], clock=self.clock, cost=self.v)
         self.model = Toy(
-            lambda ids: eye[(self.text[len(ids)] + (not hits[len(ids)])) % WIDTH],
+            lambda ids: eye[(self.text[len(ids)] + (len(ids) < self.bad or not hits[len(ids)])) % WIDTH],
             clock=self.clock,
             cost=lambda n: self.c + self.read * (n - 1) if n < 60 else 0.0,
         )
@@ -57,6 +74,7 @@ class Copying:
         chosen = model if drafter == "model" else PromptLookup()
         if isinstance(policy, WithLookup):
             chosen = MixedDrafter(model, policy.choose)
+            chosen.lookup = _Slow(self.clock, self.looking)
         made = generate(
             Decoder(self.target, chosen, policy, GREEDY, clock=self.clock),
             self.text[: self.prompt],
@@ -91,6 +109,14 @@ def test_auto_gives_up_a_useless_model_and_keeps_look_up(copied: float) -> None:
     world = {"text": text_of(copied, 1000), "a": 0.0, "c": 0.2}
     both, alone = seconds(world, "auto", "both"), seconds(world, "auto", "lookup")
     assert both <= 1.035 * alone + 5
+
+
+def test_the_time_of_look_up_is_no_loss_of_the_model() -> None:
+    """Else a model that was bad for a while is never asked again: each step without it would add to what it lost."""
+    for looking in (0.0, 0.002, 0.01, 0.02):
+        world = Copying(text_of(0.0, 3000), 0.9, 0.2, bad=700, looking=looking)
+        steps = world.write("both", WithLookup(Auto(5))).steps
+        assert world.clock.now - looking * len(steps) < 0.85 * 3000, "it drafts again behind the bad part"
 
 
 def test_what_look_up_drafts_is_no_evidence_of_the_model() -> None:

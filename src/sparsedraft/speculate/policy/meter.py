@@ -68,8 +68,10 @@ class Meter:
         self.steps += 1
         if n:
             loss = seconds.step - outcome.emitted * (plain or 0.0)
-        else:  # plain steps of uneven length are no loss; a drafter that was asked and drafted nothing is
+        elif outcome.asked:  # and drafted nothing
             loss = min(seconds.step, outcome.draft_seconds - seconds.late)
+        else:  # plain steps of uneven length are no loss, and what look-up takes beside the drafter is not the drafter's
+            loss = 0.0
         self.budget.add(seconds.step, loss, seconds.reading, plain)
         return seconds.step
 
