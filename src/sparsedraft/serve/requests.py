@@ -192,8 +192,6 @@ class ChatRequest(Asked):
             raise ValueError("tool_choice asks for a call, and there are no tools: name some, or leave it out")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of tools: name one")
-        if names and self.response_format is not None and self.response_format.type != "text":
-            raise ValueError("response_format and tools cannot both be enforced: leave one of them out")
         return self
 
     @property

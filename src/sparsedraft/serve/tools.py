@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.serve import untagged
 from sparsedraft.serve.structure import NO_PARAMETERS, Function
 
 PROBE = "probe_of_the_template"
@@ -79,20 +80,58 @@ def check_history(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping
         raise Unshown("shows no calls")
 
 
-def grammar(form: CallForm, functions: Sequence[tuple[Function, Any]], forced: bool, parallel: bool) -> str:
-    """llguidance's Lark of an answer that calls one of `functions`, each with its schema, or several where the form has
-    room for them and they may run in `parallel`; not `forced`, any text may come before, or in place of calls."""
-    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(functions)))}"]
-    for i, (function, schema) in enumerate(functions):
+@dataclass(frozen=True)
+class Calling:
+    """How one answer may call `functions`, each of which is with the schema of its arguments.
+
+    `forced`: it is calls alone. Else it may be text that calls nothing, or, with a schema as its `answer`, JSON that
+    satisfies it; and calls may be `untagged`. In `parallel` there may be several, where the form has room for them.
+    """
+
+    form: CallForm
+    functions: Sequence[tuple[Function, Any]]
+    forced: bool = False
+    parallel: bool = True
+    answer: Any = None
+    untagged: bool = True
+
+    @property
+    def untagged_head(self) -> str:
+        """What an answer begins with that calls without the form, as a regular expression; "": none may. A fence is
+        what some models put JSON in: where that is asked for, it is no sign of a call."""
+        return untagged.heads(self.names, self.answer is None) if self.untagged and not self.forced else ""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the functions."""
+        return [function.name for function, _ in self.functions]
+
+
+def grammar(calling: Calling) -> str:
+    """llguidance's Lark of an answer. What has begun a call is one."""
+    form, start = calling.form, [f"{json.dumps(calling.form.begin)} call" if calling.form.begin else "call"]
+    found = [f"call: {' | '.join(f'call_{i}' for i in range(len(calling.functions)))}"]
+    for i, (function, schema) in enumerate(calling.functions):
         head, end = json.dumps(form.head(function.name)), json.dumps("}" + form.end)
-        rules += [f"call_{i}: {head} arguments_{i} {end}", f"arguments_{i}: %json {json.dumps(schema)}"]
-    more = f" ({json.dumps(chr(10) + form.begin)} call)*" if form.begin and parallel else ""
-    begin = f"{json.dumps(form.begin)} " if form.begin else ""
-    if forced:
-        return "\n".join([f"start: {begin}call{more}", *rules])
-    mark = re.escape(form.mark)
-    if not form.begin:
-        return "\n".join([f"start: TEXT | call{more}", *rules, rf"TEXT: /(?s:.*)/ & ~/{mark}(?s:.*)/"])
-    ahead = re.escape(form.begin).replace("\\\n", "\\n")
-    lazy = [rf"ahead[lazy]: /(?s:.*){ahead}/", rf"TEXT: /(?s:.*)/ & ~/(?s:.*){mark}(?s:.*)/"]
-    return "\n".join([f"start: TEXT | ahead call{more}", *rules, *lazy])
+        found += [f"call_{i}: {head} arguments_{i} {end}", f"arguments_{i}: %json {json.dumps(schema)}"]
+    if calling.answer is not None and not calling.forced:
+        start.append("answer")
+        found.append(f"answer: %json {json.dumps(calling.answer)}")
+    elif not calling.forced:
+        mark, others = re.escape(form.mark), ""
+        if calling.untagged_head:
+            others = f" & ~/{calling.untagged_head}(?s:.*)/"
+        before = "(?s:.*)" if form.begin else ""
+        found.append(rf"TEXT: /(?s:.*)/ & ~/{before}{mark}(?s:.*)/{others}")
+        if form.begin:
+            ahead = re.escape(form.begin).replace("\\\n", "\\n")
+            found.append(rf"ahead[lazy]: /(?s:.*){ahead}/{others}")
+            start = ["ahead call"]
+        start.append("TEXT")
+    if form.begin and calling.parallel:
+        start[0] += f" ({json.dumps(chr(10) + form.begin)} call)*"
+    if calling.untagged_head:
+        start.append("untagged")
+        several = calling.parallel and bool(form.begin)
+        found += untagged.rules(calling.names, calling.answer is None, several)
+    return "\n".join([f"start: {' | '.join(start)}", *found])
