@@ -99,7 +99,7 @@ async def _answer(service: Service, body: ChatRequest | CompletionRequest, reque
     service.check_names(body)
     prompts = await asyncio.to_thread(service.prompts, body)  # a long text takes its time
     answers = service.begin(body, prompts, await service.forms.of(body))
-    reply, count = Reply(form, service.names.target), sum(map(len, prompts))
+    reply, count = Reply(form, service.names.target), sum(len(prompt.target) for prompt in prompts)
     if body.stream:
         events = _events(answers, reply, body, count)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})

@@ -250,8 +250,7 @@ class Pair:
         """A decoder that texts `join`, at most `rows` at once; they draw as `sampling` says where they say nothing.
 
         `piece` is that of OpenDecoder. Rows keep what they have read for the texts that come after. UserError where
-        several texts cannot be read at once, or a text could not go on from what another left, and for drafts that
-        cross tokenizers.
+        several texts cannot be read at once, or a text could not go on from what another left.
         """
         if self.lookup and not isinstance(policy, SourcePolicy):
             policy = WithLookup(policy, joins=True)
@@ -262,11 +261,6 @@ class Pair:
 
     def check_open(self, rows: int) -> None:
         """UserError where texts cannot come and go, `rows` of them at once: see `open_decoder`."""
-        if self.route not in ("none", LOOKUP, "same"):
-            raise UserError(
-                f"texts that come and go need a drafter with the target's tokenizer, and these drafts cross over "
-                f"({self.route}): give one, or no drafter."
-            )
         if (rows > 1 and not self.batches) or not all(model.keeps_prefixes for model in self._models):
             raise UserError(
                 "one of the models takes no attention masks, or its rotary frequencies change with the length: texts "
@@ -289,7 +283,9 @@ class Pair:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
         model = self._model_drafter(self.drafter, prompts, policy, sampling, branching, backend_of)
-        return MixedDrafter(model, policy.choose) if isinstance(policy, SourcePolicy) and self.lookup else model
+        if not (isinstance(policy, SourcePolicy) and self.lookup):
+            return model
+        return MixedDrafter(model, policy.choose, policy.worth)
 
     def _model_drafter(
         self,
@@ -324,7 +320,8 @@ class Pair:
         pairs = [(prompt.target, prompt.drafter) for prompt in prompts]
         readers = uag.Readers(p.tokenizer, q.tokenizer, pairs, rows, self.window)
         if self.vocabulary is not None:
-            return uag.intersection_drafter(backend, readers, self.vocabulary, drafting, policy, self.mask_token)
+            vocabulary, factor = self.vocabulary, self.drafter_temperature
+            return uag.intersection_drafter(backend, readers, vocabulary, drafting, policy, self.mask_token, factor)
         return RealignDrafter(
             backend,
             readers,
