@@ -102,9 +102,12 @@ def test_text_before_a_call_and_several_calls() -> None:
         assert not fits(f"{written(BARE)}\n{written(BARE)}", BARE, forced)
 
 
-def read(form: CallForm, forced: bool, text: str, dice: random.Random) -> tuple[str, list[dict[str, Any]], CallReader]:
+def read(
+    form: CallForm, forced: bool, text: str, dice: random.Random, answer: Any = None
+) -> tuple[str, list[dict[str, Any]], CallReader]:
     """(what is said, the calls put together from the deltas, the reader), the text coming in random pieces."""
-    reader, said, calls = CallReader(Calling(form, FUNCTIONS, forced)), "", list[dict[str, Any]]()
+    calling = Calling(form, FUNCTIONS, forced, answer=answer)
+    reader, said, calls = CallReader(calling), "", list[dict[str, Any]]()
     at = 0
     while at < len(text):
         size = dice.choice([1, 1, 2, 3, 7, 50])
