@@ -174,6 +174,7 @@ def test_a_policy_learns_though_texts_begin_all_the_time(pair: Pair) -> None:
     """Of short answers one ends in each step, and the next begins: without a break nothing is ever measured."""
     policy = Auto(reads_freely=True)
     engine, begins = Engine(pair.open_decoder(2, policy, GREEDY), 2, 400, Counters()), list[bool]()
+    engine.decoder.eos_ids = frozenset()
     own = policy.observe
     policy.observe = lambda outcome: begins.append(outcome.begins) or own(outcome)  # type: ignore[method-assign]
     watched = [Watched([20 + i % 50], 1 if not i else 2, k=0) for i in range(200)]

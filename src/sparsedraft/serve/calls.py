@@ -15,8 +15,11 @@ class CallReader:
     """Parts the text of one answer, which follows the grammar of `calling`, into what it says and what it calls."""
 
     def __init__(self, calling: Calling) -> None:
-        self.form, self.calls = calling.form, list[dict[str, Any]]()
+        self.calls = list[dict[str, Any]]()
         self._anywhere = bool(calling.form.begin) and calling.answer is None  # else at the beginning alone
+        self._mark = (
+            calling.form.mark if calling.form.begin or calling.answer is None else ""
+        )  # what a call begins with
         self._untagged = regex.compile(calling.untagged_head) if calling.untagged_head else None
         self._text, self._at = "", 0  # all of it, and how much has been told
         self._calling, self._arguments = calling.forced, False
@@ -48,8 +51,8 @@ class CallReader:
             self._calling = begun is not None and not begun.partial
             if self._calling or (begun is not None and not last):
                 return ""
-        mark, rest = self.form.mark, self._text[self._at :]
-        found = rest.find(mark) if self._anywhere else (0 if self._text.startswith(mark) else -1)
+        mark, rest = self._mark, self._text[self._at :]
+        found = rest.find(mark) if self._anywhere else (0 if mark and self._text.startswith(mark) else -1)
         if found >= 0:
             self._calling = True
             end = found
@@ -58,7 +61,7 @@ class CallReader:
         elif self._anywhere:
             end = len(rest) - max(n for n in range(len(mark)) if not n or rest.endswith(mark[:n]))
         else:
-            end = 0 if mark.startswith(self._text) else len(rest)
+            end = 0 if mark and mark.startswith(self._text) else len(rest)
         said = rest[:end]
         if not last and self._anywhere:
             said = said.rstrip()  # spaces before a call are none of what is said

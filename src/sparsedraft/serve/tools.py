@@ -109,29 +109,41 @@ class Calling:
 
 def grammar(calling: Calling) -> str:
     """llguidance's Lark of an answer. What has begun a call is one."""
-    form, start = calling.form, [f"{json.dumps(calling.form.begin)} call" if calling.form.begin else "call"]
-    found = [f"call: {' | '.join(f'call_{i}' for i in range(len(calling.functions)))}"]
-    for i, (function, schema) in enumerate(calling.functions):
-        head, end = json.dumps(form.head(function.name)), json.dumps("}" + form.end)
-        found += [f"call_{i}: {head} arguments_{i} {end}", f"arguments_{i}: %json {json.dumps(schema)}"]
+    form, found = calling.form, _calls(calling)
+    begin = f"{json.dumps(form.begin)} " if form.begin else ""
+    more = f" ({json.dumps(chr(10) + form.begin)} call)*" if begin and calling.parallel else ""
+    start = [f"{begin}call{more}"]
     if calling.answer is not None and not calling.forced:
-        start.append("answer")
+        start = [*(start if begin else ()), "answer"]
         found.append(f"answer: %json {json.dumps(calling.answer)}")
     elif not calling.forced:
-        mark, others = re.escape(form.mark), ""
-        if calling.untagged_head:
-            others = f" & ~/{calling.untagged_head}(?s:.*)/"
-        before = "(?s:.*)" if form.begin else ""
-        found.append(rf"TEXT: /(?s:.*)/ & ~/{before}{mark}(?s:.*)/{others}")
-        if form.begin:
-            ahead = re.escape(form.begin).replace("\\\n", "\\n")
-            found.append(rf"ahead[lazy]: /(?s:.*){ahead}/{others}")
-            start = ["ahead call"]
-        start.append("TEXT")
-    if form.begin and calling.parallel:
-        start[0] += f" ({json.dumps(chr(10) + form.begin)} call)*"
+        start = [f"{'ahead ' if begin else ''}call{more}", "TEXT"]
+        found += _texts(calling)
     if calling.untagged_head:
         start.append("untagged")
-        several = calling.parallel and bool(form.begin)
-        found += untagged.rules(calling.names, calling.answer is None, several)
+        several = calling.parallel and bool(begin)
+        found += (
+            untagged.rules(calling.names, several)
+            if calling.answer is None
+            else untagged.rules_beside_json(calling.names)
+        )
     return "\n".join([f"start: {' | '.join(start)}", *found])
+
+
+def _calls(calling: Calling) -> list[str]:
+    """The rules of `call`, and of each function's call and its arguments."""
+    found = [f"call: {' | '.join(f'call_{i}' for i in range(len(calling.functions)))}"]
+    for i, (function, schema) in enumerate(calling.functions):
+        head, end = json.dumps(calling.form.head(function.name)), json.dumps("}" + calling.form.end)
+        found += [f"call_{i}: {head} arguments_{i} {end}", f"arguments_{i}: %json {json.dumps(schema)}"]
+    return found
+
+
+def _texts(calling: Calling) -> list[str]:
+    """The rules of `TEXT`, which calls nothing, and of `ahead`, a text up to a call, where it may stand behind one."""
+    form, mark = calling.form, re.escape(calling.form.mark)
+    others = f" & ~/{calling.untagged_head}(?s:.*)/" if calling.untagged_head else ""
+    if not form.begin:
+        return [rf"TEXT: /(?s:.*)/ & ~/{mark}(?s:.*)/{others}"]
+    ahead = re.escape(form.begin).replace("\\\n", "\\n")
+    return [rf"ahead[lazy]: /(?s:.*){ahead}/{others}", rf"TEXT: /(?s:.*)/ & ~/(?s:.*){mark}(?s:.*)/{others}"]

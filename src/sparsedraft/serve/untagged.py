@@ -4,6 +4,7 @@ Qwen2.5-Coder answers so, in a fence of Markdown or without, though its template
 answer counts, up to the arguments: an object that stands elsewhere, or names no function, is text.
 """
 
+import json
 from collections.abc import Sequence
 
 BLANKS = r"[ \n\t]{0,16}"
@@ -22,13 +23,28 @@ def heads(names: Sequence[str], fenced: bool) -> str:
     return f"({bare}|{head(names, fenced=True)})" if fenced else bare
 
 
-def rules(names: Sequence[str], fenced: bool, parallel: bool) -> list[str]:
-    """llguidance's Lark of `untagged`: a call, or several in `parallel`. The arguments of the i-th function are
-    `arguments_i`."""
-    kinds = ("bare", "fenced") if fenced else ("bare",)
-    found = [f"untagged: ({' | '.join(kinds)}){'+' if parallel else ''} BLANKS", f"BLANKS: /{BLANKS}/"]
-    for kind in kinds:
+def rules(names: Sequence[str], parallel: bool) -> list[str]:
+    """llguidance's Lark of `untagged`: a call, or several in `parallel`, in place of a text. The arguments of the i-th
+    function are `arguments_i`."""
+    found = [f"untagged: (bare | fenced){'+' if parallel else ''} BLANKS", f"BLANKS: /{BLANKS}/"]
+    for kind in ("bare", "fenced"):
         end = rf"{BLANKS}\}}" + (BLANKS + FENCE_END if kind == "fenced" else "")
         calls = [f"/{head([name], kind == 'fenced')}/ arguments_{i}" for i, name in enumerate(names)]
         found.append(f"{kind}: ({' | '.join(calls)}) /{end}/")
     return found
+
+
+def rules_beside_json(names: Sequence[str]) -> list[str]:
+    """The same in place of JSON: one call, without a fence. Its signs are apart, as those of JSON are: the engine takes
+    the longest that it can read, and that would always be the beginning of a call."""
+    calls = [f"{_sign(json.dumps(name))} {_sign(',')} key {_sign(':')} arguments_{i}" for i, name in enumerate(names)]
+    begin = f"BLANKS {_sign('{')} {_sign(json.dumps('name'))} {_sign(':')}"
+    return [
+        f'untagged: {begin} ({" | ".join(calls)}) BLANKS "}}" BLANKS',
+        f"key: {_sign(json.dumps('arguments'))} | {_sign(json.dumps('parameters'))}",
+        f"BLANKS: /{BLANKS}/",
+    ]
+
+
+def _sign(text: str) -> str:
+    return f"{json.dumps(text)} BLANKS"
