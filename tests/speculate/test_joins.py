@@ -155,6 +155,22 @@ def test_a_drafter_that_is_not_worth_its_reading_reads_nothing(
     assert bool(read) == pays and max(read, default=0) <= 6
 
 
+def test_a_drafter_that_was_not_asked_for_long_reads_in_pieces(models: tuple[LoadedModel, LoadedModel]) -> None:
+    """Also in the step in which a policy first says that it is to draft."""
+    policy = Constant(0)
+    decoder = Pair.of(*models, "auto", GREEDY).open_decoder(1, policy, GREEDY, piece=5)
+    read: list[int] = []
+    assert isinstance(decoder.drafter, ModelDrafter)
+    backend = decoder.drafter.backend.backend  # type: ignore[attr-defined]
+    own = backend.forward
+    backend.forward = lambda ids, logits: read.append(sum(map(len, ids))) or own(ids, logits)
+    decoder.join([*range(30, 60)], 40, 0)
+    for number in range(20):
+        policy.k = 2 * (number > 12)
+        decoder.step()
+    assert read and max(read) <= 5 + 2
+
+
 @pytest.mark.parametrize("k", [None, 2])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_prompt_longer_than_its_drafters_context(tmp_path: Path, runtime: str, k: int | None) -> None:

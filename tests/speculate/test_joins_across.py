@@ -110,3 +110,16 @@ def test_a_prompt_is_read_as_it_is_given(models: tuple[LoadedModel, LoadedModel]
     while decoder._open:
         text += [token for step in decoder.step() for token in step.emitted]
     assert text == alone(plain, of, Constant(0)) and decoder.drafter.readers.by_row == {}
+
+
+@ROUTES
+def test_tokenizers_that_other_threads_use_are_left_alone(models: tuple[LoadedModel, LoadedModel], route: str) -> None:
+    """Whether special tokens are text is a setting of a tokenizer: a chat's prompt that is read meanwhile needs it."""
+    settings = [model.tokenizer.backend_tokenizer for model in models]  # type: ignore[attr-defined]
+    for pair, kept in ((Pair.of(*models, route, GREEDY).shared(), True), (Pair.of(*models, route, GREEDY), False)):
+        for setting in settings:
+            setting.encode_special_tokens = False
+        decoder = pair.open_decoder(1, Constant(2), GREEDY)
+        together(decoder, [Asked(0, [50, 51, 52], 6, 0, GREEDY)], 1)
+        pair.prompt_pair([50, 51, 52])
+        assert any(setting.encode_special_tokens for setting in settings) != kept

@@ -96,14 +96,12 @@ class OpenDecoder(Decoder):
                 self._read = None
             room -= min(room, unread if unread > 1 else 0)
         wants = getattr(self.drafter, "wants", lambda _: True)
-        behind = [
+        slow = [
             (row, sequence)
             for row, sequence in enumerate(self._open)
-            if not sequence.waits
-            and (self._k if sequence.k is None else sequence.k)
-            and self._unread[sequence.index] > piece
-            and wants(sequence)
+            if not sequence.waits and self._unread[sequence.index] > piece and wants(sequence)
         ]
+        behind = [(row, sequence) for row, sequence in slow if (self._k if sequence.k is None else sequence.k)]
         if behind:
             row, oldest = behind[0]
             self._read = oldest
@@ -114,7 +112,7 @@ class OpenDecoder(Decoder):
             sequence.waits = constant and self._unread[sequence.index] > piece
         for sequence in self._open:
             sequence.behind = self._unread[sequence.index] > piece
-        self._late = {sequence.index for _, sequence in behind if sequence.behind}
+        self._late = {sequence.index for _, sequence in slow if sequence.behind}
 
     def suspects(self) -> list[int]:
         """After a step that raised: the indices of the texts that are the likely cause.
