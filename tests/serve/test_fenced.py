@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from callers import ASKED, FENCED, LOOK, WAIT, build_caller
+from callers import ASKED, FENCED, LOOK, build_caller
 from served import Served, serving
 from sparsedraft.serve.options import ServeOptions
 
@@ -47,13 +47,5 @@ def test_where_it_is_cut(fencer: Served) -> None:
         answer = ask(fencer, [LOOK], max_tokens=tokens).choices[0]
         assert answer.finish_reason == "length" and answer.message.tool_calls is None
         assert answer.message.content and FENCED.startswith(answer.message.content)
-
-
-def test_of_a_function_that_is_not_offered_it_is_content(fencer: Served) -> None:
-    renamed = {"type": "function", "function": {**LOOK["function"], "name": "looks"}}
-    for tools in ([renamed], [renamed, WAIT]):
-        answer = ask(fencer, tools).choices[0]
-        assert answer.message.tool_calls is None and answer.finish_reason != "tool_calls"
-        assert answer.message.content.startswith("```json"), "as it has learnt"
-        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in ask(fencer, tools, stream=True))
-        assert streamed == answer.message.content
+        chunks = ask(fencer, [LOOK], max_tokens=tokens, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer.message.content

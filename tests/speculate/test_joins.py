@@ -162,8 +162,10 @@ def test_a_drafter_that_was_not_asked_for_long_reads_in_pieces(models: tuple[Loa
     read: list[int] = []
     assert isinstance(decoder.drafter, ModelDrafter)
     backend = decoder.drafter.backend.backend  # type: ignore[attr-defined]
-    own = backend.forward
+    own, whole = backend.forward, getattr(backend, "draft", None)
     backend.forward = lambda ids, logits: read.append(sum(map(len, ids))) or own(ids, logits)
+    if whole is not None:
+        backend.draft = lambda counts, ids: read.append(sum(map(len, ids))) or whole(counts, ids)
     decoder.join([*range(30, 60)], 40, 0)
     for number in range(20):
         policy.k = 2 * (number > 12)

@@ -165,7 +165,7 @@ def _told(error: Exception) -> str:
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        told, field = sentence(dict(error.errors()[0]))
+        told, field = sentence(error.errors())
         return refusal(told, 400, field or None)
 
     @app.exception_handler(Refused)
