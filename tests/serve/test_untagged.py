@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from test_tools import BARE, FORMS, PLAIN, TAGGED, fits, read, written
+from test_tools import BARE, FORMS, TAGGED, fits, read, written
 
 from sparsedraft.serve.tools import CallForm
 
@@ -59,12 +59,10 @@ def test_what_has_begun_a_call_follows_its_schema(begin: str, form: CallForm) ->
         assert fits(begin + wrong, form, False) is False
 
 
-def test_several_calls_where_they_may_run_in_parallel() -> None:
-    text = f"```json\n{PRETTY}\n```\n```json\n{written(PLAIN, '{}', 'lo')}\n```"
-    assert fits(text, TAGGED, False) and not fits(text, TAGGED, False, parallel=False)
-    for seed in range(6):
-        said, calls, reader = read(TAGGED, False, text, random.Random(seed))
-        assert said == "" and reader.called and [call["function"]["name"] for call in calls] == ["look", "lo"]
+def test_behind_the_object_the_answer_ends() -> None:
+    for call in CALLS:
+        for more in (" and so on", f"\n{PRETTY}", f"\n{written(TAGGED)}"):
+            assert fits(call, TAGGED, False) and fits(call + more, TAGGED, False) is False
 
 
 def test_only_what_may_become_a_call_is_held_back() -> None:

@@ -85,7 +85,7 @@ class Calling:
     """How one answer may call `functions`, each of which is with the schema of its arguments.
 
     `forced`: it is calls alone. Else it may be text that calls nothing, or, with a schema as its `answer`, JSON that
-    satisfies it; and calls may be `untagged`. In `parallel` there may be several, where the form has room for them.
+    satisfies it; and a call may be `untagged`. In `parallel` there may be several, where the form has room for them.
     """
 
     form: CallForm
@@ -121,12 +121,8 @@ def grammar(calling: Calling) -> str:
         found += _texts(calling)
     if calling.untagged_head:
         start.append("untagged")
-        several = calling.parallel and bool(begin)
-        found += (
-            untagged.rules(calling.names, several)
-            if calling.answer is None
-            else untagged.rules_beside_json(calling.names)
-        )
+        rules = untagged.rules if calling.answer is None else untagged.rules_beside_json
+        found += rules(calling.names)
     return "\n".join([f"start: {' | '.join(start)}", *found])
 
 

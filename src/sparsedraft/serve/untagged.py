@@ -1,7 +1,8 @@
 """Calls that do without the template's own form: an answer that begins as a JSON object which names a function.
 
 Qwen2.5-Coder answers so, in a fence of Markdown or without, though its template asks for tags. Only the beginning of an
-answer counts, up to the arguments: an object that stands elsewhere, or names no function, is text.
+answer counts, up to the arguments: an object that stands elsewhere, or names no function, is text. Behind the object
+the answer ends. A model that would explain itself there, and may not, calls again and again where it may.
 """
 
 import json
@@ -23,10 +24,10 @@ def heads(names: Sequence[str], fenced: bool) -> str:
     return f"({bare}|{head(names, fenced=True)})" if fenced else bare
 
 
-def rules(names: Sequence[str], parallel: bool) -> list[str]:
-    """llguidance's Lark of `untagged`: a call, or several in `parallel`, in place of a text. The arguments of the i-th
-    function are `arguments_i`."""
-    found = [f"untagged: (bare | fenced){'+' if parallel else ''} BLANKS", f"BLANKS: /{BLANKS}/"]
+def rules(names: Sequence[str]) -> list[str]:
+    """llguidance's Lark of `untagged`: one call in place of a text. The arguments of the i-th function are
+    `arguments_i`."""
+    found = ["untagged: (bare | fenced) BLANKS", f"BLANKS: /{BLANKS}/"]
     for kind in ("bare", "fenced"):
         end = rf"{BLANKS}\}}" + (BLANKS + FENCE_END if kind == "fenced" else "")
         calls = [f"/{head([name], kind == 'fenced')}/ arguments_{i}" for i, name in enumerate(names)]
@@ -35,7 +36,7 @@ def rules(names: Sequence[str], parallel: bool) -> list[str]:
 
 
 def rules_beside_json(names: Sequence[str]) -> list[str]:
-    """The same in place of JSON: one call, without a fence. Its signs are apart, as those of JSON are: the engine takes
+    """The same in place of JSON: without a fence. Its signs are apart, as those of JSON are: the engine takes
     the longest that it can read, and that would always be the beginning of a call."""
     calls = [f"{_sign(json.dumps(name))} {_sign(',')} key {_sign(':')} arguments_{i}" for i, name in enumerate(names)]
     begin = f"BLANKS {_sign('{')} {_sign(json.dumps('name'))} {_sign(':')}"
