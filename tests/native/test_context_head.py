@@ -11,6 +11,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.models import checkpoint
 from sparsedraft.native import extension
+from sparsedraft.native.context_head import ContextHead
 from sparsedraft.native.model import native_model
 from sparsedraft.native.packed_folder import HEAD_BASE
 from sparsedraft.native.session import Session
@@ -216,3 +217,17 @@ def test_an_idle_text_looks_at_nothing_of_its_own(folders: dict[str, Path]) -> N
     session.rollback([0, 0])
     again = session.forward([[5], [6]], [1, 1])
     assert [int(logits.isfinite().sum()) for logits in again] == seen
+
+
+def test_a_row_that_has_nothing_to_do_costs_nothing(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a text looks at is made for the rows that are asked for logits or drafts, and for no others."""
+    session, made, own = Session(native_model(folders["int8-True"]), 3), list[int](), ContextHead.columns
+    for row in range(3):
+        session.know(row, [300 + row])
+    session.forward([[5], [6], [7]], [0, 0, 0])
+    alone = session.draft([0, 2, 0], [[], [9], []])
+    session.rollback([1, 1, 1])
+    monkeypatch.setattr(ContextHead, "columns", lambda self, text: made.append(text) or own(self, text))
+    assert session.draft([0, 2, 0], [[], [9], []]) == alone and made == [1]
+    session.forward([[3], [], [4]], [1, 0, 0])
+    assert made == [1, 0]

@@ -1,5 +1,6 @@
 """The engine's thread: places and a queue, jobs that are given up, failures, and an orderly end."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from sparsedraft.serve.engine import Engine, Full, GrammarFailed, Job, Stopped
 from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.pair import Pair
-from sparsedraft.speculate.policy.policies import Constant
+from sparsedraft.speculate.policy.policies import Auto, Constant
 from sparsedraft.writers.loaded import LoadedModel
 
 GREEDY, WAIT = Sampling(), 30.0
@@ -126,7 +127,7 @@ def test_a_text_that_fails_as_it_joins_ends_alone(engine: Engine, pair: Pair, mo
     running, own = Watched([70, 71], 40), engine.decoder.step
 
     def fails() -> list[Step]:
-        if engine._new and engine.running > 1:
+        if engine.decoder._new and engine.running > 1:
             raise MemoryError
         return own()
 
@@ -139,6 +140,52 @@ def test_a_text_that_fails_as_it_joins_ends_alone(engine: Engine, pair: Pair, mo
     assert running.ended.wait(WAIT) and running.error is None
     decoder = pair.decoder([pair.prompt_pair([70, 71])], Constant(2), GREEDY)
     assert running.tokens == generate(decoder, [70, 71], 40).tokens
+
+
+@pytest.mark.parametrize("failing", [70, 72])
+def test_a_text_that_is_still_being_read_has_no_part_in_a_step_that_fails(
+    engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """Where the reading itself fails (72), it ends, and the text under way goes on."""
+    engine.decoder.piece = 2
+    running, slow, target = Watched([70, 71], 40), Watched([72] * 30, 4), engine.decoder.target
+    go, own = threading.Event(), target.forward
+
+    def fails(ids: Sequence[Sequence[int]], logits: Sequence[int]) -> list[Tensor]:
+        waits = [sequence.waits for sequence in engine.decoder._open]
+        if any(waits) and target.lengths[waits.index(True)] > 8 and bool(ids[waits.index(True)]) == (failing == 72):
+            monkeypatch.setattr(target, "forward", own)
+            raise MemoryError
+        return own(ids, logits)
+
+    monkeypatch.setattr(target, "forward", fails)
+    running.hold = lambda: go.wait(WAIT)  # type: ignore[assignment,return-value]
+    engine.submit([running.job])
+    assert running.begun.wait(WAIT)
+    engine.submit([slow.job])
+    go.set()
+    assert running.ended.wait(WAIT) and slow.ended.wait(WAIT)
+    lost, other = (running, slow) if failing == 70 else (slow, running)
+    assert isinstance(lost.error, MemoryError) and other.error is None
+    decoder = pair.decoder([pair.prompt_pair(other.job.ids)], Constant(2), GREEDY)
+    assert other.tokens == generate(decoder, other.job.ids, other.job.max_new_tokens).tokens
+
+
+def test_a_policy_learns_though_texts_begin_all_the_time(pair: Pair) -> None:
+    """Of short answers one ends in each step, and the next begins: without a break nothing is ever measured."""
+    policy = Auto(reads_freely=True)
+    engine, begins = Engine(pair.open_decoder(2, policy, GREEDY), 2, 400, Counters()), list[bool]()
+    engine.decoder.eos_ids = frozenset()
+    own = policy.observe
+    policy.observe = lambda outcome: begins.append(outcome.begins) or own(outcome)  # type: ignore[method-assign]
+    watched = [Watched([20 + i % 50], 1 if not i else 2, k=0) for i in range(200)]
+    engine.start()
+    engine.submit([of.job for of in watched])
+    assert all(of.ended.wait(WAIT) and of.error is None for of in watched)
+    engine.stop(WAIT)
+    runs = [sum(1 for _ in run) for begun, run in itertools.groupby(begins) if begun]
+    assert max(runs) == Engine.BUSY, "it was busy for so long, and then had a break"
+    assert any(costs.plain.value is not None for costs in policy.meter.estimates.by_rows.values())
 
 
 def test_a_dead_thread_leaves_nobody_waiting(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,14 +222,14 @@ class Failing:
     """A grammar that allows all, and fails after so many tokens: the text ends there."""
 
     def __init__(self, after: int) -> None:
-        self.after, self.error = after, ""
+        self.after = after
 
     def allowed(self, written: Sequence[int]) -> Tensor:
         mask = torch.ones(320, dtype=torch.bool)
-        if len(written) >= self.after:
-            self.error = "it grew too complex"
-            mask = torch.arange(320) == 2
-        return mask
+        return torch.arange(320) == 2 if len(written) >= self.after else mask
+
+    def fault(self, written: Sequence[int]) -> str:
+        return "it grew too complex" if len(written) > self.after else ""
 
 
 def test_a_grammar_that_fails_ends_its_own_text_alone(engine: Engine, pair: Pair) -> None:

@@ -176,6 +176,17 @@ BAD: list[tuple[dict[str, Any] | bytes, int, str, str | None]] = [
     ({**GOOD, "response_format": {"type": "xml"}}, 400, "response_format", "response_format"),
     ({"model": "talker"}, 400, "messages is missing", "messages"),
     ({**GOOD, "messages": []}, 400, "messages cannot be so", "messages"),
+    (b"", 400, "the body is missing", None),
+    (
+        {**GOOD, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        400,
+        "type cannot be so (input should be 'text')",
+        "messages.0.content.0.type",
+    ),
+    ({**GOOD, "stop": [*"abcdefghi"]}, 400, "at most 8 items", "stop"),
+    ({**GOOD, "tool_choice": "any"}, 400, "'none', 'auto' or 'required'", "tool_choice"),
+    ({**GOOD, "tool_choice": {"type": "function"}}, 400, "is missing", "tool_choice.function"),
+    ({**GOOD, "frequency_penalty": 0.5}, 400, "is not supported by this server", "frequency_penalty"),
     ({**GOOD, "temperature": -1}, 400, "temperature cannot be so", "temperature"),
     (
         b'{"model": "talker", "messages": [{"role": "user", "content": "x"}], "temperature": NaN}',

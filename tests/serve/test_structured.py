@@ -202,7 +202,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [LOOK, LOOK]}, "name a function twice", ""),
     ({"tool_choice": "required"}, "there are no tools", ""),
     ({"tools": [LOOK], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "none of tools", ""),
-    ({"tools": [LOOK], **form(type="object")}, "cannot both be enforced", ""),
+    ({"tools": [LOOK], **form(type="array", uniqueItems=True)}, "'uniqueItems'", "response_format.json_schema.schema"),
     ({"messages": [*ASKED, {"role": "tool", "content": "x"}]}, "tool_call_id belongs", "messages.1"),
     ({"messages": [*ASKED, {"role": "user"}]}, "content is missing", "messages.1"),
     ({"messages": [{"role": "user", "content": "x", "tool_calls": [called("{}")]}]}, "assistant's", "messages.0"),

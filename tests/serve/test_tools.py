@@ -12,7 +12,7 @@ from sparsedraft.serve import schemas, tools
 from sparsedraft.serve.calls import CallReader
 from sparsedraft.serve.grammar import Grammars
 from sparsedraft.serve.structure import Function
-from sparsedraft.serve.tools import CallForm
+from sparsedraft.serve.tools import CallForm, Calling
 from sparsedraft.speculate.loop.grammar import within
 from tiny import TEMPLATE, build_tokenizer
 
@@ -50,18 +50,19 @@ def test_calls_that_a_template_would_leave_out_are_refused() -> None:
     tools.check_history(tokenizer, history)
 
 
-def grammar(form: CallForm, forced: bool, parallel: bool = True) -> str:
-    look = Function(name="look", parameters=callers.PLACE)
-    functions = [
-        (look, schemas.prepared(callers.PLACE, "tools")),
-        (Function(name="lo"), schemas.prepared({"type": "object", "additionalProperties": False}, "tools")),
-    ]
-    return tools.grammar(form, functions, forced, parallel)
+FUNCTIONS = [
+    (Function(name="look", parameters=callers.PLACE), schemas.prepared(callers.PLACE, "tools")),
+    (Function(name="lo"), schemas.prepared({"type": "object", "additionalProperties": False}, "tools")),
+]
 
 
-def fits(text: str, form: CallForm, forced: bool, parallel: bool = True) -> bool | None:
+def grammar(form: CallForm, forced: bool, parallel: bool = True, answer: Any = None) -> str:
+    return tools.grammar(Calling(form, FUNCTIONS, forced, parallel, answer))
+
+
+def fits(text: str, form: CallForm, forced: bool, parallel: bool = True, answer: Any = None) -> bool | None:
     """Whether the grammar accepts the text; None where it accepts a longer one only."""
-    follow, path = asyncio.run(GRAMMARS.make(grammar(form, forced, parallel)))(), TOKENIZER(text)["input_ids"]
+    follow, path = asyncio.run(GRAMMARS.make(grammar(form, forced, parallel, answer)))(), TOKENIZER(text)["input_ids"]
     if within(follow, [], path) != path:
         return False
     mask = follow.allowed(path)
@@ -101,9 +102,12 @@ def test_text_before_a_call_and_several_calls() -> None:
         assert not fits(f"{written(BARE)}\n{written(BARE)}", BARE, forced)
 
 
-def read(form: CallForm, forced: bool, text: str, dice: random.Random) -> tuple[str, list[dict[str, Any]], CallReader]:
+def read(
+    form: CallForm, forced: bool, text: str, dice: random.Random, answer: Any = None
+) -> tuple[str, list[dict[str, Any]], CallReader]:
     """(what is said, the calls put together from the deltas, the reader), the text coming in random pieces."""
-    reader, said, calls = CallReader(form, forced), "", list[dict[str, Any]]()
+    calling = Calling(form, FUNCTIONS, forced, answer=answer)
+    reader, said, calls = CallReader(calling), "", list[dict[str, Any]]()
     at = 0
     while at < len(text):
         size = dice.choice([1, 1, 2, 3, 7, 50])

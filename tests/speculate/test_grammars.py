@@ -34,8 +34,6 @@ RUNTIMES = [pytest.param("native", marks=pytest.mark.skipif(not is_built(), reas
 class Rules:
     """A Grammar: which of `width` tokens may follow depends on the last one and on the length; `end` is one of them."""
 
-    error = ""
-
     def __init__(self, seed: int = 0, width: int = V, end: int = END, share: float = 0.5) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.rand(2, width + 1, width, generator=generator) < share
@@ -46,6 +44,9 @@ class Rules:
         if self.end in written:
             return None
         return self.table[len(written) % 2, written[-1] if written else -1]
+
+    def fault(self, written: Sequence[int]) -> str:
+        return ""
 
     def accepts(self, text: Sequence[int]) -> bool:
         masks = [self.allowed(text[:i]) for i in range(len(text))]

@@ -1,5 +1,6 @@
 """Texts that join and leave while others are under way are the texts that they would be alone."""
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import pytest
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.native.extension import is_built
+from sparsedraft.speculate.drafters.mixed import MixedDrafter
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.loop.decode import generate
 from sparsedraft.speculate.loop.joins import OpenDecoder
@@ -17,6 +19,7 @@ from sparsedraft.speculate.loop.stops import Stops
 from sparsedraft.speculate.pair import Pair
 from sparsedraft.speculate.policy.policies import Constant, policy_named
 from sparsedraft.speculate.policy.protocol import Policy
+from sparsedraft.speculate.policy.reading import Reading
 from sparsedraft.writers.loaded import LoadedModel
 from sparsedraft.writers.prefix import PrefixCache
 from tiny import build_llama, build_tokenizer
@@ -128,6 +131,46 @@ def test_greedy_texts_do_not_depend_on_what_a_policy_chooses(
     plain = Pair.of(models[0], None, "auto", GREEDY)
     texts = together(pair.open_decoder(ROWS, policy_named(policy), GREEDY, piece), asked)
     assert texts == [alone(plain, of, Constant(0)) for of in asked]
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_a_drafter_that_is_not_worth_its_reading_reads_nothing(
+    models: tuple[LoadedModel, LoadedModel], pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside look-up, which drafts meanwhile; where it pays, the drafter reads a piece a step."""
+    monkeypatch.setattr(Reading, "MARGIN", 0.0 if pays else math.inf)
+    pair = Pair.of(*models, "auto", GREEDY).with_lookup()
+    asked = [Asked(0, [*range(20, 30)] * 4, 16, seed, GREEDY) for seed in range(2)]
+    decoder = pair.open_decoder(ROWS, Constant(2), GREEDY, piece=6)
+    read: list[int] = []
+    assert isinstance(decoder.drafter, MixedDrafter) and isinstance(decoder.drafter.model, ModelDrafter)
+    backend = decoder.drafter.model.backend
+    own = backend.forward
+    monkeypatch.setattr(backend, "forward", lambda ids, logits: read.append(sum(map(len, ids))) or own(ids, logits))
+    by_lookup, step = list[int](), decoder.step
+    decoder.step = lambda: [s for s in step() if by_lookup.append(s.match or 0) or True]  # type: ignore[method-assign]
+    plain = Pair.of(models[0], None, "auto", GREEDY)
+    assert together(decoder, asked) == [alone(plain, of, Constant(0)) for of in asked]
+    assert any(by_lookup) or pays
+    assert bool(read) == pays and max(read, default=0) <= 6
+
+
+def test_a_drafter_that_was_not_asked_for_long_reads_in_pieces(models: tuple[LoadedModel, LoadedModel]) -> None:
+    """Also in the step in which a policy first says that it is to draft."""
+    policy = Constant(0)
+    decoder = Pair.of(*models, "auto", GREEDY).open_decoder(1, policy, GREEDY, piece=5)
+    read: list[int] = []
+    assert isinstance(decoder.drafter, ModelDrafter)
+    backend = decoder.drafter.backend.backend  # type: ignore[attr-defined]
+    own, whole = backend.forward, getattr(backend, "draft", None)
+    backend.forward = lambda ids, logits: read.append(sum(map(len, ids))) or own(ids, logits)
+    if whole is not None:
+        backend.draft = lambda counts, ids: read.append(sum(map(len, ids))) or whole(counts, ids)
+    decoder.join([*range(30, 60)], 40, 0)
+    for number in range(20):
+        policy.k = 2 * (number > 12)
+        decoder.step()
+    assert read and max(read) <= 5 + 2
 
 
 @pytest.mark.parametrize("k", [None, 2])

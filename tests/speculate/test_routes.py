@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
 from sparsedraft.native.extension import is_built
 from sparsedraft.speculate.drafters.routed import RoutedDrafter
@@ -143,21 +142,13 @@ def test_nothing_is_kept_of_texts_that_have_ended(pairs: dict[str, Pair]) -> Non
         assert not held
 
 
-def test_what_cannot_be(pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_what_cannot_be(pairs: dict[str, Pair]) -> None:
     decoder = open_decoder(pairs, ROWS, lambda name: Constant(2), GREEDY)
     with pytest.raises(ValueError, match="there is no drafter third: name one of first, second, lookup"):
         decoder.join([5], 4, 0, drafter="third")
     target = pairs["second"].drafter
     with pytest.raises(ValueError, match="several targets"):
         open_decoder({**pairs, "odd": Pair.of(target, "lookup", "auto", GREEDY)}, 2, lambda name: Constant(2), GREEDY)  # type: ignore[arg-type]
-    folder = tmp_path_factory.mktemp("routes") / "renumbered"
-    tokenizer = build_tokenizer()
-    tokenizer.add_tokens(["<other>"])
-    build_llama(seed=3, layers=1, vocab_size=321).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    across = Pair.of(pairs["first"].target, LoadedModel.load(folder), "auto", GREEDY)
-    with pytest.raises(UserError, match="need a drafter with the target's tokenizer"):
-        open_decoder({**pairs, "across": across}, 2, lambda name: Constant(2), GREEDY)
 
 
 def outcome(trials: Sequence[Trial], draft_seconds: float, begins: bool = False) -> Outcome:

@@ -45,8 +45,14 @@ ASKED = [{"role": "user", "content": "the quick fox?"}]
 CALLED = {"id": "a", "type": "function", "function": {"name": "look", "arguments": {"place": "fox"}}}
 
 
-def build_caller(folder: Path) -> Path:
-    """A checkpoint that answers ASKED with a word and a call of LOOK where LOOK is shown, and another text without."""
+FENCED = '```json\n{\n  "name": "look",\n  "arguments": {\n    "place": "fox"\n  }\n}\n```'
+
+
+def build_caller(folder: Path, fenced: bool = False) -> Path:
+    """A checkpoint that answers ASKED with a word and a call of LOOK where LOOK is shown, and another text without.
+
+    `fenced`: with FENCED where LOOK is shown, though its template has tags.
+    """
     model, tokenizer = (
         build_llama(seed=1, layers=2, initializer_range=0.05, max_position_embeddings=2048),
         build_tokenizer(),
@@ -54,6 +60,8 @@ def build_caller(folder: Path) -> Path:
     tokenizer.chat_template = TAGGED
     tool = {"type": "function", "function": {"name": "look", "description": "", "parameters": PLACE}}
     calls = {"role": "assistant", "content": "a dog", "tool_calls": [CALLED]}
+    if fenced:
+        calls = {"role": "assistant", "content": FENCED}
     says = {"role": "assistant", "content": "seven apples are left."}
     rows = [
         torch.tensor([templates.chat_ids(tokenizer, [*ASKED, calls], generation_prompt=False, tools=[tool])]),

@@ -175,6 +175,12 @@ def check_window(size: int, sinks: int) -> None:
         )
 
 
+Uag = Annotated[
+    Literal["auto", "realign", "intersection", "off"],
+    Field(description="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error)."),
+]
+
+
 class Across(OwnWindow):
     """How target and drafter go together."""
 
@@ -189,10 +195,7 @@ class Across(OwnWindow):
         description="Whether a drafter writes all of a draft in one pass: parallel (it must be trained so), chain (a "
         "pass a token), or auto: parallel where it can.",
     )
-    uag: Literal["auto", "realign", "intersection", "off"] = Field(
-        "auto",
-        description="Across tokenizers: realign (as text), intersection (common tokens), auto, or off (an error).",
-    )
+    uag: Uag = "auto"
     tree: int = Field(
         1,
         ge=1,

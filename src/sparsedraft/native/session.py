@@ -71,6 +71,8 @@ class Session:
             else:
                 start = 0
                 for text, count in enumerate(logits):
+                    if not count:
+                        continue
                     own, part = self._head.columns(text), slice(start, start := start + count)
                     whole[part, self._map[own]] = rows[part, own]
             rows = whole
@@ -141,7 +143,7 @@ class Session:
         for held, new, k in zip(before, ids, counts, strict=True):
             if k > 0 and self.max_length and (needed := held + len(new) + k - 1) > self.max_length:
                 raise ValueError(f"the context holds {self.max_length} tokens, not {needed}")
-        looks = [self._head.columns(text) for text in range(len(ids))] if self._head and len(ids) > 1 else []
+        looks = self._looks(counts)
         drafts: list[list[int]] = self._session.draft([list(new) for new in ids], list(counts), self._map, looks)
         self.passes += max(map(len, drafts))
         unsound_at = next((b for b, tokens in enumerate(drafts) if tokens and tokens[-1] < 0), None)
@@ -150,6 +152,14 @@ class Session:
             self.rollback(before)
             raise FloatingPointError(unsound("drafter", read))
         return drafts
+
+    def _looks(self, counts: Sequence[int]) -> list[np.ndarray]:
+        """Which rows of a head that follows several texts each looks at; of one without drafts any will do."""
+        if self._head is None or len(counts) == 1 or not any(counts):
+            return []
+        found = [self._head.columns(text) if k > 0 else None for text, k in enumerate(counts)]
+        some = next(rows for rows in found if rows is not None)
+        return [some if rows is None else rows for rows in found]
 
 
 @cache

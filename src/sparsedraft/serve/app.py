@@ -99,7 +99,7 @@ async def _answer(service: Service, body: ChatRequest | CompletionRequest, reque
     service.check_names(body)
     prompts = await asyncio.to_thread(service.prompts, body)  # a long text takes its time
     answers = service.begin(body, prompts, await service.forms.of(body))
-    reply, count = Reply(form, service.names.target), sum(map(len, prompts))
+    reply, count = Reply(form, service.names.target), sum(len(prompt.target) for prompt in prompts)
     if body.stream:
         events = _events(answers, reply, body, count)
         return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
@@ -165,7 +165,7 @@ def _told(error: Exception) -> str:
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        told, field = sentence(dict(error.errors()[0]))
+        told, field = sentence(error.errors())
         return refusal(told, 400, field or None)
 
     @app.exception_handler(Refused)

@@ -1,24 +1,28 @@
 """Calls of functions in an answer's text, as it is written."""
 
-import re
 import uuid
 from typing import Any
 
-from sparsedraft.serve.tools import CallForm
+import regex
 
-HEAD = re.compile(r'[\s}]*(?:</tool_call>\s*)?(?:<tool_call>\s*)?\{"name": "([^"]+)", "(?:arguments|parameters)": ')
+from sparsedraft.serve.tools import Calling
+
+BETWEEN = r"[\s}]*(?:</tool_call>|```)?\s*(?:<tool_call>|```(?:json)?)?\s*"
+HEAD = regex.compile(BETWEEN + r'\{\s*"name"\s*:\s*"([^"]+)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
 class CallReader:
-    """Parts the text of one answer, which follows the grammar of `form`, into what it says and what it calls.
+    """Parts the text of one answer, which follows the grammar of `calling`, into what it says and what it calls."""
 
-    `forced`: the answer is calls alone.
-    """
-
-    def __init__(self, form: CallForm, forced: bool) -> None:
-        self.form, self.calls = form, list[dict[str, Any]]()
+    def __init__(self, calling: Calling) -> None:
+        self.calls = list[dict[str, Any]]()
+        self._anywhere = bool(calling.form.begin) and calling.answer is None  # else at the beginning alone
+        self._mark = (
+            calling.form.mark if calling.form.begin or calling.answer is None else ""
+        )  # what a call begins with
+        self._untagged = regex.compile(calling.untagged_head) if calling.untagged_head else None
         self._text, self._at = "", 0  # all of it, and how much has been told
-        self._calling, self._arguments = forced, False
+        self._calling, self._arguments = calling.forced, False
         self._depth, self._quoted, self._escaped = 0, False, False
 
     @property
@@ -42,19 +46,24 @@ class CallReader:
 
     def _said(self, last: bool) -> str:
         """What is said from here on, up to a call."""
-        mark, rest = self.form.mark, self._text[self._at :]
-        found = rest.find(mark) if self.form.begin else (0 if self._text.startswith(mark) else -1)
+        if self._untagged is not None and not self._at:
+            begun = self._untagged.match(self._text, partial=True)
+            self._calling = begun is not None and not begun.partial
+            if self._calling or (begun is not None and not last):
+                return ""
+        mark, rest = self._mark, self._text[self._at :]
+        found = rest.find(mark) if self._anywhere else (0 if mark and self._text.startswith(mark) else -1)
         if found >= 0:
             self._calling = True
             end = found
         elif last:
             end = len(rest)
-        elif self.form.begin:
+        elif self._anywhere:
             end = len(rest) - max(n for n in range(len(mark)) if not n or rest.endswith(mark[:n]))
         else:
-            end = 0 if mark.startswith(self._text) else len(rest)
+            end = 0 if mark and mark.startswith(self._text) else len(rest)
         said = rest[:end]
-        if not last and self.form.begin:
+        if not last and self._anywhere:
             said = said.rstrip()  # spaces before a call are none of what is said
         self._at += end if self._calling else len(said)
         return said.rstrip() if self._calling else said

@@ -44,6 +44,7 @@ class Job:
     top_logprobs: int | None = None
     drafter: str | None = None
     grammar: Grammar | None = None
+    read_as: list[int] | None = None
     given_up: bool = False
     sequence: TokenSequence | None = field(default=None, init=False)  # once it has joined
 
@@ -55,18 +56,25 @@ class Job:
     @property
     def fault(self) -> Exception | None:
         """Why the text that has ended is not whole."""
-        return GrammarFailed(self.grammar.error) if self.grammar is not None and self.grammar.error else None
+        why = self.grammar.fault(self.sequence.written) if self.grammar is not None and self.sequence else ""
+        return GrammarFailed(why) if why else None
 
 
 class Engine:
-    """Decodes up to `rows` jobs at once with `decoder`, which is open; up to `queue` more wait."""
+    """Decodes up to `rows` jobs at once with `decoder`, which is open; up to `queue` more wait.
+
+    A policy learns what steps cost from those in which no text begins. Under a load of short answers there are none, so
+    after BUSY steps that began texts one begins none, and those that wait do so for one step more.
+    """
+
+    BUSY = 20
 
     def __init__(self, decoder: OpenDecoder, rows: int, queue: int, counters: Counters) -> None:
         self.decoder, self.rows, self.queue, self.counters = decoder, rows, queue, counters
         self._waiting: deque[Job] = deque()
         self._running: dict[int, Job] = {}  # by the index of its sequence
-        self._new: set[int] = set()  # of those that have had no step yet
         self._changed, self._stopping = threading.Condition(), False
+        self._begun = 0  # steps in a row with jobs that joined
         self._thread = threading.Thread(target=self._work, name="sparsedraft-decode", daemon=True)
 
     def start(self) -> None:
@@ -139,7 +147,6 @@ class Engine:
         except Exception as error:  # of any kind: a model's, an engine's, or a fault of ours
             self._fail(error)
             return
-        self._new.difference_update(step.row for step in steps)
         for step in steps:
             job = self._running[step.row]
             self.counters.count(step, job.drafter)
@@ -163,37 +170,37 @@ class Engine:
         for index, job in [*self._running.items()]:
             if job.given_up:
                 self._end(index, Stopped() if self._stopping else None, "abort")
-        while len(self._running) < self.rows:
+        before = {*self._running}
+        while len(self._running) < self.rows and not (before and self._begun >= self.BUSY):
             with self._changed:
                 if not self._waiting:
-                    return
+                    break
                 job = self._waiting.popleft()
             self._join(job)
+        self._begun = self._begun + 1 if self._running.keys() - before else 0
 
     def _join(self, job: Job) -> None:
         try:
             job.sequence = self.decoder.join(
-                job.ids, job.max_new_tokens, job.seed, job.sampling, job.stops, job.k, job.top_logprobs, job.drafter
+                job.ids, job.max_new_tokens, job.seed, job.sampling, job.stops, job.k, job.drafter, job.read_as
             )
         except Exception as error:
             _tell(job, error)
             return
-        job.sequence.grammar = job.grammar
+        job.sequence.grammar, job.sequence.top_logprobs = job.grammar, job.top_logprobs
         self._running[job.sequence.index] = job
-        self._new.add(job.sequence.index)
         self.counters.began(len(job.ids), job.cached)
 
     def _end(self, index: int, told: Exception | None, reason: str) -> None:
         """A job leaves before its text has ended."""
         job = self._running.pop(index)
-        self._new.discard(index)
         self.decoder.leave(index)
         self.counters.finished(reason)
         _tell(job, told)
 
     def _fail(self, error: Exception) -> None:
-        """A step failed. Those that were new in it are the likely cause, and end; where there were none, all do."""
-        for index in [*self._new] or [*self._running]:
+        """A step failed, of which the texts end that are the likely cause."""
+        for index in self.decoder.suspects() or [*self._running]:
             self._end(index, error, "error")
         self.decoder.recover()
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsedraft.base.errors import UserError
@@ -42,16 +42,36 @@ class Forms:
         if not isinstance(request, ChatRequest):
             return ANY
         if request.tools:
-            form, forced = await asyncio.to_thread(self._call_form), request.tool_choice != "auto"
-            grammar = await self._grammar(lambda: _calls(request, form, forced), "tools")
-            return AnswerForm(grammar, lambda: CallReader(form, forced))
-        if isinstance(asked := request.response_format, JsonObject):
-            field = "response_format"
-            return AnswerForm(await self._grammar(lambda: _json({"type": "object"}, field), field))
-        if isinstance(asked, JsonSchema):
-            schema = asked.json_schema.schema_
-            return AnswerForm(await self._grammar(lambda: _json(schema, SCHEMA), SCHEMA))
-        return ANY
+            calling = await self._calling(request)
+            grammar = await self._grammar(lambda: tools.grammar(calling), "tools")
+            return AnswerForm(grammar, lambda: CallReader(calling))
+        schema, field = await asyncio.to_thread(_answer, request)
+        return ANY if schema is None else AnswerForm(await self._grammar(lambda: _json(schema), field))
+
+    async def _calling(self, request: ChatRequest) -> tools.Calling:
+        """How the answers to a request with tools may call. Where they may as well be JSON, that is told from a call by
+        its beginning."""
+        form, forced = await asyncio.to_thread(self._call_form), request.tool_choice != "auto"
+        functions = await asyncio.to_thread(_functions, request)
+        answer, field = await asyncio.to_thread(_answer, request)
+        calling = tools.Calling(form, functions, forced, request.parallel_tool_calls, answer)
+        if forced or answer is None:
+            return calling
+        fresh = await self._grammar(lambda: _json(answer), field)
+        alike = await asyncio.to_thread(self._alike, fresh(), calling)
+        if alike and not form.begin:
+            told = f"{field} allows what begins as a call of {alike}, which this model writes as an object, too"
+            raise Refused(f"{told}: leave tools or response_format out, or change the schema.", field)
+        return replace(calling, untagged=not alike)
+
+    def _alike(self, grammar: TextGrammar, calling: tools.Calling) -> str:
+        """A function whose call may begin as a text of `grammar`; "": none."""
+        for name in calling.names:
+            for key in ("arguments", "parameters"):
+                ids = self._tokenizer(f'{{"name": "{name}", "{key}":', add_special_tokens=False)["input_ids"]
+                if grammar.follows(ids):
+                    return name
+        return ""
 
     def check_history(self, messages: Sequence[Mapping[str, Any]]) -> None:
         """Refused where the messages hold calls that the template would leave out."""
@@ -84,10 +104,6 @@ class Forms:
             raise Refused(f"{field} cannot be enforced here ({error}): send a simpler schema.", field) from None
 
 
-def _calls(request: ChatRequest, form: tools.CallForm, forced: bool) -> str:
-    return tools.grammar(form, _functions(request), forced, request.parallel_tool_calls)
-
-
 def _functions(request: ChatRequest) -> list[tuple[Function, Any]]:
     """The functions that may be called, each with the schema of its arguments as llguidance holds it."""
     choice = request.tool_choice
@@ -104,8 +120,17 @@ def _parameters(index: int, tool: Tool) -> Any:
     return _prepared(schema, field)
 
 
-def _json(schema: Mapping[str, Any], field: str) -> str:
-    return f"start: %json {json.dumps(_prepared(schema, field))}"
+def _answer(request: ChatRequest) -> tuple[dict[str, Any] | None, str]:
+    """(what an answer that calls nothing has to satisfy, as llguidance holds it, the field that says so); None: any
+    text."""
+    asked = request.response_format
+    if isinstance(asked, JsonObject):
+        return _prepared({"type": "object"}, "response_format"), "response_format"
+    return (_prepared(asked.json_schema.schema_, SCHEMA), SCHEMA) if isinstance(asked, JsonSchema) else (None, "")
+
+
+def _json(schema: Mapping[str, Any]) -> str:
+    return f"start: %json {json.dumps(schema)}"
 
 
 def _prepared(schema: Mapping[str, Any], field: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class TextGrammar:
         self._ends, self._end_ids = ends, torch.tensor(sorted(end for end in ends if end < width), dtype=torch.long)
         self._path: list[int] = []  # the tokens that the matcher has read
         self._masks: OrderedDict[int, Tensor] = OrderedDict()  # by how many tokens of the path they follow
-        self.error = ""
+        self._failed: tuple[list[int], str] = ([], "")  # where it did last, a draft that is rejected or not, and why
 
     def allowed(self, written: Sequence[int]) -> Tensor | None:
         if not self._ends.isdisjoint(written):
@@ -61,6 +61,14 @@ class TextGrammar:
         if len(self._masks) > MASKS:
             self._masks.popitem(last=False)
         return mask
+
+    def fault(self, written: Sequence[int]) -> str:
+        path, why = self._failed
+        return why if len(written) > len(path) and [*written[: len(path)]] == path else ""
+
+    def follows(self, written: Sequence[int]) -> bool:
+        """Whether a text can begin with `written`."""
+        return self._go_on([*written], shared(self._path, written))
 
     def _go_on(self, written: list[int], known: int) -> bool:
         """Let the matcher read `written`, of which it knows the first `known` tokens; False where it is forbidden."""
@@ -85,7 +93,7 @@ class TextGrammar:
         mask = torch.from_numpy(found)
         mask[self._end_ids] = self._matcher.is_accepting()
         if self._matcher.is_error() or not found.any():
-            self.error = self.error or reason(self._matcher.get_error()) or "no token can follow"
+            self._failed = [*self._path], reason(self._matcher.get_error()) or "no token can follow"
             mask[self._end_ids] = True
         return mask
 

@@ -7,20 +7,20 @@ from sparsedraft.native.model import check_prompts_fit
 from sparsedraft.speculate.drafters.mixed import MixedDrafter
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.routed import RoutedDrafter
-from sparsedraft.speculate.drafters.window import left_of
 from sparsedraft.speculate.loop.joins import OpenDecoder
-from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.writers.prefix import PrefixCache
 
 
-def check_fit(decoder: OpenDecoder, pair: Pair, drafter: str | None, prompts: Sequence[list[int]], most: int) -> None:
+def check_fit(decoder: OpenDecoder, pair: Pair, drafter: str | None, prompts: Sequence[PromptPair], most: int) -> None:
     """UserError where the keys and values of answers of `most` tokens to these prompts, all written at once, do not fit
     in free memory. Rows keep their memory for the next text, so what the rows of these would have is not counted."""
     tokens = []
     if pair.target.native is not None:
-        tokens.append((pair.target.native, _new(cast(PrefixCache, decoder.target), prompts, most)))
+        own = [prompt.target for prompt in prompts]
+        tokens.append((pair.target.native, _new(cast(PrefixCache, decoder.target), own, most)))
     if pair.drafter is not None and pair.drafter.native is not None:
-        read = [left_of(pair.window, ids) for ids in prompts]
+        read = [pair.read(prompt) for prompt in prompts]
         longest = None if pair.window is None else pair.window.most
         tokens.append((pair.drafter.native, _new(_cache_of(decoder, drafter), read, most, longest)))
     check_prompts_fit(tokens)

@@ -33,7 +33,11 @@ def load_pairs(options: ServeOptions) -> list[Pair]:
     pairs = [Pair.of(target, None, "auto", Sampling())]
     for name in options.drafter:
         other = name if name == LOOKUP else LoadedModel.load(name, **loading)
-        pair = Pair.of(target, other, "auto", Sampling()).reading(options.drafter_window, options.drafter_sinks)
+        pair = (
+            Pair.of(target, other, options.uag, Sampling())
+            .shared()
+            .reading(options.drafter_window, options.drafter_sinks)
+        )
         pairs.append(pair.with_lookup() if options.lookup and name != LOOKUP else pair)
     return pairs
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sparsedraft.base import bounds
-from sparsedraft.base.fields import OwnWindow, Running
+from sparsedraft.base.fields import OwnWindow, Running, Uag
 from sparsedraft.base.options import Argument, Exists, Options
 from sparsedraft.models.names import LOOKUP, check_drafter, check_model
 
@@ -19,6 +19,7 @@ class _Models(Options):
         description="A drafter, or 'lookup' (prompt look-up); of several each request chooses one by its draft_model, "
         "else the first drafts; default: plain decoding.",
     )
+    uag: Uag = "auto"
     lookup: bool = Field(
         False, description="Beside the drafter, draft from the text so far where that is expected to pay more."
     )

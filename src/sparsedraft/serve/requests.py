@@ -4,6 +4,7 @@ A field that would change the answer and is not supported is refused, never igno
 """
 
 import secrets
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -24,6 +25,14 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 # what clients send though it asks for nothing, or says nothing about the answer
 EMPTY: dict[str, Any] = {"tools": [], "functions": [], "logit_bias": {}, "store": False, "tool_choice": "none"}
 TOOLS = ("tools", "parallel_tool_calls")  # with the choice of none, tools are not shown to the model
+TYPES = (
+    "constrained",
+    "list[",
+    "function-",
+    "literal[",
+    "NamedTool",
+)  # what pydantic calls those that a field may have
+ONLY = ("echo", "best_of", "presence_penalty", "frequency_penalty")  # fields of which one value alone is supported
 ASIDE = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 
 
@@ -192,8 +201,6 @@ class ChatRequest(Asked):
             raise ValueError("tool_choice asks for a call, and there are no tools: name some, or leave it out")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of tools: name one")
-        if names and self.response_format is not None and self.response_format.type != "text":
-            raise ValueError("response_format and tools cannot both be enforced: leave one of them out")
         return self
 
     @property
@@ -240,20 +247,31 @@ class CompletionRequest(Asked):
         return [ids] if ids else [part for part in self.prompt if not isinstance(part, int)]
 
 
+def _field(error: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names and numbers that lead to the field of a complaint."""
+    place = [str(part) for part in error["loc"] if part not in ("body", "function-after")]
+    return tuple(part for part in place if not part.startswith(TYPES))
+
+
 def _is_nothing(name: str, value: object) -> bool:
     """Whether a field is one of EMPTY, with that value."""
     return name in EMPTY and type(value) is type(EMPTY[name]) and value == EMPTY[name]
 
 
-def sentence(error: dict[str, Any]) -> tuple[str, str]:
-    """(one sentence, the field) of the first complaint of pydantic."""
-    place = [part for part in error["loc"] if part not in ("body", "function-after")]
-    field = ".".join(str(part) for part in place if not str(part).startswith(("constrained", "list[", "function-")))
-    kind, what = error["type"], error["msg"]
-    if kind == "extra_forbidden":
+def sentence(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """(one sentence, the field) of pydantic's complaints: of the first field's, the one that tells most.
+
+    Where a field may be of several types, there is one for each: that of the type that was meant goes furthest, and
+    does not say that the type is wrong.
+    """
+    first = _field(errors[0])
+    of_first = [error for error in errors if _field(error)[: len(first)] == first]
+    error = min(of_first, key=lambda error: (error["type"].endswith("_type"), -len(_field(error))))
+    field, kind, what = ".".join(_field(error)), error["type"], error["msg"]
+    if kind == "extra_forbidden" or (field in ONLY and kind != "missing" and not kind.endswith("_type")):
         return f"{field} is not supported by this server: leave it out.", field
     if kind == "missing":
-        return f"{field} is missing: give it.", field
+        return f"{field or 'the body'} is missing: {'give it' if field else 'send a JSON object'}.", field
     if kind == "json_invalid":
         return "the body is no JSON: send an object.", ""
     if kind == "value_error":

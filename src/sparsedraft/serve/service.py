@@ -18,7 +18,7 @@ from sparsedraft.serve.replies import CALLED, Written
 from sparsedraft.serve.requests import Asked, ChatRequest, CompletionRequest
 from sparsedraft.speculate.loop.sequence import Step
 from sparsedraft.speculate.loop.stops import Stops
-from sparsedraft.speculate.pair import Pair
+from sparsedraft.speculate.pair import Pair, PromptPair
 from sparsedraft.stages.generate.texts import TextStream
 
 ALONE = "none"  # as the draft_model of a request: the target alone
@@ -70,8 +70,9 @@ class Service:
         self.tokens = Tokens(self.pair.target.tokenizer)
         self.forms = Forms(self.pair.target, names.target)
 
-    def prompts(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
-        """The ids of each prompt. Refused for what the template or the model does not know, or has no room for."""
+    def prompts(self, request: ChatRequest | CompletionRequest) -> list[PromptPair]:
+        """Each prompt, as the target and as the request's drafter read it. Refused for what the template or the model
+        does not know, or has no room for."""
         tokenizer = self.pair.target.tokenizer
         try:
             if isinstance(request, ChatRequest):
@@ -93,7 +94,10 @@ class Service:
             if context is not None and len(ids) >= context:
                 told = f"{field} has {len(ids)} tokens, which fill the context of {context}: shorten it."
                 raise Refused(told, field, "context_length_exceeded")
-        return found
+        pair, plain = self.pairs[self.names.drafter(request.draft_model)], None
+        if isinstance(request, ChatRequest) and not request.tools:  # which the drafter's template may not know
+            plain = [message.plain() for message in request.messages]
+        return [pair.prompt_pair(ids, plain) for ids in found]
 
     def _check_template(self, request: ChatRequest) -> None:
         """Refused where the request sets what the chat template gets otherwise than the server does."""
@@ -133,14 +137,14 @@ class Service:
             raise Refused(told, "draft_model")
 
     def begin(
-        self, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]], form: AnswerForm = ANY
+        self, request: ChatRequest | CompletionRequest, prompts: Sequence[PromptPair], form: AnswerForm = ANY
     ) -> "Answers":
         """Let the answers be written, in `form`; Full or Stopped where they cannot, Refused where they never could."""
         count, most = len(prompts) * request.n, self.engine.rows + self.engine.queue
         if count > most:
             told = f"the request asks for {count} answers, and {most} can run and wait here: ask for fewer."
             raise Refused(told, "n")
-        self._check_memory(request, [ids for ids in prompts for _ in range(request.n)])
+        self._check_memory(request, [prompt for prompt in prompts for _ in range(request.n)])
         return Answers(self, request, prompts, form)
 
     def most_of(self, request: Asked) -> int:
@@ -148,10 +152,11 @@ class Service:
         most = request.most_tokens
         return self.most_tokens if most is None else min(most, self.most_tokens)
 
-    def _check_memory(self, request: Asked, prompts: Sequence[list[int]]) -> None:
+    def _check_memory(self, request: Asked, prompts: Sequence[PromptPair]) -> None:
         """Refused where keys and values of the answers, as many as are written at once, do not fit in what is free now:
         the answers under way would end with these."""
-        drafter, longest = self.names.drafter(request.draft_model), sorted(prompts, key=len)[-self.engine.rows :]
+        drafter = self.names.drafter(request.draft_model)
+        longest = sorted(prompts, key=lambda prompt: len(prompt.target))[-self.engine.rows :]
         try:
             check_fit(self.engine.decoder, self.pairs[drafter], drafter, longest, self.most_of(request))
         except UserError as error:
@@ -173,7 +178,7 @@ class Answers:
         self,
         service: Service,
         request: ChatRequest | CompletionRequest,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[PromptPair],
         form: AnswerForm = ANY,
     ) -> None:
         self.service, self.written = service, [Written() for _ in range(len(prompts) * request.n)]
@@ -185,17 +190,18 @@ class Answers:
         self._steps: asyncio.Queue[tuple[int, Step | Exception | None]] = asyncio.Queue()
         self._loop, tokens = asyncio.get_running_loop(), service.most_of(request)
         self.jobs = [
-            self._job(index, ids, seed, tokens, stops)
-            for index, (ids, seed) in enumerate((ids, seed) for ids in prompts for seed in request.seeds())
+            self._job(index, prompt, seed, tokens, stops)
+            for index, (prompt, seed) in enumerate((prompt, seed) for prompt in prompts for seed in request.seeds())
         ]
         service.engine.submit(self.jobs)
 
-    def _job(self, index: int, ids: list[int], seed: int, tokens: int, stops: Stops | None) -> Job:
+    def _job(self, index: int, prompt: PromptPair, seed: int, tokens: int, stops: Stops | None) -> Job:
         request, k, on_step = self._request, self.service.drafted(self._request), self._hand_over(index)
         drafter = self.service.names.drafter(request.draft_model)
         grammar = self._form.grammar()
         return Job(
-            ids, tokens, seed, request.sampling, stops, k, on_step, request.likeliest, drafter, grammar
+            prompt.target, tokens, seed, request.sampling, stops, k, on_step, request.likeliest, drafter, grammar,
+            prompt.drafter,
         )  # fmt: skip
 
     def _hand_over(self, index: int) -> Callable[[Step | Exception | None], None]:

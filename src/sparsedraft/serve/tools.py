@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.models.tokenizers import templates
+from sparsedraft.serve import untagged
 from sparsedraft.serve.structure import NO_PARAMETERS, Function
 
 PROBE = "probe_of_the_template"
@@ -79,20 +80,66 @@ def check_history(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping
         raise Unshown("shows no calls")
 
 
-def grammar(form: CallForm, functions: Sequence[tuple[Function, Any]], forced: bool, parallel: bool) -> str:
-    """llguidance's Lark of an answer that calls one of `functions`, each with its schema, or several where the form has
-    room for them and they may run in `parallel`; not `forced`, any text may come before, or in place of calls."""
-    rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(functions)))}"]
-    for i, (function, schema) in enumerate(functions):
-        head, end = json.dumps(form.head(function.name)), json.dumps("}" + form.end)
-        rules += [f"call_{i}: {head} arguments_{i} {end}", f"arguments_{i}: %json {json.dumps(schema)}"]
-    more = f" ({json.dumps(chr(10) + form.begin)} call)*" if form.begin and parallel else ""
+@dataclass(frozen=True)
+class Calling:
+    """How one answer may call `functions`, each of which is with the schema of its arguments.
+
+    `forced`: it is calls alone. Else it may be text that calls nothing, or, with a schema as its `answer`, JSON that
+    satisfies it; and a call may be `untagged`. In `parallel` there may be several, where the form has room for them.
+    """
+
+    form: CallForm
+    functions: Sequence[tuple[Function, Any]]
+    forced: bool = False
+    parallel: bool = True
+    answer: Any = None
+    untagged: bool = True
+
+    @property
+    def untagged_head(self) -> str:
+        """What an answer begins with that calls without the form, as a regular expression; "": none may. A fence is
+        what some models put JSON in: where that is asked for, it is no sign of a call."""
+        return untagged.heads(self.names, self.answer is None) if self.untagged and not self.forced else ""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the functions."""
+        return [function.name for function, _ in self.functions]
+
+
+def grammar(calling: Calling) -> str:
+    """llguidance's Lark of an answer. What has begun a call is one."""
+    form, found = calling.form, _calls(calling)
     begin = f"{json.dumps(form.begin)} " if form.begin else ""
-    if forced:
-        return "\n".join([f"start: {begin}call{more}", *rules])
-    mark = re.escape(form.mark)
+    more = f" ({json.dumps(chr(10) + form.begin)} call)*" if begin and calling.parallel else ""
+    start = [f"{begin}call{more}"]
+    if calling.answer is not None and not calling.forced:
+        start = [*(start if begin else ()), "answer"]
+        found.append(f"answer: %json {json.dumps(calling.answer)}")
+    elif not calling.forced:
+        start = [f"{'ahead ' if begin else ''}call{more}", "TEXT"]
+        found += _texts(calling)
+    if calling.untagged_head:
+        start.append("untagged")
+        rules = untagged.rules if calling.answer is None else untagged.rules_beside_json
+        found += rules(calling.names)
+    return "\n".join([f"start: {' | '.join(start)}", *found])
+
+
+def _calls(calling: Calling) -> list[str]:
+    """The rules of `call`, and of each function's call and its arguments."""
+    found = [f"call: {' | '.join(f'call_{i}' for i in range(len(calling.functions)))}"]
+    for i, (function, schema) in enumerate(calling.functions):
+        head, end = json.dumps(calling.form.head(function.name)), json.dumps("}" + calling.form.end)
+        found += [f"call_{i}: {head} arguments_{i} {end}", f"arguments_{i}: %json {json.dumps(schema)}"]
+    return found
+
+
+def _texts(calling: Calling) -> list[str]:
+    """The rules of `TEXT`, which calls nothing, and of `ahead`, a text up to a call, where it may stand behind one."""
+    form, mark = calling.form, re.escape(calling.form.mark)
+    others = f" & ~/{calling.untagged_head}(?s:.*)/" if calling.untagged_head else ""
     if not form.begin:
-        return "\n".join([f"start: TEXT | call{more}", *rules, rf"TEXT: /(?s:.*)/ & ~/{mark}(?s:.*)/"])
+        return [rf"TEXT: /(?s:.*)/ & ~/{mark}(?s:.*)/{others}"]
     ahead = re.escape(form.begin).replace("\\\n", "\\n")
-    lazy = [rf"ahead[lazy]: /(?s:.*){ahead}/", rf"TEXT: /(?s:.*)/ & ~/(?s:.*){mark}(?s:.*)/"]
-    return "\n".join([f"start: TEXT | ahead call{more}", *rules, *lazy])
+    return [rf"ahead[lazy]: /(?s:.*){ahead}/{others}", rf"TEXT: /(?s:.*)/ & ~/(?s:.*){mark}(?s:.*)/{others}"]

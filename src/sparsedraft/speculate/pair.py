@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
@@ -69,6 +71,7 @@ class Pair:
     `window`: what the drafter reads of a long text; None is all of it.
     `lookup`: look-up drafts beside the drafter.
     `mask_token`: the drafter reads it in the place of drafts and writes them in one pass; None: token by token.
+    `spelling`: the tokenizers of both for texts whose special tokens are text; None: the models' own. See `shared`.
     """
 
     target: LoadedModel
@@ -80,6 +83,7 @@ class Pair:
     window: Window | None = None
     lookup: bool = False
     mask_token: int | None = None
+    spelling: tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase] | None = None
 
     @classmethod
     def of(
@@ -138,6 +142,13 @@ class Pair:
         own = None if self.drafter is None else self.drafter.window
         return replace(self, window=Window.of_options(size, sinks, own))
 
+    def shared(self) -> "Pair":
+        """The same pair for several threads, some of which decode. Whether special tokens are text is a setting that a
+        tokenizer keeps, so what crosses tokenizers needs its own: beside it, a chat's prompt would be read as text."""
+        if self.drafter is None or self.route not in ("realign", "intersection"):
+            return self
+        return replace(self, spelling=(deepcopy(self.target.tokenizer), deepcopy(self.drafter.tokenizer)))
+
     def with_lookup(self) -> "Pair":
         """The same pair with look-up beside the drafter. UserError where no model drafts."""
         if self.drafter is None:
@@ -177,7 +188,7 @@ class Pair:
             except UserError:  # the template does not know a role
                 pass
         text = text_of(self.target.tokenizer, ids)
-        return PromptPair(ids, uag.opening(tokenizer, text))
+        return PromptPair(ids, uag.opening(self.spelling[1] if self.spelling else tokenizer, text))
 
     def read(self, prompt: PromptPair) -> list[int]:
         """What the drafter reads of its prompt."""
@@ -250,8 +261,7 @@ class Pair:
         """A decoder that texts `join`, at most `rows` at once; they draw as `sampling` says where they say nothing.
 
         `piece` is that of OpenDecoder. Rows keep what they have read for the texts that come after. UserError where
-        several texts cannot be read at once, or a text could not go on from what another left, and for drafts that
-        cross tokenizers.
+        several texts cannot be read at once, or a text could not go on from what another left.
         """
         if self.lookup and not isinstance(policy, SourcePolicy):
             policy = WithLookup(policy, joins=True)
@@ -262,11 +272,6 @@ class Pair:
 
     def check_open(self, rows: int) -> None:
         """UserError where texts cannot come and go, `rows` of them at once: see `open_decoder`."""
-        if self.route not in ("none", LOOKUP, "same"):
-            raise UserError(
-                f"texts that come and go need a drafter with the target's tokenizer, and these drafts cross over "
-                f"({self.route}): give one, or no drafter."
-            )
         if (rows > 1 and not self.batches) or not all(model.keeps_prefixes for model in self._models):
             raise UserError(
                 "one of the models takes no attention masks, or its rotary frequencies change with the length: texts "
@@ -289,7 +294,9 @@ class Pair:
         if self.drafter is None:
             return PromptLookup() if self.route == LOOKUP else None
         model = self._model_drafter(self.drafter, prompts, policy, sampling, branching, backend_of)
-        return MixedDrafter(model, policy.choose) if isinstance(policy, SourcePolicy) and self.lookup else model
+        if not (isinstance(policy, SourcePolicy) and self.lookup):
+            return model
+        return MixedDrafter(model, policy.choose, policy.worth)
 
     def _model_drafter(
         self,
@@ -322,14 +329,16 @@ class Pair:
                 factor=self.drafter_temperature,
             )
         pairs = [(prompt.target, prompt.drafter) for prompt in prompts]
-        readers = uag.Readers(p.tokenizer, q.tokenizer, pairs, rows, self.window)
+        own, other = self.spelling or (p.tokenizer, q.tokenizer)
+        readers = uag.Readers(own, other, pairs, rows, self.window)
         if self.vocabulary is not None:
-            return uag.intersection_drafter(backend, readers, self.vocabulary, drafting, policy, self.mask_token)
+            vocabulary, factor = self.vocabulary, self.drafter_temperature
+            return uag.intersection_drafter(backend, readers, vocabulary, drafting, policy, self.mask_token, factor)
         return RealignDrafter(
             backend,
             readers,
-            p.tokenizer,
-            q.tokenizer,
+            own,
+            other,
             ends=q.eos_ids,
             eos=p.end_of_turn(),
             width=p.width,

@@ -14,13 +14,15 @@ class MixedDrafter:
     """Drafts from the text so far, or from the chains of `model`: for each sequence as `choose` says.
 
     `choose` knows nothing of what either would draft, so it cannot bias what is drawn. The model reads what it missed
-    when it is asked again.
+    when it is asked again; ahead of that only where its reading is `worth` it.
     """
 
     verifier: Verifier = ChainVerifier()
 
-    def __init__(self, model: Drafter, choose: Callable[[Place], Choice]) -> None:
-        self.lookup, self.model, self.choose = PromptLookup(), model, choose
+    def __init__(
+        self, model: Drafter, choose: Callable[[Place], Choice], worth: Callable[[Place], bool] = lambda _: True
+    ) -> None:
+        self.lookup, self.model, self.choose, self.worth = PromptLookup(), model, choose, worth
         self.at_once: bool = getattr(model, "at_once", False)
 
     def select(self, rows: Sequence[int]) -> None:
@@ -33,6 +35,9 @@ class MixedDrafter:
     def leave(self, index: int) -> None:
         self.lookup.leave(index)
         cast(OpenDrafter, self.model).leave(index)
+
+    def wants(self, sequence: TokenSequence) -> bool:
+        return sequence.k is not None or self.worth(_place(sequence, 0, 0))
 
     def read_on(self, sequence: TokenSequence, row: int, most: int) -> int:
         return cast(OpenDrafter, self.model).read_on(sequence, row, most)
@@ -60,4 +65,4 @@ class MixedDrafter:
 
 def _place(sequence: TokenSequence, match: int, limit: int) -> Place:
     written = len(sequence.tokens) - sequence.prompt
-    return Place(sequence.index, match, limit, sequence.prompt, written, sequence.room)
+    return Place(sequence.index, match, limit, sequence.prompt, written, sequence.room, sequence.behind)

@@ -1,19 +1,31 @@
 """Drafts from a model, token by token."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from sparsedraft.maths.sampling import Sampling, likeliest, penalised, probabilities, sound
 from sparsedraft.speculate.drafters.vocabulary import VocabularyMap
-from sparsedraft.speculate.loop.grammar import permitted
+from sparsedraft.speculate.loop.grammar import Grammar, permitted
 from sparsedraft.speculate.loop.sequence import Draft, TokenSequence
 from sparsedraft.speculate.loop.verify import ChainVerifier, Verifier
 from sparsedraft.speculate.policy.protocol import always
 from sparsedraft.writers.prefix import shared
 from sparsedraft.writers.protocol.backend import Backend, OpenBackend
+
+
+class Readers(Protocol):
+    """Holds something of each text that comes and goes."""
+
+    def admit(self, sequence: TokenSequence) -> None:
+        """The sequence begins."""
+        ...
+
+    def leave(self, index: int) -> None:
+        """The sequence of this index will not be seen again."""
+        ...
 
 
 class ModelDrafter:
@@ -30,6 +42,7 @@ class ModelDrafter:
     """
 
     verifier: Verifier = ChainVerifier()
+    readers: "Readers | None" = None  # what holds something of each text that comes and goes, for `read`
 
     def __init__(
         self,
@@ -56,16 +69,23 @@ class ModelDrafter:
         self.backend.select(rows)
         self._cached, self._told = [self._cached[b] for b in rows], [self._told[b] for b in rows]
 
+    def context(self, sequence: TokenSequence) -> list[int]:
+        """What is read of a sequence before anything is drafted."""
+        return self.read(sequence)
+
     def admit(self, sequence: TokenSequence) -> None:
-        context = self.read(sequence)
+        if self.readers is not None:
+            self.readers.admit(sequence)
+        context = self.context(sequence)
         self._cached.append(context[: cast(OpenBackend, self.backend).admit(context)])
         self._told.append([])
 
     def leave(self, index: int) -> None:
-        """Does nothing: what is held is held by rows."""
+        if self.readers is not None:
+            self.readers.leave(index)
 
     def read_on(self, sequence: TokenSequence, row: int, most: int) -> int:
-        context = self.read(sequence)
+        context = self.context(sequence)
         if self._limit(len(context), 1) <= 0:  # there is no room for a draft behind all of it: nothing is read
             return 0
         active = [b == row for b in range(len(self._cached))]
@@ -79,6 +99,10 @@ class ModelDrafter:
     def sampling_of(self, sequence: TokenSequence) -> Sampling:
         """How q is made for this sequence."""
         return self.sampling if sequence.sampling is None else sequence.sampling.tempered(self.factor)
+
+    def grammar_of(self, sequence: TokenSequence) -> Grammar | None:
+        """What its drafts are held to as they are made."""
+        return sequence.grammar
 
     def is_certain(self, sequence: TokenSequence) -> bool:
         """Whether its drafts are the likeliest tokens, without a q."""
@@ -126,7 +150,7 @@ class ModelDrafter:
 
     def _plain(self, sequence: TokenSequence) -> bool:
         """Whether its logits are taken as they are, so that the backend may draft without showing them."""
-        free = sequence.grammar is None
+        free = self.grammar_of(sequence) is None
         return free and self.is_certain(sequence) and self.sampling_of(sequence).repetition_penalty == 1
 
     def distributions(self, sequence: TokenSequence, drafted: Sequence[int]) -> Tensor:
@@ -185,8 +209,8 @@ class ModelDrafter:
             logits = self.vocabulary.logits(logits)
         sampling = self.sampling_of(sequence)
         logits = penalised(logits, sampling, [*sequence.tokens, *drafted])[0]
-        if sequence.grammar is not None:
-            logits = permitted(logits[None], sequence.grammar, [*sequence.written, *drafted])[0]
+        if (grammar := self.grammar_of(sequence)) is not None:
+            logits = permitted(logits[None], grammar, [*sequence.written, *drafted])[0]
             if not logits.amax() > -torch.inf:  # the drafter has none of the tokens that may come
                 return None, reach
         if self.is_certain(sequence):

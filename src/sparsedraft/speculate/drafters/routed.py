@@ -52,6 +52,9 @@ class RoutedDrafter:
             drafter.select([self._place(row) for row in rows if self._places[row] == name])
         self._places = [self._places[row] for row in rows]
 
+    def wants(self, sequence: TokenSequence) -> bool:
+        return bool(getattr(self.drafters.get(sequence.drafter or ""), "wants", lambda _: True)(sequence))
+
     def read_on(self, sequence: TokenSequence, row: int, most: int) -> int:
         name = self._places[row]
         if name is None or not reads(self.drafters[name]):

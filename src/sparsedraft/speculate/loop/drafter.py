@@ -25,7 +25,8 @@ class Drafter(Protocol):
 
 
 class OpenDrafter(Drafter, Protocol):
-    """A drafter whose sequences come and go."""
+    """A drafter whose sequences come and go. One with a method `wants` says by that for which of them it would read on;
+    the others read for all."""
 
     def admit(self, sequence: TokenSequence) -> None:
         """Hold a state for this sequence, too, behind the others. ValueError where there is no room."""

@@ -15,7 +15,9 @@ from torch import Tensor
 class Grammar(Protocol):
     """The grammar of one text, at most one token of which is decided at a time."""
 
-    error: str  # why the text could not go on, which then ends; "" while all is well
+    def fault(self, written: Sequence[int]) -> str:
+        """Why the answer `written` could not go on, and so ended; "" where all is well."""
+        ...
 
     def allowed(self, written: Sequence[int]) -> Tensor | None:
         """The mask [V] (bool, on the CPU) of the tokens that may follow the answer's first tokens `written`.

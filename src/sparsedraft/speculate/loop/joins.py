@@ -26,6 +26,8 @@ class OpenDecoder(Decoder):
     _joined: int = field(default=0, init=False)
     _new: list[TokenSequence] = field(default_factory=list, init=False)  # of those, the ones without a step yet
     _k: int = field(default=1, init=False)  # what the policy said last
+    _late: set[int] = field(default_factory=set, init=False)  # the indices of those whose drafter reads in pieces
+    _read: TokenSequence | None = field(default=None, init=False)  # whose prompt is read ahead at this moment
 
     def join(
         self,
@@ -35,8 +37,8 @@ class OpenDecoder(Decoder):
         sampling: Sampling | None = None,
         stops: Stops | None = None,
         k: int | None = None,
-        top_logprobs: int | None = None,
         drafter: str | None = None,
+        read_as: list[int] | None = None,
     ) -> TokenSequence:
         """Continue the prompt `ids`, beside the texts that are under way.
 
@@ -49,7 +51,7 @@ class OpenDecoder(Decoder):
         room = room_after(self.target, ids, max_new_tokens)
         sequence = new_sequence(self._joined, [*ids], room, max_new_tokens, self.dice(seed))
         sequence.sampling, sequence.stops, sequence.k = sampling, stops, k
-        sequence.top_logprobs, sequence.drafter = top_logprobs, drafter
+        sequence.drafter, sequence.read_as = drafter, read_as
         sequence.cached = cast(OpenBackend, self.target).admit(ids)
         if self.drafter is not None:
             cast(OpenDrafter, self.drafter).admit(sequence)
@@ -67,20 +69,21 @@ class OpenDecoder(Decoder):
         with self.around():
             if self.piece is not None:
                 self._read_on(self.piece)
-            new, self._new = [s for s in self._new if not s.waits], [s for s in self._new if s.waits]
-            if len(self._new) == len(self._open):
+            new = [sequence for sequence in self._new if not sequence.waits]
+            if all(sequence.waits for sequence in self._open):
                 return []
             if new:
                 self._begin(new, self._open)
             steps = self._step(self._open, new)
+            self._new = [sequence for sequence in self._new if sequence.waits]
         self._keep_open([sequence for sequence in self._open if not sequence.finish_reason])
         return steps
 
     def _read_on(self, piece: int) -> None:
         """Where more than `piece` tokens are new, read so many of the oldest prompts; those that are not through wait.
 
-        Then the drafter does the same for the oldest text that it is behind in. A text whose K is constant waits for
-        it, since where its drafts begin decides what is drawn.
+        Then the drafter does the same for the oldest text that it is behind in and would draft for. A text whose K is
+        constant waits for it, since where its drafts begin decides what is drawn.
         """
         room = piece
         for row, (sequence, held) in enumerate(zip(self._open, self.target.lengths, strict=True)):
@@ -88,24 +91,41 @@ class OpenDecoder(Decoder):
             sequence.waits = unread > max(1, room)
             if sequence.waits and room:
                 ids = [sequence.tokens[held : held + room] if at == row else [] for at in range(len(self._open))]
+                self._read = sequence
                 self.target.forward(ids, [0] * len(ids))
+                self._read = None
             room -= min(room, unread if unread > 1 else 0)
-        behind = [
+        wants = getattr(self.drafter, "wants", lambda _: True)
+        slow = [
             (row, sequence)
             for row, sequence in enumerate(self._open)
-            if not sequence.waits
-            and (self._k if sequence.k is None else sequence.k)
-            and self._unread[sequence.index] > piece
+            if not sequence.waits and self._unread[sequence.index] > piece and wants(sequence)
         ]
+        behind = [(row, sequence) for row, sequence in slow if (self._k if sequence.k is None else sequence.k)]
         if behind:
             row, oldest = behind[0]
+            self._read = oldest
             self._unread[oldest.index] = cast(OpenDrafter, self.drafter).read_on(oldest, row, piece)
+            self._read = None
         for _, sequence in behind:
             constant = sequence.k is not None and len(sequence.tokens) == sequence.prompt
             sequence.waits = constant and self._unread[sequence.index] > piece
+        for sequence in self._open:
+            sequence.behind = self._unread[sequence.index] > piece
+        self._late = {sequence.index for _, sequence in slow if sequence.behind}
+
+    def suspects(self) -> list[int]:
+        """After a step that raised: the indices of the texts that are the likely cause.
+
+        That is the one whose prompt was read ahead; else those that began with the step; else all that took part.
+        """
+        going = [sequence.index for sequence in self._open if not sequence.waits]
+        new = [sequence.index for sequence in self._new if not sequence.waits]
+        return [self._read.index] if self._read is not None else new or going
 
     def recover(self) -> None:
         """After a step that raised: let the target forget what it read in it, so that the texts can go on."""
+        self._read = None
         self.target.rollback([len(sequence.tokens) - 1 for sequence in self._open])
 
     def leave(self, index: int) -> None:
@@ -131,7 +151,6 @@ class OpenDecoder(Decoder):
         self._open = going
 
     def _limit(self, sequence: TokenSequence, k: int) -> int:
-        """None while its prompt or its drafter is read in pieces."""
+        """None while its prompt is read in pieces, or its drafter reads so."""
         self._k = k
-        behind = self.piece is not None and self._unread.get(sequence.index, 0) > self.piece
-        return 0 if sequence.waits or behind else super()._limit(sequence, k)
+        return 0 if sequence.waits or sequence.index in self._late else super()._limit(sequence, k)

@@ -16,9 +16,11 @@ class TokenSequence:
 
     `sampling` and `stops` are its own; None: those of the decoder. `k`: tokens to draft a step for it, whatever the
     policy says. `cached`: tokens of its prompt that the target had read before; `first`: those that its first step
-    reads. `waits`: nothing is written yet, as the prompt is read in pieces. `top_logprobs`: how many of the
-    likeliest tokens its steps are to tell beside each token; None: no log-probabilities. `drafter`: the name of its
-    own, where there are several; None: it has none. `grammar`: what the answer has to follow; None: nothing.
+    reads. `waits`: nothing is written yet, as the prompt is read in pieces; `behind`: its drafter has more to read than
+    a step may. `top_logprobs`: how many of the likeliest tokens its steps are to tell beside each token; None: no
+    log-probabilities. `drafter`: the name of its own, where there are several; None: it has none. `read_as`: its prompt
+    as a drafter with another tokenizer reads it; None: by its text. `grammar`: what the answer has to follow; None:
+    nothing.
     """
 
     index: int  # its place among the prompts
@@ -34,8 +36,10 @@ class TokenSequence:
     cached: int = 0
     first: int = 0
     waits: bool = False
+    behind: bool = False
     top_logprobs: int | None = None
     drafter: str | None = None
+    read_as: list[int] | None = None
     grammar: Grammar | None = None
 
     @property

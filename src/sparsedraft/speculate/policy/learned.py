@@ -52,7 +52,7 @@ class _SourceRecorder(_Recorder):
 
     def __init__(self, policy: SourcePolicy) -> None:
         super().__init__(policy)
-        self.choose = policy.choose
+        self.choose, self.worth = policy.choose, policy.worth
 
 
 def _recorder(policy: Policy) -> _Recorder:

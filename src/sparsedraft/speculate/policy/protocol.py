@@ -23,6 +23,7 @@ class Place(NamedTuple):
     prompt: int
     written: int
     room: int  # that may still be written
+    behind: bool = False  # the model has more to read than a step may, and is not to be asked
 
 
 class Choice(NamedTuple):
@@ -120,6 +121,10 @@ class SourcePolicy(Policy, Protocol):
 
     def choose(self, place: Place) -> Choice:
         """Who drafts for the sequence at that place; asked once a step."""
+        ...
+
+    def worth(self, place: Place) -> bool:
+        """Whether a model's reading of the text is worth its time."""
         ...
 
 

@@ -72,7 +72,7 @@ class Reading:
         """Whether the model has read the prompt of the sequence, or should."""
         if place.row in self._read:
             return True
-        own, usual = self._saved[place.row], self._usual.value or 0.0
+        own, usual = self._saved.get(place.row, Mean()), self._usual.value or 0.0
         saved = (own.sum + usual * self.USUAL) / (own.weight + self.USUAL)
         left = self.remaining.left(place.written, place.room)
         return saved * left >= self.MARGIN * estimates.reading_seconds(place.prompt + place.written)

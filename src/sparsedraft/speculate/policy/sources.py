@@ -129,9 +129,13 @@ class WithLookup:
         asked = own > 0 and (model < pace or (not best and not self._judges))
         written = self.acceptances.tokens(place.row, None, own)[own] if asked else tokens[best]
         self.reading.note(place.row, max(0.0, pace - model) if asked else 0.0, written)
-        if asked and self.reading.pays(place, self.estimates):
+        if asked and not place.behind and self.worth(place):
             return Choice(None, own)
         return Choice(place.match if best else 0, best)
+
+    def worth(self, place: Place) -> bool:
+        """Whether the model has read the prompt there, or what it saves is expected to be worth its reading."""
+        return self.reading.pays(place, self.estimates)
 
     def _pace_of_model(self, row: int, most: int, verifying: list[float]) -> float:
         """Seconds a token with a model's drafts, `most` or, where it stops at doubtful ones, as many as usual."""

@@ -51,7 +51,8 @@ class RealignDrafter(ModelDrafter):
         super().__init__(
             backend, Sampling(), read=self._after_first, confident=confident, certain=True, heard=readers.whole
         )
-        self.readers, self.target, self.drafter, self.eos, self.ends = readers, target, drafter, eos, ends
+        self.readers: Readers = readers
+        self.target, self.drafter, self.eos, self.ends = target, drafter, eos, ends
         self.width = width
         self.cut = ends | special_ids(drafter)
         self.longer = longer(drafter)
@@ -70,6 +71,15 @@ class RealignDrafter(ModelDrafter):
             Draft(self._target_tokens(sequence, first, draft.tokens)[:limit] if first is not None else [])
             for sequence, first, draft, limit in zip(sequences, firsts, rest, limits, strict=True)
         ]
+
+    def context(self, sequence: TokenSequence) -> list[int]:
+        return self.readers(sequence)
+
+    def sampling_of(self, sequence: TokenSequence) -> Sampling:
+        return self.sampling  # how the target draws, its penalties among it, is told in its own tokens
+
+    def grammar_of(self, sequence: TokenSequence) -> None:
+        """None: a grammar is of the target's tokens. The loop cuts the draft at the first that it forbids."""
 
     def _after_first(self, sequence: TokenSequence) -> list[int]:
         first = self._firsts[sequence.index]

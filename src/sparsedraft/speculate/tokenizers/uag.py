@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.maths.sampling import Sampling
+from sparsedraft.models.tokenizers.detokenizer import text_of
 from sparsedraft.models.tokenizers.retokenizer import Retokenizer
 from sparsedraft.speculate.drafters.model import ModelDrafter
 from sparsedraft.speculate.drafters.parallel import model_drafter
@@ -27,8 +28,8 @@ from sparsedraft.writers.protocol.backend import Backend
 class Readers:
     """The sequences as the drafter reads them: a Retokenizer each.
 
-    `prompts`: the prompts as (target, drafter) ids. `known`: how many ids the drafter can read; others become 0. Of a
-    long sequence only `window` is read.
+    `prompts`: those of the first sequences as (target, drafter) ids; others are admitted. `known`: how many ids the
+    drafter can read; others become 0. Of a long sequence only `window` is read.
     """
 
     def __init__(
@@ -39,9 +40,21 @@ class Readers:
         known: int,
         window: Window | None = None,
     ) -> None:
-        self.known, self.window = known, window
-        self.by_row = [Retokenizer(target, drafter, ids, target_ids) for target_ids, ids in prompts]
+        self.target, self.drafter, self.known, self.window = target, drafter, known, window
+        self.by_row = {i: Retokenizer(target, drafter, own, ids) for i, (ids, own) in enumerate(prompts)}
         self.same: dict[int, int] = {}  # the drafter's ids of tokens that both have
+
+    def admit(self, sequence: TokenSequence) -> None:
+        """Read this sequence, too."""
+        prompt = sequence.tokens[: sequence.prompt]
+        own = sequence.read_as
+        if own is None:
+            own = opening(self.drafter, text_of(self.target, prompt))
+        self.by_row[sequence.index] = Retokenizer(self.target, self.drafter, own, prompt)
+
+    def leave(self, index: int) -> None:
+        """The sequence of this index will not be seen again."""
+        del self.by_row[index]
 
     def __call__(self, sequence: TokenSequence) -> list[int]:
         """What the window leaves of `whole`."""
@@ -62,12 +75,16 @@ def intersection_drafter(
     sampling: Sampling,
     policy: Policy | None = None,
     mask_token: int | None = None,
+    factor: float = 1.0,
 ) -> ModelDrafter:
-    """A drafter limited to the tokens in `vocabulary`; with a mask token it drafts in parallel."""
+    """A drafter limited to the tokens in `vocabulary`; with a mask token it drafts in parallel. `factor` is that of
+    ModelDrafter."""
     confident = policy.confident if policy is not None else always
     readers.same = vocabulary.inverse()
     how = {"read": readers, "vocabulary": vocabulary, "confident": confident, "heard": readers.whole}
-    return model_drafter(backend, sampling, mask_token, **how)
+    found = model_drafter(backend, sampling, mask_token, factor=factor, **how)
+    found.readers = readers
+    return found
 
 
 def opening(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

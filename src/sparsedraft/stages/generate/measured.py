@@ -14,7 +14,7 @@ class Measured:
         self.begin, self.next_k, self.confident = policy.begin, policy.next_k, policy.confident
         self.most = policy.most
         if isinstance(policy, SourcePolicy):
-            self.choose = policy.choose
+            self.choose, self.worth = policy.choose, policy.worth
         self.plain_seconds: dict[int, Recent] = {}  # seconds of plain steps, by the bit length of the number of rows
         self.seconds = self.first = 0.0  # of all steps, and of the target in first steps
         self._later: dict[int, float] = {}  # tokens of a row that did not come with a prompt, by the same
