@@ -1,7 +1,7 @@
 """One model in vLLM, in a process of its own: `python vllm_run.py FILE`, whose JSON says what to run.
 
-{"llm": arguments of vllm.LLM, "prompts": [token ids, ...], "sampling": arguments of SamplingParams}. The last line of
-what it prints is JSON: {"ids": [...], "logprobs": [[[token, logprob], ...] a position, ...], "drafted", "accepted"}.
+{"llm": arguments of vllm.LLM, "prompts": [token ids, ...], "sampling": arguments of SamplingParams}; it writes to
+FILE.out {"ids": [...], "logprobs": [[[token, logprob], ...] a position, ...], "drafted", "accepted"}.
 """
 
 import json
@@ -23,10 +23,10 @@ def environment() -> dict[str, str]:
 
 
 def run(file: Path, prompts: list[list[int]], sampling: dict[str, Any], **llm: Any) -> dict[str, Any]:
-    """What the process printed; AssertionError, with its output, where it failed."""
+    """What the process wrote; AssertionError, with its output, where it failed."""
     done = start(file, prompts, sampling, **llm)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(file.with_suffix(".out").read_text())
 
 
 def start(
@@ -53,16 +53,13 @@ def main() -> None:
         [[[token, found.logprob] for token, found in place.items()] for place in (output.prompt_logprobs or [])[1:]]
         for output in outputs
     ]
-    print(
-        json.dumps(
-            {
-                "ids": [list(choice.token_ids) for output in outputs for choice in output.outputs],
-                "logprobs": logprobs,
-                "drafted": counters.get("vllm:spec_decode_num_draft_tokens", 0),
-                "accepted": counters.get("vllm:spec_decode_num_accepted_tokens", 0),
-            }
-        )
-    )
+    found = {
+        "ids": [list(choice.token_ids) for output in outputs for choice in output.outputs],
+        "logprobs": logprobs,
+        "drafted": counters.get("vllm:spec_decode_num_draft_tokens", 0),
+        "accepted": counters.get("vllm:spec_decode_num_accepted_tokens", 0),
+    }
+    Path(sys.argv[1]).with_suffix(".out").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

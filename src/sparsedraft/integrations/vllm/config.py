@@ -12,6 +12,7 @@ from vllm.model_executor.models.utils import WeightsMapper
 from vllm.platforms import current_platform
 
 from sparsedraft.base.errors import UserError
+from sparsedraft.integrations.vllm import sampling
 from sparsedraft.integrations.vllm.folder import PackedFolder
 from sparsedraft.integrations.vllm.layers import PackedEmbeddingMethod, PackedHeadMethod, PackedLinearMethod
 from sparsedraft.native import extension as native
@@ -65,6 +66,7 @@ class SparsedraftConfig(QuantizationConfig):
         return super().get_checkpoint_weight_mapper() | WeightsMapper(orig_to_new_suffix=packed)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        sampling.mend()  # here, because this is called in the process that samples, once vLLM is set up there
         folder = self.folder
         if folder is None:
             raise UserError(f"a packed model of {prefix} has no folder: give vLLM its folder or its hub id.")

@@ -1,0 +1,141 @@
+"""Packed folders in the real vLLM, as target and drafter: `make test-vllm`. Each start of vLLM takes half a minute."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+
+import packed_folders
+import sparsedraft
+import stages
+import vllm_run
+from tiny import build_llama
+
+PROMPTS = [[5, 250, 17, 301, 99, 4, 4, 120], [9, 33, 200, 7], [300, 18, 2, 77, 61, 12]]
+GREEDY = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
+READ = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": -1}
+WIDE = {"hidden_size": 128, "intermediate_size": 160}  # heads of 32, the narrowest that vLLM has on a CPU
+
+
+def checkpoint(folder: Path, pattern: str | None, *, seed: int = 0, tied: bool = True) -> Path:
+    return packed_folders.save(build_llama(seed, 2, tie_word_embeddings=tied, **WIDE), folder, pattern, torch.bfloat16)
+
+
+def packed(source: Path, weights: str, **options: Any) -> Path:
+    folder = source.with_name(f"{source.name}-{weights}")
+    stages.pack(str(source), folder, weights=weights, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain checkpoint. Read only."""
+    return checkpoint(tmp_path_factory.mktemp("target") / "plain", None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """run(sampling, **arguments of vllm.LLM) -> what it wrote to PROMPTS, in float32."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def once(sampling: dict[str, Any], prompts: list[list[int]] = PROMPTS, **llm: Any) -> dict[str, Any]:
+        file = root / f"{len(list(root.glob('*.json')))}.json"
+        return vllm_run.run(file, prompts, sampling, **{"dtype": "float32", **llm})
+
+    return once
+
+
+@pytest.fixture(scope="module")
+def alone(run: Callable[..., dict[str, Any]], target: Path) -> list[list[int]]:
+    """What the target writes without a drafter."""
+    ids = run(GREEDY, model=str(target))["ids"]
+    assert all(len(one) == GREEDY["max_tokens"] for one in ids)
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("pattern", "weights", "tied"),
+    [("2:4", "int8", True), ("4:8", "int4", False), ("unstructured", "bf16", True), (None, "int4", True)],
+)
+def test_vllm_reads_a_packed_target_as_we_do(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, pattern: str | None, weights: str, tied: bool
+) -> None:
+    folder = packed(checkpoint(tmp_path / "made", pattern, tied=tied), weights)
+    found = run(READ, model=str(folder), max_logprobs=-1)
+    model = sparsedraft.load(folder)
+    for ids, places in zip(PROMPTS, found["logprobs"], strict=True):
+        expected = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        assert len(places) == len(ids) - 1
+        for place, logprobs in zip(places, expected, strict=False):
+            theirs = torch.empty(len(logprobs))
+            for token, value in place:
+                theirs[token] = value
+            assert len(place) == len(logprobs)
+            # vLLM computes its attention and norms otherwise, and int4 rounds inputs to 8 bits
+            assert float((theirs - logprobs).abs().max()) < (0.2 if weights == "int4" else 5e-3)
+
+
+@pytest.mark.parametrize(("pattern", "weights"), [("2:4", "int8"), ("unstructured", "int4")])
+def test_greedy_text_does_not_change_with_a_packed_drafter(
+    run: Callable[..., dict[str, Any]],
+    target: Path,
+    alone: list[list[int]],
+    tmp_path: Path,
+    pattern: str,
+    weights: str,
+) -> None:
+    source = checkpoint(tmp_path / "drafter", pattern)  # the target, pruned
+    drafter = {"model": str(packed(source, weights)), "num_speculative_tokens": 3}
+    together = run(GREEDY, model=str(target), speculative_config=drafter)
+    assert together["ids"] == alone
+    assert 0 < together["accepted"] < together["drafted"]
+
+
+def test_a_drafter_that_is_the_target_is_accepted_always(
+    run: Callable[..., dict[str, Any]], target: Path, alone: list[list[int]], tmp_path: Path
+) -> None:
+    copy = packed(Path(copytree(target, tmp_path / "copy")), "bf16")
+    drafter = {"model": str(copy), "num_speculative_tokens": 3}
+    found = run(GREEDY, model=str(copy), speculative_config=drafter)
+    assert found["ids"] == alone
+    assert found["accepted"] > 0.95 * found["drafted"] > 0
+
+
+def test_a_newer_folder_stops_the_start_with_one_sentence(target: Path, tmp_path: Path) -> None:
+    folder = packed(Path(copytree(target, tmp_path / "copy")), "int8")
+    header = json.loads((folder / "packed.json").read_text())
+    (folder / "packed.json").write_text(json.dumps({**header, "version": 9}))
+    done = vllm_run.start(tmp_path / "run.json", PROMPTS, GREEDY, model=str(folder))
+    assert done.returncode
+    assert f"packed header {folder / 'packed.json'} is of version 9, and this reads 1, 2 and 3: pack" in done.stderr
+
+
+def test_samples_with_a_drafter_have_the_targets_distribution(
+    run: Callable[..., dict[str, Any]], target: Path, tmp_path: Path
+) -> None:
+    from scipy.stats import chisquare
+
+    drafter = packed(checkpoint(tmp_path / "drafter", "2:4"), "int8")
+    count, temperature = 4000, 0.7
+    sampling = {"temperature": temperature, "max_tokens": 2, "ignore_eos": True, "n": count}
+    found = run(
+        sampling, PROMPTS[:1], model=str(target), max_num_seqs=64,
+        speculative_config={"model": str(drafter), "num_speculative_tokens": 1},
+    )  # fmt: skip
+    assert found["drafted"] > 0 and len(found["ids"]) == count
+    model, prompt = sparsedraft.load(target), PROMPTS[0]
+    first = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
+    after = torch.tensor([[*prompt, token] for token in range(len(first))])
+    second = first @ (model(after).logits[:, -1] / temperature).softmax(-1)  # whatever the first was
+    for place, law in enumerate((first, second)):
+        seen = torch.bincount(torch.tensor([ids[place] for ids in found["ids"]]), minlength=len(law)).double()
+        often = law * count >= 5
+        seen = torch.cat((seen[often], seen[~often].sum()[None]))
+        expected = torch.cat((law[often], law[~often].sum()[None])).double()
+        assert chisquare(seen.numpy(), (expected / expected.sum() * count).detach().numpy()).pvalue > 1e-4
