@@ -15,6 +15,7 @@ import packed_folders
 import sparsedraft
 import stages
 import vllm_run
+import vllm_served
 from tiny import build_llama
 
 PROMPTS = [[5, 250, 17, 301, 99, 4, 4, 120], [9, 33, 200, 7], [300, 18, 2, 77, 61, 12]]
@@ -107,13 +108,43 @@ def test_a_drafter_that_is_the_target_is_accepted_always(
     assert found["accepted"] > 0.95 * found["drafted"] > 0
 
 
-def test_a_newer_folder_stops_the_start_with_one_sentence(target: Path, tmp_path: Path) -> None:
+def test_the_server_drafts_and_counts_what_is_accepted(target: Path, alone: list[list[int]], tmp_path: Path) -> None:
+    drafter = packed(checkpoint(tmp_path / "drafter", "2:4"), "int8")
+    speculative = json.dumps({"model": str(drafter), "num_speculative_tokens": 3})
+    with vllm_served.serving(target, tmp_path / "log", "--speculative-config", speculative) as server:
+        written = [server.complete(ids, temperature=0, max_tokens=GREEDY["max_tokens"]) for ids in PROMPTS]
+        drafted = server.metric("vllm:spec_decode_num_draft_tokens_total")
+        assert 0 < server.metric("vllm:spec_decode_num_accepted_tokens_total") < drafted
+    assert written == alone
+
+
+def test_a_server_with_a_newer_drafter_does_not_start_and_says_why(target: Path, tmp_path: Path) -> None:
     folder = packed(Path(copytree(target, tmp_path / "copy")), "int8")
     header = json.loads((folder / "packed.json").read_text())
     (folder / "packed.json").write_text(json.dumps({**header, "version": 9}))
-    done = vllm_run.start(tmp_path / "run.json", PROMPTS, GREEDY, model=str(folder))
-    assert done.returncode
-    assert f"packed header {folder / 'packed.json'} is of version 9, and this reads 1, 2 and 3: pack" in done.stderr
+    speculative = json.dumps({"model": str(folder), "num_speculative_tokens": 3})
+    log = tmp_path / "log"
+    with (
+        pytest.raises(AssertionError),
+        vllm_served.serving(target, log, "--speculative-config", speculative),
+    ):
+        pass
+    sentence = f"packed header {folder / 'packed.json'} is of version 9, and this reads 1, 2 and 3: pack the checkpoint"
+    assert sentence in log.read_text()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_our_engine_drafts_for_vllms_target(
+    run: Callable[..., dict[str, Any]], target: Path, alone: list[list[int]], tmp_path: Path, dtype: str
+) -> None:
+    drafter = packed(checkpoint(tmp_path / "drafter", "2:4"), "int8")
+    proposer = {"method": "custom_class", "model": "sparsedraft.integrations.vllm.Proposer"}
+    found = run(
+        GREEDY, model=str(target), dtype=dtype, additional_config={"sparsedraft_drafter": str(drafter)},
+        speculative_config={**proposer, "num_speculative_tokens": 3},
+    )  # fmt: skip
+    assert dtype != "float32" or found["ids"] == alone
+    assert 0 < found["accepted"] < found["drafted"]
 
 
 def test_samples_with_a_drafter_have_the_targets_distribution(
