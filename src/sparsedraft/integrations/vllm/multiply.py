@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsedraft.integrations.vllm.threads import team
 from sparsedraft.native import extension as native
 
-_kept: list[list[Any]] = []
+_kept: list[tuple[list[Any], int, int]] = []  # laid-out matrices, all of their rows, the columns of each
 _library = torch.library.Library("sparsedraft", "DEF")
 _library.define("multiply(Tensor x, Tensor matrices, int rows) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
@@ -24,7 +24,7 @@ def keep(matrices: list[Any]) -> Tensor:
 
     They are kept as long as the process runs.
     """
-    _kept.append(matrices)
+    _kept.append((matrices, sum(matrix.rows for matrix in matrices), matrices[0].columns))
     return torch.tensor(len(_kept) - 1, dtype=torch.int64)
 
 
@@ -37,16 +37,15 @@ def multiply(x: Tensor, matrices: Tensor, rows: int) -> Tensor:
 
 
 def _multiply(x: Tensor, matrices: Tensor, rows: int) -> Tensor:
-    kept = _kept[int(matrices)]
-    if sum(matrix.rows for matrix in kept) != rows or kept[0].columns != x.shape[-1]:
+    kept, all_rows, columns = _kept[int(matrices)]
+    if all_rows != rows or columns != x.shape[-1]:
         raise ValueError(f"x of {x.shape[-1]} columns and {rows} rows do not fit matrix {int(matrices)}")
-    shape = (*x.shape[:-1], rows)
-    flat = x.reshape(-1, x.shape[-1]).to(torch.float32).contiguous()
-    y = torch.empty(len(flat), rows, dtype=torch.float32)
-    if len(flat):
+    inputs = x.to(torch.float32).contiguous()
+    y = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
+    if tokens := inputs.numel() // columns:
         pool = _pool(os.getpid(), torch.get_num_threads())
-        native.extension().multiply_at(kept, flat.data_ptr(), len(flat), y.data_ptr(), pool)
-    return y.view(shape).to(x.dtype)
+        native.extension().multiply_at(kept, inputs.data_ptr(), tokens, y.data_ptr(), pool)
+    return y.to(x.dtype)
 
 
 def _shape(x: Tensor, matrices: Tensor, rows: int) -> Tensor:
