@@ -16,6 +16,7 @@ import sparsedraft
 import stages
 import vllm_run
 import vllm_served
+from sparsedraft.stages.pack import stage as pack
 from tiny import build_llama
 
 PROMPTS = [[5, 250, 17, 301, 99, 4, 4, 120], [9, 33, 200, 7], [300, 18, 2, 77, 61, 12]]
@@ -80,6 +81,29 @@ def test_vllm_reads_a_packed_target_as_we_do(
             assert len(place) == len(logprobs)
             # vLLM computes its attention and norms otherwise, and int4 rounds inputs to 8 bits
             assert float((theirs - logprobs).abs().max()) < (0.2 if weights == "int4" else 5e-3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trimmed_head_is_minus_infinity_elsewhere(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    kept = torch.arange(1, 320, 3, dtype=torch.int32)
+    monkeypatch.setattr(pack, "frequent_tokens", lambda *_: (kept, 0.0))
+    source = checkpoint(tmp_path / "made", "2:4", tied=tied)
+    data = str(source / "config.json")  # any file: nothing reads it here
+    folder = packed(source, "bf16", head_tokens=len(kept), head_data=data)
+    found = run(READ, model=str(folder), max_logprobs=-1)
+    place = torch.full((320,), torch.nan)
+    for token, value in found["logprobs"][0][2]:
+        place[token] = value
+    expected = sparsedraft.load(folder)(torch.tensor([PROMPTS[0]])).logits[0, 2].log_softmax(-1)
+    finite = torch.isfinite(expected)
+    assert finite.nonzero()[:, 0].tolist() == kept.tolist() and bool((place[~finite] == -torch.inf).all())
+    assert float((place - expected)[finite].abs().max()) < 5e-3
+    drafter = {"model": str(folder), "num_speculative_tokens": 3}
+    together = run(GREEDY, model=str(folder), speculative_config=drafter)  # drafts of another graph than the target's
+    assert together["accepted"] > 0.9 * together["drafted"] > 0
+    assert {token for ids in together["ids"] for token in ids} <= set(kept.tolist())
 
 
 @pytest.mark.parametrize(("pattern", "weights"), [("2:4", "int8"), ("unstructured", "int4")])
