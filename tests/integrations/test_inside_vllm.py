@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
@@ -27,6 +28,20 @@ WIDE = {"hidden_size": 128, "intermediate_size": 160}  # heads of 32, the narrow
 
 def checkpoint(folder: Path, pattern: str | None, *, seed: int = 0, tied: bool = True) -> Path:
     return packed_folders.save(build_llama(seed, 2, tie_word_embeddings=tied, **WIDE), folder, pattern, torch.bfloat16)
+
+
+def family(name: str, folder: Path) -> Path:
+    """A checkpoint of another family, pruned to 2:4: biases and a head of its own, or norms of queries and windows."""
+    sizes = packed_folders.SMALL | WIDE | {"head_dim": 32}
+    torch.manual_seed(0)
+    if name == "qwen2":
+        model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**sizes, tie_word_embeddings=False))
+    else:
+        model = hf.Gemma3ForCausalLM(hf.Gemma3TextConfig(**sizes, sliding_window=64))
+    for weight, parameter in model.named_parameters():
+        if weight.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return packed_folders.save(model.eval(), folder, "2:4", torch.bfloat16)
 
 
 def packed(source: Path, weights: str, **options: Any) -> Path:
@@ -63,12 +78,17 @@ def alone(run: Callable[..., dict[str, Any]], target: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize(
     ("pattern", "weights", "tied"),
-    [("2:4", "int8", True), ("4:8", "int4", False), ("unstructured", "bf16", True), (None, "int4", True)],
-)
+    [
+        ("2:4", "int8", True), ("4:8", "int4", False), ("unstructured", "bf16", True), (None, "int4", True),
+        ("qwen2", "int8", False), ("gemma3", "bf16", True),
+    ],
+)  # fmt: skip
 def test_vllm_reads_a_packed_target_as_we_do(
     run: Callable[..., dict[str, Any]], tmp_path: Path, pattern: str | None, weights: str, tied: bool
 ) -> None:
-    folder = packed(checkpoint(tmp_path / "made", pattern, tied=tied), weights)
+    other = pattern in ("qwen2", "gemma3")
+    source = family(str(pattern), tmp_path / "made") if other else checkpoint(tmp_path / "made", pattern, tied=tied)
+    folder = packed(source, weights)
     found = run(READ, model=str(folder), max_logprobs=-1)
     model = sparsedraft.load(folder)
     for ids, places in zip(PROMPTS, found["logprobs"], strict=True):

@@ -5,6 +5,8 @@ read from their folder and laid out for this CPU. Until then a layer holds nothi
 the operator finds its matrices.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,11 +16,11 @@ from vllm.model_executor.layers.linear import LinearMethodBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
 from sparsedraft.base.errors import UserError
-from sparsedraft.integrations.vllm.folder import PackedFolder
+from sparsedraft.integrations.vllm.folder import HEAD, PackedFolder
 from sparsedraft.integrations.vllm.multiply import keep, multiply
 from sparsedraft.native.layout import lay_out, lay_out_nibbles
 from sparsedraft.native.nibbles import CHUNK, unpack_nibbles
-from sparsedraft.native.packed_format import unpack_matrix
+from sparsedraft.native.packed_format import nonzero_of_dense, unpack_matrix
 from sparsedraft.native.stored_matrix import StoredMatrix
 
 
@@ -70,6 +72,8 @@ class PackedEmbeddingMethod(QuantizeMethodBase):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         self.folder.check_complete()
         _, tensors = self.folder.reader.table(self.name)
+        with naming(self.folder):
+            nonzero_of_dense(self.name, self.entry, tensors)  # which checks them
         if self.entry.blocks:
             parts = tensors["values"].split(CHUNK)
             whole = [StoredMatrix(part, blocks=self.entry.blocks).weight(layer.dtype) for part in parts]
@@ -101,8 +105,8 @@ class PackedHeadMethod(QuantizeMethodBase):
     def create_weights(self, layer: torch.nn.Module, columns: int, rows: list[int], *sizes: Any, **more: Any) -> None:
         """Check that the matrix fits the layer; UserError where it does not."""
         entry, ids = self.folder.entries[self.name], self.folder.reader.head_rows
-        tied = self.name != "lm_head"
-        self.folder.entry(self.name, layer.org_vocab_size if tied or ids is None else ids, columns)
+        own = self.name == HEAD
+        self.folder.entry(self.name, ids if own and ids is not None else layer.org_vocab_size, columns)
         layer.rows = entry.rows if ids is None else ids
 
     def tie_weights(self, layer: torch.nn.Module, embed_tokens: torch.nn.Module) -> torch.nn.Module:
@@ -116,7 +120,7 @@ class PackedHeadMethod(QuantizeMethodBase):
                 f"packed folder {self.folder.folder} has head id {int(ids[-1])} outside of its vocabulary: pack it "
                 "again."
             )
-        rows = ids if self.name != "lm_head" else None
+        rows = None if self.name == HEAD else ids  # a head of its own is stored trimmed
         layer.register_buffer("matrices", keep([laid_out(self.folder, self.name, rows)]), persistent=False)
         layer.register_buffer("head_ids", ids, persistent=False)
 
@@ -134,12 +138,19 @@ class PackedHeadMethod(QuantizeMethodBase):
 def laid_out(folder: PackedFolder, name: str, rows: Tensor | None = None) -> Any:
     """The packed matrix `name`, or these `rows` of it, as this CPU's kernels read it; UserError where it is damaged."""
     entry, tensors = folder.entries[name], folder.reader.tensors(name)
-    try:
+    with naming(folder):
         if (entry.kind, entry.values) == ("dense", "int4") and rows is None:
             return lay_out_nibbles(name, entry, tensors)[0]
         stored = unpack_matrix(name, entry, tensors)
         return lay_out(stored if rows is None else stored.rows(rows), entry.kind)[0]
+
+
+@contextmanager
+def naming(folder: PackedFolder) -> Iterator[None]:
+    """Errors of what is read name the folder, too."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"packed folder {folder.folder}: {error}") from None
     except ValueError as error:
-        raise UserError(f"packed folder {folder.folder}: {name} cannot be laid out ({error}): pack it again.") from None
+        raise UserError(f"packed folder {folder.folder} cannot be laid out ({error}): pack it again.") from None
