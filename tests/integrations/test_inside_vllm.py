@@ -23,6 +23,7 @@ from tiny import build_llama
 PROMPTS = [[5, 250, 17, 301, 99, 4, 4, 120], [9, 33, 200, 7], [300, 18, 2, 77, 61, 12]]
 GREEDY = {"temperature": 0.0, "max_tokens": 40, "ignore_eos": True}
 READ = {"temperature": 0.0, "max_tokens": 1, "prompt_logprobs": -1}
+PROPOSER = "sparsedraft.integrations.vllm.Proposer"
 WIDE = {"hidden_size": 128, "intermediate_size": 160}  # heads of 32, the narrowest that vLLM has on a CPU
 
 
@@ -182,7 +183,7 @@ def test_our_engine_drafts_for_vllms_target(
     run: Callable[..., dict[str, Any]], target: Path, alone: list[list[int]], tmp_path: Path, dtype: str
 ) -> None:
     drafter = packed(checkpoint(tmp_path / "drafter", "2:4"), "int8")
-    proposer = {"method": "custom_class", "model": "sparsedraft.integrations.vllm.Proposer"}
+    proposer = {"method": "custom_class", "model": PROPOSER}
     found = run(
         GREEDY, model=str(target), dtype=dtype, additional_config={"sparsedraft_drafter": str(drafter)},
         speculative_config={**proposer, "num_speculative_tokens": 3},
@@ -191,18 +192,23 @@ def test_our_engine_drafts_for_vllms_target(
     assert 0 < found["accepted"] < found["drafted"]
 
 
+@pytest.mark.parametrize("way", ["vLLM drafts", "our engine drafts"])
 def test_samples_with_a_drafter_have_the_targets_distribution(
-    run: Callable[..., dict[str, Any]], target: Path, tmp_path: Path
+    run: Callable[..., dict[str, Any]], target: Path, tmp_path: Path, way: str
 ) -> None:
     from scipy.stats import chisquare
 
     drafter = packed(checkpoint(tmp_path / "drafter", "2:4"), "int8")
     count, temperature = 4000, 0.7
     sampling = {"temperature": temperature, "max_tokens": 2, "ignore_eos": True, "n": count}
-    found = run(
-        sampling, PROMPTS[:1], model=str(target), max_num_seqs=64,
-        speculative_config={"model": str(drafter), "num_speculative_tokens": 1},
-    )  # fmt: skip
+    if way == "vLLM drafts":
+        how: dict[str, Any] = {"speculative_config": {"model": str(drafter), "num_speculative_tokens": 1}}
+    else:
+        how = {
+            "speculative_config": {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": 1},
+            "additional_config": {"sparsedraft_drafter": str(drafter)},
+        }
+    found = run(sampling, PROMPTS[:1], model=str(target), max_num_seqs=64, **how)
     assert found["drafted"] > 0 and len(found["ids"]) == count
     model, prompt = sparsedraft.load(target), PROMPTS[0]
     first = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)
