@@ -32,7 +32,7 @@ class PackedLinearMethod(LinearMethodBase):
 
     def create_weights(
         self,
-        layer: torch.nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         *sizes: Any,
@@ -48,11 +48,11 @@ class PackedLinearMethod(LinearMethodBase):
             self.folder.entry(name, rows, input_size_per_partition)
         layer.rows = sum(output_partition_sizes)
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         self.folder.check_complete()
         layer.register_buffer("matrices", keep([laid_out(self.folder, name) for name in self.names]), persistent=False)
 
-    def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         y = multiply(x, layer.matrices, layer.rows)
         return y if bias is None else y + bias
 
@@ -64,12 +64,12 @@ class PackedEmbeddingMethod(QuantizeMethodBase):
         self.folder, self.name = folder, name
         self.entry = folder.entries[name]
 
-    def create_weights(self, layer: torch.nn.Module, columns: int, rows: list[int], *sizes: Any, **more: Any) -> None:
+    def create_weights(self, layer: Any, columns: int, rows: list[int], *sizes: Any, **more: Any) -> None:
         """Check that the matrix fits the layer; UserError where it does not."""
         self.folder.entry(self.name, layer.org_vocab_size, columns)
         layer.dtype = more["params_dtype"]
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         self.folder.check_complete()
         _, tensors = self.folder.reader.table(self.name)
         with naming(self.folder):
@@ -81,7 +81,7 @@ class PackedEmbeddingMethod(QuantizeMethodBase):
         for part in ("values", "scale"):
             layer.register_buffer(part, tensors.get(part), persistent=False)
 
-    def embedding(self, layer: torch.nn.Module, ids: Tensor) -> Tensor:
+    def embedding(self, layer: Any, ids: Tensor) -> Tensor:
         """Rows [..., columns] in the model's dtype."""
         values = F.embedding(ids, layer.values)
         if layer.scale is None:
@@ -92,7 +92,7 @@ class PackedEmbeddingMethod(QuantizeMethodBase):
             scale = scale.repeat_interleave(self.entry.group, dim=-1)[..., : self.entry.columns]
         return (values * scale).to(layer.dtype)
 
-    def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         raise NotImplementedError(f"{self.name} is an embedding, and vLLM asks for its logits")
 
 
@@ -102,17 +102,17 @@ class PackedHeadMethod(QuantizeMethodBase):
     def __init__(self, folder: PackedFolder, name: str) -> None:
         self.folder, self.name = folder, name
 
-    def create_weights(self, layer: torch.nn.Module, columns: int, rows: list[int], *sizes: Any, **more: Any) -> None:
+    def create_weights(self, layer: Any, columns: int, rows: list[int], *sizes: Any, **more: Any) -> None:
         """Check that the matrix fits the layer; UserError where it does not."""
         entry, ids = self.folder.entries[self.name], self.folder.reader.head_rows
         own = self.name == HEAD
         self.folder.entry(self.name, ids if own and ids is not None else layer.org_vocab_size, columns)
         layer.rows = entry.rows if ids is None else ids
 
-    def tie_weights(self, layer: torch.nn.Module, embed_tokens: torch.nn.Module) -> torch.nn.Module:
+    def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
         return layer
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         self.folder.check_complete()
         ids = self.folder.reader.head_ids()
         if ids is not None and int(ids[-1]) >= layer.org_vocab_size:
@@ -124,7 +124,7 @@ class PackedHeadMethod(QuantizeMethodBase):
         layer.register_buffer("matrices", keep([laid_out(self.folder, self.name, rows)]), persistent=False)
         layer.register_buffer("head_ids", ids, persistent=False)
 
-    def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Logits [..., padded vocabulary]."""
         logits = multiply(x, layer.matrices, layer.rows)
         whole = layer.num_embeddings_padded

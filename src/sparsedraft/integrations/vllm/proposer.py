@@ -74,7 +74,8 @@ class Texts:
         if not wanted:
             return found
         rows = self._rows({i: texts[i] or [] for i in wanted})
-        common, unread, counts = [len(ids) for ids in self.cached], [[] for _ in self.cached], [0] * len(self.cached)
+        common, counts = [len(ids) for ids in self.cached], [0] * len(self.cached)
+        unread: list[list[int]] = [[] for _ in self.cached]
         for i, row in rows.items():
             text = texts[i] or []
             common[row] = min(shared(self.cached[row], text), len(text) - 1)
