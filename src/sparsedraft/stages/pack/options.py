@@ -23,6 +23,11 @@ class _Packing(Calibration):
         description="Type of the values: f16, bf16, int8 (rounded, one scale for each row), int4 (one for each 32), or "
         "stored: those of a .gguf file as they are.",
     )
+    format: Literal["sparsedraft", "compressed-tensors"] = Field(
+        "sparsedraft",
+        description="sparsedraft: zeros left out, for this package; compressed-tensors: int8 or int4 with the zeros, "
+        "head and embedding as they are, for vLLM and transformers alone.",
+    )
     head_weights: Ends | None = Field(
         None,
         description="The same of the head; also q6_k, of 6.56 bits. Default: as --weights; int8 where that is int4.",
@@ -77,6 +82,7 @@ class _Packing(Calibration):
     def _possible(self) -> Self:
         if (self.head_tokens is None) != (self.head_data is None):
             raise ValueError("<head_tokens> and <head_data> belong together: the data says which tokens are frequent")
+        self._check_format()
         if self.head_follows and self.head_tokens is None:
             raise ValueError("<head_follows> needs <head_tokens> and <head_data>, the tokens that it always looks at")
         if self.drafter_sinks is not None and not self.drafter_window:
@@ -97,6 +103,17 @@ class _Packing(Calibration):
                 f"<teacher> {self.teacher} is not asked anything without <calibrate_temperature>: give that, too"
             )
         return self
+
+    def _check_format(self) -> None:
+        """ValueError for what compressed-tensors cannot express."""
+        if self.format == "sparsedraft":
+            return
+        if self.weights not in ("int8", "int4"):
+            raise ValueError(f"<format> {self.format} holds int8 or int4, not <weights> {self.weights}: give one")
+        ours = ("head_weights", "embedding_weights", "activations", "head_tokens")
+        more = ("drafter_window", "calibrate_temperature")
+        if given := next((name for name in (*ours, *more) if getattr(self, name) is not None), None):
+            raise ValueError(f"<format> {self.format} has no <{given}>: leave it out, or take the format sparsedraft")
 
 
 class PackOptions(Replacing, Machine, _Packing):

@@ -23,6 +23,8 @@ from sparsedraft.native.packed_folder import is_packed
 from sparsedraft.native.q6_k import check_possible
 from sparsedraft.native.quantizer import register
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
+from sparsedraft.stages.pack.compressed import FORMAT as COMPRESSED
+from sparsedraft.stages.pack.compressed import CompressedWriter
 from sparsedraft.stages.pack.head import frequent_tokens
 from sparsedraft.stages.pack.kept import block_file
 from sparsedraft.stages.pack.options import PackOptions
@@ -58,7 +60,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     kept = block_file(options.model) if options.weights == "stored" else None
     tokenizer = _calibration_tokenizer(options, folder, head_weights)
     fits = TemperatureFit(folder, options) if options.calibrate_temperature else None
-    writer = PackedWriter(folder, types, tokenizer is not None, kept)
+    kind = CompressedWriter if options.format == COMPRESSED else PackedWriter
+    writer = kind(folder, types, tokenizer is not None, kept)
     head_on_text = writer.head_on_text() is not None  # what forbids that is said before any work is done
 
     def build(work: Path) -> dict[str, Any]:
@@ -70,6 +73,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
             if options.head_follows:
                 head["head_follows"] = True
         result = writer.write(work, ids, codes, follows=options.head_follows) | head | rounding
+        if options.format == COMPRESSED:  # loading it takes a library that we do not need
+            return result
         register()  # so that transformers loads the packed folder
         check_loads(work)
         return result | note(folder, work, fits, options)
@@ -87,6 +92,8 @@ def _inputs(options: PackOptions, types: Types, head_on_text: bool) -> dict[str,
         "weights": options.weights, "head_tokens": options.head_tokens,
         "head_data": Path(options.head_data) if options.head_data else None,
     }  # fmt: skip
+    if options.format == COMPRESSED:
+        inputs["format"] = COMPRESSED
     if options.head_follows:
         inputs["head_follows"] = True
     if options.drafter_window is not None:

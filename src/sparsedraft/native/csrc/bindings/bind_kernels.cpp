@@ -36,6 +36,34 @@ std::vector<FloatRows> multiply(const std::vector<std::shared_ptr<Matrix>>& matr
   return out;
 }
 
+// y = W x of several matrices side by side: x [tokens, columns] and y [tokens, all rows] at these addresses, rows behind each other.
+// For callers whose arrays are not numpy's, and cost more to wrap than to multiply.
+void multiply_at(const std::vector<std::shared_ptr<Matrix>>& matrices, uintptr_t x, size_t tokens, uintptr_t y, Pool& pool) {
+  require(!matrices.empty() && x && y, "there must be matrices, x and y");
+  thread_local ActivationBuffer buffer;
+  thread_local std::vector<float> out;
+  const size_t columns = matrices[0]->columns;
+  size_t rows = 0, strides = 0;
+  for (const auto& m : matrices) {
+    require(m->columns == columns, "x must have as many columns as each matrix");
+    rows += m->rows;
+    strides += padded(m->rows, kRows4);
+  }
+  nb::gil_scoped_release release;
+  buffer.resize(columns, static_cast<int>(tokens));
+  for (size_t t = 0; t < tokens; ++t)
+    std::copy_n(reinterpret_cast<const float*>(x) + t * columns, columns, buffer.row(static_cast<int>(t)));
+  if (out.size() < strides * tokens) out.resize(strides * tokens);
+  std::vector<Product> products;
+  for (size_t at = 0, i = 0; i < matrices.size(); at += padded(matrices[i++]->rows, kRows4) * tokens)
+    products.emplace_back(matrices[i].get(), out.data() + at, padded(matrices[i]->rows, kRows4));
+  multiply_all(named({}), pool, buffer, products);
+  for (size_t t = 0; t < tokens; ++t) {
+    float* to = reinterpret_cast<float*>(y) + t * rows;
+    for (const Product& p : products) to = std::copy_n(p.out + t * p.stride, p.matrix->rows, to);
+  }
+}
+
 // Seconds of multiplying all matrices once with `tokens` tokens (their values do not matter), `repeat` times.
 std::vector<double> time_multiply(const std::vector<std::shared_ptr<Matrix>>& matrices, int tokens, int repeat, Pool& pool, const Name& name) {
   const Kernels& k = named(name);
@@ -110,6 +138,7 @@ void bind_kernels(nb::module_& m) {
     return names;
   });
   m.def("multiply", &multiply, "matrices"_a, "x"_a, "pool"_a, "kernels"_a = nb::none());
+  m.def("multiply_at", &multiply_at, "matrices"_a, "x"_a, "tokens"_a, "y"_a, "pool"_a);
   m.def("time_multiply", &time_multiply, "matrices"_a, "tokens"_a, "repeat"_a, "pool"_a, "kernels"_a = nb::none());
   m.def("attend", &attend, "queries"_a, "keys"_a, "values"_a, "scale"_a, "begin"_a, "end"_a, "kernels"_a = nb::none(),
         "bits"_a = 16);

@@ -7,11 +7,12 @@ NB_MODULE(_native, m) {
   nb::class_<Pool>(m, "Pool")
       .def(
           "__init__",
-          [](Pool* self, int threads) {
+          [](Pool* self, int threads, uintptr_t team) {
             require(threads >= 1 && threads <= 256, "threads must be from 1 to 256");
-            new (self) Pool(threads);
+            if (team) new (self) Pool(threads, reinterpret_cast<Pool::Team>(team));
+            else new (self) Pool(threads);
           },
-          "threads"_a)
+          "threads"_a, "team"_a = 0)  // the address of GOMP_parallel, where its threads are to work
       .def_prop_ro("threads", &Pool::threads);
   bind_matrix(m);
   bind_model(m);

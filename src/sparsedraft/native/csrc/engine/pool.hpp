@@ -20,6 +20,10 @@ namespace sparsedraft {
 
 class Pool {
  public:
+  // Calls a function with its argument on so many threads, the caller's among them, and returns when all have: GOMP_parallel, which
+  // every OpenMP library for Linux has.
+  using Team = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+
   // Throws std::system_error where the system gives no more threads.
   explicit Pool(int threads) {
     try {
@@ -29,30 +33,46 @@ class Pool {
       throw;
     }
   }
+  // Of another library's threads: none is started, and none waits here beside those that wait there.
+  Pool(int threads, Team team) : team_(team), team_threads_(static_cast<unsigned>(threads)) {}
   ~Pool() { stop(); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  int threads() const { return static_cast<int>(workers_.size()) + 1; }  // with the caller's
+  int threads() const { return team_ ? static_cast<int>(team_threads_) : static_cast<int>(workers_.size()) + 1; }  // with the caller's
 
   // Calls work(first, last) for pieces of [0, count) of about `step`, and returns when all are done. An exception of `work`, in
   // whichever thread, is thrown here once all threads have stopped (the first one, where several threw); pieces may be left undone.
   void run(size_t count, size_t step, const std::function<void(size_t, size_t)>& work) {
-    if (workers_.empty() || count <= step) {
+    if (threads() == 1 || count <= step) {
       if (count) work(0, count);
       return;
     }
     const std::lock_guard<std::mutex> turn(one_at_a_time_);
+    if (team_) {
+      Member member{this, publish(count, step, work)};
+      team_([](void* m) { static_cast<Member*>(m)->pool->take(static_cast<Member*>(m)->turn); }, &member, team_threads_, 0);
+      return end(member.turn);
+    }
     const Time start = Clock::now();
     if (start < alone_until_) return work(0, count);
     const uint32_t number = publish(count, step, work);
     take(number);
     finish(start);
+    end(number);
+  }
+
+ private:
+  struct Member {
+    Pool* pool;
+    uint32_t turn;
+  };
+
+  void end(uint32_t number) {
     next_.store(ticket(number, kClosed), std::memory_order_release);
     if (failed_) std::rethrow_exception(std::exchange(failed_, nullptr));
   }
 
- private:
   using Clock = std::chrono::steady_clock;
   using Time = Clock::time_point;
   static constexpr int kSpins = 4000;  // about 100 microseconds: longer than the pause between two layers
@@ -156,6 +176,8 @@ class Pool {
 
   std::mutex one_at_a_time_;
   std::vector<std::thread> workers_;
+  Team team_ = nullptr;
+  unsigned team_threads_ = 0;
 
   // The turn: set before next_ opens it, read by whoever has taken a piece.
   const std::function<void(size_t, size_t)>* work_ = nullptr;
