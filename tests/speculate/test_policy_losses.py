@@ -64,6 +64,30 @@ def test_a_step_that_the_machine_held_up_is_no_verdict(name: str, at: int) -> No
     assert world.clock.now - 100 < 700 / 1.3, "hardly more than it took"
 
 
+@pytest.mark.parametrize("times", [1.5, 2, 4])
+@pytest.mark.parametrize("lasts", [3, 10, 30, 60])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_neighbour_that_is_busy_for_a_while_does_not_end_the_drafts(times: float, lasts: float, seed: int) -> None:
+    """Target and drafter alike are so many times slower for a while. No step then says that drafts lose by it."""
+
+    worlds = {}
+    for end in (100, 100 + lasts):
+        world = worlds[end] = World(0.75, 0.27, lambda n: 1 + 0.04 * (n - 1), seed=seed)
+        for model in (world.target, world.model):
+            model.cost = _busy(model.cost, world, end, times)
+        made = world.write(Auto(8), 700)
+        starts = [0.0, *(now for _, now in world.progress)]
+        after = [len(step.drafted) for step, start in zip(made.steps, starts, strict=False) if start >= end]
+        assert sum(n > 0 for n in after) > 0.95 * len(after)
+    alone, beside = (world.clock.now for world in worlds.values())
+    assert beside < 1.05 * alone + lasts, "no more than the neighbour took"
+
+
+def _busy(cost: Cost, world: World, end: float, times: float) -> Cost:
+    """The price of a pass, so many times as much from 100 seconds on."""
+    return lambda n: cost(n) * (times if 100 <= world.clock.now < end else 1)
+
+
 def test_what_speculation_may_lose_before_it_has_shown_anything() -> None:
     """Two plain steps' time: the draft with the prompt, four of half a step each, and the one that goes beyond."""
     rule = Auto(1)

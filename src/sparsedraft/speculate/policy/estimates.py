@@ -33,6 +33,7 @@ class Seconds(NamedTuple):
     step: float | None  # without what was read late; at most STALL times what was expected; None: a prompt's
     late: float  # of what was read late, as measured
     reading: float  # the same, at most STALL times what was expected
+    expected: float | None = None  # of the step, where as many drafts were verified before, more than once
 
 
 class Estimates:
@@ -61,9 +62,10 @@ class Estimates:
     # A step that takes more than 4 times the expected time was stalled by the machine. It counts as 4 times: without a
     # limit, one stall stopped drafting for thousands of tokens.
     STALL = 4
-    # A plain step of less than 0.6 of the usual time says that the machine has become so fast: no stall does that.
-    # Plain steps are rare where drafts pay, and the slow ones of before would go on making drafts look good.
-    FASTER = 0.6
+    # A step of less than 0.7 of the usual time says that the machine has become so fast: no stall does that. Of what
+    # was measured before only the lowest counts on: steps that are rare would be taken for slow ones, plain ones where
+    # drafts pay, and those with more drafts than are tried now.
+    FASTER = 0.7
     # After 20 plain steps what drafts cost is taken for as little as it ever was lately. The machine may have been busy
     # then, and is not any more: else a good drafter is not asked again for hundreds of tokens (measured; docs/log).
     PAUSE = 20
@@ -103,14 +105,16 @@ class Estimates:
             return Seconds(None, late, reading)
         # as expected before this step
         looked_up = self.drafting(n) - self.drafting(own)
-        limit = math.inf if self.plain is None else self.STALL * (self.seconds(n) - looked_up)
+        before = math.inf if self.plain is None else self.seconds(n) - looked_up
         verify = self.costs.verify.setdefault(n, Recent()) if n else self.costs.plain
-        if not n and outcome.step_seconds - outcome.draft_seconds < self.FASTER * (self.plain or 0.0):
-            verify.last.clear()
+        sure = self.knows_drafts and self.plain is not None and len(verify.last) > 1
+        if (n == 0 or sure) and outcome.step_seconds - outcome.draft_seconds < self.FASTER * (verify.value or 0.0):
+            self._renew(verify)
         verify.add(outcome.step_seconds - outcome.draft_seconds)
         if (own or outcome.asked) and not (late and self.costs.draft.value is None):
             self._add_draft(outcome, own, bool(late))
-        return Seconds(min(outcome.step_seconds - late, limit), late, reading)
+        step = min(outcome.step_seconds - late, self.STALL * before)
+        return Seconds(step, late, reading, before if sure else None)
 
     def _note_places(self, accepted: int, drafted: int) -> None:
         """What each draft that was tried shows of its place."""
@@ -125,6 +129,12 @@ class Estimates:
         if self._pause == self.PAUSE and self.knows_drafts:
             for recent in (self.costs.draft, *self.costs.passes.values(), *self.costs.verify.values()):
                 recent.renew()
+
+    def _renew(self, kind: Recent) -> None:
+        """The machine has become faster, as a step of this kind shows."""
+        kind.last.clear()
+        for recent in (self.costs.plain, self.costs.draft, *self.costs.passes.values(), *self.costs.verify.values()):
+            recent.renew()
 
     def _add_draft(self, outcome: Outcome, n: int, late: bool) -> None:
         """Learn the price of a draft. A step that also read tokens late cannot tell it, and repeats the known price."""

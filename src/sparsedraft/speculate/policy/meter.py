@@ -3,7 +3,7 @@
 from collections import deque
 
 from sparsedraft.speculate.policy.budget import LossBudget
-from sparsedraft.speculate.policy.estimates import Estimates
+from sparsedraft.speculate.policy.estimates import Estimates, Seconds
 from sparsedraft.speculate.policy.lengths import Lengths
 from sparsedraft.speculate.policy.protocol import Outcome
 
@@ -24,6 +24,11 @@ class Meter:
     # A trial may find that a drafter is as good as this, and takes half of the time: the machine may have been busy
     # when that was measured. Where even that would not pay for what it must read first, there is none.
     HOPE, HOPE_OF_SECONDS = 0.9, 0.5
+    # A step with drafts that takes more than 1.4 times what such steps took says that the machine has become slow, by
+    # which drafts lose no more than that. The next step is plain, as the target alone has become slow, too: else all
+    # later steps would count as losses, and a pair that pays would not draft again for hundreds of tokens (a neighbour
+    # that was busy for seconds; docs/LOG.md). Three times in 50 steps, since on some machines single steps are slow.
+    SLOW, AGAIN, WITHIN = 1.4, 3, 50
     # Where texts join in every step no plain step is measured, and so many first steps wait for one at the most.
     UNBOOKED = 64
 
@@ -34,6 +39,8 @@ class Meter:
         self.steps = 0
         self.first_plain: tuple[int, ...] = self.FIRST_PLAIN
         self.behind = 0  # tokens that the drafter would read late in the next step
+        self._slow = deque[int](maxlen=self.AGAIN)  # the steps after which the target was measured for that
+        self._doubts = False  # whether the machine may have become slow since the target was measured
         self._prompts = deque[Outcome](maxlen=self.UNBOOKED)  # first steps whose time is not in the budget yet
 
     def begin(self, prompt: int, room: int) -> None:
@@ -67,13 +74,24 @@ class Meter:
             return None
         self.steps += 1
         if n:
-            loss = seconds.step - outcome.emitted * (plain or 0.0)
+            loss = self._without_slowness(seconds) - outcome.emitted * (plain or 0.0)
         elif outcome.asked:  # and drafted nothing
             loss = min(seconds.step, outcome.draft_seconds - seconds.late)
-        else:  # plain steps of uneven length are no loss, and what look-up takes beside the drafter is not the drafter's
+        else:  # plain steps of uneven length are no loss, nor what look-up takes beside the drafter
             loss = 0.0
+        self._doubts = self._doubts and bool(n)
         self.budget.add(seconds.step, loss, seconds.reading, plain)
         return seconds.step
+
+    def _without_slowness(self, seconds: Seconds) -> float:
+        """The time that a step with drafts would have taken on the machine as it was, SLOW times that at the most."""
+        step, expected = seconds.step or 0.0, seconds.expected
+        if expected is None or step <= self.SLOW * expected:
+            return step
+        if len(self._slow) < self.AGAIN or self.steps - self._slow[0] > self.WITHIN:
+            self._slow.append(self.steps)
+            self._doubts = True
+        return self.SLOW * expected
 
     def _book_prompts(self, plain: float | None) -> None:
         """The target's reading is part of the time. No token of it takes as long as a plain step, but for a stall."""
@@ -88,7 +106,7 @@ class Meter:
     def measures_target(self) -> bool:
         """Whether the next step is a plain one, to measure the target alone."""
         regular = self.steps % self.PLAIN_EVERY == self.PLAIN_EVERY - 1
-        return self.estimates.plain is None or self.steps in self.first_plain or regular
+        return self.estimates.plain is None or self.steps in self.first_plain or regular or self._doubts
 
     @property
     def reach(self) -> int:
