@@ -14,7 +14,7 @@ from sparsedraft.speculate.policy.lengths import Ended, Lengths
 from sparsedraft.speculate.policy.means import Mean, Recent
 from sparsedraft.speculate.policy.meter import Meter
 
-VERSION: Literal[1] = 1
+VERSION: Literal[2] = 2  # 1 booked as losses of the drafts what was look-up's time, or a busy machine's
 # Of the time that trials earned before, as much as pays for the loss of 10 plain steps.
 SPENT = 1000  # plain steps
 
@@ -77,7 +77,7 @@ class KeptCosts(_Schema):
 class KeptState(_Schema):
     """What a meter learned. `costs`: by the bit length of the number of rows. `lengths`: [prompt, answer], tokens."""
 
-    version: Literal[1] = VERSION
+    version: Literal[2] = VERSION
     acceptance: KeptShare
     usual: KeptShare
     places: Annotated[list[KeptDifference], Field(max_length=256)]
