@@ -124,7 +124,7 @@ def test_a_step_that_fails_ends_its_texts_and_no_others(engine: Engine, monkeypa
 
 def test_a_text_that_fails_as_it_joins_ends_alone(engine: Engine, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other goes on, from where it was."""
-    running, own = Watched([70, 71], 40), engine.decoder.step
+    running, own, go = Watched([70, 71], 40), engine.decoder.step, threading.Event()
 
     def fails() -> list[Step]:
         if engine.decoder._new and engine.running > 1:
@@ -132,10 +132,12 @@ def test_a_text_that_fails_as_it_joins_ends_alone(engine: Engine, pair: Pair, mo
         return own()
 
     monkeypatch.setattr(engine.decoder, "step", fails)
+    running.hold = lambda: go.wait(WAIT)  # type: ignore[assignment,return-value]
     engine.submit([running.job])
     assert running.begun.wait(WAIT)
     lost = Watched([72])
     engine.submit([lost.job])
+    go.set()
     assert lost.ended.wait(WAIT) and isinstance(lost.error, MemoryError)
     assert running.ended.wait(WAIT) and running.error is None
     decoder = pair.decoder([pair.prompt_pair([70, 71])], Constant(2), GREEDY)
