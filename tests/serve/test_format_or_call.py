@@ -48,7 +48,7 @@ def test_an_answer_is_one_or_the_other(form: Any) -> None:
     other = '{"name": "look", "age": 3}'
     assert fits(other, form, False, answer=named) and fits(bare, form, False, answer=named)
     assert read(form, False, other, random.Random(0), named)[:2] == (other, [])
-    for text in ("\n", " {", "hello", f"a dog {written(form)}", f"```json\n{JSON}\n```", '{"title": 3', '{"name": "other'):
+    for text in ("\n", "hello", f"a dog {written(form)}", f"```json\n{JSON}\n```", '{"title": 3', '{"name": "other'):
         assert fits(text, form, False, answer=ANSWER) is False, text
     assert fits(written(form), form, True, answer=ANSWER) and not fits(JSON, form, True, answer=ANSWER)
     for seed in range(6):

@@ -143,7 +143,8 @@ def test_nothing_is_kept_of_texts_that_have_ended(pairs: dict[str, Pair]) -> Non
 
 
 def test_what_cannot_be(pairs: dict[str, Pair]) -> None:
-    decoder, asked = open_decoder(pairs, ROWS, lambda name: Constant(2), GREEDY), Asked([5, 6, 7], 9, 0, GREEDY, "first")
+    decoder = open_decoder(pairs, ROWS, lambda name: Constant(2), GREEDY)
+    asked = Asked([5, 6, 7], 9, 0, GREEDY, "first")
     decoder.join(asked.ids, asked.tokens, 0, drafter="first")
     text = [token for step in decoder.step() for token in step.emitted]
     with pytest.raises(ValueError, match="there is no drafter third: name one of first, second, lookup"):

@@ -46,8 +46,8 @@ class OpenDecoder(Decoder):
         TokenSequence: with a constant `k` the text follows from the seed, whatever the policy learns and whatever runs
         beside it.
 
-        UserError for a prompt that is empty or fills the target's context; ValueError where all rows are taken, or there
-        is no such drafter. Then nothing has joined.
+        UserError for a prompt that is empty or fills the target's context; ValueError where all rows are taken or
+        there is no such drafter. Nothing has joined then.
         """
         room = room_after(self.target, ids, max_new_tokens)
         sequence = new_sequence(self._joined, [*ids], room, max_new_tokens, self.dice(seed))

@@ -70,7 +70,7 @@ class Meter:
             loss = seconds.step - outcome.emitted * (plain or 0.0)
         elif outcome.asked:  # and drafted nothing
             loss = min(seconds.step, outcome.draft_seconds - seconds.late)
-        else:  # plain steps of uneven length are no loss, and what look-up takes beside the drafter is not the drafter's
+        else:  # plain steps of uneven length are no loss, and what look-up takes beside the drafter is not its loss
             loss = 0.0
         self.budget.add(seconds.step, loss, seconds.reading, plain)
         return seconds.step
