@@ -52,6 +52,14 @@ def test_nothing_is_drafted_where_the_context_ends(made: Callable[..., tuple[Pat
     assert len(texts.draft([[5] * (longest - 2)], 3)[0]) == 2
 
 
+def test_a_token_that_the_drafter_does_not_have_ends_no_other_request(made: Callable[..., tuple[Path, Path]]) -> None:
+    """A larger target may have some, and clients may send them as ids."""
+    model = native_model(made()[1])
+    texts, text = Texts(model, 2, own_pool()), [5, 7, 9]
+    for ids in ([5, 320, 7], [1 << 20]):
+        assert texts.draft([ids, text], 3) == [[], greedy(model, text, 3)]
+
+
 def config(target: Path, settings: object) -> Any:
     """The fields of vLLM's configuration that the proposer reads."""
     return SimpleNamespace(

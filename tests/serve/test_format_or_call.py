@@ -41,13 +41,14 @@ def test_an_answer_is_one_or_the_other(form: Any) -> None:
     for text in (JSON, written(form), bare):
         assert fits(text, form, False, answer=ANSWER), text
         assert not fits(f"{text}\n{bare}", form, False, answer=ANSWER), "and nothing behind it"
+        assert fits(f"\n{text}", form, False, answer=ANSWER) is False, "nor ahead of it, where JSON has nothing"
     named = schemas.prepared(
         {"type": "object", "properties": {"name": {"const": "look"}, "age": {"type": "integer"}}}, ""
     )
     other = '{"name": "look", "age": 3}'
     assert fits(other, form, False, answer=named) and fits(bare, form, False, answer=named)
     assert read(form, False, other, random.Random(0), named)[:2] == (other, [])
-    for text in ("hello", f"a dog {written(form)}", f"```json\n{JSON}\n```", '{"title": 3', '{"name": "other'):
+    for text in ("\n", "hello", f"a dog {written(form)}", f"```json\n{JSON}\n```", '{"title": 3', '{"name": "other'):
         assert fits(text, form, False, answer=ANSWER) is False, text
     assert fits(written(form), form, True, answer=ANSWER) and not fits(JSON, form, True, answer=ANSWER)
     for seed in range(6):

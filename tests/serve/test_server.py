@@ -194,6 +194,7 @@ BAD: list[tuple[dict[str, Any] | bytes, int, str, str | None]] = [
         "temperature",
         "temperature",
     ),
+    ({**GOOD, "constrained_decoding": 1}, 400, "constrained_decoding is not supported", "constrained_decoding"),
     ({**GOOD, "max_tokens": 0}, 400, "max_tokens cannot be so", "max_tokens"),
     ({**GOOD, "model": "/etc/passwd"}, 404, "is not served here", "model"),
     ({**GOOD, "draft_model": "other"}, 400, "is not loaded", "draft_model"),

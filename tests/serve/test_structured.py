@@ -196,7 +196,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
              for i in range(30)}}), "has 30 patterns", "response_format.json_schema.schema"),
     (form(maxLength=float("inf")), "number that JSON does not have", "response_format.json_schema.schema"),
     ({"response_format": {"type": "xml"}}, "response_format", "response_format"),
-    ({"response_format": {"type": "json_schema"}}, "json_schema is missing", "response_format.json_schema.json_schema"),
+    ({"response_format": {"type": "json_schema"}}, "json_schema is missing", "response_format.json_schema"),
     (tool(type="object", properties={"a": {"not": {}}}), "'not' cannot be enforced", "tools.0.function.parameters"),
     (tool(type="array"), "is of no object", "tools.0.function.parameters"),
     ({"tools": [LOOK, LOOK]}, "name a function twice", ""),

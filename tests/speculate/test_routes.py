@@ -144,8 +144,14 @@ def test_nothing_is_kept_of_texts_that_have_ended(pairs: dict[str, Pair]) -> Non
 
 def test_what_cannot_be(pairs: dict[str, Pair]) -> None:
     decoder = open_decoder(pairs, ROWS, lambda name: Constant(2), GREEDY)
+    asked = Asked([5, 6, 7], 9, 0, GREEDY, "first")
+    decoder.join(asked.ids, asked.tokens, 0, drafter="first")
+    text = [token for step in decoder.step() for token in step.emitted]
     with pytest.raises(ValueError, match="there is no drafter third: name one of first, second, lookup"):
         decoder.join([5], 4, 0, drafter="third")
+    while steps := decoder.step():
+        text += [token for step in steps for token in step.emitted]
+    assert text == alone(pairs, asked, 0), "those under way go on"
     target = pairs["second"].drafter
     with pytest.raises(ValueError, match="several targets"):
         open_decoder({**pairs, "odd": Pair.of(target, "lookup", "auto", GREEDY)}, 2, lambda name: Constant(2), GREEDY)  # type: ignore[arg-type]

@@ -16,10 +16,9 @@ class CallReader:
 
     def __init__(self, calling: Calling) -> None:
         self.calls = list[dict[str, Any]]()
-        self._anywhere = bool(calling.form.begin) and calling.answer is None  # else at the beginning alone
-        self._mark = (
-            calling.form.mark if calling.form.begin or calling.answer is None else ""
-        )  # what a call begins with
+        tags, text = bool(calling.form.begin), calling.answer is None
+        self._anywhere = tags and text  # else at the beginning alone
+        self._mark = calling.form.mark if tags or text else ""  # what a call in the template's form begins with
         self._untagged = regex.compile(calling.untagged_head) if calling.untagged_head else None
         self._text, self._at = "", 0  # all of it, and how much has been told
         self._calling, self._arguments = calling.forced, False

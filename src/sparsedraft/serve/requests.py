@@ -25,13 +25,9 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 # what clients send though it asks for nothing, or says nothing about the answer
 EMPTY: dict[str, Any] = {"tools": [], "functions": [], "logit_bias": {}, "store": False, "tool_choice": "none"}
 TOOLS = ("tools", "parallel_tool_calls")  # with the choice of none, tools are not shown to the model
-TYPES = (
-    "constrained",
-    "list[",
-    "function-",
-    "literal[",
-    "NamedTool",
-)  # what pydantic calls those that a field may have
+# what pydantic calls the types that a field may have, one of which it names behind the field
+TYPES = ("constrained-", "list[", "function-", "literal[", "NamedTool")
+TAGGED = "response_format"  # behind which it names the type that was meant
 ONLY = ("echo", "best_of", "presence_penalty", "frequency_penalty")  # fields of which one value alone is supported
 ASIDE = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 
@@ -250,7 +246,9 @@ class CompletionRequest(Asked):
 def _field(error: Mapping[str, Any]) -> tuple[str, ...]:
     """The names and numbers that lead to the field of a complaint."""
     place = [str(part) for part in error["loc"] if part not in ("body", "function-after")]
-    return tuple(part for part in place if not part.startswith(TYPES))
+    if place[:1] == [TAGGED]:
+        del place[1:2]
+    return tuple(place[:1] + [part for part in place[1:] if not part.startswith(TYPES)])
 
 
 def _is_nothing(name: str, value: object) -> bool:

@@ -37,9 +37,10 @@ def rules(names: Sequence[str]) -> list[str]:
 
 def rules_beside_json(names: Sequence[str]) -> list[str]:
     """The same in place of JSON: without a fence. Its signs are apart, as those of JSON are: the engine takes
-    the longest that it can read, and that would always be the beginning of a call."""
+    the longest that it can read, and that would always be the beginning of a call. Nothing is ahead of the object, as
+    nothing is ahead of JSON: a blank there would leave the answer nothing but the call."""
     calls = [f"{_sign(json.dumps(name))} {_sign(',')} key {_sign(':')} arguments_{i}" for i, name in enumerate(names)]
-    begin = f"BLANKS {_sign('{')} {_sign(json.dumps('name'))} {_sign(':')}"
+    begin = f"{_sign('{')} {_sign(json.dumps('name'))} {_sign(':')}"
     return [
         f'untagged: {begin} ({" | ".join(calls)}) BLANKS "}}" BLANKS',
         f"key: {_sign(json.dumps('arguments'))} | {_sign(json.dumps('parameters'))}",

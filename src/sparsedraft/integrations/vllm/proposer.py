@@ -68,7 +68,8 @@ class Texts:
         self.cached: list[list[int]] = [[] for _ in range(most)]
 
     def draft(self, texts: Sequence[list[int] | None], most: int) -> list[list[int]]:
-        """Up to `most` tokens after each text; none after None, or where the drafter's context ends."""
+        """Up to `most` tokens after each text; none after None, where the drafter's context ends, or after a token that
+        the drafter does not have: a target may have more, and an error would end all requests."""
         found: list[list[int]] = [[] for _ in texts]
         wanted = {i: count for i, text in enumerate(texts) if text and (count := self._room(text, most)) > 0}
         if not wanted:
@@ -90,6 +91,8 @@ class Texts:
 
     def _room(self, text: list[int], most: int) -> int:
         longest = self.session.max_length
+        if max(text) >= self.session.model.handle.vocabulary:
+            return 0
         return most if longest is None else min(most, longest - len(text))
 
     def _rows(self, texts: dict[int, list[int]]) -> dict[int, int]:

@@ -46,7 +46,8 @@ class OpenDecoder(Decoder):
         TokenSequence: with a constant `k` the text follows from the seed, whatever the policy learns and whatever runs
         beside it.
 
-        UserError for a prompt that is empty or fills the target's context; ValueError where all rows are taken.
+        UserError for a prompt that is empty or fills the target's context; ValueError where all rows are taken or
+        there is no such drafter. Nothing has joined then.
         """
         room = room_after(self.target, ids, max_new_tokens)
         sequence = new_sequence(self._joined, [*ids], room, max_new_tokens, self.dice(seed))
@@ -54,7 +55,11 @@ class OpenDecoder(Decoder):
         sequence.drafter, sequence.read_as = drafter, read_as
         sequence.cached = cast(OpenBackend, self.target).admit(ids)
         if self.drafter is not None:
-            cast(OpenDrafter, self.drafter).admit(sequence)
+            try:
+                cast(OpenDrafter, self.drafter).admit(sequence)
+            except Exception:  # the texts under way are to go on
+                self.target.select(range(len(self._open)))
+                raise
         self._started, self._joined = True, self._joined + 1
         self._unread[sequence.index] = sequence.prompt if self._drafter_reads else 0
         self._open.append(sequence)

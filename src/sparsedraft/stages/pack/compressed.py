@@ -14,8 +14,10 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.base.jsonfiles import read_object, write_json
 from sparsedraft.maths.quantization import GROUP, Codes, int4_codes, int8_codes
 from sparsedraft.models import checkpoint, claims, rounded, shards
+from sparsedraft.models.gguf.blocks import BlockFile
+from sparsedraft.models.skeleton import skeleton
 from sparsedraft.stages.pack.calibrated import CalibratedCodes
-from sparsedraft.stages.pack.writer import PackedWriter
+from sparsedraft.stages.pack.writer import PackedWriter, Types
 
 FORMAT = "compressed-tensors"
 NAMES = {"int8": "int-quantized", "int4": "pack-quantized"}
@@ -23,7 +25,17 @@ IN_A_WORD = 8  # codes of int4 in an int32
 
 
 class CompressedWriter(PackedWriter):
-    """Writes the checkpoint in `folder` so. Raises what PackedWriter raises."""
+    """Writes the checkpoint in `folder` so. Raises what PackedWriter raises, and UserError for int4 of linears whose
+    inputs are no multiple of 32, which no reader of the format takes."""
+
+    def __init__(self, folder: Path, types: Types, on_text: bool = False, kept: BlockFile | None = None) -> None:
+        super().__init__(folder, types, on_text, kept)
+        for tensor, linear in self.linears.items() if types.weights == "int4" else ():
+            if (columns := self.shards.shapes[str(tensor)][1]) % GROUP:
+                raise UserError(
+                    f"model {folder} has {linear} of {columns} inputs, and int4 in compressed-tensors needs a multiple "
+                    f"of {GROUP}: give --weights int8, or the format sparsedraft."
+                )
 
     def write(
         self,
@@ -39,7 +51,7 @@ class CompressedWriter(PackedWriter):
         shards.copy_side_files(self.folder, work)
         checkpoint.write_config(self.folder, work)
         config = read_object(work / "config.json")
-        config["quantization_config"] = description(self.types.weights)
+        config["quantization_config"] = description(self.types.weights, self._whole())
         write_json(work / "config.json", config)
         return {
             "format": FORMAT, "weights": self.types.weights, "bytes": self.bytes, "rounding_error": self.error,
@@ -48,6 +60,12 @@ class CompressedWriter(PackedWriter):
 
     def group_of(self, linear: str, weight: Tensor) -> int:
         return GROUP
+
+    def _whole(self) -> list[str]:
+        """The linears that are stored as they are: the head, and those that a model has outside of its layers."""
+        model, done = skeleton(checkpoint.read_config(self.folder)), {*self.linears.values()}
+        linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        return [name for name in linears if name not in done]
 
     def _packed(self, name: str, head_ids: Tensor | None) -> dict[str, Tensor]:
         tensor, linear = self.shards.tensor(name), self.linears.get(name)
@@ -96,8 +114,8 @@ def scales(codes: Codes) -> Tensor:
     return codes.scale.repeat_interleave(codes.group // GROUP, dim=1)[:, :count].contiguous()
 
 
-def description(weights: str) -> dict[str, Any]:
-    """`quantization_config` of config.json."""
+def description(weights: str, whole: list[str]) -> dict[str, Any]:
+    """`quantization_config` of config.json; the linears `whole` are not rounded."""
     common = {"type": "int", "symmetric": True}
     group: dict[str, Any] = {"targets": ["Linear"]}
     if weights == "int8":
@@ -107,5 +125,5 @@ def description(weights: str) -> dict[str, Any]:
         group["weights"] = common | {"num_bits": 4, "strategy": "group", "group_size": GROUP, "dynamic": False}
     return {
         "quant_method": FORMAT, "format": NAMES[weights], "quantization_status": "compressed",
-        "config_groups": {"group_0": group}, "ignore": ["lm_head"],
+        "config_groups": {"group_0": group}, "ignore": whole,
     }  # fmt: skip
