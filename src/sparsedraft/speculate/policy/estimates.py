@@ -33,7 +33,7 @@ class Seconds(NamedTuple):
     step: float | None  # without what was read late; at most STALL times what was expected; None: a prompt's
     late: float  # of what was read late, as measured
     reading: float  # the same, at most STALL times what was expected
-    expected: float | None = None  # of the step, where as many drafts were verified before, more than once
+    expected: float | None = None  # of a step of one text, where as many drafts were verified before, more than once
 
 
 class Estimates:
@@ -107,7 +107,8 @@ class Estimates:
         looked_up = self.drafting(n) - self.drafting(own)
         before = math.inf if self.plain is None else self.seconds(n) - looked_up
         verify = self.costs.verify.setdefault(n, Recent()) if n else self.costs.plain
-        sure = self.knows_drafts and self.plain is not None and len(verify.last) > 1
+        # of several texts a step also differs by how many of them draft
+        sure = outcome.rows == 1 and self.knows_drafts and self.plain is not None and len(verify.last) > 1
         if (n == 0 or sure) and outcome.step_seconds - outcome.draft_seconds < self.FASTER * (verify.value or 0.0):
             self._renew(verify)
         verify.add(outcome.step_seconds - outcome.draft_seconds)
