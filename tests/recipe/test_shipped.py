@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,7 @@ from sparsedraft.stages.distill.stage import distill
 from sparsedraft.stages.report.cards import cards
 from sparsedraft.stages.report.load import load
 from sparsedraft.stages.report.manifest import NAME
+from sparsedraft.stages.report.stage import serve_command
 from tiny import build_llama, build_tokenizer
 
 RECIPES = ROOT / "recipes"
@@ -158,6 +160,10 @@ def test_demo(tiny: Path, tmp_path: Path) -> None:
     served = next(line for line in others if line.startswith("    sparsedraft serve "))
     assert served.endswith(" --lookup") == best.endswith("+lookup")
     assert Path(served.split()[2]).is_dir() and Path(served.split()[4]).is_dir()
+    run = load(out)
+    for drafter in result["speed"]["drafters"]:  # which is the fastest depends on the machine
+        command = serve_command(replace(run, speed={**result["speed"], "drafters": [drafter]}))
+        assert command is not None and command.endswith(" --lookup") == drafter["name"].endswith("+lookup")
 
 
 def same_without_a_manifest(run: Path, older: Path) -> None:

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from sparsedraft.base import artifact
 from sparsedraft.base.console import visible
 from sparsedraft.base.errors import UserError, first_line
-from sparsedraft.models.names import split_lookup
 from sparsedraft.stages.report import data, plots, tables
 from sparsedraft.stages.report.cards import cards
 from sparsedraft.stages.report.load import Run, load
@@ -124,7 +123,7 @@ def _context(run: Run) -> dict[str, Any]:
     return {
         "headline": gained or drafted,
         "drafted": drafted if gained else None,
-        "serve": _serve(run),
+        "serve": serve_command(run),
         "result": result,
         "k": k,
         "header": header,
@@ -149,11 +148,11 @@ def _is_packed(run: Run) -> bool:
     return run.speed is not None and run.speed["target"] != run.result["target"]
 
 
-def _serve(run: Run) -> str | None:
+def serve_command(run: Run) -> str | None:
     """The command that serves the fastest drafter's target with it; None where no packed pair was timed."""
     if run.speed is None or not _is_packed(run) or (best := tables.fastest(run.speed)) is None:
         return None
-    model, beside = split_lookup(best[0]["path"])
+    model, beside = best[0]["path"], best[0].get("lookup")
     words = ["sparsedraft", "serve", run.speed["target"], "--drafter", model, *(["--lookup"] if beside else [])]
     return shlex.join(words)
 
