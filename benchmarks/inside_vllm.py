@@ -4,7 +4,7 @@
     python benchmarks/inside_vllm.py --vllm .venv-vllm/bin/python [--drafted 3] [--limit 8]
 
 Every way is a server of its own, one after the other, three times over; each row compares medians over these turns.
-The target runs in bfloat16. An hour on 2 cores, once the models are made. (It is not called vllm.py, since Python would
+The target runs in bfloat16. How long it takes was not measured yet. (It is not called vllm.py, since Python would
 then take it for the package.)
 """
 
