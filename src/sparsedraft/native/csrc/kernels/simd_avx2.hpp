@@ -122,7 +122,8 @@ inline float largest(F a) {
   return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_shuffle_ps(quarter, quarter, 1)));
 }
 inline bool any_greater(F a, F b) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)) != 0; }
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// GCC 12 leaves calls out that only prefetch, unless they are inlined before it looks.
+inline __attribute__((always_inline)) void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 // out[i] = values[places[i]], or 0 where places[i] is 0x80: 8 or 16 bytes.
 inline void spread8(uint8_t* out, const uint8_t* values, const uint8_t* places) {

@@ -41,11 +41,11 @@ struct Reader {
 };
 
 void check_bitmask(const Matrix& m, Reader tile) {
+  const size_t mask_bytes = kColumns * m.tile_rows() / 8;
   for (size_t c = 0; c < m.width(); c += kColumns) {
-    uint64_t masks[kMaskBytes / 8];
-    std::memcpy(masks, tile.take(kMaskBytes), kMaskBytes);
+    const uint8_t* masks = tile.take(mask_bytes);
     size_t values = 0;
-    for (const uint64_t mask : masks) values += static_cast<size_t>(std::popcount(mask));
+    for (size_t i = 0; i < mask_bytes; ++i) values += static_cast<size_t>(std::popcount(masks[i]));
     tile.take(values * size_of(m.values));
   }
   require(tile.at == tile.end, "a tile is too long");
@@ -154,7 +154,7 @@ void check(const Matrix& m) {
   require(m.layout != Layout::n_eight || (m.n >= 1 && m.n <= 7), "N");
   require(m.layout != Layout::window || m.width() <= kMostWindowColumns, "too many columns for windows");
   require((m.values == Values::i4) == (m.group != 0), "groups of inputs");
-  require(m.activations == 16 || (m.activations == 8 && m.values == Values::i8 && m.layout == Layout::dense), "bits of inputs");
+  require(m.activations == 16 || (m.activations == 8 && m.values == Values::i8 && has_bytes(m.layout)), "bits of inputs");
   require(m.values != Values::i4 || (has_int4(m.layout, m.n) && is_group(m.group)), "no layout of int4");
   require(!is_blocks(m.values) || (m.layout == Layout::dense && m.columns % block_type(m.values).inputs == 0), "blocks");
   const size_t count = padded(m.rows, m.tile_rows()) / m.tile_rows();

@@ -21,8 +21,8 @@ void check_arguments(const RowMajor& m, Layout layout, int n) {
   require(!is_blocks(m.type) || (layout == Layout::dense && m.columns % block_type(m.type).inputs == 0),
           "blocks are laid out dense, and rows are whole blocks");
   require(m.type != Values::i8 || m.scale, "int8 values need a scale for each row");
-  require(m.activations == 16 || (m.activations == 8 && m.type == Values::i8 && layout == Layout::dense),
-          "only dense int8 values are multiplied with inputs of 8 bits");
+  require(m.activations == 16 || (m.activations == 8 && m.type == Values::i8 && has_bytes(layout)),
+          "only int8 values that lie dense or by a bitmask are multiplied with inputs of 8 bits");
   require(layout != Layout::window || padded(m.columns, kColumns) <= kMostWindowColumns, "a window needs at most 65536 columns");
   if (m.type != Values::i4) return;
   require(has_int4(layout, n), "int4 is laid out dense, as 2:4, 4:8, 2:8 or bitmask");
@@ -48,7 +48,7 @@ std::vector<int32_t> order_by_density(const Source& source) {
 void write_tile(const Source& source, const Matrix& m, size_t tile, Stream& stream) {
   if (is_blocks(m.values)) return write_blocks(source, tile, m, stream);
   if (m.values == Values::i4) return write_int4(source, tile, m, stream);
-  if (m.wants_bytes()) return write_bytes(source, tile, m.width(), stream);
+  if (m.wants_bytes()) return (m.layout == Layout::dense ? write_bytes : write_mask_bytes)(source, tile, m.width(), stream);
   switch (m.layout) {
     case Layout::dense: return write_dense(source, tile, m.width(), stream);
     case Layout::two_four: return write_two_four(source, tile, m.width(), stream);

@@ -46,6 +46,9 @@ constexpr size_t kMostWindowColumns = 65536;  // padded: the column of a window 
 // Bytes of a value as `lay_out` reads it: of int4, that is a code in a byte; GGUF's types are read as bytes.
 inline size_t size_of(Values v) { return v == Values::f32 ? 4 : v >= Values::i8 ? 1 : 2; }
 
+// Whether int8 in this layout may be multiplied with inputs of 8 bits.
+inline bool has_bytes(Layout layout) { return layout == Layout::dense || layout == Layout::bitmask; }
+
 struct Matrix {
   size_t rows = 0;     // as the checkpoint has them
   size_t columns = 0;  // as the checkpoint has them
@@ -53,7 +56,7 @@ struct Matrix {
   Values values = Values::f32;
   int n = 0;                   // N of Layout::n_eight
   size_t group = 0;            // i4 only: consecutive inputs that share a scale
-  int activations = 16;        // i8 only: bits of the inputs it is multiplied with: 16, or 8 where it is dense
+  int activations = 16;        // i8 only: bits of the inputs it is multiplied with: 16, or 8 where it is dense or bitmask
   Bytes stream;                // the tiles, one behind the other, and kSlack
   std::vector<size_t> tiles;   // where each tile begins in `stream`, and the end of the last
   std::vector<int32_t> order;  // window only: the row in each lane of each tile; -1: none

@@ -10,6 +10,7 @@
 //   N:8, 16 bits        64 / N  places: a word a lane, 4 bits a slot; then 8 slots of values
 //   N:8, i8             64 / N  places and values of 2 double pair-steps
 //   bitmask             64      512 bits: bit i is set if element i of the dense record is there; then those values
+//   bitmask, i8, inputs of 8 bits: the same of 16 rows, 1024 bits; element i is input i / 64 * 4 + i % 4 of lane i / 4 % 16
 //   window, 16 bits     -       first columns of 4 windows, places (a word a step, 4 bits a lane), 4 slots of values
 //   window, i8          -       first columns of 8 windows, then as N:8
 //

@@ -79,6 +79,8 @@ void write_n_eight(const Source& source, size_t tile, size_t width, int n, Strea
 void write_window(const Source& source, size_t tile, size_t width, Stream& stream);
 // Dense values of one byte for inputs of 8 bits, and so 16 rows: for each four inputs a word a lane.
 void write_bytes(const Source& source, size_t tile, size_t width, Stream& stream);
+// Those of a bitmask: see records.hpp.
+void write_mask_bytes(const Source& source, size_t tile, size_t width, Stream& stream);
 // The same of int4, in the layout of `m`.
 void write_int4(const Source& source, size_t tile, const Matrix& m, Stream& stream);
 // The same of GGUF's blocks.

@@ -1,4 +1,5 @@
 // Tiles that follow the dense order of elements: all of them, or those whose bit is set.
+#include "layout/records_int4.hpp"
 #include "layout/tiles.hpp"
 
 namespace sparsedraft {
@@ -51,6 +52,19 @@ void write_bytes(const Source& source, size_t tile, size_t width, Stream& stream
   for (size_t lane = 0; lane < kRows4; ++lane)
     for (size_t c = 0; c < source.columns; ++c)
       p[c / 4 * 4 * kRows4 + lane * 4 + c % 4] = static_cast<uint8_t>(source.bits(tile * kRows4 + lane, c));
+}
+
+void write_mask_bytes(const Source& source, size_t tile, size_t width, Stream& stream) {
+  for (size_t c = 0; c < width; c += kColumns) {
+    const size_t masks = stream.out.size();
+    stream.extend(kMaskBytes4);
+    for (size_t i = 0; i < kColumns * kRows4; ++i) {
+      const uint32_t bits = source.bits(tile * kRows4 + i / 4 % kRows4, c + i / (4 * kRows4) * 4 + i % 4);
+      if (source.is_zero(bits)) continue;
+      stream.out[masks + i / 8] |= static_cast<uint8_t>(1u << (i % 8));
+      *stream.extend(1) = static_cast<uint8_t>(bits);
+    }
+  }
 }
 
 void write_bitmask(const Source& source, size_t tile, size_t width, Stream& stream) {
