@@ -174,7 +174,7 @@ def test_a_server_with_a_newer_drafter_does_not_start_and_says_why(target: Path,
         vllm_served.serving(target, log, "--speculative-config", speculative),
     ):
         pass
-    sentence = f"packed header {folder / 'packed.json'} is of version 9, and this reads 1, 2 and 3: pack the checkpoint"
+    sentence = f"packed header {folder / 'packed.json'} is of version 9, and this reads 1 to 4: pack the checkpoint"
     assert sentence in log.read_text()
 
 

@@ -39,6 +39,14 @@ def layout_of(kind: str, density: float, columns: int) -> tuple[str, int]:
     return ("window" if density <= window_up_to() and columns <= WINDOW_COLUMNS else "bitmask"), 0
 
 
+def takes_bytes(kind: str, values: str) -> bool:
+    """Whether a matrix packed as `kind` may be multiplied with inputs of 8 bits where `values` is int8.
+
+    It then lies dense or by a mask. Of N:8, 2:4, 1:8 and 2:8 do not: reading their places is the faster way.
+    """
+    return values == "int8" and kind not in ("2:4", "1:8", "2:8")
+
+
 def int4_layout_of(kind: str, density: float) -> tuple[str, int]:
     """The same of int4, which has no windows, and of N:8 only 4:8 and 2:8: a mask takes no more bytes than places.
 
@@ -52,16 +60,19 @@ def int4_layout_of(kind: str, density: float) -> tuple[str, int]:
     return ("dense", 0) if kind == "dense" or density > DENSE or not spreads else ("bitmask", 0)
 
 
-def choose(kind: str, values: str, columns: int, density: float) -> Layout:
+def choose(kind: str, values: str, columns: int, density: float, activations: int = 16) -> Layout:
     """The layout of a matrix packed as `kind`, of which `density` is not zero.
 
-    `values` is the type of its values: f32, f16, bf16, int8 or int4.
+    `values` is the type of its values: f32, f16, bf16, int8 or int4; `activations`, of int8: bits of the inputs that it
+    is multiplied with, 16 or 8 (see takes_bytes).
     """
     values = EXTENSION_NAMES.get(values, values)
     if values == "f32":  # sparse layouts hold 16 bits or fewer
         name, n = "dense", 0
     elif values == "i4":
         name, n = int4_layout_of(kind, density)
+    elif values == "i8" and activations == 8:
+        name, n = ("dense" if kind == "dense" or density > DENSE else "bitmask"), 0
     else:
         name, n = layout_of(kind, density, columns)
     return Layout(name, n, values, f"{kind if name == 'N:8' else name} {values}")

@@ -18,13 +18,17 @@ from sparsedraft.native.stored_matrix import StoredMatrix
 
 HEADER = "packed.json"
 FORMAT = "sparsedraft-packed"
-VERSIONS = (1, 2, 3)  # 2 where a matrix is of int4 or for inputs of 8 bits, 3 where one has the blocks of a GGUF file
+# 2 where a matrix is of int4 or for inputs of 8 bits, 3 where one has the blocks of a GGUF file, 4 where a sparse one
+# is for inputs of 8 bits
+VERSIONS = (1, 2, 3, 4)
 # tensors with tokens, ascending (int32): of a trimmed head; the frequent ones of a head that follows the text
 HEAD_IDS, HEAD_BASE = "sparsedraft.head_ids", "sparsedraft.head_base"
 
 
 def version_of(entries: dict[str, dict[str, Any]]) -> int:
     """The version of a header with these entries: the lowest that has them, so that older programs read the folder."""
+    if any("activations" in entry and entry["kind"] != "dense" for entry in entries.values()):
+        return 4
     if any(entry["values"] in BLOCKS for entry in entries.values()):
         return 3
     return 2 if any({"group", "activations"} & set(entry) for entry in entries.values()) else 1
@@ -42,7 +46,7 @@ def read_header(folder: Path) -> dict[str, MatrixEntry]:
         raise UserError(f"packed header {file} is not a {FORMAT} one: pack the checkpoint again.")
     if type(raw.get("version")) is not int or raw["version"] not in VERSIONS:
         raise UserError(
-            f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads 1, 2 and 3: pack "
+            f"packed header {file} is of version {str(raw.get('version'))[:40]}, and this reads 1 to 4: pack "
             "the checkpoint again."
         )
     entries = {name: MatrixEntry.parse(name, entry) for name, entry in raw["linears"].items()}

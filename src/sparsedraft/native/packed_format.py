@@ -31,7 +31,7 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.maths.quantization import GROUPS as SCALE_GROUPS
 from sparsedraft.maths.quantization import Codes, group_of, int4_codes, int8_codes
 from sparsedraft.native import blocks
-from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask
+from sparsedraft.native.layout_choice import Layout, choose, kind_of_mask, takes_bytes
 from sparsedraft.native.nibbles import nonzero_nibbles, pack_nibbles, unpack_nibbles
 from sparsedraft.native.q6_k import q6_k
 from sparsedraft.native.stored_matrix import VALUE_TYPES, StoredMatrix
@@ -46,8 +46,8 @@ GROUPS = range(2, 257)  # the M of N:M
 class MatrixEntry:
     """What the header says of one matrix. `kind`: dense, bitmask or N:M; `values`: a key of VALUE_TYPES.
 
-    `group`, of int4 only: so many consecutive inputs share a scale. `activations`, of dense int8 only: bits of the
-    inputs that it is multiplied with, 16 or 8.
+    `group`, of int4 only: so many consecutive inputs share a scale. `activations`, of int8 only (see takes_bytes): bits
+    of the inputs that it is multiplied with, 16 or 8.
     """
 
     kind: str
@@ -78,8 +78,10 @@ class MatrixEntry:
         if raw["values"] != "int4" and "group" in raw:
             raise wrong("group", raw["group"], f"which {raw['values']} does not have")
         eight = type(raw.get("activations")) is int and raw["activations"] == 8
-        if "activations" in raw and not (eight and (raw["kind"], raw["values"]) == ("dense", "int8")):
-            raise wrong("activations", raw["activations"], "and only dense int8 may have them, of 8 bits")
+        if "activations" in raw and not (eight and takes_bytes(raw["kind"], raw["values"])):
+            raise wrong(
+                "activations", raw["activations"], "and only int8 may have them, of 8 bits, not as 2:4, 1:8, 2:8"
+            )
         entry = cls(**raw)
         if entry.blocks:
             inputs = blocks.BLOCKS[entry.values].inputs
@@ -113,7 +115,7 @@ class MatrixEntry:
 
     def layout(self, density: float) -> Layout:
         """The layout that the kernels read the matrix in, of which `density` is not zero."""
-        return choose(self.kind, self.values, self.columns, density)
+        return choose(self.kind, self.values, self.columns, density, self.activations)
 
     def to_dict(self) -> dict[str, Any]:
         fields = asdict(self)
@@ -161,14 +163,15 @@ def pack_matrix(
     """`weight` [rows, columns] as an entry and its tensors (PARTS, as far as there are any).
 
     `codes`: of int4, where they are known already; else each group's scale is the one of least squares.
-    `activations`: bits of the inputs that the kernels multiply dense int8 with, 16 or 8; all else takes 16 of int8.
+    `activations`: bits of the inputs that the kernels multiply int8 with, 16 or 8; where the kind takes no 8 (see
+    takes_bytes) they are 16.
     Raises UserError where the weight breaks the N:M, or does not fit float16.
     """
     if values == "int4":
         return _pack_int4(weight, kind, codes)
     if values == "q6_k":
         return MatrixEntry("dense", values, weight.shape[0], weight.shape[1]), {"values": q6_k(weight)}
-    eight = activations == 8 and (kind, values) == ("dense", "int8")
+    eight = activations == 8 and takes_bytes(kind, values)
     entry = MatrixEntry(kind, values, weight.shape[0], weight.shape[1], activations=8 if eight else 16)
     nonzero = weight != 0
     out: dict[str, Tensor] = {}
@@ -231,7 +234,7 @@ def unpack_matrix(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> 
         _check_dense(name, entry, values)
         return StoredMatrix(values, scale, activations=entry.activations, blocks=entry.blocks)
     unpack = _unpack_bitmask if entry.kind == "bitmask" else _unpack_groups
-    return StoredMatrix(unpack(name, entry, values, tensors["index"]), scale)
+    return StoredMatrix(unpack(name, entry, values, tensors["index"]), scale, activations=entry.activations)
 
 
 def nonzero_of_dense(name: str, entry: MatrixEntry, tensors: dict[str, Tensor]) -> int:

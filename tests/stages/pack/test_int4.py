@@ -231,7 +231,7 @@ def test_calibration_is_for_int4(tiny_checkpoint: Path, tmp_path: Path) -> None:
         pack(str(tiny_checkpoint), tmp_path / "no", weights="int4", calibration=str(tmp_path / "none.jsonl"))
 
 
-def test_inputs_of_8_bits_are_noted_for_dense_int8_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_inputs_of_8_bits_are_noted_for_int8_that_takes_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
     pruned = prune(str(tiny_checkpoint), tmp_path / "pruned", pattern="2:4", calibration="demo:train", **SMALL)
     assert pruned
     for weights, activations, of_dense, of_sparse in (
@@ -247,6 +247,11 @@ def test_inputs_of_8_bits_are_noted_for_dense_int8_alone(tiny_checkpoint: Path, 
         assert entries["model.embed_tokens"].get("activations") == of_dense
         assert {e.get("activations") for e in entries.values() if e["kind"] == "2:4"} == {of_sparse}
         assert header["version"] == (1 if (weights, activations) == ("int8", None) else 2)
+    prune(str(tiny_checkpoint), tmp_path / "4:8", pattern="4:8", calibration="demo:train", **SMALL)
+    pack(str(tmp_path / "4:8"), tmp_path / "masked", weights="int8", activations=8)
+    header = json.loads((tmp_path / "masked" / HEADER).read_text())
+    assert {e["activations"] for e in header["linears"].values() if e["kind"] == "4:8"} == {8}
+    assert header["version"] == 4, "older programs read no such entry"
 
 
 def test_activations_of_other_widths_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

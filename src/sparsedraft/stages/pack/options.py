@@ -39,8 +39,8 @@ class _Packing(Calibration):
         None,
         ge=8,
         le=16,
-        description="Bits of the activations that dense int8 is multiplied with: 8 is faster with many tokens. "
-        "Default: 16; 8 where --weights is int4, which takes 8 itself.",
+        description="Bits of the activations that int8 is multiplied with, dense or by a mask: 8 is faster for masks, "
+        "and with many tokens. Default: 16; 8 where --weights is int4, which takes 8 itself.",
     )
     calibration: Annotated[str | None, Exists(check_text)] = Field(
         None,

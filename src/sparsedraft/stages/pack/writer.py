@@ -30,7 +30,7 @@ AS_STORED = "as stored"  # in the place of a type: the matrix has another name, 
 
 @dataclass(frozen=True)
 class Types:
-    """What values are packed as, and the bits of the activations that dense int8 is multiplied with."""
+    """What values are packed as, and the bits of the activations that int8 is multiplied with."""
 
     weights: str
     head: str
