@@ -1,4 +1,4 @@
-"""int8 times inputs of 8 bits, dense and by a mask, against exact products with the rounded inputs; all sets bit for bit."""
+"""int8 times inputs of 8 bits, dense and by a mask: exact products of the rounded inputs, the same bits in all sets."""
 
 import numpy as np
 import pytest

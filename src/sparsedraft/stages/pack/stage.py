@@ -39,8 +39,8 @@ def pack(options: PackOptions) -> dict[str, Any]:
     inputs, or stored: those of the GGUF file `options.model`, none of which is rounded again. `head_weights`,
     `embedding_weights`: the same of these; where they are called otherwise than embed_tokens and lm_head they stay
     "as stored", which the result says. Biases and norms stay, too. `activations`: bits of the activations that int8
-    is multiplied with where it lies dense or by a mask. A head that is tied to the embedding is stored beside it where the two are rounded
-    differently; the packed model's config.json then ties nothing.
+    is multiplied with where it lies dense or by a mask. A head that is tied to the embedding is stored beside it where
+    the two are rounded differently; the packed model's config.json then ties nothing.
     `head_tokens` trims the head to the tokens most frequent in the distilled data `head_data` (and those that end a
     text); the answers' tokens that it lost are counted. With `head_follows` it stays whole, and a draft looks at those
     rows and at those of the tokens that the text has so far.
