@@ -50,6 +50,18 @@ def test_a_mask_gives_the_bits_of_the_dense_matrix(
     assert torch.equal(product(masked, x), product(dense, x))
 
 
+@pytest.mark.parametrize("rows", [5, 16 * 3, 16 * 5 - 3])
+def test_each_number_of_few_tokens(rows: int) -> None:
+    """One tile, and odd numbers of them that two threads share: neighbours may be multiplied together or one alone."""
+    generator = torch.Generator().manual_seed(rows)
+    matrix = matrix_of(*int8_codes(torch.randn(rows, 64 * 5 + 24, generator=generator)))
+    x = torch.randn(13, 64 * 5 + 24, generator=generator)
+    alone = torch.cat([product(matrix, token[None], "portable") for token in x])
+    for tokens in range(1, 14):
+        for name in NAMES:
+            assert torch.equal(product(matrix, x[:tokens], name, threads=2), alone[:tokens]), f"{tokens} tokens, {name}"
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("layout", ["dense", "bitmask"])
 def test_the_largest_codes_and_inputs_do_not_overflow(name: str, layout: str) -> None:

@@ -64,6 +64,20 @@ def test_many_tokens_and_wide_matrices(layout: str, n: int, tokens: int) -> None
     torch.testing.assert_close(found[0].double(), rounded(x) @ codes.weight(torch.float64).T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [5, 16 * 3, 16 * 5 - 3])
+@pytest.mark.parametrize("group", [32, 256])
+def test_each_number_of_few_tokens(group: int, rows: int) -> None:
+    """One tile, and odd numbers of them that two threads share: neighbours may be multiplied together or one alone."""
+    codes = codes_of(rows, 64 * 5 + 24, "dense", 0, group, 1, rows)
+    matrix = matrix_of(codes, "dense", 0)
+    x = torch.randn(13, 64 * 5 + 24, generator=torch.Generator().manual_seed(group))
+    alone = torch.cat([product(matrix, token[None], "portable") for token in x])
+    torch.testing.assert_close(alone.double(), rounded(x) @ codes.weight(torch.float64).T, rtol=1e-4, atol=1e-4)
+    for tokens in range(1, 14):
+        for name in NAMES:
+            assert torch.equal(product(matrix, x[:tokens], name, threads=2), alone[:tokens]), f"{tokens} tokens, {name}"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(("layout", "n"), LAYOUTS)
 def test_what_is_not_finite_shows(layout: str, n: int, value: float) -> None:

@@ -1,4 +1,4 @@
-// The sets for CPUs with AVX-512 (VL, VNNI, VBMI2), without and with AMX. Two tiles at once in 512 bits halve the instructions of a
+// The sets for CPUs with AVX-512 (VL, VNNI, VBMI2, GFNI), without and with AMX. Two tiles at once in 512 bits halve the instructions of a
 // sparse matrix and hide memory's latency behind two streams. Windows, and all that is not a product, run in 256 bits.
 #define VECTORS simd_avx512
 #define SPARSEDRAFT_TOKENS 8

@@ -10,7 +10,8 @@
 //   attention.inc        attention of a block of queries; layout/key_blocks.hpp says what it reads
 //   multiply.inc         products: which function for which layout, how many tokens at once
 //   multiply_floats.inc, multiply_int8.inc   products, one function a layout
-//   multiply_int4.inc    the same of int4; int4_records.inc, int4_masks.inc with few tokens, int4_slab.inc with many
+//   multiply_int4.inc    the same of int4; int4_records.inc, int4_masks.inc with few tokens, int4_slab.inc with many;
+//                        dense_pairs.inc two dense tiles at once
 //   blocks.inc           the same of the types of GGUF files
 //   spread.inc           a mask of bits -> a dense tile
 //   simd_avx2.hpp        the same operations in 256 bits

@@ -30,7 +30,7 @@ std::vector<const Kernels*> available() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") &&
-                      __builtin_cpu_supports("avx512vbmi2");
+                      __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("gfni");
   if (avx512) {
     if (const Kernels* amx = kernels_amx()) sets.push_back(amx);
     sets.push_back(&kernels_avx512);
