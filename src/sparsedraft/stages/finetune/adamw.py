@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
 from sparsedraft.stages.finetune.sharding import local
@@ -114,3 +115,5 @@ class MaskedAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+        for weight in weights:  # which torch's fused kernels do not count as a write
+            increment_version(weight)

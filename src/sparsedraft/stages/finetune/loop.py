@@ -23,7 +23,7 @@ from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.checkpoint import stored_dtype
 from sparsedraft.models.decoder import decoder_linears, embedding_rows
-from sparsedraft.stages.finetune import quantize
+from sparsedraft.stages.finetune import halves, quantize
 from sparsedraft.stages.finetune.adamw import MaskedAdamW
 from sparsedraft.stages.finetune.masks import broken
 from sparsedraft.stages.finetune.objective import Objective
@@ -122,6 +122,8 @@ class _Run:
         readers = [reader for reader in (self.model, task.teacher, task.feature_teacher) if reader is not None]
         self.packable = all(abilities(reader).packs for reader in readers)
         self.wrapped, self.optimizer = _prepare(self.model, task.masks, settings, accelerator)
+        if accelerator.mixed_precision != "no" and not accelerator.is_fsdp2:
+            halves.install(self.model)
         self.steps = count_steps(task.training, settings, self.packable)
         self.moves = Schedule(settings.reselect_every, settings.reselect_share, self.steps)
         self.state = State(
