@@ -14,18 +14,20 @@ HALF = torch.bfloat16
 
 
 def step(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The gradients of a row under autocast."""
+    """The gradients of two rows under autocast, and the loss of the second."""
     model.zero_grad()
-    with torch.autocast("cpu", dtype=HALF):
-        loss, _ = Objective()(model.train(), bins.fill(samples(4)))
-    loss.backward()
+    for seed in (0, 1):
+        with torch.autocast("cpu", dtype=HALF):
+            loss, _ = Objective()(model.train(), bins.fill(samples(4, seed)))
+        loss.backward()
     return {"": loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}}
 
 
+@pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_linears_with_copies_compute_what_autocast_does(checkpointed: bool, tiny_llama) -> None:
+def test_linears_with_copies_compute_what_autocast_does(checkpointed: bool, adds: bool, tiny_llama) -> None:
     plain, ours = tiny_llama(), tiny_llama()
-    halves.install(ours)
+    halves.install(ours, adds)
     for model in (plain, ours):
         if checkpointed:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -36,7 +38,7 @@ def test_linears_with_copies_compute_what_autocast_does(checkpointed: bool, tiny
 
 def test_without_autocast_nothing_is_rounded(tiny_llama) -> None:
     plain, ours, ids = tiny_llama(), tiny_llama(), torch.arange(3, 20)[None]
-    halves.install(ours)
+    halves.install(ours, adds=True)
     with torch.no_grad():
         assert torch.equal(plain(ids).logits, ours(ids).logits)
 
@@ -68,3 +70,5 @@ def test_a_gradient_goes_through_in_the_dtype_of_the_weight() -> None:
     weight = nn.Parameter(torch.randn(3, 4))
     (halves.half(weight, HALF) * torch.full((3, 4), 3.0, dtype=HALF)).sum().backward()
     assert torch.equal(weight.grad, torch.full((3, 4), 3.0)) and halves.half(weight, torch.float32) is weight
+    (halves.half(weight, HALF, adds=True) * torch.full((3, 4), 2.0, dtype=HALF)).sum().backward()
+    assert torch.equal(weight.grad, torch.full((3, 4), 5.0))

@@ -1,6 +1,7 @@
 """AdamW with moments only where weights live."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
+from sparsedraft.native.extension import extension, is_built, pool
 from sparsedraft.stages.finetune.sharding import local
 
 
@@ -35,17 +37,14 @@ def unpack(packed: Tensor, keep: Tensor | None) -> Tensor:
 class MaskedAdamW(torch.optim.Optimizer):
     """torch.optim.AdamW on the surviving weights of masked parameters; it stores nothing for pruned weights.
 
-    `hold` gives a parameter its mask, which lives nowhere else in training. Each step gathers a masked parameter's
-    weights and gradients into vectors, runs torch's fused AdamW on them, and scatters the weights back. So the
-    arithmetic is torch's own, and a pruned weight is never written. Sharded parameters are updated shard by shard.
+    `hold` gives a parameter its mask, which lives nowhere else in training. On a CPU the native extension steps through
+    a masked parameter's weights, gradients and mask once, and updates what the mask keeps. Without it, and elsewhere,
+    each step gathers weights and gradients into vectors, runs torch's fused AdamW on them, and scatters the weights
+    back. The arithmetic is torch's own, and a pruned weight is never written. Sharded parameters are updated shard by
+    shard.
 
-    Memory of a masked parameter: 8 bytes of moments a surviving weight, 1 byte of mask a weight, and during the step
-    16 bytes a surviving weight of one parameter at a time. Layouts that were tried, one CPU core, a linear of
-    1536 x 576 at 50 %, milliseconds a step (dense fused AdamW: 0.5, and 0.8 for masking its gradient):
-    masked_select and masked_scatter_ 26; boolean indexing in numpy 19; dense scratch moments, unpacked and packed again
-    at each step, 31; index_select and scatter_ with stored int32 positions 1.3, but they take 4 bytes a surviving
-    weight; with positions that each step finds from the mask, as here, 1.8. That is 0.2 s for the 106 million weights
-    of SmolLM2-135M's linears, 3 % of a step of two rows of 512 tokens.
+    Memory of a masked parameter: 8 bytes of moments a surviving weight and 1 byte of mask a weight; gathering takes 16
+    bytes a surviving weight of one parameter at a time during the step.
     """
 
     def __init__(
@@ -72,7 +71,12 @@ class MaskedAdamW(torch.optim.Optimizer):
         """Zero the gradients of pruned weights, so that the norm of the gradient is that of what is trained."""
         for parameter, keep in self.keep.items():
             if parameter.grad is not None:
-                local(parameter.grad).mul_(keep)
+                gradient = local(parameter.grad)
+                if self._is_native(gradient, keep):
+                    where = gradient.data_ptr(), keep.data_ptr()
+                    extension().mask_gradients(*where, keep.numel(), self._pool)
+                else:
+                    gradient.mul_(keep)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -82,10 +86,49 @@ class MaskedAdamW(torch.optim.Optimizer):
             plain = [p for p in parameters if p not in self.keep]
             self._update(group, plain, [local(p) for p in plain], [local(p.grad) for p in plain])
             for parameter in (p for p in parameters if p in self.keep):  # one at a time: the vectors are copies
-                where, weight = places(self.keep[parameter]), local(parameter).view(-1)
-                survivors = weight.index_select(0, where)
-                self._update(group, [parameter], [survivors], [local(parameter.grad).flatten().index_select(0, where)])
-                weight.scatter_(0, where, survivors)
+                weight, gradient, keep = local(parameter), local(parameter.grad), self.keep[parameter]
+                if self._is_native(weight, gradient, keep):
+                    self._update_natively(group, parameter, weight, gradient)
+                    continue
+                where, flat = places(keep), weight.view(-1)
+                survivors = flat.index_select(0, where)
+                self._update(group, [parameter], [survivors], [gradient.flatten().index_select(0, where)])
+                flat.scatter_(0, where, survivors)
+
+    @cached_property
+    def _pool(self) -> Any:
+        """The threads of the extension."""
+        return pool(torch.get_num_threads())
+
+    @staticmethod
+    def _is_native(*tensors: Tensor) -> bool:
+        """Whether the extension can read and write these."""
+        plain = all(
+            t.device.type == "cpu" and t.dtype in (torch.float32, torch.bool) and t.is_contiguous() for t in tensors
+        )
+        return plain and is_built()
+
+    def _update_natively(self, group: dict[str, Any], parameter: Tensor, weight: Tensor, gradient: Tensor) -> None:
+        """The same by the extension, in one pass and without vectors."""
+        keep = self.keep[parameter]
+        if not self.state[parameter]:
+            count = int(keep.sum())
+            self.state[parameter] = self._begun(torch.empty(count))
+        state = self.state[parameter]
+        state["step"] += 1
+        if state["exp_avg"].numel():
+            extension().step_kept(
+                weight.data_ptr(), gradient.data_ptr(), keep.data_ptr(), keep.numel(), state["exp_avg"].data_ptr(),
+                state["exp_avg_sq"].data_ptr(), group["lr"], *group["betas"], group["eps"], group["weight_decay"],
+                int(state["step"]), self._pool,
+            )  # fmt: skip
+            increment_version(weight)
+
+    @staticmethod
+    def _begun(weight: Tensor) -> dict[str, Tensor]:
+        """The state before the first step of weights like these."""
+        moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+        return {"step": torch.zeros((), device=weight.device), **moments}
 
     def _update(
         self, group: dict[str, Any], parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]
@@ -93,11 +136,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         """Torch's fused AdamW on `weights` in place, with the moments of `parameters`."""
         for parameter, weight in zip(parameters, weights, strict=True):
             if not self.state[parameter]:
-                self.state[parameter] = {
-                    "step": torch.zeros((), device=weight.device),
-                    "exp_avg": torch.zeros_like(weight),
-                    "exp_avg_sq": torch.zeros_like(weight),
-                }
+                self.state[parameter] = self._begun(weight)
         states = [self.state[parameter] for parameter in parameters]
         adamw(
             weights,

@@ -96,7 +96,7 @@ def loss_in_chunks(
 
     A model that does something with its head's output (a cap, a scale) has its logits made at once.
     """
-    inner = getattr(model, "module", model)  # DDP's
+    inner: Any = getattr(model, "module", model)  # DDP's
     head = inner.get_output_embeddings()
     if not (type(head) is nn.Linear and abilities(inner).shows_head):
         logits, hidden = outputs(model, row, hidden_states)
@@ -105,7 +105,8 @@ def loss_in_chunks(
     def forward(head: nn.Linear, hidden: Tensor) -> Tensor:
         kind = hidden.device.type
         dtype = arithmetic(kind, head.weight)
-        weight, bias = half(head.weight, dtype), None if head.bias is None else half(head.bias, dtype)
+        weight = half(head.weight, dtype, adds=inner is model)
+        bias = None if head.bias is None else half(head.bias, dtype, adds=inner is model)
         with torch.autocast(kind, enabled=False):
             return summed(hidden.flatten(0, -2).to(dtype), weight, bias, loss_of, PLACES).view(1, 1, 1)
 
@@ -117,10 +118,11 @@ def loss_in_chunks(
 @torch.no_grad()
 def logits_in_chunks(model: nn.Module, row: Bin, hidden_states: bool = False) -> tuple[LogitsOf, tuple[Tensor, ...]]:
     """(the logits of `model`, which reads no mask tokens, by slices of the row's places, its hidden states)."""
-    if not abilities(model).shows_head:
+    reader: Any = model
+    if not abilities(reader).shows_head:
         logits, states = outputs_of_text(model, row, hidden_states)
         return logits.__getitem__, states
     with _head_of(model, lambda head, hidden: hidden):
         hidden, states = outputs_of_text(model, row, hidden_states)
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = reader.get_output_embeddings()
     return torch.no_grad()(lambda part: head(hidden[part])), states

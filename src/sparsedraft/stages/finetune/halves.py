@@ -16,9 +16,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _copies = WeakTensorKeyDictionary()  # by weight: (its version, the copy)
 
 
-def half(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """`weight` in `dtype`; gradients go through. It is good until the weight changes: use it in one step."""
-    return weight if weight.dtype == dtype else _Half.apply(weight, _copy(weight, dtype))
+def half(weight: Tensor, dtype: torch.dtype, adds: bool = False) -> Tensor:
+    """`weight` in `dtype`; gradients go through. It is good until the weight changes: use it in one step.
+
+    With `adds` a gradient is added to that of an earlier row as it is, not cast before. Then autograd is not told, so
+    not for a weight whose gradients something waits for, as DDP does.
+    """
+    return weight if weight.dtype == dtype else _Half.apply(weight, _copy(weight, dtype), adds)
 
 
 def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,13 +37,17 @@ def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _Half(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:
-        ctx.dtype = weight.dtype
+    def forward(ctx: Any, weight: Tensor, copy: Tensor, adds: bool) -> Tensor:
+        ctx.weight, ctx.adds = weight, adds
         return copy.detach()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0].to(ctx.dtype), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        earlier = ctx.weight.grad
+        if ctx.adds and earlier is not None:
+            earlier.add_(gradients[0])
+            return None, None, None
+        return gradients[0].to(ctx.weight.dtype), None, None
 
 
 def arithmetic(kind: str, weight: Tensor) -> torch.dtype:
@@ -47,18 +55,18 @@ def arithmetic(kind: str, weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def install(model: nn.Module) -> None:
+def install(model: nn.Module, adds: bool) -> None:
     """From now on the linears of `model` use such copies under autocast, but for its head and those with their own way.
 
-    Not for a sharded model, whose weights FSDP gathers in 16 bits already.
+    `adds` as in `half`. Not for a sharded model, whose weights FSDP gathers in 16 bits already.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
+
+    def forward(self: nn.Linear, x: Tensor) -> Tensor:
+        dtype = arithmetic(x.device.type, self.weight)
+        bias = None if self.bias is None else half(self.bias, dtype, adds)
+        return F.linear(x, half(self.weight, dtype, adds), bias)
+
     for module in model.modules():
         if type(module) is nn.Linear and module is not head and "forward" not in module.__dict__:
-            module.forward = MethodType(_forward, module)
-
-
-def _forward(self: nn.Linear, x: Tensor) -> Tensor:
-    dtype = arithmetic(x.device.type, self.weight)
-    bias = None if self.bias is None else half(self.bias, dtype)
-    return F.linear(x, half(self.weight, dtype), bias)
+            module.forward = MethodType(forward, module)  # type: ignore[method-assign]

@@ -123,7 +123,7 @@ class _Run:
         self.packable = all(abilities(reader).packs for reader in readers)
         self.wrapped, self.optimizer = _prepare(self.model, task.masks, settings, accelerator)
         if accelerator.mixed_precision != "no" and not accelerator.is_fsdp2:
-            halves.install(self.model)
+            halves.install(self.model, adds=accelerator.num_processes == 1)
         self.steps = count_steps(task.training, settings, self.packable)
         self.moves = Schedule(settings.reselect_every, settings.reselect_share, self.steps)
         self.state = State(
