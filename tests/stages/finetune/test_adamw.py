@@ -76,12 +76,35 @@ def test_every_size_and_share_is_stepped_as_torch_does(shape: tuple[int, int], s
     for _ in range(3):
         weight.grad = torch.randn(shape, generator=generator)
         reference.grad = weight.grad * keep
-        optimizer.mask_gradients()
-        assert torch.equal(weight.grad, reference.grad)
         optimizer.step()
         other.step()
     assert torch.equal(weight[~keep], torch.zeros(int((~keep).sum())))
     torch.testing.assert_close(weight[keep], reference[keep], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("largest", [0.5, 1e3])
+def test_clipping_with_the_step_is_clipping_before_it(largest: float, way: str) -> None:
+    weight, keep = masked("unstructured", 0.75, (70, 1029))
+    bias = nn.Parameter(torch.ones(48))
+    optimizer = MaskedAdamW([weight, bias], **OPTIONS)
+    optimizer.hold(weight, keep)
+    others = [nn.Parameter(p.detach().clone()) for p in (weight, bias)]
+    reference = torch.optim.AdamW(others, **OPTIONS)
+    for step in range(3):
+        weight.grad, bias.grad = torch.randn(weight.shape), torch.randn(48)
+        others[0].grad, others[1].grad = weight.grad * keep, bias.grad.clone()
+        norm = nn.utils.clip_grad_norm_(others, largest)
+        if optimizer.can_clip:
+            assert optimizer.clip(largest) == pytest.approx(float(norm), rel=1e-6)
+        else:
+            assert way == "torch"
+            optimizer.mask_gradients()
+            nn.utils.clip_grad_norm_([weight, bias], largest)
+        for each in (optimizer, reference):
+            each.step()
+        for ours, theirs in zip((weight, bias), others, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=f"step {step}")
+    assert (float(norm) > largest) == (largest < 1) and optimizer.scale == 1
 
 
 def test_moments_of_a_half_and_a_quarter_take_a_half_and_a_quarter() -> None:

@@ -1,5 +1,6 @@
 """AdamW with moments only where weights live."""
 
+import math
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -34,6 +35,12 @@ def unpack(packed: Tensor, keep: Tensor | None) -> Tensor:
     return dense.scatter_(0, places(keep), packed).view(keep.shape)
 
 
+def _is_native(*tensors: Tensor) -> bool:
+    """Whether the extension can read and write these."""
+    known = (torch.float32, torch.bool)
+    return is_built() and all(t.device.type == "cpu" and t.dtype in known and t.is_contiguous() for t in tensors)
+
+
 class MaskedAdamW(torch.optim.Optimizer):
     """torch.optim.AdamW on the surviving weights of masked parameters; it stores nothing for pruned weights.
 
@@ -52,6 +59,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8})
         self.keep: dict[Tensor, Tensor] = {}  # bool, by parameter, cut as the parameter is
+        self.scale = 1.0  # of the next step's gradients
 
     @torch.no_grad()
     def hold(self, parameter: Tensor, keep: Tensor) -> None:
@@ -71,24 +79,45 @@ class MaskedAdamW(torch.optim.Optimizer):
         """Zero the gradients of pruned weights, so that the norm of the gradient is that of what is trained."""
         for parameter, keep in self.keep.items():
             if parameter.grad is not None:
-                gradient = local(parameter.grad)
-                if self._is_native(gradient, keep):
-                    where = gradient.data_ptr(), keep.data_ptr()
-                    extension().mask_gradients(*where, keep.numel(), self._pool)
-                else:
-                    gradient.mul_(keep)
+                local(parameter.grad).mul_(keep)
+
+    @property
+    def can_clip(self) -> bool:
+        """Whether `clip` works here: where the extension steps."""
+        masked = [p for p in self.keep if p.grad is not None]
+        return bool(masked) and all(local(p) is p and _is_native(p, p.grad, self.keep[p]) for p in masked)
+
+    @torch.no_grad()
+    def clip(self, largest: float) -> float:
+        """The norm of the gradient of what is trained; the next step scales it down to `largest`, where it is more.
+
+        It takes a pass over the gradients less than zeroing some, and two less than scaling them.
+        """
+        squares = 0.0
+        for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            gradient, keep = parameter.grad, self.keep.get(parameter)
+            if keep is None:
+                squares += float(gradient.norm()) ** 2
+            else:
+                squares += extension().sum_of_squares(gradient.data_ptr(), keep.data_ptr(), keep.numel(), self._pool)
+        norm = math.sqrt(squares)
+        self.scale = min(1.0, largest / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ does
+        return norm
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One AdamW step of every parameter that has a gradient."""
+        scale, self.scale = self.scale, 1.0
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             plain = [p for p in parameters if p not in self.keep]
+            if scale < 1:
+                torch._foreach_mul_([local(p.grad) for p in plain], scale)
             self._update(group, plain, [local(p) for p in plain], [local(p.grad) for p in plain])
             for parameter in (p for p in parameters if p in self.keep):  # one at a time: the vectors are copies
                 weight, gradient, keep = local(parameter), local(parameter.grad), self.keep[parameter]
-                if self._is_native(weight, gradient, keep):
-                    self._update_natively(group, parameter, weight, gradient)
+                if _is_native(weight, gradient, keep):
+                    self._update_natively(group, parameter, (weight, gradient), scale)
                     continue
                 where, flat = places(keep), weight.view(-1)
                 survivors = flat.index_select(0, where)
@@ -100,17 +129,11 @@ class MaskedAdamW(torch.optim.Optimizer):
         """The threads of the extension."""
         return pool(torch.get_num_threads())
 
-    @staticmethod
-    def _is_native(*tensors: Tensor) -> bool:
-        """Whether the extension can read and write these."""
-        plain = all(
-            t.device.type == "cpu" and t.dtype in (torch.float32, torch.bool) and t.is_contiguous() for t in tensors
-        )
-        return plain and is_built()
-
-    def _update_natively(self, group: dict[str, Any], parameter: Tensor, weight: Tensor, gradient: Tensor) -> None:
-        """The same by the extension, in one pass and without vectors."""
-        keep = self.keep[parameter]
+    def _update_natively(
+        self, group: dict[str, Any], parameter: Tensor, of_it: tuple[Tensor, Tensor], scale: float
+    ) -> None:
+        """The same by the extension, in one pass and without vectors; `of_it` are its weight and gradient here."""
+        (weight, gradient), keep = of_it, self.keep[parameter]
         if not self.state[parameter]:
             count = int(keep.sum())
             self.state[parameter] = self._begun(torch.empty(count))
@@ -120,7 +143,7 @@ class MaskedAdamW(torch.optim.Optimizer):
             extension().step_kept(
                 weight.data_ptr(), gradient.data_ptr(), keep.data_ptr(), keep.numel(), state["exp_avg"].data_ptr(),
                 state["exp_avg_sq"].data_ptr(), group["lr"], *group["betas"], group["eps"], group["weight_decay"],
-                int(state["step"]), self._pool,
+                int(state["step"]), scale, self._pool,
             )  # fmt: skip
             increment_version(weight)
 

@@ -166,8 +166,7 @@ class _Run:
         self._save_before(step, loss)
         if share := self.moves.at(step):
             reselect(self.model, self.task.patterns, self.optimizer, share)
-        self.optimizer.mask_gradients()  # so that the norm is that of what is trained
-        norm = value(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _diverged(self.settings, step)
         rate = self._set_learning_rate(step)
@@ -225,6 +224,13 @@ class _Run:
         last = step - 1
         if math.isfinite(loss) and last % self.settings.save_every == 0 and last > self.done:
             self.state.save(last)
+
+    def _clip(self) -> float:
+        """The norm of the gradient of what is trained, which is then at most that of the settings."""
+        if self.accelerator.num_processes == 1 and self.optimizer.can_clip:
+            return self.optimizer.clip(self.settings.clip)
+        self.optimizer.mask_gradients()
+        return value(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
 
     def _set_learning_rate(self, step: int) -> float:
         rate = self.settings.learning_rate * cosine(step - 1, self.steps, self.settings.warmup)

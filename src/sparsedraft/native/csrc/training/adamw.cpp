@@ -10,11 +10,13 @@ namespace {
 
 constexpr size_t kPiece = 1 << 16;  // weights that a thread takes at once
 constexpr size_t kBlock = 1024;     // of these, gathered at once: what is gathered stays in the first-level cache
+constexpr size_t kLanes = 16;
 
 struct Factors {
-  float first, second, square, root, eps, rate, shrink;
+  float scale, first, second, square, root, eps, rate, shrink;
   explicit Factors(const AdamW& how)
-      : first(static_cast<float>(1 - how.beta1)),
+      : scale(static_cast<float>(how.scale)),
+        first(static_cast<float>(1 - how.beta1)),
         second(static_cast<float>(how.beta2)),
         square(static_cast<float>(1 - how.beta2)),
         root(static_cast<float>(std::sqrt(1 - std::pow(how.beta2, static_cast<double>(how.step))))),
@@ -23,20 +25,39 @@ struct Factors {
         shrink(static_cast<float>(1 - how.rate * how.decay)) {}
 };
 
-void update(const Factors& f, float* __restrict w, const float* __restrict g, float* __restrict m, float* __restrict v, size_t n) {
+void update(const Factors& f, float* __restrict w, const float* __restrict gradients, float* __restrict m, float* __restrict v,
+            size_t n) {
   for (size_t i = 0; i < n; ++i) {
-    m[i] += f.first * (g[i] - m[i]);
-    v[i] = f.second * v[i] + f.square * g[i] * g[i];
+    const float g = gradients[i] * f.scale;
+    m[i] += f.first * (g - m[i]);
+    v[i] = f.second * v[i] + f.square * g * g;
     w[i] = w[i] * f.shrink - f.rate * m[i] / (std::sqrt(v[i]) / f.root + f.eps);
   }
 }
 
 }  // namespace
 
-void mask_gradients(float* gradients, const uint8_t* keep, size_t n, Pool& pool) {
-  pool.run(n, kPiece, [&](size_t first, size_t last) {
-    for (size_t i = first; i < last; ++i) gradients[i] = keep[i] ? gradients[i] : 0.0f;
+double sum_of_squares(const float* gradients, const uint8_t* keep, size_t n, Pool& pool) {
+  std::vector<double> sums((n + kBlock - 1) / kBlock);
+  pool.run(sums.size(), kPiece / kBlock, [&](size_t from, size_t to) {
+    for (size_t b = from; b < to; ++b) {
+      const float* g = gradients + b * kBlock;
+      const uint8_t* k = keep + b * kBlock;
+      const size_t size = std::min(kBlock, n - b * kBlock);
+      float lanes[kLanes] = {};  // so that several are added at once
+      size_t i = 0;
+      for (; i + kLanes <= size; i += kLanes)
+        for (size_t l = 0; l < kLanes; ++l) {
+          const float kept = k[i + l] ? g[i + l] : 0.0f;
+          lanes[l] += kept * kept;
+        }
+      for (; i < size; ++i) lanes[0] += k[i] ? g[i] * g[i] : 0.0f;
+      for (const float lane : lanes) sums[b] += lane;
+    }
   });
+  double sum = 0;
+  for (const double each : sums) sum += each;
+  return sum;
 }
 
 void step_kept(float* weights, const float* gradients, const uint8_t* keep, size_t n, float* first, float* second, const AdamW& how,

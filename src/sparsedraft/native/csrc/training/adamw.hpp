@@ -14,10 +14,11 @@ namespace sparsedraft {
 struct AdamW {
   double rate, beta1, beta2, eps, decay;
   int64_t step;  // from 1
+  double scale;  // of the gradients
 };
 
-// Gradients [n] of weights that `keep` [n] (0 or 1) prunes become 0.
-void mask_gradients(float* gradients, const uint8_t* keep, size_t n, Pool& pool);
+// Of the gradients [n] that `keep` [n] (0 or 1) keeps.
+double sum_of_squares(const float* gradients, const uint8_t* keep, size_t n, Pool& pool);
 
 // Updates the kept ones of `weights` [n] and their moments, as torch.optim.AdamW does; the others are not written.
 void step_kept(float* weights, const float* gradients, const uint8_t* keep, size_t n, float* first, float* second, const AdamW& how,
