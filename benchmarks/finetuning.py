@@ -6,14 +6,18 @@ About 10 minutes.
 """
 
 import argparse
+import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common import GIB, MODEL, measured, parser, run, seconds
+from finetuning_earlier import COMMIT, compare
+from peers import Missing
 from record import Table
 from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.maths.masks import keep_mask
@@ -25,14 +29,17 @@ from sparsedraft.models.tokenizers import templates
 from sparsedraft.stages.distill.datafolder import write
 from sparsedraft.stages.finetune import loop, memory
 from sparsedraft.stages.finetune.masks import masks_of
-from sparsedraft.text import prompts
-from sparsedraft.text.bins import first_fit
+from sparsedraft.text import dataset, prompts
+from sparsedraft.text.bins import first_fit, truncate
 from sparsedraft.text.sample import Sample
 
 LENGTH = 512  # tokens of a row
 CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {  # options of the command, and of the formula
-    "float32": ((), {}),
-    "checkpointed activations": (("--gradient-checkpointing",), {"gradient_checkpointing": True}),
+    "float32": (("--dtype", "float32"), {}),
+    "checkpointed activations": (
+        ("--dtype", "float32", "--gradient-checkpointing"),
+        {"gradient_checkpointing": True},
+    ),
     "bfloat16": (("--dtype", "bfloat16"), {}),
 }
 
@@ -138,6 +145,27 @@ def peaks(model: str, tokenizer, cases: list[str], table: Table, rows_per_step: 
             table.limit(f"fine-tuning, {case}: plan's peak off by", abs(predicted / gib - 1), 0.2, **figures)
 
 
+def against_earlier(model: str, rows: list[Sample], threads: int, steps: int, table: Table) -> None:
+    """The default and both dtypes against commit fff1e69, whose default was float32: speed, memory, losses."""
+    settings = {
+        "sequence_length": LENGTH, "rows_per_step": 2, "learning_rate": 1e-5, "validate_every": 10**6,
+        "save_every": 10**6,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint = half(model, Path(name) / "half")
+        for dtype, what in (("auto", ""), ("bfloat16", ", bfloat16"), ("float32", ", float32")):
+            found = compare(checkpoint, rows, settings, dtype, threads, steps)
+            apart = max(abs(a - b) for a, b in zip(*found.losses, strict=True))
+            table.ratio(
+                f"fine-tuning{what}, tokens/s / before", found.ratio, 1.8,
+                ratios=[round(ratio, 2) for ratio in found.ratios],
+                seconds_a_step=[round(value, 2) for value in found.seconds],
+                losses=[[round(loss, 4) for loss in curve] for curve in found.losses],
+            )  # fmt: skip
+            table.limit(f"fine-tuning{what}: peak memory / before", found.gib[0] / found.gib[1], 1.0)
+            table.note(f"fine-tuning{what}: largest difference of a step's loss", apart)
+
+
 def work(options: argparse.Namespace, table: Table) -> None:
     tokenizer = checkpoint.load_tokenizer(options.model)
     cases, steps = (["bfloat16"], 2) if options.quick else ([*CASES], 8)
@@ -148,10 +176,20 @@ def work(options: argparse.Namespace, table: Table) -> None:
         reached = ours(checkpoint.load(options.model), tokenizer, steps)
         figures = {"tokens_per_second": round(reached, 1), "bare_tokens_per_second": round(reference, 1)}
         table.ratio("fine-tuning / a bare loop", reached / reference, 0.8, **figures)
+    if "earlier" in options.only:
+        rows = samples(tokenizer)
+        if options.data:
+            rows = [*islice(dataset.samples(options.data, tokenizer), 8 * (steps + 2))]
+            rows, _ = truncate(rows, LENGTH)
+        try:
+            against_earlier(options.model, rows, options.threads, steps, table)
+        except Missing as missing:
+            print(f"not compared with {COMMIT}: {missing}", file=sys.stderr)
 
 
 if __name__ == "__main__":
     arguments = parser(__doc__)
     arguments.add_argument("model", nargs="?", default=MODEL)
-    arguments.add_argument("--only", default="speed,memory")
+    arguments.add_argument("--only", default="speed,memory,earlier")
+    arguments.add_argument("--data", type=Path)
     run("finetuning", arguments.parse_args(), work)

@@ -43,6 +43,7 @@ def drop_layers(model: str, out: Path, calibration: str, **options: Any) -> Resu
 def finetune(drafter: str, data: str, out: Path, *, settings: Settings, **options: Any) -> Result:
     how = {name: value for name, value in settings if name != "betas"}
     rate = how.pop("learning_rate")  # tests of divergence want more than is allowed
+    options.setdefault("dtype", "float32")  # the same on every machine
     made = FinetuneOptions(drafter=drafter, data=Path(data), out=out, **how, **options)
     return finetune_stage.finetune(made.model_copy(update={"learning_rate": rate}))
 

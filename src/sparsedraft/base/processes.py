@@ -34,6 +34,21 @@ PATIENCE = timedelta(hours=2)  # the others wait while the main process hashes i
 PRECISION = {"float32": "no", "bfloat16": "bf16"}
 
 
+def arithmetic(dtype: str, device: str) -> str:
+    """`dtype`, or for "auto" bfloat16 where the CPU or GPU `device` multiplies it in hardware, else float32."""
+    if dtype != "auto":
+        return dtype
+    match torch.device(device).type:
+        case "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        case "cpu":
+            able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+            fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        case _:
+            fast = False
+    return "bfloat16" if fast else "float32"
+
+
 @contextmanager
 def open_accelerator(device: str, dtype: str) -> Iterator[Accelerator]:
     """accelerate's view of this process and the others of its launch, training in `dtype` with float32 weights.

@@ -6,9 +6,20 @@ from torch import nn
 
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
+from sparsedraft.stages.finetune import adamw
 from sparsedraft.stages.finetune.adamw import MaskedAdamW, pack, unpack
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
+
+
+@pytest.fixture(autouse=True, params=["native", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """By the extension, and as where there is none."""
+    if request.param == "torch":
+        monkeypatch.setattr(adamw, "is_built", lambda: False)
+    elif not adamw.is_built():
+        pytest.skip("the extension is not built")
+    return request.param
 
 
 def masked(
@@ -43,12 +54,57 @@ def test_equals_torchs_adamw_with_masked_gradients(pattern: str, sparsity: float
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
         assert torch.equal(bias, their_bias)
         assert not ours[~keep].any(), "pruned weights are exactly 0, whatever their gradient was"
-    assert float((ours - masked(pattern, sparsity)[0])[keep].abs().max()) > 1e-2, "and the others have moved"
+    assert float((ours - masked(pattern, sparsity)[0]).detach()[keep].abs().max()) > 1e-2, "and the others have moved"
     for moments in ("exp_avg", "exp_avg_sq"):
         assert optimizer.state[ours][moments].shape == (int(keep.sum()),)
         torch.testing.assert_close(
-            unpack(optimizer.state[ours][moments], keep), reference.state[theirs][moments], rtol=1e-6, atol=1e-9
+            unpack(optimizer.state[ours][moments], keep), reference.state[theirs][moments], rtol=1e-6, atol=1e-7
         )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 341), (1, 1025), (257, 1023), (2, 65536), (129, 1030)])
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.6, 1.0])
+def test_every_size_and_share_is_stepped_as_torch_does(shape: tuple[int, int], share: float) -> None:
+    """Sizes around those of the pieces and blocks that the extension works on; masks of nothing and of all."""
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape, generator=generator))
+    keep = torch.rand(shape, generator=generator) < share
+    optimizer = MaskedAdamW([weight], **OPTIONS)
+    optimizer.hold(weight, keep)
+    reference = nn.Parameter(weight.detach().clone())
+    other = torch.optim.AdamW([reference], **OPTIONS)
+    for _ in range(3):
+        weight.grad = torch.randn(shape, generator=generator)
+        reference.grad = weight.grad * keep
+        optimizer.step()
+        other.step()
+    assert torch.equal(weight[~keep], torch.zeros(int((~keep).sum())))
+    torch.testing.assert_close(weight[keep], reference[keep], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("largest", [0.5, 1e3])
+def test_clipping_with_the_step_is_clipping_before_it(largest: float, way: str) -> None:
+    weight, keep = masked("unstructured", 0.75, (70, 1029))
+    bias = nn.Parameter(torch.ones(48))
+    optimizer = MaskedAdamW([weight, bias], **OPTIONS)
+    optimizer.hold(weight, keep)
+    others = [nn.Parameter(p.detach().clone()) for p in (weight, bias)]
+    reference = torch.optim.AdamW(others, **OPTIONS)
+    for step in range(3):
+        weight.grad, bias.grad = torch.randn(weight.shape), torch.randn(48)
+        others[0].grad, others[1].grad = weight.grad * keep, bias.grad.clone()
+        norm = nn.utils.clip_grad_norm_(others, largest)
+        if optimizer.can_clip:
+            assert optimizer.clip(largest) == pytest.approx(float(norm), rel=1e-6)
+        else:
+            assert way == "torch"
+            optimizer.mask_gradients()
+            nn.utils.clip_grad_norm_([weight, bias], largest)
+        for each in (optimizer, reference):
+            each.step()
+        for ours, theirs in zip((weight, bias), others, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=f"step {step}")
+    assert (float(norm) > largest) == (largest < 1) and optimizer.scale == 1
 
 
 def test_moments_of_a_half_and_a_quarter_take_a_half_and_a_quarter() -> None:

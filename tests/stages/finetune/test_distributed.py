@@ -63,6 +63,7 @@ def command(made: Path, out: Path, *extra: str, settings: Mapping[str, float] = 
         "--out",
         str(out),
         "--validation-prompts=4",
+        "--dtype=float32",
         *options,
         *extra,
     ]

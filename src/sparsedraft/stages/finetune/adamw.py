@@ -1,13 +1,17 @@
 """AdamW with moments only where weights live."""
 
+import math
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
+from sparsedraft.native.extension import extension, is_built, pool
 from sparsedraft.stages.finetune.sharding import local
 
 
@@ -31,20 +35,23 @@ def unpack(packed: Tensor, keep: Tensor | None) -> Tensor:
     return dense.scatter_(0, places(keep), packed).view(keep.shape)
 
 
+def _is_native(*tensors: Tensor) -> bool:
+    """Whether the extension can read and write these."""
+    known = (torch.float32, torch.bool)
+    return is_built() and all(t.device.type == "cpu" and t.dtype in known and t.is_contiguous() for t in tensors)
+
+
 class MaskedAdamW(torch.optim.Optimizer):
     """torch.optim.AdamW on the surviving weights of masked parameters; it stores nothing for pruned weights.
 
-    `hold` gives a parameter its mask, which lives nowhere else in training. Each step gathers a masked parameter's
-    weights and gradients into vectors, runs torch's fused AdamW on them, and scatters the weights back. So the
-    arithmetic is torch's own, and a pruned weight is never written. Sharded parameters are updated shard by shard.
+    `hold` gives a parameter its mask, which lives nowhere else in training. On a CPU the native extension steps through
+    a masked parameter's weights, gradients and mask once, and updates what the mask keeps. Without it, and elsewhere,
+    each step gathers weights and gradients into vectors, runs torch's fused AdamW on them, and scatters the weights
+    back. The arithmetic is torch's own, and a pruned weight is never written. Sharded parameters are updated shard by
+    shard.
 
-    Memory of a masked parameter: 8 bytes of moments a surviving weight, 1 byte of mask a weight, and during the step
-    16 bytes a surviving weight of one parameter at a time. Layouts that were tried, one CPU core, a linear of
-    1536 x 576 at 50 %, milliseconds a step (dense fused AdamW: 0.5, and 0.8 for masking its gradient):
-    masked_select and masked_scatter_ 26; boolean indexing in numpy 19; dense scratch moments, unpacked and packed again
-    at each step, 31; index_select and scatter_ with stored int32 positions 1.3, but they take 4 bytes a surviving
-    weight; with positions that each step finds from the mask, as here, 1.8. That is 0.2 s for the 106 million weights
-    of SmolLM2-135M's linears, 3 % of a step of two rows of 512 tokens.
+    Memory of a masked parameter: 8 bytes of moments a surviving weight and 1 byte of mask a weight; gathering takes 16
+    bytes a surviving weight of one parameter at a time during the step.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class MaskedAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": 1e-8})
         self.keep: dict[Tensor, Tensor] = {}  # bool, by parameter, cut as the parameter is
+        self.scale = 1.0  # of the next step's gradients
 
     @torch.no_grad()
     def hold(self, parameter: Tensor, keep: Tensor) -> None:
@@ -73,18 +81,77 @@ class MaskedAdamW(torch.optim.Optimizer):
             if parameter.grad is not None:
                 local(parameter.grad).mul_(keep)
 
+    @property
+    def can_clip(self) -> bool:
+        """Whether `clip` works here: where the extension steps."""
+        masked = [p for p in self.keep if p.grad is not None]
+        return bool(masked) and all(local(p) is p and _is_native(p, p.grad, self.keep[p]) for p in masked)
+
+    @torch.no_grad()
+    def clip(self, largest: float) -> float:
+        """The norm of the gradient of what is trained; the next step scales it down to `largest`, where it is more.
+
+        It takes a pass over the gradients less than zeroing some, and two less than scaling them.
+        """
+        squares = 0.0
+        for parameter in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            gradient, keep = parameter.grad, self.keep.get(parameter)
+            if keep is None:
+                squares += float(gradient.norm()) ** 2
+            else:
+                squares += extension().sum_of_squares(gradient.data_ptr(), keep.data_ptr(), keep.numel(), self._pool)
+        norm = math.sqrt(squares)
+        self.scale = min(1.0, largest / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ does
+        return norm
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One AdamW step of every parameter that has a gradient."""
+        scale, self.scale = self.scale, 1.0
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             plain = [p for p in parameters if p not in self.keep]
+            if scale < 1:
+                torch._foreach_mul_([local(p.grad) for p in plain], scale)
             self._update(group, plain, [local(p) for p in plain], [local(p.grad) for p in plain])
             for parameter in (p for p in parameters if p in self.keep):  # one at a time: the vectors are copies
-                where, weight = places(self.keep[parameter]), local(parameter).view(-1)
-                survivors = weight.index_select(0, where)
-                self._update(group, [parameter], [survivors], [local(parameter.grad).flatten().index_select(0, where)])
-                weight.scatter_(0, where, survivors)
+                weight, gradient, keep = local(parameter), local(parameter.grad), self.keep[parameter]
+                if _is_native(weight, gradient, keep):
+                    self._update_natively(group, parameter, (weight, gradient), scale)
+                    continue
+                where, flat = places(keep), weight.view(-1)
+                survivors = flat.index_select(0, where)
+                self._update(group, [parameter], [survivors], [gradient.flatten().index_select(0, where)])
+                flat.scatter_(0, where, survivors)
+
+    @cached_property
+    def _pool(self) -> Any:
+        """The threads of the extension."""
+        return pool(torch.get_num_threads())
+
+    def _update_natively(
+        self, group: dict[str, Any], parameter: Tensor, of_it: tuple[Tensor, Tensor], scale: float
+    ) -> None:
+        """The same by the extension, in one pass and without vectors; `of_it` are its weight and gradient here."""
+        (weight, gradient), keep = of_it, self.keep[parameter]
+        if not self.state[parameter]:
+            count = int(keep.sum())
+            self.state[parameter] = self._begun(torch.empty(count))
+        state = self.state[parameter]
+        state["step"] += 1
+        if state["exp_avg"].numel():
+            extension().step_kept(
+                weight.data_ptr(), gradient.data_ptr(), keep.data_ptr(), keep.numel(), state["exp_avg"].data_ptr(),
+                state["exp_avg_sq"].data_ptr(), group["lr"], *group["betas"], group["eps"], group["weight_decay"],
+                int(state["step"]), scale, self._pool,
+            )  # fmt: skip
+            increment_version(weight)
+
+    @staticmethod
+    def _begun(weight: Tensor) -> dict[str, Tensor]:
+        """The state before the first step of weights like these."""
+        moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+        return {"step": torch.zeros((), device=weight.device), **moments}
 
     def _update(
         self, group: dict[str, Any], parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]
@@ -92,11 +159,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         """Torch's fused AdamW on `weights` in place, with the moments of `parameters`."""
         for parameter, weight in zip(parameters, weights, strict=True):
             if not self.state[parameter]:
-                self.state[parameter] = {
-                    "step": torch.zeros((), device=weight.device),
-                    "exp_avg": torch.zeros_like(weight),
-                    "exp_avg_sq": torch.zeros_like(weight),
-                }
+                self.state[parameter] = self._begun(weight)
         states = [self.state[parameter] for parameter in parameters]
         adamw(
             weights,
@@ -114,3 +177,5 @@ class MaskedAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+        for weight in weights:  # which torch's fused kernels do not count as a write
+            increment_version(weight)

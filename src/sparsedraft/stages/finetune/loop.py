@@ -23,7 +23,7 @@ from sparsedraft.base.jsonfiles import write_json
 from sparsedraft.maths.pattern import Pattern
 from sparsedraft.models.checkpoint import stored_dtype
 from sparsedraft.models.decoder import decoder_linears, embedding_rows
-from sparsedraft.stages.finetune import quantize
+from sparsedraft.stages.finetune import halves, quantize
 from sparsedraft.stages.finetune.adamw import MaskedAdamW
 from sparsedraft.stages.finetune.masks import broken
 from sparsedraft.stages.finetune.objective import Objective
@@ -122,6 +122,8 @@ class _Run:
         readers = [reader for reader in (self.model, task.teacher, task.feature_teacher) if reader is not None]
         self.packable = all(abilities(reader).packs for reader in readers)
         self.wrapped, self.optimizer = _prepare(self.model, task.masks, settings, accelerator)
+        if accelerator.mixed_precision != "no" and not accelerator.is_fsdp2:
+            halves.install(self.model, adds=accelerator.num_processes == 1)
         self.steps = count_steps(task.training, settings, self.packable)
         self.moves = Schedule(settings.reselect_every, settings.reselect_share, self.steps)
         self.state = State(
@@ -164,8 +166,7 @@ class _Run:
         self._save_before(step, loss)
         if share := self.moves.at(step):
             reselect(self.model, self.task.patterns, self.optimizer, share)
-        self.optimizer.mask_gradients()  # so that the norm is that of what is trained
-        norm = value(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
+        norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise _diverged(self.settings, step)
         rate = self._set_learning_rate(step)
@@ -223,6 +224,13 @@ class _Run:
         last = step - 1
         if math.isfinite(loss) and last % self.settings.save_every == 0 and last > self.done:
             self.state.save(last)
+
+    def _clip(self) -> float:
+        """The norm of the gradient of what is trained, which is then at most that of the settings."""
+        if self.accelerator.num_processes == 1 and self.optimizer.can_clip:
+            return self.optimizer.clip(self.settings.clip)
+        self.optimizer.mask_gradients()
+        return value(self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip))
 
     def _set_learning_rate(self, step: int) -> float:
         rate = self.settings.learning_rate * cosine(step - 1, self.steps, self.settings.warmup)

@@ -22,9 +22,14 @@ REST_P, REST_Q = 1e-4, 1e-6
 FLOOR = -80.0  # log-probability that stands for none: e⁻⁸⁰ adds nothing, and stays finite in every formula
 
 
+def _wide(logits: Tensor) -> Tensor:
+    """The logits in no fewer bits than float32."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def nll(q_logits: Tensor, tokens: Tensor) -> Tensor:
     """-mean log q(token): q_logits [n, V], tokens [n]."""
-    return F.cross_entropy(q_logits.float(), tokens)
+    return F.cross_entropy(_wide(q_logits), tokens)
 
 
 def whole(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,7 +39,7 @@ def whole(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
     distributions leave them out.
     """
     width = min(p_logits.shape[-1], q_logits.shape[-1])
-    return p_logits[..., :width].float().log_softmax(-1), q_logits[..., :width].float().log_softmax(-1)
+    return _wide(p_logits[..., :width]).log_softmax(-1), _wide(q_logits[..., :width]).log_softmax(-1)
 
 
 def bucketed(topk_ids: Tensor, topk_logprobs: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +49,8 @@ def bucketed(topk_ids: Tensor, topk_logprobs: Tensor, q_logits: Tensor) -> tuple
     the stored 16-bit log-probabilities do not.
     """
     known = topk_ids < q_logits.shape[-1]
-    log_q = q_logits.float().log_softmax(-1).gather(-1, topk_ids.where(known, 0))
-    return _with_rest(topk_logprobs.float(), known, REST_P), _with_rest(log_q, known, REST_Q)
+    log_q = _wide(q_logits).log_softmax(-1).gather(-1, topk_ids.where(known, 0))
+    return _with_rest(topk_logprobs.to(log_q.dtype), known, REST_P), _with_rest(log_q, known, REST_Q)
 
 
 def _with_rest(logprobs: Tensor, known: Tensor, least: float) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from sparsedraft.base.errors import UserError
 from sparsedraft.stages.finetune import losses
+from sparsedraft.stages.finetune.chunks import LogitsOf, logits_in_chunks, loss_in_chunks
 from sparsedraft.stages.finetune.features import square_head
 from sparsedraft.text.bins import Bin
-from sparsedraft.text.logits import outputs, outputs_of_text
 
 
 @dataclass(frozen=True)
@@ -48,59 +48,68 @@ class Objective:
         )
 
     def __call__(self, model: nn.Module, row: Bin, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """(mean loss over the row's answer tokens, how many of them are the drafter's argmax).
+        """(mean loss over the row's answer tokens, how many of them are the drafter's argmax: 0 in training mode).
 
         The row is one of several whose losses are added up, weighed by their answer tokens. `share` is that of all
         these rows together; with it, the divergence of the sum is the mean over the tokens whose distribution is known.
-        Only training mode adds the feature term, so that validation losses compare whatever its weight.
+        Only training mode adds the feature term, so that validation losses compare whatever its weight; and it does
+        not look for the argmax of a whole vocabulary.
         Features are those of every token of the row, the prompt's included, because later tokens attend to them; but
         for mask tokens, which the dense drafter does not read.
         """
+        if share == 1 and (share := self.share([row])) == 0:
+            raise self.unknown("this text")
         features = model.training and self.feature_weight > 0
-        logits, hidden = outputs(model, row, hidden_states=features)
-        agree = (logits.detach().argmax(-1) == row.tokens).sum()
-        p_logits, dense = self._teachers(row, features)
-        loss = self._on_logits(logits, p_logits, row, share)
+        target, dense = self._teachers(row, features)
+        agree = torch.zeros((), dtype=torch.long, device=row.tokens.device)
+
+        def loss_of(logits: Tensor, part: slice) -> Tensor:
+            tokens = row.tokens[part]
+            if not model.training:
+                agree.add_((logits.detach().argmax(-1) == tokens).sum())
+            loss = self._on_logits(logits, target(part) if target else None, row, part, share)
+            return loss * (len(tokens) / len(row.tokens))
+
+        loss, hidden = loss_in_chunks(model, row, loss_of, hidden_states=features)
         if features:
             of_text = [state[:, : goal.shape[1]] for state, goal in zip(hidden, dense, strict=True)]
             loss = loss + self.feature_weight * square_head(dense, of_text)
         return loss, agree
 
     @torch.no_grad()
-    def _teachers(self, row: Bin, features: bool) -> tuple[Tensor | None, tuple[Tensor, ...]]:
-        """The target's logits and the dense drafter's hidden states, each where the loss needs it."""
-        p_logits: Tensor | None = None
+    def _teachers(self, row: Bin, features: bool) -> tuple[LogitsOf | None, tuple[Tensor, ...]]:
+        """The target's logits by slices of places and the dense drafter's hidden states, where the loss needs them."""
+        target: LogitsOf | None = None
         dense: tuple[Tensor, ...] = ()
         shared = features and self.feature_teacher is self.teacher
         if self.teacher is not None and self.loss != "nll":
-            p_logits, dense = outputs_of_text(self.teacher, row, hidden_states=shared)
+            target, dense = logits_in_chunks(self.teacher, row, hidden_states=shared)
         if features and not dense and self.feature_teacher is not None:
-            _, dense = outputs_of_text(self.feature_teacher, row, hidden_states=True)
-        return p_logits, dense
+            _, dense = logits_in_chunks(self.feature_teacher, row, hidden_states=True)
+        return target, dense
 
-    def _on_logits(self, logits: Tensor, p_logits: Tensor | None, row: Bin, share: float) -> Tensor:
+    def _on_logits(self, logits: Tensor, p_logits: Tensor | None, row: Bin, part: slice, share: float) -> Tensor:
+        """The mean loss over the places `part` of the row, whose logits these are."""
         if self.loss == "nll":
-            return losses.nll(logits, row.tokens)
+            return losses.nll(logits, row.tokens[part])
         if p_logits is not None:
             loss = losses.DIVERGENCES[self.loss](*losses.whole(p_logits, logits))
         else:
-            loss = self._stored(logits, row, share)
+            loss = self._stored(logits, row, part, share)
         if self.nll_weight == 0:
             return loss
         loss = (1 - self.nll_weight) * loss
-        return loss if row.own else loss + self.nll_weight * losses.nll(logits, row.tokens)
+        return loss if row.own else loss + self.nll_weight * losses.nll(logits, row.tokens[part])
 
-    def _stored(self, logits: Tensor, row: Bin, share: float) -> Tensor:
+    def _stored(self, logits: Tensor, row: Bin, part: slice, share: float) -> Tensor:
         """The divergence from the stored distributions, as a mean over the tokens that have one (see `__call__`)."""
-        known = int(row.soft.sum())
-        if known == 0 and share == 1:
-            raise self.unknown("this text")
+        soft = row.soft[part]
+        known = int(soft.sum())
         if known == 0:
             return logits.sum() * 0.0
-        if known < len(row.soft):
-            places = row.soft.nonzero().squeeze(1)
-            pair = losses.bucketed(row.topk_ids[places], row.topk_logprobs[places], logits[places])
-        else:
-            pair = losses.bucketed(row.topk_ids, row.topk_logprobs, logits)
-        mean = losses.DIVERGENCES[self.loss](*pair)
-        return mean if share == 1 else mean * (known / len(row.soft) / share)
+        topk_ids, topk_logprobs = row.topk_ids[part], row.topk_logprobs[part]
+        if known < len(soft):
+            places = soft.nonzero().squeeze(1)
+            topk_ids, topk_logprobs, logits = topk_ids[places], topk_logprobs[places], logits[places]
+        mean = losses.DIVERGENCES[self.loss](*losses.bucketed(topk_ids, topk_logprobs, logits))
+        return mean * (known / len(soft) / share)

@@ -165,9 +165,12 @@ class FinetuneOptions(Replacing, Machine, FinetuneSettings, _Sources):
     """What `finetune` does: which drafter, on which data, and how."""
 
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        Field(description="Arithmetic: float32 or bfloat16; weights and moments are float32 in both."),
-    ] = "float32"
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(
+            description="Arithmetic: float32, bfloat16, or auto: bfloat16 where the device has instructions for it; "
+            "weights and moments are float32 in all."
+        ),
+    ] = "auto"
 
     @property
     def settings(self) -> Settings:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sparsedraft.base.processes import share_of, sum_over_processes
 from sparsedraft.stages.finetune.objective import Objective
+from sparsedraft.stages.finetune.packed import text_by_text
 from sparsedraft.stages.finetune.sharding import reshard
 from sparsedraft.text.bins import Bin
 
@@ -29,7 +30,8 @@ def validate(
     if (share := objective.share(rows)) == 0:
         raise objective.unknown("the validation data")
     for row, counts in share_of(rows, accelerator):
-        mean, matches = objective(model, row.to(accelerator.device), share)
+        with text_by_text():
+            mean, matches = objective(model, row.to(accelerator.device), share)
         if counts:
             loss += float(mean) * len(row.tokens)
             agree += int(matches)
@@ -52,7 +54,7 @@ def add_gradients(model: nn.Module, objective: Objective, rows: Sequence[Bin], a
     for index, (row, counts) in enumerate(share):
         # gradients are exchanged with the last row; FSDP would keep whole ones until then, so it exchanges each time
         waits = index < len(share) - 1 and not accelerator.is_fsdp2
-        with accelerator.no_sync(model) if waits else nullcontext():
+        with accelerator.no_sync(model) if waits else nullcontext(), text_by_text():
             loss, _ = objective(model, row.to(accelerator.device), known)
             part = loss * (counts * len(row.tokens) / answer_tokens)
             (part * accelerator.num_processes).backward()  # accelerate's wrappers take the mean over processes

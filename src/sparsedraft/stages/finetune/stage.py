@@ -69,8 +69,8 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     `validation_prompts` prompts (all their turns) are held out for validation. `teacher` is the target that
     wrote the data, in memory: every loss but nll compares with it, or else with the log-probabilities that `distill`
     stored. `feature_teacher` is the dense drafter, for SquareHead. `dtype` is the arithmetic of forward and backward
-    passes, and what the teachers are loaded in; weights and moments are float32, and the checkpoint is written in the
-    dtype that the drafter's own is stored in.
+    passes (see `processes.arithmetic`), and what the teachers are loaded in; weights and moments are float32, and the
+    checkpoint is written in the dtype that the drafter's own is stored in.
     Several processes (see `processes`) train as one; the main one returns the result, the others {}.
     Raises UserError for models that do not belong together, a drafter that lies about
     its mask, data of another kind, or a loss that diverges; then the weights of the last saved state become the
@@ -78,6 +78,7 @@ def finetune(options: FinetuneOptions) -> dict[str, Any]:
     """
     settings = options.settings
     checkpoint.device_named(options.device)
+    options = options.model_copy(update={"dtype": processes.arithmetic(options.dtype, options.device)})
     with processes.open_accelerator(options.device, options.dtype) as accelerator:
         sources = processes.in_turn(accelerator, lambda: _find(options))
         inputs: dict[str, object] = {

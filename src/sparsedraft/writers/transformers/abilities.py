@@ -9,6 +9,7 @@ transformers' own loop (see `writers.transformers.alone`).
 import random
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from types import MethodType
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class Abilities:
     def packs(self) -> bool:
         """Whether samples that are packed in one row do not see each other."""
         return self._try(_packs)
+
+    @cached_property
+    def shows_head(self) -> bool:
+        """Whether the logits are what the head returns, for the places that are asked for: no cap or scale follows."""
+        return self._try(_shows_head)
 
     def _try(self, trial: Callable[[PreTrainedModel], bool]) -> bool:
         if self.model is None:
@@ -191,3 +197,19 @@ def _packs(model: PreTrainedModel) -> bool:
     single = [answer_logits(model, fill([sample]).to(model.device)) for sample in samples]
     model.train(training)
     return all(map(_alike, packed, single))
+
+
+def _shows_head(model: PreTrainedModel) -> bool:
+    row = fill([Sample("", _text(model, NEAR), _text(model, MORE))]).to(model.device)
+    head, seen = model.get_output_embeddings(), []
+    answer = torch.linspace(-90, 90, MORE, device=model.device).view(1, MORE, 1)
+
+    def returned(self: torch.nn.Module, hidden: Tensor) -> Tensor:
+        seen.append(hidden.shape[:-1])
+        return answer
+
+    head.forward = MethodType(returned, head)
+    try:
+        return torch.equal(answer_logits(model, row), answer[0]) and seen == [answer.shape[:-1]]
+    finally:
+        del head.forward

@@ -9,6 +9,7 @@
 //   bind_model.cpp     a model from its config, its matrices and its vectors
 //   bind_session.cpp   sequences of a model: logits, drafts, roll-backs
 //   bind_kernels.cpp   kernels one by one, for tests and benchmarks
+//   bind_training.cpp  the optimizer of fine-tuning
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -53,5 +54,6 @@ void bind_matrix(nb::module_& m);
 void bind_model(nb::module_& m);
 void bind_session(nb::module_& m);
 void bind_kernels(nb::module_& m);
+void bind_training(nb::module_& m);
 
 }  // namespace sparsedraft

@@ -18,4 +18,5 @@ NB_MODULE(_native, m) {
   bind_model(m);
   bind_session(m);
   bind_kernels(m);
+  bind_training(m);
 }
