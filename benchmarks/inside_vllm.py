@@ -44,7 +44,7 @@ class DraftersOfVllm(Models):
     @property
     def best_packed(self) -> Path:
         """The packed drafter: the trained one, else the pruned one."""
-        return self.drafters.get("fine-tuned") or self.drafters["one-shot 2:4"]
+        return self.packed_drafter(self.tuned, "fine-tuned") if self.tuned else self.one_shot
 
 
 class Bench(groups.Bench):
