@@ -1,9 +1,9 @@
 """vLLM on this CPU with our packed drafter, beside vLLM with dense drafters and without one, in the same minutes.
 
     make .venv-vllm/.installed && .venv-vllm/bin/pip install dist/*.whl   # an environment with vLLM and sparsedraft
-    python benchmarks/inside_vllm.py --vllm .venv-vllm/bin/python [--drafted 3] [--limit 8]
+    python benchmarks/inside_vllm.py --vllm .venv-vllm/bin/python [--drafted 3] [--limit 8] [--turns 3]
 
-Every way is a server of its own, one after the other, three times over; each row compares medians over these turns.
+Every way is a server of its own, one after the other, in so many turns; each row compares medians over these turns.
 The target runs in bfloat16. How long it takes was not measured yet. (It is not called vllm.py, since Python would
 then take it for the package.)
 """
@@ -11,6 +11,7 @@ then take it for the package.)
 import argparse
 import statistics
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import groups
 from common import CACHE, measured, parser
 from fourbit_models import Models, add_options
+from record import Table
 from sparsedraft.models import checkpoint
 from vllm_servers import Vllm, drafting, proposing, serving
 from whole_answers import Task, leaving_out
@@ -42,7 +44,7 @@ class DraftersOfVllm(Models):
     @property
     def best_packed(self) -> Path:
         """The packed drafter: the trained one, else the pruned one."""
-        return self.drafters.get("fine-tuned") or self.drafters["one-shot 2:4"]
+        return self.packed_drafter(self.tuned, "fine-tuned") if self.tuned else self.one_shot
 
 
 class Bench(groups.Bench):
@@ -50,6 +52,10 @@ class Bench(groups.Bench):
 
     name = "inside_vllm"
     makes = DraftersOfVllm
+
+    def __init__(self, options: argparse.Namespace, table: Table, ends: ExitStack) -> None:
+        super().__init__(options, table, ends)
+        self.turns = 1 if options.quick else options.turns
 
     @cached_property
     def ways(self) -> dict[str, list[str]]:
@@ -125,6 +131,7 @@ def main() -> None:
     arguments.add_argument("--drafted", type=int, default=3, help="tokens drafted a step")
     arguments.add_argument("--prompts", default="demo:eval", help="PROMPTS to answer")
     arguments.add_argument("--limit", type=int, default=8, help="how many of them")
+    arguments.add_argument("--turns", type=int, default=3, help="how often each server is started; a quick check: once")
     groups.add_only(arguments, GROUPS)
     groups.main(Bench, GROUPS, arguments)
 

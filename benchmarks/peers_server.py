@@ -3,11 +3,9 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +14,11 @@ from typing import Any
 
 from peers import Missing, figure
 from peers_llama import Llama
+from processes import free_port, started, stop
 
 CONTEXT = 4096  # tokens of a server, which its slots share
 SLOT = 1024  # tokens of a slot at least
-START, ANSWER = 180, 600  # seconds at most until a server is ready, and for one answer
+START, ANSWER, END = 180, 600, 20  # seconds at most until a server is ready, for one answer, and until it has ended
 LOGGED = 1.0  # seconds at most until the log says of an answer what was drafted
 
 
@@ -47,25 +46,6 @@ def logged_drafts(log: str) -> list[tuple[int, int]]:
     return [(int(accepted), int(drafted)) for accepted, drafted in found]
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def started(process: subprocess.Popen[bytes], address: str, seconds: float = START) -> bool:
-    """Wait until a server answers at /health, which it does once its models are loaded; whether it did in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
-                return True
-        except (OSError, urllib.error.URLError):  # 503 while it loads
-            time.sleep(0.2)
-    return False
-
-
 class Server:
     """A running server with so many `slots`; `close` ends it. Missing where it does not start."""
 
@@ -85,7 +65,7 @@ class Server:
         self._process = subprocess.Popen(
             [*map(str, command)], stdout=self._log, stderr=subprocess.STDOUT, cwd=llama.programs
         )
-        if not started(self._process, self.address):
+        if not started(self._process, self.address, START):
             self.close()
             raise Missing(f"{self.name}'s llama-server did not start ({self._last_line()})")
 
@@ -134,9 +114,4 @@ class Server:
 
     def close(self) -> None:
         """End the process."""
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        stop(self._process, END)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from peers_server import free_port, started
+from processes import free_port, started, stop
 from serving_clients import Endpoint
 from sparsedraft.base.errors import UserError
 from sparsedraft.serve.service import ALONE
@@ -57,12 +57,7 @@ class Served:
 
     def close(self) -> None:
         """End the process."""
-        self._process.terminate()
-        try:
-            self._process.wait(timeout=END)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        stop(self._process, END)
 
 
 def busy(pids: list[int], seconds: float = 1.0) -> tuple[float, float]:

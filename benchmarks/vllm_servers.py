@@ -2,35 +2,32 @@
 
 import json
 import os
-import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import vllm_server
 from peers import Missing
-from peers_server import Answer, free_port, started
+from peers_server import Answer
 
-SERVER = "vllm.entrypoints.openai.api_server"
-START, ANSWER = 600, 600  # seconds at most until a server is ready, and for one answer
 CONTEXT = 2048  # tokens
 
 
 class Vllm:
-    """A running server of the model "me"."""
+    """A running server."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, server: vllm_server.VllmServer) -> None:
+        self.server = server
 
     def answer(self, ids: Sequence[int], tokens: int) -> Answer:
         """The greedy answer to the prompt `ids`, and what the server counts as drafted and accepted meanwhile."""
-        before, start = self._drafts(), time.perf_counter()
+        before, start = self.server.drafts(), time.perf_counter()
         written = self._complete(ids, tokens)
         seconds = time.perf_counter() - start
-        drafted, accepted = (after - count for after, count in zip(self._drafts(), before, strict=True))
+        drafted, accepted = (after - count for after, count in zip(self.server.drafts(), before, strict=True))
         return Answer(written, seconds, drafted, accepted)
 
     def together(self, prompts: Sequence[Sequence[int]], tokens: int, at_once: int) -> Answer:
@@ -41,19 +38,7 @@ class Vllm:
         return Answer(written, time.perf_counter() - start)
 
     def _complete(self, ids: Sequence[int], tokens: int) -> int:
-        body = {"model": "me", "prompt": list(ids), "max_tokens": tokens, "temperature": 0}
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.address}/v1/completions", json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=ANSWER) as reply:
-            return int(json.load(reply)["usage"]["completion_tokens"])
-
-    def _drafts(self) -> tuple[int, int]:
-        """(drafted, accepted) tokens since the server started."""
-        with urllib.request.urlopen(f"{self.address}/metrics", timeout=ANSWER) as reply:
-            lines = reply.read().decode().splitlines()
-        names = (f"vllm:spec_decode_num_{kind}_tokens_total{{" for kind in ("draft", "accepted"))
-        drafted, accepted = (sum(int(float(x.split()[-1])) for x in lines if x.startswith(name)) for name in names)
-        return drafted, accepted
+        return int(self.server.complete(ids, max_tokens=tokens, temperature=0)["usage"]["completion_tokens"])
 
 
 def environment(python: Path, threads: int) -> dict[str, str]:
@@ -68,22 +53,12 @@ def environment(python: Path, threads: int) -> dict[str, str]:
 @contextmanager
 def serving(python: Path, threads: int, log: Path, arguments: Sequence[str]) -> Iterator[Vllm]:
     """A server with these arguments, until the block ends; Missing where it does not start."""
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    names = ["--port", str(port), "--host", "127.0.0.1", "--served-model-name", "me", "--max-model-len", str(CONTEXT)]
-    command = [str(python), "-m", SERVER, *names, "--dtype", "bfloat16", "--enforce-eager", *arguments]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment(python, threads))
+    settings = ["--max-model-len", str(CONTEXT), "--dtype", "bfloat16", "--enforce-eager"]
     try:
-        if not started(process, address, START):
-            raise Missing(f"vLLM did not start: {log} says why")
-        yield Vllm(address)
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with vllm_server.serving(python, log, environment(python, threads), *settings, *arguments) as server:
+            yield Vllm(server)
+    except vllm_server.NotStarted as why:
+        raise Missing(str(why)) from None
 
 
 def drafting(model: Path | str, tokens: int) -> list[str]:
@@ -91,8 +66,7 @@ def drafting(model: Path | str, tokens: int) -> list[str]:
     return ["--speculative-config", json.dumps({"model": str(model), "num_speculative_tokens": tokens})]
 
 
-def proposing(model: Path, tokens: int) -> list[str]:
+def proposing(model: Path, tokens: int, **settings: Any) -> list[str]:
     """The arguments of drafts by our own engine."""
-    method: dict[str, Any] = {"method": "custom_class", "model": "sparsedraft.integrations.vllm.Proposer"}
-    more = ["--speculative-config", json.dumps({**method, "num_speculative_tokens": tokens})]
-    return [*more, "--additional-config", json.dumps({"sparsedraft_drafter": str(model)})]
+    ours = json.dumps({"sparsedraft": {"drafter": str(model), **settings}})
+    return [*drafting("sparsedraft.integrations.vllm.Proposer", tokens), "--additional-config", ours]

@@ -314,9 +314,10 @@ class Pair:
             return TreeDrafter(cast(TreeBackend, backend), drafting, branching, window=self.window)
         rows = q.embedding_rows
         if self.route == "same":
+            wider = p.embedding_rows > rows
 
             def heard(sequence: TokenSequence) -> list[int]:  # a wider target may write what the drafter cannot read
-                return [token if token < rows else 0 for token in sequence.tokens]
+                return [token if token < rows else 0 for token in sequence.tokens] if wider else sequence.tokens
 
             return model_drafter(
                 backend,

@@ -1,5 +1,6 @@
 """One target with several drafters: texts that come and go, each drafted by the one that it names."""
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import cast
@@ -31,20 +32,32 @@ def open_decoder(
         raise ValueError("the pairs have several targets, or no drafter: give pairs of one target.")
     for pair in pairs.values():
         pair.check_open(rows)
-    policies = {
-        name: WithLookup(policy(name), joins=True) if pair.lookup else policy(name) for name, pair in pairs.items()
-    }
-    shared = PolicyOfEach(policies)
-    drafters = {
-        name: cast(OpenDrafter, pair.open_drafter(rows, policies[name], sampling)) for name, pair in pairs.items()
-    }
+    drafter = open_drafter(pairs, rows, policy, sampling)
     around = {pair.around for pair in pairs.values()}  # one that is not native needs torch's threads
     return OpenDecoder(
         first.target.open_backend(rows),
-        RoutedDrafter(drafters, shared),
-        shared,
+        drafter,
+        drafter.policy,
         sampling,
         first.target.eos_ids,
         around=around.pop() if len(around) == 1 else nullcontext,
         piece=piece,
     )
+
+
+def open_drafter(
+    pairs: Mapping[str, Pair],
+    rows: int,
+    policy: Callable[[str], Policy],
+    sampling: Sampling,
+    clock: Callable[[], float] = time.perf_counter,
+) -> RoutedDrafter:
+    """The drafters of these pairs for texts that come and go, whoever verifies what they draft; its `policy` is to be
+    asked and told of each step. `clock` returns seconds. See `open_decoder`."""
+    policies = {
+        name: WithLookup(policy(name), joins=True) if pair.lookup else policy(name) for name, pair in pairs.items()
+    }
+    drafters = {
+        name: cast(OpenDrafter, pair.open_drafter(rows, policies[name], sampling)) for name, pair in pairs.items()
+    }
+    return RoutedDrafter(drafters, PolicyOfEach(policies), clock)

@@ -11,7 +11,7 @@ from sparsedraft.writers.protocol.backend import TreeBackend
 def shared(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common prefix."""
     n = min(len(a), len(b))
-    if a[:n] == b[:n]:
+    if (a if len(a) == n else a[:n]) == (b if len(b) == n else b[:n]):  # a copy of a long text takes longer than this
         return n
     return next(i for i in range(n) if a[i] != b[i])
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
@@ -52,7 +53,10 @@ class SparsedraftConfig(QuantizationConfig):
         """vLLM calls this with the folder or the hub id of the model, before it builds it."""
         folder = local_folder(model_name, revision)
         if not current_platform.is_cpu():
-            raise UserError(f"packed folder {folder} runs on CPUs only in vLLM: serve the checkpoint it was made from.")
+            raise UserError(
+                f"packed folder {folder} runs on CPUs only in vLLM: serve the checkpoint that it was packed from, or "
+                "let sparsedraft.integrations.vllm.Proposer draft with it on the CPU."
+            )
         if not native.is_built():
             raise UserError(
                 f"packed folder {folder} needs the native runtime, which was not built: install a C++20 compiler and "
@@ -70,6 +74,11 @@ class SparsedraftConfig(QuantizationConfig):
         folder = self.folder
         if folder is None:
             raise UserError(f"a packed model of {prefix} has no folder: give vLLM its folder or its hub id.")
+        if (processes := get_tensor_model_parallel_world_size()) > 1:
+            raise UserError(
+                f"packed folder {folder.folder} runs in one process, and vLLM would share it among {processes}: give "
+                "--tensor-parallel-size 1."
+            )
         if isinstance(layer, ParallelLMHead):
             name = folder.head()
             return None if name is None else PackedHeadMethod(folder, name)
