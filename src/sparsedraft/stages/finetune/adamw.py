@@ -84,8 +84,8 @@ class MaskedAdamW(torch.optim.Optimizer):
     @property
     def can_clip(self) -> bool:
         """Whether `clip` works here: where the extension steps."""
-        masked = [p for p in self.keep if p.grad is not None]
-        return bool(masked) and all(local(p) is p and _is_native(p, p.grad, self.keep[p]) for p in masked)
+        masked = [(p, p.grad, keep) for p, keep in self.keep.items() if p.grad is not None]
+        return bool(masked) and all(local(of[0]) is of[0] and _is_native(*of) for of in masked)
 
     @torch.no_grad()
     def clip(self, largest: float) -> float:

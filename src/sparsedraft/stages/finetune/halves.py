@@ -103,6 +103,8 @@ def install(model: nn.Module, mixed: bool, adds: bool) -> None:
     linears = [m for m in model.modules() if type(m) is nn.Linear and m is not head and "forward" not in m.__dict__]
     for linear in linears if mixed else ():
         linear.forward = MethodType(_linear, linear)  # type: ignore[method-assign]
+    for parameter in model.parameters():
+        _adding.pop(parameter, None)
     if not adds:
         return
     plain = type(embedding) is nn.Embedding and not (embedding.max_norm or embedding.scale_grad_by_freq)
