@@ -27,8 +27,9 @@ TOP = 5
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 7 places: the rows here have several, and the last one is not full."""
+    """Chunks of 7 places in parts of 3: the rows here have several, and the last one is not full."""
     monkeypatch.setattr(chunks, "PLACES", 7)
+    monkeypatch.setattr(chunks, "ENTRIES", 3 * 320)
 
 
 def rows(model: nn.Module, hard: bool = False) -> Iterator[bins.Bin]:

@@ -84,8 +84,8 @@ class MaskedAdamW(torch.optim.Optimizer):
     @property
     def can_clip(self) -> bool:
         """Whether `clip` works here: where the extension steps."""
-        masked = [p for p in self.keep if p.grad is not None]
-        return bool(masked) and all(local(p) is p and _is_native(p, p.grad, self.keep[p]) for p in masked)
+        masked = [(p, p.grad, keep) for p, keep in self.keep.items() if p.grad is not None]
+        return bool(masked) and all(local(of[0]) is of[0] and _is_native(*of) for of in masked)
 
     @torch.no_grad()
     def clip(self, largest: float) -> float:
@@ -111,9 +111,7 @@ class MaskedAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             plain = [p for p in parameters if p not in self.keep]
-            if scale < 1:
-                torch._foreach_mul_([local(p.grad) for p in plain], scale)
-            self._update(group, plain, [local(p) for p in plain], [local(p.grad) for p in plain])
+            self._update(group, plain, [local(p) for p in plain], [local(p.grad) for p in plain], scale)
             for parameter in (p for p in parameters if p in self.keep):  # one at a time: the vectors are copies
                 weight, gradient, keep = local(parameter), local(parameter.grad), self.keep[parameter]
                 if _is_native(weight, gradient, keep):
@@ -154,9 +152,14 @@ class MaskedAdamW(torch.optim.Optimizer):
         return {"step": torch.zeros((), device=weight.device), **moments}
 
     def _update(
-        self, group: dict[str, Any], parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]
+        self,
+        group: dict[str, Any],
+        parameters: list[Tensor],
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        scale: float = 1.0,
     ) -> None:
-        """Torch's fused AdamW on `weights` in place, with the moments of `parameters`."""
+        """Torch's fused AdamW on `weights` in place, with the moments of `parameters` and `gradients` times `scale`."""
         for parameter, weight in zip(parameters, weights, strict=True):
             if not self.state[parameter]:
                 self.state[parameter] = self._begun(weight)
@@ -176,6 +179,7 @@ class MaskedAdamW(torch.optim.Optimizer):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            grad_scale=torch.tensor(1 / scale) if scale < 1 else None,
         )
         for weight in weights:  # which torch's fused kernels do not count as a write
             increment_version(weight)

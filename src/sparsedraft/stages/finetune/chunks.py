@@ -1,9 +1,9 @@
 """The head and the loss for a few places at a time: logits over the whole vocabulary never exist for a whole row.
 
-A loss over places is a sum over chunks of them. Each chunk's logits are made, the loss and its gradient taken by
-autograd, and dropped; what stays is the gradient of the hidden states. Where the head is trained, the gradient of the
-logits stays, too, in the dtype of the head: one product at the end costs less than a product and an addition to a
-matrix of the head's size for each chunk.
+A loss over places is a sum over chunks of them. Each chunk's logits are made, and overwritten by their gradient, which
+autograd takes for a part of them at a time; what stays is the gradient of the hidden states. Where the head is trained,
+the gradient of the logits stays, too, in the dtype of the head: one product at the end costs less than a product and an
+addition to a matrix of the head's size for each chunk.
 
 The model's own forward pass does this, with a head that returns the loss in place of logits. So whatever wraps the
 model (DDP, FSDP2, autocast) sees one forward pass with one output, and whole weights are there when they are needed.
@@ -23,7 +23,10 @@ from sparsedraft.text.bins import Bin
 from sparsedraft.text.logits import outputs, outputs_of_text
 from sparsedraft.writers.transformers.abilities import abilities
 
-PLACES = 128  # of a chunk: fewer would read the head's weights more often than their products take
+PLACES = 256  # of a chunk: fewer would read the head's weights more often than their products take
+# Of these the logits that the loss looks at at once, 16 MB in float32: the C library gives larger pieces of memory back
+# to the system each time, and new ones are cleared before they are used.
+ENTRIES = 1 << 22
 
 LossOf = Callable[[Tensor, slice], Tensor]  # of the logits [c, V] of a slice of the places: its part of the loss
 
@@ -38,31 +41,38 @@ def summed(hidden: Tensor, weight: Tensor, bias: Tensor | None, loss_of: LossOf,
     """
     if torch.is_grad_enabled():
         return _Summed.apply(hidden, weight, bias, loss_of, places)
-    return torch.stack([loss_of(F.linear(hidden[part], weight, bias), part) for part in _parts(hidden, places)]).sum()
+    parts = _parts(0, len(hidden), min(places, max(1, ENTRIES // len(weight))))
+    return torch.stack([loss_of(F.linear(hidden[part], weight, bias), part) for part in parts]).sum()
 
 
-def _parts(hidden: Tensor, places: int) -> Iterator[slice]:
-    return (slice(start, start + places) for start in range(0, len(hidden), places))
+def _parts(start: int, end: int, places: int) -> Iterator[slice]:
+    return (slice(first, min(end, first + places)) for first in range(start, end, places))
 
 
 class _Summed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, loss_of: LossOf, places: int) -> Tensor:
         of_hidden, of_head = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
+        n, width = len(hidden), len(weight)
         d_hidden = torch.empty_like(hidden) if of_hidden else None
-        d_logits = hidden.new_empty(len(hidden), len(weight)) if of_head else None
+        memory = hidden.new_empty(n if of_head else min(n, places), width)  # of logits, and then their gradients
         losses = []
-        for part in _parts(hidden, places):
-            logits = F.linear(hidden[part], weight, bias)
-            with torch.enable_grad():
-                loss = loss_of(logits.requires_grad_(), part)
-                (gradient,) = torch.autograd.grad(loss, logits)
-            losses.append(loss.detach())
+        for chunk in _parts(0, n, places):
+            logits = memory[chunk] if of_head else memory[: chunk.stop - chunk.start]
+            torch.mm(hidden[chunk], weight.t(), out=logits)
+            if bias is not None:
+                logits += bias
+            for part in _parts(chunk.start, chunk.stop, max(1, ENTRIES // width)):
+                some = logits[part.start - chunk.start : part.stop - chunk.start]
+                with torch.enable_grad():
+                    leaf = some.detach().requires_grad_()
+                    loss = loss_of(leaf, part)
+                    (gradient,) = torch.autograd.grad(loss, leaf)
+                losses.append(loss.detach())
+                some.copy_(gradient)
             if d_hidden is not None:
-                torch.mm(gradient, weight, out=d_hidden[part])
-            if d_logits is not None:
-                d_logits[part] = gradient
-        ctx.save_for_backward(hidden, d_hidden, d_logits)
+                torch.mm(logits, weight, out=d_hidden[chunk])
+        ctx.save_for_backward(hidden, d_hidden, memory if of_head else None)
         return torch.stack(losses).sum()
 
     @staticmethod
@@ -105,8 +115,7 @@ def loss_in_chunks(
     def forward(head: nn.Linear, hidden: Tensor) -> Tensor:
         kind = hidden.device.type
         dtype = arithmetic(kind, head.weight)
-        weight = half(head.weight, dtype, adds=inner is model)
-        bias = None if head.bias is None else half(head.bias, dtype, adds=inner is model)
+        weight, bias = half(head.weight, dtype), None if head.bias is None else half(head.bias, dtype)
         with torch.autocast(kind, enabled=False):
             return summed(hidden.flatten(0, -2).to(dtype), weight, bias, loss_of, PLACES).view(1, 1, 1)
 

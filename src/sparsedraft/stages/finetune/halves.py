@@ -1,8 +1,12 @@
-"""Weights in 16 bits for the products of mixed precision, made once a step in place of once a row.
+"""Weights in 16 bits for the products of mixed precision, made once a step in place of once a row; and their gradients.
 
 Autocast casts every weight in every forward pass, and does not keep a frozen one. Here a weight's copy is made again
 only after the weight has changed: torch counts the writes to a tensor. Copies stay where they are in memory, as fresh
 pages cost more than what is written to them.
+
+A process that trains alone also adds gradients up by itself: in 16 bits as they come, those of an embedding row by row,
+and into the memory of the last step's. Autograd would cast them, make a matrix of the embedding's size for the rows of
+a text, and ask the system for new pages.
 """
 
 from types import MethodType
@@ -14,15 +18,14 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _copies = WeakTensorKeyDictionary()  # by weight: (its version, the copy)
+_adding = WeakTensorKeyDictionary()  # by weight whose gradients are added up here: memory for the next step's, or None
 
 
-def half(weight: Tensor, dtype: torch.dtype, adds: bool = False) -> Tensor:
-    """`weight` in `dtype`; gradients go through. It is good until the weight changes: use it in one step.
-
-    With `adds` a gradient is added to that of an earlier row as it is, not cast before. Then autograd is not told, so
-    not for a weight whose gradients something waits for, as DDP does.
-    """
-    return weight if weight.dtype == dtype else _Half.apply(weight, _copy(weight, dtype), adds)
+def half(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight` in `dtype`; gradients go through. It is good until the weight changes: use it in one step."""
+    if weight.dtype != dtype:
+        return _Half.apply(weight, _copy(weight, dtype))
+    return _Half.apply(weight, weight.detach()) if weight in _adding else weight
 
 
 def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -37,17 +40,51 @@ def _copy(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 class _Half(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, copy: Tensor, adds: bool) -> Tensor:
-        ctx.weight, ctx.adds = weight, adds
+    def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:
+        ctx.weight = weight
         return copy.detach()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
-        earlier = ctx.weight.grad
-        if ctx.adds and earlier is not None:
-            earlier.add_(gradients[0])
-            return None, None, None
-        return gradients[0].to(ctx.weight.dtype), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        (gradient,), weight = gradients, ctx.weight
+        if weight not in _adding:
+            return gradient.to(weight.dtype), None
+        if weight.grad is not None:
+            weight.grad.add_(gradient)
+        elif (memory := _memory(weight)) is not None:
+            weight.grad = memory.copy_(gradient)
+        else:
+            weight.grad = gradient.to(weight.dtype)
+        return None, None
+
+
+def _memory(weight: Tensor) -> Tensor | None:
+    """What is kept for a gradient of `weight`, which is no longer kept then."""
+    memory: Tensor | None = _adding.get(weight)
+    _adding[weight] = None
+    return memory
+
+
+class _Rows(torch.autograd.Function):
+    """An embedding whose gradient is added to `weight.grad` row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, unused: int | None) -> Tensor:
+        ctx.weight, ctx.unused = weight, unused
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        (ids,), weight = ctx.saved_tensors, ctx.weight
+        gradient = gradients[0].to(weight.dtype)
+        if ctx.unused is not None:
+            gradient = gradient.masked_fill((ids == ctx.unused)[..., None], 0)
+        if weight.grad is None:
+            memory = _memory(weight)
+            weight.grad = torch.zeros_like(weight) if memory is None else memory.zero_()
+        weight.grad.index_add_(0, ids.flatten(), gradient.flatten(0, -2))
+        return None, None, None
 
 
 def arithmetic(kind: str, weight: Tensor) -> torch.dtype:
@@ -55,18 +92,39 @@ def arithmetic(kind: str, weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
-def install(model: nn.Module, adds: bool) -> None:
-    """From now on the linears of `model` use such copies under autocast, but for its head and those with their own way.
+def install(model: nn.Module, mixed: bool, adds: bool) -> None:
+    """From now on the linears of `model` use such copies, if training is `mixed`, but for those with their own way.
 
-    `adds` as in `half`. Not for a sharded model, whose weights FSDP gathers in 16 bits already.
+    With `adds` the gradients of these linears, and of head and embedding in any case, are added up without autograd's
+    knowledge: not where something waits for them, as DDP does. Not for a sharded model, whose weights FSDP gathers in
+    16 bits already.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+    linears = [m for m in model.modules() if type(m) is nn.Linear and m is not head and "forward" not in m.__dict__]
+    for linear in linears if mixed else ():
+        linear.forward = MethodType(_linear, linear)  # type: ignore[method-assign]
+    for parameter in model.parameters():
+        _adding.pop(parameter, None)
+    if not adds:
+        return
+    plain = type(embedding) is nn.Embedding and not (embedding.max_norm or embedding.scale_grad_by_freq)
+    if plain and embedding.weight.requires_grad:
+        embedding.forward = MethodType(_embedding, embedding)
+    for module in (*(linears if mixed else ()), head, *([embedding] if plain else [])):
+        _adding.update({p: None for p in module.parameters(recurse=False) if p.requires_grad})
 
-    def forward(self: nn.Linear, x: Tensor) -> Tensor:
-        dtype = arithmetic(x.device.type, self.weight)
-        bias = None if self.bias is None else half(self.bias, dtype, adds)
-        return F.linear(x, half(self.weight, dtype, adds), bias)
 
-    for module in model.modules():
-        if type(module) is nn.Linear and module is not head and "forward" not in module.__dict__:
-            module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+def _linear(self: nn.Linear, x: Tensor) -> Tensor:
+    dtype = arithmetic(x.device.type, self.weight)
+    return F.linear(x, half(self.weight, dtype), None if self.bias is None else half(self.bias, dtype))
+
+
+def _embedding(self: nn.Embedding, ids: Tensor) -> Tensor:
+    return _Rows.apply(self.weight, ids, self.padding_idx)
+
+
+def put_by(weight: Tensor) -> None:
+    """Keep the memory of the gradient of `weight` for the next step, if it is one that is added up here."""
+    if weight.grad is not None and weight in _adding:
+        _adding[weight] = weight.grad
+        weight.grad = None

@@ -122,8 +122,9 @@ class _Run:
         readers = [reader for reader in (self.model, task.teacher, task.feature_teacher) if reader is not None]
         self.packable = all(abilities(reader).packs for reader in readers)
         self.wrapped, self.optimizer = _prepare(self.model, task.masks, settings, accelerator)
-        if accelerator.mixed_precision != "no" and not accelerator.is_fsdp2:
-            halves.install(self.model, adds=accelerator.num_processes == 1)
+        if not accelerator.is_fsdp2:
+            mixed = accelerator.mixed_precision != "no"
+            halves.install(self.model, mixed=mixed, adds=accelerator.num_processes == 1)
         self.steps = count_steps(task.training, settings, self.packable)
         self.moves = Schedule(settings.reselect_every, settings.reselect_share, self.steps)
         self.state = State(
@@ -171,7 +172,7 @@ class _Run:
             raise _diverged(self.settings, step)
         rate = self._set_learning_rate(step)
         self.optimizer.step()  # writes to surviving weights alone
-        self.optimizer.zero_grad()
+        self._clear_gradients()
         self.tokens += sum(row.ids.numel() for row in text)
         self.state.log.append({"step": step, "tokens": self.tokens, "loss": loss, "lr": rate})
         if step % self.settings.validate_every == 0 or step == self.steps:
@@ -224,6 +225,13 @@ class _Run:
         last = step - 1
         if math.isfinite(loss) and last % self.settings.save_every == 0 and last > self.done:
             self.state.save(last)
+
+    def _clear_gradients(self) -> None:
+        """Forget the gradients of the step; their memory stays where a later row of a step needs it in any case."""
+        if self.settings.rows_per_step > 1:
+            for parameter in self.model.parameters():
+                halves.put_by(parameter)
+        self.optimizer.zero_grad()
 
     def _clip(self) -> float:
         """The norm of the gradient of what is trained, which is then at most that of the settings."""

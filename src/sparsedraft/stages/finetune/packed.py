@@ -59,11 +59,10 @@ def text_by_text() -> Iterator[None]:
         if texts is None:
             return plain(module, query, key, value, attention_mask, **how)
         how["is_causal"] = True
-        parts = []
-        for start, end in texts:
-            of_text = (x[:, :, start:end] for x in (query, key, value))
-            if end - start < FLOATS and value.element_size() < 4:
-                of_text = (x.float() for x in of_text)
+        parts, lengths = [], [end - start for start, end in texts]
+        for of_text in zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True):
+            if of_text[0].shape[2] < FLOATS and value.element_size() < 4:
+                of_text = tuple(x.float() for x in of_text)
             parts.append(plain(module, *of_text, None, **how)[0].to(value.dtype))
         return torch.cat(parts, 1), None
 
