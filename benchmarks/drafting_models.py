@@ -8,6 +8,7 @@ from fourbit_models import Models, add_options, packed
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint
 from sparsedraft.models.config.sparsity import claim_of
+from sparsedraft.native.layout_choice import takes_bytes
 from sparsedraft.native.packed_folder import is_packed
 
 BITS = ("int8", "int4")
@@ -38,7 +39,7 @@ class AidedModels(Models):
         """The drafter pruned to `pattern`; for int4 it was rounded in the same sweep."""
         name = f"one-shot-{pattern.replace(':', 'of')}"
         found = self._made.get((name, bits))
-        return found or self.aided(str(self.pruned(pattern, joint=bits == "int4")), name, bits)
+        return found or self.aided(str(self.pruned(pattern, joint=bits == "int4")), name, bits, pattern)
 
     def sparse(self, bits: str) -> dict[str, Path]:
         """The sparse drafters, by what they are."""
@@ -46,19 +47,25 @@ class AidedModels(Models):
         found = {f"one-shot {pattern}": self.one_shot_of(pattern, bits) for pattern in patterns}
         if tuned := self.options.fine_tuned:
             claim = claim_of(checkpoint.find(tuned))
-            name = f"fine-tuned {claim['pattern'] if claim else 'dense'}"
-            found[name] = self.aided(tuned, "fine-tuned", bits)
+            pattern = claim["pattern"] if claim else "dense"
+            found[f"fine-tuned {pattern}"] = self.aided(tuned, "fine-tuned", bits, pattern)
         return found
 
-    def aided(self, model: str, name: str, bits: str) -> Path:
-        """The drafter `model` packed in `bits` with a head that follows. UserError for one that is packed already."""
+    def aided(self, model: str, name: str, bits: str, pattern: str = "dense") -> Path:
+        """The drafter `model` packed in `bits` with a head that follows. UserError for one that is packed already.
+
+        int8 by a mask is multiplied with activations of 8 bits, which is faster there; dense with 16, as the target.
+        """
         if is_packed(checkpoint.find(model)):
             raise UserError(f"drafter {model} is packed already, and is to be compared in {bits}: give its checkpoint.")
         tokens = 8192 if self.quick else self.options.head_tokens
         how = self._fast() if bits == "int4" else ["--weights", "int8"]
+        folder = f"{name}-{bits}-follows-{tokens}"
+        if bits == "int8" and pattern != "dense" and takes_bytes(pattern, bits):
+            folder, how = f"{folder}-activations-8", [*how, "--activations", "8"]
         how += ["--head-tokens", str(tokens), "--head-data", str(self.head_data), "--head-follows"]
         if (name, bits) not in self._made:
-            self._made[name, bits] = packed(model, self.folder / f"{name}-{bits}-follows-{tokens}", *how)
+            self._made[name, bits] = packed(model, self.folder / folder, *how)
         return self._made[name, bits]
 
 
