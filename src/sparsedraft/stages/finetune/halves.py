@@ -128,3 +128,11 @@ def put_by(weight: Tensor) -> None:
     if weight.grad is not None and weight in _adding:
         _adding[weight] = weight.grad
         weight.grad = None
+
+
+def release(model: nn.Module) -> None:
+    """Give back the memory of copies and of gradients that are put by, until they are needed again."""
+    for parameter in model.parameters():
+        _copies.pop(parameter, None)
+        if parameter in _adding:
+            _adding[parameter] = None

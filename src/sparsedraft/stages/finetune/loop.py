@@ -178,7 +178,7 @@ class _Run:
         if step % self.settings.validate_every == 0 or step == self.steps:
             self._validate(step)
         if step == self.steps:
-            self.state.save(step)
+            self._save(step)
         return loss
 
     def finish(self) -> dict[str, Any]:
@@ -224,7 +224,12 @@ class _Run:
         """Save the state after the last step where it is time to: the loss of this one shows whether it is good."""
         last = step - 1
         if math.isfinite(loss) and last % self.settings.save_every == 0 and last > self.done:
-            self.state.save(last)
+            self._save(last)
+
+    def _save(self, step: int) -> None:
+        """Save the state after `step`, which takes memory of its own."""
+        halves.release(self.model)
+        self.state.save(step)
 
     def _clear_gradients(self) -> None:
         """Forget the gradients of the step; their memory stays where a later row of a step needs it in any case."""
