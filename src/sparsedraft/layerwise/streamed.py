@@ -1,8 +1,7 @@
 """A decoder model that reads its weights from its shards layer by layer, so that it is never in memory whole."""
 
-import ctypes
 from collections.abc import Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from accelerate.utils import set_module_tensor_to_device
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from sparsedraft.base import allocator
 from sparsedraft.base.errors import UserError
 from sparsedraft.models import checkpoint, quantizers
 from sparsedraft.models.decoder import linears_of, named_layers
@@ -128,7 +128,7 @@ class Streamed:
     def unload(self, index: int) -> None:
         """Free the memory of layer `index`."""
         _empty(self.layers[index])
-        _trim()
+        allocator.trim()
 
     @contextmanager
     def filled(self, module: nn.Module, name: str) -> Iterator[None]:
@@ -156,15 +156,9 @@ class Streamed:
         finally:
             for _, module in outside:
                 _empty(module, recurse=False)
-            _trim()
+            allocator.trim()
 
 
 def _empty(module: nn.Module, recurse: bool = True) -> None:
     for name, _ in [*module.named_parameters(recurse=recurse)]:
         set_module_tensor_to_device(module, name, "meta")
-
-
-def _trim() -> None:
-    """Give freed memory back to the system: glibc's malloc keeps about a layer's worth for every few layers."""
-    with suppress(AttributeError, OSError, TypeError):  # other C libraries have no malloc_trim
-        ctypes.CDLL(None).malloc_trim(0)

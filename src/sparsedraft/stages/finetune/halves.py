@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparsedraft.base import allocator
+
 _copies = WeakTensorKeyDictionary()  # by weight: (its version, the copy)
 _adding = WeakTensorKeyDictionary()  # by weight whose gradients are added up here: memory for the next step's, or None
 
@@ -136,3 +138,4 @@ def release(model: nn.Module) -> None:
         _copies.pop(parameter, None)
         if parameter in _adding:
             _adding[parameter] = None
+    allocator.trim()  # rows of many lengths leave gaps
