@@ -63,8 +63,8 @@ def test_what_vllm_cannot_run_is_refused_with_the_folder_and_the_mend(
     packed = made()[1]
     with pytest.raises(UserError, match=r"no packed.json: copy or fetch"):
         PackedFolder(tmp_path)
-    newer = changed(packed, tmp_path / "newer", lambda header: header.update(version=4))
-    with pytest.raises(UserError, match=r"newer/packed.json is of version 4.*pack"):
+    newer = changed(packed, tmp_path / "newer", lambda header: header.update(version=5))
+    with pytest.raises(UserError, match=r"newer/packed.json is of version 5.*pack"):
         PackedFolder(newer)
     lacking = changed(packed, tmp_path / "lacking", lambda h: h["linears"].pop("model.layers.0.self_attn.k_proj"))
     with pytest.raises(UserError, match=r"lacking does not pack model.layers.0.self_attn.k_proj: pack"):

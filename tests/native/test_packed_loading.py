@@ -88,7 +88,7 @@ Q, UP = "model.layers.1.self_attn.q_proj", "model.layers.0.mlp.up_proj"
         (rewrite("packed.json", lambda j: j["linears"].pop(Q)), f"does not pack {Q}"),
         (rewrite("packed.json", lambda j: j["linears"][Q].update(rows=32)), f"{Q} of 32 rows"),
         (rewrite("packed.json", lambda j: j["linears"].update(other=j["linears"][Q])), "lacks the values of other"),
-        (rewrite("packed.json", lambda j: j.update(version=4)), "version 4"),
+        (rewrite("packed.json", lambda j: j.update(version=5)), "version 5"),
         (rewrite("config.json", lambda j: j.update(num_hidden_layers=1)), f"packs {Q[:15]}.*config.json lacks"),
         (rewrite("config.json", lambda j: j.update(intermediate_size=64)), "128 columns.*needs 64 and 64"),
         (rewrite("config.json", lambda j: j["quantization_config"].update(weights="int3")), "weights is 'int3'"),
