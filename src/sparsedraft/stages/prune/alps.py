@@ -1,0 +1,74 @@
+"""ALPS (Meng et al. 2024): the mask by operator splitting (ADMM), then the weights that are left solved for.
+
+Over two copies of the weight, X without a mask and D with one, and the multiplier V of X = D:
+
+    X = argmin of tr (W - X)ᵀ G (W - X) / 2 + ‖X - D + V/ρ‖² ρ/2 = (W G + ρ D - V)(G + ρ I)⁻¹
+    D = X + V/ρ, without its smallest entries
+    V = V + ρ (X - D)
+
+with G the damped Hessian, its columns scaled to a diagonal of 1, so that entries of all columns compare. While ρ is
+small the weights that stay make up for those that go and the mask moves; as ρ grows the mask settles. SparseGPT passes
+each column once and chooses inside a block of columns; here every choice is made again, over the whole matrix.
+"""
+
+import torch
+from torch import Tensor
+
+from sparsedraft.base.errors import UserError
+from sparsedraft.layerwise.sparsegpt import DAMPING, Hessian
+from sparsedraft.maths.masks import keep_mask
+from sparsedraft.maths.pattern import Pattern
+from sparsedraft.stages.prune.refine import refine
+
+FIRST = 0.1  # the first ρ; the last is 1
+STAGES = 5  # numbers of ρ, each of which costs the inverse of a matrix [in, in]
+ROUNDS = 8  # with one ρ; each costs out · in² multiplications
+
+
+def alps(
+    weight: Tensor, hessian: Hessian, pattern: Pattern, sparsity: float, zeros: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(new weight, keep-mask) of `weight` [out, in].
+
+    `zeros` (bool, like the weight) were pruned before: they stay 0 and count towards the sparsity. Raises UserError if
+    the Hessian cannot be inverted.
+    """
+    G = hessian.H.clone()
+    G.diagonal().add_(DAMPING * G.diagonal().mean())
+    scale = G.diagonal().sqrt().clamp(min=torch.finfo(G.dtype).tiny)  # an H of zeros leaves 0
+    G.div_(scale).div_(scale[:, None])
+    wanted = weight.to(G.dtype) * scale
+    aim = wanted @ G
+    D, V, rho = wanted, torch.zeros_like(wanted), FIRST
+    keep = torch.ones_like(wanted, dtype=torch.bool)
+    for _ in range(STAGES):
+        inverse = _inverse(G, rho)
+        before = keep
+        for _ in range(ROUNDS):
+            X = torch.sub(aim, V).add_(D, alpha=rho) @ inverse
+            Z = torch.add(X, V, alpha=1 / rho)
+            keep = _choose(Z, pattern, sparsity, zeros)
+            D = Z * keep
+            V.add_(X.sub_(D), alpha=rho)
+        if torch.equal(keep, before):
+            break
+        rho *= FIRST ** (-1 / (STAGES - 1))
+    return refine(weight, (D / scale).to(weight.dtype), keep, hessian.H), keep
+
+
+def _choose(Z: Tensor, pattern: Pattern, sparsity: float, zeros: Tensor | None) -> Tensor:
+    """The keep-mask of the largest entries; what was pruned before is below all others."""
+    scores = Z.square()
+    if zeros is None:
+        return keep_mask(pattern, scores, sparsity)
+    return keep_mask(pattern, scores.masked_fill_(zeros, -1), sparsity) & ~zeros
+
+
+def _inverse(G: Tensor, rho: float) -> Tensor:
+    """(G + ρI)⁻¹; UserError where it has none."""
+    A = G.clone()
+    A.diagonal().add_(rho)
+    lower, failed = torch.linalg.cholesky_ex(A)
+    if failed:
+        raise UserError("the Hessian holds NaN or infinity: give more calibration tokens, or try float32.")
+    return torch.cholesky_inverse(lower)
