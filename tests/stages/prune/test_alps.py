@@ -10,6 +10,7 @@ from sparsedraft.base.errors import UserError
 from sparsedraft.layerwise.sparsegpt import DAMPING, Hessian, prune, relative_error
 from sparsedraft.maths.masks import keep_mask, obeys
 from sparsedraft.maths.pattern import Pattern
+from sparsedraft.stages.prune import alps as alps_module
 from sparsedraft.stages.prune.alps import alps
 from sparsedraft.stages.prune.refine import refine
 
@@ -65,6 +66,17 @@ def test_its_error_is_below_that_of_sparsegpt_refined(pattern: str, sparsity: fl
     got, mask = alps(weight, hessian, wanted, sparsity)
     assert obeys(got, wanted) and int((~mask).sum()) == int((got == 0).sum()) == round(sparsity * weight.numel())
     assert relative_error(weight, got, hessian.H) < 0.95 * refined
+
+
+def test_a_sample_of_the_entries_serves_as_well_as_all(monkeypatch) -> None:
+    weight, hessian = problem(64, 128)
+    errors = []
+    for sample in (weight.numel(), 1024):
+        monkeypatch.setattr(alps_module, "SAMPLE", sample)
+        got, mask = alps(weight, hessian, Pattern(), 0.6)
+        assert int((~mask).sum()) == round(0.6 * weight.numel()), "the last choice is exact"
+        errors.append(relative_error(weight, got, hessian.H))
+    assert errors[1] < 1.03 * errors[0]
 
 
 def test_of_inputs_without_correlation_the_largest_products_stay_as_they_are() -> None:

@@ -21,8 +21,9 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.stages.prune.refine import refine
 
 FIRST = 0.1  # the first ρ; the last is 1
-STAGES = 5  # numbers of ρ, each of which costs the inverse of a matrix [in, in]
+STAGES = 4  # numbers of ρ, each of which costs the inverse of a matrix [in, in]
 ROUNDS = 8  # with one ρ; each costs out · in² multiplications
+SAMPLE = 1 << 17  # entries by which a round judges where the smallest of a matrix end: a selection takes far longer
 
 
 def alps(
@@ -40,28 +41,42 @@ def alps(
     wanted = weight.to(G.dtype) * scale
     aim = wanted @ G
     D, V, rho = wanted, torch.zeros_like(wanted), FIRST
-    keep = torch.ones_like(wanted, dtype=torch.bool)
-    for _ in range(STAGES):
+    sample = _sample(wanted)
+    for stage in range(STAGES):
         inverse = _inverse(G, rho)
-        before = keep
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             X = torch.sub(aim, V).add_(D, alpha=rho) @ inverse
             Z = torch.add(X, V, alpha=1 / rho)
-            keep = _choose(Z, pattern, sparsity, zeros)
+            last = (stage, number) == (STAGES - 1, ROUNDS - 1)
+            keep = _choose(Z, pattern, sparsity, zeros, None if last else sample)
             D = Z * keep
             V.add_(X.sub_(D), alpha=rho)
-        if torch.equal(keep, before):
-            break
         rho *= FIRST ** (-1 / (STAGES - 1))
     return refine(weight, (D / scale).to(weight.dtype), keep, hessian.H), keep
 
 
-def _choose(Z: Tensor, pattern: Pattern, sparsity: float, zeros: Tensor | None) -> Tensor:
-    """The keep-mask of the largest entries; what was pruned before is below all others."""
+def _sample(weight: Tensor) -> Tensor | None:
+    """The places of SAMPLE entries, the same in every run; None where there are no more than that."""
+    if weight.numel() <= SAMPLE:
+        return None
+    places = torch.randint(weight.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(0))
+    return places.to(weight.device)
+
+
+def _choose(Z: Tensor, pattern: Pattern, sparsity: float, zeros: Tensor | None, sample: Tensor | None) -> Tensor:
+    """The keep-mask of the largest entries; what was pruned before is below all others.
+
+    Unstructured, about so many as `sparsity` says where there is a `sample` of the places, else exactly.
+    """
     scores = Z.square()
-    if zeros is None:
-        return keep_mask(pattern, scores, sparsity)
-    return keep_mask(pattern, scores.masked_fill_(zeros, -1), sparsity) & ~zeros
+    if zeros is not None:
+        scores.masked_fill_(zeros, -1)
+    if pattern.m or sample is None:
+        keep = keep_mask(pattern, scores, sparsity)
+    else:
+        some = scores.flatten()[sample]
+        keep = scores > some.kthvalue(max(1, round(sparsity * len(some)))).values
+    return keep if zeros is None else keep & ~zeros
 
 
 def _inverse(G: Tensor, rho: float) -> Tensor:
