@@ -47,7 +47,7 @@ class Model:
 
     @cached_property
     def alps_flops(self) -> int:
-        """The same of ALPS: an inverse in each stage, a product in each round."""
+        """The same of ALPS: a factor in each stage, a product in each round."""
         layers = decoder_layers(self.module)
         shapes = [(linear.out_features, linear.in_features) for linear in linears_of(layers[0]).values()]
         rounds = STAGES * ROUNDS + STEPS

@@ -11,6 +11,8 @@ small the weights that stay make up for those that go and the mask moves; as ρ 
 each column once and chooses inside a block of columns; here every choice is made again, over the whole matrix.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -21,8 +23,8 @@ from sparsedraft.maths.pattern import Pattern
 from sparsedraft.stages.prune.refine import refine
 
 FIRST = 0.1  # the first ρ; the last is 1
-STAGES = 4  # numbers of ρ, each of which costs the inverse of a matrix [in, in]
-ROUNDS = 8  # with one ρ; each costs out · in² multiplications
+STAGES = 4  # numbers of ρ, each of which costs a factor of a matrix [in, in]
+ROUNDS = 8  # with one ρ; each costs out · in² multiplications or a little more
 SAMPLE = 1 << 17  # entries by which a round judges where the smallest of a matrix end: a selection takes far longer
 
 
@@ -43,9 +45,9 @@ def alps(
     D, V, rho = wanted, torch.zeros_like(wanted), FIRST
     sample = _sample(wanted)
     for stage in range(STAGES):
-        inverse = _inverse(G, rho)
+        solve = _solver(G, rho, len(wanted))
         for number in range(ROUNDS):
-            X = torch.sub(aim, V).add_(D, alpha=rho) @ inverse
+            X = solve(torch.sub(aim, V).add_(D, alpha=rho))
             Z = torch.add(X, V, alpha=1 / rho)
             last = (stage, number) == (STAGES - 1, ROUNDS - 1)
             keep = _choose(Z, pattern, sparsity, zeros, None if last else sample)
@@ -79,11 +81,17 @@ def _choose(Z: Tensor, pattern: Pattern, sparsity: float, zeros: Tensor | None, 
     return keep if zeros is None else keep & ~zeros
 
 
-def _inverse(G: Tensor, rho: float) -> Tensor:
-    """(G + ρI)⁻¹; UserError where it has none."""
+def _solver(G: Tensor, rho: float, rows: int) -> Callable[[Tensor], Tensor]:
+    """B ↦ B (G + ρI)⁻¹ for B [rows, in]; UserError where there is none.
+
+    The inverse of a wide matrix takes longer than solving for so few rows.
+    """
     A = G.clone()
     A.diagonal().add_(rho)
     lower, failed = torch.linalg.cholesky_ex(A)
     if failed:
         raise UserError("the Hessian holds NaN or infinity: give more calibration tokens, or try float32.")
-    return torch.cholesky_inverse(lower)
+    if rows < len(G):
+        return lambda B: torch.cholesky_solve(B.T, lower).T.contiguous()
+    inverse = torch.cholesky_inverse(lower)
+    return lambda B: B @ inverse

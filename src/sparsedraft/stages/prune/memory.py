@@ -27,7 +27,7 @@ def peak(model: nn.Module, width: int, stored: int = 2, method: str = "sparsegpt
     layer    width · L + 4 Σ n² + max(pass, solve)       L weights of a layer, n the widths of its distinct inputs
       pass   BATCH · width · (4 · widest + 8 · hidden)   what one batch leaves on its way through the layer
       solve  4 · (2 n_max² + 6 · W_max)                  the factor of the inverse, copies of the largest weight W_max
-             4 · (4 n_max² + 9 · W_max) of ALPS          the scaled Hessian, its inverse; two copies, a multiplier
+             4 · (4 n_max² + 9 · W_max) of ALPS          the scaled Hessian, its factor; two copies, a multiplier
     write    min(SHARD, stored · parameters)             an output shard while it is mapped
 
     The number of calibration tokens does not matter: their hidden states lie in a file.
