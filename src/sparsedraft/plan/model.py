@@ -12,6 +12,8 @@ from sparsedraft.models.macs import dense_weights, macs_of_model
 from sparsedraft.models.skeleton import skeleton
 from sparsedraft.models.sources import locate
 from sparsedraft.stages.prune import memory
+from sparsedraft.stages.prune.alps import ROUNDS, STAGES
+from sparsedraft.stages.prune.refine import STEPS
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -42,6 +44,14 @@ class Model:
         first: list[nn.Linear] = list(linears_of(layers[0]).values())
         rows = sum(5 * linear.out_features * linear.in_features**2 for linear in first)
         return len(layers) * (sum(2 * n**3 for n in self._inputs) + rows)
+
+    @cached_property
+    def alps_flops(self) -> int:
+        """The same of ALPS: a factor in each stage, a product in each round."""
+        layers = decoder_layers(self.module)
+        shapes = [(linear.out_features, linear.in_features) for linear in linears_of(layers[0]).values()]
+        rounds = STAGES * ROUNDS + STEPS
+        return len(layers) * sum(2 * STAGES * n**3 + 2 * rounds * out * n**2 for out, n in shapes)
 
     @property
     def kv_heads(self) -> int:

@@ -52,10 +52,10 @@ def drafter_stages(
     for number, how in enumerate(chain, 1):
         name = entry.name if number == len(chain) else f"{entry.name} ({number} of {len(chain)})"
         states = 2 * how.tokens * dense.config.hidden_size * width  # in files, while it lasts
-        flops = 2 * 2 * dense.linears * how.tokens + dense.hessian_flops * how.tokens + dense.solve_flops
-        stages.append(
-            line(f"{name}: prune", "prune", how.tokens, memory.peak(dense.module, width), flops, 2 * stored + states)
-        )
+        solve = dense.alps_flops if how.method == "alps" else dense.solve_flops
+        flops = 2 * 2 * dense.linears * how.tokens + dense.hessian_flops * how.tokens + solve
+        needed = memory.peak(dense.module, width, method=how.method)
+        stages.append(line(f"{name}: prune", "prune", how.tokens, needed, flops, 2 * stored + states))
         if number < len(chain):
             stages.append(_finetune_stage(recipe, entry, name, number - 1, target, dense, data_tokens))
     if entry.drop_layers is not None:

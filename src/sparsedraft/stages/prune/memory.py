@@ -18,7 +18,7 @@ def distinct_inputs(layer: nn.Module, hidden: int) -> list[int]:
     return [*sorted({linear.in_features for linear in linears_of(layer).values()}), hidden, hidden]
 
 
-def peak(model: nn.Module, width: int, stored: int = 2) -> int:
+def peak(model: nn.Module, width: int, stored: int = 2, method: str = "sparsegpt") -> int:
     """Peak resident bytes of `prune` for `model` (no weights needed), `width` bytes a number in arithmetic.
 
     PROCESS + the largest of three phases that follow each other, for weights of `stored` bytes each:
@@ -27,6 +27,7 @@ def peak(model: nn.Module, width: int, stored: int = 2) -> int:
     layer    width · L + 4 Σ n² + max(pass, solve)       L weights of a layer, n the widths of its distinct inputs
       pass   BATCH · width · (4 · widest + 8 · hidden)   what one batch leaves on its way through the layer
       solve  4 · (2 n_max² + 6 · W_max)                  the factor of the inverse, copies of the largest weight W_max
+             4 · (4 n_max² + 9 · W_max) of ALPS          the scaled Hessian, its factor; two copies, a multiplier
     write    min(SHARD, stored · parameters)             an output shard while it is mapped
 
     The number of calibration tokens does not matter: their hidden states lie in a file.
@@ -46,7 +47,8 @@ def peak(model: nn.Module, width: int, stored: int = 2) -> int:
     widest = max(max(linear.in_features, linear.out_features) for linear in linears)
     front = width * sum(outside) + stored * max(outside)
     through = BATCH * width * (4 * widest + 8 * hidden)
-    solve = 4 * (2 * max(widths) ** 2 + 6 * largest)
+    squares, copies = (4, 9) if method == "alps" else (2, 6)
+    solve = 4 * (squares * max(widths) ** 2 + copies * largest)
     weights = width * sum(p.numel() for p in layer.parameters())
     whole = sum(outside) + sum(p.numel() for p in layers.parameters()) + (0 if tied else head.numel())
     return PROCESS + max(

@@ -12,6 +12,7 @@ from sparsedraft.layerwise import sparsegpt
 from sparsedraft.layerwise.sparsegpt import Hessian
 from sparsedraft.maths.masks import keep_mask
 from sparsedraft.maths.pattern import Pattern
+from sparsedraft.stages.prune.alps import alps
 
 
 def wanda(
@@ -43,4 +44,4 @@ def _last(scores: Tensor, zeros: Tensor | None) -> Tensor:
 
 
 Method = Callable[[Tensor, Hessian, Pattern, float, Tensor | None], tuple[Tensor, Tensor]]
-METHODS: dict[str, Method] = {"sparsegpt": sparsegpt.prune, "wanda": wanda, "magnitude": magnitude}
+METHODS: dict[str, Method] = {"sparsegpt": sparsegpt.prune, "alps": alps, "wanda": wanda, "magnitude": magnitude}

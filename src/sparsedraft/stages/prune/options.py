@@ -24,8 +24,8 @@ class _Mask(Options):
     sparsity: float | None = Field(
         None, gt=0, lt=1, description="Share of each linear's weights to prune; default 0.5, or what N:M gives."
     )
-    method: Literal["sparsegpt", "wanda", "magnitude"] = Field(
-        "sparsegpt", description="sparsegpt, wanda or magnitude."
+    method: Literal["sparsegpt", "alps", "wanda", "magnitude"] = Field(
+        "sparsegpt", description="sparsegpt, alps (better masks, refined; slower), wanda or magnitude."
     )
     allocation: Literal["uniform", "owl"] = Field("uniform", description="uniform, or owl (outlier-weighted layers).")
     refine: bool = Field(False, description="Re-solve the weights that are left, with the mask fixed.")
