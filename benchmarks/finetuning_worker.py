@@ -24,11 +24,9 @@ def work(checkpoint: str, samples: str, settings: str, dtype: str, threads: str,
     from sparsedraft.text.sample import Sample
 
     torch.set_num_threads(int(threads))
-    if hasattr(processes, "arithmetic"):  # the default of before was float32
-        dtype = processes.arithmetic(dtype, "cpu")
     pairs = json.loads(Path(samples).read_text())
     rows = [Sample(str(number), *pair) for number, pair in enumerate(pairs)]
-    with processes.open_accelerator("cpu", "float32" if dtype == "auto" else dtype) as accelerator:
+    with processes.open_accelerator("cpu", dtype) as accelerator:
         model = load(checkpoint)
         masks = masks_of(model, list(decoder_linears(model)))
         started = 0.0

@@ -170,7 +170,7 @@ class FinetuneOptions(Replacing, Machine, FinetuneSettings, _Sources):
             description="Arithmetic: float32, bfloat16, or auto: bfloat16 where the device has instructions for it; "
             "weights and moments are float32 in all."
         ),
-    ] = "auto"  # type: ignore[assignment]  # wider than the base class has it
+    ] = "float32"  # type: ignore[assignment]  # wider than the base class has it
 
     @property
     def settings(self) -> Settings:
